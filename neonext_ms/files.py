@@ -1,0 +1,103 @@
+"""Writing files so that a name always stands for a whole file: written beside the destination, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+
+def explain(error: OSError, path: str | os.PathLike) -> InputError:
+    """The user's words for an operating-system error at `path`."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space or choose another place",
+        errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
+        errno.EACCES: "permission denied; choose a place that you may use",
+        errno.EPERM: "operation not permitted; choose a place that you may use",
+        errno.EROFS: "the file system is read-only; choose another place",
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.ENOTDIR: "a part of the path is a file where a folder was expected; check the path",
+        errno.EISDIR: "this is a folder where a file was expected; name a file",
+        errno.EEXIST: "this exists already and is not a folder; choose another place",
+    }
+    reason = reasons.get(error.errno, error.strerror or str(error))
+    return InputError(f"{os.fspath(path)}: {reason}")
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an `OSError` inside the block into an `InputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+@contextlib.contextmanager
+def staging(directory: str | os.PathLike) -> Iterator[Path]:
+    """A hidden folder inside `directory` to build files in; it goes away, and so does a `directory` made for it.
+
+    `publish` moves finished files from it to their final names. A folder that this call created and that is
+    still empty afterwards (because something failed) is removed again.
+    """
+    directory = Path(directory)
+    created: list[Path] = []
+    with explained(directory):
+        missing = directory
+        while not missing.exists():
+            created.append(missing)
+            missing = missing.parent
+        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.EEXIST, "not a folder", str(directory))
+        stage = Path(tempfile.mkdtemp(prefix=".neonext-", dir=directory))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        for folder in created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def publish(staged: Path, final: str | os.PathLike) -> Path:
+    """Give a finished file its final name, atomically, on disk before it is visible."""
+    final = Path(final)
+    with explained(final):
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(staged, 0o666 & ~umask)
+        descriptor = os.open(staged, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(staged, final)
+    return final
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    with staging(path.parent) as stage:
+        staged = stage / path.name
+        with explained(path):
+            yield staged
+        publish(staged, path)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with explained(path), open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,337 @@
+"""Geometry of a NeoCell: matrix sizes, channel groups, shifts, ragged edges, output sizes.
+
+Every other implementation asks this module where an element of a small matrix goes. The rule is one line: with
+blocks of `k_out` rows and `k_in` columns and a shift `s`, element (i, j) of the block-diagonal matrix is
+`small[(i - s) mod k_out, (j - s) mod k_in]` where `floor((i - s) / k_out) == floor((j - s) / k_in)`, and zero
+elsewhere. A grid that is shifted starts with the lower-right part of a block, a map that the block does not divide
+ends with the upper-left part of one, and a map smaller than the block or the shift is no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import InputError, nearest
+
+_KEYS = (
+    "kernel",
+    "kernel_a",
+    "kernel_b",
+    "h_in",
+    "h_out",
+    "w_in",
+    "w_out",
+    "channels",
+    "shift",
+    "shift_a",
+    "shift_b",
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One side of a group: the matrices that act on rows (A) or on columns (B).
+
+    Attributes:
+        k_in: inputs of a small matrix.
+        k_out: outputs of a small matrix.
+        shift: step of the shift from one channel sub-group to the next, 0 for none.
+        channels: channels of the group.
+    """
+
+    k_in: int
+    k_out: int
+    shift: int
+    channels: int
+
+    @property
+    def square(self) -> bool:
+        return self.k_in == self.k_out
+
+    def output_size(self, size: int) -> int:
+        """Outputs for `size` inputs: the same for square matrices, floor(size * k_out / k_in) otherwise."""
+        return size if self.square else size * self.k_out // self.k_in
+
+    @cached_property
+    def shifts(self) -> np.ndarray:
+        """Shift of every channel, int64 `(channels,)`.
+
+        The channels split into (k - 1) // step + 1 sub-groups of equal size; the last one takes the remainder.
+        """
+        if not self.shift:
+            return np.zeros(self.channels, np.int64)
+        count = (self.k_out - 1) // self.shift + 1
+        group = self.channels // count
+        if not group:
+            return np.full(self.channels, (count - 1) * self.shift, np.int64)
+        return np.minimum(np.arange(self.channels) // group, count - 1) * self.shift
+
+    def blocks(self, size: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Block number and position inside the block of every index, two int64 arrays `(channels, size)`."""
+        offset = np.arange(size)[None, :] - self.shifts[:, None]
+        return offset // k, offset % k
+
+    def placement(self, size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Constants `(U_out, U_in, mask)` with `U_out @ small @ U_in * mask` = the block-diagonal matrix.
+
+        Args:
+            size_in: inputs of the whole matrix.
+            size_out: outputs of the whole matrix.
+
+        Returns:
+            float32 arrays `(channels, size_out, k_out)`, `(channels, k_in, size_in)`,
+            `(channels, size_out, size_in)` that hold zeros and ones.
+        """
+        block_out, row = self.blocks(size_out, self.k_out)
+        block_in, column = self.blocks(size_in, self.k_in)
+        u_out = row[:, :, None] == np.arange(self.k_out)
+        u_in = column[:, None, :] == np.arange(self.k_in)[:, None]
+        mask = block_out[:, :, None] == block_in[:, None, :]
+        return u_out.astype(np.float32), u_in.astype(np.float32), mask.astype(np.float32)
+
+    def nonzeros(self, size_in: int, size_out: int) -> int:
+        """Elements inside the blocks of the whole matrices, over all channels."""
+        total = 0
+        for shift, channels in zip(*np.unique(self.shifts, return_counts=True), strict=True):
+            block_out = (np.arange(size_out) - shift) // self.k_out
+            block_in = (np.arange(size_in) - shift) // self.k_in
+            total += int(channels) * int((block_out[:, None] == block_in).sum())
+        return total
+
+    def block_diagonal(self, small: np.ndarray, size_in: int, size_out: int) -> np.ndarray:
+        """The whole matrices `(channels, size_out, size_in)` of small ones `(channels, k_out, k_in)`, same dtype."""
+        block_out, row = self.blocks(size_out, self.k_out)
+        block_in, column = self.blocks(size_in, self.k_in)
+        channel = np.arange(self.channels)[:, None, None]
+        values = small[channel, row[:, :, None], column[:, None, :]]
+        values[block_out[:, :, None] != block_in[:, None, :]] = 0
+        return values
+
+    def block_sum(self, whole: np.ndarray) -> np.ndarray:
+        """Transpose of `block_diagonal`: sums `(channels, size_out, size_in)` into `(channels, k_out, k_in)`."""
+        _, size_out, size_in = whole.shape
+        block_out, row = self.blocks(size_out, self.k_out)
+        block_in, column = self.blocks(size_in, self.k_in)
+        inside = block_out[:, :, None] == block_in[:, None, :]
+        channel, i, j = np.nonzero(inside)
+        small = np.zeros((self.channels, self.k_out, self.k_in), whole.dtype)
+        np.add.at(small, (channel, row[channel, i], column[channel, j]), whole[channel, i, j])
+        return small
+
+
+@dataclass(frozen=True)
+class NeoCellGroup:
+    """Channels that share matrix sizes: A is `(h_out, h_in)`, B is `(w_in, w_out)` for each of `channels` channels.
+
+    Raises:
+        InputError: a size or the number of channels below 1, a negative shift, a shift on a non-square matrix, or a
+            shift not smaller than its matrix.
+    """
+
+    h_in: int
+    h_out: int
+    w_in: int
+    w_out: int
+    channels: int
+    shift_a: int = 0
+    shift_b: int = 0
+
+    def __post_init__(self):
+        for name in ("h_in", "h_out", "w_in", "w_out", "channels"):
+            value = getattr(self, name)
+            if not _is_integer(value) or value < 1:
+                raise InputError(f"NeoCell: {name} must be a whole number of at least 1, got {value!r}")
+        for side, axis in (("a", self.axis_a), ("b", self.axis_b)):
+            if not _is_integer(axis.shift) or axis.shift < 0:
+                raise InputError(f"NeoCell: shift_{side} must be a whole number of at least 0, got {axis.shift!r}")
+            if axis.shift and not axis.square:
+                raise InputError(
+                    f"NeoCell: shift_{side}={axis.shift} on a {axis.k_out}x{axis.k_in} matrix; "
+                    "only square matrices can be shifted, use 0"
+                )
+            if axis.shift >= axis.k_out and axis.shift:
+                raise InputError(
+                    f"NeoCell: shift_{side}={axis.shift} must be smaller than its matrix, which is "
+                    f"{axis.k_out}x{axis.k_in}"
+                )
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, int]) -> NeoCellGroup:
+        """A group from the official keys.
+
+        `kernel`, or `kernel_a` and `kernel_b`, or `h_in, h_out, w_in, w_out`; `channels`; `shift`, or `shift_a`
+        and `shift_b` (which take precedence; the one left out is 0).
+
+        Raises:
+            InputError: unknown, missing or contradictory keys, or values that `NeoCellGroup` refuses.
+        """
+        unknown = [key for key in spec if key not in _KEYS]
+        if unknown:
+            raise InputError(
+                f"NeoCell: unknown key {unknown[0]!r} in {dict(spec)}; known: {', '.join(_KEYS)}"
+                + nearest(unknown[0], _KEYS)
+            )
+        forms = (("h_in", "h_out", "w_in", "w_out"), ("kernel_a", "kernel_b"), ("kernel",))
+        used = [form for form in forms if any(key in spec for key in form)]
+        if len(used) != 1 or not all(key in spec for key in used[0]):
+            raise InputError(
+                f"NeoCell: {dict(spec)} must give its matrix sizes in exactly one form: kernel, or kernel_a and "
+                "kernel_b, or h_in, h_out, w_in and w_out"
+            )
+        if "channels" not in spec:
+            raise InputError(f"NeoCell: {dict(spec)} has no channels")
+        if used[0] == forms[0]:
+            h_in, h_out, w_in, w_out = (spec[key] for key in forms[0])
+        else:
+            h_in = h_out = spec[used[0][0]]
+            w_in = w_out = spec[used[0][-1]]
+        if "shift_a" in spec or "shift_b" in spec:
+            shift_a, shift_b = spec.get("shift_a", 0), spec.get("shift_b", 0)
+        else:
+            shift_a = shift_b = spec.get("shift", 0)
+        return cls(h_in, h_out, w_in, w_out, spec["channels"], shift_a, shift_b)
+
+    @cached_property
+    def axis_a(self) -> Axis:
+        """The matrices A, which act on the rows of the map."""
+        return Axis(self.h_in, self.h_out, self.shift_a, self.channels)
+
+    @cached_property
+    def axis_b(self) -> Axis:
+        """The matrices B, which act on its columns; as `Axis` describes them they are transposed, (w_out, w_in)."""
+        return Axis(self.w_in, self.w_out, self.shift_b, self.channels)
+
+    @property
+    def shape_a(self) -> tuple[int, int, int]:
+        """Shape of the group's learned A, `(channels, h_out, h_in)`."""
+        return self.channels, self.h_out, self.h_in
+
+    @property
+    def shape_b(self) -> tuple[int, int, int]:
+        """Shape of the group's learned B, `(channels, w_in, w_out)`."""
+        return self.channels, self.w_in, self.w_out
+
+
+@dataclass(frozen=True)
+class NeoCellSpec:
+    """A NeoCell: one or more groups of channels, in the order of the channels.
+
+    Args:
+        groups: a dict in the official keys (see `NeoCellGroup.from_dict`), a `NeoCellGroup`, or a sequence of them.
+
+    Raises:
+        InputError: no group, or a group that cannot be.
+
+    Example:
+        >>> spec = NeoCellSpec([{"kernel": 4, "channels": 48, "shift": 1}, {"kernel": 7, "channels": 48, "shift": 1}])
+        >>> spec.output_size(56, 56)
+        (56, 56)
+    """
+
+    groups: tuple[NeoCellGroup, ...] = field(default=())
+
+    def __init__(self, groups: Mapping | NeoCellGroup | Iterable[Mapping | NeoCellGroup]):
+        if isinstance(groups, (Mapping, NeoCellGroup)):
+            groups = [groups]
+        made = tuple(g if isinstance(g, NeoCellGroup) else NeoCellGroup.from_dict(g) for g in groups)
+        if not made:
+            raise InputError("NeoCell: a spec needs at least one group of channels")
+        object.__setattr__(self, "groups", made)
+
+    @property
+    def channels(self) -> int:
+        """Channels over all groups."""
+        return sum(group.channels for group in self.groups)
+
+    @property
+    def shapes_a(self) -> list[tuple[int, int, int]]:
+        """Shapes of the learned A, one per group, `(channels, h_out, h_in)`."""
+        return [group.shape_a for group in self.groups]
+
+    @property
+    def shapes_b(self) -> list[tuple[int, int, int]]:
+        """Shapes of the learned B, one per group, `(channels, w_in, w_out)`."""
+        return [group.shape_b for group in self.groups]
+
+    def slices(self) -> Iterator[tuple[NeoCellGroup, slice]]:
+        """Every group with its slice of the channels."""
+        start = 0
+        for group in self.groups:
+            yield group, slice(start, start + group.channels)
+            start += group.channels
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output.
+
+        Groups whose own outputs differ share the largest one; what a smaller group does not reach is zero, as in
+        the official code.
+
+        Raises:
+            InputError: the output would have no rows or no columns.
+        """
+        out = (
+            max(group.axis_a.output_size(height) for group in self.groups),
+            max(group.axis_b.output_size(width) for group in self.groups),
+        )
+        if min(out) < 1:
+            raise InputError(
+                f"NeoCell: a {height}x{width} map gives a {out[0]}x{out[1]} output, which is empty; use a larger input"
+            )
+        return out
+
+    def check_weights(self, weights_a: Sequence, weights_b: Sequence) -> None:
+        """Refuse learned matrices that are not of this spec.
+
+        Raises:
+            InputError: their number or one of their shapes differs; the message names it.
+        """
+        for side, weights, shapes in (("A", weights_a, self.shapes_a), ("B", weights_b, self.shapes_b)):
+            if len(weights) != len(shapes):
+                raise InputError(f"NeoCell: {len(shapes)} groups need {len(shapes)} {side}, got {len(weights)}")
+            for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+                if tuple(weight.shape) != shape:
+                    raise InputError(f"NeoCell: {side} of group {i} must be {shape}, got {tuple(weight.shape)}")
+
+    def matrices(
+        self, weights_a: Sequence[np.ndarray], weights_b: Sequence[np.ndarray], height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whole matrices A `(channels, out_height, height)` and B `(channels, width, out_width)` (equation 2).
+
+        Args:
+            weights_a: learned A, one `(channels, h_out, h_in)` per group.
+            weights_b: learned B, one `(channels, w_in, w_out)` per group.
+            height: rows of the input map.
+            width: columns of the input map.
+        """
+        self.check_weights(weights_a, weights_b)
+        out_height, out_width = self.output_size(height, width)
+        a = [g.axis_a.block_diagonal(w, height, out_height) for g, w in zip(self.groups, weights_a, strict=True)]
+        b = [
+            g.axis_b.block_diagonal(w.transpose(0, 2, 1), width, out_width).transpose(0, 2, 1)
+            for g, w in zip(self.groups, weights_b, strict=True)
+        ]
+        return np.concatenate(a), np.concatenate(b)
+
+    def parameters(self) -> int:
+        """Learned numbers in A and B."""
+        return sum(int(np.prod(shape)) for shape in self.shapes_a + self.shapes_b)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds for one image by equation 5: without the zeros of the block-diagonal form.
+
+        Square matrices that divide the map cost (k_a + k_b) * channels * height * width. A block that the edge of
+        the map cuts off (ragged or shifted) counts with the part that is left of it.
+        """
+        out_height, out_width = self.output_size(height, width)
+        return sum(
+            g.axis_a.nonzeros(height, out_height) * width + g.axis_b.nonzeros(width, out_width) * out_height
+            for g in self.groups
+        )
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
