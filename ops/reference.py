@@ -64,7 +64,6 @@ def forward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCell
     Arguments and result as in `forward`.
     """
     x = np.asarray(x, np.float64)
-    spec.check_weights(weights_a, weights_b)
     y = np.zeros((*x.shape[:2], *spec.output_size(*x.shape[2:])))
     for channel, left, right, rows, columns in _patches(spec, weights_a, weights_b, x.shape, y.shape):
         for i_in, i_out, pi, po in rows:
@@ -77,7 +76,6 @@ def forward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCell
 def backward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCellSpec, dy):
     """Gradients of equation 1, patch by patch; arguments and results as in `backward`."""
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
-    spec.check_weights(weights_a, weights_b)
     dx = np.zeros_like(x)
     d_a = np.zeros((spec.channels, *np.max([s[1:] for s in spec.shapes_a], axis=0)))
     d_b = np.zeros((spec.channels, *np.max([s[1:] for s in spec.shapes_b], axis=0)))
@@ -95,6 +93,7 @@ def backward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCel
 
 def _patches(spec, weights_a, weights_b, shape_in, shape_out):
     """Per channel: its small matrices in float64 and the patches along rows and along columns."""
+    spec.check_shapes([np.shape(w) for w in weights_a], [np.shape(w) for w in weights_b])
     for index, (group, where) in enumerate(spec.slices()):
         for i in range(group.channels):
             yield (

@@ -283,18 +283,18 @@ class NeoCellSpec:
             )
         return out
 
-    def check_weights(self, weights_a: Sequence, weights_b: Sequence) -> None:
-        """Refuse learned matrices that are not of this spec.
+    def check_shapes(self, shapes_a: Sequence[Sequence[int]], shapes_b: Sequence[Sequence[int]]) -> None:
+        """Refuse learned matrices that are not of this spec, given the shapes of A and of B per group.
 
         Raises:
             InputError: their number or one of their shapes differs; the message names it.
         """
-        for side, weights, shapes in (("A", weights_a, self.shapes_a), ("B", weights_b, self.shapes_b)):
-            if len(weights) != len(shapes):
-                raise InputError(f"NeoCell: {len(shapes)} groups need {len(shapes)} {side}, got {len(weights)}")
-            for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
-                if tuple(weight.shape) != shape:
-                    raise InputError(f"NeoCell: {side} of group {i} must be {shape}, got {tuple(weight.shape)}")
+        for side, given, own in (("A", shapes_a, self.shapes_a), ("B", shapes_b, self.shapes_b)):
+            if len(given) != len(own):
+                raise InputError(f"NeoCell: {len(own)} groups need {len(own)} {side}, got {len(given)}")
+            for i, (shape, expected) in enumerate(zip(given, own, strict=True)):
+                if tuple(shape) != expected:
+                    raise InputError(f"NeoCell: {side} of group {i} must be {expected}, got {tuple(shape)}")
 
     def matrices(
         self, weights_a: Sequence[np.ndarray], weights_b: Sequence[np.ndarray], height: int, width: int
@@ -307,7 +307,7 @@ class NeoCellSpec:
             height: rows of the input map.
             width: columns of the input map.
         """
-        self.check_weights(weights_a, weights_b)
+        self.check_shapes([w.shape for w in weights_a], [w.shape for w in weights_b])
         out_height, out_width = self.output_size(height, width)
         a = [g.axis_a.block_diagonal(w, height, out_height) for g, w in zip(self.groups, weights_a, strict=True)]
         b = [

@@ -1,0 +1,101 @@
+"""A `DeployGraph` computed in float64 NumPy: slow, plain, and independent of every runtime."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..ops import reference
+from .graph import INPUT, DeployGraph, Layer
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def evaluate(graph: DeployGraph, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every value of a graph.
+
+    Args:
+        graph: folded or not.
+        images: `(N, 3, H, W)`.
+
+    Returns:
+        float64 arrays by the name of the value.
+    """
+    values = {INPUT: np.asarray(images, np.float64)}
+    for layer in graph.layers:
+        values[layer.output] = _LAYERS[layer.op](layer, *(values[name] for name in layer.inputs))
+    return values
+
+
+def _arrays(layer: Layer):
+    return {key: array.astype(np.float64) for key, array in layer.arrays.items()}
+
+
+def _space_to_depth(layer, x):
+    n, c, h, w = x.shape
+    p = layer.attributes["block"]
+    x = x.reshape(n, c, h // p, p, w // p, p).transpose(0, 1, 3, 5, 2, 4)
+    return x.reshape(n, c * p * p, h // p, w // p)
+
+
+def _conv(layer, x):
+    a = _arrays(layer)
+    weight, groups = a["weight"], layer.attributes["groups"]
+    outputs, inputs, kh, kw = weight.shape
+    n, _, h, w = x.shape
+    h, w = h // kh, w // kw
+    x = x[:, :, : h * kh, : w * kw].reshape(n, groups, inputs, h, kh, w, kw)
+    y = np.einsum("ngihywx,goiyx->ngohw", x, weight.reshape(groups, outputs // groups, inputs, kh, kw), optimize=True)
+    return y.reshape(n, outputs, h, w) + _column(a.get("bias"))
+
+
+def _neocell(layer, x):
+    n = range(len(layer.attributes["spec"].groups))
+    a, b = ([layer.arrays[f"weight_{side}.{i}"] for i in n] for side in "ab")
+    return reference.forward(x, a, b, layer.attributes["spec"], layer.arrays.get("bias"))
+
+
+def _batch_norm(layer, x):
+    a = _arrays(layer)
+    x = (x - _column(a["running_mean"])) / np.sqrt(_column(a["running_var"]) + layer.attributes["eps"])
+    return x * _column(a["weight"]) + _column(a["bias"])
+
+
+def _linear(layer, x):
+    a = _arrays(layer)
+    return x @ a["weight"].T + a.get("bias", 0.0)
+
+
+def _scale(layer, x):
+    gamma = _arrays(layer)["gamma"]
+    return x * (gamma if layer.attributes["axis"] == -1 else _column(gamma))
+
+
+def _layer_norm(layer, x):
+    a = _arrays(layer)
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.attributes["eps"])
+    return x * a["weight"] + a["bias"]
+
+
+def _column(values):
+    return 0.0 if values is None else values[:, None, None]
+
+
+_LAYERS = {
+    "space_to_depth": _space_to_depth,
+    "conv": _conv,
+    "neocell": _neocell,
+    "left": lambda layer, x: _arrays(layer)["matrix"] @ x,
+    "right": lambda layer, x: x @ _arrays(layer)["matrix"],
+    "shift": lambda layer, x: x + _column(_arrays(layer)["bias"]),
+    "batch_norm": _batch_norm,
+    "transpose": lambda layer, x: x.transpose(layer.attributes["order"]),
+    "linear": _linear,
+    "gelu": lambda layer, x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "scale": _scale,
+    "add": lambda layer, x, y: x + y,
+    "global_mean": lambda layer, x: x.mean((2, 3)),
+    "layer_norm": _layer_norm,
+}

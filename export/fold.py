@@ -1,0 +1,240 @@
+"""Fold rules: each takes a `DeployGraph` and returns an equal one with fewer or cheaper layers.
+
+Every rule is exact in real arithmetic; it computes in float64 and stores float32. No rule changes its argument or
+the arrays in it. `fold` applies them in order. What each rule rests on is derived in docs/folding.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .graph import NCHW, NHWC, DeployGraph, Layer
+
+Rule = Callable[[DeployGraph], DeployGraph]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What folding did: layers by kind before and after."""
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    def gone(self, op: str) -> int:
+        """Layers of a kind that are no longer there."""
+        return self.before.get(op, 0) - self.after.get(op, 0)
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values for JSON."""
+        return {
+            "batch_norms": self.gone("batch_norm"),
+            "layer_scales": self.gone("scale"),
+            "neocells": self.gone("neocell"),
+            "transposes": self.gone("transpose"),
+            "layers_before": sum(self.before.values()),
+            "layers_after": sum(self.after.values()),
+        }
+
+
+def channels_first(graph: DeployGraph) -> DeployGraph:
+    """Linear layers between a transpose to NHWC and one back become 1x1 convolutions in NCHW."""
+    consumers = graph.consumers()
+    changes = []
+    for start in graph.layers:
+        if start.op != "transpose" or start.attributes["order"] != NHWC:
+            continue
+        run = [start]
+        while (
+            run[-1].output not in graph.outputs
+            and len(readers := consumers.get(run[-1].output, [])) == 1
+            and readers[0].op in ("linear", "gelu", "scale", "transpose")
+        ):
+            run.append(readers[0])
+            if run[-1].op == "transpose":
+                break
+        if len(run) > 2 and run[-1].op == "transpose" and run[-1].attributes["order"] == NCHW:
+            inside = [_in_nchw(layer) for layer in run[1:-1]]
+            inside[0] = replace(inside[0], inputs=start.inputs)
+            inside[-1] = replace(inside[-1], output=run[-1].output)
+            changes.append((run, inside))
+    return graph.replaced(changes)
+
+
+def _in_nchw(layer: Layer) -> Layer:
+    if layer.op == "linear":
+        arrays = {**layer.arrays, "weight": layer.arrays["weight"][:, :, None, None]}
+        return replace(layer, op="conv", arrays=arrays, attributes={"groups": 1})
+    if layer.op == "scale":
+        return replace(layer, attributes={"axis": 1})
+    return layer
+
+
+def merge_stem(graph: DeployGraph) -> DeployGraph:
+    """Space to depth and a 1x1 convolution become one convolution with kernel and stride of the block's size."""
+    changes = []
+    for depth, conv in graph.chains("space_to_depth", "conv"):
+        p, weight = depth.attributes["block"], conv.arrays["weight"]
+        if conv.attributes["groups"] != 1 or weight.shape[2:] != (1, 1):
+            continue
+        whole = weight.reshape(weight.shape[0], -1, p, p)
+        changes.append(
+            ([depth, conv], [replace(conv, inputs=depth.inputs, arrays={**conv.arrays, "weight": whole})])
+        )
+    return graph.replaced(changes)
+
+
+def merge_downsample(graph: DeployGraph) -> DeployGraph:
+    """A 1x1 convolution without bias and a NeoCell (k -> 1) become one k x k convolution with stride k.
+
+    `W[o, i, y, x] = L_o[y] R_o[x] w[o, i]`: as many multiply-adds as the 1x1 convolution alone.
+    """
+    changes = []
+    for conv, cell in graph.chains("conv", "neocell"):
+        kernel = _reduction(cell)
+        # A bias of the convolution would be scaled by the sum of the kernel; the official model has none.
+        if kernel is None or "bias" in conv.arrays or conv.attributes["groups"] != 1:
+            continue
+        weight = conv.arrays["weight"].astype(np.float64)
+        if weight.shape[2:] != (1, 1):
+            continue
+        arrays = {"weight": (weight * kernel[:, None]).astype(np.float32)}
+        if "bias" in cell.arrays:
+            arrays["bias"] = cell.arrays["bias"]
+        changes.append(([conv, cell], [replace(conv, output=cell.output, arrays=arrays)]))
+    return graph.replaced(changes)
+
+
+def reduction_to_depthwise(graph: DeployGraph) -> DeployGraph:
+    """A NeoCell (k -> 1) becomes a depthwise k x k convolution with stride k: one node for two products and a bias."""
+    changes = []
+    for (cell,) in graph.chains("neocell"):
+        kernel = _reduction(cell)
+        if kernel is None:
+            continue
+        arrays = {"weight": kernel[:, None].astype(np.float32)}
+        if "bias" in cell.arrays:
+            arrays["bias"] = cell.arrays["bias"]
+        changes.append(([cell], [replace(cell, op="conv", arrays=arrays, attributes={"groups": len(kernel)})]))
+    return graph.replaced(changes)
+
+
+def _reduction(cell: Layer) -> np.ndarray | None:
+    """The kernel `(channels, h_in, w_in)` in float64 of a NeoCell that makes one pixel of each patch, or None."""
+    groups = cell.attributes["spec"].groups
+    sizes = {(g.h_in, g.h_out, g.w_in, g.w_out) for g in groups}
+    if len(sizes) != 1 or next(iter(sizes))[1::2] != (1, 1):
+        return None
+    left, right = (
+        np.concatenate([cell.arrays[f"weight_{side}.{i}"] for i in range(len(groups))]).astype(np.float64)
+        for side in "ab"
+    )
+    return left[:, 0, :, None] * right[:, None, :, 0]
+
+
+def batch_norm_into_conv(graph: DeployGraph) -> DeployGraph:
+    """BatchNorm after a convolution: its scale into the weights, its shift into the bias."""
+    changes = []
+    for conv, norm in graph.chains("conv", "batch_norm"):
+        scale, shift = _affine(norm)
+        weight = conv.arrays["weight"].astype(np.float64) * scale[:, None, None, None]
+        bias = conv.arrays.get("bias", np.float32(0)) * scale + shift
+        changes.append(([conv, norm], [replace(conv, output=norm.output, arrays=_float32(weight=weight, bias=bias))]))
+    return graph.replaced(changes)
+
+
+def batch_norm_into_next(graph: DeployGraph) -> DeployGraph:
+    """BatchNorm between a NeoCell and a 1x1 convolution goes forward: `W diag(s)`, `b + W t`."""
+    changes = []
+    for cell, norm, conv in graph.chains("neocell", "batch_norm", "conv"):
+        weight = conv.arrays["weight"].astype(np.float64)
+        if conv.attributes["groups"] != 1 or weight.shape[2:] != (1, 1):
+            continue
+        scale, shift = _affine(norm)
+        bias = conv.arrays.get("bias", np.float32(0)) + weight[:, :, 0, 0] @ shift
+        arrays = _float32(weight=weight * scale[:, None, None], bias=bias)
+        # The value behind BatchNorm no longer exists; the one before it keeps its name.
+        changes.append(([cell, norm, conv], [cell, replace(conv, inputs=(cell.output,), arrays=arrays)]))
+    return graph.replaced(changes)
+
+
+def batch_norm_into_neocell(graph: DeployGraph) -> DeployGraph:
+    """BatchNorm after a NeoCell: its scale into L, its shift as the NeoCell's bias."""
+    changes = []
+    for cell, norm in graph.chains("neocell", "batch_norm"):
+        scale, shift = _affine(norm)
+        arrays = dict(cell.arrays)
+        for i, (_, where) in enumerate(cell.attributes["spec"].slices()):
+            left = arrays[f"weight_a.{i}"].astype(np.float64) * scale[where, None, None]
+            arrays[f"weight_a.{i}"] = left.astype(np.float32)
+        arrays["bias"] = (arrays.get("bias", np.float32(0)) * scale + shift).astype(np.float32)
+        changes.append(([cell, norm], [replace(cell, output=norm.output, arrays=arrays)]))
+    return graph.replaced(changes)
+
+
+def layer_scale_into_conv(graph: DeployGraph) -> DeployGraph:
+    """A layer scale after a convolution multiplies the convolution's outputs, bias included."""
+    changes = []
+    for conv, scale in graph.chains("conv", "scale"):
+        gamma = scale.arrays["gamma"].astype(np.float64)
+        arrays = {key: a * gamma.reshape(-1, *[1] * (a.ndim - 1)) for key, a in conv.arrays.items()}
+        changes.append(([conv, scale], [replace(conv, output=scale.output, arrays=_float32(**arrays))]))
+    return graph.replaced(changes)
+
+
+def neocell_to_matmul(graph: DeployGraph) -> DeployGraph:
+    """A NeoCell becomes two constant block-diagonal matrices per channel for the size of its map (equation 2)."""
+    shapes = graph.shapes()
+    changes = []
+    for (cell,) in graph.chains("neocell"):
+        spec, arrays = cell.attributes["spec"], cell.arrays
+        n = range(len(spec.groups))
+        a, b = spec.matrices(
+            [arrays[f"weight_a.{i}"] for i in n], [arrays[f"weight_b.{i}"] for i in n], *shapes[cell.inputs[0]][1:]
+        )
+        left, right = f"{cell.name}.left", f"{cell.name}.right"
+        layers = [
+            Layer("left", left, cell.inputs, left, {"matrix": a}),
+            Layer("right", right, (left,), cell.output, {"matrix": b}),
+        ]
+        if "bias" in arrays:
+            layers[-1] = replace(layers[-1], output=right)
+            layers.append(Layer("shift", f"{cell.name}.bias", (right,), cell.output, {"bias": arrays["bias"]}))
+        changes.append(([cell], layers))
+    return graph.replaced(changes)
+
+
+def _affine(norm: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """BatchNorm in evaluation as `scale * x + shift`, float64."""
+    arrays = {key: array.astype(np.float64) for key, array in norm.arrays.items()}
+    scale = arrays["weight"] / np.sqrt(arrays["running_var"] + norm.attributes["eps"])
+    return scale, arrays["bias"] - arrays["running_mean"] * scale
+
+
+def _float32(**arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+# In this order: layouts first, then convolutions that swallow their neighbours, then BatchNorm forward where a linear
+# layer follows and into the NeoCell where none does.
+RULES: tuple[Rule, ...] = (
+    channels_first,
+    merge_stem,
+    merge_downsample,
+    batch_norm_into_conv,
+    batch_norm_into_next,
+    batch_norm_into_neocell,
+    reduction_to_depthwise,
+    layer_scale_into_conv,
+)
+
+
+def fold(graph: DeployGraph) -> tuple[DeployGraph, Folded]:
+    """The deployment graph of a network, and what was folded; NeoCells that remain are still NeoCells."""
+    before = Counter(layer.op for layer in graph.layers)
+    for rule in RULES:
+        graph = rule(graph)
+    return graph, Folded(before, Counter(layer.op for layer in graph.layers))

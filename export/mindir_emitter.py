@@ -1,0 +1,180 @@
+"""A folded `DeployGraph` as a MindSpore cell, and that as a MindIR file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from ..errors import InputError, NeoNextError
+from ..files import explained
+from .graph import INPUT, DeployGraph, Layer
+
+
+class _Conv(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        weight = layer.arrays["weight"]
+        kernel, groups = weight.shape[2:], layer.attributes["groups"]
+        self.weight = _parameter(layer, "weight")
+        self.bias = _parameter(layer, "bias") if "bias" in layer.arrays else None
+        self.conv = ops.Conv2D(weight.shape[0], kernel, pad_mode="valid", stride=kernel, group=groups)
+        self.add_bias = ops.BiasAdd()
+
+    def construct(self, x):
+        y = self.conv(x, self.weight)
+        if self.bias is not None:
+            y = self.add_bias(y, self.bias)
+        return y
+
+
+class _Product(nn.Cell):
+    """`matrix @ x` or `x @ matrix` for every channel; the CPU kernel does not broadcast over the batch."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.matrix = _parameter(layer, "matrix")
+        self.from_left = layer.op == "left"
+        self.product = ops.BatchMatMul()
+
+    def construct(self, x):
+        matrix = ops.tile(self.matrix.expand_dims(0), (x.shape[0], 1, 1, 1))
+        if self.from_left:
+            return self.product(matrix, x)
+        return self.product(x, matrix)
+
+
+class _Shift(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.bias = _parameter(layer, "bias")
+        self.add_bias = ops.BiasAdd()
+
+    def construct(self, x):
+        return self.add_bias(x, self.bias)
+
+
+class _GlobalMean(nn.Cell):
+    def construct(self, x):
+        return x.mean((2, 3))
+
+
+class _LayerNorm(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.weight = _parameter(layer, "weight")
+        self.bias = _parameter(layer, "bias")
+        self.norm = ops.LayerNorm(-1, -1, layer.attributes["eps"])
+
+    def construct(self, x):
+        return self.norm(x, self.weight, self.bias)[0]
+
+
+class _Linear(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.weight = _parameter(layer, "weight")
+        self.bias = _parameter(layer, "bias")
+        self.product = ops.MatMul(transpose_b=True)
+
+    def construct(self, x):
+        return self.product(x, self.weight) + self.bias
+
+
+class _Add(nn.Cell):
+    def construct(self, x, y):
+        return x + y
+
+
+_CELLS = {
+    "conv": _Conv,
+    "left": _Product,
+    "right": _Product,
+    "shift": _Shift,
+    "gelu": lambda layer: nn.GELU(approximate=False),
+    "add": lambda layer: _Add(),
+    "global_mean": lambda layer: _GlobalMean(),
+    "layer_norm": _LayerNorm,
+    "linear": _Linear,
+}
+
+
+def _parameter(layer: Layer, key: str) -> Parameter:
+    return Parameter(Tensor(np.ascontiguousarray(layer.arrays[key])), name=f"{layer.name}.{key}", requires_grad=False)
+
+
+class DeployCell(nn.Cell):
+    """The layers of a folded graph, one cell each, run in their order.
+
+    Args:
+        graph: a graph that `fold.fold` and `fold.neocell_to_matmul` made.
+
+    Inputs:
+        images: `(N, 3, H, W)`, float32.
+
+    Outputs:
+        the graph's outputs; a single one is not wrapped in a tuple.
+    """
+
+    def __init__(self, graph: DeployGraph):
+        super().__init__(auto_prefix=False)
+        self.cells_in_order = nn.CellList([_CELLS[layer.op](layer) for layer in graph.layers], auto_prefix=False)
+        at = {INPUT: 0}
+        for i, layer in enumerate(graph.layers):
+            at[layer.output] = i + 1
+        self.sources = tuple(tuple(at[name] for name in layer.inputs) for layer in graph.layers)
+        self.results = tuple(at[name] for name in graph.outputs)
+        self.count = len(graph.layers)
+
+    def construct(self, images):
+        values = (images,)
+        for i in range(self.count):
+            source = self.sources[i]
+            if len(source) == 2:
+                value = self.cells_in_order[i](values[source[0]], values[source[1]])
+            else:
+                value = self.cells_in_order[i](values[source[0]])
+            values = (*values, value)
+        if len(self.results) == 1:
+            return values[self.results[0]]
+        outputs = ()
+        for result in self.results:
+            outputs = (*outputs, values[result])
+        return outputs
+
+
+def write(graph: DeployGraph, path: Path, batch: int | None = None) -> None:
+    """Write a folded graph as MindIR.
+
+    Args:
+        graph: as for `DeployCell`.
+        path: the file, ending in `.mindir`.
+        batch: fixed batch size, or None for a dynamic one.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    ms.set_device("CPU")
+    cell = DeployCell(graph)
+    cell.set_train(False)
+    images = Tensor(shape=[batch, 3, *graph.image_size], dtype=ms.float32)
+    # MindSpore reports a full disk in its log only, so the space is claimed first.
+    size = sum(array.nbytes for layer in graph.layers for array in layer.arrays.values())
+    with explained(path):
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, max(size, 1))
+        finally:
+            os.close(descriptor)
+        os.unlink(path)
+    try:
+        ms.export(cell, images, file_name=str(path), file_format="MINDIR")
+    except NeoNextError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
+    if not path.is_file() or path.stat().st_size < size:
+        raise InputError(f"{path.name}: MindSpore wrote no whole MindIR file; is the disk full?")
