@@ -98,10 +98,10 @@ def merge_downsample(graph: DeployGraph) -> DeployGraph:
         # A bias of the convolution would be scaled by the sum of the kernel; the official model has none.
         if kernel is None or "bias" in conv.arrays or conv.attributes["groups"] != 1:
             continue
-        weight = conv.arrays["weight"].astype(np.float64)
+        weight = conv.arrays["weight"]
         if weight.shape[2:] != (1, 1):
             continue
-        arrays = {"weight": (weight * kernel[:, None]).astype(np.float32)}
+        arrays = {"weight": _times(weight, kernel[:, None])}
         if "bias" in cell.arrays:
             arrays["bias"] = cell.arrays["bias"]
         changes.append(([conv, cell], [replace(conv, output=cell.output, arrays=arrays)]))
@@ -115,7 +115,7 @@ def reduction_to_depthwise(graph: DeployGraph) -> DeployGraph:
         kernel = _reduction(cell)
         if kernel is None:
             continue
-        arrays = {"weight": kernel[:, None].astype(np.float32)}
+        arrays = {"weight": _float32(kernel[:, None])}
         if "bias" in cell.arrays:
             arrays["bias"] = cell.arrays["bias"]
         changes.append(([cell], [replace(cell, op="conv", arrays=arrays, attributes={"groups": len(kernel)})]))
@@ -140,9 +140,11 @@ def batch_norm_into_conv(graph: DeployGraph) -> DeployGraph:
     changes = []
     for conv, norm in graph.chains("conv", "batch_norm"):
         scale, shift = _affine(norm)
-        weight = conv.arrays["weight"].astype(np.float64) * scale[:, None, None, None]
-        bias = conv.arrays.get("bias", np.float32(0)) * scale + shift
-        changes.append(([conv, norm], [replace(conv, output=norm.output, arrays=_float32(weight=weight, bias=bias))]))
+        arrays = {
+            "weight": _times(conv.arrays["weight"], scale[:, None, None, None]),
+            "bias": _float32(conv.arrays.get("bias", np.float32(0)) * scale + shift),
+        }
+        changes.append(([conv, norm], [replace(conv, output=norm.output, arrays=arrays)]))
     return graph.replaced(changes)
 
 
@@ -150,12 +152,14 @@ def batch_norm_into_next(graph: DeployGraph) -> DeployGraph:
     """BatchNorm between a NeoCell and a 1x1 convolution goes forward: `W diag(s)`, `b + W t`."""
     changes = []
     for cell, norm, conv in graph.chains("neocell", "batch_norm", "conv"):
-        weight = conv.arrays["weight"].astype(np.float64)
+        weight = conv.arrays["weight"]
         if conv.attributes["groups"] != 1 or weight.shape[2:] != (1, 1):
             continue
         scale, shift = _affine(norm)
-        bias = conv.arrays.get("bias", np.float32(0)) + weight[:, :, 0, 0] @ shift
-        arrays = _float32(weight=weight * scale[:, None, None], bias=bias)
+        arrays = {
+            "weight": _times(weight, scale[:, None, None]),
+            "bias": _float32(conv.arrays.get("bias", np.float32(0)) + weight[:, :, 0, 0] @ shift),
+        }
         # The value behind BatchNorm no longer exists; the one before it keeps its name.
         changes.append(([cell, norm, conv], [cell, replace(conv, inputs=(cell.output,), arrays=arrays)]))
     return graph.replaced(changes)
@@ -168,9 +172,8 @@ def batch_norm_into_neocell(graph: DeployGraph) -> DeployGraph:
         scale, shift = _affine(norm)
         arrays = dict(cell.arrays)
         for i, (_, where) in enumerate(cell.attributes["spec"].slices()):
-            left = arrays[f"weight_a.{i}"].astype(np.float64) * scale[where, None, None]
-            arrays[f"weight_a.{i}"] = left.astype(np.float32)
-        arrays["bias"] = (arrays.get("bias", np.float32(0)) * scale + shift).astype(np.float32)
+            arrays[f"weight_a.{i}"] = _times(arrays[f"weight_a.{i}"], scale[where, None, None])
+        arrays["bias"] = _float32(arrays.get("bias", np.float32(0)) * scale + shift)
         changes.append(([cell, norm], [replace(cell, output=norm.output, arrays=arrays)]))
     return graph.replaced(changes)
 
@@ -180,8 +183,8 @@ def layer_scale_into_conv(graph: DeployGraph) -> DeployGraph:
     changes = []
     for conv, scale in graph.chains("conv", "scale"):
         gamma = scale.arrays["gamma"].astype(np.float64)
-        arrays = {key: a * gamma.reshape(-1, *[1] * (a.ndim - 1)) for key, a in conv.arrays.items()}
-        changes.append(([conv, scale], [replace(conv, output=scale.output, arrays=_float32(**arrays))]))
+        arrays = {key: _times(a, gamma.reshape(-1, *[1] * (a.ndim - 1))) for key, a in conv.arrays.items()}
+        changes.append(([conv, scale], [replace(conv, output=scale.output, arrays=arrays)]))
     return graph.replaced(changes)
 
 
@@ -214,8 +217,14 @@ def _affine(norm: Layer) -> tuple[np.ndarray, np.ndarray]:
     return scale, arrays["bias"] - arrays["running_mean"] * scale
 
 
-def _float32(**arrays: np.ndarray) -> dict[str, np.ndarray]:
-    return {key: array.astype(np.float32) for key, array in arrays.items()}
+def _times(array: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """`array * factor` in float64, rounded once to float32, without float64 copies of large arrays."""
+    out = np.empty(np.broadcast_shapes(array.shape, factor.shape), np.float32)
+    return np.multiply(array, factor, out=out, dtype=np.float64, casting="same_kind")
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32)
 
 
 # In this order: layouts first, then convolutions that swallow their neighbours, then BatchNorm forward where a linear

@@ -21,8 +21,8 @@ from .graph import INPUT, DeployGraph, Layer
 DEFAULT_OPSET = 20
 MIN_OPSET = 11
 MAX_OPSET = 21
-# One past it, protobuf cannot write the model in one piece.
-MAX_BYTES = 2**31 - 1
+# Protobuf cannot write more in one piece; the names and shapes beside the weights get a margin.
+MAX_BYTES = 2**31 - 2**24
 PRODUCER = "neonext_ms"
 
 
@@ -46,30 +46,31 @@ def emit(
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"ONNX opset {opset}: expected {MIN_OPSET} to {MAX_OPSET}")
+    opsets = [helper.make_opsetid("", opset)]
+    # Built in place: every copy of a message would be a copy of the weights.
+    model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name=PRODUCER)
+    model.opset_import.extend(opsets)
+    model.graph.name = "neonext"
+    if sum(array.nbytes for layer in graph.layers for array in layer.arrays.values()) > MAX_BYTES:
+        raise InputError("the model is over protobuf's limit of 2 GB; export a smaller one")
     shapes = graph.shapes()
-    emitter = _Emitter(opset, shapes)
+    axis = "batch" if batch is None else batch
+    for values, names in ((model.graph.input, (INPUT,)), (model.graph.output, graph.outputs)):
+        values.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, [axis, *shapes[n]]) for n in names)
+    emitter = _Emitter(model.graph, opset, shapes)
     for layer in graph.layers:
         getattr(emitter, layer.op)(layer)
-    axis = "batch" if batch is None else batch
-    values = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis, *shapes[name]])
-        for name in (INPUT, *graph.outputs)
-    }
-    proto = helper.make_graph(
-        emitter.nodes,
-        "neonext",
-        [values[INPUT]],
-        [values[name] for name in graph.outputs],
-        initializer=emitter.initializers,
-    )
-    opsets = [helper.make_opsetid("", opset)]
-    model = helper.make_model(
-        proto, opset_imports=opsets, producer_name=PRODUCER, ir_version=helper.find_min_ir_version_for(opsets)
-    )
-    helper.set_model_props(model, {key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()})
-    if model.ByteSize() > MAX_BYTES:
-        raise InputError("the model is over protobuf's limit of 2 GB; export a smaller one")
+    for key, value in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     return model
+
+
+def count_nodes(graph: DeployGraph, opset: int = DEFAULT_OPSET) -> int:
+    """Nodes that `emit` would write for a graph."""
+    emitter = _Emitter(None, opset, graph.shapes())
+    for layer in graph.layers:
+        getattr(emitter, layer.op)(layer)
+    return emitter.count
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
@@ -79,36 +80,41 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         InputError: the file cannot be written.
     """
     with explained(path), open(path, "wb") as file:
-        file.write(model.SerializeToString(deterministic=True))
+        file.write(model.SerializeToString())
 
 
 class _Emitter:
-    """One method for each kind of layer; nodes and initializers collect in the order of the layers."""
+    """One method for each kind of layer; without a `proto` it only counts nodes."""
 
-    def __init__(self, opset: int, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(self, proto: onnx.GraphProto | None, opset: int, shapes: Mapping[str, tuple[int, ...]]):
+        self.proto = proto
         self.opset = opset
         self.shapes = shapes
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.constants: dict[str, str] = {}
+        self.constants: set[str] = set()
+        self.count = 0
 
     def node(self, op: str, inputs, output: str, name: str | None = None, **attributes) -> str:
-        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name or output, **attributes))
+        self.count += 1
+        if self.proto is not None:
+            node = helper.make_node(op, list(inputs), [output], name=name or output, **attributes)
+            self.proto.node.append(node)
         return output
 
     def tensor(self, name: str, array: np.ndarray) -> str:
-        array = np.ascontiguousarray(array)
-        if array.dtype.byteorder == ">":
-            array = array.astype(array.dtype.newbyteorder("<"))
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        self.initializers.append(helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True))
+        if self.proto is not None:
+            array = np.asarray(array)
+            # Raw data is little-endian by definition.
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype.newbyteorder("="))
+            self.proto.initializer.add(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
         return name
 
     def constant(self, name: str, values, dtype) -> str:
         """A small constant shared by all layers."""
         if name not in self.constants:
-            self.constants[name] = self.tensor(name, np.asarray(values, dtype))
-        return self.constants[name]
+            self.constants.add(name)
+            self.tensor(name, np.asarray(values, dtype))
+        return name
 
     def space_to_depth(self, layer: Layer) -> None:
         p = layer.attributes["block"]

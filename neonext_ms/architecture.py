@@ -184,33 +184,41 @@ class Architecture:
             sizes.append(self.downsample_spec(stage).output_size(*sizes[-1]))
         return sizes
 
-    def multiply_adds(self, image_size: tuple[int, int]) -> int:
+    def multiply_adds(self, image_size: tuple[int, int], padded: bool = False) -> int:
         """Multiply-adds for one image: convolutions, linear layers, and every NeoCell by equation 5.
 
         BatchNorm, GELU, residuals and pooling are not counted, as in the published figures.
+
+        Args:
+            image_size: height and width in pixels.
+            padded: count a NeoCell as the products with its block-diagonal matrices, zeros included, which is what
+                the official code computes and its README counts.
         """
         maps = self.maps(image_size)
         total = 3 * STEM_STRIDE**2 * self.dims[0] * math.prod(maps[0])
         for stage, (height, width) in enumerate(maps):
             c = self.dims[stage]
-            block = self.stage_spec(stage).multiply_adds(height, width) + 2 * MLP_RATIO * c * c * height * width
+            block = self.stage_spec(stage).multiply_adds(height, width, padded) + 2 * MLP_RATIO * c * c * height * width
             total += self.per_stage_layers[stage] * block
             if stage < STAGES - 1:
                 # The 1x1 convolution sees the large map in the official order, the halved one in the paper's.
                 at = maps[stage] if self.downsample == "official" else maps[stage + 1]
                 total += c * self.dims[stage + 1] * math.prod(at)
-                total += self.downsample_spec(stage).multiply_adds(height, width)
+                total += self.downsample_spec(stage).multiply_adds(height, width, padded)
         return total + self.dims[3] * self.num_classes
 
     def to_dict(self) -> dict:
-        """Plain values for JSON, in the official option names (and `downsample`)."""
+        """Plain values for JSON, in the official option names, but for `downsample` and whether there is layer scale.
+
+        Its initial value is left out: a checkpoint does not tell it.
+        """
         return {
             "num_classes": self.num_classes,
             "per_stage_layers": list(self.per_stage_layers),
             "dims": list(self.dims),
             "kernel_spec": self.kernel_spec,
             "shifts": list(self.shifts) if self.shifts is not None else None,
-            "layer_scale_init_value": self.layer_scale_init_value,
+            "layer_scale": self.layer_scale,
             "linear_bias": self.linear_bias,
             "downsample": self.downsample,
         }

@@ -29,7 +29,7 @@ from .architecture import (
 from .errors import InputError, listed
 from .initialization import CONV_INITS, initial_arrays
 from .names import mindspore_name, official_name
-from .ops.neo_cell import neo_cell
+from .ops.neocell import neo_cell
 from .registry import model_config
 
 

@@ -39,8 +39,9 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):
             try:
-                values = tuple(float(v) for v in getattr(self, name))
-            except (TypeError, ValueError):
+                # float() would take texts and booleans, too.
+                values = tuple(math.nan if isinstance(v, (str, bool)) else float(v) for v in getattr(self, name))
+            except (TypeError, ValueError, OverflowError):
                 values = ()
             if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 what = "three positive numbers" if name == "std" else "three numbers"
@@ -49,8 +50,9 @@ class Preprocessing:
         if not isinstance(self.crop, (int, float)) or isinstance(self.crop, bool) or not 0 < self.crop <= 1:
             raise InputError(f"preprocessing: crop must be in (0, 1], got {self.crop!r}")
         for name, known in (("interpolation", INTERPOLATIONS), ("mode", MODES)):
-            if getattr(self, name) not in known:
-                raise InputError(f"preprocessing: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"preprocessing: {name} must be one of {', '.join(known)}, got {value!r}")
 
     def to_dict(self) -> dict:
         """Plain values for JSON or YAML."""

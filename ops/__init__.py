@@ -5,7 +5,7 @@ from __future__ import annotations
 _HOME = {
     "NeoCellGroup": "spec",
     "NeoCellSpec": "spec",
-    "neo_cell": "neo_cell",
+    "neo_cell": "neocell",
     "neo_init": "init",
     "skewed_identity": "init",
 }
@@ -14,7 +14,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
-    # MindSpore is imported with `neo_cell` only.
+    # MindSpore is imported with `neocell` only.
     if name in _HOME:
         from importlib import import_module
 

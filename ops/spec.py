@@ -320,13 +320,20 @@ class NeoCellSpec:
         """Learned numbers in A and B."""
         return sum(int(np.prod(shape)) for shape in self.shapes_a + self.shapes_b)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def multiply_adds(self, height: int, width: int, padded: bool = False) -> int:
         """Multiply-adds for one image by equation 5: without the zeros of the block-diagonal form.
 
         Square matrices that divide the map cost (k_a + k_b) * channels * height * width. A block that the edge of
         the map cuts off (ragged or shifted) counts with the part that is left of it.
+
+        Args:
+            height: rows of the input map.
+            width: columns of the input map.
+            padded: count the zeros too, as in the products of equation 2.
         """
         out_height, out_width = self.output_size(height, width)
+        if padded:
+            return self.channels * (out_height * height * width + out_height * width * out_width)
         return sum(
             g.axis_a.nonzeros(height, out_height) * width + g.axis_b.nonzeros(width, out_width) * out_height
             for g in self.groups

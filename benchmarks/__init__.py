@@ -1,0 +1,1 @@
+"""Measurements: every module is a script that prints ratios, medians over interleaved runs."""

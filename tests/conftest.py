@@ -1,0 +1,78 @@
+"""Golden cases of the official code: the small ones beside the tests, all of them where NEONEXT_GOLDEN points."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DATA = Path(__file__).parent / "data"
+SMALL = DATA / "golden"
+FULL = Path(os.environ["NEONEXT_GOLDEN"]) if os.environ.get("NEONEXT_GOLDEN") else None
+MANIFEST = json.loads((SMALL / "manifest.json").read_text())
+
+os.environ.setdefault("GLOG_v", "3")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden case."""
+
+    name: str
+    folder: Path
+
+    @property
+    def entry(self) -> dict:
+        return MANIFEST[self.name]
+
+    def load(self, suffix: str):
+        return np.load(self.folder / f"{self.name}{suffix}")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / self.entry.get("state_dict", f"{self.name}.pt")
+
+    @property
+    def options(self) -> dict:
+        return dict(self.entry["kwargs"])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return tuple(self.entry["input_shape"][2:])
+
+
+def goldens(kind: str) -> list[Golden]:
+    """Cases of a kind that are here; `neocell`, `NeoNeXt`, `neonext_t`."""
+    found = []
+    for name, entry in MANIFEST.items():
+        if entry["kind"] != kind:
+            continue
+        for folder in (SMALL, FULL):
+            if folder and list(folder.glob(f"{name}[._]*")):
+                found.append(pytest.param(Golden(name, folder), id=name))
+                break
+    return found
+
+
+@pytest.fixture
+def data() -> Path:
+    return DATA
+
+
+@pytest.fixture
+def digits() -> str:
+    return str(DATA / "digits_64.pt")
+
+
+def relative_l2(value: np.ndarray, expected: np.ndarray) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+
+
+def relative_max(value: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest expected magnitude."""
+    return float(np.abs(value - expected).max() / np.abs(expected).max())

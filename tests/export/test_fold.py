@@ -1,0 +1,187 @@
+"""One test for each fold rule, on a graph of the layers that it touches, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import goldens, relative_max
+from neonext_ms import load_checkpoint
+from neonext_ms.architecture import make_architecture
+from neonext_ms.errors import InputError
+from neonext_ms.export import fold as rules
+from neonext_ms.export.evaluate import evaluate
+from neonext_ms.export.graph import NCHW, NHWC, DeployGraph, Layer, unfolded
+from neonext_ms.initialization import initial_arrays
+from neonext_ms.ops import NeoCellSpec
+
+RNG = np.random.RandomState(0)
+PAIR = NeoCellSpec([{"kernel": 2, "channels": 2, "shift": 1}, {"kernel": 3, "channels": 2, "shift": 1}])
+HALVE = NeoCellSpec({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": 4})
+
+
+def _array(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def _norm(channels):
+    return "batch_norm", {
+        "weight": _array(channels),
+        "bias": _array(channels),
+        "running_mean": _array(channels),
+        "running_var": np.abs(_array(channels)) + 0.1,
+    }, {"eps": 1e-3}  # fmt: skip
+
+
+def _cell(spec):
+    arrays = {f"weight_a.{i}": _array(*s) for i, s in enumerate(spec.shapes_a)}
+    arrays |= {f"weight_b.{i}": _array(*s) for i, s in enumerate(spec.shapes_b)}
+    return "neocell", arrays, {"spec": spec}
+
+
+def _conv(inputs, outputs, kernel=1, bias=False):
+    arrays = {"weight": _array(outputs, inputs, kernel, kernel)} | ({"bias": _array(outputs)} if bias else {})
+    return "conv", arrays, {"groups": 1}
+
+
+def _graph(*layers, size=(8, 12)):
+    made, value = [], "input"
+    for i, (op, arrays, attributes) in enumerate(layers):
+        made.append(Layer(op, f"v{i}", (value,), f"v{i}", arrays, attributes))
+        value = f"v{i}"
+    return DeployGraph(tuple(made), size, (value,))
+
+
+def _check(rule, graph, ops):
+    copies = [{key: a.copy() for key, a in layer.arrays.items()} for layer in graph.layers]
+    folded = rule(graph)
+    assert [layer.op for layer in folded.layers] == ops
+    x = RNG.standard_normal((2, 3, *graph.image_size))
+    out = graph.outputs[0]
+    before, after = evaluate(graph, x)[out], evaluate(folded, x)[out]
+    assert relative_max(after, before) < 5e-7
+    assert folded.shapes()[out] == graph.shapes()[out] == before.shape[1:]
+    for layer, copy in zip(graph.layers, copies, strict=True):
+        for key, array in layer.arrays.items():
+            np.testing.assert_array_equal(array, copy[key])
+    return folded
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_channels_first(bias):
+    linear = {"weight": _array(5, 3)} | ({"bias": _array(5)} if bias else {})
+    graph = _graph(
+        ("transpose", {}, {"order": NHWC}),
+        ("linear", linear, {}),
+        ("gelu", {}, {}),
+        ("scale", {"gamma": _array(5)}, {"axis": -1}),
+        ("transpose", {}, {"order": NCHW}),
+    )
+    _check(rules.channels_first, graph, ["conv", "gelu", "scale"])
+
+
+def test_channels_first_leaves_other_transposes_alone():
+    graph = _graph(("transpose", {}, {"order": NHWC}), ("linear", {"weight": _array(5, 3)}, {}))
+    _check(rules.channels_first, graph, ["transpose", "linear"])
+
+
+def test_merge_stem():
+    graph = _graph(("space_to_depth", {}, {"block": 4}), _conv(48, 5))
+    folded = _check(rules.merge_stem, graph, ["conv"])
+    assert folded.layers[0].arrays["weight"].shape == (5, 3, 4, 4)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7)])
+def test_merge_downsample(size):
+    graph = _graph(_conv(3, 4), _cell(HALVE), size=size)
+    assert _check(rules.merge_downsample, graph, ["conv"]).layers[0].arrays["weight"].shape == (4, 3, 2, 2)
+
+
+def test_merge_downsample_needs_a_convolution_without_bias():
+    _check(rules.merge_downsample, _graph(_conv(3, 4, bias=True), _cell(HALVE)), ["conv", "neocell"])
+
+
+def test_merge_downsample_needs_a_reduction():
+    _check(rules.merge_downsample, _graph(_conv(3, 4), _cell(PAIR)), ["conv", "neocell"])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_batch_norm_into_conv(bias):
+    _check(rules.batch_norm_into_conv, _graph(_conv(3, 5, 2, bias), _norm(5)), ["conv"])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_batch_norm_into_next(bias):
+    graph = _graph(_conv(3, 4), _cell(PAIR), _norm(4), _conv(4, 6, bias=bias))
+    _check(rules.batch_norm_into_next, graph, ["conv", "neocell", "conv"])
+
+
+def test_batch_norm_into_neocell():
+    graph = _graph(_conv(3, 4), _cell(PAIR), _norm(4), _norm(4), ("gelu", {}, {}))
+    folded = _check(rules.batch_norm_into_neocell, graph, ["conv", "neocell", "batch_norm", "gelu"])
+    _check(rules.batch_norm_into_neocell, folded, ["conv", "neocell", "gelu"])
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7)])
+def test_reduction_to_depthwise(size):
+    graph = rules.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(HALVE), _norm(4), size=size))
+    _check(rules.reduction_to_depthwise, graph, ["conv", "conv"])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer_scale_into_conv(bias):
+    graph = _graph(_conv(3, 5, bias=bias), ("scale", {"gamma": _array(5)}, {"axis": 1}))
+    _check(rules.layer_scale_into_conv, graph, ["conv"])
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
+def test_neocell_to_matmul(size):
+    graph = rules.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
+    _check(rules.neocell_to_matmul, graph, ["conv", "left", "right", "shift"])
+    _check(rules.neocell_to_matmul, _graph(_conv(3, 4), _cell(PAIR), size=size), ["conv", "left", "right"])
+
+
+def test_values_with_two_readers_are_not_folded_away():
+    graph = _graph(_conv(3, 4), _norm(4))
+    graph = DeployGraph(graph.layers, graph.image_size, ("v0", "v1"))
+    assert [layer.op for layer in rules.batch_norm_into_conv(graph).layers] == ["conv", "batch_norm"]
+    both = Layer("add", "v2", ("v0", "v1"), "v2")
+    graph = DeployGraph((*graph.layers, both), graph.image_size, ("v2",))
+    assert [layer.op for layer in rules.batch_norm_into_conv(graph).layers] == ["conv", "batch_norm", "add"]
+
+
+@pytest.mark.parametrize("case", goldens("NeoNeXt"))
+def test_the_unfolded_graph_is_the_official_network(case):
+    arrays = load_checkpoint(case.checkpoint).float32()
+    graph = unfolded(make_architecture(**case.options), arrays, case.image_size)
+    if case.image_size[0] > 96:
+        pytest.skip("float64 in NumPy is too slow for this size; onnxruntime checks it")
+    values = evaluate(graph, case.load("_input.npy"))
+    assert relative_max(values["logits"], case.load("_logits64.npy")) < 1e-12
+    folded, what = rules.fold(graph)
+    assert relative_max(evaluate(folded, case.load("_input.npy"))["logits"], case.load("_logits64.npy")) < 1e-6
+    assert what.gone("batch_norm") == 9 and "batch_norm" not in what.after
+    assert what.gone("scale") == (5 if case.options.get("layer_scale_init_value") else 0)
+
+
+def test_the_papers_order_folds_to_two_convolutions_between_gelus():
+    architecture = make_architecture(dims=(4, 6, 8, 10), kernel_spec="2", downsample="paper", num_classes=3)
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    for name, array in arrays.items():
+        if ".norm" in name:
+            arrays[name] = (np.abs(_array(*array.shape)) + 0.2).astype(np.float32)
+    graph = unfolded(architecture, arrays, (36, 32))
+    folded, what = rules.fold(graph)
+    assert set(what.after) == {"conv", "neocell", "gelu", "add", "global_mean", "layer_norm", "linear"}
+    between = [layer for layer in folded.layers if layer.name.startswith("downsample_1")]
+    assert [layer.op for layer in between] == ["conv", "gelu", "conv", "gelu"]
+    assert [layer.arrays["weight"].shape for layer in between[::2]] == [(4, 1, 2, 2), (6, 4, 1, 1)]
+    x = RNG.standard_normal((2, 3, 36, 32))
+    assert relative_max(evaluate(folded, x)["logits"], evaluate(graph, x)["logits"]) < 1e-6
+
+
+def test_shifts_and_sizes_are_checked():
+    architecture = make_architecture(shifts=None)
+    with pytest.raises(InputError, match="needs the shifts"):
+        unfolded(architecture, {}, (64, 64))
+    with pytest.raises(InputError, match="multiples of 4"):
+        unfolded(make_architecture(), {}, (65, 64))

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from conftest import goldens, relative_max
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neonext_ms import load_checkpoint
+from neonext_ms.architecture import make_architecture
+from neonext_ms.errors import InputError, ParityError, UsageError
+from neonext_ms.export import parity, pipeline
+from neonext_ms.export.onnx_emitter import emit
+from neonext_ms.initialization import initial_arrays
+from neonext_ms.runtime import open_runtime
+
+SHIFTS = (1, 1, 0, 0)
+
+
+def _digits(digits):
+    return pipeline.source_of_checkpoint(digits, SHIFTS)
+
+
+@pytest.mark.parametrize("case", goldens("NeoNeXt"))
+def test_exports_give_the_official_logits(case, tmp_path):
+    source = pipeline.source_of_checkpoint(str(case.checkpoint), case.options.get("shifts", (1, 1, 1, 0)))
+    report = pipeline.export(source, ["onnx", "onnx-naive", "mindir"], tmp_path, case.image_size)
+    for path in report.files.values():
+        with open_runtime(path) as runtime:
+            assert relative_max(runtime.run(case.load("_input.npy")), case.load("_logits64.npy")) < 1e-5
+
+
+@pytest.mark.parametrize("case", goldens("neonext_t"))
+def test_t_exports_give_the_official_logits(case, tmp_path):
+    entry = case.entry
+    source = pipeline.source_of_checkpoint(str(case.checkpoint), entry["kwargs"]["shifts"])
+    report = pipeline.export(source, ["onnx"], tmp_path, case.image_size, batch=1)
+    assert report.parity["onnx"].relative_l2 < 3e-6
+    x = np.random.RandomState(entry["input_seed"]).standard_normal(entry["input_shape"]).astype(np.float32)
+    with open_runtime(report.files["onnx"]) as runtime:
+        assert runtime.batch == 1
+        assert relative_max(runtime.run(x), case.load("_logits64.npy")) < 1e-5
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 20, 21])
+def test_every_opset_is_valid_and_equal(digits, tmp_path, opset):
+    report = pipeline.export(_digits(digits), ["onnx", "onnx-naive"], tmp_path, (64, 64), opset=opset)
+    for path in report.files.values():
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
+
+
+def test_what_travels_with_the_files(digits, tmp_path):
+    labels = [f"digit {i}" for i in range(10)]
+    report = pipeline.export(_digits(digits), ["onnx", "mindir"], tmp_path, (64, 64), batch=2, labels=labels)
+    manifest = json.loads((tmp_path / "digits_64.json").read_text())
+    inside = json.loads(next(p.value for p in onnx.load(report.files["onnx"]).metadata_props if p.key == "neonext_ms"))
+    for metadata in (manifest, inside):
+        assert metadata["labels"] == labels
+        assert metadata["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+        assert metadata["shifts"] == [1, 1, 0, 0] and metadata["image_size"] == [64, 64] and metadata["batch"] == 2
+        assert metadata["source"]["sha256"].startswith("384f522d4fc2f764")
+        assert metadata["versions"]["onnx"] == onnx.__version__
+    assert manifest["folded"]["batch_norms"] == 9 and manifest["folded"]["layer_scales"] == 5
+    assert manifest["parity"]["mindir"]["samples"] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["digits_64.json", "digits_64.mindir", "digits_64.onnx"]
+
+
+def test_nodes_are_counted_as_they_are_written(digits, tmp_path):
+    report = pipeline.export(_digits(digits), ["onnx", "onnx-naive"], tmp_path, (64, 64))
+    counts = [len(onnx.load(report.files[target]).graph.node) for target in ("onnx-naive", "onnx")]
+    assert tuple(counts) == report.nodes == (81, 38)
+
+
+def test_two_exports_are_the_same_bytes(digits, tmp_path):
+    for folder in ("a", "b"):
+        pipeline.export(_digits(digits), ["onnx"], tmp_path / folder, (64, 64))
+    for name in ("digits_64.onnx", "digits_64.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_live_model_is_exported_and_not_changed(tmp_path):
+    from neonext_ms import NeoNeXt, model_arrays
+
+    model = NeoNeXt(num_classes=5, dims=(8, 8, 8, 8), kernel_spec="4+7", drop_path=0.3)
+    model.set_train(True)
+    before = model_arrays(model)
+    report = pipeline.export(pipeline.source_of_model(model), ["onnx"], tmp_path, (64, 32))
+    assert report.parity["onnx"].holds()
+    for name, array in model_arrays(model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_the_papers_network_in_mindir_and_onnx(tmp_path):
+    architecture = make_architecture(
+        num_classes=7, dims=(6, 8, 10, 12), downsample="paper", kernel_spec="4+7,4+7,4+7,7", linear_bias=True
+    )
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    source = pipeline.Source(arrays, architecture, "paper")
+    report = pipeline.export(source, ["onnx", "mindir"], tmp_path, (72, 40))
+    assert report.folded.gone("neocell") == 3 and report.folded.after["neocell"] == 4
+
+
+@pytest.mark.parametrize("target", ["onnx", "mindir"])
+def test_a_file_that_deviates_is_not_published(digits, tmp_path, monkeypatch, target):
+    def tampered(graph):
+        layers = list(graph.layers)
+        weight = layers[0].arrays["weight"] * np.float32(1.001)
+        layers[0] = replace(layers[0], arrays={**layers[0].arrays, "weight": weight})
+        return replace(graph, layers=tuple(layers))
+
+    fold = pipeline.fold
+    monkeypatch.setattr(pipeline, "fold", lambda graph: (tampered(fold(graph)[0]), fold(graph)[1]))
+    with pytest.raises(ParityError, match="does not compute what the network computes"):
+        pipeline.export(_digits(digits), [target], tmp_path / "new" / "folder", (64, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare():
+    reference = np.float32([[1, 2], [3, 1]])
+    assert parity.compare(reference, reference) == parity.Parity(2, 0.0, 3.0, 0.0, 2)
+    swapped = parity.compare(reference, reference[:, ::-1])
+    assert swapped.top1_agree == 0 and not swapped.holds(10)
+    tie = np.float32([[1, 1.00001]])
+    assert parity.compare(tie, tie[:, ::-1]).top1_agree == 1
+    with pytest.raises(ParityError, match="not finite"):
+        parity.compare(reference, np.float32([[np.nan, 2], [3, 1]]))
+    with pytest.raises(ParityError, match="shape"):
+        parity.compare(reference, reference[:1])
+
+
+def test_bad_requests(digits, tmp_path):
+    source = _digits(digits)
+    with pytest.raises(UsageError, match="did you mean onnx"):
+        pipeline.export(source, ["onxx"], tmp_path)
+    with pytest.raises(UsageError, match="--image-size"):
+        pipeline.export(source, ["onnx"], tmp_path)
+    with pytest.raises(InputError, match="3 labels for 10 classes"):
+        pipeline.export(source, ["onnx"], tmp_path, (64, 64), labels=["a", "b", "c"])
+    with pytest.raises(InputError, match="opset 10"):
+        pipeline.export(source, ["onnx"], tmp_path, (64, 64), opset=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_folded_onnx_equals_the_network(data, tmp_path_factory):
+    draw = data.draw
+    kernels = draw(st.lists(st.sampled_from(["2", "3", "4", "7", "4+7", "2+3+5"]), min_size=4, max_size=4))
+    smallest = [min(map(int, code.split("+"))) for code in kernels]
+    architecture = make_architecture(
+        num_classes=draw(st.integers(1, 5)),
+        per_stage_layers=draw(st.tuples(*[st.integers(0, 2)] * 4)),
+        dims=draw(st.tuples(*[st.integers(3, 12)] * 4)),
+        kernel_spec=kernels,
+        shifts=[draw(st.integers(0, k - 1)) for k in smallest],
+        layer_scale_init_value=draw(st.sampled_from([0, 0.5])),
+        linear_bias=draw(st.booleans()),
+        downsample=draw(st.sampled_from(["official", "paper"])),
+    )
+    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
+    arrays = initial_arrays(architecture, rng=rng)
+    for name in arrays:
+        if ".norm" in name or name.endswith("gamma"):
+            arrays[name] = (np.abs(rng.standard_normal(arrays[name].shape)) + 0.2).astype(np.float32)
+    size = (4 * draw(st.integers(8, 20)), 4 * draw(st.integers(8, 20)))
+    report = pipeline.export(
+        pipeline.Source(arrays, architecture, "random"), ["onnx"], tmp_path_factory.mktemp("x"), size, seed=1
+    )
+    assert not {"batch_norm", "scale", "transpose"} & set(report.folded.after)
+
+
+def test_an_onnx_export_never_imports_mindspore(digits, tmp_path):
+    code = (
+        "import sys; from neonext_ms.export.command import main; "
+        f"code = main(['--checkpoint', {digits!r}, '--shifts', '1,1,0,0', '--image-size', '64', '--target', 'onnx', "
+        f"'--output', {str(tmp_path)!r}]); sys.exit(code or 'mindspore' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_emitter_refuses_more_than_protobuf_can_hold(digits, monkeypatch):
+    from neonext_ms.export import onnx_emitter
+    from neonext_ms.export.fold import neocell_to_matmul
+    from neonext_ms.export.graph import unfolded
+
+    source = _digits(digits)
+    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="2 GB"):
+        emit(neocell_to_matmul(unfolded(source.architecture, source.arrays, (64, 64))))
+
+
+def test_source_of_a_checkpoint_keeps_the_architecture(digits):
+    source = _digits(digits)
+    assert source.architecture == load_checkpoint(digits, SHIFTS).architecture
+    assert source.name == "digits_64"
