@@ -382,8 +382,6 @@ def test_help_is_quick(name):
 
 def test_digits(capsys):
     checkpoint = DATA / "digits_64.pt"
-    if not checkpoint.exists():
-        pytest.skip("tests/data/digits_64.pt is not there")
     flags = ["--model", checkpoint, "--shifts", "1,1,0,0", "--image-size", "64"]
     code, out, err = ran(capsys, validate, *flags, DATA / "digits", "--json")
     assert code == 0, err
