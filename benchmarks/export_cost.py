@@ -4,7 +4,7 @@
 
 Every measurement is a process of its own, taking turns: `weights` reads a float32 checkpoint and writes its arrays,
 `export` reads the same checkpoint, folds it and writes the ONNX file, `proven` is the whole `neonext-export` with its
-parity run. Peak memory is the largest resident set of the process; `idle` is that of the same interpreter with NumPy.
+parity run. Peak memory is the largest resident set of the process (Linux only); `idle` is the interpreter with NumPy.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from ..commands.common import Parser, print_json, run
 
 _MEASURED = """\
-import resource, sys, time
-start = time.perf_counter()
+import sys
 {work}
-seconds = time.perf_counter() - start
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "mindspore" in sys.modules)
+# Not getrusage: its maximum counts the parent's memory from before this program was loaded.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak) * 1024, "mindspore" in sys.modules)
 """
 _WORK = {
     "idle": "import numpy",
@@ -39,9 +39,10 @@ from pathlib import Path
 from neonext_ms.export import pipeline
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
+from neonext_ms.export.targets import TARGETS
 source = pipeline.source_of_checkpoint({checkpoint!r})
 graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, {size!r}))[0])
-pipeline.TARGETS["onnx"].write(graph, Path({output!r}) / "model.onnx", None, 20, {{}})
+TARGETS["onnx"].write(graph, Path({output!r}) / "model.onnx", None, 20, {{}})
 """,
     "proven": """\
 from neonext_ms.export import pipeline
@@ -61,7 +62,7 @@ def _once(work: str) -> tuple[float, float, bool]:
     )
     # Wall time of the whole process: starting the interpreter and importing count.
     seconds = time.perf_counter() - start
-    _, memory, mindspore = done.stdout.split()
+    memory, mindspore = done.stdout.split()
     return seconds, float(memory), mindspore == "True"
 
 

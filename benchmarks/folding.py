@@ -1,6 +1,6 @@
 """What folding gains: an exported model against the same network exported node by node, in onnxruntime.
 
-    python -m neonext_ms.benchmarks.folding [--model neonext_t.released_224] [--checkpoint FILE --shifts 1,1,1,0]
+python -m neonext_ms.benchmarks.folding [--model neonext_t.released_224] [--checkpoint FILE --shifts 1,1,1,0]
 """
 
 from __future__ import annotations

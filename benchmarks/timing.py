@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def interleaved(
-    work: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3
-) -> dict[str, list[float]]:
+def interleaved(work: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
     """Seconds of every call, `rounds` of each after `warm_up` that do not count.
 
     Taking turns lets a slow spell of the machine hit all alike.

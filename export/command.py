@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..commands.common import Parser, note, parse_shifts, parse_size, print_json, read_lines, run
 from ..errors import UsageError
+from .targets import TARGETS, Target, resolve_targets
 
 DESCRIPTION = """\
 Fold a NeoNeXt checkpoint into a deployment graph, write it as ONNX or MindIR, and prove every file against the
@@ -18,9 +19,7 @@ unfolded network before it gets its name.
   neonext-export --model neonext_t.released_224 --target onnx --output build/t      (random weights, for benchmarks)
 
 Targets:
-  onnx        folded graph for onnxruntime and other ONNX tools
-  mindir      folded graph for MindSpore and MindSpore Lite
-  onnx-naive  the network node by node, as a baseline
+{targets}
 
 Exit codes: 0 done, 1 error, 2 usage, 3 toolchain missing, 4 a file does not compute what the network computes."""
 
@@ -40,7 +39,8 @@ def parse_batch(text: str) -> int | None:
 
 def build_parser() -> Parser:
     """The command line of neonext-export."""
-    parser = Parser(prog="neonext-export", description=DESCRIPTION)
+    targets = "\n".join(f"  {target.name:12}{target.summary}" for target in TARGETS.values())
+    parser = Parser(prog="neonext-export", description=DESCRIPTION.format(targets=targets))
     parser.add_argument("--checkpoint", metavar="FILE", help=".pt, .pth, .ckpt or .safetensors")
     parser.add_argument("--model", metavar="NAME", help="a named model with random weights instead of a checkpoint")
     parser.add_argument("--shifts", type=parse_shifts, help="NeoCell shift of the four stages, such as 1,1,1,0")
@@ -68,8 +68,8 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from .onnx_emitter import DEFAULT_OPSET
     from .parity import TOLERANCE
 
-    targets = [target.name for target in pipeline.resolve_targets(args.target.split(","))]
-    output, name = _destination(args, targets, pipeline.TARGETS)
+    targets = resolve_targets(args.target.split(","))
+    output, name = _destination(args, targets)
     labels = read_lines(args.labels) if args.labels else None
     preprocessing = None
     if args.preprocess:
@@ -81,7 +81,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     source = _source(args, pipeline)
     report = pipeline.export(
         source,
-        targets,
+        [target.name for target in targets],
         output,
         image_size=args.image_size,
         batch=args.batch,
@@ -111,17 +111,17 @@ def _source(args: argparse.Namespace, pipeline) -> object:
     return pipeline.source_of_name(args.model, args.shifts, args.seed)
 
 
-def _destination(args: argparse.Namespace, targets: list[str], table) -> tuple[Path, str | None]:
+def _destination(args: argparse.Namespace, targets: list[Target]) -> tuple[Path, str | None]:
     """Folder and name of the files; `--output` may name the one file itself."""
     output = Path(args.output)
     if args.name is not None and (not args.name or Path(args.name).name != args.name):
         raise UsageError(f"--name {args.name!r}: expected a file name without folders")
-    suffixes = {target.suffix for target in table.values()}
-    if output.suffix in suffixes and not output.is_dir():
-        if len(targets) > 1 or output.suffix != Path(table[targets[0]].suffix).suffix or args.name:
-            raise UsageError(f"--output {output}: name a folder, or one {table[targets[0]].suffix} file for one target")
-        return output.parent, output.stem
-    return output, args.name
+    if output.is_dir() or not output.name.endswith(tuple(target.suffix for target in TARGETS.values())):
+        return output, args.name
+    suffix = targets[0].suffix
+    if len(targets) > 1 or not output.name.endswith(suffix) or args.name:
+        raise UsageError(f"--output {output}: name a folder, or a {suffix} file for one target without --name")
+    return output.parent, output.name.removesuffix(suffix)
 
 
 def _watch():
@@ -142,8 +142,8 @@ def _print(report, args: argparse.Namespace) -> None:
     numbers = {key: ",".join(map(str, architecture[key])) for key in ("per_stage_layers", "dims", "shifts")}
     size = "x".join(map(str, data["image_size"]))
     print(
-        f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, kernels "
-        f"{architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes"
+        f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, "
+        f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes"
     )
     print(f"input     {data['batch'] or 'N'}x3x{size}, float32")
     print(

@@ -81,9 +81,7 @@ def merge_stem(graph: DeployGraph) -> DeployGraph:
         if conv.attributes["groups"] != 1 or weight.shape[2:] != (1, 1):
             continue
         whole = weight.reshape(weight.shape[0], -1, p, p)
-        changes.append(
-            ([depth, conv], [replace(conv, inputs=depth.inputs, arrays={**conv.arrays, "weight": whole})])
-        )
+        changes.append(([depth, conv], [replace(conv, inputs=depth.inputs, arrays={**conv.arrays, "weight": whole})]))
     return graph.replaced(changes)
 
 

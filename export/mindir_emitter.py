@@ -9,8 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ..errors import InputError, NeoNextError
-from ..files import explained
+from ..errors import InputError
+from ..runtime import signals_later
 from .graph import INPUT, DeployGraph, Layer
 
 
@@ -155,25 +155,23 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None) -> None:
         batch: fixed batch size, or None for a dynamic one.
 
     Raises:
-        InputError: the file cannot be written.
+        OSError: the file cannot be written.
+        InputError: MindSpore could not write it.
     """
-    ms.set_device("CPU")
     cell = DeployCell(graph)
     cell.set_train(False)
     images = Tensor(shape=[batch, 3, *graph.image_size], dtype=ms.float32)
     # MindSpore reports a full disk in its log only, so the space is claimed first.
     size = sum(array.nbytes for layer in graph.layers for array in layer.arrays.values())
-    with explained(path):
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, max(size, 1))
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, max(size, 1))
+    finally:
+        os.close(descriptor)
         os.unlink(path)
     try:
-        ms.export(cell, images, file_name=str(path), file_format="MINDIR")
-    except NeoNextError:
-        raise
+        with signals_later():
+            ms.export(cell, images, file_name=str(path), file_format="MINDIR")
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
     if not path.is_file() or path.stat().st_size < size:

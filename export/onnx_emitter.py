@@ -15,7 +15,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..errors import InputError
-from ..files import explained
 from .graph import INPUT, DeployGraph, Layer
 
 DEFAULT_OPSET = 20
@@ -77,9 +76,9 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to a file.
 
     Raises:
-        InputError: the file cannot be written.
+        OSError: the file cannot be written.
     """
-    with explained(path), open(path, "wb") as file:
+    with open(path, "wb") as file:
         file.write(model.SerializeToString())
 
 

@@ -13,61 +13,18 @@ import numpy as np
 
 from .. import __version__
 from ..architecture import Architecture
-from ..errors import InputError, ParityError, UsageError, nearest
+from ..errors import InputError, ParityError, UsageError
 from ..files import explained, publish, sha256, staging
-from ..metadata import KEY
 from ..preprocessing import Preprocessing
 from ..registry import identify, model_config
-from ..runtime import open_runtime
+from ..runtime import load_mindspore, open_runtime
 from . import parity
 from .fold import Folded, fold, neocell_to_matmul
 from .graph import DeployGraph, unfolded
 from .onnx_emitter import DEFAULT_OPSET, count_nodes
+from .targets import resolve_targets
 
 NOISE_SAMPLES = 4
-
-
-@dataclass(frozen=True)
-class Target:
-    """A kind of file that can be emitted.
-
-    Attributes:
-        name: as `--target` takes it.
-        suffix: of the file, behind the model's name.
-        summary: one line for a person.
-        mindspore: whether emitting it loads MindSpore.
-        folded: whether it holds the folded network.
-        write: writes the file: `(graph, path, batch, opset, metadata)`.
-    """
-
-    name: str
-    suffix: str
-    summary: str
-    mindspore: bool
-    folded: bool
-    write: Callable[[DeployGraph, Path, int | None, int, Mapping], None]
-
-
-def _write_onnx(graph, path, batch, opset, metadata):
-    from . import onnx_emitter
-
-    onnx_emitter.write(onnx_emitter.emit(graph, batch, opset, {KEY: metadata}), path)
-
-
-def _write_mindir(graph, path, batch, opset, metadata):
-    from . import mindir_emitter
-
-    mindir_emitter.write(graph, path, batch)
-
-
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("onnx", ".onnx", "folded graph for onnxruntime and other ONNX tools", False, True, _write_onnx),
-        Target("mindir", ".mindir", "folded graph for MindSpore and MindSpore Lite", True, True, _write_mindir),
-        Target("onnx-naive", "_naive.onnx", "the network node by node, as a baseline", False, False, _write_onnx),
-    )
-}
 
 
 @dataclass
@@ -167,20 +124,6 @@ def source_of_model(model, name: str = "neonext") -> Source:
     return Source(model_arrays(model), model.architecture, name)
 
 
-def resolve_targets(names: Sequence[str]) -> list[Target]:
-    """Targets by name, each once, in the order of the table.
-
-    Raises:
-        UsageError: none, or an unknown one.
-    """
-    for name in names:
-        if name not in TARGETS:
-            raise UsageError(f"unknown target {name!r}{nearest(name, TARGETS)}; known: {', '.join(TARGETS)}")
-    if not names:
-        raise UsageError(f"no target given; known: {', '.join(TARGETS)}")
-    return [target for target in TARGETS.values() if target.name in names]
-
-
 def resolve_image_size(source: Source, image_size: Sequence[int] | None = None) -> tuple[int, int]:
     """The size that was asked for, or that the source records, or that its architecture is published with.
 
@@ -216,7 +159,7 @@ def export(
 
     Args:
         source: the network; it is only read.
-        targets: names from `TARGETS`.
+        targets: names from `targets.TARGETS`.
         output: folder of the files; made if it is not there.
         image_size: height and width of the input; see `resolve_image_size`.
         batch: fixed batch size, or None for a dynamic one.
@@ -250,6 +193,9 @@ def export(
     with _timed(seconds, "hash", watch):
         metadata["source"] = _provenance(source)
     samples = _samples(metadata, images, seed)
+    if any(target.mindspore for target in chosen):
+        with _timed(seconds, "import", watch):
+            load_mindspore()
 
     with staging(output) as stage:
         staged = {}
@@ -341,7 +287,8 @@ def _reference(chosen, source: Source, naive: DeployGraph, size, opset, samples,
     from . import onnx_emitter
 
     path = stage / "reference.onnx"
-    onnx_emitter.write(onnx_emitter.emit(naive, opset=opset), path)
+    with explained(stage.parent):
+        onnx_emitter.write(onnx_emitter.emit(naive, opset=opset), path)
     logits = _logits(path, samples, size)
     path.unlink()
     return "the unfolded network, node by node, in onnxruntime", logits

@@ -98,9 +98,7 @@ class Architecture:
         shift = self.shifts[stage] if self.shifts else 0
         share = channels // len(sizes)
         counts = [share] * (len(sizes) - 1) + [channels - share * (len(sizes) - 1)]
-        return NeoCellSpec(
-            [{"kernel": k, "channels": c, "shift": shift} for k, c in zip(sizes, counts, strict=True)]
-        )
+        return NeoCellSpec([{"kernel": k, "channels": c, "shift": shift} for k, c in zip(sizes, counts, strict=True)])
 
     def downsample_spec(self, stage: int) -> NeoCellSpec:
         """The NeoCell (2 -> 1) between `stage` (0 to 2) and the next."""

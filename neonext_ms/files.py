@@ -18,6 +18,7 @@ def explain(error: OSError, path: str | os.PathLike) -> InputError:
     """The user's words for an operating-system error at `path`."""
     reasons = {
         errno.ENOSPC: "the disk is full; free some space or choose another place",
+        errno.EFBIG: "the file is larger than this place or a limit allows; choose another place",
         errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
         errno.EACCES: "permission denied; choose a place that you may use",
         errno.EPERM: "operation not permitted; choose a place that you may use",

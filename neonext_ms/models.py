@@ -32,7 +32,6 @@ from .names import mindspore_name, official_name
 from .ops.neocell import neo_cell
 from .registry import model_config
 
-
 BATCH_NORM_KEEP = 0.9
 
 

@@ -164,6 +164,9 @@ class OnnxRuntime(Runtime):
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # By default the threads of a session go on spinning after a run, and steal the cores from whatever follows:
+        # another model that is compared with this one, or the decoding of the next images.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:
@@ -263,7 +266,7 @@ class MindIRRuntime(_MindSporeRuntime):
         if image_size is None and known is None:
             lack = f"its manifest {manifest} has no image_size" if manifest.exists() else f"no manifest {manifest}"
             raise UsageError(f"{self.path}: {lack}, so the size of the images is not known; give --image-size")
-        ms = _mindspore(threads)
+        ms = load_mindspore(threads)
         shape, classes = self._signature()
         self.input_size = _agree(self.path, image_size, ("the graph", shape[2:]), ("its manifest", known))
         self.batch = shape[0] or self.metadata.get("batch")
@@ -347,7 +350,7 @@ class CheckpointRuntime(_MindSporeRuntime):
         self.batch = None
         self.classes = architecture.num_classes
         self._check_labels()
-        ms = _mindspore(threads)
+        ms = load_mindspore(threads)
         from .models import build_model
 
         # Op by op it takes three to twenty times as long; compiling pays from the second batch on.
@@ -402,12 +405,13 @@ def _check_file(path: str | os.PathLike) -> None:
         pass
 
 
-def _mindspore(threads: int | None):
+def load_mindspore(threads: int | None = None):
+    """MindSpore, imported and set to the CPU; `threads` counts only if it is not imported yet."""
     # Both are read when MindSpore is imported, and never again.
     os.environ.setdefault("GLOG_v", "3")
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    with _signals_later():
+    with signals_later():
         import mindspore as ms
 
         ms.set_device("CPU")
@@ -415,8 +419,8 @@ def _mindspore(threads: int | None):
 
 
 @contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM: MindSpore aborts, or loses them, if they come while it is imported."""
+def signals_later() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM: MindSpore aborts, or loses them, while it is imported or compiles a graph."""
     came: list[int] = []
     old = {}
     if threading.current_thread() is threading.main_thread():

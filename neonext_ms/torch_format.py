@@ -196,7 +196,7 @@ def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
             if order == "big":
                 if kind.dtype is None:
                     raise InputError(f"{source}: an untyped tensor of a big-endian machine cannot be read; {HINT}")
-                body = memoryview(np.frombuffer(body, f"u{step}").byteswap()).cast("B")
+                body = memoryview(np.frombuffer(body, f"u{step}").byteswap().view(np.uint8))
             storages[key] = _Storage(kind.dtype, body)
         if kind.dtype != storages[key].dtype and order == "big":
             raise ValueError("a storage has two types")

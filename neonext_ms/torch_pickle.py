@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from .errors import InputError
 from .mapped import printable
 
-# A NeoNeXt's pickle has some fifty opcodes a tensor; a training checkpoint three times as many tensors.
-_MAX_OPCODES = 4_000_000
-_MAX_BYTES = 64 << 20
+# A tensor takes some fifty opcodes, and the training checkpoint of the largest model has 2,000 tensors.
+_MAX_OPCODES = 1_000_000
+_MAX_BYTES = 16 << 20
 # Keys are hashed and compared. Only for these does that take a bounded time: nested tuples can take forever.
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
@@ -71,18 +71,16 @@ class _Machine:
         self.memo: dict[int, object] = {}
 
     def run(self):
-        operations, push_memo = _OPERATIONS, self.memo
         for _ in range(_MAX_OPCODES):
             code = self.take(1)[0]
             if code == 0x2E:  # STOP
                 return self.stack.pop()
-            operation = operations.get(code)
+            operation = _OPERATIONS.get(code)
             if operation is None:
                 self.refuse_opcode(code)
             operation(self)
         raise InputError(
-            f"{self.source}: its pickle has more than {_MAX_OPCODES} steps ({len(push_memo)} values remembered), too "
-            f"many for a checkpoint; {HINT}"
+            f"{self.source}: its pickle has more than {_MAX_OPCODES} steps, too many for a checkpoint; {HINT}"
         )
 
     def take(self, count: int) -> memoryview:

@@ -31,8 +31,8 @@ class StoredZip:
         source: its name, for messages.
 
     Raises:
-        InputError: it is a TorchScript archive, the directory is missing or damaged, or an entry is compressed, encrypted, beyond the file, in
-            another one's place, or there twice.
+        InputError: it is a TorchScript archive, the directory is missing or damaged, or an entry is compressed,
+            encrypted, beyond the file, in another one's place, or there twice.
     """
 
     def __init__(self, data: memoryview, source: str):

@@ -27,7 +27,6 @@ _STEPS = re.compile(
 )
 
 
-
 def select_weights(tree: object, source: str, ema: bool = False) -> tuple[dict, list[str]]:
     """The state dict inside what a file holds: itself, or below `model`, `state_dict`, `model_ema` and the like.
 
@@ -137,19 +136,21 @@ def _split(tree: Mapping) -> tuple[dict, dict[str, dict]]:
             plain[key] = value
         elif dot:
             groups.setdefault(head, {})[rest] = value
-        elif _holds_tensors(value, _DEPTH):
+        elif _holds_tensors(value, set()):
             groups[head] = {**groups.get(head, {}), **value}
         else:
             plain[key] = value
     return plain, groups
 
 
-def _holds_tensors(value: object, depth: int) -> bool:
-    if not isinstance(value, dict) or not depth:
+def _holds_tensors(value: object, seen: set[int]) -> bool:
+    # A hostile file can make a dictionary contain itself.
+    if not isinstance(value, dict) or id(value) in seen:
         return False
+    seen.add(id(value))
     if any(isinstance(inner, np.ndarray) for inner in value.values()):
         return True
-    return any(_holds_tensors(value.get(name), depth - 1) for name in (*REGULAR, *EMA))
+    return len(seen) <= _DEPTH and any(_holds_tensors(value.get(name), seen) for name in (*REGULAR, *EMA))
 
 
 def _has_weights(values: Mapping) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conftest import goldens, relative_max
 from neonext_ms import load_checkpoint
 from neonext_ms.architecture import make_architecture

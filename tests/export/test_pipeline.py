@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from conftest import goldens, relative_max
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from conftest import goldens, relative_max
 from neonext_ms import load_checkpoint
 from neonext_ms.architecture import make_architecture
 from neonext_ms.errors import InputError, ParityError, UsageError

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from neonext_ms import list_models, model_config
 from neonext_ms.architecture import make_architecture
 from neonext_ms.commands.info import published_rows
@@ -50,7 +51,7 @@ def test_official_strings_are_taken():
 
 def test_drop_path_grows_linearly():
     rates = make_architecture(per_stage_layers=(1, 2, 1, 1), drop_path=0.4).drop_path_rates()
-    assert sum(rates, []) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert [rate for stage in rates for rate in stage] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import goldens, relative_l2, relative_max
 from mindspore import Tensor, nn, ops
+
+from conftest import goldens, relative_l2, relative_max
 from neonext_ms import NeoNeXt, create_model, load_checkpoint, load_weights, mindspore_name, model_arrays
 from neonext_ms.errors import InputError
 from neonext_ms.initialization import initial_arrays

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from neonext_ms.errors import InputError, UsageError
 from neonext_ms.images import load_images
 from neonext_ms.preprocessing import Preprocessing
-from neonext_ms.runtime import OnnxRuntime, _signals_later, open_runtime
+from neonext_ms.runtime import OnnxRuntime, open_runtime, signals_later
 
 DATA = Path(__file__).parents[1] / "data"
 CLASSES = 5
@@ -289,7 +289,7 @@ def test_onnx_called_mindir(tmp_path, capfd):
 
 def test_signals_wait_for_an_import():
     steps = []
-    with pytest.raises(KeyboardInterrupt), _signals_later():
+    with pytest.raises(KeyboardInterrupt), signals_later():
         signal.raise_signal(signal.SIGINT)
         steps.append("imported")
     assert steps == ["imported"]

@@ -3,8 +3,9 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import goldens, relative_max
 from mindspore import Tensor, nn
+
+from conftest import goldens, relative_max
 from neonext_ms.errors import InputError
 from neonext_ms.ops import NeoCellSpec, neo_cell, reference
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conftest import goldens, relative_max
 from neonext_ms.ops import NeoCellSpec, reference
 
@@ -38,7 +39,7 @@ def test_golden(case):
     np.testing.assert_allclose(dbias, z["dy"].astype(np.float64).sum((0, 2, 3)))
 
 
-@pytest.mark.parametrize(("groups", "shape"), SMALL_MAPS + [([{"kernel": 5, "channels": 7, "shift": 2}], (13, 8))])
+@pytest.mark.parametrize(("groups", "shape"), [*SMALL_MAPS, ([{"kernel": 5, "channels": 7, "shift": 2}], (13, 8))])
 def test_patchwise_equals_block_diagonal(groups, shape):
     spec = NeoCellSpec(groups)
     x, a, b, dy = _random(spec, shape, np.random.RandomState(1))

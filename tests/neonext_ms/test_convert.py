@@ -1,0 +1,83 @@
+"""neonext-convert: every direction, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neonext_ms import torch_format
+from neonext_ms.checkpoint import load_checkpoint
+from neonext_ms.commands.convert import main
+
+
+def error_of(capsys, code: int, *arguments) -> str:
+    assert main([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("error") == 1
+    return captured.err
+
+
+def test_there_and_back_keeps_every_bit(tmp_path, digits, capsys):
+    names = ["a.ckpt", "b.safetensors", "c.pt"]
+    previous = digits
+    for name in names:
+        shifts = ["--shifts", "1,1,0,0"] if previous == digits else []
+        assert main([previous, str(tmp_path / name), *shifts]) == 0
+        previous = str(tmp_path / name)
+    original = {name.removeprefix("module."): array for name, array in torch_format.read(digits).items()}
+    back = torch_format.read(tmp_path / "c.pt")
+    assert list(back) == list(original)
+    assert all(back[name].tobytes() == array.tobytes() for name, array in original.items())
+    assert load_checkpoint(tmp_path / "c.pt").architecture.shifts == (1, 1, 0, 0)
+    captured = capsys.readouterr()
+    assert "dims 24,48,96,192; blocks 1,1,2,1; kernels 4+7; shifts 1,1,0,0" in captured.out
+    assert "(PyTorch)" in captured.out and "(MindSpore)" in captured.out and captured.err == ""
+
+
+def test_json_and_labels(tmp_path, digits, capsys):
+    (tmp_path / "labels.txt").write_text("".join(f"digit {i}\n" for i in range(10)))
+    out = tmp_path / "new" / "x.safetensors"
+    assert main([digits, str(out), "--json", "--labels", str(tmp_path / "labels.txt")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["input_format"] == "PyTorch" and report["output_format"] == "safetensors"
+    assert report["tensors"] == 95 and report["dtypes"] == ["float32"] and report["model"] is None
+    assert report["architecture"]["shifts"] is None and report["recorded"] == ["labels"]
+    assert report["output_bytes"] == out.stat().st_size
+    assert "the shifts are not known" in report["notes"][0]
+    assert load_checkpoint(out).metadata == {"labels": [f"digit {i}" for i in range(10)]}
+
+
+def test_refusals(tmp_path, digits, capsys):
+    copy = tmp_path / "x.pt"
+    copy.write_bytes(Path(digits).read_bytes())
+    (tmp_path / "link.pt").symlink_to(copy)
+    (tmp_path / "labels.txt").write_text("one\n")
+    out = tmp_path / "out.pt"
+    assert "OUT is the file that IN is" in error_of(capsys, 2, copy, copy)
+    assert "OUT is the file that IN is" in error_of(capsys, 2, copy, tmp_path / "link.pt")
+    assert "unknown suffix '.onnx'" in error_of(capsys, 2, copy, tmp_path / "x.onnx")
+    assert "no such file" in error_of(capsys, 1, tmp_path / "y.pt", out)
+    assert "shifts 1,1,0,9" in error_of(capsys, 1, copy, out, "--shifts", "1,1,0,9")
+    assert "bare state dict" in error_of(capsys, 1, copy, out, "--ema")
+    assert "1 labels for 10 classes" in error_of(capsys, 1, copy, out, "--labels", tmp_path / "labels.txt")
+    with pytest.raises(SystemExit) as caught:
+        main([str(copy), str(out), "--shifts", "1,2"])
+    assert caught.value.code == 2
+    assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["labels.txt", "link.pt", "x.pt"]
+    assert main([str(copy), str(tmp_path / "told.pt"), "--shifts", "1,1,0,0"]) == 0
+    capsys.readouterr()
+    assert "records the shifts 1,1,0,0" in error_of(capsys, 1, tmp_path / "told.pt", out, "--shifts", "1,1,1,0")
+
+
+def test_help_is_quick():
+    code = (
+        "import sys\nfrom neonext_ms.commands.convert import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('numpy', 'mindspore')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "neonext-convert training.pth weights.safetensors --ema" in done.stdout
