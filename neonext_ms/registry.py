@@ -124,19 +124,24 @@ def model_config(name: str, **options) -> ModelConfig:
     )
 
 
-def identify(architecture: Architecture) -> str | None:
-    """Name of the registered model with this architecture, whatever its classes and drop path, or None.
+def candidates(architecture: Architecture) -> list[str]:
+    """Names of the registered models with this architecture, whatever its classes and drop path.
 
     Shifts that are not known match any; the size of the layer scale is an initial value and does not count.
     """
 
-    def key(a: Architecture, shifts):
-        bare = replace(a, num_classes=1, drop_path=0.0, shifts=None, layer_scale_init_value=float(a.layer_scale))
-        return bare, shifts
+    def bare(a: Architecture) -> Architecture:
+        return replace(a, num_classes=1, drop_path=0.0, shifts=None, layer_scale_init_value=float(a.layer_scale))
 
+    found = []
     for name in list_models():
         other = model_config(name).architecture
-        shifts = other.shifts if architecture.shifts is None else architecture.shifts
-        if key(architecture, shifts) == key(other, other.shifts):
-            return name
-    return None
+        if bare(architecture) == bare(other) and architecture.shifts in (None, other.shifts):
+            found.append(name)
+    return found
+
+
+def identify(architecture: Architecture) -> str | None:
+    """Name of the one registered model with this architecture, or None (see `candidates`)."""
+    found = candidates(architecture)
+    return found[0] if len(found) == 1 else None

@@ -38,7 +38,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     from ..checkpoint import format_for, load_checkpoint, save_checkpoint
     from ..errors import UsageError
-    from ..registry import identify
+    from ..registry import candidates
 
     written_as = format_for(arguments.output)
     if _same_file(arguments.input, arguments.output):
@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> int:
         metadata["labels"] = read_lines(arguments.labels)
     save_checkpoint(arguments.output, checkpoint.arrays, metadata, checkpoint.counters)
 
-    name = identify(architecture)
+    name = " or ".join(candidates(architecture)) or None
     elements = sum(array.size for array in checkpoint.arrays.values())
     size = os.path.getsize(arguments.output)
     if arguments.json:

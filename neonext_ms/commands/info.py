@@ -87,15 +87,16 @@ def _describe_name(name: str, image_size, shifts=None) -> dict:
 def _describe_checkpoint(path: str, shifts, image_size) -> dict:
     from ..checkpoint import load_checkpoint
     from ..files import sha256
-    from ..registry import identify, model_config
+    from ..registry import candidates, model_config
 
     checkpoint = load_checkpoint(path, shifts)
-    model = identify(checkpoint.architecture)
-    size = image_size or checkpoint.metadata.get("image_size") or (model_config(model).image_size if model else None)
+    models = candidates(checkpoint.architecture)
+    published = model_config(models[0]).image_size if len(models) == 1 else None
+    size = image_size or checkpoint.metadata.get("image_size") or published
     return {
         "file": path,
         "sha256": sha256(path),
-        "model": model,
+        "model": " or ".join(models) or None,
         **_count(checkpoint.architecture, size),
         "tensors": len(checkpoint.arrays),
         "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
