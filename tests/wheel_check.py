@@ -1,6 +1,6 @@
 """Build a wheel, install it in an environment of its own, and run the commands from an unrelated folder.
 
-    make wheel-test
+make wheel-test
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_torch_format import number, tensor
-from test_torch_format import text as pickled
 
 from neonext_ms import mindspore_format, safetensors_format, torch_format
 from neonext_ms.architecture import DOWNSAMPLES, make_architecture
@@ -30,6 +28,8 @@ from neonext_ms.mapped import BFLOAT16
 from neonext_ms.metadata import decode
 from neonext_ms.names import mindspore_name
 from neonext_ms.registry import identify, list_models, model_config
+from pickles import number, tensor
+from pickles import text as pickled
 
 FORMATS = (".pt", ".safetensors", ".ckpt")
 SMALL = make_architecture(

@@ -19,6 +19,7 @@ import pytest
 
 from neonext_ms import torch_format
 from neonext_ms.errors import InputError
+from pickles import number, numbers, state_dict, storage, tensor, text
 
 CLASSES = {
     "float16": "HalfStorage",
@@ -32,39 +33,6 @@ CLASSES = {
     "int64": "LongStorage",
     "bool": "BoolStorage",
 }
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def number(value: int) -> bytes:
-    return b"\x8a\x0a" + value.to_bytes(10, "little", signed=True)
-
-
-def numbers(values) -> bytes:
-    return b"(" + b"".join(map(number, values)) + b"t"
-
-
-def storage(key="0", count=6, kind="FloatStorage", tail=b"") -> bytes:
-    return (
-        b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number(count) + tail + b"tQ"
-    )
-
-
-def tensor(key="0", count=6, offset=0, shape=(6,), strides=(1,), kind="FloatStorage", tail=b"") -> bytes:
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n("
-        + storage(key, count, kind, tail)
-        + number(offset)
-        + numbers(shape)
-        + numbers(strides)
-        + b"\x89ccollections\nOrderedDict\n)RtR"
-    )
-
-
-def state_dict(**tensors: bytes) -> bytes:
-    return b"\x80\x02}(" + b"".join(text(name) + body for name, body in tensors.items()) + b"u."
 
 
 SIX = np.arange(6, dtype=np.float32)
