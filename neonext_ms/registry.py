@@ -59,7 +59,7 @@ def _published():
     readme = f"README of {REPOSITORY}"
     for size, value in (("t", 27.5e6), ("s", 49.3e6), ("b", 86.8e6), ("l", 193.5e6)):
         variant = "released_384" if size == "l" else "released_224"
-        yield Published(f"neonext_{size}.{variant}", "parameters", 224, value, 5, readme)
+        yield Published(f"neonext_{size}.{variant}", "parameters", int(variant[-3:]), value, 5, readme)
     for size, at_224, at_384 in (("t", 4.4e9, 13.3e9), ("s", 8.6e9, 25.7e9), ("b", 15.2e9, 45.2e9)):
         yield Published(f"neonext_{size}.released_224", "multiply_adds", 224, at_224, 8, readme)
         yield Published(f"neonext_{size}.released_384", "multiply_adds", 384, at_384, 8, readme)

@@ -154,9 +154,11 @@ def test_weights_that_make_nan(digits, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing(digits, tmp_path, number):
     output = tmp_path / "out"
-    # A slow comparison gives the signal a moment at which files are staged.
+    # A slow comparison gives the signal a moment at which files are staged; a test run in the background may have
+    # inherited that Ctrl-C is ignored.
     code = (
-        "import sys, time; from neonext_ms.export import command, pipeline; "
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from neonext_ms.export import command, pipeline; "
         "pipeline._compare = lambda *_: time.sleep(60); sys.exit(command.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
