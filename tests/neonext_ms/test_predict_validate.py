@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from conftest import FULL
 from neonext_ms.commands import predict, validate
 from neonext_ms.errors import InputError
 from neonext_ms.imagefolder import class_indices, find_images
@@ -389,3 +390,17 @@ def test_digits(capsys):
     golden = np.load(DATA / "digits_20.npz")
     correct = int((golden["logits"].argmax(1) == golden["labels"]).sum())
     assert (report["images"], report["as_is"], report["top1"]["correct"]) == (20, 20, correct)
+
+
+@pytest.mark.skipif(FULL is None, reason="NEONEXT_GOLDEN is not set")
+@pytest.mark.parametrize("kind", ["checkpoint", "onnx", "mindir"])
+def test_all_digits(capsys, tmp_path, kind):
+    flags = ["--model", DATA / "digits_64.pt", "--shifts", "1,1,0,0", "--image-size", "64"]
+    if kind != "checkpoint":
+        from neonext_ms.export import pipeline
+
+        source = pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
+        flags = ["--model", pipeline.export(source, [kind], tmp_path, (64, 64)).files[kind]]
+    code, out, err = ran(capsys, validate, *flags, FULL / "digits" / "val", "--json")
+    assert code == 0, err
+    assert json.loads(out)["top1"]["correct"] == 355
