@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	done)
 IMAGE ?= tests/data/digits/3/0023.png
 
-.PHONY: demo test lint bench wheel-test clean
+.PHONY: demo test lint bench kill-test wheel-test clean
 
 demo: $(READY)
 	$(BIN)/neonext-export --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --image-size 64 --target onnx,mindir --output build/digits
@@ -20,6 +20,10 @@ test: $(READY)
 # Not part of `make test`: builds a wheel, installs it in a fresh environment, runs the commands from another folder.
 wheel-test: $(TOOLS)
 	$(BIN)/python tests/wheel_check.py
+
+# Not part of `make test`: SIGKILL at 50 random moments of an export.
+kill-test: $(READY)
+	$(BIN)/python tests/kill_export.py
 
 # Ratios on this machine; not part of `make test`.
 bench: $(READY)

@@ -14,7 +14,7 @@ import numpy as np
 from .. import __version__
 from ..architecture import Architecture
 from ..errors import InputError, ParityError, UsageError
-from ..files import explained, publish, sha256, staging
+from ..files import exclusive, explained, publish, sha256, staging
 from ..preprocessing import Preprocessing
 from ..registry import identify, model_config
 from ..runtime import load_mindspore, open_runtime
@@ -318,6 +318,8 @@ def _publish(report: Report, staged: Mapping[str, Path], stage: Path) -> None:
     manifest = stage / report.manifest.name
     with explained(report.manifest):
         manifest.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for target, path in report.files.items():
-        publish(staged[target], path)
-    publish(manifest, report.manifest)
+    # Of two exports at once, one has all its files and then the other: files and manifest belong together.
+    with exclusive(report.manifest.parent):
+        for target, path in report.files.items():
+            publish(staged[target], path)
+        publish(manifest, report.manifest)

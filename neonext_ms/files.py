@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
     """A hidden folder inside `directory` to build files in; it goes away, and so does a `directory` made for it.
 
     `publish` moves finished files from it to their final names. A folder that this call created and that is
-    still empty afterwards (because something failed) is removed again.
+    still empty afterwards (because something failed) is removed again, and so is what a killed process left behind.
     """
     directory = Path(directory)
     created: list[Path] = []
@@ -58,14 +60,53 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         if not directory.is_dir():
             raise NotADirectoryError(errno.EEXIST, "not a folder", str(directory))
-        stage = Path(tempfile.mkdtemp(prefix=".neonext-", dir=directory))
+        _remove_abandoned(directory)
+        stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=directory))
     try:
-        yield stage
+        # Held as long as this process lives: it tells a stage in use from one that was left behind.
+        with exclusive(stage):
+            yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         for folder in created:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+_STAGE = ".neonext-"
+_YOUNG_SECONDS = 10
+
+
+@contextlib.contextmanager
+def exclusive(directory: str | os.PathLike, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which other processes of this package respect; it ends with the process.
+
+    Yields:
+        whether the lock is held; without `wait` it may not be. File systems without locks count as held.
+    """
+    with explained(directory):
+        descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            held = False
+        except OSError:
+            held = wait
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    for stage in directory.glob(f"{_STAGE}*"):
+        # A stage is locked a moment after it is made.
+        with contextlib.suppress(OSError, InputError):
+            if stage.is_dir() and time.time() - stage.stat().st_mtime > _YOUNG_SECONDS:
+                with exclusive(stage, wait=False) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(stage, ignore_errors=True)
 
 
 def publish(staged: Path, final: str | os.PathLike) -> Path:
