@@ -5,6 +5,8 @@ Names load on first use, so that a command which needs no MindSpore does not imp
 
 from __future__ import annotations
 
+from .lazy import lazy
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -23,16 +25,7 @@ _HOME = {
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
-
-
-def __getattr__(name: str):
-    if name in _HOME:
-        from importlib import import_module
-
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..lazy import lazy
+
 _HOME = {
     "NeoCellGroup": "spec",
     "NeoCellSpec": "spec",
@@ -11,12 +13,4 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    # MindSpore is imported with `neocell` only.
-    if name in _HOME:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _HOME)
