@@ -39,14 +39,15 @@ from pathlib import Path
 from neonext_ms.export import pipeline
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
-from neonext_ms.export.targets import TARGETS
+from neonext_ms.export.onnx_emitter import save
 source = pipeline.source_of_checkpoint({checkpoint!r})
 graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, {size!r}))[0])
-TARGETS["onnx"].write(graph, Path({output!r}) / "model.onnx", None, 20, {{}})
+save(graph, Path({output!r}) / "model.onnx")
 """,
     "proven": """\
 from neonext_ms.export import pipeline
-pipeline.export(pipeline.source_of_checkpoint({checkpoint!r}), ["onnx"], {output!r}, {size!r})
+from neonext_ms.export.request import Request
+pipeline.export(pipeline.source_of_checkpoint({checkpoint!r}), Request(["onnx"], [{size!r}]), {output!r})
 """,
 }
 

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from ..commands.common import Parser, parse_shifts, parse_size, print_json, run
 from .timing import interleaved, ratio
@@ -25,6 +24,7 @@ def measure(args: argparse.Namespace) -> dict:
     import onnxruntime
 
     from ..export import pipeline
+    from ..export.request import Request
     from ..runtime import open_runtime
 
     if args.checkpoint:
@@ -33,7 +33,8 @@ def measure(args: argparse.Namespace) -> dict:
         source = pipeline.source_of_name(args.model, args.shifts)
     result = {"model": source.name, "threads": args.threads, "onnxruntime": onnxruntime.__version__, "batches": {}}
     with tempfile.TemporaryDirectory() as folder:
-        report = pipeline.export(source, ["onnx", "onnx-naive"], Path(folder), args.image_size)
+        sizes = [args.image_size] if args.image_size else ()
+        report = pipeline.export(source, Request(["onnx", "onnx-naive"], sizes), folder)
         result["nodes"] = {"naive": report.nodes[0], "folded": report.nodes[1]}
         result["relative_l2"] = report.parity["onnx"].relative_l2
         result["image_size"] = report.metadata["image_size"]

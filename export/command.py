@@ -17,6 +17,7 @@ unfolded network before it gets its name.
 
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
   neonext-export --model neonext_t.released_224 --target onnx --output build/t      (random weights, for benchmarks)
+  neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --target om --soc Ascend310P3 --batch 1,8 --output build/t
 
 Targets:
 {targets}
@@ -24,17 +25,42 @@ Targets:
 Exit codes: 0 done, 1 error, 2 usage, 3 toolchain missing, 4 a file does not compute what the network computes."""
 
 
-def parse_batch(text: str) -> int | None:
-    """`dynamic` as None, or a positive whole number.
+def parse_batch(text: str) -> tuple[int, ...]:
+    """`dynamic` as nothing, `8` as one size, `1,8,16` as several.
 
     Raises:
-        argparse.ArgumentTypeError: it is neither.
+        argparse.ArgumentTypeError: it is none of these.
     """
     if text == "dynamic":
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number or 'dynamic', got {text!r}")
-    return int(text)
+        return ()
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected 'dynamic', or sizes such as 8 or 1,8,16, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """`224`, `256x320` or several with commas, as (height, width) each.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    return tuple(parse_size(part) for part in text.split(","))
+
+
+def parse_seconds(text: str) -> float:
+    """A positive number.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return seconds
 
 
 def build_parser() -> Parser:
@@ -44,63 +70,138 @@ def build_parser() -> Parser:
     parser.add_argument("--checkpoint", metavar="FILE", help=".pt, .pth, .ckpt or .safetensors")
     parser.add_argument("--model", metavar="NAME", help="a named model with random weights instead of a checkpoint")
     parser.add_argument("--shifts", type=parse_shifts, help="NeoCell shift of the four stages, such as 1,1,1,0")
-    parser.add_argument("--image-size", type=parse_size, help="224, or 256x320 for height x width")
-    parser.add_argument("--target", required=True, help="one or more of the targets above, separated by commas")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--image-size", type=parse_sizes, default=(), help="224, 256x320 (height x width), or 224,384")
+    parser.add_argument("--target", help="one or more of the targets above, separated by commas")
+    parser.add_argument("--output", metavar="FOLDER", help="where the files go")
     parser.add_argument("--name", help="of the files, before their suffixes (default: that of the checkpoint)")
-    parser.add_argument("--batch", type=parse_batch, help="a fixed batch size, or dynamic (default)")
-    parser.add_argument("--opset", type=int, help="of the ONNX files (default 20)")
+    parser.add_argument("--batch", type=parse_batch, default=(), help="fixed batch size, or dynamic (default; om: 1)")
+    parser.add_argument("--features-only", action="store_true", help="the outputs are the maps of the four stages")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
-    parser.add_argument("--labels", metavar="FILE", help="class names, one per line, to travel with the files")
-    parser.add_argument("--preprocess", metavar="FILE.yaml", help="preprocessing to travel with the files")
-    parser.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="compare on these, besides noise")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, and of random weights (default 0)")
-    parser.add_argument("--tolerance", type=float, help="largest relative deviation that passes (default 2e-5)")
+    parser.add_argument("--list-targets", action="store_true", help="each target, what it needs, if it is here")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    form = parser.add_argument_group("form of the ONNX files")
+    form.add_argument("--opset", type=int, help="11 to 21 (default 20; 13 for om; 22 for bfloat16)")
+    form.add_argument("--dtype", default="float32", help="of weights and arithmetic: float32, float16 or bfloat16")
+    form.add_argument("--half-io", action="store_true", help="input and outputs in that type too, not in float32")
+    form.add_argument("--gelu", default="auto", help="erf (exact), tanh (approximation), or auto (exact, one node)")
+    form.add_argument("--neocell", default="matmul", help="matmul, padded or custom (docs/flavours.md)")
+    travel = parser.add_argument_group("what travels with the files")
+    travel.add_argument("--labels", metavar="FILE|FOLDER", help="class names, one per line, or a folder of each class")
+    travel.add_argument("--preprocess", metavar="FILE.yaml", help="how an image becomes the input")
+    proof = parser.add_argument_group("comparison with the network")
+    proof.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="compare on these, besides noise")
+    proof.add_argument("--seed", type=int, default=0, help="of the noise, and of random weights (default 0)")
+    proof.add_argument("--tolerance", type=float, help="relative deviation that passes (default 2e-5 in float32)")
+    om = parser.add_argument_group("target om (docs/om.md; nothing of it has run on a device)")
+    om.add_argument("--soc", help="the device, such as Ascend310P3")
+    om.add_argument("--precision", help="fp16 (default), mixed_float16, mixed_bfloat16, origin, cube_fp16in_fp32out")
+    om.add_argument("--aipp", action="store_true", help="normalise on the device, from uint8 images")
+    om.add_argument("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their type: a file of "
+                    "neonext-compare, or names with commas")  # fmt: skip
+    om.add_argument("--via", help="atc (default) or lite, MindSpore Lite's converter")
+    om.add_argument("--dry-run", action="store_true", help="print the exact commands and write nothing")
+    om.add_argument("--timeout", type=parse_seconds, metavar="S", help="seconds for each file (default: no limit)")
     return parser
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.list_targets:
+        return _list_targets(args)
     if (args.checkpoint is None) == (args.model is None):
         raise UsageError("give either --checkpoint FILE or --model NAME")
+    for option in ("target", "output"):
+        if getattr(args, option) is None:
+            raise UsageError(f"--{option} is needed")
     from . import pipeline
-    from .onnx_emitter import DEFAULT_OPSET
-    from .parity import TOLERANCE
 
     targets = resolve_targets(args.target.split(","))
     output, name = _destination(args, targets)
-    labels = read_lines(args.labels) if args.labels else None
-    preprocessing = None
-    if args.preprocess:
-        from ..images import preprocessing_from_file
-
-        preprocessing = preprocessing_from_file(args.preprocess)
+    request = _request(args, [target.name for target in targets], name, argv)
     watch = _watch()
     watch("read")
-    source = _source(args, pipeline)
-    report = pipeline.export(
-        source,
-        [target.name for target in targets],
-        output,
-        image_size=args.image_size,
-        batch=args.batch,
-        opset=DEFAULT_OPSET if args.opset is None else args.opset,
-        name=name,
-        labels=labels,
-        preprocessing=preprocessing,
-        images=args.images,
-        seed=args.seed,
-        tolerance=TOLERANCE if args.tolerance is None else args.tolerance,
-        watch=watch,
-    )
+    report = pipeline.export(_source(args, pipeline), request, output, watch)
     watch("")
     for text in report.notes:
         note(f"note: {text}")
     if args.json:
         print_json({**report.to_dict(), "output": str(output), "seconds": report.seconds})
+    elif args.dry_run:
+        for artefact in report.artefacts:
+            print(artefact.extra["command"])
     else:
-        _print(report, args)
+        _print(report, request)
+    if report.missing:
+        raise report.missing
+
+
+def _request(args: argparse.Namespace, targets: list[str], name: str | None, argv: Sequence[str] | None):
+    """The request that the options make."""
+    import shlex
+
+    from .request import Om, Request
+
+    given = {"precision": args.precision, "via": args.via, "timeout": args.timeout}
+    given = {option: value for option, value in given.items() if value is not None}
+    given |= {option: True for option in ("aipp", "dry_run") if getattr(args, option)}
+    if args.keep_dtype:
+        given["keep_dtype"] = tuple(_keep_dtype(args.keep_dtype))
+    if given and args.soc is None:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for the target om; give --soc too")
+    preprocessing = None
+    if args.preprocess:
+        from ..images import preprocessing_from_file
+
+        preprocessing = preprocessing_from_file(args.preprocess)
+    return Request(
+        targets=targets,
+        image_sizes=args.image_size,
+        batch=args.batch,
+        opset=args.opset,
+        gelu=args.gelu,
+        neocell=args.neocell,
+        dtype=args.dtype,
+        float32_io=not args.half_io,
+        features_only=args.features_only,
+        name=name,
+        labels=_labels(args.labels) if args.labels else None,
+        preprocessing=preprocessing,
+        images=args.images,
+        seed=args.seed,
+        tolerance=args.tolerance,
+        om=Om(args.soc, **given) if args.soc else None,
+        command=shlex.join(["neonext-export", *(sys.argv[1:] if argv is None else argv)]),
+    )
+
+
+def _keep_dtype(text: str) -> list[str]:
+    if Path(text).is_file():
+        from .compare import OP_TYPE, read_keep_dtype
+
+        names, kinds = read_keep_dtype(text)
+        return [*names, *(OP_TYPE + kind for kind in kinds)]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _labels(path: str) -> list[str]:
+    """Class names from a text file, or from the folders of a data set."""
+    if Path(path).is_dir():
+        from ..imagefolder import find_images
+
+        return list(find_images(path).classes)
+    return read_lines(path)
+
+
+def _list_targets(args: argparse.Namespace) -> None:
+    rows = [
+        {"target": t.name, "file": f"NAME{t.suffix}", "what": t.summary, "needs": t.needs, "here": t.here()}
+        for t in TARGETS.values()
+    ]
+    if args.json:
+        print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['target']:12}{row['file']:18}{row['what']}\n{'':30}needs {row['needs']}; {row['here']}")
 
 
 def _source(args: argparse.Namespace, pipeline) -> object:
@@ -136,28 +237,32 @@ def _watch():
     return show
 
 
-def _print(report, args: argparse.Namespace) -> None:
-    data = report.metadata
-    architecture, folded = data["architecture"], report.folded
+def _print(report, request) -> None:
+    data, folded = report.metadata, report.folded
+    architecture = data["architecture"]
     numbers = {key: ",".join(map(str, architecture[key])) for key in ("per_stage_layers", "dims", "shifts")}
-    size = "x".join(map(str, data["image_size"]))
+    sizes = list(dict.fromkeys("x".join(map(str, artefact.image_size)) for artefact in report.artefacts))
     print(
         f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, "
         f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes"
     )
-    print(f"input     {data['batch'] or 'N'}x3x{size}, float32")
+    print(f"input     {','.join(map(str, request.batch)) or 'N'}x3x{', '.join(sizes)}")
     print(
         f"folded    {folded.gone('batch_norm')} BatchNorms, {folded.gone('scale')} layer scales, "
         f"{folded.gone('neocell')} downsampling NeoCells, {folded.gone('transpose')} transposes"
     )
     print(f"nodes     {report.nodes[0]} before, {report.nodes[1]} after")
-    extra = f" and {len(args.images)} images" if args.images else ""
-    samples = next(iter(report.parity.values())).samples - len(args.images)
-    print(f"compared  with {report.reference}, on {samples} noise inputs (seed {args.seed}){extra}")
-    for target, path in report.files.items():
-        result = report.parity[target]
+    extra = f" and {len(request.images)} images" if request.images else ""
+    samples = next(iter(report.parity.values())).samples - len(request.images)
+    print(f"compared  with {report.reference}, on {samples} noise inputs (seed {request.seed}){extra}")
+    for artefact in report.artefacts:
+        where = f"{artefact.target:9} {artefact.path}"
+        result = artefact.parity
+        if result is None:
+            print(where + (" (compiled, not run on a device)" if artefact.target == "om" else ""))
+            continue
         print(
-            f"{target:10}{path} ({path.stat().st_size / 1e6:.1f} MB): largest difference {result.max_abs:.1e} of "
+            f"{where} ({artefact.extra['bytes'] / 1e6:.1f} MB): largest difference {result.max_abs:.1e} of "
             f"{result.max_logit:.2g}, relative L2 {result.relative_l2:.1e}, top-1 {result.top1_agree}/{result.samples}"
         )
     print(f"manifest  {report.manifest}")

@@ -43,6 +43,8 @@ def _conv(layer, x):
     a = _arrays(layer)
     weight, groups = a["weight"], layer.attributes["groups"]
     outputs, inputs, kh, kw = weight.shape
+    below, right = layer.attributes.get("pads", (0, 0))
+    x = np.pad(x, ((0, 0), (0, 0), (0, below), (0, right)))
     n, _, h, w = x.shape
     h, w = h // kh, w // kw
     x = x[:, :, : h * kh, : w * kw].reshape(n, groups, inputs, h, kh, w, kw)
@@ -65,6 +67,16 @@ def _batch_norm(layer, x):
 def _linear(layer, x):
     a = _arrays(layer)
     return x @ a["weight"].T + a.get("bias", 0.0)
+
+
+def _gelu(layer, x):
+    if layer.attributes.get("approximate") == "tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+
+
+def _crop(x, size):
+    return x if size is None else x[:, :, : size[0], : size[1]]
 
 
 def _scale(layer, x):
@@ -93,9 +105,10 @@ _LAYERS = {
     "batch_norm": _batch_norm,
     "transpose": lambda layer, x: x.transpose(layer.attributes["order"]),
     "linear": _linear,
-    "gelu": lambda layer, x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "gelu": _gelu,
     "scale": _scale,
     "add": lambda layer, x, y: x + y,
-    "global_mean": lambda layer, x: x.mean((2, 3)),
+    "global_mean": lambda layer, x: _crop(x, layer.attributes.get("size")).mean((2, 3)),
+    "crop": lambda layer, x: _crop(x, layer.attributes["size"]),
     "layer_norm": _layer_norm,
 }

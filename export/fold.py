@@ -12,9 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .graph import NCHW, NHWC, DeployGraph, Layer
+from ..errors import InputError
+from .graph import INPUT, NCHW, NHWC, DeployGraph, Layer
 
 Rule = Callable[[DeployGraph], DeployGraph]
+# 16 float16 numbers are the 32 bytes that the cube unit's tiles and the vector unit's copies come in.
+ALIGNMENT = 16
+# CANN's AvgPool takes windows below 256 and strides up to 63.
+_LARGEST_WINDOW, _LARGEST_STRIDE = 255, 63
 
 
 @dataclass(frozen=True)
@@ -191,21 +196,110 @@ def neocell_to_matmul(graph: DeployGraph) -> DeployGraph:
     shapes = graph.shapes()
     changes = []
     for (cell,) in graph.chains("neocell"):
-        spec, arrays = cell.attributes["spec"], cell.arrays
-        n = range(len(spec.groups))
-        a, b = spec.matrices(
-            [arrays[f"weight_a.{i}"] for i in n], [arrays[f"weight_b.{i}"] for i in n], *shapes[cell.inputs[0]][1:]
-        )
-        left, right = f"{cell.name}.left", f"{cell.name}.right"
-        layers = [
-            Layer("left", left, cell.inputs, left, {"matrix": a}),
-            Layer("right", right, (left,), cell.output, {"matrix": b}),
-        ]
-        if "bias" in arrays:
-            layers[-1] = replace(layers[-1], output=right)
-            layers.append(Layer("shift", f"{cell.name}.bias", (right,), cell.output, {"bias": arrays["bias"]}))
-        changes.append(([cell], layers))
+        changes.append(([cell], _products(cell, *_matrices(cell, shapes[cell.inputs[0]][1:]))))
     return graph.replaced(changes)
+
+
+def neocell_to_padded_matmul(graph: DeployGraph, multiple: int = ALIGNMENT) -> DeployGraph:
+    """As `neocell_to_matmul`, on maps whose height and width are multiples: no product has another M, N or K.
+
+    The map sits in the upper left corner. The convolution that makes a stage's map makes it larger, by rows of zeros
+    below its input and columns to the right; everything between works on the whole; what lies outside the map is
+    finite and never read: the matrices are zero there, a downsampling convolution reads 2x2 patches that lie inside
+    or outside as a whole, and the head averages the map alone. Outputs that are maps are cropped.
+
+    Args:
+        graph: a folded graph.
+        multiple: of rows and columns.
+
+    Raises:
+        InputError: a graph with transposes, which has not been folded, or a multiple below 1.
+    """
+    if multiple < 1:
+        raise InputError(f"maps are padded to a multiple of at least 1, got {multiple}")
+    real, layers = graph.shapes(), []
+    size = {INPUT: real[INPUT][1:]}
+    for layer in graph.layers:
+        inside = size.get(layer.inputs[0])
+        shape = real[layer.output]
+        if len(shape) != 3:
+            if layer.op == "global_mean":
+                layers.extend(_mean_of_part(layer, real[layer.inputs[0]][1:], inside))
+            else:
+                layers.append(layer)
+            continue
+        if layer.op in ("transpose", "linear", "space_to_depth") or (
+            layer.op == "add" and size[layer.inputs[1]] != inside
+        ):
+            raise InputError(f"{layer.name}: a {layer.op} layer does not fit padded maps; fold the graph first")
+        size[layer.output] = inside
+        if layer.op == "conv":
+            kernel = layer.arrays["weight"].shape[2:]
+            # What the convolution makes of the padded part anyway counts as padding too.
+            wanted = [_aligned(max(r, i // k), multiple) for r, i, k in zip(shape[1:], inside, kernel, strict=True)]
+            pads = tuple(max(w * k - i, 0) for w, i, k in zip(wanted, inside, kernel, strict=True))
+            if any(pads):
+                layer = replace(layer, attributes={**layer.attributes, "pads": pads})
+            size[layer.output] = tuple(wanted)
+            layers.append(layer)
+        elif layer.op == "neocell":
+            matrices = _matrices(layer, real[layer.inputs[0]][1:])
+            outside = inside
+            if shape[1:] != real[layer.inputs[0]][1:] or any(n % multiple for n in inside):
+                outside = tuple(_aligned(n, multiple) for n in shape[1:])
+            size[layer.output] = outside
+            a, b = _embedded(matrices[0], outside[0], inside[0]), _embedded(matrices[1], inside[1], outside[1])
+            layers.extend(_products(layer, a, b))
+        else:
+            layers.append(layer)
+    padded = {name: f"{name}.padded" for name in graph.outputs if size.get(name, real[name][1:]) != real[name][1:]}
+    outputs = {value: name for name, value in padded.items()}
+    whole = []
+    for layer in replace(graph, layers=tuple(layers)).renamed(padded).layers:
+        whole.append(layer)
+        if layer.output in outputs:
+            name = outputs[layer.output]
+            whole.append(Layer("crop", f"{name}.crop", (layer.output,), name, {}, {"size": real[name][1:]}))
+    return replace(graph, layers=tuple(whole))
+
+
+def _matrices(cell: Layer, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    spec, arrays = cell.attributes["spec"], cell.arrays
+    a, b = ([arrays[f"weight_{side}.{i}"] for i in range(len(spec.groups))] for side in "ab")
+    return spec.matrices(a, b, *size)
+
+
+def _products(cell: Layer, a: np.ndarray, b: np.ndarray) -> list[Layer]:
+    left, right = f"{cell.name}.left", f"{cell.name}.right"
+    layers = [
+        Layer("left", left, cell.inputs, left, {"matrix": a}),
+        Layer("right", right, (left,), cell.output, {"matrix": b}),
+    ]
+    if "bias" in cell.arrays:
+        layers[-1] = replace(layers[-1], output=right)
+        layers.append(Layer("shift", f"{cell.name}.bias", (right,), cell.output, {"bias": cell.arrays["bias"]}))
+    return layers
+
+
+def _aligned(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _embedded(matrices: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Matrices with rows and columns of zeros behind their own."""
+    _, own_rows, own_columns = matrices.shape
+    return np.pad(matrices, ((0, 0), (0, rows - own_rows), (0, columns - own_columns)))
+
+
+def _mean_of_part(mean: Layer, part: tuple[int, int], whole: tuple[int, int]) -> list[Layer]:
+    """The mean over a part of the map: one pooling where its window can be large enough, else a crop before it."""
+    if part == whole:
+        return [mean]
+    stride = max(w - p + 1 for w, p in zip(whole, part, strict=True))
+    if part[0] * part[1] <= _LARGEST_WINDOW and stride <= _LARGEST_STRIDE:
+        return [replace(mean, attributes={**mean.attributes, "size": part})]
+    name = f"{mean.name}.crop"
+    return [Layer("crop", name, mean.inputs, name, {}, {"size": part}), replace(mean, inputs=(name,))]
 
 
 def _affine(norm: Layer) -> tuple[np.ndarray, np.ndarray]:

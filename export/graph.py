@@ -20,17 +20,19 @@ LOGITS = "logits"
 
 # Layer kinds, with their arrays and attributes. Maps are (N, C, H, W) unless a transpose says otherwise.
 #   space_to_depth  block                              channels become (C, block, block)
-#   conv            weight, [bias]; groups             square or oblong kernel, stride = kernel size, no padding
+#   conv            weight, [bias]; groups, [pads]     square or oblong kernel, stride = kernel size; pads are rows
+#                                                      of zeros below the map and columns to its right
 #   neocell         weight_a.i, weight_b.i, [bias]; spec
 #   left, right     matrix; whole A @ x, x @ whole B, one matrix per channel
 #   shift           bias                               adds one number per channel
 #   batch_norm      weight, bias, running_mean, running_var; eps
 #   transpose       order
 #   linear          weight, [bias]                     over the last axis
-#   gelu                                               exact form
+#   gelu            [approximate]                      exact form, or "tanh"
 #   scale           gamma                              multiplies channels; attribute axis
 #   add                                                two inputs
-#   global_mean                                        (N, C, H, W) -> (N, C)
+#   global_mean     [size]                             (N, C, H, W) -> (N, C), over the upper left part of that size
+#   crop            size                               the upper left part of a map
 #   layer_norm      weight, bias; eps                  over the last axis
 OPS = (
     "space_to_depth",
@@ -46,6 +48,7 @@ OPS = (
     "scale",
     "add",
     "global_mean",
+    "crop",
     "layer_norm",
 )
 NHWC = (0, 2, 3, 1)
@@ -124,6 +127,18 @@ class DeployGraph:
                 layers.append(layer)
         return replace(self, layers=tuple(layers))
 
+    def renamed(self, names: Mapping[str, str]) -> DeployGraph:
+        """The graph with values under other names; the layers keep theirs."""
+        layers = tuple(
+            replace(
+                layer,
+                inputs=tuple(names.get(name, name) for name in layer.inputs),
+                output=names.get(layer.output, layer.output),
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, outputs=tuple(names.get(name, name) for name in self.outputs))
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every value without its batch axis."""
         shapes: dict[str, tuple[int, ...]] = {INPUT: (3, *self.image_size)}
@@ -140,7 +155,8 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return c * p * p, h // p, w // p
     if layer.op == "conv":
         outputs, _, kh, kw = arrays["weight"].shape
-        return outputs, shape[1] // kh, shape[2] // kw
+        below, right = attributes.get("pads", (0, 0))
+        return outputs, (shape[1] + below) // kh, (shape[2] + right) // kw
     if layer.op == "neocell":
         return (shape[0], *attributes["spec"].output_size(*shape[1:]))
     if layer.op == "left":
@@ -153,6 +169,8 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], arrays["weight"].shape[0])
     if layer.op == "global_mean":
         return shape[:1]
+    if layer.op == "crop":
+        return (shape[0], *attributes["size"])
     return shape
 
 
@@ -224,7 +242,7 @@ def unfolded(
         architecture: its options, shifts included.
         arrays: weights and statistics under their official names; they are only read.
         image_size: height and width of the input in pixels.
-        features_only: the outputs are those of the four stages, and there is no head.
+        features_only: the outputs are those of the four stages, named `stage_1` to `stage_4`, and there is no head.
 
     Raises:
         InputError: unknown shifts, or an image size that the network cannot take.
@@ -244,7 +262,8 @@ def unfolded(
         if stage < STAGES - 1:
             b.downsample(f"downsample_{stage + 1}", architecture.downsample_spec(stage), architecture.downsample)
     if features_only:
-        return DeployGraph(tuple(b.layers), tuple(image_size), tuple(stages))
+        graph = DeployGraph(tuple(b.layers), tuple(image_size), tuple(stages))
+        return graph.renamed({value: f"stage_{stage + 1}" for stage, value in enumerate(stages)})
     b.add("global_mean", "head.pool")
     b.add("layer_norm", "head.ln", ("weight", "bias"), eps=LAYER_NORM_EPS)
     b.add("linear", "head.fc", ("weight", "bias"), output=LOGITS)

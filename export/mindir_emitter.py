@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ..errors import InputError
 from ..runtime import signals_later
+from .flavour import Flavour
 from .graph import INPUT, DeployGraph, Layer
 
 
@@ -21,7 +22,9 @@ class _Conv(nn.Cell):
         kernel, groups = weight.shape[2:], layer.attributes["groups"]
         self.weight = _parameter(layer, "weight")
         self.bias = _parameter(layer, "bias") if "bias" in layer.arrays else None
-        self.conv = ops.Conv2D(weight.shape[0], kernel, pad_mode="valid", stride=kernel, group=groups)
+        pads = layer.attributes.get("pads", (0, 0))
+        padding = {"pad_mode": "pad", "pad": (0, pads[0], 0, pads[1])} if any(pads) else {"pad_mode": "valid"}
+        self.conv = ops.Conv2D(weight.shape[0], kernel, stride=kernel, group=groups, **padding)
         self.add_bias = ops.BiasAdd()
 
     def construct(self, x):
@@ -57,8 +60,23 @@ class _Shift(nn.Cell):
         return self.add_bias(x, self.bias)
 
 
-class _GlobalMean(nn.Cell):
+class _Crop(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.height, self.width = layer.attributes["size"]
+
     def construct(self, x):
+        return x[:, :, : self.height, : self.width]
+
+
+class _GlobalMean(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.crop = _Crop(layer) if "size" in layer.attributes else None
+
+    def construct(self, x):
+        if self.crop is not None:
+            x = self.crop(x)
         return x.mean((2, 3))
 
 
@@ -94,9 +112,10 @@ _CELLS = {
     "left": _Product,
     "right": _Product,
     "shift": _Shift,
-    "gelu": lambda layer: nn.GELU(approximate=False),
+    "gelu": lambda layer: nn.GELU(approximate=layer.attributes.get("approximate") == "tanh"),
     "add": lambda layer: _Add(),
-    "global_mean": lambda layer: _GlobalMean(),
+    "global_mean": _GlobalMean,
+    "crop": _Crop,
     "layer_norm": _LayerNorm,
     "linear": _Linear,
 }
@@ -110,17 +129,25 @@ class DeployCell(nn.Cell):
     """The layers of a folded graph, one cell each, run in their order.
 
     Args:
-        graph: a graph that `fold.fold` and `fold.neocell_to_matmul` made.
+        graph: a graph that `fold.fold` and `flavour.lower` (or `fold.neocell_to_matmul`) made.
 
     Inputs:
         images: `(N, 3, H, W)`, float32.
 
     Outputs:
         the graph's outputs; a single one is not wrapped in a tuple.
+
+    Raises:
+        InputError: a layer that MindIR does not express, such as a NeoCell that was left for a custom node.
     """
 
     def __init__(self, graph: DeployGraph):
         super().__init__(auto_prefix=False)
+        for layer in graph.layers:
+            if layer.op not in _CELLS:
+                raise InputError(
+                    f"{layer.name}: MindIR has no form of a {layer.op} layer; write NeoCells as matmul or padded"
+                )
         self.cells_in_order = nn.CellList([_CELLS[layer.op](layer) for layer in graph.layers], auto_prefix=False)
         at = {INPUT: 0}
         for i, layer in enumerate(graph.layers):
@@ -146,18 +173,24 @@ class DeployCell(nn.Cell):
         return outputs
 
 
-def write(graph: DeployGraph, path: Path, batch: int | None = None) -> None:
+def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Flavour | None = None) -> None:
     """Write a folded graph as MindIR.
 
     Args:
         graph: as for `DeployCell`.
         path: the file, ending in `.mindir`.
         batch: fixed batch size, or None for a dynamic one.
+        flavour: its precision must be float32; what else it says, `flavour.lower` has done.
 
     Raises:
         OSError: the file cannot be written.
-        InputError: MindSpore could not write it.
+        InputError: MindSpore could not write it, or a precision that cannot be proven here.
     """
+    if flavour is not None and flavour.precision != "float32":
+        raise InputError(
+            f"{path.name}: MindIR is written in float32, got {flavour.precision}: MindSpore's convolution on a CPU "
+            "knows nothing else, so no other file could be proven; let converter_lite lower the precision, or use ONNX"
+        )
     cell = DeployCell(graph)
     cell.set_train(False)
     images = Tensor(shape=[batch, 3, *graph.image_size], dtype=ms.float32)

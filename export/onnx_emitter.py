@@ -10,102 +10,314 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
+from ..ops.packing import pack
+from . import custom_op
+from .flavour import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Flavour
 from .graph import INPUT, DeployGraph, Layer
+from .onnx_stream import write_streamed
 
-DEFAULT_OPSET = 20
-MIN_OPSET = 11
-MAX_OPSET = 21
+__all__ = ["DEFAULT_OPSET", "MAX_OPSET", "MIN_OPSET", "count_nodes", "emit", "in_float32", "save", "skeleton", "write"]
+
 # Protobuf cannot write more in one piece; the names and shapes beside the weights get a margin.
 MAX_BYTES = 2**31 - 2**24
+# In a file with external data, smaller tensors (shapes, scalars) stay inside, and larger ones start at a page.
+_INSIDE, _PAGE = 1024, 4096
 PRODUCER = "neonext_ms"
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def emit(
-    graph: DeployGraph, batch: int | None = None, opset: int = DEFAULT_OPSET, metadata: Mapping | None = None
+    graph: DeployGraph,
+    batch: int | None = None,
+    opset: int = DEFAULT_OPSET,
+    metadata: Mapping | None = None,
+    flavour: Flavour | None = None,
 ) -> onnx.ModelProto:
-    """An ONNX model of a graph without NeoCell layers (see `fold.neocell_to_matmul`).
+    """An ONNX model of a graph.
 
     Args:
-        graph: folded or not.
+        graph: folded or not. Its NeoCells are written as `fold` or `flavour.lower` left them; one that is still a
+            NeoCell becomes a custom node, which only `neocell="custom"` allows.
         batch: fixed batch size, or None for a dynamic one (named `batch`).
-        opset: version of the default domain, 11 to 21. From 17 on LayerNormalization is one node, from 20 on exact
-            GELU is one node; before, they are chains of elementary nodes.
+        opset: version of the default domain, 11 to 21, where no flavour is given. From 17 on LayerNormalization is
+            one node, from 20 on exact GELU is one node; before, they are chains of elementary nodes.
         metadata: written into `metadata_props`, each value as JSON.
+        flavour: opset, precision and form of the nodes.
 
     Returns:
-        A model with the input `input`, float32 `(batch, 3, H, W)`, and the graph's outputs under their own names.
+        A model with the input `input`, `(batch, 3, H, W)`, and the graph's outputs under their own names, float32
+        unless the flavour says otherwise.
 
     Raises:
-        InputError: an opset out of range, or a model over protobuf's 2 GB.
+        InputError: an opset out of range, a NeoCell that was not lowered, a weight that the precision cannot hold,
+            or a model over protobuf's 2 GB (see `save`).
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise InputError(f"ONNX opset {opset}: expected {MIN_OPSET} to {MAX_OPSET}")
-    opsets = [helper.make_opsetid("", opset)]
+    flavour = flavour or Flavour(opset=opset)
+    itemsize = np.dtype(_DTYPES[flavour.precision]).itemsize
+    if sum(array.size for layer in graph.layers for array in layer.arrays.values()) * itemsize > MAX_BYTES:
+        raise InputError(
+            "the model is over protobuf's limit of 2 GB; write it with its weights in a second file "
+            "(onnx_emitter.save), or export a smaller one"
+        )
+    return _emit(graph, batch, flavour, metadata, None)
+
+
+def save(
+    graph: DeployGraph,
+    path: str | Path,
+    batch: int | None = None,
+    flavour: Flavour | None = None,
+    metadata: Mapping | None = None,
+) -> list[Path]:
+    """Emit a graph straight into a file, without a copy of its weights in a message.
+
+    Over protobuf's 2 GB the weights go into a second file, `<name>.onnx.data`, which the first one names relative to
+    its own folder: the two have to stay together.
+
+    Args:
+        graph: as for `emit`, and so are `batch`, `flavour` and `metadata`.
+        path: the file.
+
+    Returns:
+        the files that were written, the model first.
+
+    Raises:
+        InputError: as `emit`, but for the size.
+        OSError: a file cannot be written.
+    """
+    weights: dict[str, np.ndarray] = {}
+    model = _emit(graph, batch, flavour or Flavour(), metadata, weights)
+    return _write(model, weights, Path(path))
+
+
+def write(model: onnx.ModelProto, path: str | Path) -> list[Path]:
+    """Write a model to a file, as `save` does.
+
+    Args:
+        model: with its initializers inside; it is not changed.
+        path: the file.
+
+    Returns:
+        the files that were written, the model first.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    path = Path(path)
+    if sum(_bytes(tensor) for tensor in model.graph.initializer) > MAX_BYTES:
+        light = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+        light.opset_import.extend(model.opset_import)
+        light.metadata_props.extend(model.metadata_props)
+        light.graph.name = model.graph.name
+        for field in ("node", "input", "output", "value_info"):
+            getattr(light.graph, field).extend(getattr(model.graph, field))
+        return _write(light, _Initializers(model), path)
+    with open(path, "wb") as file:
+        file.write(model.SerializeToString())
+    return [path]
+
+
+def skeleton(graph: DeployGraph, batch: int | None = None, flavour: Flavour | None = None) -> onnx.ModelProto:
+    """The model that `save` would write, with the names of its weights but not their values."""
+    weights: dict[str, np.ndarray] = {}
+    model = _emit(graph, batch, flavour or Flavour(), None, weights)
+    for name, array in weights.items():
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.initializer.add(name=name, data_type=kind, dims=array.shape)
+    return model
+
+
+def count_nodes(graph: DeployGraph, opset: int = DEFAULT_OPSET, flavour: Flavour | None = None) -> int:
+    """Nodes that `emit` would write for a graph."""
+    emitter = _Emitter(None, flavour or Flavour(opset=opset), graph)
+    emitter.run()
+    return emitter.count
+
+
+def in_float32(model: onnx.ModelProto, rounded: bool = True) -> onnx.ModelProto:
+    """A model of half precision as one that any CPU can run: float32 arithmetic on the file's own rounded weights.
+
+    Args:
+        model: in float16 or bfloat16.
+        rounded: round what every node gives to the model's precision, by a pair of Casts, as hardware does that
+            accumulates in float32 and stores halves. It is an emulation: what a device rounds in between is its own.
+
+    Returns:
+        a new model with float32 input and outputs, opset at most 21.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    kinds = {t.data_type for t in result.graph.initializer} & set(_HALVES)
+    half = kinds.pop() if kinds else None
+    for value in (*result.graph.input, *result.graph.output):
+        if value.type.tensor_type.elem_type in _HALVES:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in result.graph.initializer:
+        if tensor.data_type in _HALVES:
+            array = np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    del result.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            result.graph.node.extend(_rounding(node.input[0], node.output[0], half))
+        elif not rounded or half is None:
+            result.graph.node.append(node)
+        else:
+            (output,) = node.output
+            raw = f"{output}.exact"
+            result.graph.node.add().CopyFrom(node)
+            result.graph.node[-1].output[0] = raw
+            result.graph.node.extend(_rounding(raw, output, half))
+    result.opset_import[0].version = min(result.opset_import[0].version, MAX_OPSET)
+    return result
+
+
+def _rounding(x: str, y: str, half: int | None) -> list[onnx.NodeProto]:
+    if half is None:
+        return [helper.make_node("Identity", [x], [y], name=f"{y}.same")]
+    return [
+        helper.make_node("Cast", [x], [f"{y}.half"], name=f"{y}.half", to=half),
+        helper.make_node("Cast", [f"{y}.half"], [y], name=f"{y}.rounded", to=TensorProto.FLOAT),
+    ]
+
+
+def _emit(graph, batch, flavour: Flavour, metadata, weights) -> onnx.ModelProto:
+    """The model; its weights go into `weights` if that is a dict."""
+    opsets = [helper.make_opsetid("", flavour.opset)]
     # Built in place: every copy of a message would be a copy of the weights.
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name=PRODUCER)
     model.opset_import.extend(opsets)
     model.graph.name = "neonext"
-    if sum(array.nbytes for layer in graph.layers for array in layer.arrays.values()) > MAX_BYTES:
-        raise InputError("the model is over protobuf's limit of 2 GB; export a smaller one")
     shapes = graph.shapes()
     axis = "batch" if batch is None else batch
+    outside = "float32" if flavour.float32_io else flavour.precision
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(_DTYPES[outside]))
     for values, names in ((model.graph.input, (INPUT,)), (model.graph.output, graph.outputs)):
-        values.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, [axis, *shapes[n]]) for n in names)
-    emitter = _Emitter(model.graph, opset, shapes)
-    for layer in graph.layers:
-        getattr(emitter, layer.op)(layer)
+        values.extend(helper.make_tensor_value_info(n, kind, [axis, *shapes[n]]) for n in names)
+    _Emitter(model.graph, flavour, graph, weights).run()
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     return model
 
 
-def count_nodes(graph: DeployGraph, opset: int = DEFAULT_OPSET) -> int:
-    """Nodes that `emit` would write for a graph."""
-    emitter = _Emitter(None, opset, graph.shapes())
-    for layer in graph.layers:
-        getattr(emitter, layer.op)(layer)
-    return emitter.count
+class _Initializers(Mapping):
+    """The initializers of a model as arrays, each made when it is asked for."""
+
+    def __init__(self, model: onnx.ModelProto):
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return numpy_helper.to_array(self._tensors[name])
+
+    def __iter__(self):
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
-def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to a file.
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
-    Raises:
-        OSError: the file cannot be written.
-    """
-    with open(path, "wb") as file:
-        file.write(model.SerializeToString())
+
+def _write(model: onnx.ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> list[Path]:
+    if sum(array.nbytes for array in weights.values()) <= MAX_BYTES:
+        write_streamed(model, weights, path)
+        return [path]
+    beside = path.with_name(f"{path.name}.data")
+    inside = {}
+    with open(beside, "wb") as file:
+        for name, array in weights.items():
+            if array.nbytes < _INSIDE:
+                inside[name] = array
+                continue
+            file.write(bytes(-file.tell() % _PAGE))
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            tensor = model.graph.initializer.add(name=name, data_type=kind, dims=array.shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", beside.name), ("offset", file.tell()), ("length", array.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+            # Raw data is little-endian by definition. A view as bytes, since bfloat16 has no buffer of its own.
+            array = np.ascontiguousarray(array)
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            file.write(array.reshape(-1).view(np.uint8).data)
+    write_streamed(model, inside, path)
+    return [path, beside]
 
 
 class _Emitter:
     """One method for each kind of layer; without a `proto` it only counts nodes."""
 
-    def __init__(self, proto: onnx.GraphProto | None, opset: int, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(
+        self,
+        proto: onnx.GraphProto | None,
+        flavour: Flavour,
+        graph: DeployGraph,
+        weights: dict[str, np.ndarray] | None = None,
+    ):
         self.proto = proto
-        self.opset = opset
-        self.shapes = shapes
+        self.flavour = flavour
+        self.opset = flavour.opset
+        self.graph = graph
+        self.shapes = graph.shapes()
+        self.weights = weights
+        self.dtype = np.dtype(_DTYPES[flavour.precision])
+        # Values that have another name between the Casts at the ends than outside.
+        self.inner: dict[str, str] = {}
+        if flavour.precision != "float32" and flavour.float32_io:
+            self.inner = {name: f"{name}.{flavour.precision}" for name in (INPUT, *graph.outputs)}
         self.constants: set[str] = set()
         self.count = 0
+
+    def run(self) -> None:
+        half = helper.np_dtype_to_tensor_dtype(self.dtype)
+        if self.inner:
+            self.cast(INPUT, self.inner[INPUT], half)
+        for layer in self.graph.layers:
+            getattr(self, layer.op)(layer)
+        if self.inner:
+            for name in self.graph.outputs:
+                self.cast(self.inner[name], name, TensorProto.FLOAT)
+
+    def cast(self, x: str, y: str, kind: int) -> None:
+        self.count += 1
+        if self.proto is not None:
+            self.proto.node.append(helper.make_node("Cast", [x], [y], name=f"{y}.cast", to=kind))
 
     def node(self, op: str, inputs, output: str, name: str | None = None, **attributes) -> str:
         self.count += 1
         if self.proto is not None:
-            node = helper.make_node(op, list(inputs), [output], name=name or output, **attributes)
-            self.proto.node.append(node)
+            inputs = [self.inner.get(x, x) for x in inputs]
+            output = self.inner.get(output, output)
+            self.proto.node.append(helper.make_node(op, inputs, [output], name=name or output, **attributes))
         return output
 
     def tensor(self, name: str, array: np.ndarray) -> str:
-        if self.proto is not None:
-            array = np.asarray(array)
-            # Raw data is little-endian by definition.
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            kind = helper.np_dtype_to_tensor_dtype(array.dtype.newbyteorder("="))
-            self.proto.initializer.add(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
+        if self.proto is None:
+            return name
+        array = np.asarray(array)
+        if array.dtype == np.float32 and self.dtype != np.float32:
+            with np.errstate(over="ignore"):
+                array, exact = array.astype(self.dtype), array
+            if not np.isfinite(array).all() and np.isfinite(exact).all():
+                raise InputError(
+                    f"{name} has values up to {np.abs(exact).max():.3g}, which {self.dtype} cannot hold; "
+                    "use bfloat16 or float32"
+                )
+        if self.weights is not None:
+            self.weights[name] = array
+            return name
+        # Raw data is little-endian by definition.
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype.newbyteorder("="))
+        self.proto.initializer.add(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
         return name
 
     def constant(self, name: str, values, dtype) -> str:
@@ -128,7 +340,20 @@ class _Emitter:
         kernel = list(layer.arrays["weight"].shape[2:])
         inputs = [*layer.inputs, *(self.tensor(f"{layer.name}.{key}", a) for key, a in layer.arrays.items())]
         group = layer.attributes["groups"]
-        self.node("Conv", inputs, layer.output, layer.name, kernel_shape=kernel, strides=kernel, group=group)
+        pads = {"pads": [0, 0, *layer.attributes["pads"]]} if "pads" in layer.attributes else {}
+        self.node("Conv", inputs, layer.output, layer.name, kernel_shape=kernel, strides=kernel, group=group, **pads)
+
+    def neocell(self, layer: Layer) -> None:
+        if self.flavour.neocell != "custom":
+            raise InputError(f"{layer.name}: a NeoCell has to be lowered before it is emitted; see flavour.lower")
+        spec, arrays = layer.attributes["spec"], layer.arrays
+        a, b = ([arrays[f"weight_{side}.{i}"] for i in range(len(spec.groups))] for side in "ab")
+        coef_a, coef_b = pack(spec, a, b)
+        inputs = [self.tensor(f"{layer.name}.coef_a", coef_a), self.tensor(f"{layer.name}.coef_b", coef_b)]
+        if "bias" in arrays:
+            inputs.append(self.tensor(f"{layer.name}.bias", arrays["bias"]))
+        attributes = custom_op.attributes(spec)
+        self.node(custom_op.OP_TYPE, [*layer.inputs, *inputs], layer.output, layer.name, **attributes)
 
     def left(self, layer: Layer) -> None:
         matrix = self.tensor(f"{layer.name}.matrix", layer.arrays["matrix"])
@@ -165,14 +390,28 @@ class _Emitter:
 
     def gelu(self, layer: Layer) -> None:
         (x,), name = layer.inputs, layer.name
-        if self.opset >= 20:
-            self.node("Gelu", [x], layer.output, name)
-            return
-        y = self.node("Div", [x, self.constant("sqrt_2", np.sqrt(2), np.float32)], f"{name}.scaled")
-        y = self.node("Erf", [y], f"{name}.erf")
+        tanh = layer.attributes.get("approximate") == "tanh"
+        if self.opset >= 20 and not self.flavour.chains and (tanh or self.flavour.gelu != "erf"):
+            self.node("Gelu", [x], layer.output, name, **({"approximate": "tanh"} if tanh else {}))
+        elif tanh:
+            self.gelu_tanh(x, layer.output, name)
+        else:
+            y = self.node("Div", [x, self.constant("sqrt_2", np.sqrt(2), np.float32)], f"{name}.scaled")
+            y = self.node("Erf", [y], f"{name}.erf")
+            y = self.node("Add", [y, self.constant("one", 1, np.float32)], f"{name}.shifted")
+            y = self.node("Mul", [x, y], f"{name}.product")
+            self.node("Mul", [y, self.constant("half", 0.5, np.float32)], layer.output, name)
+
+    def gelu_tanh(self, x: str, output: str, name: str) -> None:
+        """The chain that CANN's GeluFusionPass replaces by one Gelu: its first pattern, inputs in its order."""
+        y = self.node("Pow", [x, self.constant("three", 3, np.float32)], f"{name}.cube")
+        y = self.node("Mul", [y, self.constant("gelu_cubic", 0.044715, np.float32)], f"{name}.cubic")
+        y = self.node("Add", [x, y], f"{name}.polynomial")
+        y = self.node("Mul", [y, self.constant("sqrt_2_over_pi", np.sqrt(2 / np.pi), np.float32)], f"{name}.argument")
+        y = self.node("Tanh", [y], f"{name}.tanh")
         y = self.node("Add", [y, self.constant("one", 1, np.float32)], f"{name}.shifted")
-        y = self.node("Mul", [x, y], f"{name}.product")
-        self.node("Mul", [y, self.constant("half", 0.5, np.float32)], layer.output, name)
+        y = self.node("Mul", [y, self.constant("half", 0.5, np.float32)], f"{name}.halved")
+        self.node("Mul", [x, y], output, name)
 
     def scale(self, layer: Layer) -> None:
         gamma = layer.arrays["gamma"]
@@ -184,13 +423,24 @@ class _Emitter:
         self.node("Add", layer.inputs, layer.output, layer.name)
 
     def global_mean(self, layer: Layer) -> None:
-        x = self.node("GlobalAveragePool", layer.inputs, f"{layer.name}.map")
+        if "size" in layer.attributes:
+            # One window over the upper left part; the stride is too large for a second one.
+            part = list(layer.attributes["size"])
+            stride = [w - p + 1 for w, p in zip(self.shapes[layer.inputs[0]][1:], part, strict=True)]
+            x = self.node("AveragePool", layer.inputs, f"{layer.name}.map", kernel_shape=part, strides=stride)
+        else:
+            x = self.node("GlobalAveragePool", layer.inputs, f"{layer.name}.map")
         self.node("Flatten", [x], layer.output, layer.name)
+
+    def crop(self, layer: Layer) -> None:
+        ends = self.tensor(f"{layer.name}.ends", np.array(layer.attributes["size"], np.int64))
+        starts, axes = self.constant("origin", [0, 0], np.int64), self.constant("map_axes", [2, 3], np.int64)
+        self.node("Slice", [*layer.inputs, starts, ends, axes], layer.output, layer.name)
 
     def layer_norm(self, layer: Layer) -> None:
         weight, bias = (self.tensor(f"{layer.name}.{key}", layer.arrays[key]) for key in ("weight", "bias"))
         (x,), name, eps = layer.inputs, layer.name, layer.attributes["eps"]
-        if self.opset >= 17:
+        if self.opset >= 17 and not self.flavour.chains:
             self.node("LayerNormalization", [x, weight, bias], layer.output, name, axis=-1, epsilon=eps)
             return
         mean = self.mean(x, f"{name}.mean")

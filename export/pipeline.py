@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from .. import __version__
 from ..architecture import Architecture
-from ..errors import InputError, ParityError, UsageError
+from ..errors import InputError, ParityError, ToolchainError, UsageError
 from ..files import exclusive, explained, publish, sha256, staging
+from ..metadata import KEY
 from ..preprocessing import Preprocessing
 from ..registry import identify, model_config
-from ..runtime import load_mindspore, open_runtime
-from . import parity
+from ..runtime import load_mindspore
+from . import om, onnx_emitter, parity, prove
+from .flavour import DEFAULT_OPSET, Flavour, lower, tolerance
 from .fold import Folded, fold, neocell_to_matmul
 from .graph import DeployGraph, unfolded
-from .onnx_emitter import DEFAULT_OPSET, count_nodes
-from .targets import resolve_targets
+from .onnx_emitter import count_nodes
+from .request import Request
+from .targets import Target
 
 NOISE_SAMPLES = 4
 
@@ -49,40 +53,77 @@ class Source:
 
 
 @dataclass
+class Artefact:
+    """A file that an export made, or would make.
+
+    Attributes:
+        target: name of its target.
+        image_size: height and width of its input.
+        path: where it is.
+        parity: comparison with the unfolded network; None for what cannot run here.
+        extra: more about it, for the manifest.
+    """
+
+    target: str
+    image_size: tuple[int, int]
+    path: Path
+    parity: parity.Parity | None = None
+    extra: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        values = {"target": self.target, "file": self.path.name, "image_size": list(self.image_size), **self.extra}
+        if self.parity is not None:
+            values["parity"] = self.parity.to_dict()
+        return values
+
+
+@dataclass
 class Report:
     """What an export made and measured; `to_dict` is also the manifest `<name>.json`.
 
     Attributes:
         manifest: path of the manifest.
-        files: target name -> path.
-        parity: target name -> comparison with `reference`.
-        reference: what the files were compared with.
+        artefacts: the files.
+        reference: what they were compared with.
         folded: what was folded.
         nodes: ONNX nodes of the network before and after folding.
         seconds: time spent in each step.
         metadata: model, sizes, preprocessing, labels, source, versions.
+        notes: what a person should hear.
+        command: the command line.
+        missing: the compiler that is not here; everything else was made.
     """
 
     manifest: Path
-    files: dict[str, Path]
-    parity: dict[str, parity.Parity]
+    artefacts: list[Artefact]
     reference: str
     folded: Folded
     nodes: tuple[int, int]
     seconds: dict[str, float]
     metadata: dict
     notes: Sequence[str] = ()
+    command: str | None = None
+    missing: ToolchainError | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The (last) file of each target."""
+        return {artefact.target: artefact.path for artefact in self.artefacts}
+
+    @property
+    def parity(self) -> dict[str, parity.Parity]:
+        """The comparison of the (last) file of each target that was compared."""
+        return {a.target: a.parity for a in self.artefacts if a.parity is not None}
 
     def to_dict(self) -> dict:
         """Plain values for JSON, the same for the same input: without times."""
         return {
             **self.metadata,
+            "command": self.command,
             "folded": {**self.folded.to_dict(), "nodes_before": self.nodes[0], "nodes_after": self.nodes[1]},
-            "files": {name: path.name for name, path in self.files.items()},
-            "parity": {
-                "against": self.reference,
-                **{name: result.to_dict() for name, result in self.parity.items()},
-            },
+            "compared_with": self.reference,
+            "files": [artefact.to_dict() for artefact in self.artefacts],
         }
 
 
@@ -124,103 +165,192 @@ def source_of_model(model, name: str = "neonext") -> Source:
     return Source(model_arrays(model), model.architecture, name)
 
 
-def resolve_image_size(source: Source, image_size: Sequence[int] | None = None) -> tuple[int, int]:
-    """The size that was asked for, or that the source records, or that its architecture is published with.
+def resolve_image_sizes(source: Source, image_sizes: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """The sizes that were asked for, or the one that the source records, or that its architecture is published with.
 
     Raises:
         UsageError: there is none of these.
     """
-    if image_size is not None:
-        return tuple(image_size)
+    if image_sizes:
+        return list(dict.fromkeys(map(tuple, image_sizes)))
     if source.metadata.get("image_size"):
-        return tuple(source.metadata["image_size"])
+        return [tuple(source.metadata["image_size"])]
     model = identify(source.architecture)
     if model is None:
         raise UsageError("the checkpoint does not say its image size; pass --image-size, such as 224 or 256x320")
-    return model_config(model).image_size
+    return [model_config(model).image_size]
 
 
 def export(
-    source: Source,
-    targets: Sequence[str],
-    output: str | Path,
-    image_size: Sequence[int] | None = None,
-    batch: int | None = None,
-    opset: int = DEFAULT_OPSET,
-    name: str | None = None,
-    labels: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-    images: Sequence[str] = (),
-    seed: int = 0,
-    tolerance: float = parity.TOLERANCE,
-    watch: Callable[[str], None] = lambda step: None,
+    source: Source, request: Request, output: str | Path, watch: Callable[[str], None] = lambda step: None
 ) -> Report:
     """Fold a network, emit it, prove every file against the unfolded network, and only then publish the files.
 
     Args:
         source: the network; it is only read.
-        targets: names from `targets.TARGETS`.
+        request: what to make.
         output: folder of the files; made if it is not there.
-        image_size: height and width of the input; see `resolve_image_size`.
-        batch: fixed batch size, or None for a dynamic one.
-        opset: of the ONNX files.
-        name: of the files, before their suffixes; the source's own if None.
-        labels: class names, one for each class.
-        preprocessing: what travels with the files; the source's own, or the official one, if None.
-        images: image files to compare on, besides noise.
-        seed: of the noise.
-        tolerance: largest relative deviation that passes.
         watch: called with the name of each step before it starts.
 
     Returns:
-        what was made and measured.
+        what was made and measured. If a compiler is not here, `missing` says so.
 
     Raises:
-        InputError: an image size that the network cannot take, wrong labels, a file that cannot be written.
+        InputError: an image size that the network cannot take, wrong labels, a file that cannot be written or compiled.
+        UsageError: an image size is needed, or an option that a compiler refuses.
         ParityError: a file deviates by more than the tolerance; no file stands under its final name then.
     """
-    chosen = resolve_targets(targets)
-    size = resolve_image_size(source, image_size)
-    name = name or source.name
-    metadata = _metadata(source, size, batch, labels, preprocessing)
+    sizes = resolve_image_sizes(source, request.image_sizes)
+    name = request.name or source.name
+    output = Path(output)
+    metadata = _metadata(source, request, sizes)
     seconds: dict[str, float] = {}
-
+    builds = []
     with _timed(seconds, "fold", watch):
-        network = unfolded(source.architecture, source.arrays, size)
-        folded, what = fold(network)
-        deployed, naive = neocell_to_matmul(folded), neocell_to_matmul(network)
-        nodes = count_nodes(naive, opset), count_nodes(deployed, opset)
+        for size in sizes:
+            stem = name if len(sizes) == 1 else f"{name}_{size[0]}x{size[1]}"
+            builds.append(Build(source, request, size, stem))
+    jobs = [build.job(metadata["preprocessing"]) for build in builds] if request.om else []
+    for job in jobs:
+        job.check()
+    report = Report(
+        manifest=output / f"{name}.json",
+        artefacts=[],
+        reference="",
+        folded=builds[0].folded_layers,
+        nodes=builds[0].nodes(),
+        seconds=seconds,
+        metadata=metadata,
+        notes=list(source.notes),
+        command=request.command,
+    )
+    if request.om and request.om.dry_run:
+        for job in jobs:
+            extra = {"command": job.command(), "feed": job.feed()}
+            report.artefacts.append(Artefact("om", job.image_size, output / job.output, extra=extra))
+        return report
     with _timed(seconds, "hash", watch):
         metadata["source"] = _provenance(source)
-    samples = _samples(metadata, images, seed)
-    if any(target.mindspore for target in chosen):
+    if any(target.mindspore for target in request.chosen):
         with _timed(seconds, "import", watch):
             load_mindspore()
-
     with staging(output) as stage:
-        staged = {}
-        for target in chosen:
-            with _timed(seconds, target.name, watch):
-                staged[target.name] = stage / f"{name}{target.suffix}"
-                graph = deployed if target.folded else naive
-                with explained(Path(output) / staged[target.name].name):
-                    target.write(graph, staged[target.name], batch, opset, metadata)
-        with _timed(seconds, "parity", watch):
-            reference, logits = _reference(chosen, source, naive, size, opset, samples, stage)
-            results = _compare(staged, logits, samples, size, tolerance)
-        report = Report(
-            manifest=Path(output) / f"{name}.json",
-            files={target: Path(output) / path.name for target, path in staged.items()},
-            parity=results,
-            reference=reference,
-            folded=what,
-            nodes=nodes,
-            seconds=seconds,
-            metadata=metadata,
-            notes=source.notes,
-        )
-        _publish(report, staged, stage)
+        for build in builds:
+            _emit_and_prove(build, metadata, report, output, stage, watch)
+        names = [artefact.path.name for artefact in report.artefacts]
+        if jobs:
+            names += _compile(jobs, report, output, stage, watch)
+        _publish(report, names, stage)
     return report
+
+
+class Build:
+    """The graphs of one image size, and what is made of them."""
+
+    def __init__(self, source: Source, request: Request, size: tuple[int, int], stem: str):
+        self.source, self.request, self.size, self.stem = source, request, size, stem
+        self.network = unfolded(source.architecture, source.arrays, size, request.features_only)
+        self.folded, self.folded_layers = fold(self.network)
+
+    def naive(self) -> DeployGraph:
+        """The network node by node, without NeoCell layers."""
+        return neocell_to_matmul(self.network)
+
+    def nodes(self) -> tuple[int, int]:
+        """ONNX nodes before and after folding, in the same form."""
+        opset = self.request.opset or DEFAULT_OPSET
+        return count_nodes(self.naive(), opset), count_nodes(neocell_to_matmul(self.folded), opset)
+
+    def job(self, preprocessing: Mapping) -> om.Job:
+        """The OM file of this size."""
+        return om.Job(
+            self.stem,
+            self.size,
+            tuple(self.request.batch) or (1,),
+            self.request.om,
+            Preprocessing.from_dict(preprocessing),
+        )
+
+    def batch(self, target: Target) -> int | None:
+        """Batch size of a target's file, or None for a dynamic one."""
+        return 1 if target.name == "om" and not self.request.batch else self.request.fixed_batch()
+
+    def write(self, target: Target, path: Path, metadata: Mapping) -> list[Path]:
+        """Write the file of a target; returns the files, the named one first."""
+        flavour = self.request.flavour(target)
+        graph = lower(self.folded, flavour) if target.folded else self.naive()
+        metadata = {**metadata, "image_size": list(self.size)}
+        batch = self.batch(target)
+        if target.name == "mindir":
+            from . import mindir_emitter
+
+            mindir_emitter.write(graph, path, batch, flavour)
+            return [path]
+        if target.name == "om":
+            om.check_graph(onnx_emitter.skeleton(graph, batch, flavour), path.name)
+        return onnx_emitter.save(graph, path, batch, flavour, {KEY: {**metadata, "batch": batch}})
+
+
+def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, stage: Path, watch) -> None:
+    """Write the files of one size and compare each with the unfolded network."""
+    request = build.request
+    made = []
+    for target in request.chosen:
+        with _timed(report.seconds, target.name, watch):
+            path = stage / f"{build.stem}{om.ONNX_SUFFIX if target.name == 'om' else target.suffix}"
+            with explained(output / path.name):
+                files = build.write(target, path, metadata)
+        made.append((target, files))
+    with _timed(report.seconds, "parity", watch):
+        samples = _samples(metadata, build.size, request.images, request.seed)
+        report.reference, outputs = _reference(build, samples, stage)
+        for target, files in made:
+            flavour = request.flavour(target)
+            allowed = request.tolerance
+            if allowed is None:
+                allowed = tolerance(flavour.precision, flavour.gelu)
+            found = prove.outputs(files[0], flavour, samples, build.batch(target))
+            result = parity.compare(outputs, found, allowed)
+            if not result.holds(allowed):
+                raise ParityError(
+                    f"{files[0].name} does not compute what the network computes: relative L2 "
+                    f"{result.relative_l2:.1e}, largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, "
+                    f"top-1 agrees on {result.top1_agree} of {result.samples}; allowed is {allowed:.1e}. "
+                    "Nothing was written"
+                )
+            extra = {"bytes": sum(file.stat().st_size for file in files)}
+            if target.name != "mindir":
+                extra |= {"opset": flavour.opset, "dtype": flavour.precision}
+            name = "onnx for om" if target.name == "om" else target.name
+            report.artefacts.append(Artefact(name, build.size, output / files[0].name, result, extra))
+            for file in files[1:]:
+                report.artefacts.append(Artefact(f"weights of {name}", build.size, output / file.name))
+
+
+def _compile(jobs: Sequence[om.Job], report: Report, output: Path, stage: Path, watch) -> list[str]:
+    """Build the OM files, or what builds them elsewhere; returns the names of the files in the staging folder."""
+    weights = [a.path.name for a in report.artefacts if a.target == "weights of onnx for om"]
+    jobs = [replace(job, data=tuple(n for n in weights if n.startswith(job.onnx))) for job in jobs]
+    names = om.write_companions(jobs, stage)
+    report.missing = om.find_compiler(jobs)
+    if report.missing:
+        script = om.write_script(jobs, stage)
+        extra = {"commands": [job.command() for job in jobs], "feed": [job.feed() for job in jobs]}
+        report.artefacts.append(Artefact("script for om", jobs[0].image_size, output / script, extra=extra))
+        return [*names, script]
+    for job in jobs:
+        with _timed(report.seconds, "compile", watch):
+            staged = om.compile_job(job, stage, output)
+        extra = {
+            "soc": job.request.soc,
+            "command": job.command(),
+            "feed": job.feed(),
+            "log": job.log,
+            "run_on_a_device": False,
+        }
+        report.artefacts.append(Artefact("om", job.image_size, output / staged.name, extra=extra))
+        names.append(staged.name)
+    return names
 
 
 @contextlib.contextmanager
@@ -228,24 +358,24 @@ def _timed(seconds: dict[str, float], step: str, watch: Callable[[str], None]) -
     watch(step)
     start = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - start
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
 
 
-def _metadata(source: Source, size, batch, labels, preprocessing) -> dict:
-    labels = list(labels if labels is not None else source.metadata.get("labels") or [])
+def _metadata(source: Source, request: Request, sizes: Sequence[tuple[int, int]]) -> dict:
+    labels = list(request.labels if request.labels is not None else source.metadata.get("labels") or [])
     classes = source.architecture.num_classes
     if labels and len(labels) != classes:
         raise InputError(f"{len(labels)} labels for {classes} classes; give one label for each class, in their order")
-    if preprocessing is None:
-        preprocessing = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
+    preprocessing = request.preprocessing or Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
     return {
         "neonext_ms": __version__,
         "model": identify(source.architecture),
         "architecture": source.architecture.to_dict(),
         "shifts": list(source.architecture.shifts),
-        "image_size": list(size),
-        "batch": batch,
+        "image_size": list(sizes[0]) if len(sizes) == 1 else None,
+        "batch": request.fixed_batch(),
         "classes": classes,
+        "outputs": "stages" if request.features_only else "logits",
         "labels": labels or None,
         "preprocessing": preprocessing.to_dict(),
         "versions": _versions(),
@@ -263,8 +393,7 @@ def _provenance(source: Source) -> dict | None:
     return source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
 
 
-def _samples(metadata: Mapping, images: Sequence[str], seed: int) -> np.ndarray:
-    size = tuple(metadata["image_size"])
+def _samples(metadata: Mapping, size: tuple[int, int], images: Sequence[str], seed: int) -> np.ndarray:
     samples = parity.noise(NOISE_SAMPLES, size, seed)
     if images:
         from ..images import load_images
@@ -274,52 +403,28 @@ def _samples(metadata: Mapping, images: Sequence[str], seed: int) -> np.ndarray:
     return samples
 
 
-def _reference(chosen, source: Source, naive: DeployGraph, size, opset, samples, stage: Path):
-    """The unfolded network's logits: from MindSpore where that is loaded anyway, else from the node-by-node ONNX."""
-    if any(target.mindspore for target in chosen):
-        import mindspore as ms
-
-        from ..models import build_model
-
-        model = build_model(source.architecture, source.arrays)
-        logits = [model(ms.Tensor(part)).asnumpy() for part in (samples[:1], samples[1:])]
-        return "the unfolded network in MindSpore", np.concatenate(logits)
-    from . import onnx_emitter
-
+def _reference(build: Build, samples: np.ndarray, stage: Path) -> tuple[str, np.ndarray]:
+    """The unfolded network's outputs: from MindSpore where that is loaded anyway, else from the node-by-node ONNX."""
+    if any(target.mindspore for target in build.request.chosen):
+        return "the unfolded network in MindSpore", prove.model_outputs(build, samples)
     path = stage / "reference.onnx"
     with explained(stage.parent):
-        onnx_emitter.write(onnx_emitter.emit(naive, opset=opset), path)
-    logits = _logits(path, samples, size)
-    path.unlink()
-    return "the unfolded network, node by node, in onnxruntime", logits
+        files = onnx_emitter.save(build.naive(), path)
+    outputs = prove.outputs(path, Flavour(), samples)
+    for file in files:
+        file.unlink()
+    return "the unfolded network, node by node, in onnxruntime", outputs
 
 
-def _logits(path: Path, samples: np.ndarray, size) -> np.ndarray:
-    with open_runtime(path, image_size=size) as runtime:
-        return parity.run(runtime, samples)
-
-
-def _compare(staged: Mapping[str, Path], logits, samples, size, tolerance: float) -> dict[str, parity.Parity]:
-    results = {}
-    for target, path in staged.items():
-        results[target] = result = parity.compare(logits, _logits(path, samples, size), tolerance)
-        if not result.holds(tolerance):
-            raise ParityError(
-                f"{path.name} does not compute what the network computes: relative L2 {result.relative_l2:.1e}, "
-                f"largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on "
-                f"{result.top1_agree} of {result.samples}; allowed is {tolerance:.1e}. Nothing was written"
-            )
-    return results
-
-
-def _publish(report: Report, staged: Mapping[str, Path], stage: Path) -> None:
-    import json
-
+def _publish(report: Report, names: Sequence[str], stage: Path) -> None:
+    output = report.manifest.parent
     manifest = stage / report.manifest.name
     with explained(report.manifest):
         manifest.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     # Of two exports at once, one has all its files and then the other: files and manifest belong together.
-    with exclusive(report.manifest.parent):
-        for target, path in report.files.items():
-            publish(staged[target], path)
-        publish(manifest, report.manifest)
+    with exclusive(output):
+        for name in dict.fromkeys([*names, manifest.name]):
+            mode = (stage / name).stat().st_mode & 0o111
+            published = publish(stage / name, output / name)
+            if name.endswith(".sh"):
+                published.chmod(published.stat().st_mode | mode)

@@ -1,16 +1,11 @@
-"""The one table of targets: what can be emitted, and how. Nothing heavy is imported before it is used."""
+"""The one table of targets: what can be emitted, and what each needs. Nothing heavy is imported before it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..errors import UsageError, nearest
-
-if TYPE_CHECKING:
-    from .graph import DeployGraph
+from ..errors import ToolchainError, UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -23,36 +18,58 @@ class Target:
         summary: one line for a person.
         mindspore: whether emitting it loads MindSpore.
         folded: whether it holds the folded network.
-        write: writes the file: `(graph, path, batch, opset, metadata)`.
+        needs: what has to be installed.
+        without: options of a `Request` that it has no choice of.
     """
 
     name: str
     suffix: str
     summary: str
-    mindspore: bool
-    folded: bool
-    write: Callable[[DeployGraph, Path, int | None, int, Mapping], None]
+    mindspore: bool = False
+    folded: bool = True
+    needs: str = "nothing more"
+    without: tuple[str, ...] = ()
 
+    def here(self) -> str:
+        """Whether what it needs is here, in words."""
+        if self.name != "om":
+            return "here"
+        from . import atc, lite, toolchain
 
-def _write_onnx(graph, path, batch, opset, metadata):
-    from ..metadata import KEY
-    from . import onnx_emitter
-
-    onnx_emitter.write(onnx_emitter.emit(graph, batch, opset, {KEY: metadata}), path)
-
-
-def _write_mindir(graph, path, batch, opset, metadata):
-    from . import mindir_emitter
-
-    mindir_emitter.write(graph, path, batch)
+        found = []
+        for tool in (atc.ATC, lite.CONVERTER):
+            try:
+                found.append(str(toolchain.find(tool)))
+            except ToolchainError:
+                continue
+        return f"here: {', '.join(found)}" if found else "not here; the ONNX file and build_om.sh are written instead"
 
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("onnx", ".onnx", "folded graph for onnxruntime and other ONNX tools", False, True, _write_onnx),
-        Target("mindir", ".mindir", "folded graph for MindSpore and MindSpore Lite", True, True, _write_mindir),
-        Target("onnx-naive", "_naive.onnx", "the network node by node, as a baseline", False, False, _write_onnx),
+        Target("onnx", ".onnx", "folded graph for onnxruntime and other ONNX tools"),
+        Target(
+            "mindir",
+            ".mindir",
+            "folded graph for MindSpore and MindSpore Lite",
+            mindspore=True,
+            without=("dtype", "gelu", "neocell"),
+        ),
+        Target(
+            "om",
+            ".om",
+            "folded graph compiled for an Atlas board (not run on a device here)",
+            needs="atc of the CANN toolkit, or converter_lite of MindSpore Lite",
+            without=("dtype",),
+        ),
+        Target(
+            "onnx-naive",
+            "_naive.onnx",
+            "the network node by node, as a baseline",
+            folded=False,
+            without=("dtype", "gelu", "neocell"),
+        ),
     )
 }
 

@@ -160,17 +160,8 @@ class OnnxRuntime(Runtime):
         self._check_labels()
 
     def _open(self, threads: int | None):
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # By default the threads of a session go on spinning after a run, and steal the cores from whatever follows:
-        # another model that is compared with this one, or the decoding of the next images.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads:
-            options.intra_op_num_threads = threads
         try:
-            return ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+            return onnx_session(self.path, threads)
         except Exception as error:
             text = _one_line(error).replace(f"Load model from {self.path} failed:", "")
             hint = "is it a whole ONNX file?"
@@ -236,6 +227,20 @@ class _MindSporeRuntime(Runtime):
 
     def close(self) -> None:
         self._cell = None
+
+
+def onnx_session(model: str | bytes, threads: int | None = None):
+    """An onnxruntime session on the CPU for a file or a serialised model; errors are onnxruntime's own."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # By default the threads of a session go on spinning after a run, and steal the cores from whatever follows:
+    # another model that is compared with this one, or the decoding of the next images.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class MindIRRuntime(_MindSporeRuntime):

@@ -43,7 +43,7 @@ def test_json(digits, tmp_path, data, capsys):
     image = str(data / "digits" / "3" / "0023.png")
     code, out, _ = _run(_arguments(digits, tmp_path, "--json", "--name", "n", "--images", image), capsys)
     report = json.loads(out)
-    assert code == 0 and report["files"] == {"onnx": "n.onnx"} and report["parity"]["onnx"]["samples"] == 5
+    assert code == 0 and report["files"][0]["file"] == "n.onnx" and report["files"][0]["parity"]["samples"] == 5
 
 
 def test_output_may_be_the_file(digits, tmp_path, capsys):
@@ -73,7 +73,7 @@ def test_a_named_model_needs_no_checkpoint(tmp_path, capsys, monkeypatch):
         (["--shifts", "1,1,0"], 2, "four whole numbers"),
         (["--shifts", "4,1,0,0"], 1, "smaller than its matrix"),
         (["--opset", "10"], 1, "opset 10"),
-        (["--batch", "0"], 2, "positive whole number"),
+        (["--batch", "0"], 2, "sizes such as 8"),
         (["--name", "a/b"], 2, "without folders"),
         (["--model", "neonext_t"], 2, "either --checkpoint FILE or --model NAME"),
         (["--labels", "missing.txt"], 1, "missing.txt: no such file"),
@@ -116,7 +116,7 @@ def test_a_failed_comparison_exits_with_4(digits, tmp_path, capsys, monkeypatch)
     def refuse(*_):
         raise ParityError("digits_64.onnx does not compute what the network computes")
 
-    monkeypatch.setattr(pipeline, "_compare", refuse)
+    monkeypatch.setattr(pipeline.parity, "compare", refuse)
     code, _, err = _run(_arguments(digits, tmp_path / "out"), capsys)
     assert code == 4 and "does not compute" in err and not (tmp_path / "out").exists()
 
@@ -128,11 +128,11 @@ def test_a_tolerance_that_nothing_meets(digits, tmp_path, capsys):
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EFBIG, errno.EACCES])
 def test_a_disk_that_fails(digits, tmp_path, capsys, monkeypatch, reason):
-    def fail(model, path):
+    def fail(graph, path, *_):
         path.write_bytes(b"part of it")
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(onnx_emitter, "write", fail)
+    monkeypatch.setattr(onnx_emitter, "save", fail)
     code, _, err = _run(_arguments(digits, tmp_path / "out"), capsys)
     assert code == 1 and err.startswith(f"error: {tmp_path}/out/digits_64.onnx: ")
     assert not (tmp_path / "out").exists()
@@ -159,7 +159,7 @@ def test_an_interrupt_leaves_nothing(digits, tmp_path, number):
     code = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from neonext_ms.export import command, pipeline; "
-        "pipeline._compare = lambda *_: time.sleep(60); sys.exit(command.main(sys.argv[1:]))"
+        "pipeline._reference = lambda *_: time.sleep(60); sys.exit(command.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *_arguments(digits, output)], stderr=subprocess.PIPE, text=True

@@ -141,6 +141,79 @@ def test_neocell_to_matmul(size):
     _check(rules.neocell_to_matmul, _graph(_conv(3, 4), _cell(PAIR), size=size), ["conv", "left", "right"])
 
 
+def _padded(graph, padded):
+    shapes = padded.shapes()
+    return [name for name in graph.outputs if shapes.get(f"{name}.padded", shapes[name]) != shapes[name]]
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 16])
+@pytest.mark.parametrize("size", [(32, 48), (68, 44), (132, 36)])
+@pytest.mark.parametrize("downsample", ["official", "paper"])
+def test_neocell_to_padded_matmul(downsample, size, multiple):
+    architecture = make_architecture(
+        dims=(4, 6, 8, 10), kernel_spec="2+3", shifts=(1, 1, 0, 1), downsample=downsample, num_classes=3
+    )
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    for name, array in arrays.items():
+        if ".norm" in name:
+            arrays[name] = (RNG.standard_normal(array.shape) ** 2 + 0.2).astype(np.float32)
+    x = RNG.standard_normal((1, 3, *size))
+    for features_only in (False, True):
+        folded, _ = rules.fold(unfolded(architecture, arrays, size, features_only))
+        padded = rules.neocell_to_padded_matmul(folded, multiple)
+        shapes = padded.shapes()
+        for layer in padded.layers:
+            if layer.op in ("left", "right"):
+                sides = *layer.arrays["matrix"].shape[1:], *shapes[layer.inputs[0]][1:], *shapes[layer.output][1:]
+                assert all(side % multiple == 0 for side in sides)
+        before, after = evaluate(folded, x), evaluate(padded, x)
+        for name in folded.outputs:
+            assert shapes[name] == before[name].shape[1:] == after[name].shape[1:]
+            assert relative_max(after[name], before[name]) < 1e-12
+        assert padded.count("crop") == len(_padded(folded, padded)) <= 4
+        if multiple == 1 or not features_only:
+            assert not padded.count("crop")
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
+def test_padded_products_of_a_neocell_with_bias(size):
+    graph = rules.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
+    ops = ["conv", "left", "right", "shift", "crop"]
+    folded = _check(rules.neocell_to_padded_matmul, graph, ops)
+    assert folded.shapes()["v2.padded"] == (4, 16, 16)
+
+
+def test_the_input_itself_is_padded_by_rectangular_matrices():
+    spec = NeoCellSpec([{"kernel": 2, "channels": 1}, {"h_in": 2, "h_out": 2, "w_in": 2, "w_out": 2, "channels": 2}])
+    folded = _check(rules.neocell_to_padded_matmul, _graph(_cell(spec), size=(5, 20)), ["left", "right", "crop"])
+    assert [layer.arrays["matrix"].shape for layer in folded.layers[:2]] == [(3, 16, 5), (3, 20, 32)]
+
+
+def test_a_mean_over_a_part_too_large_for_one_pooling_is_cropped():
+    graph = _graph(_conv(3, 4), ("global_mean", {}, {}), size=(20, 40))
+    _check(rules.neocell_to_padded_matmul, graph, ["conv", "crop", "global_mean"])
+    graph = _graph(_conv(3, 4), ("global_mean", {}, {}), size=(7, 20))
+    assert _check(rules.neocell_to_padded_matmul, graph, ["conv", "global_mean"]).layers[1].attributes["size"] == (
+        7,
+        20,
+    )
+
+
+def test_padding_needs_a_folded_graph():
+    with pytest.raises(InputError, match="fold the graph first"):
+        rules.neocell_to_padded_matmul(unfolded(make_architecture(), initial_arrays(make_architecture()), (32, 32)))
+    with pytest.raises(InputError, match="multiple of at least 1"):
+        rules.neocell_to_padded_matmul(_graph(_conv(3, 4)), 0)
+
+
+def test_features_are_named_after_their_stages():
+    architecture = make_architecture(dims=(4, 6, 8, 10), kernel_spec="2", per_stage_layers=(1, 0, 2, 0))
+    graph = unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (32, 64), True)
+    assert graph.outputs == ("stage_1", "stage_2", "stage_3", "stage_4")
+    folded, _ = rules.fold(graph)
+    assert [folded.shapes()[name] for name in folded.outputs] == [(4, 8, 16), (6, 4, 8), (8, 2, 4), (10, 1, 2)]
+
+
 def test_values_with_two_readers_are_not_folded_away():
     graph = _graph(_conv(3, 4), _norm(4))
     graph = DeployGraph(graph.layers, graph.image_size, ("v0", "v1"))

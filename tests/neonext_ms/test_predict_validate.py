@@ -398,9 +398,10 @@ def test_all_digits(capsys, tmp_path, kind):
     flags = ["--model", DATA / "digits_64.pt", "--shifts", "1,1,0,0", "--image-size", "64"]
     if kind != "checkpoint":
         from neonext_ms.export import pipeline
+        from neonext_ms.export.request import Request
 
         source = pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
-        flags = ["--model", pipeline.export(source, [kind], tmp_path, (64, 64)).files[kind]]
+        flags = ["--model", pipeline.export(source, Request([kind], [(64, 64)]), tmp_path).files[kind]]
     code, out, err = ran(capsys, validate, *flags, FULL / "digits" / "val", "--json")
     assert code == 0, err
     assert json.loads(out)["top1"]["correct"] == 355

@@ -1,0 +1,129 @@
+"""What can be asked of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..errors import UsageError
+from ..preprocessing import Preprocessing
+from .flavour import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
+from .targets import Target, resolve_targets
+
+VIAS = ("atc", "lite")
+
+
+@dataclass(frozen=True)
+class Om:
+    """What an OM file, or a MindIR file for Ascend, is built for.
+
+    Attributes:
+        soc: the device's name, as `atc --soc_version` takes it.
+        precision: of `atc.PRECISIONS`.
+        aipp: normalise on the device, from uint8 images.
+        keep_dtype: operators that keep their precision.
+        via: "atc", or "lite" for MindSpore Lite's converter.
+        dry_run: only say which commands would run.
+        timeout: seconds for each file, or None for no limit.
+        extra: more arguments for `atc`.
+    """
+
+    soc: str
+    precision: str = "fp16"
+    aipp: bool = False
+    keep_dtype: tuple[str, ...] = ()
+    via: str = "atc"
+    dry_run: bool = False
+    timeout: float | None = None
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """An export: which files, for which inputs, in which form.
+
+    Attributes:
+        targets: names from `targets.TARGETS`.
+        image_sizes: heights and widths; none for the source's own. Each gets files of its own.
+        batch: none for a dynamic batch, one for a fixed one; several are for OM files, the others are dynamic then.
+        opset: of the ONNX files; None for the target's own default.
+        gelu: "auto", "erf" or "tanh".
+        neocell: "matmul", "padded" or "custom".
+        dtype: of weights and arithmetic in ONNX files: "float32", "float16" or "bfloat16".
+        float32_io: with a half precision, whether input and outputs stay float32.
+        features_only: the outputs are those of the four stages.
+        name: of the files, before their suffixes; None for the source's own.
+        labels: class names, one for each class; None for the source's own.
+        preprocessing: what travels with the files; None for the source's own, or the official one.
+        images: image files to compare on, besides noise.
+        seed: of the noise.
+        tolerance: largest relative deviation that passes; None for that of the form (`flavour.tolerance`).
+        om: for the target `om`.
+        command: the command line, for the manifest.
+
+    Raises:
+        UsageError: an unknown target, or options that do not go together.
+        InputError: a value out of its range.
+    """
+
+    targets: Sequence[str]
+    image_sizes: Sequence[tuple[int, int]] = ()
+    batch: Sequence[int] = ()
+    opset: int | None = None
+    gelu: str = "auto"
+    neocell: str = "matmul"
+    dtype: str = "float32"
+    float32_io: bool = True
+    features_only: bool = False
+    name: str | None = None
+    labels: Sequence[str] | None = None
+    preprocessing: Preprocessing | None = None
+    images: Sequence[str] = ()
+    seed: int = 0
+    tolerance: float | None = None
+    om: Om | None = None
+    command: str | None = None
+    chosen: tuple[Target, ...] = field(init=False, default=())
+
+    def __post_init__(self):
+        chosen = tuple(resolve_targets(self.targets))
+        object.__setattr__(self, "chosen", chosen)
+        om = any(target.name == "om" for target in chosen)
+        if om and self.om is None:
+            raise UsageError("target om needs the device that it is for, such as --soc Ascend310P3")
+        if self.om is not None and not om:
+            raise UsageError("--soc and the options beside it are for the target om; add it to --target")
+        if self.om is not None and self.om.via not in VIAS:
+            raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
+        if len(self.batch) > 1 and not om:
+            raise UsageError("several batch sizes are for the target om; give one, or leave the batch dynamic")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise UsageError(f"tolerance {self.tolerance}: expected a number of at least 0")
+        plain = {"neocell": "matmul", "gelu": "auto", "dtype": "float32"}
+        for target in chosen:
+            self.flavour(target)
+            for option in target.without:
+                if getattr(self, option) != plain[option] and len(chosen) == 1:
+                    raise UsageError(f"target {target.name} has no choice of {option}; leave it out")
+
+    def flavour(self, target: Target) -> Flavour:
+        """The form in which a target is written; what a target has no choice of keeps its default there.
+
+        Raises:
+            InputError: values that do not go together.
+        """
+        asked = {"neocell": self.neocell, "gelu": self.gelu, "precision": self.dtype}
+        asked = {option: value for option, value in asked.items() if option.replace("precision", "dtype") not in
+                 target.without}  # fmt: skip
+        if target.name == "om":
+            if asked.get("gelu") == "auto":
+                asked["gelu"] = CANN.gelu
+            return CANN.with_(opset=self.opset or CANN.opset, **asked)
+        opset = self.opset
+        if opset is None:
+            opset = BFLOAT16_OPSET if asked.get("precision") == "bfloat16" else DEFAULT_OPSET
+        return Flavour(opset=opset, float32_io=self.float32_io, **asked)
+
+    def fixed_batch(self) -> int | None:
+        """The batch of files that have one axis for it: the only size, or None for a dynamic one."""
+        return self.batch[0] if len(self.batch) == 1 else None

@@ -1,0 +1,668 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from neonext_ms.errors import InputError, ToolchainError, UsageError
+from neonext_ms.export import atc, toolchain
+from neonext_ms.files import staging
+from neonext_ms.ops.soc import SOCS, soc
+
+OPTIONS = atc.OmOptions(soc("Ascend310P3"), (64, 48))
+
+# Takes what hicann/ge's api/atc/atc_flags.cc takes, refuses the rest, and checks what ATC checks.
+STRICT = r"""
+import json, os, re, sys
+
+ATC_OPTIONS = set('''framework model output soc_version input_format input_shape dynamic_batch_size precision_mode_v2
+precision_mode insert_op_conf keep_dtype fusion_switch_file op_select_implmode optypelist_for_implmode log
+'''.split())
+PLAIN = r'[A-Za-z0-9._\-/\u4e00-\u9fa5]+'
+
+
+def fail(code, text):
+    print("ATC run failed, Please check the detail log, Try 'atc --help' for more information")
+    print(f'[PID: 7] 2026-01-02-03:04:05.678.901 Invalid_Argument({code}): {text}')
+    print('        Solution: Please input correct parameter value.')
+    sys.exit(1)
+
+
+print('ATC start working now, please wait for a moment.')
+given = {}
+for argument in sys.argv[1:]:
+    match = re.fullmatch(r'--([a-z0-9_]+)=(.*)', argument, re.S)
+    if not match or match[1] not in ATC_OPTIONS:
+        fail('E10001', f'Value {argument} for parameter unknown is invalid. Reason: unknown option.')
+    if not match[2]:
+        fail('E10004', f'Value for --{match[1]} is empty.')
+    given[match[1]] = match[2]
+for name in ('framework', 'model', 'output', 'soc_version'):
+    if name not in given:
+        fail('E10054', f'The required parameter --{name} for ATC is empty.')
+if given['framework'] != '5':
+    fail('E10007', '--framework is required. The value must be 0(Caffe) or 1(MindSpore) or 3(TensorFlow) or 5(Onnx).')
+if given['soc_version'] not in SOCS:
+    fail('E10001', f"Value {given['soc_version']} for parameter soc_version is invalid. Reason: not supported.")
+if not re.fullmatch(PLAIN, given['output']):
+    fail('E10001', f"Value {given['output']} for parameter --output is invalid. Reason: The path can only contain.")
+for name in ('model', 'insert_op_conf', 'keep_dtype', 'fusion_switch_file'):
+    path = given.get(name)
+    if path and not os.path.isfile(path):
+        fail('E10410', f'File {path} does not exist.')
+    if path and not re.fullmatch(PLAIN, os.path.realpath(path)):
+        fail('E10001', f'Value {path} for parameter --{name} is invalid. Reason: The path can only contain.')
+model = open(given['model'], 'rb').read()
+name, _, shape = given.get('input_shape', '').rpartition(':')
+try:
+    dims = [int(dim) for dim in shape.split(',')]
+except ValueError:
+    fail('E10002', f'Value {shape} for parameter --input_shape is invalid. Reason: It is not a digit.')
+if name.encode() not in model:
+    fail('E10016', f'Op name {name} specified in --input_shape is not found in the model.')
+if given.get('input_format') != 'NCHW' or len(dims) != 4 or dims[1] != 3:
+    fail('E10014', f'Value {shape} for parameter --input_shape is invalid.')
+batches = given.get('dynamic_batch_size', '').split(',')
+if batches != ['']:
+    if dims[0] != -1 or -1 in dims[1:]:
+        fail('E10018', 'Value -1 for shape 1 is invalid.')
+    if len(batches) < 2:
+        fail('E10035', '--dynamic_batch_size, has 1 profiles, which is less than the minimum 2.')
+    if len(set(batches)) < len(batches):
+        fail('E10039', 'The --dynamic_batch_size argument has duplicate profiles.')
+elif min(dims) < 1:
+    fail('E10014', f'Value {shape} for parameter --input_shape is invalid.')
+if given.get('precision_mode_v2') not in ('fp16', 'origin', 'cube_fp16in_fp32out', 'mixed_float16', 'mixed_bfloat16'):
+    fail('E10001', 'Value for parameter --precision_mode_v2 is invalid. Reason: not within the valid range.')
+if 'precision_mode' in given:
+    fail('E10056', 'Cannot configure both parameters --precision_mode and --precision_mode_v2 simultaneously.')
+seen = {'argv': sys.argv[1:], 'stdin': sys.stdin.read(), 'files': {}}
+for key in ('insert_op_conf', 'keep_dtype', 'fusion_switch_file'):
+    if key in given:
+        seen['files'][key] = open(given[key]).read()
+os.mkdir('kernel_meta')
+open('fusion_result.json', 'w').write('{}')
+suffix = os.environ.get('STAND_IN_SUFFIX', '')
+open(given['output'] + suffix + '.om', 'w').write(json.dumps(seen))
+print('...')
+print('ATC run success, welcome to the next use.')
+print('W11001: Op [x] does not hit the high-priority operator information library. (E10001) is not meant.')
+"""
+
+# Each of these is what an ATC does wrong; $out is the name that it was asked to write.
+BROKEN = {
+    "exits 0 without a file": "echo 'ATC run success, welcome'",
+    "exits non-zero with a file": "echo OM > $out.om; echo 'E19999: Inner Error!'; echo '  E19999 [PID: 3] x'; exit 4",
+    "says success and exits non-zero": "echo OM > $out.om; echo 'ATC run success, welcome'; exit 5",
+    "writes an empty file": ": > $out.om; echo 'ATC run success, welcome'",
+    "never says success": "echo OM > $out.om; echo 'All done'",
+    "says success inside another line": "echo OM > $out.om; echo 'The line ATC run success was not printed'",
+    "says both": "echo OM > $out.om; echo 'ATC run success, w'; echo 'ATC run failed, Please check'",
+    "writes outside": "echo OM > \"$OUTSIDE/x.om\"; echo 'ATC run success, welcome'",
+    "writes another name": "echo OM > other.om; echo 'ATC run success, welcome'",
+    "writes two": "echo OM > $out.om; echo OM > ${out}_linux_x86_64.om; echo 'ATC run success, welcome'",
+    "is killed": "kill -9 $$",
+    "says nothing": "exit 1",
+    "has no library": "echo 'atc.bin: error while loading shared libraries: libge.so: cannot open' >&2; exit 127",
+    "has no Python module": "echo 'E19999: Inner Error!'; echo \"ImportError: No module named 'decorator'\"; exit 1",
+    "fills the disk": "echo 'write: No space left on device'; exit 1",
+}
+EXPECTED = {
+    "exits 0 without a file": (InputError, ["reported success, but wrote no net.om"]),
+    "exits non-zero with a file": (
+        InputError,
+        ["failed (exit code 4)", "is not used", "E19999: Inner Error! E19999 [PID: 3] x: an internal error of CANN"],
+    ),
+    "says success and exits non-zero": (InputError, ["failed (exit code 5), although it printed 'ATC run success'"]),
+    "writes an empty file": (InputError, ["the net.om that it wrote is empty"]),
+    "never says success": (InputError, ["exit code 0, but without its line 'ATC run success'; the net.om"]),
+    "says success inside another line": (InputError, ["exit code 0, but without its line 'ATC run success'"]),
+    "says both": (InputError, ["printed 'ATC run failed', although its exit code is 0"]),
+    "writes outside": (InputError, ["reported success, but wrote no net.om"]),
+    "writes another name": (InputError, ["wrote no net.om (only other.om)"]),
+    "writes two": (InputError, ["wrote 2 files (net.om, net_linux_x86_64.om)"]),
+    "is killed": (InputError, ["killed by SIGKILL", "memory"]),
+    "says nothing": (InputError, ["failed (exit code 1)", "it printed nothing"]),
+    "has no library": (ToolchainError, ["libge.so", "source set_env.sh"]),
+    "has no Python module": (ToolchainError, ["No module named 'decorator'", "install it for the Python in PATH"]),
+    "fills the disk": (InputError, ["the disk is full", "free some space"]),
+}
+
+
+def write_tool(folder: Path, name: str, text: str) -> Path:
+    """An executable; Python unless it starts as a shell script."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    if not text.startswith("#!"):
+        text = f"#!{sys.executable} -IS\n{text}"
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def write_atc(folder: Path, text: str | None = None) -> Path:
+    """A stand-in: the strict one, or a shell script that knows `$out`."""
+    if text is None:
+        return write_tool(folder, "atc", STRICT.replace("SOCS", repr(sorted(SOCS)), 1))
+    head = '#!/bin/sh\nfor a in "$@"; do case $a in --output=*) out=${a#--output=};; esac; done\n'
+    return write_tool(folder, "atc", head + text + "\n")
+
+
+def write_onnx(path: Path, external: str | None = None) -> Path:
+    """A tiny model with one input named `input`."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 64, 48]) for name in ("input", "features")]
+    bias = numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), "bias")
+    node = helper.make_node("Add", ["input", "bias"], ["features"])
+    model = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], [bias]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save = {"save_as_external_data": True, "location": external, "size_threshold": 0} if external else {}
+    onnx.save(model, str(path), **save)
+    return path
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("waited too long")
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def onnx_file(tmp_path) -> Path:
+    return write_onnx(tmp_path / "in" / "net.onnx")
+
+
+@pytest.fixture
+def environ(tmp_path) -> dict[str, str]:
+    """An environment with a tools folder first in PATH and no CANN."""
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("ASCEND")}
+    return {**keep, "PATH": f"{tmp_path}/tools:{os.defpath}", "OUTSIDE": str(tmp_path)}
+
+
+def compile_om(onnx, tmp_path, environ, options=OPTIONS, timeout=None, name="net.om", folder="out"):
+    """Compile and publish as a command does; returns the final path."""
+    output = tmp_path / folder / name
+    with staging(output.parent) as stage:
+        staged = atc.compile_om(onnx, output, options, stage, output.with_suffix(".atc.log"), timeout, environ)
+        assert staged.parent == stage
+        return atc.publish_om(staged, output)
+
+
+def test_the_command_is_exact():
+    assert atc.atc_command("m.onnx", "out/m", OPTIONS) == [
+        "atc",
+        "--framework=5",
+        "--model=m.onnx",
+        "--output=out/m",
+        "--soc_version=Ascend310P3",
+        "--input_format=NCHW",
+        "--input_shape=input:1,3,64,48",
+        "--precision_mode_v2=fp16",
+    ]
+    options = atc.OmOptions(
+        soc("Ascend910B4-1"),
+        (256, 320),
+        (1, 8, 16),
+        "mixed_bfloat16",
+        "pixels:0",
+        "a.cfg",
+        ("Conv_1", "OpType::Relu"),
+        "f.cfg",
+        "high_performance",
+        ("Gelu", "Add"),
+        ("--log=error",),
+    )
+    assert atc.atc_command("m.onnx", "m", options) == [
+        "atc",
+        "--framework=5",
+        "--model=m.onnx",
+        "--output=m",
+        "--soc_version=Ascend910B4-1",
+        "--input_format=NCHW",
+        "--input_shape=pixels:0:-1,3,256,320",
+        "--dynamic_batch_size=1,8,16",
+        "--precision_mode_v2=mixed_bfloat16",
+        "--insert_op_conf=a.cfg",
+        "--keep_dtype=m.keep_dtype.cfg",
+        "--fusion_switch_file=f.cfg",
+        "--op_select_implmode=high_performance",
+        "--optypelist_for_implmode=Gelu,Add",
+        "--log=error",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": ()}, "0 batch sizes"),
+        ({"batch": (0,)}, "at least 1"),
+        ({"batch": (1, 1)}, "every size once"),
+        ({"batch": (1, 2049)}, "at most 2048"),
+        ({"batch": tuple(range(1, 102))}, "expected 1 to 100"),
+        ({"precision": "fp61"}, "did you mean fp16?"),
+        ({"precision": "mixed_bfloat16"}, "Ascend310P3 does not compute in bfloat16"),
+        ({"image_size": (0, 4)}, "image size 0x4"),
+        ({"input_name": "a;b"}, "input name 'a;b'"),
+        ({"keep_dtype": ("Conv_1",), "precision": "origin"}, "no effect with precision origin"),
+        ({"keep_dtype": ("a\nb",)}, "expected a node's name"),
+        ({"keep_dtype": ("OpType::relu",)}, "OpType::Relu"),
+        ({"op_select_implmode": "high"}, "unknown op_select_implmode 'high'"),
+        ({"optypelist_for_implmode": ("Gelu",)}, "needs op_select_implmode"),
+        (
+            {"optypelist_for_implmode": ("Gelu",), "op_select_implmode": "high_precision_for_all"},
+            "is for all operators",
+        ),
+        ({"extra": ("log",)}, "expected --name=value"),
+        ({"extra": ("--soc-version=Ascend910A",)}, "contradicts"),
+        ({"extra": ("--precision_mode=force_fp16",)}, "contradicts"),
+        ({"extra": ("--dynamic_dims=1",)}, "contradicts"),
+    ],
+)
+def test_options_that_atc_refuses_are_refused_before(changes, message):
+    with pytest.raises(UsageError, match=message):
+        atc.atc_command("m.onnx", "m", dataclasses.replace(OPTIONS, **changes))
+
+
+@pytest.mark.parametrize("device", SOCS.values(), ids=SOCS)
+def test_every_device_has_a_command(device):
+    assert f"--soc_version={device.name}" in atc.atc_command("m", "m", dataclasses.replace(OPTIONS, soc=device))
+
+
+def test_an_om_is_built_in_a_folder_of_its_own(onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    (tmp_path / "p.cfg").write_text("aipp_op {}")
+    options = dataclasses.replace(OPTIONS, batch=(1, 8), aipp=tmp_path / "p.cfg", keep_dtype=("Add_0", "OpType::Relu"))
+    made = compile_om(onnx_file, tmp_path, environ, options)
+    seen = json.loads(made.read_text())
+    assert leftovers(tmp_path / "out") == ["net.atc.log", "net.om"]
+    command, _ = atc.staged_command(onnx_file, "net", options)
+    assert seen["argv"] == command[1:] and seen["stdin"] == ""
+    assert seen["files"] == {"insert_op_conf": "aipp_op {}", "keep_dtype": "Add_0\nOpType::Relu\n"}
+    log = (tmp_path / "out" / "net.atc.log").read_text()
+    assert log.startswith("$ atc --framework=5 --model=net.onnx --output=net ") and "ATC run success" in log
+    assert leftovers(tmp_path / "in") == ["net.onnx"]
+
+
+def test_names_and_folders_that_atc_refuses_work_all_the_same(tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    onnx = write_onnx(tmp_path / "my files" / "naïve net's.onnx", external="weights of it.data")
+    made = compile_om(onnx, tmp_path, environ, name="a net; $(x).om", folder="an 'out' + folder")
+    assert made.name == "a net; $(x).om"
+    assert leftovers(made.parent) == ["a net; $(x).atc.log", "a net; $(x).om"]
+    assert "--output=a_net____x_" in json.loads(made.read_text())["argv"]
+
+
+def test_weights_beside_the_model_are_there_for_atc(tmp_path, environ):
+    text = "cat weights/w.data >/dev/null && [ -f net.onnx ] && echo OM > $out.om && echo 'ATC run success, w'"
+    write_atc(tmp_path / "tools", text)
+    (tmp_path / "in" / "weights").mkdir(parents=True)
+    onnx = write_onnx(tmp_path / "in" / "net.onnx", external="weights/w.data")
+    assert compile_om(onnx, tmp_path, environ).read_text() == "OM\n"
+
+
+@pytest.mark.parametrize("name", ["v1.omega.om", "-x.om", "net"])
+def test_names_that_would_confuse_atc(name, onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    made = compile_om(onnx_file, tmp_path, {**environ, "STAND_IN_SUFFIX": "_linux_x86_64"}, name=name)
+    assert made.name == f"{name.removesuffix('.om')}_linux_x86_64.om"
+    output = next(part for part in json.loads(made.read_text())["argv"] if part.startswith("--output="))
+    assert ".om" not in output and not output.startswith("--output=-")
+
+
+@pytest.mark.parametrize("suffix", ["_linux_x86_64", "_linux_aarch64"])
+def test_the_systems_name_in_the_file_name_is_kept(suffix, onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    made = compile_om(onnx_file, tmp_path, {**environ, "STAND_IN_SUFFIX": suffix})
+    assert made.name == f"net{suffix}.om"
+    assert leftovers(tmp_path / "out") == ["net.atc.log", made.name]
+
+
+def test_the_strict_stand_in_refuses_what_the_options_would_not(onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    for changes, code, advice in (
+        ({"extra": ("--unknown=1",)}, "E10001", "ATC refuses the value of an option"),
+        ({"input_name": "pixels"}, "E10016", "use a name of the ONNX graph"),
+    ):
+        with pytest.raises(InputError) as error:
+            compile_om(onnx_file, tmp_path, environ, dataclasses.replace(OPTIONS, **changes))
+        message = str(error.value)
+        assert "atc failed (exit code 1)" in message and f"{code}): " in message and advice in message
+        assert str(tmp_path / "out" / "net.atc.log") in message and "\n" not in message
+        assert leftovers(tmp_path / "out") == ["net.atc.log"]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools", BROKEN[case])
+    kind, parts = EXPECTED[case]
+    with pytest.raises((InputError, ToolchainError)) as error:
+        compile_om(onnx_file, tmp_path, environ)
+    assert type(error.value) is kind
+    for part in (*parts, str(tmp_path / "out" / "net.atc.log")):
+        assert part in str(error.value)
+    assert leftovers(tmp_path / "out") == ["net.atc.log"]
+    assert (tmp_path / "out" / "net.atc.log").read_text().startswith("$ atc ")
+
+
+def test_an_earlier_om_survives_a_failure(onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools", BROKEN["exits non-zero with a file"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "net.om").write_text("earlier")
+    with pytest.raises(InputError):
+        compile_om(onnx_file, tmp_path, environ)
+    assert (tmp_path / "out" / "net.om").read_text() == "earlier"
+
+
+def test_ten_megabytes_of_output_go_to_the_log(onnx_file, tmp_path, environ):
+    import tracemalloc
+
+    write_atc(tmp_path / "tools", "head -c 10000000 /dev/zero | tr '\\0' x; echo; echo 'E10016: Op name y'; exit 1")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="E10016: Op name y"):
+        compile_om(onnx_file, tmp_path, environ)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "out" / "net.atc.log").stat().st_size > 10_000_000
+    assert peak < 5_000_000
+
+
+HANGS = """
+echo $$ > "$OUTSIDE/pids"
+sleep 60 & echo $! >> "$OUTSIDE/pids"
+sh -c 'sleep 60 & echo $! >> "$OUTSIDE/pids"; wait' &
+echo partial > $out.om
+echo hanging
+wait
+"""
+IGNORES = "trap '' TERM\n" + HANGS
+
+
+def _pids(tmp_path):
+    path = tmp_path / "pids"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@pytest.mark.parametrize("text", [HANGS, IGNORES], ids=["hangs", "ignores TERM"])
+def test_the_time_limit_ends_the_tool_and_its_children(text, onnx_file, tmp_path, environ, monkeypatch):
+    monkeypatch.setattr(toolchain, "GRACE", 0.3)
+    write_atc(tmp_path / "tools", text)
+    with pytest.raises(InputError) as error:
+        compile_om(onnx_file, tmp_path, environ, timeout=0.7)
+    assert "did not finish within 0.7 s" in str(error.value) and "net.atc.log" in str(error.value)
+    assert len(_pids(tmp_path)) == 3
+    wait_until(lambda: not any(map(alive, _pids(tmp_path))))
+    assert leftovers(tmp_path / "out") == ["net.atc.log"]
+    assert "hanging" in (tmp_path / "out" / "net.atc.log").read_text()
+
+
+def test_children_that_outlive_the_tool_are_ended(onnx_file, tmp_path, environ):
+    text = "sleep 60 & echo $! > \"$OUTSIDE/pids\"; echo OM > $out.om; echo 'ATC run success, w'"
+    write_atc(tmp_path / "tools", text)
+    assert compile_om(onnx_file, tmp_path, environ).exists()
+    wait_until(lambda: not any(map(alive, _pids(tmp_path))))
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_time_limit_is_above_zero(timeout, onnx_file, tmp_path, environ):
+    with pytest.raises(UsageError, match="time limit"):
+        compile_om(onnx_file, tmp_path, environ, timeout=timeout)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from neonext_ms.commands import common
+from neonext_ms.export import atc
+from neonext_ms.files import staging
+from neonext_ms.ops.soc import soc
+
+def body(argv=None):
+    output = Path(sys.argv[2])
+    with staging(output.parent) as stage:
+        options = atc.OmOptions(soc("Ascend310P3"), (64, 48))
+        atc.compile_om(sys.argv[1], output, options, stage, output.with_suffix(".atc.log"))
+
+sys.exit(common.run(body) if sys.argv[3] == "command" else body())
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "how", "code"),
+    [(signal.SIGINT, "command", 130), (signal.SIGTERM, "command", 130), (signal.SIGTERM, "library", 143)],
+)
+def test_a_signal_ends_the_tool_and_its_children(sent, how, code, onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "tools", HANGS)
+    argv = [sys.executable, "-c", DRIVER, str(onnx_file), str(tmp_path / "out" / "net.om"), how]
+    # A runner may have started this with SIGINT ignored, which a child would inherit.
+    process = subprocess.Popen(
+        argv,
+        env=environ,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_until(lambda: len(_pids(tmp_path)) == 3 or process.poll() is not None)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code, err
+    wait_until(lambda: not any(map(alive, _pids(tmp_path))))
+    assert leftovers(tmp_path / "out") == ["net.atc.log"]
+
+
+def test_without_atc_the_message_says_where_it_was_looked_for(onnx_file, tmp_path, environ):
+    environ = {**environ, "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")}
+    with pytest.raises(ToolchainError) as error:
+        compile_om(onnx_file, tmp_path, environ)
+    message = str(error.value)
+    assert error.value.exit_code == 3
+    for part in ("PATH", f"ASCEND_TOOLKIT_HOME ({tmp_path}/cann)", "ASCEND_HOME_PATH (not set)", "set_env.sh"):
+        assert part in message
+    assert "build_om.sh" in message and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["bin", "compiler/bin"])
+def test_atc_is_found_in_the_toolkit(folder, onnx_file, tmp_path, environ):
+    write_atc(tmp_path / "cann" / folder)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "atc").write_text("not executable")
+    made = compile_om(onnx_file, tmp_path, {**environ, "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
+    assert made.exists()
+
+
+def test_an_atc_that_cannot_start_says_so(onnx_file, tmp_path, environ):
+    write_tool(tmp_path / "tools", "atc", "#!/nowhere/sh\n")
+    with pytest.raises(ToolchainError, match="cannot be started"):
+        compile_om(onnx_file, tmp_path, environ)
+
+
+def test_a_model_that_is_not_there_or_not_onnx(tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    with pytest.raises(InputError, match=r"no\.onnx: no such file"):
+        compile_om(tmp_path / "no.onnx", tmp_path, environ)
+    (tmp_path / "bad.onnx").write_text("not a model")
+    with pytest.raises(InputError, match=r"bad\.onnx: not an ONNX file"):
+        compile_om(tmp_path / "bad.onnx", tmp_path, environ)
+    assert not (tmp_path / "out").exists()
+
+
+def test_first_code_wins_with_its_own_line():
+    text = textwrap.dedent("""\
+        ATC start working now, please wait for a moment.
+        W11001: Op x does not hit the high-priority library. See /opt/E10014/readme
+        ATC run failed, Please check the detail log, Try 'atc --help' for more information
+        [PID: 5] 2026-01-01 Invalid_Argument_ONNX_Model_Data(E16002): No ONNX parser is registered for optype NeoCell.
+                Solution: Check the version. E10001: not this one
+        """)
+    found = atc.explain(text)
+    assert found.startswith("E16002): No ONNX parser is registered for optype NeoCell: CANN's ONNX parser")
+    assert "E10001" not in found and "--opset 13" in found
+    assert atc.explain("all is well\nATC run success") is None
+    assert atc.explain("") is None
+    assert "does not know" in atc.explain("E98765: what is this")
+
+
+@pytest.mark.parametrize("code", atc.ERRORS)
+def test_every_code_is_explained_in_old_and_new_spelling(code):
+    advice = atc.ERRORS[code]
+    for line in (f"{code}: something was wrong with it", f"[PID: 1] 2026 T({code}): something was wrong with it"):
+        found = atc.explain(f"ATC run failed\n{line}\n")
+        assert advice.what in found and advice.do in found and "something was wrong with it" in found
+
+
+def test_the_document_has_every_code_and_option():
+    text = (Path(__file__).parents[2] / "docs" / "om.md").read_text()
+    assert [code for code in atc.ERRORS if code not in text] == []
+    options = dataclasses.replace(
+        OPTIONS,
+        batch=(1, 8),
+        aipp="a",
+        keep_dtype=("b",),
+        fusion_switch="c",
+        op_select_implmode="high_precision",
+        optypelist_for_implmode=("d",),
+    )
+    named = [part.split("=")[0] for part in atc.atc_command("m", "m", options)[1:]]
+    assert [option for option in named if f"`{option}" not in text] == []
+    assert [name for name in SOCS if name.removeprefix("Ascend") not in text] == []
+
+
+def test_long_lines_are_cut():
+    assert len(atc.explain("E10014: " + "x" * 5000)) < 500
+
+
+def _script(tmp_path, jobs):
+    folder = tmp_path / "b"
+    folder.mkdir(exist_ok=True)
+    return atc.write_script(folder / "build_om.sh", jobs)
+
+
+def _run_script(path, environ, cwd="/", shell="sh"):
+    return subprocess.run([shell, str(path)], env=environ, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("stem", ["net_64", 'it\'s a "net" $x `y` * \\ ü'])
+def test_the_script_builds_every_size(stem, tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    jobs = []
+    for size in ((64, 48), (32, 32)):
+        name = f"{stem}_{size[0]}"
+        options = dataclasses.replace(
+            OPTIONS, image_size=size, batch=(1, 4), aipp=Path("/x") / f"{name}.aipp.cfg", keep_dtype=("Add's", "B")
+        )
+        jobs.append(atc.OmJob(f"{name}.onnx", name, options))
+    script = _script(tmp_path, jobs)
+    for job in jobs:
+        write_onnx(script.parent / job.onnx)
+        (script.parent / f"{job.stem}.aipp.cfg").write_text("aipp")
+    assert subprocess.run(["sh", "-n", str(script)]).returncode == 0
+    done = _run_script(script, environ)
+    assert done.returncode == 0, done.stderr
+    for job in jobs:
+        seen = json.loads((script.parent / f"{job.stem}.om").read_text())
+        assert seen["argv"] == atc.staged_command(job.onnx, job.stem, job.options)[0][1:]
+        assert seen["files"] == {"insert_op_conf": "aipp", "keep_dtype": "Add's\nB\n"}
+        assert f"built    {job.stem}.om" in done.stdout
+    assert not [name for name in leftovers(script.parent) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("case", [case for case in BROKEN if case != "fills the disk"])
+def test_the_script_is_as_strict(case, tmp_path, environ):
+    write_atc(tmp_path / "tools", BROKEN[case])
+    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
+    write_onnx(script.parent / "net.onnx")
+    done = _run_script(script, environ)
+    assert done.returncode == 1 and "error: atc " in done.stderr, done.stderr
+    assert str(script.parent / "net.atc.log") in done.stderr
+    assert leftovers(script.parent) == ["build_om.sh", "net.atc.log", "net.onnx"]
+    if case == "exits non-zero with a file":
+        assert "E19999: an internal error of CANN" in done.stderr
+
+
+def test_the_script_explains_and_asks_for_missing_files(tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", dataclasses.replace(OPTIONS, input_name="pixels"))])
+    done = _run_script(script, environ)
+    assert done.returncode == 1 and "net.onnx is missing; copy it into" in done.stderr
+    write_onnx(script.parent / "net.onnx")
+    done = _run_script(script, environ)
+    assert done.returncode == 1 and "E10016: the graph has no operator of the name" in done.stderr
+
+
+def test_the_script_sources_set_env(tmp_path, environ):
+    write_atc(tmp_path / "cann" / "bin")
+    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
+    write_onnx(script.parent / "net.onnx")
+    done = _run_script(script, {**environ, "HOME": str(tmp_path)})
+    assert done.returncode == 3 and "set_env.sh" in done.stderr
+    (tmp_path / "cann" / "set_env.sh").write_text(f'export PATH="{tmp_path}/cann/bin:$UNSET$PATH"\n')
+    done = _run_script(script, {**environ, "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
+    assert done.returncode == 0, done.stderr
+    (script.parent / "net.om").unlink()
+    done = subprocess.run(
+        ["sh", "build_om.sh"], cwd=script.parent, env={**environ, "ASCEND_HOME_PATH": str(tmp_path / "cann")}
+    )
+    assert done.returncode == 0 and (script.parent / "net.om").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_script_leaves_the_log_only(sent, tmp_path, environ):
+    write_atc(tmp_path / "tools", 'echo $$ > "$OUTSIDE/pids"; echo OM > $out.om; exec sleep 60')
+    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
+    write_onnx(script.parent / "net.onnx")
+    process = subprocess.Popen(
+        ["sh", str(script)],
+        env=environ,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_until(lambda: _pids(tmp_path) or process.poll() is not None)
+    os.killpg(process.pid, sent)
+    assert process.wait(20) != 0
+    wait_until(lambda: not any(map(alive, _pids(tmp_path))))
+    assert leftovers(script.parent) == ["build_om.sh", "net.atc.log", "net.onnx"]
+
+
+def test_the_script_keeps_the_systems_name(tmp_path, environ):
+    write_atc(tmp_path / "tools")
+    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
+    write_onnx(script.parent / "net.onnx")
+    assert _run_script(script, {**environ, "STAND_IN_SUFFIX": "_linux_aarch64"}).returncode == 0
+    assert (script.parent / "net_linux_aarch64.om").exists() and not (script.parent / "net.om").exists()
+
+
+def test_a_script_needs_a_job_and_a_place(tmp_path):
+    with pytest.raises(UsageError, match="at least one model"):
+        atc.write_script(tmp_path / "x.sh", [])
+    with pytest.raises(InputError, match="no such file or folder"):
+        atc.write_script(tmp_path / "no" / "x.sh", [atc.OmJob("net.onnx", "net", OPTIONS)])
+
+
+@pytest.mark.skipif(shutil.which("dash") is None, reason="dash is not installed")
+def test_dash_takes_the_script(tmp_path):
+    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
+    assert subprocess.run(["dash", "-n", str(script)]).returncode == 0

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from neonext_ms import load_checkpoint
+from neonext_ms.architecture import make_architecture
+from neonext_ms.errors import InputError, UsageError
+from neonext_ms.export import compare, compare_command, layers, onnx_emitter
+from neonext_ms.export.fold import fold, neocell_to_matmul
+from neonext_ms.export.graph import unfolded
+from neonext_ms.initialization import initial_arrays
+
+SHIFTS = ["--shifts", "1,1,0,0"]
+
+
+def _graph(size=(32, 32), **options):
+    options = {"dims": (8, 16, 24, 32), "kernel_spec": "4+7", "num_classes": 5, "shifts": (1, 1, 0, 0)} | options
+    architecture = make_architecture(per_stage_layers=(1, 0, 1, 0), **options)
+    return unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), size)
+
+
+def _models(folder, batch=None, opset=20, **options):
+    """Naive and folded ONNX files of a small network."""
+    network = _graph(**options)
+    paths = folder / "naive.onnx", folder / "folded.onnx"
+    for path, graph in zip(paths, (network, fold(network)[0]), strict=True):
+        onnx_emitter.write(onnx_emitter.emit(neocell_to_matmul(graph), batch, opset), path)
+    return paths
+
+
+def _digits(path):
+    """The folded graph of the digits checkpoint."""
+    checkpoint = load_checkpoint(path, (1, 1, 0, 0))
+    return neocell_to_matmul(fold(unfolded(checkpoint.architecture, checkpoint.float32(), (64, 64)))[0])
+
+
+def _half(source: Path, target: Path) -> Path:
+    """A float16 copy of a model."""
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            with np.errstate(over="ignore"):
+                array = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(model, target)
+    return target
+
+
+def _spoiled(source: Path, target: Path, name: str, factor: float) -> Path:
+    """A copy of a model with one constant multiplied."""
+    model = onnx.load(source)
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
+    onnx.save(model, target)
+    return target
+
+
+def _dump(source: Path, folder: Path, images, name_of, suffix=".npy", change=lambda name, value: value) -> Path:
+    """What a board would have dumped: a file for every operator of a model."""
+    side = compare.open_side(source)
+    makers = {node.outputs[0]: node for node in side.nodes}
+    for name, value in side.values(images):
+        path = folder / (name_of(makers[name]) + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        value = np.ascontiguousarray(change(name, value))
+        np.save(path, value) if suffix == ".npy" else path.write_bytes(value.tobytes())
+    return folder
+
+
+def _run(argv, capsys):
+    try:
+        code = compare_command.main([str(a) for a in argv])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def _compare(a, b, images=None, **options):
+    a, b = compare.open_side(a), compare.open_side(b)
+    images = compare.noise(2, a.input_size or b.input_size, 0) if images is None else images
+    return compare.compare_sides(a, b, images, **{"layers": True, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"size": (36, 44)}, {"downsample": "paper"}, {"opset": 13}, {"batch": 3}])
+def test_naive_and_folded_agree_value_by_value(tmp_path, options):
+    naive, folded = _models(tmp_path, **options)
+    result = _compare(naive, folded)
+    assert result.holds and result.parted is None and not result.blamed and not result.skipped
+    assert result.top1_agree == 2 and "they agree" in result.verdict
+    inner = {layer.name for layer in result.layers}
+    assert {"stage_1.0.ops.content.fc_1", "stage_1.0.ops.content.act", "stage_3.0", "logits"} <= inner
+    assert max(layer.relative_l2 for layer in result.layers) < 5e-6
+    assert min(layer.cosine for layer in result.layers) > 1 - 1e-9
+
+
+def test_layouts_are_told_apart_even_in_a_cube(tmp_path):
+    naive, folded = _models(tmp_path, dims=(2, 2, 2, 2), size=(32, 32))
+    result = _compare(naive, folded)
+    assert {layer.name: layer.shape for layer in result.layers}["stage_1.0.ops.content.fc_1"] == (8, 8, 8)
+    assert max(layer.relative_l2 for layer in result.layers) < 5e-6
+
+
+def test_a_checkpoint_needs_no_mindspore(digits, tmp_path):
+    code = (
+        "import sys; from neonext_ms.export import compare_command as c; "
+        "code = c.main(sys.argv[1:]); assert code == 0, code; assert 'mindspore' not in sys.modules"
+    )
+    argv = [digits, digits, *SHIFTS, "--image-size", "64", "--samples", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 0 and "relative L2 0.0e+00" in done.stdout, done.stderr
+
+
+def test_where_they_part_and_what_to_keep(tmp_path, capsys):
+    naive, folded = _models(tmp_path)
+    bad = _spoiled(folded, tmp_path / "bad.onnx", "stage_3.0.ops.content.fc_1.weight", 1.5)
+    keep = tmp_path / "keep.txt"
+    code, out, err = _run([naive, bad, "--keep-dtype", keep], capsys)
+    assert (code, err) == (4, "")
+    assert "verdict   they part at stage_3.0.ops.content.fc_1: logits relative L2" in out
+    names, kinds = compare.read_keep_dtype(keep, [node.name for node in compare.open_side(bad).nodes])
+    assert "stage_3.0.ops.content.fc_1" in names and not kinds and not any("stage_1" in name for name in names)
+
+
+def test_the_nodes_of_a_chain_are_kept_together(tmp_path):
+    naive, folded = _models(tmp_path, opset=13)
+    bad = onnx.load(folded)
+    (half,) = (tensor for tensor in bad.graph.initializer if tensor.name == "half")
+    half.CopyFrom(numpy_helper.from_array(np.float32(0.7), "half"))
+    onnx.save(bad, tmp_path / "bad.onnx")
+    reference = compare.open_side(tmp_path / "naive.onnx")
+    # A reference that does not show the values inside the chain, as a file with one Gelu node does not.
+    reference.names = tuple(name for name in reference.names if ".act." not in name)
+    other = compare.open_side(tmp_path / "bad.onnx")
+    result = compare.compare_sides(reference, other, compare.noise(1, (32, 32), 0), layers=True)
+    assert result.parted == "stage_1.0.ops.content.act"
+    kept = compare.blamed_nodes(result, other)
+    assert {f"stage_1.0.ops.content.act{end}" for end in ("", ".scaled", ".erf", ".product")} <= set(kept)
+    assert naive.exists()
+
+
+def test_float16(tmp_path):
+    naive, folded = _models(tmp_path)
+    half = compare.open_side(_half(folded, tmp_path / "half.onnx"))
+    assert half.dtype == "float16" and compare.tolerance_for(compare.open_side(naive), half) == 5e-3
+    result = _compare(naive, tmp_path / "half.onnx")
+    assert result.holds and 1e-5 < max(layer.relative_l2 for layer in result.layers) < 5e-3
+    assert not _compare(naive, tmp_path / "half.onnx", tolerance=2e-5).holds
+
+
+def test_overflow_of_float16_is_found(tmp_path):
+    naive, folded = _models(tmp_path)
+    content = "stage_3.0.ops.content"
+    for source, name in ((naive, "naive_big.onnx"), (folded, "folded_big.onnx")):
+        _spoiled(source, tmp_path / name, f"{content}.fc_1.weight", 3e5)
+        _spoiled(tmp_path / name, tmp_path / name, f"{content}.fc_2.weight", 1e-5)
+    half = _half(tmp_path / "folded_big.onnx", tmp_path / "half.onnx")
+    result = _compare(tmp_path / "naive_big.onnx", half)
+    assert not result.holds and result.parted == f"{content}.fc_1" and result.blamed[0].not_finite
+    assert [layer.name for layer in result.blamed] == [f"{content}.{name}" for name in ("fc_1", "act", "hwc2chw")]
+    kept = compare.blamed_nodes(result, compare.open_side(half))
+    assert kept == [f"{content}.{name}" for name in ("fc_1", "act", "fc_2")]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_values_come_in_groups_of_bounded_size(tmp_path, monkeypatch):
+    naive, folded = _models(tmp_path)
+    whole = _compare(naive, folded).to_dict()
+    monkeypatch.setattr(layers, "GROUP_BYTES", 20_000)
+    monkeypatch.setattr(layers, "STEP", 1)
+    side = compare.open_side(naive)
+    groups = list(side._groups(side.names, 2))
+    assert len(groups) > 5 and [name for group in groups for name in group] == list(side.names)
+    parts = _compare(naive, folded).to_dict()
+    assert [layer["name"] for layer in parts["layers"]] == [layer["name"] for layer in whole["layers"]]
+    assert parts["agree"]
+
+
+def test_weights_in_a_file_of_their_own(tmp_path):
+    naive, folded = _models(tmp_path)
+    onnx.save(
+        onnx.load(folded), tmp_path / "apart.onnx", save_as_external_data=True, location="apart.data", size_threshold=64
+    )
+    result = _compare(naive, tmp_path / "apart.onnx")
+    assert result.holds and len(result.layers) > 10
+
+
+def test_a_foreign_model_is_compared_by_place(tmp_path, capsys):
+    naive, folded = _models(tmp_path)
+    model = onnx.load(folded)
+    renamed = {}
+    for i, node in enumerate(model.graph.node):
+        node.name = f"/node/{i}"
+        renamed |= {name: f"/v/{i}" for name in node.output}
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [renamed.get(name, name) for name in values]
+    model.graph.output[0].name = renamed["logits"]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    code, out, err = _run([naive, tmp_path / "foreign.onnx", "--layers"], capsys)
+    assert code == 0 and "no inner value in common" in err and "they agree: logits" in out
+
+
+def test_mindir(digits, tmp_path, capsys):
+    from neonext_ms.export import mindir_emitter
+
+    mindir_emitter.write(_digits(digits), tmp_path / "d.mindir", None)
+    argv = [digits, tmp_path / "d.mindir", *SHIFTS, "--image-size", "64", "--layers", "--samples", "2"]
+    code, out, err = _run(argv, capsys)
+    assert code == 0 and "logits only" in err and "top-1 2/2" in out
+
+
+def test_shifts_and_size_come_from_the_other_file(digits, tmp_path, capsys):
+    model = onnx_emitter.emit(_digits(digits))
+    model.metadata_props.add(key="neonext_ms", value='{"shifts": [1, 1, 0, 0], "image_size": [64, 64]}')
+    onnx_emitter.write(model, tmp_path / "d.onnx")
+    code, _, err = _run([digits, tmp_path / "d.onnx", "--samples", "1"], capsys)
+    assert code == 0 and "shifts 1,1,0,0 as in the other file" in err
+
+
+def _mangled(node):
+    return layers.mangled(node.name)
+
+
+NAMINGS = {
+    "value": lambda node: node.outputs[0],
+    "operator": _mangled,
+    "npy": lambda node: f"{_mangled(node)}.0.1700000000000000",
+    "converted": lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0",
+    "converted with shape": lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0.2x3",
+    "task fields": lambda node: f"{node.op}.{_mangled(node)}.3.12.1700000000000000.5.6.7.0.output.0",
+    "fused": lambda node: f"{node.op}.stem_conv{_mangled(node)}.12.3.1700000000000000.output.0",
+    "numbered": lambda node: f"{_mangled(node)}_0",
+    "data_index": lambda node: f"20260101000000/0/model/1/0/{node.op}.{_mangled(node)}.1.2.1700000000000000.output.0",
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_names_of_dumped_files(tmp_path, naming):
+    _, folded = _models(tmp_path)
+    images = compare.noise(2, (32, 32), 0)
+    dump = _dump(folded, tmp_path / "dump", images, NAMINGS[naming])
+    result = _compare(folded, dump)
+    assert result.holds and not result.skipped
+    assert len(result.layers) == len(compare.open_side(folded).names)
+    assert max(layer.relative_l2 for layer in result.layers) == 0
+    assert _compare(dump, folded).holds
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        (".npy", lambda v: v.astype(np.float16)),
+        (".npy", lambda v: v.transpose(0, 2, 3, 1) if v.ndim == 4 else v),
+        (".npy", lambda v: v.ravel()),
+        (".npy", lambda v: _nc1hwc0(v) if v.ndim == 4 else v),
+        (".npy", lambda v: v[:1]),
+        (".bin", lambda v: v),
+        (".bin", lambda v: v.astype(np.float16)),
+    ],
+)
+def test_layouts_and_types_of_dumped_files(tmp_path, suffix, change):
+    _, folded = _models(tmp_path, size=(48, 32))
+    images = compare.noise(2, (48, 32), 0)
+    dump = _dump(folded, tmp_path / "dump", images, _mangled, suffix, lambda name, v: change(v))
+    result = _compare(folded, dump, images)
+    assert result.holds and len(result.layers) > 15 and not result.skipped
+    assert max(layer.relative_l2 for layer in result.layers) < 1e-3
+
+
+def test_a_dump_against_its_checkpoint(digits, tmp_path, capsys):
+    onnx_emitter.write(onnx_emitter.emit(_digits(digits)), tmp_path / "d.onnx")
+    images = compare.noise(2, (64, 64), 0)
+    dump = _dump(tmp_path / "d.onnx", tmp_path / "dump", images, _mangled)
+    argv = [dump, "--layers", "--samples", "2", "--image-size", "64", *SHIFTS]
+    code, out, err = _run([digits, *argv], capsys)
+    assert code == 0 and "skipped" not in out and out.count("e-0") > 100 and "BatchNorm" not in err
+    onnx_emitter.write(compare.open_side(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
+    code, out, err = _run([tmp_path / "naive.onnx", dump, "--layers", "--samples", "2"], capsys)
+    assert "there is no BatchNorm in it" in err and "skipped   downsample_1.conv: " in out
+
+
+def _nc1hwc0(value):
+    n, c, h, w = value.shape
+    value = np.pad(value, ((0, 0), (0, -c % 16), (0, 0), (0, 0)))
+    return value.reshape(n, -1, 16, h, w).transpose(0, 1, 3, 4, 2)
+
+
+def test_one_run_per_image_and_files_of_nothing(tmp_path, capsys):
+    _, folded = _models(tmp_path)
+    images = compare.noise(3, (32, 32), 0)
+    for i in range(3):
+        _dump(folded, tmp_path / f"dump/{i}", images[i : i + 1], lambda node: f"{node.op}.{_mangled(node)}.1.2.3")
+    np.save(tmp_path / "dump/0/TransData.trans_TransData_5.1.2.3.npy", np.zeros(3))
+    np.save(tmp_path / "dump/0/Conv2D.stem_conv.1.2.3.input.0.npy", np.zeros(3))
+    np.save(tmp_path / "dump/0/Conv2D.stem_conv_lxslice0.1.2.3.npy", np.zeros(3))
+    code, out, err = _run([folded, tmp_path / "dump", "--layers", "--samples", "3"], capsys)
+    assert code == 0 and "skipped   0/TransData.trans_TransData_5.1.2.3.npy: belongs to no value" in out
+    assert out.count("skipped") == 1 and "if the board had others" in err
+    code, _, err = _run([folded, tmp_path / "dump", "--samples", "2"], capsys)
+    assert code == 1 and "dumped for 3 images, but 2" in err
+
+
+def test_outputs_of_ais_bench(tmp_path, capsys):
+    naive, folded = _models(tmp_path)
+    board = tmp_path / "board"
+    code, _, err = _run(["--write-inputs", board, "--image-size", "32", "--samples", "3", "--seed", "7"], capsys)
+    assert code == 0 and "3 noise images (seed 7)" in err
+    assert sorted(p.name for p in board.iterdir()) == ["input.npy", *(f"input_{i:03d}.bin" for i in range(3))]
+    side = compare.open_side(folded)
+    out = tmp_path / "out"
+    out.mkdir()
+    for path in board.glob("*.bin"):
+        image = np.fromfile(path, np.float32).reshape(1, 3, 32, 32)
+        ((_, logits),) = side.values(image, ["logits"])
+        logits.astype(np.float16).tofile(out / f"{path.stem}_0.bin")
+    code, text, err = _run([naive, out, "--inputs", board / "input.npy"], capsys)
+    assert (code, err) == (0, "") and "top-1 3/3" in text
+    code, text, _ = _run([naive, out, "--samples", "3"], capsys)
+    assert code == 4 and "they part" in text
+
+
+def test_a_sidecar_says_shape_and_type(tmp_path):
+    _, folded = _models(tmp_path)
+    images = compare.noise(2, (32, 32), 0)
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    ((_, logits),) = compare.open_side(folded).values(images, ["logits"])
+    (dump / "logits.bin").write_bytes(logits.astype(np.float64).tobytes())
+    (dump / "logits.json").write_text('{"shape": [2, 5], "dtype": "float64"}')
+    assert _compare(folded, dump, images).holds
+    (dump / "logits.json").write_text('{"shape": [2, 5], "dtype": "float63"}')
+    with pytest.raises(InputError, match=r"logits\.json: expected"):
+        _compare(folded, dump, images)
+    (dump / "logits.json").unlink()
+    (dump / "logits.bin").write_bytes(b"1234567")
+    with pytest.raises(InputError, match="7 bytes are not float32 or float16 of shape Nx5"):
+        _compare(folded, dump, images)
+
+
+def test_folders_that_are_no_dump(tmp_path):
+    _, folded = _models(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"expected \.npy or \.bin"):
+        compare.open_side(empty)
+    (empty / "Conv2D.stem_conv.12.3.1700000000000000").write_bytes(b"raw")
+    with pytest.raises(InputError, match=r"raw dumps; convert them first: .*msaccucmp\.py"):
+        compare.open_side(empty)
+    np.save(empty / "something.npy", np.zeros(3))
+    with pytest.raises(InputError, match="none of 1 files belongs to a value"):
+        _compare(folded, empty)
+    with pytest.raises(UsageError, match="two dumps"):
+        compare.compare_sides(compare.open_side(empty), compare.open_side(empty), np.zeros((1, 3, 8, 8)))
+    (empty / "logits.npy").write_bytes(b"\x93NUMPY and nothing else")
+    with pytest.raises(InputError, match=r"logits\.npy: not a whole \.npy file"):
+        _compare(folded, empty)
+
+
+def test_json_and_given_inputs(tmp_path, capsys):
+    naive, folded = _models(tmp_path)
+    np.save(tmp_path / "x.npy", compare.noise(3, (32, 32), 5))
+    code, out, _ = _run([naive, folded, "--layers", "--json", "--inputs", tmp_path / "x.npy"], capsys)
+    report = json.loads(out)
+    assert code == 0 and report["agree"] and report["samples"] == report["top1_agree"] == 3
+    assert report["layers"][0].keys() >= {"name", "max_abs", "relative_l2", "cosine", "added"}
+    np.save(tmp_path / "y.npy", np.zeros((1, 3, 8, 8), np.float32))
+    code, _, err = _run([naive, folded, "--inputs", tmp_path / "y.npy"], capsys)
+    assert code == 1 and "expected shape (N, 3, 32, 32), got (1, 3, 8, 8)" in err
+
+
+def test_image_files(tmp_path, data, capsys):
+    naive, folded = _models(tmp_path)
+    code, out, _ = _run([naive, folded, "--images", data / "digits" / "3" / "0023.png"], capsys)
+    assert code == 0 and "inputs    1 image files, 32x32" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ([], 2, "expected two things to compare, got 0"),
+        (["A.onnx"], 2, "expected two things to compare, got 1"),
+        (["missing.onnx", "{naive}"], 1, "missing.onnx: no such file"),
+        ([__file__, "{naive}"], 2, "unknown kind of file '.py'"),
+        (["{naive}", "{other}"], 1, "compare models of one size"),
+        (["{naive}", "{naive}", "--image-size", "64"], 2, "--image-size 64x64 cannot change that"),
+        (["{naive}", "{naive}", "--tolerance", "0"], 2, "expected a positive number"),
+        (["{naive}", "{naive}", "--samples", "0"], 2, "at least 1"),
+        (["{naive}", "{naive}", "--images", "a", "--inputs", "b"], 2, "either --images or --inputs"),
+        (["{naive}", "{naive}", "--inputs", "{naive}"], 1, "not a whole .npy file"),
+        (["{naive}", "{naive}", "--layer"], 2, "did you mean --layers"),
+        (["{naive}", "{broken}"], 1, "not a whole ONNX file"),
+        (["{naive}", "{digits}"], 2, "--shifts"),
+        (["--write-inputs", "{folder}/x"], 2, "give --image-size"),
+    ],
+)
+def test_bad_input(tmp_path, digits, capsys, argv, code, message):
+    naive, _ = _models(tmp_path)
+    (tmp_path / "o").mkdir()
+    other, _ = _models(tmp_path / "o", size=(64, 64))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(naive.read_bytes()[:1000])
+    names = {"naive": naive, "other": other, "broken": broken, "digits": digits, "folder": tmp_path}
+    found, out, err = _run([part.format(**names) for part in argv], capsys)
+    assert (found, out) == (code, "") and message in err and "Traceback" not in err
+
+
+def test_keep_dtype_files(tmp_path):
+    path = tmp_path / "keep.txt"
+    compare.write_keep_dtype(path, ["a.b", "c", "a.b"])
+    assert path.read_text() == "a.b\nc\n"
+    path.write_text("\n  a.b \nOpType::MatMul\n")
+    assert compare.read_keep_dtype(path, ["a.b"]) == (["a.b"], ["MatMul"])
+    for text, message in (("# a\n", "1 names are no operators"), ("OpType::matmul\n", "PascalCase")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            compare.read_keep_dtype(path, ["a.b"])
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not a UTF-8"):
+        compare.read_keep_dtype(path)
+    with pytest.raises(InputError, match="no operators to keep"):
+        compare.write_keep_dtype(path, [])
+
+
+def test_difference():
+    one, other = np.array([[3.0, 4.0]]), np.array([[3.0, 4.5]])
+    found = compare.difference("x", one, other)
+    assert (found.max_abs, found.max_value, found.relative_l2) == (0.5, 4.0, 0.1)
+    assert found.cosine == pytest.approx(27 / (5 * np.hypot(3, 4.5)))
+    zero = compare.difference("x", np.zeros((1, 2)), np.zeros((1, 2)))
+    assert (zero.relative_l2, zero.cosine) == (0, 1)
+    with pytest.raises(InputError, match="cannot be compared"):
+        compare.difference("x", one, other[:, :1])
+
+
+def test_a_model_with_two_inputs(tmp_path):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 4]) for name in "abc"]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "g", values[:2], values[2:])
+    onnx.save(helper.make_model(graph), tmp_path / "two.onnx")
+    with pytest.raises(InputError, match="found 2: a, b"):
+        compare.open_side(tmp_path / "two.onnx")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, neonext_ms.export.compare_command as m\n"
+        "try:\n    m.main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "print(sorted({'numpy', 'mindspore', 'onnx', 'onnxruntime', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and "neonext-compare" in done.stdout

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from conftest import relative_max
+from neonext_ms import load_checkpoint
+from neonext_ms.architecture import make_architecture
+from neonext_ms.errors import InputError
+from neonext_ms.export import custom_op, onnx_emitter, parity
+from neonext_ms.export.evaluate import evaluate
+from neonext_ms.export.flavour import CANN, Flavour, lower, tolerance
+from neonext_ms.export.fold import fold, neocell_to_matmul
+from neonext_ms.export.graph import DeployGraph, Layer, unfolded
+from neonext_ms.initialization import initial_arrays
+from neonext_ms.ops import NeoCellSpec
+
+SHIFTS = (1, 1, 0, 0)
+BFLOAT16 = Flavour(opset=22, precision="bfloat16")
+
+
+def _run(model, images):
+    data = model if isinstance(model, str) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": images})
+
+
+@pytest.fixture
+def network(digits):
+    checkpoint = load_checkpoint(digits, SHIFTS)
+    return unfolded(checkpoint.architecture, checkpoint.float32(), (64, 64))
+
+
+@pytest.fixture
+def folded(network):
+    return fold(network)[0]
+
+
+@pytest.fixture
+def expected(network):
+    images = parity.noise(3, (64, 64), 0)
+    return images, _run(onnx_emitter.emit(neocell_to_matmul(network)), images)[0]
+
+
+def _types(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_flavour_equals_the_network(data):
+    draw = data.draw
+    kernels = draw(st.lists(st.sampled_from(["2", "3", "4", "7", "4+7", "2+3+5"]), min_size=4, max_size=4))
+    architecture = make_architecture(
+        num_classes=draw(st.integers(1, 5)),
+        per_stage_layers=draw(st.tuples(*[st.integers(0, 2)] * 4)),
+        dims=draw(st.tuples(*[st.integers(3, 12)] * 4)),
+        kernel_spec=kernels,
+        shifts=[draw(st.integers(0, min(map(int, code.split("+"))) - 1)) for code in kernels],
+        layer_scale_init_value=draw(st.sampled_from([0, 0.5])),
+        linear_bias=draw(st.booleans()),
+        downsample=draw(st.sampled_from(["official", "paper"])),
+    )
+    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
+    arrays = initial_arrays(architecture, rng=rng)
+    for name in arrays:
+        if ".norm" in name or name.endswith("gamma"):
+            arrays[name] = (np.abs(rng.standard_normal(arrays[name].shape)) + 0.2).astype(np.float32)
+    size = (4 * draw(st.integers(8, 24)), 4 * draw(st.integers(8, 24)))
+    flavour = Flavour(
+        opset=draw(st.integers(11, 21)),
+        gelu=draw(st.sampled_from(["auto", "erf", "tanh"])),
+        neocell=draw(st.sampled_from(["matmul", "padded", "custom"])),
+        precision=draw(st.sampled_from(["float32", "float32", "float16"])),
+        float32_io=draw(st.booleans()),
+        chains=draw(st.booleans()),
+    )
+    graph = unfolded(architecture, arrays, size, features_only=draw(st.booleans()))
+    images = parity.noise(2, size, 1)
+    reference = _run(onnx_emitter.emit(neocell_to_matmul(graph)), images)
+    exact = evaluate(graph, images)
+    # Some random networks cancel almost all of their last layer, or normalise next to nothing.
+    assume(all(relative_max(r, exact[name]) < 1e-6 for r, name in zip(reference, graph.outputs, strict=True)))
+    folded = fold(graph)[0]
+    if flavour.gelu == "tanh":
+        values = evaluate(lower(folded, Flavour(gelu="tanh")), images)
+        reference = [values[name] for name in graph.outputs]
+    lowered = lower(folded, flavour)
+    model = onnx_emitter.emit(lowered, draw(st.sampled_from([None, 2])), flavour=flavour)
+    assert len(model.graph.node) == onnx_emitter.count_nodes(lowered, flavour=flavour)
+    if flavour.neocell == "custom":
+        model = custom_op.expand_custom(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.output] == list(graph.outputs)
+    if flavour.precision != "float32":
+        model = onnx_emitter.in_float32(model)
+    for value, wanted in zip(_run(model, images), reference, strict=True):
+        # Random tiny networks are worse conditioned than trained ones.
+        assert relative_max(value, wanted) < (1e-5 if flavour.precision == "float32" else 3 * tolerance("float16"))
+
+
+def test_the_cann_flavour(folded, expected):
+    images, wanted = expected
+    model = onnx_emitter.emit(lower(folded, CANN), 3, flavour=CANN)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 13)]
+    assert {node.domain for node in model.graph.node} == {""}
+    types = _types(model)
+    assert not {"Transpose", "Reshape", "Shape", "Gelu", "LayerNormalization"} & set(types)
+    act = types.index("Erf")
+    assert types[act - 1 : act + 4] == ["Div", "Erf", "Add", "Mul", "Mul"]
+    norm = types.index("ReduceMean")
+    assert types[norm : norm + 9] == ["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
+    assert types[norm - 2 : norm] == ["GlobalAveragePool", "Flatten"] and types[norm + 9 :] == ["Gemm"]
+    assert parity.compare(wanted, _run(model, images)[0]).holds()
+    assert onnx_emitter.count_nodes(lower(folded, CANN), flavour=CANN) == len(types)
+
+
+@pytest.mark.parametrize("flavour", [CANN.with_(gelu="tanh"), Flavour(gelu="tanh")])
+def test_tanh(folded, expected, flavour):
+    images, wanted = expected
+    model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    result = parity.compare(wanted, _run(model, images)[0], tolerance("float32", "tanh"))
+    assert result.holds(tolerance("float32", "tanh")) and not result.holds()
+    types = _types(model)
+    if flavour.chains:
+        assert types.count("Tanh") == 5
+        i = types.index("Tanh")
+        assert types[i - 4 : i + 4] == ["Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"]
+    else:
+        assert types.count("Gelu") == 5
+
+
+def test_erf_is_a_chain_whatever_the_opset(folded):
+    flavour = Flavour(gelu="erf")
+    types = _types(onnx_emitter.emit(lower(folded, flavour), flavour=flavour))
+    assert "Gelu" not in types and "LayerNormalization" in types
+
+
+def test_padded_products_are_aligned_in_every_dimension(folded, expected):
+    images, wanted = expected
+    flavour = CANN.with_(neocell="padded")
+    model = onnx_emitter.emit(lower(folded, flavour), 1, flavour=flavour)
+    assert not {"Pad", "Slice"} & set(_types(model)) and "AveragePool" in _types(model)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.graph.value_info}
+    shapes |= {t.name: list(t.dims) for t in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert len(products) == 10
+    for node in products:
+        for value in (*node.input, *node.output):
+            assert all(side % 16 == 0 for side in shapes[value][-2:])
+    dynamic = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    assert parity.compare(wanted, _run(dynamic, images)[0]).holds()
+
+
+def test_a_custom_graph_is_proven_two_ways(folded, expected):
+    images, wanted = expected
+    flavour = CANN.with_(neocell="custom")
+    model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    assert _types(model).count("NeoCell") == 5 and "MatMul" not in _types(model)
+    for node in model.graph.node:
+        if node.op_type == "NeoCell":
+            assert {a.name for a in node.attribute} == set(custom_op.ATTRIBUTES)
+            assert len(node.input) <= len(custom_op.INPUTS)
+    assert parity.compare(wanted, custom_op.run_reference(model, images)).holds()
+    before = model.SerializeToString()
+    assert parity.compare(wanted, _run(custom_op.expand_custom(model), images)[0]).holds()
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_custom_node_with_bias_and_other_sizes_of_a_and_b(precision):
+    rng = np.random.RandomState(0)
+    spec = NeoCellSpec(
+        [{"kernel_a": 2, "kernel_b": 5, "channels": 2, "shift_b": 2}, {"kernel": 3, "channels": 1, "shift": 1}]
+    )
+    arrays = {f"weight_a.{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(spec.shapes_a)}
+    arrays |= {f"weight_b.{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(spec.shapes_b)}
+    arrays["bias"] = np.float32([1, -2, 3])
+    graph = DeployGraph((Layer("neocell", "cell", ("input",), "y", arrays, {"spec": spec}),), (7, 12), ("y",))
+    flavour = CANN.with_(neocell="custom", precision=precision)
+    model = onnx_emitter.emit(lower(graph, flavour), flavour=flavour)
+    assert [len(node.input) for node in model.graph.node if node.op_type == "NeoCell"] == [4]
+    images = parity.noise(2, (7, 12), 0)
+    wanted = evaluate(graph, images)["y"]
+    expanded = custom_op.expand_custom(model)
+    onnx.checker.check_model(expanded, full_check=True)
+    for value in (custom_op.run_reference(model, images), _run(expanded, images)[0]):
+        assert relative_max(value, wanted) < tolerance(precision)
+
+
+def test_a_custom_graph_with_wrong_coefficients_is_not_proven(folded, expected):
+    images, wanted = expected
+    flavour = CANN.with_(neocell="custom")
+    model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    node = next(n for n in model.graph.node if n.op_type == "NeoCell")
+    kernels = next(a for a in node.attribute if a.name == "kernel_a").ints
+    kernels[:] = kernels[::-1]
+    assert not parity.compare(wanted, _run(custom_op.expand_custom(model), images)[0]).holds()
+    kernels[:] = [3, 3]
+    with pytest.raises(InputError, match="do not belong to groups"):
+        custom_op.expand_custom(model)
+
+
+def test_half_precision_in_onnxruntime_and_rounded(folded, expected):
+    images, wanted = expected
+    for flavour in (CANN.with_(precision="float16"), Flavour(precision="float16", float32_io=False)):
+        model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+        onnx.checker.check_model(model, full_check=True)
+        kinds = {t.data_type for t in model.graph.initializer}
+        assert kinds == {onnx.TensorProto.FLOAT16}
+        outside = images if flavour.float32_io else images.astype(np.float16)
+        (native,) = _run(model, outside)
+        assert native.dtype == outside.dtype
+        limit = tolerance("float16")
+        assert parity.compare(wanted, native.astype(np.float32), limit).holds(limit)
+        assert parity.compare(wanted, _run(onnx_emitter.in_float32(model), images)[0], limit).holds(limit)
+
+
+def test_bfloat16_is_valid_and_proven_by_emulation(folded, expected):
+    images, wanted = expected
+    model = onnx_emitter.emit(lower(folded, BFLOAT16), flavour=BFLOAT16)
+    onnx.checker.check_model(model, full_check=True)
+    assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.BFLOAT16}
+    limit = tolerance("bfloat16")
+    result = parity.compare(wanted, _run(onnx_emitter.in_float32(model), images)[0], limit)
+    assert result.holds(limit) and result.relative_l2 > tolerance("float32")
+
+
+def test_a_weight_that_float16_cannot_hold(folded):
+    layers = list(folded.layers)
+    arrays = {**layers[0].arrays, "weight": layers[0].arrays["weight"] * np.float32(1e6)}
+    layers[0] = layers[0].__class__("conv", "stem.conv", ("input",), layers[0].output, arrays, layers[0].attributes)
+    graph = lower(folded.__class__(tuple(layers), folded.image_size, folded.outputs), CANN)
+    with pytest.raises(InputError, match=r"stem.conv.weight has values up to .* float16 cannot hold; use bfloat16"):
+        onnx_emitter.emit(graph, flavour=CANN.with_(precision="float16"))
+
+
+@pytest.mark.parametrize("neocell", ["matmul", "padded", "custom"])
+def test_features_have_names(neocell):
+    architecture = make_architecture(dims=(4, 6, 8, 10), kernel_spec="2+3", per_stage_layers=(1, 0, 2, 1))
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    graph = unfolded(architecture, arrays, (44, 72), features_only=True)
+    flavour = CANN.with_(neocell=neocell)
+    model = onnx_emitter.emit(lower(fold(graph)[0], flavour), 2, flavour=flavour)
+    if neocell == "custom":
+        model = custom_op.expand_custom(model)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output}
+    assert shapes == {
+        "stage_1": [2, 4, 11, 18], "stage_2": [2, 6, 5, 9], "stage_3": [2, 8, 2, 4], "stage_4": [2, 10, 1, 2],
+    }  # fmt: skip
+    images = parity.noise(2, (44, 72), 0)
+    wanted = _run(onnx_emitter.emit(neocell_to_matmul(graph)), images)
+    for one, two in zip(_run(model, images), wanted, strict=True):
+        assert relative_max(one, two) < 2e-5
+
+
+@pytest.mark.parametrize("neocell", ["matmul", "padded"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_mindir_of_every_form(tmp_path, neocell, features_only):
+    import mindspore as ms
+
+    from neonext_ms.export import mindir_emitter
+
+    architecture = make_architecture(num_classes=3, dims=(4, 6, 8, 10), kernel_spec="2+3")
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    graph = unfolded(architecture, arrays, (36, 40), features_only)
+    flavour = Flavour(neocell=neocell, gelu="tanh" if features_only else "auto")
+    lowered = lower(fold(graph)[0], flavour)
+    mindir_emitter.write(lowered, tmp_path / "m.mindir", 2, flavour)
+    images = parity.noise(2, (36, 40), 0)
+    values = ms.nn.GraphCell(ms.load(str(tmp_path / "m.mindir")))(ms.Tensor(images))
+    values = values if features_only else (values,)
+    wanted = _run(onnx_emitter.emit(lowered, flavour=flavour), images)
+    assert len(values) == len(wanted) == (4 if features_only else 1)
+    for one, two in zip(values, wanted, strict=True):
+        assert relative_max(one.asnumpy(), two) < 2e-5
+
+
+def test_mindir_refuses_what_it_cannot_prove(folded, tmp_path):
+    from neonext_ms.export import mindir_emitter
+
+    with pytest.raises(InputError, match="MindIR is written in float32"):
+        mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(precision="float16"))
+    with pytest.raises(InputError, match="MindIR has no form of a neocell layer"):
+        mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(neocell="custom"))
+
+
+@pytest.mark.parametrize("flavour", [Flavour(), CANN.with_(precision="float16", neocell="padded")])
+def test_large_models_get_a_second_file(folded, expected, tmp_path, monkeypatch, flavour):
+    images, _ = expected
+    graph = lower(folded, flavour)
+    model = onnx_emitter.emit(graph, flavour=flavour, metadata={"neonext_ms": {"a": 1}})
+    (wanted,) = _run(model, images)
+    assert onnx_emitter.save(graph, tmp_path / "whole.onnx", None, flavour) == [tmp_path / "whole.onnx"]
+    assert onnx_emitter.write(model, tmp_path / "message.onnx") == [tmp_path / "message.onnx"]
+    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 100_000)
+    before = model.SerializeToString()
+    saved = onnx_emitter.save(graph, tmp_path / "saved.onnx", None, flavour, {"neonext_ms": {"a": 1}})
+    written = onnx_emitter.write(model, tmp_path / "written.onnx")
+    assert model.SerializeToString() == before
+    for name, files in (("saved", saved), ("written", written)):
+        assert files == [tmp_path / f"{name}.onnx", tmp_path / f"{name}.onnx.data"]
+        assert files[0].stat().st_size < 100_000 < files[1].stat().st_size
+        onnx.checker.check_model(str(files[0]), full_check=True)
+        light = onnx.load(files[0], load_external_data=False)
+        assert {e.value for t in light.graph.initializer for e in t.external_data if e.key == "location"} == {
+            f"{name}.onnx.data"
+        }
+        assert all(
+            int(e.value) % 4096 == 0 for t in light.graph.initializer for e in t.external_data if e.key == "offset"
+        )
+        assert light.metadata_props[0].value == '{"a": 1}'
+    for name in ("whole", "message", "saved", "written"):
+        np.testing.assert_array_equal(_run(str(tmp_path / f"{name}.onnx"), images)[0], wanted)
+
+
+def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 100_000)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        onnx_emitter.save(neocell_to_matmul(folded), tmp_path / folder / "m.onnx")
+    for name in ("m.onnx", "m.onnx.data"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"opset": 10}, "opset 10: expected 11 to 21"),
+        ({"opset": 22}, "opset 22: expected 11 to 21"),
+        ({"opset": 13.0}, "must be a whole number"),
+        ({"gelu": "fast"}, "gelu must be one of auto, erf, tanh, got 'fast'"),
+        ({"neocell": "conv"}, "neocell must be one of matmul, padded, custom"),
+        ({"precision": "int8"}, "precision must be one of float32, float16, bfloat16"),
+        ({"precision": "bfloat16"}, "Conv takes bfloat16 from opset 22 on"),
+    ],
+)
+def test_flavours_are_checked(changes, message):
+    with pytest.raises(InputError, match=message):
+        Flavour(**changes)
+
+
+def test_what_has_no_custom_node(network, folded):
+    with pytest.raises(InputError, match=r"downsample_1\.neocell: a NeoCell that changes the size"):
+        lower(network, Flavour(neocell="custom"))
+    with pytest.raises(InputError, match="has to be lowered before it is emitted"):
+        onnx_emitter.emit(folded)
+    with pytest.raises(InputError, match="precision must be one of"):
+        tolerance("int8")

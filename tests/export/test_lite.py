@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neonext_ms.errors import InputError, ToolchainError, UsageError
+from neonext_ms.export import lite
+from neonext_ms.files import publish, staging
+from neonext_ms.ops.soc import soc
+
+OPTIONS = lite.LiteOptions(soc("Ascend310P3"), (64, 48))
+
+# Takes what converter_flags.cc and config_file_parser.cc of mindspore-ai/mindspore-lite take.
+STRICT = r"""
+import json, os, re, sys
+
+FLAGS = 'fmk modelFile outputFile inputShape saveType optimize configFile inputDataFormat'.split()
+KEYS = '''input_format input_shape dynamic_dims precision_mode op_select_impl_mode output_type plugin_custom_ops
+fusion_switch_config_file_path insert_op_config_file_path device_id'''.split()
+MODES = ('enforce_fp32', 'preferred_fp32', 'enforce_fp16', 'enforce_origin', 'preferred_optimal')
+
+
+def fail(text):
+    print(text, file=sys.stderr)
+    print('Convert failed. Ret: Common error code.')
+    sys.exit(7)
+
+
+given = {}
+for argument in sys.argv[1:]:
+    match = re.fullmatch(r'--(\w+)=(.+)', argument)
+    if not match or match[1] not in FLAGS:
+        fail(f'Invalid flag: {argument}')
+    given[match[1]] = match[2]
+for name in ('fmk', 'modelFile', 'outputFile'):
+    if name not in given:
+        fail('INPUT MISSING: ' + name)
+if given['fmk'] not in ('ONNX', 'MINDIR') or not given['modelFile'].endswith('.' + given['fmk'].lower()):
+    fail('INPUT ILLEGAL: fmk must be TF|TFLITE|CAFFE|MINDIR|ONNX')
+if given.get('optimize') != 'ascend_oriented' or given.get('saveType') != 'MINDIR':
+    fail('INPUT ILLEGAL: optimize must be none|general|gpu_oriented|ascend_oriented')
+sections, section = {}, None
+for line in open(given['configFile']):
+    line = line.strip()
+    if not line or line.startswith('#'):
+        continue
+    if line.startswith('['):
+        section = sections.setdefault(line[1:-1], {})
+        continue
+    parts = line.split('=')
+    if len(parts) != 2:
+        fail('split vector size != 2, ' + line + ' is illegal.')
+    section[parts[0]] = parts[1]
+context = sections['ascend_context']
+if set(context) - set(KEYS) or context['precision_mode'] not in MODES:
+    fail('INPUT ILLEGAL: ascend_context')
+fixed = given.get('inputShape')
+if (fixed is None) == ('dynamic_dims' not in context):
+    fail('INPUT ILLEGAL: shape')
+name, _, shape = (fixed or context['input_shape']).rpartition(':')
+if fixed is None:
+    if not re.fullmatch(r'\[-1,3,\d+,\d+\]', shape) or not re.fullmatch(r'\[\d+\](,\[\d+\])+', context['dynamic_dims']):
+        fail('Invalid input shape dims')
+elif not re.fullmatch(r'\d+,3,\d+,\d+', shape):
+    fail('INPUT ILLEGAL: inputShape')
+data = open(given['modelFile'], 'rb').read()
+if name.encode() not in data:
+    fail('Failed to find input ' + name + ' in input_shape')
+seen = {'argv': sys.argv[1:], 'config': sections, 'library': os.environ.get('LD_LIBRARY_PATH', '')}
+if 'insert_op_config_file_path' in context:
+    seen['aipp'] = open(context['insert_op_config_file_path']).read()
+open(given['outputFile'] + '.mindir', 'w').write(json.dumps(seen))
+print('CONVERT RESULT SUCCESS:0')
+"""
+
+GOOD = "echo 'CONVERT RESULT SUCCESS:0'"
+BROKEN = {
+    "exits 0 without a file": (GOOD, ["reported success, but wrote no net.mindir"]),
+    "exits non-zero with a file": ("echo M > $out.mindir; exit 3", ["failed (exit code 3)", "is not used"]),
+    "says success and exits non-zero": (f"echo M > $out.mindir; {GOOD}; exit 3", ["although it reported success"]),
+    "writes an empty file": (f": > $out.mindir; {GOOD}", ["net.mindir that it wrote is empty"]),
+    "never says success": ("echo M > $out.mindir", ["without its line 'CONVERT RESULT SUCCESS:0'"]),
+    "says both": (f"echo M > $out.mindir; {GOOD}; echo 'Convert failed. Ret: 1'", ["although its exit code is 0"]),
+    "says another code": ("echo M > $out.mindir; echo 'CONVERT RESULT SUCCESS:01'", ["without its line"]),
+    "splits the weights off": (f"echo M > ${{out}}_graph.mindir; {GOOD}", ["above 2 GB"]),
+    "is killed": ("kill -9 $$", ["killed by SIGKILL"]),
+    "crashes": ("echo 'encounter an unknown error, please verify'; exit 1", ["the converter crashed"]),
+    "reports CANN's error": (
+        "echo 'EZ3003: [PID: 1] No supported Ops kernel'; exit 1",
+        ["EZ3003", "no kernel of this"],
+    ),
+    "finds no CANN": ("echo 'Get soc version failed.'; exit 1", ["source CANN's set_env.sh"]),
+    "lacks a library": (
+        "echo 'converter_lite: error while loading shared libraries: libglog.so.0: cannot open'; exit 127",
+        ["libglog.so.0", "source set_env.sh"],
+    ),
+}
+
+
+def write_converter(folder: Path, text: str | None = None) -> Path:
+    """A stand-in: the strict one, or a shell script that knows `$out`."""
+    head = '#!/bin/sh\nfor a in "$@"; do case $a in --outputFile=*) out=${a#--outputFile=};; esac; done\n'
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "converter_lite"
+    path.write_text(f"#!{sys.executable} -IS\n{STRICT}" if text is None else head + text + "\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    path = tmp_path / "net.mindir"
+    path.write_bytes(b"mindir with input")
+    path.chmod(0o400)
+    return path
+
+
+@pytest.fixture
+def environ(tmp_path) -> dict[str, str]:
+    keep = {key: value for key, value in os.environ.items() if key not in ("LITE_HOME", "LD_LIBRARY_PATH")}
+    return {**keep, "PATH": f"{tmp_path}/tools:{os.defpath}"}
+
+
+def compile_lite(model, tmp_path, environ, options=OPTIONS, timeout=None):
+    output = tmp_path / "out" / "net.mindir"
+    with staging(output.parent) as stage:
+        staged = lite.compile_lite(model, output, options, stage, tmp_path / "out" / "net.lite.log", timeout, environ)
+        return publish(staged, output)
+
+
+def leftovers(tmp_path):
+    return sorted(path.name for path in (tmp_path / "out").iterdir())
+
+
+def test_the_command_and_the_configuration_are_exact():
+    assert lite.lite_command("m.onnx", "out/m", OPTIONS, "m.cfg") == [
+        "converter_lite",
+        "--fmk=ONNX",
+        "--modelFile=m.onnx",
+        "--outputFile=out/m",
+        "--saveType=MINDIR",
+        "--optimize=ascend_oriented",
+        "--configFile=m.cfg",
+        "--inputShape=input:1,3,64,48",
+    ]
+    options = dataclasses.replace(OPTIONS, batch=(1, 8), aipp="a.cfg", plugin_custom_ops=("LayerNormV3",))
+    assert lite.lite_command("m.mindir", "m", options, "m.cfg")[1] == "--fmk=MINDIR"
+    assert "--inputShape" not in " ".join(lite.lite_command("m.mindir", "m", options, "m.cfg"))
+    assert lite.config_text(options) == (
+        "[ascend_context]\ninput_format=NCHW\ninput_shape=input:[-1,3,64,48]\ndynamic_dims=[1],[8]\n"
+        "precision_mode=enforce_fp16\ninsert_op_config_file_path=a.cfg\nplugin_custom_ops=LayerNormV3\n\n"
+        "[acl_init_options]\nge.socVersion=Ascend310P3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "mixed_bfloat16", "soc": soc("Ascend910B2")}, "converter_lite has no precision mixed_bfloat16"),
+        ({"precision": "mixed_bfloat16"}, "does not compute in bfloat16"),
+        ({"precision": "x"}, "unknown precision"),
+        ({"batch": (1, 1)}, "every size once"),
+        ({"image_size": (1, -1)}, "image size"),
+        ({"input_name": "a=b"}, "input name"),
+        ({"plugin_custom_ops": ("Gelu",)}, "unknown plugin_custom_ops"),
+    ],
+)
+def test_options_that_the_converter_refuses(changes, message):
+    with pytest.raises(UsageError, match=message):
+        lite.lite_command("m.onnx", "m", dataclasses.replace(OPTIONS, **changes), "c")
+
+
+def test_another_kind_of_model_is_refused():
+    with pytest.raises(UsageError, match=r"m\.pt: converter_lite is given"):
+        lite.lite_command("m.pt", "m", OPTIONS, "c")
+
+
+@pytest.mark.parametrize("precision", lite.PRECISIONS)
+@pytest.mark.parametrize("batch", [(1,), (1, 8, 16)])
+def test_the_strict_stand_in_takes_it(precision, batch, model, tmp_path, environ):
+    write_converter(tmp_path / "tools")
+    (tmp_path / "a.cfg").write_text("aipp")
+    options = dataclasses.replace(OPTIONS, precision=precision, batch=batch, aipp=tmp_path / "a.cfg")
+    seen = json.loads(compile_lite(model, tmp_path, environ, options).read_text())
+    assert seen["argv"] == lite.staged_command(model, "net", options)[0][1:]
+    assert seen["aipp"] == "aipp" and seen["config"]["acl_init_options"] == {"ge.socVersion": "Ascend310P3"}
+    assert leftovers(tmp_path) == ["net.lite.log", "net.mindir"]
+    assert model.read_bytes() == b"mindir with input"
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, model, tmp_path, environ):
+    text, parts = BROKEN[case]
+    write_converter(tmp_path / "tools", text)
+    with pytest.raises((InputError, ToolchainError)) as error:
+        compile_lite(model, tmp_path, environ)
+    assert type(error.value) is (ToolchainError if case in ("finds no CANN", "lacks a library") else InputError)
+    for part in (*parts, str(tmp_path / "out" / "net.lite.log")):
+        assert part in str(error.value)
+    assert leftovers(tmp_path) == ["net.lite.log"]
+
+
+def test_the_strict_stand_in_refuses_a_wrong_input(model, tmp_path, environ):
+    write_converter(tmp_path / "tools")
+    with pytest.raises(InputError, match=r"failed .exit code 7.*Convert failed"):
+        compile_lite(model, tmp_path, environ, dataclasses.replace(OPTIONS, input_name="pixels"))
+
+
+def test_the_time_limit_holds(model, tmp_path, environ):
+    write_converter(tmp_path / "tools", "sleep 60")
+    with pytest.raises(InputError, match=r"did not finish within 0\.3 s"):
+        compile_lite(model, tmp_path, environ, timeout=0.3)
+    assert leftovers(tmp_path) == ["net.lite.log"]
+
+
+def test_it_is_found_in_lite_home_with_its_libraries(model, tmp_path, environ):
+    home = tmp_path / "lite"
+    write_converter(home / "tools" / "converter" / "converter")
+    (home / "tools" / "converter" / "lib").mkdir()
+    environ = {**environ, "LITE_HOME": str(home), "LD_LIBRARY_PATH": "/before"}
+    seen = json.loads(compile_lite(model, tmp_path, environ).read_text())
+    assert seen["library"] == f"{home}/tools/converter/lib:/before"
+
+
+def test_without_it_the_message_says_where_it_was_looked_for(model, tmp_path, environ):
+    with pytest.raises(ToolchainError) as error:
+        compile_lite(model, tmp_path, environ)
+    assert error.value.exit_code == 3
+    assert "LITE_HOME (not set)" in str(error.value) and "--via atc" in str(error.value)
+
+
+def _script(tmp_path, jobs):
+    folder = tmp_path / "b"
+    folder.mkdir(exist_ok=True)
+    return lite.write_script(folder / lite.SCRIPT, jobs)
+
+
+def _run_script(path, environ):
+    return subprocess.run(["sh", str(path)], env=environ, cwd="/", capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("batch", [(1,), (1, 8)])
+def test_the_script_builds_it(batch, tmp_path, environ):
+    home = tmp_path / "lite"
+    write_converter(home / "tools" / "converter" / "converter")
+    options = dataclasses.replace(OPTIONS, batch=batch, aipp="/elsewhere/a b.cfg")
+    job = lite.LiteJob("it's.mindir", "it's_ascend", options)
+    script = _script(tmp_path, [job])
+    (script.parent / "it's.mindir").write_bytes(b"mindir with input")
+    (script.parent / "a b.cfg").write_text("aipp")
+    assert subprocess.run(["sh", "-n", str(script)]).returncode == 0
+    assert _run_script(script, environ).returncode == 3
+    done = _run_script(script, {**environ, "LITE_HOME": str(home)})
+    assert done.returncode == 0, done.stderr
+    seen = json.loads((script.parent / "it's_ascend.mindir").read_text())
+    assert seen["argv"] == lite.staged_command(job.model, job.stem, options)[0][1:] and seen["aipp"] == "aipp"
+    assert seen["library"] == f"{home}/tools/converter/lib:{home}/runtime/lib"
+    names = sorted(path.name for path in script.parent.iterdir())
+    assert names == ["a b.cfg", "build_lite.sh", "it's.mindir", "it's_ascend.converter_lite.log", "it's_ascend.mindir"]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_script_is_as_strict(case, tmp_path, environ):
+    write_converter(tmp_path / "tools", BROKEN[case][0])
+    script = _script(tmp_path, [lite.LiteJob("m.onnx", "net", OPTIONS)])
+    (script.parent / "m.onnx").write_bytes(b"input")
+    done = _run_script(script, environ)
+    assert done.returncode == 1 and "error: converter_lite " in done.stderr, done.stderr
+    assert sorted(path.name for path in script.parent.iterdir()) == [
+        "build_lite.sh",
+        "m.onnx",
+        "net.converter_lite.log",
+    ]
+
+
+def test_a_script_needs_a_job_that_keeps_its_model(tmp_path):
+    with pytest.raises(UsageError, match="at least one model"):
+        lite.write_script(tmp_path / "x.sh", [])
+    with pytest.raises(UsageError, match="would replace its model"):
+        lite.write_script(tmp_path / "x.sh", [lite.LiteJob("net.mindir", "net", OPTIONS)])
+
+
+def test_explain():
+    assert "refuses an option" in lite.explain("INPUT ILLEGAL: fmk must be")
+    assert lite.explain("E10001: x y z").startswith("E10001: x y z")
+    assert lite.explain("CONVERT RESULT SUCCESS:0") is None
