@@ -179,7 +179,7 @@ def _keep_dtype(text: str) -> list[str]:
         from .compare import OP_TYPE, read_keep_dtype
 
         names, kinds = read_keep_dtype(text)
-        return [*names, *(OP_TYPE + kind for kind in kinds)]
+        return [*names, *(f"{OP_TYPE}{kind}" for kind in kinds)]
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -265,6 +265,9 @@ def _print(report, request) -> None:
             f"{where} ({artefact.extra['bytes'] / 1e6:.1f} MB): largest difference {result.max_abs:.1e} of "
             f"{result.max_logit:.2g}, relative L2 {result.relative_l2:.1e}, top-1 {result.top1_agree}/{result.samples}"
         )
+        if layers := artefact.extra.get("layers"):
+            worst = sorted(layers, key=lambda layer: -layer["added"])[:3]
+            print("          most deviation in " + ", ".join(f"{w['name']} ({w['relative_l2']:.1e})" for w in worst))
     print(f"manifest  {report.manifest}")
     print("seconds   " + ", ".join(f"{step} {value:.2f}" for step, value in report.seconds.items()))
 

@@ -20,6 +20,7 @@ __all__ = [
     "TOLERANCES",
     "Comparison",
     "Difference",
+    "Side",
     "blamed_nodes",
     "compare_sides",
     "difference",
@@ -332,7 +333,7 @@ def _inside(a: Side, b: Side, images: np.ndarray, watch) -> tuple[list[Differenc
     skipped = []
     for name in list(names):
         shapes = a.shape(name), b.shape(name)
-        if None not in shapes and shapes[0] != shapes[1]:
+        if None not in shapes and not _comparable(*shapes):
             skipped.append(f"{name}: shapes {shapes[0]} and {shapes[1]}")
             names.remove(name)
     before = _ancestors(a if a.nodes else b, names)
@@ -344,6 +345,9 @@ def _inside(a: Side, b: Side, images: np.ndarray, watch) -> tuple[list[Differenc
             continue
         watch(name)
         one, other, _ = _same_images(name, one, other)
+        if one.shape != other.shape and _comparable(one.shape[1:], other.shape[1:]):
+            height, width = np.minimum(one.shape[2:], other.shape[2:])
+            one, other = one[:, :, :height, :width], other[:, :, :height, :width]
         if one.shape != other.shape:
             skipped.append(f"{name}: shapes {one.shape[1:]} and {other.shape[1:]}")
             continue
@@ -355,6 +359,14 @@ def _inside(a: Side, b: Side, images: np.ndarray, watch) -> tuple[list[Differenc
             if source in found:
                 after[source] = max(after.get(source, 0.0), apart.relative_l2)
     return [replace(layer, after=after.get(name)) for name, layer in found.items()], skipped
+
+
+def _comparable(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Equal shapes, or maps of which one is padded on the right and below: their common part is compared."""
+    if tuple(one) == tuple(other):
+        return True
+    apart = [a - b for a, b in zip(one[1:], other[1:], strict=False)]
+    return len(one) == len(other) == 3 and one[0] == other[0] and (min(apart) >= 0 or max(apart) <= 0)
 
 
 def _together(a: Side, b: Side, images: np.ndarray, names: Sequence[str]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError, ToolchainError, UsageError, listed
+from ..errors import InputError, ToolchainError, UsageError, listed, nearest
 from ..files import explained
 from ..ops.soc import soc
 from ..preprocessing import Preprocessing
@@ -87,10 +87,17 @@ class Job:
         return {"dtype": "float32", "layout": "NCHW", "channels": "RGB, normalised as preprocessing says"}
 
 
-def check_graph(model, path: str) -> None:
+def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
     """Raises:
-    InputError: what CANN's parser does not take, node by node.
+    InputError: what CANN's parser does not take, node by node, or operators to keep that are not in the graph.
     """
+    names = [node.name for node in model.graph.node]
+    for name in keep_dtype:
+        if not name.startswith("OpType::") and name not in names:
+            raise InputError(
+                f"--keep-dtype: {path} has no operator {name!r}{nearest(name, names)}; names are those of its nodes, "
+                "as `neonext-compare --keep-dtype FILE` writes them"
+            )
     problems = cann_ops.check(model)
     if problems:
         raise InputError(f"{path}: ATC would refuse this graph:\n{listed(problems)}")

@@ -22,7 +22,9 @@ from .flavour import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Flavour
 from .graph import INPUT, DeployGraph, Layer
 from .onnx_stream import write_streamed
 
-__all__ = ["DEFAULT_OPSET", "MAX_OPSET", "MIN_OPSET", "count_nodes", "emit", "in_float32", "save", "skeleton", "write"]
+__all__ = [
+    "DEFAULT_OPSET", "MAX_OPSET", "MIN_OPSET", "count_nodes", "emit", "in_float32", "read", "save", "skeleton", "write",
+]  # fmt: skip
 
 # Protobuf cannot write more in one piece; the names and shapes beside the weights get a margin.
 MAX_BYTES = 2**31 - 2**24
@@ -95,6 +97,11 @@ def save(
     weights: dict[str, np.ndarray] = {}
     model = _emit(graph, batch, flavour or Flavour(), metadata, weights)
     return _write(model, weights, Path(path))
+
+
+def read(path: str | Path) -> onnx.ModelProto:
+    """A model that `save` or `write` wrote, with its weights."""
+    return onnx.load(path)
 
 
 def write(model: onnx.ModelProto, path: str | Path) -> list[Path]:

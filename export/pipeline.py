@@ -20,7 +20,7 @@ from ..metadata import KEY
 from ..preprocessing import Preprocessing
 from ..registry import identify, model_config
 from ..runtime import load_mindspore
-from . import om, onnx_emitter, parity, prove
+from . import compare, om, onnx_emitter, parity, prove
 from .flavour import DEFAULT_OPSET, Flavour, lower, tolerance
 from .fold import Folded, fold, neocell_to_matmul
 from .graph import DeployGraph, unfolded
@@ -252,6 +252,10 @@ class Build:
         self.network = unfolded(source.architecture, source.arrays, size, request.features_only)
         self.folded, self.folded_layers = fold(self.network)
 
+    def forget_folded(self) -> None:
+        """Let go of the folded weights, once they are written."""
+        self.folded = None
+
     def naive(self) -> DeployGraph:
         """The network node by node, without NeoCell layers."""
         return neocell_to_matmul(self.network)
@@ -287,7 +291,7 @@ class Build:
             mindir_emitter.write(graph, path, batch, flavour)
             return [path]
         if target.name == "om":
-            om.check_graph(onnx_emitter.skeleton(graph, batch, flavour), path.name)
+            om.check_graph(onnx_emitter.skeleton(graph, batch, flavour), path.name, self.request.om.keep_dtype)
         return onnx_emitter.save(graph, path, batch, flavour, {KEY: {**metadata, "batch": batch}})
 
 
@@ -301,6 +305,8 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
             with explained(output / path.name):
                 files = build.write(target, path, metadata)
         made.append((target, files))
+    if request.dtype == "float32":
+        build.forget_folded()
     with _timed(report.seconds, "parity", watch):
         samples = _samples(metadata, build.size, request.images, request.seed)
         report.reference, outputs = _reference(build, samples, stage)
@@ -321,10 +327,28 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
             extra = {"bytes": sum(file.stat().st_size for file in files)}
             if target.name != "mindir":
                 extra |= {"opset": flavour.opset, "dtype": flavour.precision}
+            if flavour.precision != "float32":
+                extra["layers"] = _layers(build, target, files[0], samples, stage)
             name = "onnx for om" if target.name == "om" else target.name
             report.artefacts.append(Artefact(name, build.size, output / files[0].name, result, extra))
             for file in files[1:]:
                 report.artefacts.append(Artefact(f"weights of {name}", build.size, output / file.name))
+
+
+def _layers(build: Build, target: Target, path: Path, samples: np.ndarray, stage: Path) -> list[dict]:
+    """How far each layer of a file in half precision is from the same file in float32."""
+    flavour = build.request.flavour(target)
+    plain = Flavour(gelu=flavour.gelu, neocell=flavour.neocell.replace("custom", "matmul"))
+    exact, rounded = stage / "float32.onnx", path
+    onnx_emitter.save(lower(build.folded, plain), exact)
+    if (form := prove.runnable(path, flavour)) is not None:
+        rounded = stage / "runnable.onnx"
+        onnx_emitter.write(form, rounded)
+    one, other = (compare.open_side(file) for file in (exact, rounded))
+    found = compare.compare_sides(one, other, samples[:1], layers=True)
+    return [
+        {"name": d.name, "relative_l2": d.relative_l2, "max_abs": d.max_abs, "added": d.added} for d in found.layers
+    ]
 
 
 def _compile(jobs: Sequence[om.Job], report: Report, output: Path, stage: Path, watch) -> list[str]:

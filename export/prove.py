@@ -11,6 +11,9 @@ from ..errors import InputError
 from ..runtime import load_mindspore, onnx_session
 from .flavour import Flavour
 
+# Above this size a comparison saves memory rather than time.
+LARGE_BYTES = 1 << 29
+
 if TYPE_CHECKING:
     from .pipeline import Build
 
@@ -33,6 +36,19 @@ def outputs(path: Path, flavour: Flavour, samples: np.ndarray, batch: int | None
     run = _mindir(path) if path.suffix == ".mindir" else _onnx(path, flavour)
     parts = (samples[:1], samples[1:])
     return np.concatenate([_joined(_chunks(run, part, batch)) for part in parts])
+
+
+def runnable(path: Path, flavour: Flavour):
+    """An ONNX file of ours in a form that onnxruntime has kernels for, or None if it is in one already."""
+    if flavour.neocell != "custom" and flavour.precision != "bfloat16":
+        return None
+    from . import onnx_emitter
+    from .custom_op import expand_custom
+
+    model = onnx_emitter.read(path)
+    if flavour.neocell == "custom":
+        model = expand_custom(model)
+    return onnx_emitter.in_float32(model) if flavour.precision == "bfloat16" else model
 
 
 def model_outputs(build: Build, samples: np.ndarray) -> np.ndarray:
@@ -64,21 +80,10 @@ def _mindir(path: Path):
 
 
 def _onnx(path: Path, flavour: Flavour):
-    model: str | bytes = str(path)
-    if flavour.neocell == "custom" or flavour.precision == "bfloat16":
-        import onnx
-
-        from .custom_op import expand_custom
-        from .onnx_emitter import in_float32
-
-        loaded = onnx.load(path)
-        if flavour.neocell == "custom":
-            loaded = expand_custom(loaded)
-        if flavour.precision == "bfloat16":
-            loaded = in_float32(loaded)
-        model = loaded.SerializeToString()
+    form = runnable(path, flavour)
+    model = str(path) if form is None else form.SerializeToString()
     try:
-        session = onnx_session(model)
+        session = onnx_session(model, lean=path.stat().st_size > LARGE_BYTES)
     except Exception as error:
         raise InputError(f"{path.name}: onnxruntime cannot load it ({' '.join(str(error).split())[:200]})") from error
     given = session.get_inputs()[0]

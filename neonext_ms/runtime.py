@@ -229,8 +229,14 @@ class _MindSporeRuntime(Runtime):
         self._cell = None
 
 
-def onnx_session(model: str | bytes, threads: int | None = None):
-    """An onnxruntime session on the CPU for a file or a serialised model; errors are onnxruntime's own."""
+def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False):
+    """An onnxruntime session on the CPU; errors are onnxruntime's own.
+
+    Args:
+        model: a file, or a serialised model.
+        threads: of a single operator; by default as many as cores.
+        lean: hold the weights once, at some cost in speed: no second copy in another layout, no arena.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -238,15 +244,38 @@ def onnx_session(model: str | bytes, threads: int | None = None):
     # By default the threads of a session go on spinning after a run, and steal the cores from whatever follows:
     # another model that is compared with this one, or the decoding of the next images.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if lean:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
     if threads:
         options.intra_op_num_threads = threads
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def _manifest(path: Path) -> tuple[Path, dict]:
+    """The manifest that belongs to a file, and what it says of that file; empty if there is none."""
+    own = path.with_suffix(".json")
+    for candidate in (own, *sorted(path.parent.glob("*.json"))):
+        if not candidate.is_file() or (candidate != own and b"neonext_ms" not in candidate.read_bytes()[:200]):
+            continue
+        with explained(candidate):
+            metadata = _read_json(candidate.read_bytes(), str(candidate))
+        files = metadata.get("files")
+        entries = [e for e in files if isinstance(e, dict)] if isinstance(files, list) else []
+        entry = next((e for e in entries if e.get("file") == path.name), None)
+        if entry is not None and "image_size" in entry:
+            return candidate, check({**metadata, "image_size": entry["image_size"]}, str(candidate))
+        if candidate == own:
+            return candidate, metadata
+    return own, {}
+
+
 class MindIRRuntime(_MindSporeRuntime):
     """A MindIR file in MindSpore on the CPU.
 
-    The manifest, `<same name>.json` beside the file, becomes `metadata`; of its keys `image_size` and `batch` are used.
+    The manifest beside the file, `<same name>.json` or one that lists the file, becomes `metadata`; of its keys
+    `image_size` and `batch` are used.
 
     Args:
         path: the file.
@@ -261,15 +290,10 @@ class MindIRRuntime(_MindSporeRuntime):
     def __init__(self, path: str | os.PathLike, image_size: tuple[int, int] | None = None, threads: int | None = None):
         self.path = os.fspath(path)
         _check_file(path)
-        manifest = Path(path).with_suffix(".json")
-        self.metadata = {}
-        if manifest.exists():
-            with explained(manifest):
-                text = manifest.read_bytes()
-            self.metadata = _read_json(text, str(manifest))
+        manifest, self.metadata = _manifest(Path(path))
         known = self.metadata.get("image_size")
         if image_size is None and known is None:
-            lack = f"its manifest {manifest} has no image_size" if manifest.exists() else f"no manifest {manifest}"
+            lack = f"its manifest {manifest} has no image_size" if self.metadata else f"no manifest {manifest}"
             raise UsageError(f"{self.path}: {lack}, so the size of the images is not known; give --image-size")
         ms = load_mindspore(threads)
         shape, classes = self._signature()

@@ -431,6 +431,28 @@ def test_keep_dtype_files(tmp_path):
         compare.write_keep_dtype(path, [])
 
 
+def test_padded_maps_are_compared_where_both_have_them():
+    class Fixed(compare.Side):
+        kind, input_size, outputs, names = "onnx", (8, 8), ("logits",), ("map", "other", "logits")
+
+        def __init__(self, pad):
+            super().__init__("x")
+            self.pad = pad
+
+        def values(self, images, names=None):
+            ones = np.ones((len(images), 2, 5, 5))
+            found = {
+                "map": np.pad(ones, ((0, 0), (0, 0), (0, self.pad), (0, self.pad))),
+                "other": np.ones((len(images), 2 + self.pad)),
+                "logits": ones[:, :, 0, 0],
+            }
+            yield from ((name, found[name]) for name in names)
+
+    result = compare.compare_sides(Fixed(0), Fixed(3), np.zeros((2, 3, 8, 8)), layers=True)
+    assert [(layer.name, layer.relative_l2) for layer in result.layers] == [("map", 0), ("logits", 0)]
+    assert result.skipped == ("other: shapes (2,) and (5,)",)
+
+
 def test_difference():
     one, other = np.array([[3.0, 4.0]]), np.array([[3.0, 4.5]])
     found = compare.difference("x", one, other)
