@@ -253,6 +253,49 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def manifest_of(path: str | os.PathLike) -> dict:
+    """What the manifest beside an exported file says of it; empty if there is none.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
+    return _manifest(Path(path))[1]
+
+
+def describe_onnx(path: str | os.PathLike) -> dict:
+    """Facts about an ONNX file, read without running it: inputs, outputs, opset, nodes, metadata; plain values.
+
+    Raises:
+        InputError: no such file, or not an ONNX file.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    _check_file(path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{os.fspath(path)}: not a whole ONNX file ({_one_line(error)}); export it again") from error
+    if not model.graph.node:
+        raise InputError(f"{os.fspath(path)}: not an ONNX file; it has no nodes")
+
+    def values(side):
+        return {
+            v.name: f"{onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower()} "
+            + "x".join(d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim)
+            for v in side
+        }
+
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "nodes": len(model.graph.node),
+        "inputs": values(model.graph.input),
+        "outputs": values(model.graph.output),
+        "metadata": {} if text is None else _read_json(text, f"{os.fspath(path)}: metadata {KEY!r}"),
+    }
+
+
 def _manifest(path: Path) -> tuple[Path, dict]:
     """The manifest that belongs to a file, and what it says of that file; empty if there is none."""
     own = path.with_suffix(".json")

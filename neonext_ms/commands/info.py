@@ -22,7 +22,9 @@ Describe a named model, a checkpoint, or an exported file.
 def build_parser() -> Parser:
     """The command line of neonext-info."""
     parser = Parser(prog="neonext-info", description=DESCRIPTION)
-    parser.add_argument("model", nargs="?", metavar="NAME|FILE", help="a named model, a checkpoint, .onnx or .mindir")
+    parser.add_argument(
+        "model", nargs="?", metavar="NAME|FILE", help="a named model, a checkpoint, .onnx, .mindir, or a manifest"
+    )
     parser.add_argument("--list", action="store_true", help="the named models")
     parser.add_argument("--tables", action="store_true", help="published figures beside our own counts")
     parser.add_argument("--shifts", type=parse_shifts, help="NeoCell shift of the four stages, such as 1,1,1,0")
@@ -63,10 +65,10 @@ def describe(model: str, shifts: Sequence[int] | None = None, image_size: Sequen
     suffix = Path(model).suffix.lower()
     if suffix in CHECKPOINT_SUFFIXES:
         return _describe_checkpoint(model, shifts, image_size)
-    if suffix in (".onnx", ".mindir"):
+    if suffix in (".onnx", ".mindir", ".json"):
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has its shifts and its size; leave --shifts, --image-size out")
-        return _describe_export(model)
+        return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     return _describe_name(model, image_size, shifts)
 
 
@@ -107,18 +109,31 @@ def _describe_checkpoint(path: str, shifts, image_size) -> dict:
 
 def _describe_export(path: str) -> dict:
     from ..files import sha256
-    from ..runtime import open_runtime
+    from ..runtime import describe_onnx, manifest_of, open_runtime
 
+    if Path(path).suffix.lower() == ".onnx":
+        # Read, not run: a file for a device may have operators that no runtime here knows.
+        return {"file": path, "sha256": sha256(path), **describe_onnx(path)}
+    manifest = manifest_of(path)
     with open_runtime(path) as runtime:
-        facts = {
-            "file": path,
-            "sha256": sha256(path),
-            "runtime": runtime.name,
-            "input": [runtime.batch, 3, *runtime.input_size],
-            "classes": runtime.classes,
-            "metadata": runtime.metadata,
-        }
-    return facts
+        facts = {"runtime": runtime.name, "input": [runtime.batch, 3, *runtime.input_size], "classes": runtime.classes}
+    return {"file": path, "sha256": sha256(path), **facts, "metadata": manifest}
+
+
+def _describe_manifest(path: str) -> dict:
+    import json
+
+    from ..errors import InputError
+    from ..files import explained
+
+    try:
+        with explained(path), open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error}); expected the manifest of an export") from error
+    if not isinstance(values, dict) or "neonext_ms" not in values:
+        raise InputError(f"{path}: not the manifest of an export; neonext-export writes one beside its files")
+    return values
 
 
 def _count(architecture, image_size) -> dict:
@@ -208,7 +223,11 @@ def _text(value) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        parts = ["x".join(map(str, v)) if isinstance(v, list) else "N" if v is None else str(v) for v in value]
+        parts = [
+            "x".join(map(str, v)) if isinstance(v, list) else v.get("file", "...") if isinstance(v, dict)
+            else "N" if v is None else str(v)
+            for v in value
+        ]  # fmt: skip
         return ", ".join(parts)
     return str(value)
 

@@ -1,4 +1,4 @@
-"""The target `om` from the command line, with stand-ins for the compilers; their own rules are in test_atc, test_lite."""
+"""The target `om` from the command line, with stand-ins for the compilers (see test_atc and test_lite)."""
 
 from __future__ import annotations
 
