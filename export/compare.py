@@ -12,8 +12,9 @@ import numpy as np
 
 from ..errors import InputError, UsageError, listed
 from ..files import atomic, explained
+from .dumps import DumpSide
 from .graph import INPUT
-from .layers import DumpSide, Node, Side, open_side
+from .layers import Node, Side, open_side
 from .parity import TOLERANCE, noise
 
 __all__ = [

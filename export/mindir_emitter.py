@@ -173,14 +173,20 @@ class DeployCell(nn.Cell):
         return outputs
 
 
-def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Flavour | None = None) -> None:
+def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Flavour | None = None) -> list[Path]:
     """Write a folded graph as MindIR.
+
+    Above 1 GiB MindSpore writes `<name>_graph.mindir`, and the weights into the folder `<name>_variables` beside it;
+    they have to stay together.
 
     Args:
         graph: as for `DeployCell`.
         path: the file, ending in `.mindir`.
         batch: fixed batch size, or None for a dynamic one.
         flavour: its precision must be float32; what else it says, `flavour.lower` has done.
+
+    Returns:
+        the files that were written, the graph first.
 
     Raises:
         OSError: the file cannot be written.
@@ -207,5 +213,10 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
             ms.export(cell, images, file_name=str(path), file_format="MINDIR")
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
-    if not path.is_file() or path.stat().st_size < size:
+    files = [path]
+    if not path.is_file():
+        data = path.with_name(f"{path.stem}_variables")
+        files = [path.with_name(f"{path.stem}_graph.mindir"), *(sorted(data.iterdir()) if data.is_dir() else ())]
+    if sum(file.stat().st_size for file in files if file.is_file()) < size:
         raise InputError(f"{path.name}: MindSpore wrote no whole MindIR file; is the disk full?")
+    return files

@@ -237,7 +237,7 @@ def export(
     with staging(output) as stage:
         for build in builds:
             _emit_and_prove(build, metadata, report, output, stage, watch)
-        names = [artefact.path.name for artefact in report.artefacts]
+        names = [str(artefact.path.relative_to(output)) for artefact in report.artefacts]
         if jobs:
             names += _compile(jobs, report, output, stage, watch)
         _publish(report, names, stage)
@@ -288,8 +288,7 @@ class Build:
         if target.name == "mindir":
             from . import mindir_emitter
 
-            mindir_emitter.write(graph, path, batch, flavour)
-            return [path]
+            return mindir_emitter.write(graph, path, batch, flavour)
         if target.name == "om":
             om.check_graph(onnx_emitter.skeleton(graph, batch, flavour), path.name, self.request.om.keep_dtype)
         return onnx_emitter.save(graph, path, batch, flavour, {KEY: {**metadata, "batch": batch}})
@@ -332,7 +331,7 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
             name = "onnx for om" if target.name == "om" else target.name
             report.artefacts.append(Artefact(name, build.size, output / files[0].name, result, extra))
             for file in files[1:]:
-                report.artefacts.append(Artefact(f"weights of {name}", build.size, output / file.name))
+                report.artefacts.append(Artefact(f"weights of {name}", build.size, output / file.relative_to(stage)))
 
 
 def _layers(build: Build, target: Target, path: Path, samples: np.ndarray, stage: Path) -> list[dict]:
@@ -449,6 +448,8 @@ def _publish(report: Report, names: Sequence[str], stage: Path) -> None:
     with exclusive(output):
         for name in dict.fromkeys([*names, manifest.name]):
             mode = (stage / name).stat().st_mode & 0o111
+            with explained(output / name):
+                (output / name).parent.mkdir(exist_ok=True)
             published = publish(stage / name, output / name)
             if name.endswith(".sh"):
                 published.chmod(published.stat().st_mode | mode)

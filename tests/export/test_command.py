@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import onnx
 import pytest
 
 from neonext_ms.errors import ParityError
@@ -174,9 +175,22 @@ def test_an_interrupt_leaves_nothing(digits, tmp_path, number):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["export", "convert", "predict", "validate", "info"])
+def test_two_exports_into_one_folder_do_not_mix(digits, tmp_path):
+    arguments = [sys.executable, "-m", "neonext_ms.export.command", *_arguments(digits, tmp_path)]
+    processes = [subprocess.Popen([*arguments, "--batch", batch], stdout=subprocess.PIPE) for batch in "1234"]
+    assert [process.wait() for process in processes] == [0] * 4
+    batch = json.loads((tmp_path / "digits_64.json").read_text())["batch"]
+    model = onnx.load(tmp_path / "digits_64.onnx")
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits_64.json", "digits_64.onnx"]
+    for process in processes:
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["export", "compare", "convert", "predict", "validate", "info"])
 def test_help_is_quick_because_it_imports_nothing_heavy(name):
-    module = "neonext_ms.export.command" if name == "export" else f"neonext_ms.commands.{name}"
+    rooms = {"export": "neonext_ms.export.command", "compare": "neonext_ms.export.compare_command"}
+    module = rooms.get(name, f"neonext_ms.commands.{name}")
     code = (
         f"import sys, {module} as m\n"
         "try:\n    m.main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from neonext_ms import load_checkpoint
 from neonext_ms.architecture import make_architecture
 from neonext_ms.errors import InputError, UsageError
-from neonext_ms.export import compare, compare_command, layers, onnx_emitter
+from neonext_ms.export import compare, compare_command, dumps, layers, onnx_emitter
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
 from neonext_ms.initialization import initial_arrays
@@ -228,7 +228,7 @@ def test_shifts_and_size_come_from_the_other_file(digits, tmp_path, capsys):
 
 
 def _mangled(node):
-    return layers.mangled(node.name)
+    return dumps.mangled(node.name)
 
 
 NAMINGS = {

@@ -114,6 +114,22 @@ def test_the_papers_network_in_mindir_and_onnx(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["onnx", "mindir"])
+def test_weights_that_need_files_of_their_own(digits, tmp_path, monkeypatch, target):
+    import mindspore.train.serialization as serialization
+
+    from neonext_ms.export import onnx_emitter
+
+    monkeypatch.setattr(serialization, "TOTAL_SAVE", 1)
+    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 1 << 20)
+    report = _export(_digits(digits), [target], tmp_path, (64, 64))
+    weights = {"onnx": "digits_64.onnx.data", "mindir": "digits_64_variables/data_0"}[target]
+    assert (tmp_path / weights).stat().st_size > 2e6
+    with open_runtime(report.artefacts[0].path) as runtime:
+        assert runtime.input_size == (64, 64)
+        assert runtime.run(np.zeros((2, 3, 64, 64), np.float32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("target", ["onnx", "mindir"])
 def test_a_file_that_deviates_is_not_published(digits, tmp_path, monkeypatch, target):
     def tampered(graph):
         layers = list(graph.layers)
