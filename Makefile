@@ -29,6 +29,7 @@ kill-test: $(READY)
 bench: $(READY)
 	$(BIN)/python -m neonext_ms.benchmarks.folding
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
+	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
