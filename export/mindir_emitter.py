@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ..errors import InputError
-from ..runtime import signals_later
+from ..signals import signals_later
 from .flavour import Flavour
 from .graph import INPUT, DeployGraph, Layer
 

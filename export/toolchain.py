@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from ..errors import InputError, NeoNextError, ToolchainError, UsageError
 from ..files import explained, publish
+from ..signals import in_main_thread, signals_later
 
 GRACE = 2.0
 _LINE = 1 << 16
@@ -149,7 +149,7 @@ def run(
         output.flush()
         with _terminated_as_exit():
             try:
-                with _signals_held():
+                with signals_later():
                     process = _start(command, work, output, environ)
                 exit_code = process.wait(timeout)
             except subprocess.TimeoutExpired:
@@ -183,7 +183,7 @@ def _start(command: Sequence[str], work: Path, output, environ: Mapping[str, str
 def _stop(process: subprocess.Popen) -> None:
     """End what is left of a process group; Ctrl-C waits until that is done."""
     process.poll()
-    with _signals_held():
+    with signals_later():
         for sent in (signal.SIGTERM, signal.SIGKILL):
             if not _group_lives(process.pid):
                 break
@@ -221,35 +221,10 @@ def _group_lives(group: int) -> bool:
     return False
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the block has ended."""
-    if not _in_main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # An ignored signal stays ignored, and one handled outside of Python is left alone.
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, lambda received, frame: arrived.append(received))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(arrived):
-            os.kill(os.getpid(), number)
-
-
 @contextlib.contextmanager
 def _terminated_as_exit() -> Iterator[None]:
     """Where SIGTERM would end this process at once, let it unwind instead, so that the tool is stopped too."""
-    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 

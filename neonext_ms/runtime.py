@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import numpy as np
 from .errors import InputError, UsageError, nearest
 from .files import explained
 from .metadata import KEY, check
+from .signals import signals_later
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 SUFFIXES = (".onnx", ".mindir", *CHECKPOINT_SUFFIXES)
@@ -488,25 +486,6 @@ def load_mindspore(threads: int | None = None):
 
         ms.set_device("CPU")
     return ms
-
-
-@contextlib.contextmanager
-def signals_later() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM: MindSpore aborts, or loses them, while it is imported or compiles a graph."""
-    came: list[int] = []
-    old = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # None is a handler that Python did not set and could not put back.
-            if signal.getsignal(number) is not None:
-                old[number] = signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
 
 
 def _one_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import DeployGraph, Layer, unfolded
 from neonext_ms.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
+from networks import networks
 
 SHIFTS = (1, 1, 0, 0)
 BFLOAT16 = Flavour(opset=22, precision="bfloat16")
@@ -54,23 +55,7 @@ def _types(model):
 @given(data=st.data())
 def test_every_flavour_equals_the_network(data):
     draw = data.draw
-    kernels = draw(st.lists(st.sampled_from(["2", "3", "4", "7", "4+7", "2+3+5"]), min_size=4, max_size=4))
-    architecture = make_architecture(
-        num_classes=draw(st.integers(1, 5)),
-        per_stage_layers=draw(st.tuples(*[st.integers(0, 2)] * 4)),
-        dims=draw(st.tuples(*[st.integers(3, 12)] * 4)),
-        kernel_spec=kernels,
-        shifts=[draw(st.integers(0, min(map(int, code.split("+"))) - 1)) for code in kernels],
-        layer_scale_init_value=draw(st.sampled_from([0, 0.5])),
-        linear_bias=draw(st.booleans()),
-        downsample=draw(st.sampled_from(["official", "paper"])),
-    )
-    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
-    arrays = initial_arrays(architecture, rng=rng)
-    for name in arrays:
-        if ".norm" in name or name.endswith("gamma"):
-            arrays[name] = (np.abs(rng.standard_normal(arrays[name].shape)) + 0.2).astype(np.float32)
-    size = (4 * draw(st.integers(8, 24)), 4 * draw(st.integers(8, 24)))
+    architecture, arrays, size = draw(networks())
     flavour = Flavour(
         opset=draw(st.integers(11, 21)),
         gelu=draw(st.sampled_from(["auto", "erf", "tanh"])),

@@ -20,6 +20,7 @@ from neonext_ms.export.onnx_emitter import emit
 from neonext_ms.export.request import Request
 from neonext_ms.initialization import initial_arrays
 from neonext_ms.runtime import open_runtime
+from networks import networks
 
 SHIFTS = (1, 1, 0, 0)
 
@@ -173,25 +174,7 @@ def test_bad_requests(digits, tmp_path):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_folded_onnx_equals_the_network(data, tmp_path_factory):
-    draw = data.draw
-    kernels = draw(st.lists(st.sampled_from(["2", "3", "4", "7", "4+7", "2+3+5"]), min_size=4, max_size=4))
-    smallest = [min(map(int, code.split("+"))) for code in kernels]
-    architecture = make_architecture(
-        num_classes=draw(st.integers(1, 5)),
-        per_stage_layers=draw(st.tuples(*[st.integers(0, 2)] * 4)),
-        dims=draw(st.tuples(*[st.integers(3, 12)] * 4)),
-        kernel_spec=kernels,
-        shifts=[draw(st.integers(0, k - 1)) for k in smallest],
-        layer_scale_init_value=draw(st.sampled_from([0, 0.5])),
-        linear_bias=draw(st.booleans()),
-        downsample=draw(st.sampled_from(["official", "paper"])),
-    )
-    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
-    arrays = initial_arrays(architecture, rng=rng)
-    for name in arrays:
-        if ".norm" in name or name.endswith("gamma"):
-            arrays[name] = (np.abs(rng.standard_normal(arrays[name].shape)) + 0.2).astype(np.float32)
-    size = (4 * draw(st.integers(8, 20)), 4 * draw(st.integers(8, 20)))
+    architecture, arrays, size = data.draw(networks())
     report = _export(
         pipeline.Source(arrays, architecture, "random"), ["onnx"], tmp_path_factory.mktemp("x"), size, seed=1
     )

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from neonext_ms.errors import InputError, UsageError
 from neonext_ms.images import load_images
 from neonext_ms.preprocessing import Preprocessing
-from neonext_ms.runtime import OnnxRuntime, open_runtime, signals_later
+from neonext_ms.runtime import OnnxRuntime, open_runtime
+from neonext_ms.signals import signals_later
 
 DATA = Path(__file__).parents[1] / "data"
 CLASSES = 5
