@@ -246,7 +246,9 @@ def _print(report, request) -> None:
         f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, "
         f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes"
     )
-    print(f"input     {','.join(map(str, request.batch)) or 'N'}x3x{', '.join(sizes)}")
+    only_om = all(target.name == "om" for target in request.chosen)
+    batch = ",".join(map(str, request.batch)) or ("1" if only_om else "N")
+    print(f"input     {batch}x3x{', '.join(sizes)}")
     print(
         f"folded    {folded.gone('batch_norm')} BatchNorms, {folded.gone('scale')} layer scales, "
         f"{folded.gone('neocell')} downsampling NeoCells, {folded.gone('transpose')} transposes"

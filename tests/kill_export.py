@@ -34,12 +34,14 @@ def _check(output: Path, sizes: dict[str, int]) -> list[str]:
         if path.name.startswith("."):
             continue
         names.append(path.name)
+        if path.suffix == ".json":
+            # It has the command in it, so its size depends on the folder.
+            json.loads(path.read_text())
+            continue
         if path.stat().st_size != sizes[path.name]:
             raise SystemExit(f"{path} has {path.stat().st_size} bytes of {sizes[path.name]}")
         if path.suffix == ".onnx":
             onnx.checker.check_model(onnx.load(path))
-        if path.suffix == ".json":
-            json.loads(path.read_text())
     return names
 
 
