@@ -130,19 +130,23 @@ class DeployCell(nn.Cell):
 
     Args:
         graph: a graph that `fold.fold` and `flavour.lower` (or `fold.neocell_to_matmul`) made.
+        dtype: of weights and arithmetic, `mindspore.float32` or `mindspore.float16`.
+        float32_io: whether input and outputs stay float32.
 
     Inputs:
-        images: `(N, 3, H, W)`, float32.
+        images: `(N, 3, H, W)`, float32, or `dtype` without `float32_io`.
 
     Outputs:
-        the graph's outputs; a single one is not wrapped in a tuple.
+        the graph's outputs, in the type of the input; a single one is not wrapped in a tuple.
 
     Raises:
         InputError: a layer that MindIR does not express, such as a NeoCell that was left for a custom node.
     """
 
-    def __init__(self, graph: DeployGraph):
+    def __init__(self, graph: DeployGraph, dtype=ms.float32, float32_io: bool = True):
         super().__init__(auto_prefix=False)
+        self.dtype = dtype
+        self.outside = ms.float32 if float32_io else dtype
         for layer in graph.layers:
             if layer.op not in _CELLS:
                 raise InputError(
@@ -155,9 +159,11 @@ class DeployCell(nn.Cell):
         self.sources = tuple(tuple(at[name] for name in layer.inputs) for layer in graph.layers)
         self.results = tuple(at[name] for name in graph.outputs)
         self.count = len(graph.layers)
+        for parameter in self.get_parameters() if dtype != ms.float32 else ():
+            parameter.set_dtype(dtype)
 
     def construct(self, images):
-        values = (images,)
+        values = (ops.cast(images, self.dtype),)
         for i in range(self.count):
             source = self.sources[i]
             if len(source) == 2:
@@ -166,10 +172,10 @@ class DeployCell(nn.Cell):
                 value = self.cells_in_order[i](values[source[0]])
             values = (*values, value)
         if len(self.results) == 1:
-            return values[self.results[0]]
+            return ops.cast(values[self.results[0]], self.outside)
         outputs = ()
         for result in self.results:
-            outputs = (*outputs, values[result])
+            outputs = (*outputs, ops.cast(values[result], self.outside))
         return outputs
 
 
@@ -183,7 +189,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
         graph: as for `DeployCell`.
         path: the file, ending in `.mindir`.
         batch: fixed batch size, or None for a dynamic one.
-        flavour: its precision must be float32; what else it says, `flavour.lower` has done.
+        flavour: its precision and `float32_io` count; what else it says, `flavour.lower` has done.
 
     Returns:
         the files that were written, the graph first.
@@ -192,16 +198,21 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
         OSError: the file cannot be written.
         InputError: MindSpore could not write it, or a precision that cannot be proven here.
     """
-    if flavour is not None and flavour.precision != "float32":
+    flavour = flavour or Flavour()
+    if flavour.precision == "bfloat16":
         raise InputError(
-            f"{path.name}: MindIR is written in float32, got {flavour.precision}: MindSpore's convolution on a CPU "
-            "knows nothing else, so no other file could be proven; let converter_lite lower the precision, or use ONNX"
+            f"{path.name}: MindSpore's CPU backend has no bfloat16 convolution, so such a MindIR could not be proven; "
+            "write float32 and let converter_lite lower the precision, or take float16, or ONNX"
         )
-    cell = DeployCell(graph)
+    dtype = getattr(ms, flavour.precision)
+    if flavour.precision == "float16":
+        _check_range(graph)
+    cell = DeployCell(graph, dtype, flavour.float32_io)
     cell.set_train(False)
-    images = Tensor(shape=[batch, 3, *graph.image_size], dtype=ms.float32)
+    images = Tensor(shape=[batch, 3, *graph.image_size], dtype=cell.outside)
     # MindSpore reports a full disk in its log only, so the space is claimed first.
-    size = sum(array.nbytes for layer in graph.layers for array in layer.arrays.values())
+    itemsize = 4 if flavour.precision == "float32" else 2
+    size = itemsize * sum(array.size for layer in graph.layers for array in layer.arrays.values())
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, max(size, 1))
@@ -220,3 +231,14 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
     if sum(file.stat().st_size for file in files if file.is_file()) < size:
         raise InputError(f"{path.name}: MindSpore wrote no whole MindIR file; is the disk full?")
     return files
+
+
+def _check_range(graph: DeployGraph) -> None:
+    limit = float(np.finfo(np.float16).max)
+    for layer in graph.layers:
+        for key, array in layer.arrays.items():
+            largest = float(np.abs(array).max(initial=0.0))
+            if largest > limit:
+                raise InputError(
+                    f"{layer.name}.{key} has values up to {largest:.3g}, which float16 cannot hold; write float32"
+                )

@@ -324,9 +324,11 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
                     "Nothing was written"
                 )
             extra = {"bytes": sum(file.stat().st_size for file in files)}
+            extra |= {"dtype": flavour.precision, "gelu": flavour.gelu, "neocell": flavour.neocell}
             if target.name != "mindir":
-                extra |= {"opset": flavour.opset, "dtype": flavour.precision}
-            if flavour.precision != "float32":
+                extra["opset"] = flavour.opset
+            # MindSpore hands out nothing between the input of a MindIR file and its outputs.
+            if flavour.precision != "float32" and target.name != "mindir":
                 extra["layers"] = _layers(build, target, files[0], samples, stage)
             name = "onnx for om" if target.name == "om" else target.name
             report.artefacts.append(Artefact(name, build.size, output / files[0].name, result, extra))

@@ -33,7 +33,7 @@ def outputs(path: Path, flavour: Flavour, samples: np.ndarray, batch: int | None
     Returns:
         float32 `(N, classes)`, or several outputs flattened and joined, `(N, numbers)`.
     """
-    run = _mindir(path) if path.suffix == ".mindir" else _onnx(path, flavour)
+    run = _mindir(path, flavour) if path.suffix == ".mindir" else _onnx(path, flavour)
     parts = (samples[:1], samples[1:])
     return np.concatenate([_joined(_chunks(run, part, batch)) for part in parts])
 
@@ -70,13 +70,14 @@ def _numpy(result) -> list[np.ndarray]:
     return [part.asnumpy() for part in (result if isinstance(result, (tuple, list)) else (result,))]
 
 
-def _mindir(path: Path):
+def _mindir(path: Path, flavour: Flavour):
     ms = load_mindspore()
     try:
         cell = ms.nn.GraphCell(ms.load(str(path)))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path.name}: MindSpore cannot load what it wrote ({str(error).splitlines()[0]})") from error
-    return lambda images: _numpy(cell(ms.Tensor(images)))
+    dtype = np.float32 if flavour.float32_io else np.dtype(flavour.precision)
+    return lambda images: _numpy(cell(ms.Tensor(images.astype(dtype, copy=False))))
 
 
 def _onnx(path: Path, flavour: Flavour):

@@ -54,7 +54,6 @@ TARGETS = {
             ".mindir",
             "folded graph for MindSpore and MindSpore Lite",
             mindspore=True,
-            without=("dtype", "gelu", "neocell"),
         ),
         Target(
             "om",

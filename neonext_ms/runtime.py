@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -484,7 +485,9 @@ def load_mindspore(threads: int | None = None):
     with signals_later():
         import mindspore as ms
 
-        ms.set_device("CPU")
+        # Who has computed with MindSpore before has chosen a device, and MindSpore allows no other then.
+        with contextlib.suppress(RuntimeError):
+            ms.set_device("CPU")
     return ms
 
 

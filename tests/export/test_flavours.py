@@ -269,10 +269,21 @@ def test_mindir_of_every_form(tmp_path, neocell, features_only):
 def test_mindir_refuses_what_it_cannot_prove(folded, tmp_path):
     from neonext_ms.export import mindir_emitter
 
-    with pytest.raises(InputError, match="MindIR is written in float32"):
-        mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(precision="float16"))
+    with pytest.raises(InputError, match="no bfloat16 convolution"):
+        mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(opset=22, precision="bfloat16"))
     with pytest.raises(InputError, match="MindIR has no form of a neocell layer"):
         mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(neocell="custom"))
+
+
+@pytest.mark.parametrize("float32_io", [True, False])
+def test_mindir_in_float16(folded, expected, tmp_path, float32_io):
+    from neonext_ms.export import mindir_emitter, prove
+
+    images, logits = expected
+    flavour = Flavour(precision="float16", neocell="padded", float32_io=float32_io)
+    (path,) = mindir_emitter.write(lower(folded, flavour), tmp_path / "m.mindir", None, flavour)
+    found = prove.outputs(path, flavour, images.astype(np.float32))
+    assert 1e-6 < relative_max(found, logits) < tolerance("float16")
 
 
 @pytest.mark.parametrize("flavour", [Flavour(), CANN.with_(precision="float16", neocell="padded")])

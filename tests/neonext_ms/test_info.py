@@ -24,8 +24,9 @@ def exported(tmp_path_factory):
 
     source = pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
     folder = tmp_path_factory.mktemp("exported")
-    request = Request(["onnx", "mindir"], [(64, 64), (64, 96)], batch=(2,), neocell="custom", opset=15, command="c")
-    pipeline.export(source, request, folder)
+    sizes = [(64, 64), (64, 96)]
+    pipeline.export(source, Request(["onnx"], sizes, batch=(2,), neocell="custom", opset=15, name="c"), folder)
+    pipeline.export(source, Request(["onnx", "mindir"], sizes, batch=(2,), command="c"), folder)
     return folder
 
 
@@ -44,7 +45,7 @@ def test_a_checkpoint(capsys, digits):
 
 
 def test_an_onnx_file_that_nothing_here_can_run(capsys, exported):
-    code, out, err = _run(capsys, exported / "digits_64_64x96.onnx", "--json")
+    code, out, err = _run(capsys, exported / "c_64x96.onnx", "--json")
     facts = json.loads(out)
     assert code == 0, err
     assert facts["opset"] == {"ai.onnx": 15} and facts["inputs"] == {"input": "float 2x3x64x96"}
