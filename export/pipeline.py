@@ -357,6 +357,9 @@ def _compile(jobs: Sequence[om.Job], report: Report, output: Path, stage: Path, 
     weights = [a.path.name for a in report.artefacts if a.target == "weights of onnx for om"]
     jobs = [replace(job, data=tuple(n for n in weights if n.startswith(job.onnx))) for job in jobs]
     names = om.write_companions(jobs, stage)
+    for job in jobs:
+        if job.aipp:
+            report.artefacts.append(Artefact("aipp for om", job.image_size, output / job.aipp))
     report.missing = om.find_compiler(jobs)
     if report.missing:
         script = om.write_script(jobs, stage)
