@@ -221,7 +221,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
         os.unlink(path)
     try:
         with signals_later():
-            ms.export(cell, images, file_name=str(path), file_format="MINDIR")
+            ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_without_time)
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
     files = [path]
@@ -231,6 +231,13 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
     if sum(file.stat().st_size for file in files if file.is_file()) < size:
         raise InputError(f"{path.name}: MindSpore wrote no whole MindIR file; is the disk full?")
     return files
+
+
+def _without_time(model) -> None:
+    """Take the time and an address out of a MindIR model, so that two exports are the same bytes."""
+    for attribute in model.graph.attribute:
+        if attribute.name == "compile_phase":
+            attribute.s = b"export.mindir"
 
 
 def _check_range(graph: DeployGraph) -> None:

@@ -175,6 +175,15 @@ def test_an_interrupt_leaves_nothing(digits, tmp_path, number):
     assert not output.exists()
 
 
+def test_two_runs_write_the_same_bytes(digits, tmp_path):
+    for folder in ("a", "b"):
+        argv = _arguments(digits, tmp_path / folder, target="onnx,mindir")
+        run = [sys.executable, "-m", "neonext_ms.export.command", *argv]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+    for name in ("digits_64.onnx", "digits_64.mindir"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 def test_two_exports_into_one_folder_do_not_mix(digits, tmp_path):
     arguments = [sys.executable, "-m", "neonext_ms.export.command", *_arguments(digits, tmp_path)]
     processes = [subprocess.Popen([*arguments, "--batch", batch], stdout=subprocess.PIPE) for batch in "1234"]
