@@ -217,7 +217,7 @@ def export(
         manifest=output / f"{name}.json",
         artefacts=[],
         reference="",
-        folded=builds[0].folded_layers,
+        folded=builds[0].what_was_folded(),
         nodes=builds[0].nodes(),
         seconds=seconds,
         metadata=metadata,
@@ -250,11 +250,22 @@ class Build:
     def __init__(self, source: Source, request: Request, size: tuple[int, int], stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
         self.network = unfolded(source.architecture, source.arrays, size, request.features_only)
-        self.folded, self.folded_layers = fold(self.network)
+        self._folded: tuple[DeployGraph, Folded] | None = None
+
+    @property
+    def folded(self) -> DeployGraph:
+        """The folded network; it has weights of its own until `forget_folded`."""
+        self._folded = self._folded or fold(self.network)
+        return self._folded[0]
+
+    def what_was_folded(self) -> Folded:
+        """What folding did."""
+        self._folded = self._folded or fold(self.network)
+        return self._folded[1]
 
     def forget_folded(self) -> None:
         """Let go of the folded weights, once they are written."""
-        self.folded = None
+        self._folded = None
 
     def naive(self) -> DeployGraph:
         """The network node by node, without NeoCell layers."""
@@ -324,7 +335,12 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
                     "Nothing was written"
                 )
             extra = {"bytes": sum(file.stat().st_size for file in files)}
-            extra |= {"dtype": flavour.precision, "gelu": flavour.gelu, "neocell": flavour.neocell}
+            extra |= {
+                "batch": build.batch(target),
+                "dtype": flavour.precision,
+                "gelu": flavour.gelu,
+                "neocell": flavour.neocell,
+            }
             if target.name != "mindir":
                 extra["opset"] = flavour.opset
             # MindSpore hands out nothing between the input of a MindIR file and its outputs.
@@ -334,6 +350,7 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
             report.artefacts.append(Artefact(name, build.size, output / files[0].name, result, extra))
             for file in files[1:]:
                 report.artefacts.append(Artefact(f"weights of {name}", build.size, output / file.relative_to(stage)))
+        build.forget_folded()
 
 
 def _layers(build: Build, target: Target, path: Path, samples: np.ndarray, stage: Path) -> list[dict]:

@@ -11,6 +11,8 @@ from .flavour import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
 from .targets import Target, resolve_targets
 
 VIAS = ("atc", "lite")
+# Options of a `Request` that a target may have no choice of.
+_DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,10 @@ class Request:
             raise UsageError("several batch sizes are for the target om; give one, or leave the batch dynamic")
         if self.tolerance is not None and not self.tolerance >= 0:
             raise UsageError(f"tolerance {self.tolerance}: expected a number of at least 0")
-        plain = {"neocell": "matmul", "gelu": "auto", "dtype": "float32"}
         for target in chosen:
             self.flavour(target)
             for option in target.without:
-                if getattr(self, option) != plain[option] and len(chosen) == 1:
+                if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
                     raise UsageError(f"target {target.name} has no choice of {option}; leave it out")
 
     def flavour(self, target: Target) -> Flavour:
@@ -112,17 +113,18 @@ class Request:
         Raises:
             InputError: values that do not go together.
         """
-        asked = {"neocell": self.neocell, "gelu": self.gelu, "precision": self.dtype}
-        asked = {option: value for option, value in asked.items() if option.replace("precision", "dtype") not in
-                 target.without}  # fmt: skip
+        asked = {
+            option: default if option in target.without else getattr(self, option)
+            for option, default in _DEFAULTS.items()
+        }
         if target.name == "om":
-            if asked.get("gelu") == "auto":
-                asked["gelu"] = CANN.gelu
-            return CANN.with_(opset=self.opset or CANN.opset, **asked)
+            gelu = CANN.gelu if asked["gelu"] == "auto" else asked["gelu"]
+            opset = CANN.opset if self.opset is None else self.opset
+            return CANN.with_(opset=opset, gelu=gelu, neocell=asked["neocell"], precision=asked["dtype"])
         opset = self.opset
         if opset is None:
-            opset = BFLOAT16_OPSET if asked.get("precision") == "bfloat16" else DEFAULT_OPSET
-        return Flavour(opset=opset, float32_io=self.float32_io, **asked)
+            opset = BFLOAT16_OPSET if asked["dtype"] == "bfloat16" else DEFAULT_OPSET
+        return Flavour(opset, asked["gelu"], asked["neocell"], asked["dtype"], self.float32_io)
 
     def fixed_batch(self) -> int | None:
         """The batch of files that have one axis for it: the only size, or None for a dynamic one."""
