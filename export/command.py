@@ -100,7 +100,7 @@ def build_parser() -> Parser:
                     "neonext-compare, or names with commas")  # fmt: skip
     om.add_argument("--via", help="atc (default) or lite, MindSpore Lite's converter")
     om.add_argument("--dry-run", action="store_true", help="print the exact commands and write nothing")
-    om.add_argument("--timeout", type=parse_seconds, metavar="S", help="seconds for each file (default: no limit)")
+    om.add_argument("--timeout", type=parse_seconds, metavar="S", help="seconds for each file (default 3600)")
     return parser
 
 

@@ -11,6 +11,8 @@ from .flavour import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
 from .targets import Target, resolve_targets
 
 VIAS = ("atc", "lite")
+# Seconds; a compiler that takes longer has most likely come to a stop.
+TIMEOUT = 3600.0
 # Options of a `Request` that a target may have no choice of.
 _DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
 
@@ -36,7 +38,7 @@ class Om:
     keep_dtype: tuple[str, ...] = ()
     via: str = "atc"
     dry_run: bool = False
-    timeout: float | None = None
+    timeout: float | None = TIMEOUT
     extra: tuple[str, ...] = ()
 
 
