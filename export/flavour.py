@@ -58,6 +58,11 @@ class Flavour:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int):
             raise InputError(f"ONNX opset must be a whole number, got {self.opset!r}")
+        if self.precision == "bfloat16" and self.neocell == "custom":
+            raise InputError(
+                "a custom NeoCell in bfloat16 cannot be: its parser ends at opset 18, and Conv takes bfloat16 from "
+                f"{BFLOAT16_OPSET} on; give ATC a float32 file and --precision_mode_v2=mixed_bfloat16"
+            )
         if self.precision == "bfloat16":
             if self.opset != BFLOAT16_OPSET:
                 raise InputError(

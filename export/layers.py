@@ -108,6 +108,7 @@ class OnnxSide(Side):
     Values inside a float32 model are made outputs of the model, as many at a time as `GROUP_BYTES` hold. A float16
     model is run operator by operator: onnxruntime's CPU computes float16 in float32 and does not always round in
     between, so that an overflow would not show. Each operator then reads and writes float16 and computes in float32.
+    NeoCell nodes and bfloat16, which it has no kernels for, are run as `onnx_emitter.runnable` writes them.
 
     Args:
         path: the file; for a model in memory, what messages call it.
@@ -125,6 +126,8 @@ class OnnxSide(Side):
         super().__init__(path)
         import onnx
 
+        from . import onnx_emitter
+
         if model is None:
             with explained(path):
                 content = Path(path).read_bytes()
@@ -135,7 +138,9 @@ class OnnxSide(Side):
                 raise InputError(f"{self.path}: not a whole ONNX file; export it again") from error
         if not model.graph.node:
             raise InputError(f"{self.path}: not an ONNX model, or one without nodes; export it again")
-        self._model = model
+        weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+        self.dtype = "float16" if 10 in weights else "bfloat16" if 16 in weights else "float32"
+        self._model = model = onnx_emitter.runnable(model)
         graph = model.graph
         constants = {tensor.name for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in constants]
@@ -159,8 +164,6 @@ class OnnxSide(Side):
             for name in node.outputs
             if node.op != "Constant" and self._types.get(name, (None, None))[0] in (None, 1, 10)
         )
-        weights = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
-        self.dtype = "float16" if 10 in weights else "bfloat16" if 16 in weights else "float32"
 
     def _metadata(self) -> dict:
         for entry in self._model.metadata_props:

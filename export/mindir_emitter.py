@@ -221,7 +221,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
         os.unlink(path)
     try:
         with signals_later():
-            ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_without_time)
+            ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_canonical)
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
     files = [path]
@@ -233,11 +233,17 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
     return files
 
 
-def _without_time(model) -> None:
-    """Take the time and an address out of a MindIR model, so that two exports are the same bytes."""
+def _canonical(model) -> None:
+    """Make two exports the same bytes: no time, no address, and the primitives in an order that is not that of memory.
+
+    Nodes refer to primitives by name.
+    """
     for attribute in model.graph.attribute:
         if attribute.name == "compile_phase":
             attribute.s = b"export.mindir"
+    ordered = sorted(model.primitives, key=lambda primitive: primitive.name)
+    del model.primitives[:]
+    model.primitives.extend(ordered)
 
 
 def _check_range(graph: DeployGraph) -> None:

@@ -23,7 +23,8 @@ from .graph import INPUT, DeployGraph, Layer
 from .onnx_stream import write_streamed
 
 __all__ = [
-    "DEFAULT_OPSET", "MAX_OPSET", "MIN_OPSET", "count_nodes", "emit", "in_float32", "read", "save", "skeleton", "write",
+    "DEFAULT_OPSET", "MAX_OPSET", "MIN_OPSET", "count_nodes", "emit", "in_float32", "read", "runnable", "save",
+    "skeleton", "write",
 ]  # fmt: skip
 
 # Protobuf cannot write more in one piece; the names and shapes beside the weights get a margin.
@@ -184,6 +185,19 @@ def in_float32(model: onnx.ModelProto, rounded: bool = True) -> onnx.ModelProto:
             result.graph.node.extend(_rounding(raw, output, half))
     result.opset_import[0].version = min(result.opset_import[0].version, MAX_OPSET)
     return result
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in a form that onnxruntime has kernels for: itself, if it is in one already.
+
+    NeoCell nodes become products made from their own coefficients and attributes; bfloat16 becomes float32
+    arithmetic on the file's own weights with each result rounded.
+    """
+    if any(node.op_type == custom_op.OP_TYPE for node in model.graph.node):
+        model = custom_op.expand_custom(model)
+    if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
+        model = in_float32(model)
+    return model
 
 
 def _rounding(x: str, y: str, half: int | None) -> list[onnx.NodeProto]:

@@ -43,12 +43,8 @@ def runnable(path: Path, flavour: Flavour):
     if flavour.neocell != "custom" and flavour.precision != "bfloat16":
         return None
     from . import onnx_emitter
-    from .custom_op import expand_custom
 
-    model = onnx_emitter.read(path)
-    if flavour.neocell == "custom":
-        model = expand_custom(model)
-    return onnx_emitter.in_float32(model) if flavour.precision == "bfloat16" else model
+    return onnx_emitter.runnable(onnx_emitter.read(path))
 
 
 def model_outputs(build: Build, samples: np.ndarray) -> np.ndarray:

@@ -125,7 +125,9 @@ class Request:
             return CANN.with_(opset=opset, gelu=gelu, neocell=asked["neocell"], precision=asked["dtype"])
         opset = self.opset
         if opset is None:
-            opset = BFLOAT16_OPSET if asked["dtype"] == "bfloat16" else DEFAULT_OPSET
+            # A custom node is for CANN, whose parsers end before the default.
+            opset = CANN.opset if asked["neocell"] == "custom" else DEFAULT_OPSET
+            opset = BFLOAT16_OPSET if asked["dtype"] == "bfloat16" else opset
         return Flavour(opset, asked["gelu"], asked["neocell"], asked["dtype"], self.float32_io)
 
     def fixed_batch(self) -> int | None:

@@ -334,6 +334,7 @@ def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
         ({"neocell": "conv"}, "neocell must be one of matmul, padded, custom"),
         ({"precision": "int8"}, "precision must be one of float32, float16, bfloat16"),
         ({"precision": "bfloat16"}, "Conv takes bfloat16 from opset 22 on"),
+        ({"precision": "bfloat16", "opset": 22, "neocell": "custom"}, "a custom NeoCell in bfloat16 cannot be"),
     ],
 )
 def test_flavours_are_checked(changes, message):

@@ -185,6 +185,18 @@ def test_labels_from_the_folders_of_a_data_set(digits, data, tmp_path, capsys):
     assert json.loads((tmp_path / "digits_64.json").read_text())["labels"] == list("0123456789")
 
 
+@pytest.mark.parametrize("form", [["--dtype", "bfloat16"], ["--neocell", "custom", "--opset", "15"]])
+def test_files_that_no_runtime_here_takes_are_compared(digits, tmp_path, capsys, form):
+    from neonext_ms.export import compare_command
+
+    argv = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--target", "onnx", *form,
+            "--output", str(tmp_path)]  # fmt: skip
+    assert command.main(argv) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert compare_command.main([str(tmp_path / "digits_64.onnx"), digits, "--layers", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) > 30
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_says_where_it_deviates(digits, tmp_path, capsys, dtype):
     argv = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--target", "onnx", "--dtype", dtype,
