@@ -27,7 +27,7 @@ from .architecture import (
     make_architecture,
 )
 from .errors import InputError, listed
-from .initialization import CONV_INITS, initial_arrays
+from .initialization import initial_arrays
 from .names import mindspore_name, official_name
 from .ops.neocell import neo_cell
 from .registry import model_config
@@ -432,7 +432,6 @@ def create_model(name: str, checkpoint: str | None = None, features_only: bool =
 
 
 __all__ = [
-    "CONV_INITS",
     "NeoBottleneck",
     "NeoCell",
     "NeoNeXt",
@@ -441,5 +440,4 @@ __all__ = [
     "load_arrays",
     "load_weights",
     "model_arrays",
-    "ms",
 ]
