@@ -1,19 +1,19 @@
 """The NeoCell node: the interface between an exported graph, the AscendC operator package, and the proof of both.
 
-    y = NeoCell(x, coef_a, coef_b[, bias]) {kernel_a, kernel_b, channels}
+    y = NeoCell(x, coef_a, coef_b[, bias]) {channels, h_in, h_out, w_in, w_out, shift_a, shift_b, ...}
 
 in the default domain. The tables below are the whole interface; `ops/packing.py` says what the coefficients are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
-from ..ops.packing import unpack
+from ..errors import InputError, nearest
+from ..ops.packing import RUN_ATTRIBUTES, plan, unpack
 from ..ops.spec import NeoCellSpec
 
 if TYPE_CHECKING:
@@ -23,38 +23,26 @@ OP_TYPE = "NeoCell"
 DOMAIN = ""
 # For which the package's ONNX plugin has to register the operator: what we write and CANN's parsers take.
 OPSETS = range(11, 19)
-# Name -> shape; C channels, K the largest matrix size of the side. All in the type of x.
+# Name -> shape; C channels, V rows of 16 coefficients, as `ops/packing.py` packs them. All in the type of x.
 INPUTS: Mapping[str, str] = {
     "x": "(N, C, H, W)",
-    "coef_a": "(K_a, 2 K_a - 1, C)",
-    "coef_b": "(K_b, 2 K_b - 1, C)",
-    "bias": "(C), optional: added to every value of a channel",
+    "coef_a": "(V_a, 16)",
+    "coef_b": "(V_b, 16)",
+    "bias": "(C filled up to a multiple of 16), optional: added to every value of a channel",
 }
-OUTPUTS: Mapping[str, str] = {"y": "(N, C, H, W)"}
-# Name -> ONNX attribute type; one number for each group of channels, groups in the order of the channels.
+OUTPUTS: Mapping[str, str] = {"y": "(N, C, H_out, W_out)"}
+# Name -> ONNX attribute type. The first seven have one number for each run of channels that share matrix sizes and
+# shifts, runs in the order of the channels.
 ATTRIBUTES: Mapping[str, str] = {
-    "kernel_a": "INTS",  # size of the matrices A
-    "kernel_b": "INTS",  # size of the matrices B
-    "channels": "INTS",  # channels; their sum is C
+    **dict.fromkeys(RUN_ATTRIBUTES, "INTS"),
+    "output_size": "INTS",  # [H_out, W_out]; left out where the output has the size of the input
+    "accumulate_fp32": "INT",  # 1: arithmetic in float32; left out for 0: in the type of x
 }
 
 
 def attributes(spec: NeoCellSpec) -> dict[str, list[int]]:
-    """The node's attributes for a NeoCell of square matrices."""
-    return {
-        "kernel_a": [group.h_in for group in spec.groups],
-        "kernel_b": [group.w_in for group in spec.groups],
-        "channels": [group.channels for group in spec.groups],
-    }
-
-
-def matrices(coefficients: np.ndarray, kernels: Sequence[int], channels: Sequence[int], size: int) -> np.ndarray:
-    """Whole matrices `(C, outputs, inputs)` of a node's coefficients for a map side of `size`, in their dtype.
-
-    Raises:
-        InputError: the coefficients and the attributes contradict each other.
-    """
-    return unpack(coefficients, list(kernels), list(channels), size)
+    """The node's attributes for a NeoCell that keeps the size of its map."""
+    return {name: list(values) for name, values in plan(spec).attributes.items()}
 
 
 def run_reference(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
@@ -77,11 +65,12 @@ def run_reference(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 
         op_domain = DOMAIN
 
-        def _run(self, x, coef_a, coef_b, bias=None, kernel_a=None, kernel_b=None, channels=None):
-            a = matrices(coef_a, kernel_a, channels, x.shape[2])
-            b = matrices(coef_b, kernel_b, channels, x.shape[3])
+        def _run(self, x, coef_a, coef_b, bias=None, **given):
+            runs = _runs(given)
+            a = unpack(coef_a, runs, "a", x.shape[2], x.shape[2])
+            b = unpack(coef_b, runs, "b", x.shape[3], x.shape[3])
             y = a @ x @ b.transpose(0, 2, 1)
-            return (y if bias is None else y + bias[:, None, None],)
+            return (y if bias is None else y + bias[: x.shape[1], None, None],)
 
     evaluator = ReferenceEvaluator(model, new_ops=[NeoCell])
     return evaluator.run(None, {model.graph.input[0].name: images})[0]
@@ -111,20 +100,15 @@ def expand_custom(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type != OP_TYPE or node.domain != DOMAIN:
             nodes.append(node)
             continue
-        given = {a.name: list(a.ints) for a in node.attribute}
         x, coef_a, coef_b, *bias = node.input
-        if set(given) != set(ATTRIBUTES):
-            raise InputError(
-                f"{node.name}: a NeoCell node needs the attributes {', '.join(ATTRIBUTES)}, found "
-                f"{', '.join(given) or 'none'}"
-            )
         names = []
-        for key, coef, size in (("kernel_a", coef_a, sizes[x][0]), ("kernel_b", coef_b, sizes[x][1])):
+        for side, coef, size in (("a", coef_a, sizes[x][0]), ("b", coef_b, sizes[x][1])):
             try:
-                whole = matrices(numpy_helper.to_array(tensors[coef]), given[key], given["channels"], size)
+                runs = _runs({a.name: helper.get_attribute_value(a) for a in node.attribute})
+                whole = unpack(numpy_helper.to_array(tensors[coef]), runs, side, size, size)
             except InputError as error:
                 raise InputError(f"{node.name}: {error}") from error
-            whole = whole if key == "kernel_a" else whole.transpose(0, 2, 1)
+            whole = whole if side == "a" else whole.transpose(0, 2, 1)
             names.append(f"{coef}.matrix")
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(whole), names[-1]))
             gone.add(coef)
@@ -133,7 +117,7 @@ def expand_custom(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(helper.make_node("MatMul", [names[0], x], [f"{node.name}.left"], name=f"{node.name}.left"))
         nodes.append(helper.make_node("MatMul", [f"{node.name}.left", names[1]], [last], name=f"{node.name}.right"))
         if bias:
-            column = np.asarray(numpy_helper.to_array(tensors[bias[0]]))[:, None, None]
+            column = np.asarray(numpy_helper.to_array(tensors[bias[0]]))[: len(whole), None, None]
             graph.initializer.append(numpy_helper.from_array(column, f"{bias[0]}.column"))
             nodes.append(helper.make_node("Add", [last, f"{bias[0]}.column"], [output], name=f"{node.name}.bias"))
             gone.add(bias[0])
@@ -143,6 +127,24 @@ def expand_custom(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return result
+
+
+def _runs(given: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The runs of a node's attributes.
+
+    Raises:
+        InputError: an attribute is unknown, or the node changes the size of its map, which no graph of ours does.
+    """
+    unknown = [name for name in given if name not in ATTRIBUTES]
+    if unknown:
+        raise InputError(
+            f"unknown attribute {unknown[0]!r}{nearest(unknown[0], ATTRIBUTES)}; a NeoCell node has the attributes "
+            f"{', '.join(ATTRIBUTES)}"
+        )
+    runs = {name: list(given[name]) for name in RUN_ATTRIBUTES if given.get(name) is not None}
+    if given.get("output_size") or runs.get("h_in") != runs.get("h_out") or runs.get("w_in") != runs.get("w_out"):
+        raise InputError("a NeoCell node that changes the size of its map cannot be run here; fold it into a Conv")
+    return runs
 
 
 def _map_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
-from ..ops.packing import pack
+from ..ops.packing import pack, pack_channels
 from . import custom_op
 from .flavour import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Flavour
 from .graph import INPUT, DeployGraph, Layer
@@ -372,7 +372,7 @@ class _Emitter:
         coef_a, coef_b = pack(spec, a, b)
         inputs = [self.tensor(f"{layer.name}.coef_a", coef_a), self.tensor(f"{layer.name}.coef_b", coef_b)]
         if "bias" in arrays:
-            inputs.append(self.tensor(f"{layer.name}.bias", arrays["bias"]))
+            inputs.append(self.tensor(f"{layer.name}.bias", pack_channels(arrays["bias"])))
         attributes = custom_op.attributes(spec)
         self.node(custom_op.OP_TYPE, [*layer.inputs, *inputs], layer.output, layer.name, **attributes)
 

@@ -32,6 +32,11 @@ _KEYS = (
 )
 
 
+def first_input(outputs: np.ndarray, k_in: int, k_out: int, shift: np.ndarray | int) -> np.ndarray:
+    """First input of the `k_out x k_in` block that each output lies in; it can lie before the map."""
+    return (outputs - shift) // k_out * k_in + shift
+
+
 @dataclass(frozen=True)
 class Axis:
     """One side of a group: the matrices that act on rows (A) or on columns (B).
@@ -69,6 +74,14 @@ class Axis:
         if not group:
             return np.full(self.channels, (count - 1) * self.shift, np.int64)
         return np.minimum(np.arange(self.channels) // group, count - 1) * self.shift
+
+    def first_input(self, outputs: np.ndarray) -> np.ndarray:
+        """First input of the block that each output lies in, int64 `(channels, len(outputs))`.
+
+        The block's inputs are the `k_in` from there on. The pattern repeats: `k_out` outputs further on it is `k_in`
+        larger.
+        """
+        return first_input(np.asarray(outputs), self.k_in, self.k_out, self.shifts[:, None])
 
     def blocks(self, size: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Block number and position inside the block of every index, two int64 arrays `(channels, size)`."""

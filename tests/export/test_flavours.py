@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import DeployGraph, Layer, unfolded
 from neonext_ms.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
+from neonext_ms.ops.packing import RUN_ATTRIBUTES
 from networks import networks
 
 SHIFTS = (1, 1, 0, 0)
@@ -149,7 +151,7 @@ def test_a_custom_graph_is_proven_two_ways(folded, expected):
     assert _types(model).count("NeoCell") == 5 and "MatMul" not in _types(model)
     for node in model.graph.node:
         if node.op_type == "NeoCell":
-            assert {a.name for a in node.attribute} == set(custom_op.ATTRIBUTES)
+            assert {a.name for a in node.attribute} == set(RUN_ATTRIBUTES) <= set(custom_op.ATTRIBUTES)
             assert len(node.input) <= len(custom_op.INPUTS)
     assert parity.compare(wanted, custom_op.run_reference(model, images)).holds()
     before = model.SerializeToString()
@@ -183,11 +185,20 @@ def test_a_custom_graph_with_wrong_coefficients_is_not_proven(folded, expected):
     flavour = CANN.with_(neocell="custom")
     model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
     node = next(n for n in model.graph.node if n.op_type == "NeoCell")
-    kernels = next(a for a in node.attribute if a.name == "kernel_a").ints
-    kernels[:] = kernels[::-1]
+    weights = next(t for t in model.graph.initializer if t.name == node.input[1])
+    right = numpy_helper.to_array(weights)
+    weights.CopyFrom(numpy_helper.from_array(right[::-1].copy(), weights.name))
     assert not parity.compare(wanted, _run(custom_op.expand_custom(model), images)[0]).holds()
-    kernels[:] = [3, 3]
-    with pytest.raises(InputError, match="do not belong to groups"):
+    channels = next(a for a in node.attribute if a.name == "channels")
+    channels.ints[0] += 16
+    with pytest.raises(InputError, match="do not belong to the attributes"):
+        custom_op.expand_custom(model)
+    channels.name = "chanels"
+    with pytest.raises(InputError, match="unknown attribute 'chanels'; did you mean channels"):
+        custom_op.expand_custom(model)
+    channels.name = "channels"
+    next(a for a in node.attribute if a.name == "h_out").ints[0] = 1
+    with pytest.raises(InputError, match="changes the size of its map"):
         custom_op.expand_custom(model)
 
 

@@ -7,67 +7,102 @@ from hypothesis import strategies as st
 
 from neonext_ms.errors import InputError
 from neonext_ms.ops import NeoCellSpec, reference
-from neonext_ms.ops.packing import pack, unpack
+from neonext_ms.ops.packing import LANES, RUN_ATTRIBUTES, pack, pack_channels, plan, unpack, unpack_gradients
 
 
 def _weights(spec, rng):
     return [[rng.standard_normal(s) for s in shapes] for shapes in (spec.shapes_a, spec.shapes_b)]
 
 
-def _filter(x, coefficients, kernels, channels):
-    """The periodic filter of the module's docstring over axis 2, element by element, as a kernel would run it."""
-    largest, y, start = max(kernels), np.zeros_like(x), 0
-    for k, count in zip(kernels, channels, strict=True):
-        group = slice(start, start + count)
-        for i in range(x.shape[2]):
-            for t in range(2 * largest - 1):
-                row = i + t - (largest - 1)
-                if 0 <= row < x.shape[2]:
-                    y[:, group, i] += coefficients[i % k, t, group, None] * x[:, group, row]
-        start += count
-    return y
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_the_packed_filter_is_the_neocell(data):
-    draw = data.draw
+@st.composite
+def specs(draw, square=False):
     groups = []
     for _ in range(draw(st.integers(1, 3))):
-        a, b = draw(st.integers(1, 7)), draw(st.integers(1, 7))
-        shifts = {"shift_a": draw(st.integers(0, a - 1)), "shift_b": draw(st.integers(0, b - 1))}
-        groups.append({"kernel_a": a, "kernel_b": b, "channels": draw(st.integers(1, 9)), **shifts})
-    spec = NeoCellSpec(groups)
-    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
+        sizes = {key: draw(st.integers(1, 7)) for key in ("h_in", "h_out", "w_in", "w_out")}
+        if square or draw(st.booleans()):
+            sizes["h_out"], sizes["w_out"] = sizes["h_in"], sizes["w_in"]
+        for side, size in (("a", "h"), ("b", "w")):
+            largest = sizes[f"{size}_out"] - 1 if sizes[f"{size}_in"] == sizes[f"{size}_out"] else 0
+            sizes[f"shift_{side}"] = draw(st.integers(0, largest))
+        groups.append({**sizes, "channels": draw(st.integers(1, 40))})
+    return NeoCellSpec(groups)
+
+
+def _product(x, coefficients, runs, side, size_out):
+    return np.einsum("coi,ncij->ncoj", unpack(coefficients, runs, side, x.shape[2], size_out), x)
+
+
+@settings(max_examples=80, deadline=None)
+@given(spec=specs(), height=st.integers(7, 15), width=st.integers(7, 15), seed=st.integers(0, 2**31))
+def test_the_packed_products_are_the_neocell_and_its_gradients(spec, height, width, seed):
+    rng = np.random.RandomState(seed)
     a, b = _weights(spec, rng)
-    x = rng.standard_normal((2, spec.channels, draw(st.integers(1, 15)), draw(st.integers(1, 15))))
+    x = rng.standard_normal((2, spec.channels, height, width))
+    out = spec.output_size(height, width)
+    runs = plan(spec).attributes
     coef_a, coef_b = pack(spec, a, b)
-    channels = [g.channels for g in spec.groups]
-    kernels_a, kernels_b = [g.h_in for g in spec.groups], [g.w_in for g in spec.groups]
-    y = _filter(x, coef_a, kernels_a, channels)
-    y = _filter(y.transpose(0, 1, 3, 2), coef_b, kernels_b, channels).transpose(0, 1, 3, 2)
+    y = _product(x, coef_a, runs, "a", out[0])
+    y = _product(y.transpose(0, 1, 3, 2), coef_b, runs, "b", out[1]).transpose(0, 1, 3, 2)
     np.testing.assert_allclose(y, reference.forward(x, a, b, spec), rtol=0, atol=1e-10)
-    whole_a, whole_b = spec.matrices(a, b, *x.shape[2:])
-    np.testing.assert_array_equal(unpack(coef_a, kernels_a, channels, x.shape[2]), whole_a)
-    np.testing.assert_array_equal(unpack(coef_b, kernels_b, channels, x.shape[3]).transpose(0, 2, 1), whole_b)
+    dy = rng.standard_normal(y.shape)
+    turned = plan(spec, True).attributes
+    coef_a, coef_b = pack(spec, a, b, True)
+    dx = _product(dy, coef_a, turned, "a", height)
+    dx = _product(dx.transpose(0, 1, 3, 2), coef_b, turned, "b", width).transpose(0, 1, 3, 2)
+    np.testing.assert_allclose(dx, reference.backward(x, a, b, spec, dy)[0], rtol=0, atol=1e-10)
 
 
-def test_smaller_matrices_take_the_first_phases_and_the_middle_taps():
-    spec = NeoCellSpec([{"kernel": 4, "channels": 2, "shift": 1}, {"kernel": 7, "channels": 3, "shift": 1}])
-    a, b = _weights(spec, np.random.RandomState(0))
-    coef_a, coef_b = pack(spec, [w.astype(np.float32) for w in a], [w.astype(np.float32) for w in b])
-    assert coef_a.shape == coef_b.shape == (7, 13, 5) and coef_a.dtype == np.float32
-    assert not coef_a[4:, :, :2].any() and not coef_a[:, :3, :2].any() and not coef_a[:, 10:, :2].any()
-    assert np.count_nonzero(coef_a[:, :, :2]) == 2 * 4 * 4
-    assert np.count_nonzero(coef_a[:, :, 2:]) == 3 * 7 * 7
+@settings(max_examples=40, deadline=None)
+@given(spec=specs(), seed=st.integers(0, 2**31))
+def test_every_element_is_packed_once_and_found_again(spec, seed):
+    a, b = _weights(spec, np.random.RandomState(seed))
+    coef_a, coef_b = pack(spec, a, b)
+    assert coef_a.shape[1] == coef_b.shape[1] == LANES
+    assert np.count_nonzero(coef_a) == sum(w.size for w in a) and np.count_nonzero(coef_b) == sum(w.size for w in b)
+    found_a, found_b = unpack_gradients(spec, coef_a, coef_b)
+    for found, given_ in zip((*found_a, *found_b), (*a, *b), strict=True):
+        np.testing.assert_array_equal(found, given_)
 
 
-def test_what_cannot_be_packed():
-    halve = NeoCellSpec({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": 3})
-    with pytest.raises(InputError, match="expected square matrices"):
-        pack(halve, *_weights(halve, np.random.RandomState(0)))
+def test_taps_that_are_zero_for_a_whole_block_are_left_out():
+    plain = NeoCellSpec({"kernel": 7, "channels": 32})
+    assert plan(plain).index_a.shape == (2 * 7 * 7, LANES)
+    shifted = NeoCellSpec({"kernel": 4, "channels": 48, "shift": 1})
+    # 12 channels of each of four shifts: every block of 16 holds two neighbouring ones, one tap more but where the
+    # first of them starts a new block, three more there.
+    assert plan(shifted).index_a.shape == (3 * (4 * 4 + 3 * 1 + 3), LANES)
+    assert plan(shifted).attributes == {
+        "channels": [12] * 4,
+        **{name: [4] * 4 for name in ("h_in", "h_out", "w_in", "w_out")},
+        "shift_a": [0, 1, 2, 3],
+        "shift_b": [0, 1, 2, 3],
+    }
+
+
+def test_sizes_that_meet_in_one_block_have_rows_of_their_own():
+    spec = NeoCellSpec([{"kernel": 4, "channels": 10}, {"kernel": 7, "channels": 10}])
+    index = plan(spec).index_a
+    assert index.shape == (4 * 4 + 7 * 7 + 7 * 7, LANES)
+    zero = index.max()
+    assert (index[:16, 10:] == zero).all() and (index[16:65, :10] == zero).all() and (index[65:, 4:] == zero).all()
+
+
+def test_a_bias_fills_whole_blocks():
+    np.testing.assert_array_equal(pack_channels(np.ones(18)), [1] * 18 + [0] * 14)
+    assert pack_channels(np.ones(16)).shape == (16,)
+
+
+def test_what_does_not_belong_together():
     spec = NeoCellSpec({"kernel": 3, "channels": 2})
     with pytest.raises(InputError, match="A of group 0"):
         pack(spec, [np.zeros((2, 4, 4))], [np.zeros((2, 3, 3))])
-    with pytest.raises(InputError, match="do not belong to groups"):
-        unpack(np.zeros((3, 5, 2)), [3], [3], 8)
+    runs = dict(plan(spec).attributes)
+    with pytest.raises(InputError, match=r"do not belong to the attributes .* expected \(9, 16\)"):
+        unpack(np.zeros((8, 16)), runs, "a", 8, 8)
+    with pytest.raises(InputError, match="h_out is missing"):
+        unpack(np.zeros((9, 16)), {k: v for k, v in runs.items() if k != "h_out"}, "a", 8, 8)
+    with pytest.raises(InputError, match="one number for each run"):
+        unpack(np.zeros((9, 16)), {**runs, "h_in": [3, 3]}, "a", 8, 8)
+    with pytest.raises(InputError, match="h_in must hold whole numbers of at least 1"):
+        unpack(np.zeros((9, 16)), {**runs, "h_in": [0]}, "a", 8, 8)
+    assert tuple(runs) == RUN_ATTRIBUTES
