@@ -1,0 +1,335 @@
+// NeoCell forward: y = A x B + bias for every channel, A and B block-diagonal (ops/packing.py has the equations).
+//
+// What it does
+//   Vector unit only. Storage is NC1HWC0: a block of 32 bytes holds 16 channels (fp16) of one position, so one vector
+//   instruction does the same multiply-add for 8 positions of 16 channels, with the coefficients of 16 channels
+//   broadcast over the positions by strides of zero. Both products run on a strip of rows in the unified buffer (UB):
+//   first A x (taps over rows), then the product with B (taps over columns); nothing in between goes to memory.
+//   A first, because then a strip's neighbours share input rows (loaded once, kept in UB by a copy) and never results.
+//
+// Arithmetic behind the tiling
+//   A strip of R rows of W positions needs, in bytes of UB with 32 W a row: input 2 (R + h) (double buffered, h <=
+//   2 (k - 1) rows of margin), A x R, output 2 R. For 56 x 56, k = 7: R = 16 takes 184 KiB, R = 24 would take 271.
+//   Repeats for a strip: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products.
+//   Memory: every input row once (but for the margins where a core starts or ends inside a map), every output once,
+//   coefficients once for each core and block of channels. Cores take the same number of rows each, to within one,
+//   in the order (plane, image, row), so that a core keeps its coefficients over the images of a batch.
+//   In the product with B 8 rows lie across a repeat, so strips are multiples of 8 rows.
+//
+// Tried and lost
+//   - The cube (two block-diagonal matrix products): a 16 x 16 tile holds four 4 x 4 or two 7 x 7 blocks and A and B
+//     change with every channel: 4 to 8 times the arithmetic, and matrices of H x H to load for each channel.
+//   - NHWC: the same instructions, but a strip of 16 channels is 32 bytes out of each position's C: copies of 32 bytes,
+//     where NC1HWC0 copies whole rows; with 128 channels in a repeat no tap is zero for all of them.
+//   - B first: the margin rows would be multiplied with B twice (or kept, which takes the same room for A x).
+//   - Row pitch padded to 8 positions in UB: saves an instruction a row, not a repeat, and costs a seventh of UB at 14.
+//   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (below) do not.
+#include "neo_cell_base.h"
+
+namespace NeoCell {
+
+// S: type in memory. T: type of the arithmetic.
+template <typename S, typename T>
+class NeoCellForward : public Products<T> {
+public:
+    __aicore__ inline void Init(
+        const NeoCellTiling& tiling, GM_ADDR x, GM_ADDR coefA, GM_ADDR coefB, GM_ADDR bias, GM_ADDR y)
+    {
+        Products<T>::Init(tiling);
+        const NeoCellTiling& t = tiling;
+        walk_.Init(t, 1);
+        const int64_t maps = static_cast<int64_t>(t.images) * t.planes * t.c0;
+        x_.SetGlobalBuffer(reinterpret_cast<__gm__ S*>(x), maps * t.hIn * t.wIn);
+        y_.SetGlobalBuffer(reinterpret_cast<__gm__ S*>(y), maps * t.hOut * t.wOut);
+        coefA_.SetGlobalBuffer(reinterpret_cast<__gm__ S*>(coefA), t.totalA * NEO_CELL_LANES);
+        coefB_.SetGlobalBuffer(reinterpret_cast<__gm__ S*>(coefB), t.totalB * NEO_CELL_LANES);
+        if (t.hasBias != 0) {
+            bias_.SetGlobalBuffer(
+                reinterpret_cast<__gm__ S*>(bias), NeoCellCeil(t.planes * t.c0, NEO_CELL_LANES) * NEO_CELL_LANES);
+        }
+        const int32_t window = t.windowRows * t.windowColumns * t.c0;
+        const int32_t output = t.strip * t.columns * t.c0;
+        const int32_t rows = t.mostA + t.mostB + 1;
+        pipe_.InitBuffer(input_, 2, window * sizeof(S));
+        pipe_.InitBuffer(output_, 2, output * sizeof(S));
+        pipe_.InitBuffer(coefficient_, 2, rows * NEO_CELL_LANES * sizeof(S));
+        pipe_.InitBuffer(middle_, t.strip * t.windowColumns * t.c0 * sizeof(T));
+        if constexpr (CAST) {
+            pipe_.InitBuffer(window_, window * sizeof(T));
+            pipe_.InitBuffer(result_, output * sizeof(T));
+            pipe_.InitBuffer(wide_, rows * NEO_CELL_LANES * sizeof(T));
+        }
+    }
+
+    __aicore__ inline void Process()
+    {
+        Strip current;
+        Strip next;
+        if (!walk_.Next(current)) {
+            return;
+        }
+        const int32_t core = static_cast<int32_t>(AscendC::GetBlockIdx());
+        offsetA_ = this->tiling_->offsetA[core];
+        offsetB_ = this->tiling_->offsetB[core];
+        LoadCoefficients(current);
+        TakeCoefficients();
+        Load(current, 0);
+        LocalTensor<S> held = Take(current);
+        if constexpr (CAST) {
+            Widen(current, held, 0, 0);
+        }
+        bool more = true;
+        while (more) {
+            more = walk_.Next(next);
+            const bool other = more && Block(next) != Block(current);
+            const int32_t kept = more ? Kept(current, next) : 0;
+            if (more) {
+                if (other) {
+                    LoadCoefficients(next);
+                }
+                Load(next, kept);
+            }
+            Compute(current, held);
+            if (other) {
+                coefficient_.FreeTensor(coefficients_);
+                TakeCoefficients();
+            }
+            if (more) {
+                held = Keep(current, held, next, kept);
+            } else {
+                Release(current, held);
+            }
+            current = next;
+        }
+        coefficient_.FreeTensor(coefficients_);
+    }
+
+private:
+    static constexpr bool CAST = sizeof(S) != sizeof(T);
+    // Both round to nearest even: 2002 has no CAST_RINT to half, and nothing has CAST_NONE to bfloat16.
+    static constexpr AscendC::RoundMode NARROW =
+        AscendC::IsSameType<S, half>::value ? AscendC::RoundMode::CAST_NONE : AscendC::RoundMode::CAST_RINT;
+
+    __aicore__ inline int32_t Block(const Strip& strip) const
+    {
+        return strip.plane * this->tiling_->c0 / NEO_CELL_LANES;
+    }
+
+    // Rows of the strip's block of coefficients, A, B and bias, into one buffer.
+    __aicore__ inline void LoadCoefficients(const Strip& strip)
+    {
+        const NeoCellTiling& t = *this->tiling_;
+        const int32_t channel = Block(strip) * NEO_CELL_LANES;
+        int32_t run = strip.run;
+        while (run > 0 && t.runEnd[run - 1] > channel) {
+            --run;
+        }
+        nextA_ = NeoCellBlockRows(t, t.runA, run, channel);
+        const int32_t rowsB = NeoCellBlockRows(t, t.runB, run, channel);
+        LocalTensor<S> local = coefficient_.template AllocTensor<S>();
+        AscendC::DataCopy(local, coefA_[offsetA_ * NEO_CELL_LANES], nextA_ * NEO_CELL_LANES);
+        AscendC::DataCopy(local[nextA_ * NEO_CELL_LANES], coefB_[offsetB_ * NEO_CELL_LANES], rowsB * NEO_CELL_LANES);
+        if (t.hasBias != 0) {
+            AscendC::DataCopy(local[(nextA_ + rowsB) * NEO_CELL_LANES], bias_[channel], NEO_CELL_LANES);
+        }
+        coefficient_.EnQue(local);
+        offsetA_ += nextA_;
+        offsetB_ += rowsB;
+        nextB_ = rowsB;
+    }
+
+    __aicore__ inline void TakeCoefficients()
+    {
+        coefficients_ = coefficient_.template DeQue<S>();
+        rowsA_ = nextA_;
+        rowsB_ = nextB_;
+        if constexpr (CAST) {
+            const int32_t rows = rowsA_ + rowsB_ + (this->tiling_->hasBias != 0 ? 1 : 0);
+            AscendC::PipeBarrier<PIPE_V>();
+            AscendC::Cast(
+                wide_.template Get<T>(), coefficients_, AscendC::RoundMode::CAST_NONE, rows * NEO_CELL_LANES);
+            AscendC::PipeBarrier<PIPE_V>();
+        }
+    }
+
+    // Rows of `next`'s window that `current`'s has.
+    __aicore__ inline int32_t Kept(const Strip& current, const Strip& next) const
+    {
+        return next.follows && !current.Empty() ? NeoCellMax(0, current.bottom - next.top) : 0;
+    }
+
+    // Starts the copy of a strip's window but for its first `kept` rows.
+    __aicore__ inline void Load(const Strip& strip, int32_t kept)
+    {
+        if (strip.Empty()) {
+            return;
+        }
+        const NeoCellTiling& t = *this->tiling_;
+        LocalTensor<S> local = input_.template AllocTensor<S>();
+        if (kept < strip.WindowRows()) {
+            const int32_t above = CAST ? 0 : kept * strip.WindowColumns() * t.c0;
+            LoadMap(
+                local[above], x_, static_cast<int64_t>(strip.image) * t.planes + strip.plane, t.hIn, t.wIn, t.c0,
+                strip.top + kept, strip.bottom, strip.first, strip.last);
+        }
+        input_.EnQue(local);
+    }
+
+    __aicore__ inline LocalTensor<S> Take(const Strip& strip)
+    {
+        LocalTensor<S> local;
+        if (!strip.Empty()) {
+            local = input_.template DeQue<S>();
+        }
+        return local;
+    }
+
+    __aicore__ inline void Release(const Strip& strip, LocalTensor<S>& held)
+    {
+        if (!CAST && !strip.Empty()) {
+            input_.FreeTensor(held);
+        }
+    }
+
+    // The window of `next`, once `current` is computed: the rows that both have are copied, the others were loaded.
+    __aicore__ inline LocalTensor<S> Keep(const Strip& current, LocalTensor<S>& held, const Strip& next, int32_t kept)
+    {
+        LocalTensor<S> local = Take(next);
+        const int32_t row = next.WindowColumns() * this->tiling_->c0;
+        const int32_t down = next.top - current.top;
+        if constexpr (CAST) {
+            if (!next.Empty()) {
+                Widen(next, local, kept, down);
+            }
+        } else {
+            if (kept > 0) {
+                AscendC::DataCopy(local, held[down * row], static_cast<uint32_t>(kept * row));
+                AscendC::PipeBarrier<PIPE_V>();
+            }
+            Release(current, held);
+        }
+        return local;
+    }
+
+    // The loaded rows behind the kept ones, in the type of the arithmetic; the kept ones move up by `down` rows.
+    __aicore__ inline void Widen(const Strip& strip, LocalTensor<S>& local, int32_t kept, int32_t down)
+    {
+        if (strip.Empty()) {
+            return;
+        }
+        LocalTensor<T> window = window_.template Get<T>();
+        const int32_t row = strip.WindowColumns() * this->tiling_->c0;
+        for (int32_t done = 0; down > 0 && done < kept; done += down) {
+            // No further than what the copy before has read: source and destination must not overlap.
+            const int32_t rows = NeoCellMin(down, kept - done);
+            AscendC::DataCopy(window[done * row], window[(done + down) * row], static_cast<uint32_t>(rows * row));
+            AscendC::PipeBarrier<PIPE_V>();
+        }
+        if (kept < strip.WindowRows()) {
+            AscendC::Cast(
+                window[kept * row], local, AscendC::RoundMode::CAST_NONE, (strip.WindowRows() - kept) * row);
+        }
+        AscendC::PipeBarrier<PIPE_V>();
+        input_.FreeTensor(local);
+    }
+
+    __aicore__ inline void Compute(const Strip& strip, const LocalTensor<S>& held)
+    {
+        LocalTensor<S> stored = output_.template AllocTensor<S>();
+        if constexpr (CAST) {
+            LocalTensor<T> result = result_.template Get<T>();
+            Multiply(strip, window_.template Get<T>(), wide_.template Get<T>(), result);
+            AscendC::Cast(stored, result, NARROW, strip.Rows() * strip.Columns() * this->tiling_->c0);
+        } else {
+            Multiply(strip, held, coefficients_, stored);
+        }
+        output_.EnQue(stored);
+        stored = output_.template DeQue<S>();
+        const NeoCellTiling& t = *this->tiling_;
+        StoreMap(
+            y_, stored, static_cast<int64_t>(strip.image) * t.planes + strip.plane, t.hOut, t.wOut, t.c0, strip.begin,
+            strip.end, strip.left, strip.right);
+        output_.FreeTensor(stored);
+    }
+
+    __aicore__ inline void Multiply(
+        const Strip& strip, const LocalTensor<T>& window, const LocalTensor<T>& coefficients,
+        const LocalTensor<T>& result)
+    {
+        const NeoCellTiling& t = *this->tiling_;
+        const int32_t blocks = this->Blocks();
+        const int32_t positions = strip.Rows() * strip.Columns();
+        if (strip.Empty()) {
+            this->Zero(result, {positions * blocks, 1, 1, 1, 0, 0, 0});
+        } else {
+            LocalTensor<T> middle = middle_.template Get<T>();
+            const int32_t pitch = strip.WindowColumns() * blocks;
+            this->Product(
+                middle, window, coefficients, t.runA, strip.plane, strip.run,
+                {strip.begin, strip.end, strip.top, t.hIn}, {strip.WindowColumns(), 1, blocks, blocks, pitch, pitch, 0});
+            this->Product(
+                result, middle, coefficients[rowsA_ * NEO_CELL_LANES], t.runB, strip.plane, strip.run,
+                {strip.left, strip.right, strip.first, t.wIn},
+                {strip.Rows(), 1, strip.Columns() * blocks, pitch, blocks, blocks, 0});
+        }
+        if (t.hasBias != 0) {
+            AscendC::PipeBarrier<PIPE_V>();
+            const int32_t lane = strip.plane * t.c0 % NEO_CELL_LANES;
+            this->AddToAll(
+                result, coefficients[(rowsA_ + rowsB_) * NEO_CELL_LANES + lane],
+                {positions, 1, blocks, blocks, 0, 0, 0});
+        }
+        AscendC::PipeBarrier<PIPE_V>();
+    }
+
+    Walk walk_;
+    AscendC::TPipe pipe_;
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> input_;
+    AscendC::TQue<AscendC::TPosition::VECOUT, 1> output_;
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> coefficient_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> middle_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> window_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> result_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> wide_;
+    GlobalTensor<S> x_;
+    GlobalTensor<S> coefA_;
+    GlobalTensor<S> coefB_;
+    GlobalTensor<S> bias_;
+    GlobalTensor<S> y_;
+    LocalTensor<S> coefficients_;
+    int32_t offsetA_; // next row of coefficients to load
+    int32_t offsetB_;
+    int32_t nextA_; // rows of the coefficients loaded last
+    int32_t nextB_;
+    int32_t rowsA_; // rows of those in use
+    int32_t rowsB_;
+};
+
+template <typename S, typename T>
+__aicore__ inline void RunForward(
+    const NeoCellTiling& tiling, GM_ADDR x, GM_ADDR coefA, GM_ADDR coefB, GM_ADDR bias, GM_ADDR y)
+{
+    NeoCellForward<S, T> kernel;
+    kernel.Init(tiling, x, coefA, coefB, bias, y);
+    kernel.Process();
+}
+
+} // namespace NeoCell
+
+// Tiling key 0: arithmetic in the type of x; 1: in float32, for float16 on request and for bfloat16 always.
+extern "C" __global__ __aicore__ void neo_cell(
+    GM_ADDR x, GM_ADDR coef_a, GM_ADDR coef_b, GM_ADDR bias, GM_ADDR y, GM_ADDR workspace, GM_ADDR tiling)
+{
+    REGISTER_TILING_DEFAULT(NeoCellTiling);
+    GET_TILING_DATA_WITH_STRUCT(NeoCellTiling, data, tiling);
+#if ORIG_DTYPE_X != DT_BF16
+    if (TILING_KEY_IS(0)) {
+        NeoCell::RunForward<DTYPE_X, DTYPE_X>(data, x, coef_a, coef_b, bias, y);
+    }
+#endif
+#if ORIG_DTYPE_X != DT_FLOAT
+    if (TILING_KEY_IS(1)) {
+        NeoCell::RunForward<DTYPE_X, float>(data, x, coef_a, coef_b, bias, y);
+    }
+#endif
+}

@@ -1,0 +1,648 @@
+// What the NeoCell kernels share: a product with one side's matrices, and the walk over strips of the maps.
+#ifndef NEO_CELL_BASE_H
+#define NEO_CELL_BASE_H
+
+#include "kernel_operator.h"
+#include "neo_cell_tiling.h"
+
+namespace NeoCell {
+
+using AscendC::GlobalTensor;
+using AscendC::LocalTensor;
+
+constexpr int32_t MAX_REPEATS = 255;
+
+enum class Step { MULTIPLY, MULTIPLY_ADD, ADD, ZERO };
+
+// A grid of 32-byte blocks, `lanes` across by `repeats` along; distances in blocks.
+struct Grid {
+    int32_t lanes;
+    int32_t repeats;
+    int32_t dstAcross;
+    int32_t srcAcross;
+    int32_t dstAlong;
+    int32_t srcAlong;
+    int32_t withAlong; // of the coefficients, which are the same across
+};
+
+// The outputs `begin` to before `end` of a product, whose source starts at input `origin` of `size`.
+struct Range {
+    int32_t begin;
+    int32_t end;
+    int32_t origin;
+    int32_t size;
+};
+
+// What phases depend on. Neighbouring planes and strips often have the same, and scalar work is slow.
+struct PhasesKey {
+    int32_t firstRun; // of the segment
+    int32_t lastRun;
+    int32_t firstOwn; // of the 32-byte block
+    int32_t lastOwn;
+    int32_t row;
+    int32_t begin;
+    int32_t end;
+    int32_t size;
+    __aicore__ inline bool operator==(const PhasesKey& other) const
+    {
+        return firstRun == other.firstRun && lastRun == other.lastRun && firstOwn == other.firstOwn &&
+               lastOwn == other.lastOwn && row == other.row && begin == other.begin && end == other.end &&
+               size == other.size;
+    }
+};
+
+// What a segment does in each phase, for the channels of one 32-byte block.
+struct Phases {
+    PhasesKey key;
+    int32_t kIn;
+    int32_t kOut;
+    int32_t from;                       // first period that the range has a part of
+    int32_t to;                         // last one
+    int32_t sweeps;                     // most taps of a phase that the range has
+    bool together;                      // repeats run over neighbouring phases, not over periods
+    int16_t start[NEO_CELL_MAX_KERNEL]; // first tap
+    int16_t stop[NEO_CELL_MAX_KERNEL];  // behind the last one
+    int16_t row[NEO_CELL_MAX_KERNEL];   // row of coefficients of tap 0
+    int16_t low[NEO_CELL_MAX_KERNEL];   // first period that the range has
+    int16_t high[NEO_CELL_MAX_KERNEL];  // last one
+};
+
+// Outputs [begin, end) x [left, right) of one plane of one image, and the inputs they read.
+struct Strip {
+    int32_t plane;
+    int32_t image;
+    int32_t run; // first of the plane's
+    int32_t begin;
+    int32_t end;
+    int32_t left;
+    int32_t right;
+    int32_t top;
+    int32_t bottom;
+    int32_t first;
+    int32_t last;
+    bool follows; // right below the strip before, in the same columns
+    __aicore__ inline bool Empty() const
+    {
+        return top >= bottom || first >= last;
+    }
+    __aicore__ inline int32_t Rows() const
+    {
+        return end - begin;
+    }
+    __aicore__ inline int32_t Columns() const
+    {
+        return right - left;
+    }
+    __aicore__ inline int32_t WindowRows() const
+    {
+        return bottom - top;
+    }
+    __aicore__ inline int32_t WindowColumns() const
+    {
+        return last - first;
+    }
+};
+
+// The strips of this core, in the order (plane, image, columns, rows).
+class Walk {
+public:
+    // `rows`: outputs of a unit of work: one (forward) or all of a plane.
+    __aicore__ inline void Init(const NeoCellTiling& tiling, int32_t rows)
+    {
+        tiling_ = &tiling;
+        const int32_t core = static_cast<int32_t>(AscendC::GetBlockIdx());
+        const int32_t start = core * tiling.share + NeoCellMin(core, tiling.extra);
+        const int32_t count = core < tiling.cores ? tiling.share + (core < tiling.extra ? 1 : 0) : 0;
+        unit_ = start * rows;
+        end_ = (start + count) * rows;
+        pieceEnd_ = 0;
+        row_ = 0;
+        left_ = tiling.wOut;
+        run_ = 0;
+    }
+
+    __aicore__ inline bool Next(Strip& strip)
+    {
+        const NeoCellTiling& t = *tiling_;
+        strip.follows = row_ < pieceEnd_;
+        if (!strip.follows) {
+            left_ += t.columns;
+            if (left_ >= t.wOut) {
+                if (unit_ >= end_) {
+                    return false;
+                }
+                const int32_t map = unit_ / t.hOut;
+                pieceBegin_ = unit_ - map * t.hOut;
+                pieceEnd_ = NeoCellMin(t.hOut, pieceBegin_ + end_ - unit_);
+                unit_ += pieceEnd_ - pieceBegin_;
+                plane_ = map / t.images;
+                image_ = map - plane_ * t.images;
+                left_ = 0;
+                while (t.runEnd[run_] <= plane_ * t.c0) {
+                    ++run_;
+                }
+                lastRun_ = run_;
+                while (t.runEnd[lastRun_] < (plane_ + 1) * t.c0) {
+                    ++lastRun_;
+                }
+            }
+            row_ = pieceBegin_;
+        }
+        strip.plane = plane_;
+        strip.image = image_;
+        strip.run = run_;
+        strip.begin = row_;
+        strip.end = NeoCellMin(row_ + t.strip, pieceEnd_);
+        strip.left = left_;
+        strip.right = NeoCellMin(left_ + t.columns, t.wOut);
+        NeoCellWindow(t.runA, run_, lastRun_, strip.begin, strip.end, t.hIn, strip.top, strip.bottom);
+        NeoCellWindow(t.runB, run_, lastRun_, strip.left, strip.right, t.wIn, strip.first, strip.last);
+        row_ = strip.end;
+        return true;
+    }
+
+private:
+    const NeoCellTiling* tiling_;
+    int32_t unit_; // output rows over (plane, image, row)
+    int32_t end_;
+    int32_t pieceBegin_; // rows of the plane that are this core's
+    int32_t pieceEnd_;
+    int32_t row_;
+    int32_t left_;
+    int32_t plane_;
+    int32_t image_;
+    int32_t run_;
+    int32_t lastRun_;
+};
+
+// The parts of a plane's channels: those of one segment in one 32-byte block.
+struct Parts {
+    NeoCellSegment segment;
+    int32_t row;    // of the block of 16 channels, at which the segment's coefficients start
+    int32_t block;  // of the position
+    int32_t begin;  // channels
+    int32_t end;
+    int32_t lane;   // of the block, where `begin` is
+    int32_t column; // of a row of coefficients, where the block begins
+
+    __aicore__ inline void Init(
+        const NeoCellTiling& tiling, const uint16_t* sides, int32_t plane, int32_t run, int32_t lanes)
+    {
+        tiling_ = &tiling;
+        sides_ = sides;
+        lanes_ = lanes;
+        first_ = plane * tiling.c0;
+        blocks_ = tiling.c0 / lanes;
+        const int32_t channel = first_ / NEO_CELL_LANES * NEO_CELL_LANES;
+        stop_ = NeoCellMin(channel + NEO_CELL_LANES, tiling.runEnd[tiling.runs - 1]);
+        while (run > 0 && tiling.runEnd[run - 1] > channel) {
+            --run;
+        }
+        segment = NeoCellNextSegment(tiling, sides, run, channel, stop_);
+        row = 0;
+        block = -1;
+    }
+
+    __aicore__ inline bool Next()
+    {
+        while (true) {
+            if (++block == blocks_) {
+                if (segment.end >= stop_) {
+                    return false;
+                }
+                row += NeoCellSegmentRows(sides_, segment);
+                segment = NeoCellNextSegment(
+                    *tiling_, sides_, NeoCellRunAfter(*tiling_, segment), segment.end, stop_);
+                block = 0;
+            }
+            const int32_t from = first_ + block * lanes_;
+            begin = NeoCellMax(segment.begin, from);
+            end = NeoCellMin(segment.end, from + lanes_);
+            lane = begin - from;
+            column = from % NEO_CELL_LANES;
+            if (begin < end) {
+                return true;
+            }
+        }
+    }
+
+private:
+    const NeoCellTiling* tiling_;
+    const uint16_t* sides_;
+    int32_t lanes_;
+    int32_t first_;
+    int32_t blocks_;
+    int32_t stop_;
+};
+
+// Vector instructions on maps of 32-byte blocks: `T` is the type of the arithmetic.
+template <typename T>
+class Products {
+public:
+    static constexpr int32_t LANES = NEO_CELL_BLOCK / static_cast<int32_t>(sizeof(T)); // channels of a block
+    static constexpr int32_t ROW = NEO_CELL_LANES / LANES;                             // blocks of a row of coefficients
+
+    __aicore__ inline void Init(const NeoCellTiling& tiling)
+    {
+        tiling_ = &tiling;
+        blocks_ = tiling.c0 / LANES;
+        masked_ = -1;
+        sides_[0].key.end = 0;
+        sides_[1].key.end = 0;
+    }
+
+    // Blocks of 32 bytes for each position of a map.
+    __aicore__ inline int32_t Blocks() const
+    {
+        return blocks_;
+    }
+
+    // One side of y = A x B for all channels of a plane: sums over taps along one axis, the same for all lanes across.
+    // `coefficients` are the rows of the plane's block of 16 channels; `run` is the first run of the plane.
+    __aicore__ inline void Product(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients,
+        const uint16_t* sides, int32_t plane, int32_t run, const Range& range, const Grid& grid)
+    {
+        Parts parts;
+        parts.Init(*tiling_, sides, plane, run, LANES);
+        while (parts.Next()) {
+            Plan(sides, parts, range);
+            SetLanes(parts.lane, parts.lane + parts.end - parts.begin);
+            const int32_t offset = parts.block * LANES;
+            Sweep(dst[offset], src[offset], coefficients[parts.column], range, grid);
+        }
+    }
+
+    // Zero in every block of a grid.
+    __aicore__ inline void Zero(const LocalTensor<T>& dst, const Grid& grid)
+    {
+        SetLanes(0, LANES);
+        Run<Step::ZERO>(dst, dst, dst, grid);
+    }
+
+    // The same block added to every block of a grid, for each block of a position.
+    __aicore__ inline void AddToAll(const LocalTensor<T>& dst, const LocalTensor<T>& block, const Grid& grid)
+    {
+        SetLanes(0, LANES);
+        for (int32_t i = 0; i < blocks_; ++i) {
+            Run<Step::ADD>(dst[i * LANES], dst[i * LANES], block[i * LANES], grid);
+        }
+    }
+
+protected:
+    // The phases of a part, in `phases_`.
+    __aicore__ inline void Plan(const uint16_t* sides, const Parts& part, const Range& range)
+    {
+        const NeoCellSegment& segment = part.segment;
+        int32_t firstRun = segment.first;
+        while (tiling_->runEnd[firstRun] <= part.begin) {
+            ++firstRun;
+        }
+        int32_t lastRun = firstRun;
+        while (tiling_->runEnd[lastRun] < part.end) {
+            ++lastRun;
+        }
+        phases_ = &sides_[sides == tiling_->runA ? 0 : 1];
+        const PhasesKey key{segment.first, segment.last, firstRun,  lastRun,
+                            part.row,      range.begin,  range.end, range.size};
+        if (phases_->key == key) {
+            return;
+        }
+        Phases& p = *phases_;
+        p.key = key;
+        p.kIn = segment.kIn;
+        p.kOut = segment.kOut;
+        p.sweeps = 0;
+        int32_t row = part.row;
+        p.from = range.begin / p.kOut;
+        p.to = (range.end - 1) / p.kOut;
+        const int32_t fromPhase = range.begin - p.from * p.kOut;
+        const int32_t toPhase = range.end - 1 - p.to * p.kOut;
+        for (int32_t phase = 0; phase < p.kOut; ++phase) {
+            int32_t start;
+            int32_t stop;
+            NeoCellTaps(sides, segment.first, segment.last, phase, start, stop);
+            p.row[phase] = static_cast<int16_t>(row - start);
+            row += stop - start;
+            NeoCellTaps(sides, firstRun, lastRun, phase, start, stop);
+            const int32_t low = p.from + (phase < fromPhase ? 1 : 0);
+            const int32_t high = p.to - (phase > toPhase ? 1 : 0);
+            p.start[phase] = static_cast<int16_t>(start);
+            p.stop[phase] = static_cast<int16_t>(stop);
+            p.low[phase] = static_cast<int16_t>(low);
+            p.high[phase] = static_cast<int16_t>(high);
+            if (low <= high) {
+                p.sweeps = NeoCellMax(p.sweeps, stop - start);
+            }
+        }
+        // Whichever takes fewer instructions.
+        int32_t groups = 0;
+        for (int32_t phase = 0; phase < p.kOut; phase = Alike(phase)) {
+            ++groups;
+        }
+        p.together = groups * (p.to - p.from + 1) < p.kOut;
+    }
+
+    // Behind the last of the phases from `phase` on that read the same taps, with rows of coefficients evenly apart.
+    __aicore__ inline int32_t Alike(int32_t phase) const
+    {
+        const Phases& p = *phases_;
+        int32_t next = phase + 1;
+        while (next < p.kOut && p.start[next] == p.start[phase] && p.stop[next] == p.stop[phase] &&
+               p.row[next] - p.row[next - 1] == p.row[phase + 1] - p.row[phase]) {
+            ++next;
+        }
+        return next;
+    }
+
+    // Sums over the taps, ascending whatever the strip, so that the result does not depend on the cores. Each output's
+    // first tap inside the map writes, the others add. In each sweep every phase takes one tap: neighbouring
+    // instructions do not wait for each other's results.
+    __aicore__ inline void Sweep(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
+        const Grid& across)
+    {
+        const Phases& p = *phases_;
+        for (int32_t sweep = 0; sweep < p.sweeps; ++sweep) {
+            int32_t next;
+            for (int32_t phase = 0; phase < p.kOut; phase = next) {
+                next = p.together ? Alike(phase) : phase + 1;
+                if (p.start[phase] + sweep >= p.stop[phase]) {
+                    continue;
+                }
+                if (p.together) {
+                    OverPhases(dst, src, coefficients, range, across, phase, next, sweep);
+                } else {
+                    OverPeriods(dst, src, coefficients, range, across, phase, sweep);
+                }
+            }
+            AscendC::PipeBarrier<PIPE_V>();
+        }
+    }
+
+    // One tap of one phase, in all periods.
+    __aicore__ inline void OverPeriods(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
+        const Grid& across, int32_t phase, int32_t sweep)
+    {
+        const Phases& p = *phases_;
+        const int32_t tap = p.start[phase] + sweep;
+        const int32_t last = p.high[phase];
+        int32_t low = p.low[phase];
+        int32_t high = last;
+        if (low > high) {
+            return;
+        }
+        // The block that a shifted grid starts with lies partly before the map: tap 0 is its first.
+        const bool cut = low == 0 && p.start[phase] < 0;
+        low += cut && tap <= 0 ? 1 : 0;
+        Clip(tap, range.size, low, high);
+        Grid grid = across;
+        grid.dstAlong = p.kOut * across.dstAlong;
+        grid.srcAlong = p.kIn * across.srcAlong;
+        grid.withAlong = 0;
+        grid.repeats = high - low + 1;
+        const int32_t output = low * p.kOut + phase;
+        const int32_t input = low * p.kIn + tap;
+        const int32_t row = p.row[phase] + tap;
+        if (sweep != 0) {
+            Tap<Step::MULTIPLY_ADD>(dst, src, coefficients, range, across, grid, output, input, row);
+            return;
+        }
+        Tap<Step::MULTIPLY>(dst, src, coefficients, range, across, grid, output, input, row);
+        if (cut) {
+            grid.repeats = 1;
+            Tap<Step::MULTIPLY>(dst, src, coefficients, range, across, grid, phase, 0, p.row[phase]);
+        }
+        // Outputs whose block lies behind the map.
+        const int32_t none = NeoCellMax(low, high + 1);
+        grid.repeats = last - none + 1;
+        Tap<Step::ZERO>(dst, src, coefficients, range, across, grid, none * p.kOut + phase, 0, 0);
+    }
+
+    // One tap of the phases [phase, next), which read the same taps, in each period.
+    __aicore__ inline void OverPhases(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
+        const Grid& across, int32_t phase, int32_t next, int32_t sweep)
+    {
+        const Phases& p = *phases_;
+        Grid grid = across;
+        grid.srcAlong = 0;
+        grid.withAlong = next > phase + 1 ? (p.row[phase + 1] - p.row[phase]) * ROW : 0;
+        for (int32_t period = p.from; period <= p.to; ++period) {
+            const int32_t begin = NeoCellMax(period * p.kOut + phase, range.begin);
+            grid.repeats = NeoCellMin(period * p.kOut + next, range.end) - begin;
+            const bool cut = period == 0 && p.start[phase] < 0;
+            int32_t tap = p.start[phase] + sweep;
+            if (cut && sweep == 0) {
+                tap = 0;
+            } else if (cut && tap <= 0) {
+                continue;
+            }
+            const int32_t input = period * p.kIn + tap;
+            const int32_t row = p.row[begin - period * p.kOut] + tap;
+            if (input >= range.size) {
+                if (sweep == 0) {
+                    Tap<Step::ZERO>(dst, src, coefficients, range, across, grid, begin, 0, 0);
+                }
+            } else if (sweep == 0) {
+                Tap<Step::MULTIPLY>(dst, src, coefficients, range, across, grid, begin, input, row);
+            } else {
+                Tap<Step::MULTIPLY_ADD>(dst, src, coefficients, range, across, grid, begin, input, row);
+            }
+        }
+    }
+
+    // `grid` from output, input and row of coefficients on; nothing if it has no repeats.
+    template <Step STEP>
+    __aicore__ inline void Tap(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
+        const Grid& across, const Grid& grid, int32_t output, int32_t input, int32_t row)
+    {
+        if (grid.repeats <= 0) {
+            return;
+        }
+        const LocalTensor<T> to = dst[(output - range.begin) * across.dstAlong * LANES];
+        if constexpr (STEP == Step::ZERO) {
+            Run<STEP>(to, to, to, grid);
+        } else {
+            Run<STEP>(
+                to, src[(input - range.origin) * across.srcAlong * LANES], coefficients[row * NEO_CELL_LANES], grid);
+        }
+    }
+
+    // Periods of [low, high] whose input m * kIn + tap lies in the map.
+    __aicore__ inline void Clip(int32_t tap, int32_t size, int32_t& low, int32_t& high) const
+    {
+        const int32_t k = phases_->kIn;
+        while (low * k + tap < 0) {
+            ++low;
+        }
+        while (low <= high && high * k + tap >= size) {
+            --high;
+        }
+    }
+
+    // Channels [begin, end) of every block take part from here on.
+    __aicore__ inline void SetLanes(int32_t begin, int32_t end)
+    {
+        lanes_ = ((static_cast<uint64_t>(1) << (end - begin)) - 1) << begin;
+        masked_ = -1;
+    }
+
+    // The first `blocks` blocks of a repeat take part.
+    __aicore__ inline void SetBlocks(int32_t blocks)
+    {
+        if (masked_ == blocks) {
+            return;
+        }
+        masked_ = blocks;
+        constexpr int32_t half = 64 / LANES; // blocks in 64 bits of mask
+        uint64_t words[2] = {0, 0};
+        for (int32_t i = 0; i < blocks; ++i) {
+            words[i / half] |= lanes_ << (i % half * LANES);
+        }
+        AscendC::SetVectorMask<T, AscendC::MaskMode::NORMAL>(words[1], words[0]);
+    }
+
+    __aicore__ static inline bool Fits(int32_t stride, int32_t other)
+    {
+        return stride <= NEO_CELL_MAX_STRIDE && other <= NEO_CELL_MAX_STRIDE;
+    }
+
+    // One step on a grid. A repeat covers 8 blocks across; repeats run along, or over groups of 8 across, whichever
+    // needs fewer instructions among those whose distances fit into an instruction.
+    template <Step STEP>
+    __aicore__ inline void Run(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid)
+    {
+        const int32_t groups = grid.lanes / NEO_CELL_GROUP;
+        const int32_t rest = grid.lanes - groups * NEO_CELL_GROUP;
+        const bool along = Fits(grid.dstAlong, grid.srcAlong);
+        if (!Fits(grid.dstAcross, grid.srcAcross)) {
+            Grid one = grid;
+            one.dstAcross = 1;
+            one.srcAcross = 1;
+            SetBlocks(1);
+            for (int32_t i = 0; i < grid.lanes; ++i) {
+                Along<STEP>(dst[i * grid.dstAcross * LANES], src[i * grid.srcAcross * LANES], with, one, along);
+            }
+            return;
+        }
+        if (groups > 0) {
+            SetBlocks(NEO_CELL_GROUP);
+            const int32_t dstGroup = NEO_CELL_GROUP * grid.dstAcross;
+            const int32_t srcGroup = NEO_CELL_GROUP * grid.srcAcross;
+            if (Fits(dstGroup, srcGroup) && (!along || grid.repeats < groups)) {
+                for (int32_t i = 0; i < grid.repeats; ++i) {
+                    Repeat<STEP>(
+                        dst[i * grid.dstAlong * LANES], src[i * grid.srcAlong * LANES],
+                        with[i * grid.withAlong * LANES], grid, groups, dstGroup, srcGroup, 0);
+                }
+            } else {
+                for (int32_t i = 0; i < groups; ++i) {
+                    Along<STEP>(dst[i * dstGroup * LANES], src[i * srcGroup * LANES], with, grid, along);
+                }
+            }
+        }
+        if (rest > 0) {
+            SetBlocks(rest);
+            const int32_t done = groups * NEO_CELL_GROUP * LANES;
+            Along<STEP>(dst[done * grid.dstAcross], src[done * grid.srcAcross], with, grid, along);
+        }
+    }
+
+    template <Step STEP>
+    __aicore__ inline void Along(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid, bool fits)
+    {
+        if (fits) {
+            Repeat<STEP>(dst, src, with, grid, grid.repeats, grid.dstAlong, grid.srcAlong, grid.withAlong);
+            return;
+        }
+        for (int32_t i = 0; i < grid.repeats; ++i) {
+            Repeat<STEP>(
+                dst[i * grid.dstAlong * LANES], src[i * grid.srcAlong * LANES], with[i * grid.withAlong * LANES], grid,
+                1, 0, 0, 0);
+        }
+    }
+
+    template <Step STEP>
+    __aicore__ inline void Repeat(
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid,
+        int32_t repeats, int32_t dstStride, int32_t srcStride, int32_t withStride)
+    {
+        const AscendC::BinaryRepeatParams strides(
+            static_cast<uint8_t>(grid.dstAcross), static_cast<uint8_t>(grid.srcAcross), 0,
+            static_cast<uint8_t>(dstStride), static_cast<uint8_t>(srcStride), static_cast<uint8_t>(withStride));
+        for (int32_t done = 0; done < repeats; done += MAX_REPEATS) {
+            const uint8_t count = static_cast<uint8_t>(NeoCellMin(repeats - done, MAX_REPEATS));
+            const LocalTensor<T> to = dst[done * dstStride * LANES];
+            const LocalTensor<T> from = src[done * srcStride * LANES];
+            const LocalTensor<T> factor = with[done * withStride * LANES];
+            if constexpr (STEP == Step::MULTIPLY) {
+                AscendC::Mul<T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+            } else if constexpr (STEP == Step::MULTIPLY_ADD) {
+                AscendC::MulAddDst<T, T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+            } else if constexpr (STEP == Step::ADD) {
+                AscendC::Add<T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+            } else {
+                AscendC::Duplicate<T, false>(
+                    to, static_cast<T>(0), AscendC::MASK_PLACEHOLDER, count, static_cast<uint16_t>(grid.dstAcross),
+                    static_cast<uint8_t>(dstStride));
+            }
+        }
+    }
+
+    const NeoCellTiling* tiling_;
+    int32_t blocks_;
+    Phases* phases_;
+    Phases sides_[2];
+
+    uint64_t lanes_;
+    int32_t masked_; // blocks that the device's mask is set for, -1 unknown
+};
+
+// Rows [top, bottom) and columns [first, last) of one map, `rows` by `columns` of `c0`, one after the other in UB.
+template <typename S>
+__aicore__ inline void LoadMap(
+    const LocalTensor<S>& dst, const GlobalTensor<S>& src, int64_t map, int32_t rows, int32_t columns, int32_t c0,
+    int32_t top, int32_t bottom, int32_t first, int32_t last)
+{
+    const int32_t pixel = c0 * static_cast<int32_t>(sizeof(S)) / NEO_CELL_BLOCK;
+    const int32_t width = last - first;
+    const GlobalTensor<S> from = src[((map * rows + top) * columns + first) * c0];
+    if (width == columns) {
+        AscendC::DataCopy(dst, from, static_cast<uint32_t>((bottom - top) * width * c0));
+    } else {
+        AscendC::DataCopy(
+            dst, from,
+            AscendC::DataCopyParams(
+                static_cast<uint16_t>(bottom - top), static_cast<uint16_t>(width * pixel),
+                static_cast<uint16_t>((columns - width) * pixel), 0));
+    }
+}
+
+// The reverse of LoadMap.
+template <typename S>
+__aicore__ inline void StoreMap(
+    const GlobalTensor<S>& dst, const LocalTensor<S>& src, int64_t map, int32_t rows, int32_t columns, int32_t c0,
+    int32_t top, int32_t bottom, int32_t first, int32_t last)
+{
+    const int32_t pixel = c0 * static_cast<int32_t>(sizeof(S)) / NEO_CELL_BLOCK;
+    const int32_t width = last - first;
+    const GlobalTensor<S> to = dst[((map * rows + top) * columns + first) * c0];
+    if (width == columns) {
+        AscendC::DataCopy(to, src, static_cast<uint32_t>((bottom - top) * width * c0));
+    } else {
+        AscendC::DataCopy(
+            to, src,
+            AscendC::DataCopyParams(
+                static_cast<uint16_t>(bottom - top), static_cast<uint16_t>(width * pixel), 0,
+                static_cast<uint16_t>((columns - width) * pixel)));
+    }
+}
+
+} // namespace NeoCell
+
+#endif // NEO_CELL_BASE_H

@@ -1,0 +1,433 @@
+// Geometry and tiling of the NeoCell operators: plain C++, the same for op_host, the kernels and the twin.
+//
+// A side (A over rows, B over columns) is a periodic filter. Output o = m * kOut + p of a channel reads the inputs
+// m * kIn + t, with taps t that depend on the phase p and on the channel's shift alone; ops/packing.py has the
+// equation and packs one row of 16 coefficients for each tap of each phase of each segment (neighbouring channels of a
+// block of 16 whose matrices have the same size).
+#ifndef NEO_CELL_TILING_H
+#define NEO_CELL_TILING_H
+
+#include <cstdint>
+
+#ifdef __aicore__
+#define NEO_CELL_FN __aicore__ inline
+#else
+#define NEO_CELL_FN inline
+#endif
+
+constexpr int32_t NEO_CELL_LANES = 16;       // channels of a row of coefficients
+constexpr int32_t NEO_CELL_MAX_RUNS = 64;    // runs of channels with the same sizes and shifts
+constexpr int32_t NEO_CELL_MAX_CORES = 48;
+constexpr int32_t NEO_CELL_MAX_KERNEL = 32;  // side of a small matrix
+constexpr int32_t NEO_CELL_MAX_STRIDE = 255; // blocks of 32 bytes between neighbours in one vector instruction
+constexpr int32_t NEO_CELL_BLOCK = 32;       // bytes
+constexpr int32_t NEO_CELL_GROUP = 8;        // blocks in one repeat of a vector instruction
+constexpr int32_t NEO_CELL_SCRATCH = 32;     // repeats that the gradient sums side by side
+
+// One side of a run of channels.
+struct NeoCellMatrix {
+    int32_t kIn;
+    int32_t kOut;
+    int32_t shift;
+};
+
+// What the kernels are told. All sizes in elements unless said.
+struct NeoCellTiling {
+    int32_t images;
+    int32_t planes;        // blocks of c0 channels
+    int32_t c0;
+    int32_t hIn;
+    int32_t wIn;
+    int32_t hOut;
+    int32_t wOut;
+    int32_t hasBias;
+    int32_t strip;         // output rows computed at a time
+    int32_t columns;       // output columns computed at a time
+    int32_t windowRows;    // most input rows that a strip needs
+    int32_t windowColumns; // most input columns that its columns need
+    int32_t mostA;         // most rows of coefficients of one block of 16 channels
+    int32_t mostB;
+    int32_t totalA;        // rows of coefficients
+    int32_t totalB;
+    int32_t cores;
+    int32_t share;         // units of each core: output rows (forward), planes of one image (gradient)
+    int32_t extra;         // the first cores have one more
+    int32_t runs;
+    int32_t runEnd[NEO_CELL_MAX_RUNS]; // channel behind the run; of the last one, behind the last lane
+    uint16_t runA[NEO_CELL_MAX_RUNS];  // NeoCellPack
+    uint16_t runB[NEO_CELL_MAX_RUNS];
+    int32_t offsetA[NEO_CELL_MAX_CORES]; // first row of coefficients of each core's first block of 16 channels
+    int32_t offsetB[NEO_CELL_MAX_CORES];
+};
+
+static_assert(sizeof(NeoCellTiling) % 8 == 0, "CANN copies tiling data in steps of 8 bytes");
+
+// What op_host and the twin know. Storage is (images, planes, height, width, c0).
+struct NeoCellProblem {
+    int32_t images;
+    int32_t planes;
+    int32_t c0;
+    int32_t hIn;
+    int32_t wIn;
+    int32_t hOut; // 0: from hIn and the runs
+    int32_t wOut; // 0: likewise
+    int32_t elementBytes;
+    int32_t computeBytes;
+    int32_t hasBias;
+    int32_t gradient;
+    int32_t runs;
+    int64_t channels[NEO_CELL_MAX_RUNS];
+    NeoCellMatrix a[NEO_CELL_MAX_RUNS];
+    NeoCellMatrix b[NEO_CELL_MAX_RUNS];
+};
+
+struct NeoCellDevice {
+    int32_t cores;
+    int32_t ubBytes;
+};
+
+NEO_CELL_FN int32_t NeoCellMin(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+NEO_CELL_FN int32_t NeoCellMax(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
+}
+
+NEO_CELL_FN int32_t NeoCellCeil(int32_t a, int32_t b)
+{
+    return (a + b - 1) / b;
+}
+
+// One side of a run in 15 bits: kIn - 1, kOut - 1, shift, five bits each.
+NEO_CELL_FN uint16_t NeoCellPack(const NeoCellMatrix& matrix)
+{
+    return static_cast<uint16_t>((matrix.kIn - 1) | (matrix.kOut - 1) << 5 | matrix.shift << 10);
+}
+
+NEO_CELL_FN NeoCellMatrix NeoCellUnpack(uint16_t run)
+{
+    return {(run & 31) + 1, ((run >> 5) & 31) + 1, run >> 10};
+}
+
+// Whether two runs have matrices of the same size.
+NEO_CELL_FN bool NeoCellSameSize(uint16_t run, uint16_t other)
+{
+    return ((run ^ other) & 1023) == 0;
+}
+
+// First input of the block that an output lies in; before the map if negative. `output` >= 0, 0 <= shift < kOut.
+NEO_CELL_FN int32_t NeoCellFirstInput(const NeoCellMatrix& matrix, int32_t output)
+{
+    const int32_t block = output < matrix.shift ? -1 : (output - matrix.shift) / matrix.kOut;
+    return block * matrix.kIn + matrix.shift;
+}
+
+// Neighbouring channels, of one block of 16, whose matrices have the same size: `first` to `last` are their runs.
+struct NeoCellSegment {
+    int32_t first;
+    int32_t last;
+    int32_t begin; // channels
+    int32_t end;
+    int32_t kIn;
+    int32_t kOut;
+};
+
+// The segment that starts at channel `begin`, in run `run`, and ends before `stop`.
+NEO_CELL_FN NeoCellSegment NeoCellNextSegment(
+    const NeoCellTiling& tiling, const uint16_t* sides, int32_t run, int32_t begin, int32_t stop)
+{
+    const NeoCellMatrix matrix = NeoCellUnpack(sides[run]);
+    NeoCellSegment segment{run, run, begin, NeoCellMin(tiling.runEnd[run], stop), matrix.kIn, matrix.kOut};
+    while (segment.end < stop && NeoCellSameSize(sides[segment.last + 1], sides[run])) {
+        ++segment.last;
+        segment.end = NeoCellMin(tiling.runEnd[segment.last], stop);
+    }
+    return segment;
+}
+
+// Run after `segment`, if its last one ends with it.
+NEO_CELL_FN int32_t NeoCellRunAfter(const NeoCellTiling& tiling, const NeoCellSegment& segment)
+{
+    return tiling.runEnd[segment.last] == segment.end ? segment.last + 1 : segment.last;
+}
+
+// Taps of a phase over the runs of a segment: from `start` to before `stop`.
+NEO_CELL_FN void NeoCellTaps(
+    const uint16_t* sides, int32_t first, int32_t last, int32_t phase, int32_t& start, int32_t& stop)
+{
+    const NeoCellMatrix one = NeoCellUnpack(sides[first]);
+    int32_t low = NeoCellFirstInput(one, phase);
+    int32_t high = low;
+    for (int32_t run = first + 1; run <= last; ++run) {
+        const int32_t tap = NeoCellFirstInput(NeoCellUnpack(sides[run]), phase);
+        low = NeoCellMin(low, tap);
+        high = NeoCellMax(high, tap);
+    }
+    start = low;
+    stop = high + one.kIn;
+}
+
+// Rows of coefficients of a segment of a whole block of 16 channels.
+NEO_CELL_FN int32_t NeoCellSegmentRows(const uint16_t* sides, const NeoCellSegment& segment)
+{
+    int32_t rows = 0;
+    for (int32_t phase = 0; phase < segment.kOut; ++phase) {
+        int32_t start;
+        int32_t stop;
+        NeoCellTaps(sides, segment.first, segment.last, phase, start, stop);
+        rows += stop - start;
+    }
+    return rows;
+}
+
+// Rows of coefficients of the block of 16 channels that starts at `channel`, in run `run`.
+NEO_CELL_FN int32_t NeoCellBlockRows(const NeoCellTiling& tiling, const uint16_t* sides, int32_t run, int32_t channel)
+{
+    const int32_t stop = NeoCellMin(channel + NEO_CELL_LANES, tiling.runEnd[tiling.runs - 1]);
+    int32_t rows = 0;
+    while (channel < stop) {
+        const NeoCellSegment segment = NeoCellNextSegment(tiling, sides, run, channel, stop);
+        rows += NeoCellSegmentRows(sides, segment);
+        channel = segment.end;
+        run = NeoCellRunAfter(tiling, segment);
+    }
+    return rows;
+}
+
+// Inputs that outputs `begin` to before `end` of the runs `first` to `last` read, within the map.
+NEO_CELL_FN void NeoCellWindow(
+    const uint16_t* sides, int32_t first, int32_t last, int32_t begin, int32_t end, int32_t size, int32_t& low,
+    int32_t& high)
+{
+    low = size;
+    high = 0;
+    for (int32_t run = first; run <= last; ++run) {
+        const NeoCellMatrix matrix = NeoCellUnpack(sides[run]);
+        low = NeoCellMin(low, NeoCellFirstInput(matrix, begin));
+        high = NeoCellMax(high, NeoCellFirstInput(matrix, end - 1) + matrix.kIn);
+    }
+    low = NeoCellMax(low, 0);
+    high = NeoCellMin(high, size);
+}
+
+// The device's compiler does not see what only the host needs.
+#if (!defined(__CCE_AICORE__) && !defined(__NPU_ARCH__)) || defined(NEO_CELL_HOST_TILING)
+
+// Most inputs that `outputs` neighbouring ones of `total` outputs can need, wherever they begin.
+inline int32_t NeoCellMostInputs(
+    const uint16_t* sides, int32_t runs, int32_t outputs, int32_t total, int32_t size)
+{
+    int32_t most = 0;
+    for (int32_t begin = 0; begin + outputs <= total; ++begin) {
+        int32_t low;
+        int32_t high;
+        NeoCellWindow(sides, 0, runs - 1, begin, begin + outputs, size, low, high);
+        most = NeoCellMax(most, high - low);
+    }
+    return most;
+}
+
+// Bytes of the unified buffer for strips of `strip` rows and `columns` columns; fills the window of the tiling.
+inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tiling, int32_t strip, int32_t columns)
+{
+    tiling.strip = strip;
+    tiling.columns = columns;
+    tiling.windowRows = NeoCellMostInputs(tiling.runA, problem.runs, strip, problem.hOut, problem.hIn);
+    tiling.windowColumns = NeoCellMostInputs(tiling.runB, problem.runs, columns, problem.wOut, problem.wIn);
+    const int64_t stored = static_cast<int64_t>(problem.c0) * problem.elementBytes;
+    const int64_t computed = static_cast<int64_t>(problem.c0) * problem.computeBytes;
+    const bool cast = problem.elementBytes != problem.computeBytes;
+    const int64_t window = static_cast<int64_t>(tiling.windowRows) * tiling.windowColumns;
+    const int64_t output = static_cast<int64_t>(strip) * columns;
+    const int64_t rows = tiling.mostA + tiling.mostB;
+    const int64_t coefficient = NEO_CELL_LANES * (2 * problem.elementBytes + (cast ? problem.computeBytes : 0));
+    int64_t bytes = 2 * (window + output) * stored + (rows + 1) * coefficient;
+    bytes += static_cast<int64_t>(strip) * tiling.windowColumns * computed; // A x
+    bytes += cast ? (window + output) * computed : 0;
+    if (problem.gradient != 0) {
+        bytes += static_cast<int64_t>(tiling.windowRows) * columns * computed; // x B
+        bytes += rows * NEO_CELL_LANES * problem.computeBytes;
+        bytes += NEO_CELL_SCRATCH * NEO_CELL_GROUP * NEO_CELL_BLOCK;
+    }
+    return bytes;
+}
+
+// What strips of `strip` rows and `columns` columns cost a core with `rows` rows of a plane, about, in cycles: repeats of
+// 8 positions (in the product with B 8 rows lie across a repeat), copies of rows that neighbouring strips share, and two
+// cycles for each block of 32 bytes from or to memory. Columns that are computed apart read their margins twice.
+inline int64_t NeoCellCost(
+    const NeoCellProblem& problem, NeoCellTiling& tiling, int32_t rows, int32_t strip, int32_t columns)
+{
+    NeoCellBuffers(problem, tiling, strip, columns);
+    int32_t taps = 1;
+    for (int32_t run = 0; run < problem.runs; ++run) {
+        taps = NeoCellMax(taps, NeoCellMax(problem.a[run].kIn, problem.b[run].kIn));
+    }
+    const int64_t tiles = NeoCellCeil(problem.wOut, columns);
+    const int64_t strips = NeoCellCeil(rows, strip);
+    const int64_t across = NeoCellCeil(tiling.windowColumns, NEO_CELL_GROUP);
+    const int64_t last = rows - (strips - 1) * strip;
+    // Rows that are too far apart for one instruction are done one by one.
+    const int32_t apart = NeoCellMax(tiling.windowColumns, columns) * problem.c0 * problem.computeBytes;
+    const int32_t group = apart <= NEO_CELL_MAX_STRIDE * NEO_CELL_BLOCK ? NEO_CELL_GROUP : 1;
+    const int64_t groups =
+        (strips - 1) * NeoCellCeil(strip, group) + NeoCellCeil(static_cast<int32_t>(last), group);
+    const int64_t repeats = taps * (rows * across + groups * columns);
+    const int64_t kept = (strips - 1) * (tiling.windowRows - NeoCellMin(strip, tiling.windowRows)) * across;
+    const int64_t pixel = problem.c0 * problem.elementBytes / NEO_CELL_BLOCK;
+    return tiles * (repeats + kept) + 2 * rows * pixel * (tiles * tiling.windowColumns + problem.wOut);
+}
+
+inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
+{
+    if (matrix.kIn < 1 || matrix.kOut < 1 || matrix.shift < 0) {
+        return "matrix sizes must be at least 1 and shifts at least 0";
+    }
+    if (matrix.kIn > NEO_CELL_MAX_KERNEL || matrix.kOut > NEO_CELL_MAX_KERNEL) {
+        return "matrices larger than 32 are not supported";
+    }
+    if (matrix.shift != 0 && (matrix.kIn != matrix.kOut || matrix.shift >= matrix.kOut)) {
+        return "only square matrices can be shifted, by less than their size";
+    }
+    return nullptr;
+}
+
+// Fills `tiling` for at most `device.cores` cores. Returns nullptr, or why it cannot be done.
+inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellDevice& device, NeoCellTiling& tiling)
+{
+    NeoCellProblem problem = given;
+    tiling = NeoCellTiling{};
+    if (problem.images < 1 || problem.planes < 1 || problem.hIn < 1 || problem.wIn < 1) {
+        return "x must be (N, C1, H, W, C0) and not empty";
+    }
+    if (problem.c0 != 8 && problem.c0 != NEO_CELL_LANES) {
+        return "C0 must be 8 or 16";
+    }
+    if (problem.c0 * problem.elementBytes % NEO_CELL_BLOCK != 0) {
+        return "C0 elements must fill whole blocks of 32 bytes";
+    }
+    if (problem.runs < 1 || problem.runs > NEO_CELL_MAX_RUNS) {
+        return "there must be 1 to 64 runs of channels";
+    }
+    if (device.cores < 1 || device.ubBytes < 1) {
+        return "the device must have a core and a unified buffer";
+    }
+    int64_t channels = 0;
+    int32_t outputs[2] = {0, 0};
+    for (int32_t run = 0; run < problem.runs; ++run) {
+        const NeoCellMatrix& a = problem.a[run];
+        const NeoCellMatrix& b = problem.b[run];
+        const char* refusal = NeoCellCheckSide(a);
+        refusal = refusal != nullptr ? refusal : NeoCellCheckSide(b);
+        if (refusal != nullptr) {
+            return refusal;
+        }
+        if (problem.channels[run] < 1) {
+            return "every run needs at least one channel";
+        }
+        channels += problem.channels[run];
+        tiling.runEnd[run] = static_cast<int32_t>(channels);
+        tiling.runA[run] = NeoCellPack(a);
+        tiling.runB[run] = NeoCellPack(b);
+        outputs[0] = NeoCellMax(outputs[0], a.kIn == a.kOut ? problem.hIn : problem.hIn * a.kOut / a.kIn);
+        outputs[1] = NeoCellMax(outputs[1], b.kIn == b.kOut ? problem.wIn : problem.wIn * b.kOut / b.kIn);
+    }
+    const int64_t lanes = static_cast<int64_t>(problem.planes) * problem.c0;
+    if (channels > lanes || channels <= lanes - problem.c0) {
+        return "the channels of the runs do not add up to those of x";
+    }
+    // Lanes beyond the last channel do what it does, with coefficients of zero.
+    tiling.runEnd[problem.runs - 1] = static_cast<int32_t>(lanes);
+    tiling.runs = problem.runs;
+    problem.hOut = problem.hOut != 0 ? problem.hOut : outputs[0];
+    problem.wOut = problem.wOut != 0 ? problem.wOut : outputs[1];
+    if (problem.hOut < 1 || problem.wOut < 1) {
+        return "the output would be empty";
+    }
+    tiling.images = problem.images;
+    tiling.planes = problem.planes;
+    tiling.c0 = problem.c0;
+    tiling.hIn = problem.hIn;
+    tiling.wIn = problem.wIn;
+    tiling.hOut = problem.hOut;
+    tiling.wOut = problem.wOut;
+    tiling.hasBias = problem.hasBias;
+
+    const int64_t units = static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient ? 1 : problem.hOut);
+    if (units > INT32_MAX || lanes > INT32_MAX) {
+        return "x is too large";
+    }
+    tiling.cores = NeoCellMin(NeoCellMin(device.cores, NEO_CELL_MAX_CORES), static_cast<int32_t>(units));
+    tiling.share = static_cast<int32_t>(units) / tiling.cores;
+    tiling.extra = static_cast<int32_t>(units) % tiling.cores;
+    const int32_t unitsOfPlane = problem.images * (problem.gradient ? 1 : problem.hOut);
+    int32_t core = 0;
+    int32_t run = 0;
+    for (int32_t channel = 0; channel < lanes; channel += NEO_CELL_LANES) {
+        while (tiling.runEnd[run] <= channel) {
+            ++run;
+        }
+        const int32_t planeEnd = NeoCellMin((channel + NEO_CELL_LANES) / problem.c0, problem.planes);
+        while (core < tiling.cores &&
+               core * tiling.share + NeoCellMin(core, tiling.extra) < planeEnd * unitsOfPlane) {
+            tiling.offsetA[core] = tiling.totalA;
+            tiling.offsetB[core] = tiling.totalB;
+            ++core;
+        }
+        const int32_t rowsA = NeoCellBlockRows(tiling, tiling.runA, run, channel);
+        const int32_t rowsB = NeoCellBlockRows(tiling, tiling.runB, run, channel);
+        tiling.mostA = NeoCellMax(tiling.mostA, rowsA);
+        tiling.mostB = NeoCellMax(tiling.mostB, rowsB);
+        tiling.totalA += rowsA;
+        tiling.totalB += rowsB;
+    }
+
+    const int32_t rows =
+        problem.gradient ? problem.hOut : NeoCellMin(problem.hOut, tiling.share + (tiling.extra != 0 ? 1 : 0));
+    int64_t best = -1;
+    int32_t strip = 0;
+    int32_t columns = 0;
+    for (int32_t tiles = 1; tiles <= problem.wOut; ++tiles) {
+        const int32_t width = NeoCellCeil(problem.wOut, tiles);
+        int32_t most = 0;
+        for (int32_t low = 1, high = rows; low <= high;) {
+            const int32_t middle = low + (high - low) / 2;
+            const bool fits = NeoCellBuffers(problem, tiling, middle, width) <= device.ubBytes;
+            most = fits ? middle : most;
+            low = fits ? middle + 1 : low;
+            high = fits ? high : middle - 1;
+        }
+        if (most == 0) {
+            continue;
+        }
+        const int32_t even = NeoCellCeil(rows, NeoCellCeil(rows, most));
+        const int32_t whole = NeoCellCeil(even, NEO_CELL_GROUP) * NEO_CELL_GROUP;
+        const int32_t candidates[] = {most, even, NeoCellMin(whole, rows), most / NEO_CELL_GROUP * NEO_CELL_GROUP};
+        for (int32_t candidate : candidates) {
+            if (candidate < 1 || candidate > most) {
+                continue;
+            }
+            const int64_t cost = NeoCellCost(problem, tiling, rows, candidate, width);
+            if (best < 0 || cost < best) {
+                best = cost;
+                strip = candidate;
+                columns = width;
+            }
+        }
+        if (best >= 0 && tiles >= 8) {
+            break;
+        }
+    }
+    if (best >= 0) {
+        NeoCellBuffers(problem, tiling, strip, columns);
+        return nullptr;
+    }
+    return "the matrices are too large for the unified buffer";
+}
+
+#endif // host
+
+#endif // NEO_CELL_TILING_H

@@ -1,0 +1,161 @@
+"""The AscendC kernels in the twin, against the golden vectors, the float64 reference and their own order of sums."""
+
+from __future__ import annotations
+
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import goldens, relative_max
+from neonext_ms.errors import InputError
+from neonext_ms.ops import NeoCellSpec, reference
+from neonext_ms.ops.packing import plan
+from neonext_ms.ops.soc import soc as soc_of
+from neonext_ms.ops.twin import neo_cell as twin
+from neonext_ms.registry import model_config
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the twin needs g++")
+SOCS = ("Ascend310P3", "Ascend910B3")
+
+
+def _weights(spec, rng, dtype=np.float64):
+    return [[rng.standard_normal(s).astype(dtype) / s[-1] for s in shapes] for shapes in (spec.shapes_a, spec.shapes_b)]
+
+
+def _golden(case):
+    z, spec = case.load(".npz"), NeoCellSpec(case.entry["spec"])
+    n = range(len(spec.groups))
+    return z, spec, [z[f"weight_a.{i}"] for i in n], [z[f"weight_b.{i}"] for i in n]
+
+
+def in_order(x, weights_a, weights_b, spec, bias=None):
+    """Both products in the type of x, taps ascending, every product and sum rounded once, as the kernel does it."""
+
+    def product(x, weights, axes, size):
+        y = np.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
+        outputs = np.arange(size)
+        channel = 0
+        for axis, small in zip(axes, weights, strict=True):
+            for c in range(axis.channels):
+                first = axis.first_input(outputs)[c]
+                row = (outputs - axis.shifts[c]) % axis.k_out
+                for tap in range(axis.k_in):
+                    inside = (first + tap >= 0) & (first + tap < x.shape[2])
+                    values = x[:, channel, (first + tap)[inside]].astype(np.float32)
+                    factor = small[c, row[inside], tap].astype(np.float32)[:, None]
+                    y[:, channel, inside] = y[:, channel, inside].astype(np.float32) + factor * values
+                channel += 1
+        return y
+
+    out = spec.output_size(*x.shape[2:])
+    y = product(x, weights_a, [g.axis_a for g in spec.groups], out[0])
+    turned = [w.transpose(0, 2, 1) for w in weights_b]
+    y = product(y.transpose(0, 1, 3, 2), turned, [g.axis_b for g in spec.groups], out[1]).transpose(0, 1, 3, 2)
+    return y if bias is None else (y.astype(np.float32) + bias.astype(np.float32)[:, None, None]).astype(x.dtype)
+
+
+@pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize("case", goldens("neocell"))
+def test_golden(case, soc):
+    z, spec, a, b = _golden(case)
+    run = twin.forward(z["x"], a, b, spec, soc=soc, dtype="float32")
+    assert relative_max(run.outputs[0], z["y"]) < 1e-5
+    back = twin.forward(
+        z["dy"], a, b, spec, soc=soc, dtype="float32", transposed=True, output_size=z["x"].shape[2:]
+    )
+    assert relative_max(back.outputs[0], z["dx"]) < 1e-5
+    grad_a, grad_b = twin.gradients(z["x"], z["dy"], a, b, spec, soc=soc, dtype="float32").outputs
+    for i in range(len(spec.groups)):
+        assert relative_max(grad_a[i], z[f"grad/weight_a.{i}"]) < 1e-5
+        assert relative_max(grad_b[i], z[f"grad/weight_b.{i}"]) < 1e-5
+    half = [np.asarray(v, np.float16) for v in (z["x"], *a, *b)]
+    x, a, b = half[0], half[1 : 1 + len(a)], half[1 + len(a) :]
+    run = twin.forward(x, a, b, spec, soc=soc, dtype="float16")
+    np.testing.assert_array_equal(run.outputs[0], in_order(x, a, b, spec))
+    exact = reference.forward(x, a, b, spec)
+    wide = twin.forward(x, a, b, spec, soc=soc, dtype="float16", accumulate_fp32=True)
+    assert relative_max(wide.outputs[0], exact) < 2**-11
+    dy = z["dy"].astype(np.float16)
+    grad_a, grad_b = twin.gradients(x, dy, a, b, spec, soc=soc, dtype="float16").outputs
+    _, exact_a, exact_b, _ = reference.backward(x, a, b, spec, dy)
+    for i in range(len(spec.groups)):
+        assert relative_max(grad_a[i], exact_a[i]) < 1e-5
+        assert relative_max(grad_b[i], exact_b[i]) < 1e-5
+
+
+def test_the_result_does_not_depend_on_the_number_of_cores():
+    spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 25, "shift": 1}])
+    rng = np.random.RandomState(0)
+    x = rng.standard_normal((2, 45, 13, 9)).astype(np.float16)
+    dy = rng.standard_normal(x.shape).astype(np.float16)
+    a, b = _weights(spec, rng, np.float16)
+    bias = rng.standard_normal(45).astype(np.float16)
+    wanted = in_order(x, a, b, spec, bias)
+    gradients = None
+    for soc in SOCS:
+        for blocks in range(1, soc_of(soc).vector_units + 1):
+            run = twin.forward(x, a, b, spec, bias, soc=soc, blocks=blocks)
+            np.testing.assert_array_equal(run.outputs[0], wanted)
+            run = twin.gradients(x, dy, a, b, spec, soc=soc, blocks=blocks)
+            found = np.concatenate([g.ravel() for part in run.outputs for g in part])
+            gradients = found if gradients is None else gradients
+            np.testing.assert_array_equal(found, gradients)
+
+
+def test_bfloat16_is_computed_in_float32():
+    spec = NeoCellSpec([{"kernel": 7, "channels": 16, "shift": 1}])
+    rng = np.random.RandomState(1)
+    x = rng.standard_normal((1, 16, 21, 12)).astype(ml_dtypes.bfloat16)
+    a, b = _weights(spec, rng, ml_dtypes.bfloat16)
+    run = twin.forward(x, a, b, spec, soc="Ascend910B3", dtype="bfloat16")
+    exact = reference.forward(*(np.asarray(v, np.float64) for v in (x,)), *([np.float64(w) for w in v] for v in (a, b)), spec)
+    assert relative_max(run.outputs[0].astype(np.float64), exact) < 2**-8
+    with pytest.raises(InputError, match="Ascend310P3 has no bfloat16"):
+        twin.forward(x, a, b, spec, soc="Ascend310P3", dtype="bfloat16")
+
+
+@st.composite
+def problems(draw):
+    groups = []
+    for _ in range(draw(st.integers(1, 3))):
+        sizes = {key: draw(st.integers(1, 9)) for key in ("h_in", "h_out", "w_in", "w_out")}
+        if draw(st.booleans()):
+            sizes["h_out"], sizes["w_out"] = sizes["h_in"], sizes["w_in"]
+        for side, size in (("a", "h"), ("b", "w")):
+            largest = sizes[f"{size}_out"] - 1 if sizes[f"{size}_in"] == sizes[f"{size}_out"] else 0
+            sizes[f"shift_{side}"] = draw(st.integers(0, largest))
+        groups.append({**sizes, "channels": draw(st.integers(1, 30))})
+    shape = draw(st.integers(1, 3)), draw(st.integers(9, 40)), draw(st.integers(9, 40))
+    return NeoCellSpec(groups), shape, draw(st.integers(1, 8)), draw(st.sampled_from((20, 48, 256))), draw(st.integers(0, 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_any_sizes_shifts_cores_and_buffers(problem):
+    spec, (n, h, w), blocks, kib, seed = problem
+    rng = np.random.RandomState(seed)
+    x = rng.standard_normal((n, spec.channels, h, w)).astype(np.float32)
+    a, b = _weights(spec, rng, np.float32)
+    bias = rng.standard_normal(spec.channels).astype(np.float32) if seed % 2 else None
+    dy = rng.standard_normal((n, spec.channels, *spec.output_size(h, w))).astype(np.float32)
+    options = {"dtype": "float32", "blocks": blocks, "ub_bytes": kib << 10, "c0": 8 if seed % 3 == 0 else 16}
+    try:
+        run = twin.forward(x, a, b, spec, bias, **options)
+        back = twin.forward(dy, a, b, spec, transposed=True, output_size=(h, w), **options)
+    except InputError as error:
+        # Groups that shrink the map differently read places far apart for one output.
+        ratios = {(g.h_in * r.h_out == r.h_in * g.h_out, g.w_in * r.w_out == r.w_in * g.w_out) for g in spec.groups for r in spec.groups}
+        assert kib < 256 or ratios != {(True, True)}
+        assert "too large for the unified buffer" in str(error)
+        return
+    exact_x, exact_a, exact_b, _ = reference.backward(x, a, b, spec, dy)
+    np.testing.assert_allclose(run.outputs[0], reference.forward(x, a, b, spec, bias), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(back.outputs[0], exact_x, rtol=0, atol=1e-4)
+    if kib == 256:
+        grad_a, grad_b = twin.gradients(x, dy, a, b, spec, **options).outputs
+        for found, exact in zip((*grad_a, *grad_b), (*exact_a, *exact_b), strict=True):
+            np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4 * max(1, np.abs(exact).max()))
