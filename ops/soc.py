@@ -27,6 +27,12 @@ class Soc:
         l2_bytes: level-2 cache of the chip.
         memory_bytes_per_cycle: from memory, for each core.
         l2_read_bytes_per_cycle: from the level-2 cache, for each core.
+        l2_write_bytes_per_cycle: to the level-2 cache, for each core.
+        l1_to_l0a_bytes_per_cycle, l1_to_l0b_bytes_per_cycle: what feeds the cube of a core.
+        l0c_to_ub_bytes_per_cycle: results of the cube on their way out. Where cube and vector are separate cores they
+            go through memory or the level-2 cache instead.
+        ub_to_l1_bytes_per_cycle: vector results on their way to the cube, where both share a core.
+        vector_bytes_per_cycle: what a vector unit computes, 128 float16 or 64 float32 numbers.
         bf16: whether it computes in bfloat16.
     """
 
@@ -44,6 +50,12 @@ class Soc:
     l2_bytes: int
     memory_bytes_per_cycle: int
     l2_read_bytes_per_cycle: int
+    l2_write_bytes_per_cycle: int
+    l1_to_l0a_bytes_per_cycle: int
+    l1_to_l0b_bytes_per_cycle: int
+    l0c_to_ub_bytes_per_cycle: int
+    ub_to_l1_bytes_per_cycle: int
+    vector_bytes_per_cycle: int
     bf16: bool
 
     @property
@@ -52,18 +64,53 @@ class Soc:
         return self.ai_cores * self.cube_mhz * 1e6 * MACS_PER_CYCLE * 2 / 1e12
 
     @property
+    def split(self) -> bool:
+        """Whether cube and vector are separate cores, with data between them through memory."""
+        return self.npu_arch == 2201
+
+    @property
+    def vector_units(self) -> int:
+        """Cores that a vector kernel runs on.
+
+        Two for each cube core where they are separate, else the vector unit of every AI core. The vector-only cores of
+        the 310P do not count: the AscendC documentation says that they have no Mul, Add or MulAddDst.
+        """
+        return self.vector_cores if self.split else self.ai_cores
+
+    @property
+    def vector_mhz(self) -> int:
+        """Clock of those vector units: the configuration has one clock for a core and its units."""
+        return self.cube_mhz
+
+    @property
+    def memory_bytes_per_second(self) -> float:
+        """All AI cores together, reading or writing memory. Separate vector cores share the rate of their AI core."""
+        return self.ai_cores * self.cube_mhz * 1e6 * self.memory_bytes_per_cycle
+
+    @property
+    def l2_read_bytes_per_second(self) -> float:
+        """All AI cores together, from the level-2 cache."""
+        return self.ai_cores * self.cube_mhz * 1e6 * self.l2_read_bytes_per_cycle
+
+    @property
+    def l2_write_bytes_per_second(self) -> float:
+        """All AI cores together, to the level-2 cache."""
+        return self.ai_cores * self.cube_mhz * 1e6 * self.l2_write_bytes_per_cycle
+
+    @property
     def source(self) -> str:
         """Where the figures are from."""
         return PLATFORM_CONFIG.format(name=self.name)
 
 
-# For each family: architecture, KiB of UB, L1, L0A, L0B, L0C, bytes a cycle from L2, bfloat16.
+# For each family: architecture, KiB of UB, L1, L0A, L0B, L0C, then bytes a cycle: from L2, to L2, L1 to L0A, L1 to L0B,
+# L0C to UB, UB to L1, vector unit (vec_calc_size in float16 numbers, times two); last, bfloat16.
 _FAMILIES = {
-    "ascend310p": (2002, (256, 1024, 64, 64, 256), 114, False),
-    "ascend310b": (3002, (248, 1024, 64, 64, 128), 256, True),
-    "ascend910": (1001, (256, 1024, 64, 64, 256), 110, False),
-    "ascend910b": (2201, (192, 512, 64, 64, 128), 110, True),
-    "ascend910_93": (2201, (192, 512, 64, 64, 128), 110, True),
+    "ascend310p": (2002, (256, 1024, 64, 64, 256), (114, 114, 512, 256, 512, 256, 256), False),
+    "ascend310b": (3002, (248, 1024, 64, 64, 128), (256, 128, 512, 256, 128, 128, 256), True),
+    "ascend910": (1001, (256, 1024, 64, 64, 256), (110, 86, 512, 256, 256, 128, 256), False),
+    "ascend910b": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256, 128, 256), True),
+    "ascend910_93": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256, 128, 256), True),
 }
 
 # Name, family, AI cores, vector cores, cube MHz, MiB of L2, bytes a cycle from memory.
@@ -98,9 +145,9 @@ _ROWS = (
 
 
 def _row(name: str, family: str, ai_cores: int, vector_cores: int, mhz: int, l2_mib: int, memory: int) -> Soc:
-    arch, kib, l2_read, bf16 = _FAMILIES[family]
+    arch, kib, rates, bf16 = _FAMILIES[family]
     buffers = [size * 1024 for size in kib]
-    return Soc(name, family, arch, ai_cores, vector_cores, mhz, *buffers, l2_mib << 20, memory, l2_read, bf16)
+    return Soc(name, family, arch, ai_cores, vector_cores, mhz, *buffers, l2_mib << 20, memory, *rates, bf16)
 
 
 SOCS = {row[0]: _row(*row) for row in _ROWS}
