@@ -133,9 +133,7 @@ def _attributes(spec: NeoCellSpec, transposed: bool) -> dict[str, list[int]]:
         a, b = group.axis_a, group.axis_b
         if transposed:
             a, b = _turned(a), _turned(b)
-        each += [
-            (a.k_in, a.k_out, b.k_in, b.k_out, int(s), int(t)) for s, t in zip(a.shifts, b.shifts, strict=True)
-        ]
+        each += [(a.k_in, a.k_out, b.k_in, b.k_out, int(s), int(t)) for s, t in zip(a.shifts, b.shifts, strict=True)]
     runs = [(len(list(members)), *key) for key, members in groupby(each)]
     return {name: list(column) for name, column in zip(RUN_ATTRIBUTES, zip(*runs, strict=True), strict=True)}
 

@@ -64,9 +64,7 @@ def test_golden(case, soc):
     z, spec, a, b = _golden(case)
     run = twin.forward(z["x"], a, b, spec, soc=soc, dtype="float32")
     assert relative_max(run.outputs[0], z["y"]) < 1e-5
-    back = twin.forward(
-        z["dy"], a, b, spec, soc=soc, dtype="float32", transposed=True, output_size=z["x"].shape[2:]
-    )
+    back = twin.forward(z["dy"], a, b, spec, soc=soc, dtype="float32", transposed=True, output_size=z["x"].shape[2:])
     assert relative_max(back.outputs[0], z["dx"]) < 1e-5
     grad_a, grad_b = twin.gradients(z["x"], z["dy"], a, b, spec, soc=soc, dtype="float32").outputs
     for i in range(len(spec.groups)):
@@ -112,10 +110,57 @@ def test_bfloat16_is_computed_in_float32():
     x = rng.standard_normal((1, 16, 21, 12)).astype(ml_dtypes.bfloat16)
     a, b = _weights(spec, rng, ml_dtypes.bfloat16)
     run = twin.forward(x, a, b, spec, soc="Ascend910B3", dtype="bfloat16")
-    exact = reference.forward(*(np.asarray(v, np.float64) for v in (x,)), *([np.float64(w) for w in v] for v in (a, b)), spec)
+    exact = reference.forward(
+        *(np.asarray(v, np.float64) for v in (x,)), *([np.float64(w) for w in v] for v in (a, b)), spec
+    )
     assert relative_max(run.outputs[0].astype(np.float64), exact) < 2**-8
     with pytest.raises(InputError, match="Ascend310P3 has no bfloat16"):
         twin.forward(x, a, b, spec, soc="Ascend310P3", dtype="bfloat16")
+
+
+def _shapes():
+    """Every different NeoCell of T, S, B and L at 224 and 384, with the released shifts."""
+    found = {}
+    for name in "tsbl":
+        for variant in ("released_224", "released_384"):
+            config = model_config(f"neonext_{name}.{variant}")
+            for stage, size in enumerate(config.architecture.maps(config.image_size)):
+                found.setdefault((config.architecture.stage_spec(stage), size), f"{name}.{size[0]}.{stage + 1}")
+    return [pytest.param(*shape, id=name) for shape, name in found.items()]
+
+
+@pytest.mark.parametrize(("spec", "size"), _shapes())
+def test_every_shape_of_the_models(spec, size):
+    rng = np.random.RandomState(2)
+    x = rng.standard_normal((1, spec.channels, *size)).astype(np.float16)
+    a, b = _weights(spec, rng, np.float16)
+    exact = reference.forward(x, a, b, spec)
+    halves = in_order(x, a, b, spec)
+    for soc in SOCS:
+        assert relative_max(twin.forward(x, a, b, spec, soc=soc, dtype="float32").outputs[0], exact) < 1e-5
+        np.testing.assert_array_equal(twin.forward(x, a, b, spec, soc=soc).outputs[0], halves)
+
+
+def test_repeats_and_bytes_of_released_t():
+    """The vector unit's repeats against 2 k multiply-adds for each value over full lanes; bytes against the least."""
+    config = model_config("neonext_t.released_224")
+    soc = soc_of("Ascend310P3")
+    repeats = ideal = 0
+    for stage, (h, w) in enumerate(config.architecture.maps(config.image_size)):
+        spec, count = config.architecture.stage_spec(stage), config.architecture.per_stage_layers[stage]
+        a, b = _weights(spec, np.random.RandomState(0), np.float16)
+        x = np.zeros((1, spec.channels, h, w), np.float16)
+        counts = twin.forward(x, a, b, spec).counts
+        repeats += count * counts["totals"]["V"]["repeats"]
+        ideal += count * sum((g.h_in + g.w_in) * g.channels for g in spec.groups) * h * w / 128
+        least = 2 * x.nbytes + sum(weights.nbytes for weights in (*a, *b))
+        bound = least / (soc.memory_bytes_per_cycle * soc.vector_units)
+        slowest = max(
+            max(pipes["V"]["repeats"], (pipes["MTE2"]["bytes"] + pipes["MTE3"]["bytes"]) / soc.memory_bytes_per_cycle)
+            for pipes in (core["pipes"] for core in counts["cores"])
+        )
+        assert slowest < 1.3 * bound
+    assert repeats < 1.3 * ideal
 
 
 @st.composite
@@ -130,7 +175,13 @@ def problems(draw):
             sizes[f"shift_{side}"] = draw(st.integers(0, largest))
         groups.append({**sizes, "channels": draw(st.integers(1, 30))})
     shape = draw(st.integers(1, 3)), draw(st.integers(9, 40)), draw(st.integers(9, 40))
-    return NeoCellSpec(groups), shape, draw(st.integers(1, 8)), draw(st.sampled_from((20, 48, 256))), draw(st.integers(0, 9))
+    return (
+        NeoCellSpec(groups),
+        shape,
+        draw(st.integers(1, 8)),
+        draw(st.sampled_from((20, 48, 256))),
+        draw(st.integers(0, 9)),
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -148,7 +199,11 @@ def test_any_sizes_shifts_cores_and_buffers(problem):
         back = twin.forward(dy, a, b, spec, transposed=True, output_size=(h, w), **options)
     except InputError as error:
         # Groups that shrink the map differently read places far apart for one output.
-        ratios = {(g.h_in * r.h_out == r.h_in * g.h_out, g.w_in * r.w_out == r.w_in * g.w_out) for g in spec.groups for r in spec.groups}
+        ratios = {
+            (g.h_in * r.h_out == r.h_in * g.h_out, g.w_in * r.w_out == r.w_in * g.w_out)
+            for g in spec.groups
+            for r in spec.groups
+        }
         assert kib < 256 or ratios != {(True, True)}
         assert "too large for the unified buffer" in str(error)
         return

@@ -1,0 +1,318 @@
+// Kernels that keep the rules: their results are compared with NumPy's.
+#include "bench.h"
+
+// z = x + y through queues, double buffered, the work split over the cores.
+extern "C" __global__ __aicore__ void add_queues(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz, GM_ADDR tiling)
+{
+    const uint32_t total = *(__gm__ uint32_t*)tiling;
+    constexpr uint32_t tile = 256;
+    TPipe pipe;
+    TQue<QuePosition::VECIN, 2> in_x;
+    TQue<QuePosition::VECIN, 2> in_y;
+    TQue<QuePosition::VECOUT, 2> out;
+    pipe.InitBuffer(in_x, 2, tile * sizeof(half));
+    pipe.InitBuffer(in_y, 2, tile * sizeof(half));
+    pipe.InitBuffer(out, 2, tile * sizeof(half));
+    GlobalTensor<half> x;
+    GlobalTensor<half> y;
+    GlobalTensor<half> z;
+    x.SetGlobalBuffer((__gm__ half*)gx, total);
+    y.SetGlobalBuffer((__gm__ half*)gy, total);
+    z.SetGlobalBuffer((__gm__ half*)gz, total);
+    for (uint32_t i = GetBlockIdx() * tile; i < total; i += GetBlockNum() * tile) {
+        LocalTensor<half> a = in_x.AllocTensor<half>();
+        LocalTensor<half> b = in_y.AllocTensor<half>();
+        DataCopy(a, x[i], tile);
+        DataCopy(b, y[i], {1, tile * sizeof(half) / 32, 0, 0});
+        in_x.EnQue(a);
+        in_y.EnQue<half>(b);
+        a = in_x.DeQue<half>();
+        b = in_y.DeQue<half>();
+        LocalTensor<half> c = out.AllocTensor<half>();
+        Add(c, a, b, tile);
+        out.EnQue(c);
+        in_x.FreeTensor(a);
+        in_y.FreeTensor(b);
+        c = out.DeQue<half>();
+        DataCopy(z[i], c, tile);
+        out.FreeTensor(c);
+    }
+}
+
+// The same with tensors at fixed addresses and explicit events.
+extern "C" __global__ __aicore__ void add_events(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz, GM_ADDR tiling)
+{
+    const uint32_t total = *(__gm__ uint32_t*)tiling;
+    constexpr uint32_t tile = 256;
+    LocalTensor<half> a(TPosition::VECIN, 0, tile);
+    LocalTensor<half> b(TPosition::VECIN, 512, tile);
+    LocalTensor<half> c(TPosition::VECOUT, 1024, tile);
+    GlobalTensor<half> x;
+    GlobalTensor<half> y;
+    GlobalTensor<half> z;
+    x.SetGlobalBuffer((__gm__ half*)gx);
+    y.SetGlobalBuffer((__gm__ half*)gy);
+    z.SetGlobalBuffer((__gm__ half*)gz);
+    SetFlag<HardEvent::V_MTE2>(EVENT_ID0);
+    SetFlag<HardEvent::MTE3_V>(EVENT_ID0);
+    for (uint32_t i = GetBlockIdx() * tile; i < total; i += GetBlockNum() * tile) {
+        WaitFlag<HardEvent::V_MTE2>(EVENT_ID0);
+        DataCopy(a, x[i], tile);
+        DataCopy(b, y[i], tile);
+        SetFlag<HardEvent::MTE2_V>(EVENT_ID0);
+        WaitFlag<HardEvent::MTE2_V>(EVENT_ID0);
+        WaitFlag<HardEvent::MTE3_V>(EVENT_ID0);
+        Add(c, a, b, 128, 2, {1, 1, 1, 8, 8, 8});
+        SetFlag<HardEvent::V_MTE2>(EVENT_ID0);
+        SetFlag<HardEvent::V_MTE3>(EVENT_ID0);
+        WaitFlag<HardEvent::V_MTE3>(EVENT_ID0);
+        DataCopy(z[i], c, tile);
+        SetFlag<HardEvent::MTE3_V>(EVENT_ID0);
+    }
+    WaitFlag<HardEvent::V_MTE2>(EVENT_ID0);
+    WaitFlag<HardEvent::MTE3_V>(EVENT_ID0);
+}
+
+// y = x converted; the tiling key chooses the types, the tiling data the rounding mode.
+template <typename D, typename S>
+__aicore__ inline void convert(GM_ADDR gx, GM_ADDR gy, GM_ADDR tiling)
+{
+    const uint32_t total = ((__gm__ uint32_t*)tiling)[0];
+    const RoundMode mode = static_cast<RoundMode>(((__gm__ uint32_t*)tiling)[1]);
+    constexpr uint32_t tile = 2048;
+    TPipe pipe;
+    TQue<QuePosition::VECIN, 1> in;
+    TQue<QuePosition::VECOUT, 1> out;
+    pipe.InitBuffer(in, 1, tile * sizeof(S));
+    pipe.InitBuffer(out, 1, tile * sizeof(D));
+    GlobalTensor<S> x;
+    GlobalTensor<D> y;
+    x.SetGlobalBuffer((__gm__ S*)gx, total);
+    y.SetGlobalBuffer((__gm__ D*)gy, total);
+    for (uint32_t i = 0; i < total; i += tile) {
+        LocalTensor<S> a = in.template AllocTensor<S>();
+        DataCopy(a, x[i], tile);
+        in.EnQue(a);
+        a = in.template DeQue<S>();
+        LocalTensor<D> b = out.template AllocTensor<D>();
+        Cast(b, a, mode, tile);
+        out.EnQue(b);
+        in.FreeTensor(a);
+        b = out.template DeQue<D>();
+        DataCopy(y[i], b, tile);
+        out.FreeTensor(b);
+    }
+}
+
+extern "C" __global__ __aicore__ void cast(GM_ADDR gx, GM_ADDR gy, GM_ADDR tiling)
+{
+    if (TILING_KEY_IS(0)) {
+        convert<float, half>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(1)) {
+        convert<half, float>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(2)) {
+        convert<int32_t, half>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(3)) {
+        convert<bfloat16_t, float>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(4)) {
+        convert<float, bfloat16_t>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(5)) {
+        convert<uint8_t, half>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(6)) {
+        convert<int32_t, float>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(7)) {
+        convert<float, int32_t>(gx, gy, tiling);
+    } else if (TILING_KEY_IS(8)) {
+        convert<half, int8_t>(gx, gy, tiling);
+    }
+}
+
+// One call between the copies in and out; the tiling key chooses it. 1024 elements of x and y, 4096 of `out`.
+template <typename T>
+class Calls {
+public:
+    __aicore__ inline Calls(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz)
+    {
+        constexpr uint32_t bytes = 1024 * sizeof(T);
+        x_.SetGlobalBuffer((__gm__ T*)gx);
+        y_.SetGlobalBuffer((__gm__ T*)gy);
+        z_.SetGlobalBuffer((__gm__ T*)gz);
+        pipe_.InitBuffer(in_x_, 1, bytes);
+        pipe_.InitBuffer(in_y_, 1, bytes);
+        pipe_.InitBuffer(out_, 1, bytes);
+        pipe_.InitBuffer(work_, 4096);
+        x = in_x_.template AllocTensor<T>();
+        y = in_y_.template AllocTensor<T>();
+        DataCopy(x, x_, 1024);
+        DataCopy(y, y_, 1024);
+        in_x_.EnQue(x);
+        in_y_.EnQue(y);
+        x = in_x_.template DeQue<T>();
+        y = in_y_.template DeQue<T>();
+        z = out_.template AllocTensor<T>();
+        work = work_.template Get<T>();
+        Duplicate(z, T(0.0f), 1024);
+    }
+
+    __aicore__ inline void Store()
+    {
+        out_.EnQue(z);
+        z = out_.template DeQue<T>();
+        DataCopy(z_, z, 1024);
+        out_.FreeTensor(z);
+        in_x_.FreeTensor(x);
+        in_y_.FreeTensor(y);
+    }
+
+    LocalTensor<T> x;
+    LocalTensor<T> y;
+    LocalTensor<T> z;
+    LocalTensor<T> work;
+
+private:
+    TPipe pipe_;
+    TQue<QuePosition::VECIN, 1> in_x_;
+    TQue<QuePosition::VECIN, 1> in_y_;
+    TQue<QuePosition::VECOUT, 1> out_;
+    TBuf<> work_;
+    GlobalTensor<T> x_;
+    GlobalTensor<T> y_;
+    GlobalTensor<T> z_;
+};
+
+template <typename T>
+__aicore__ inline void call(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz, int key)
+{
+    constexpr int lanes = 256 / sizeof(T);
+    constexpr int repeats = 1024 / lanes;
+    Calls<T> c(gx, gy, gz);
+    switch (key) {
+        case 0: {  // bits of a mask
+            uint64_t mask[2] = {0x5555555555555555, sizeof(T) == 2 ? 0xffff0000ffff0000 : 0};
+            Add(c.z, c.x, c.y, mask, repeats, {1, 1, 1, 8, 8, 8});
+            break;
+        }
+        case 1:  // one coefficient block for all blocks and repeats, added up
+            MulAddDst(c.z, c.x, c.y, lanes, repeats, {1, 1, 0, 8, 8, 0});
+            break;
+        case 2:  // every second block
+            Muls(c.z, c.x, T(3.0f), lanes, repeats / 2, {2, 2, 16, 16});
+            break;
+        case 3:  // the mask is set outside
+            SetMaskNorm();
+            SetVectorMask<T>(40);
+            Sub<T, false>(c.z, c.x, c.y, MASK_PLACEHOLDER, repeats, {1, 1, 1, 8, 8, 8});
+            ResetMask();
+            break;
+        case 4:  // a count across repeats
+            SetMaskCount();
+            SetVectorMask<T, MaskMode::COUNTER>(0, 300);
+            Max<T, false>(c.z, c.x, c.y, MASK_PLACEHOLDER, 1, {1, 1, 1, 8, 8, 8});
+            SetMaskNorm();
+            ResetMask();
+            break;
+        case 5:
+            Axpy(c.z, c.x, T(0.5f), 1024);
+            break;
+        case 6:  // bits of a comparison choose
+            Compare(c.work.template ReinterpretCast<uint8_t>(), c.x, c.y, CMPMODE::LT, 1024);
+            Select(c.z, c.work.template ReinterpretCast<uint8_t>(), c.x, c.y, SELMODE::VSEL_TENSOR_TENSOR_MODE, 1024);
+            break;
+        case 7:
+            CompareScalar(c.work.template ReinterpretCast<uint8_t>(), c.x, T(0.0f), CMPMODE::GE, 1024);
+            Select(c.z, c.work.template ReinterpretCast<uint8_t>(), c.x, T(-1.0f), SELMODE::VSEL_TENSOR_SCALAR_MODE,
+                   1024);
+            break;
+        case 8:
+            WholeReduceSum(c.z, c.x, lanes, repeats, 1, 1, 8);
+            break;
+        case 9:
+            BlockReduceMax(c.z, c.x, repeats, lanes, 1, 1, 8);
+            break;
+        case 10:
+            PairReduceSum(c.z, c.x, repeats, lanes, 1, 1, 8);
+            break;
+        case 11:
+            ReduceMax(c.z, c.x, c.work, 1024, true);
+            break;
+        case 12:
+            ReduceSum(c.z, c.x, c.work, 1024);
+            break;
+        case 13:
+            Brcb(c.z, c.x, 1024 / (8 * 32 / int(sizeof(T))), {1, 8});
+            break;
+        case 14:  // lanes backwards
+            for (int i = 0; i < 64; ++i) {
+                c.work.template ReinterpretCast<uint32_t>().SetValue(i, (63 - i) * sizeof(T));
+            }
+            Gather(c.z, c.x, c.work.template ReinterpretCast<uint32_t>(), 0, 64);
+            break;
+        case 15: {
+            uint64_t kept = 0;
+            GatherMask(c.z, c.x, 2, false, 0, {1, repeats, 8, 0}, kept);
+            c.z.SetValue(1023, T(float(kept)));
+            break;
+        }
+        case 16:  // the sum of two tensors as an operator, a scalar on top
+            c.z = c.x + c.y;
+            c.z(5) = c.z(4);
+            break;
+        case 17:
+            DataCopy(c.z[64], c.x, {4, 2, 2, 6});
+            break;
+        case 18:
+            FusedMulAdd(c.z, c.x, c.y, 1024);
+            LeakyRelu(c.z, c.z, T(0.25f), 1024);
+            break;
+        default:
+            CreateVecIndex(c.z, T(7.0f), 1024);
+    }
+    c.Store();
+}
+
+extern "C" __global__ __aicore__ void call_half(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz)
+{
+    call<half>(gx, gy, gz, static_cast<int>(TILING_KEY_VAR));
+}
+
+extern "C" __global__ __aicore__ void call_float(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz)
+{
+    call<float>(gx, gy, gz, static_cast<int>(TILING_KEY_VAR));
+}
+
+// x is added to y atomically by every core; the tail is copied without alignment.
+extern "C" __global__ __aicore__ void add_up(GM_ADDR gx, GM_ADDR gy)
+{
+    TPipe pipe;
+    TQueBind<TPosition::VECIN, TPosition::VECOUT, 1> through;
+    pipe.InitBuffer(through, 1, 256);
+    GlobalTensor<float> x;
+    GlobalTensor<float> y;
+    x.SetGlobalBuffer((__gm__ float*)gx, 45);
+    y.SetGlobalBuffer((__gm__ float*)gy, 45);
+    LocalTensor<float> a = through.AllocTensor<float>();
+    DataCopyPad(a, x, DataCopyExtParams(1, 45 * sizeof(float), 0, 0, 0), DataCopyPadExtParams<float>(true, 0, 3, 0.0f));
+    through.EnQue(a);
+    a = through.DeQue<float>();
+    SetAtomicAdd<float>();
+    DataCopyPad(y, a, DataCopyExtParams(1, 45 * sizeof(float), 0, 0, 0));
+    SetAtomicNone();
+    through.FreeTensor(a);
+}
+
+struct Shape {
+    uint32_t rows;
+    uint32_t columns;
+};
+
+// Tiling data through the toolchain's macros.
+extern "C" __global__ __aicore__ void shape(GM_ADDR gy, GM_ADDR tiling)
+{
+    REGISTER_TILING_DEFAULT(Shape);
+    GET_TILING_DATA(first, tiling);
+    GET_TILING_DATA_WITH_STRUCT(Shape, second, tiling);
+    GlobalTensor<uint32_t> y;
+    y.SetGlobalBuffer((__gm__ uint32_t*)gy, 2);
+    y.SetValue(0, first.rows);
+    y.SetValue(1, second.columns);
+}

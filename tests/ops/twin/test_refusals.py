@@ -1,0 +1,60 @@
+"""Every rule of the twin is broken by a small kernel; the refusal names the rule, the line and the numbers."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neonext_ms.ops import twin
+
+KERNELS = Path(__file__).with_name("kernels")
+SOURCE = KERNELS / "refused.cpp"
+
+
+def _cases():
+    entry, blocks = None, 1
+    for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
+        if found := re.match(r"KERNEL\((\w+)\)(?:.*// blocks: (\d+))?", line):
+            entry, blocks = found[1], int(found[2] or 1)
+        if found := re.search(r"// refused: ([\w-]+) \| (.*)", line):
+            yield pytest.param(entry, blocks, number, found[1], found[2], id=entry)
+
+
+CASES = list(_cases())
+
+
+@pytest.fixture
+def arguments():
+    return [np.arange(4096, dtype=np.float16), np.full(4096, 7, np.float16), None]
+
+
+def _kernel(entry):
+    return twin.compile(SOURCE, soc="Ascend310P3", entry=entry)
+
+
+@pytest.mark.parametrize(("entry", "blocks", "line", "rule", "text"), CASES)
+def test_a_mistake_is_refused(entry, blocks, line, rule, text, arguments):
+    with pytest.raises(twin.TwinError) as caught:
+        _kernel(entry).launch(arguments, blocks=blocks, outputs=(1,))
+    error = caught.value
+    assert (error.rule, error.line, Path(error.file)) == (rule, line, SOURCE), str(error)
+    assert text in error.finding.text
+    assert f"{SOURCE}:{line}: " in str(error)
+    assert np.all(arguments[1] == 7), "a refused kernel leaves its outputs alone"
+
+
+def test_every_rule_has_a_bad_kernel():
+    assert {case.values[3] for case in CASES} == set(twin.rules())
+
+
+@pytest.mark.parametrize("entry", ["copy_onto_a_fill", "set_for_nobody", "ub_never_written", "gm_read_back_at_once"])
+def test_hazards_can_be_listed(entry, arguments):
+    case = next(case for case in CASES if case.id == entry)
+    counts = _kernel(entry).launch(arguments, blocks=1, outputs=(1,), hazards="report")
+    assert [(found.rule, found.line) for found in counts["hazards"]] == [(case.values[3], case.values[2])]
+
+
+def test_other_rules_are_never_only_listed(arguments):
+    with pytest.raises(twin.TwinError, match="ub-bounds"):
+        _kernel("ub_copy_past_the_end").launch(arguments, blocks=1, outputs=(1,), hazards="report")
