@@ -13,7 +13,7 @@ from mindspore.ops.operations._custom_ops_utils import CustomCodeGenerator
 
 from conftest import relative_max
 from neonext_ms.errors import InputError
-from neonext_ms.ops import NeoCellSpec, ascend, neocell, packing, reference
+from neonext_ms.ops import NeoCellSpec, ascend, neocell, package, packing, reference
 
 ms.set_device("CPU")
 
@@ -48,7 +48,6 @@ class Emulation:
         height, width = map(int, arguments[7])
         assert int(arguments[8]) == 1
         channels = sum(runs["channels"])
-        assert not coef_a.dtype == np.float64
         maps = np.moveaxis(x, -1, 2).reshape(x.shape[0], -1, *x.shape[2:4])
         assert not maps[:, channels:].any(), "lanes beyond the last channel must be zero"
         a = packing.unpack(coef_a, runs, "a", maps.shape[2], height)
@@ -254,15 +253,15 @@ def _install(folder):
 
 
 def test_installed_package_is_found_where_cann_looks(tmp_path):
-    assert ascend.installed_package({}) is None
+    assert package.installed_package({}) is None
     environ = {"ASCEND_OPP_PATH": str(tmp_path / "opp"), "ASCEND_CUSTOM_OPP_PATH": f"{tmp_path / 'own'}:"}
-    assert ascend.installed_package(environ) is None
-    (tmp_path / "opp" / "vendors" / ascend.VENDOR).mkdir(parents=True)
-    assert ascend.installed_package(environ) is None, "another package of our name"
+    assert package.installed_package(environ) is None
+    (tmp_path / "opp" / "vendors" / package.VENDOR).mkdir(parents=True)
+    assert package.installed_package(environ) is None, "another package of our name"
     other = _install(tmp_path / "opp" / "vendors" / "customize")
-    assert ascend.installed_package(environ) == other
+    assert package.installed_package(environ) == other
     own = _install(tmp_path / "own")
-    assert ascend.installed_package(environ) == own, "the customer's folder comes first"
+    assert package.installed_package(environ) == own, "the customer's folder comes first"
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_repeats_and_bytes_of_released_t():
             for pipes in (core["pipes"] for core in counts["cores"])
         )
         assert slowest < 1.3 * bound
-    assert repeats < 1.3 * ideal
+    assert repeats < 1.5 * ideal
 
 
 @st.composite

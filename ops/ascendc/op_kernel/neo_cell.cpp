@@ -2,28 +2,38 @@
 //
 // What it does
 //   Vector unit only. Storage is NC1HWC0: a block of 32 bytes holds 16 channels (fp16) of one position, so one vector
-//   instruction does the same multiply-add for 8 positions of 16 channels, with the coefficients of 16 channels
-//   broadcast over the positions by strides of zero. Both products run on a strip of rows in the unified buffer (UB):
-//   first A x (taps over rows), then the product with B (taps over columns); nothing in between goes to memory.
-//   A first, because then a strip's neighbours share input rows (loaded once, kept in UB by a copy) and never results.
+//   instruction does the same multiply-add for 8 positions of 16 channels in each repeat, with the coefficients of 16
+//   channels broadcast over the positions by strides of zero. Both products run on a strip of rows in the unified buffer
+//   (UB): first A x (taps over rows), then the product with B (taps over columns); nothing in between goes to memory.
+//   A first, because then neighbouring strips share input rows (loaded once, kept in UB by a copy) and never results.
+//   The next strip is loaded while this one is computed, and the one before stored.
 //
-// Arithmetic behind the tiling
-//   A strip of R rows of W positions needs, in bytes of UB with 32 W a row: input 2 (R + h) (double buffered, h <=
-//   2 (k - 1) rows of margin), A x R, output 2 R. For 56 x 56, k = 7: R = 16 takes 184 KiB, R = 24 would take 271.
-//   Repeats for a strip: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products.
-//   Memory: every input row once (but for the margins where a core starts or ends inside a map), every output once,
-//   coefficients once for each core and block of channels. Cores take the same number of rows each, to within one,
-//   in the order (plane, image, row), so that a core keeps its coefficients over the images of a batch.
-//   In the product with B 8 rows lie across a repeat, so strips are multiples of 8 rows.
+// Arithmetic behind the tiling (docs/davinci.md has the sources; none of it was measured on a device by us)
+//   - Repeats: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products. A repeat of
+//     MulAddDst is given with 2 cycles, an instruction with about 22 besides: repeats for an instruction matter as much
+//     as repeats. So the rows of a strip lie in UB phase by phase (rows r, r + k, r + 2 k, ...; the copies from and to
+//     memory put them there): a tap of a phase in A x is then one instruction over all its rows and columns.
+//   - In the product with B the 8 blocks of a repeat are rows, with repeats over the columns of a phase, or columns of a
+//     phase, with repeats over rows: whichever `Cost` says, which also counts conflicts between banks. Where a map holds
+//     hardly more than one period (7 x 7 with k = 7), repeats run over the phases, whose coefficients are evenly apart.
+//   - UB, in rows of W 32-byte blocks: input 2 (R + h) (double buffered, h <= 2 (k - 1) rows of margin), A x R, output
+//     2 R; for 56 x 56 and k = 7, R = 16 takes 212 KiB. R is chosen by the same costs (NeoCellCost).
+//   - Memory: every input row once (but for the margins where a core starts or ends inside a map), every output once,
+//     coefficients once for each core and block of channels: those taps alone that one of the 16 channels has.
+//   - Cores: a row with 7 x 7 matrices costs up to 1.8 times one with 4 x 4, so cores get the same cost, not the same
+//     number of rows, in the order (plane, image, row): a core keeps its coefficients over the images of a batch.
 //
 // Tried and lost
-//   - The cube (two block-diagonal matrix products): a 16 x 16 tile holds four 4 x 4 or two 7 x 7 blocks and A and B
-//     change with every channel: 4 to 8 times the arithmetic, and matrices of H x H to load for each channel.
 //   - NHWC: the same instructions, but a strip of 16 channels is 32 bytes out of each position's C: copies of 32 bytes,
 //     where NC1HWC0 copies whole rows; with 128 channels in a repeat no tap is zero for all of them.
-//   - B first: the margin rows would be multiplied with B twice (or kept, which takes the same room for A x).
-//   - Row pitch padded to 8 positions in UB: saves an instruction a row, not a repeat, and costs a seventh of UB at 14.
-//   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (below) do not.
+//   - B first: the margin rows would be multiplied with B twice.
+//   - Rows in their order: 1.6 to 2.7 times the instructions at 56 and 28, though 10 % fewer repeats.
+//   - An odd row pitch, so that rows below each other lie in different banks: the one long line of A x gets a ragged end
+//     (4453 instructions for stage 1 of T instead of 3069), and columns as blocks have no conflict for odd k anyway.
+//   - Another order of the channels: shifts that share a block of 16 are neighbours already (ops/lanes.py).
+//   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do not.
+//   Not tried: several images or planes of a small map in one strip; two block-diagonal products on the cube, which need
+//   every channel's map as a matrix of its own, but are predicted near this kernel at 224 (docs/davinci.md).
 #include "neo_cell_base.h"
 
 namespace NeoCell {
@@ -37,7 +47,7 @@ public:
     {
         Products<T>::Init(tiling);
         const NeoCellTiling& t = tiling;
-        walk_.Init(t, 1);
+        walk_.Init(t, true);
         const int64_t maps = static_cast<int64_t>(t.images) * t.planes * t.c0;
         x_.SetGlobalBuffer(reinterpret_cast<__gm__ S*>(x), maps * t.hIn * t.wIn);
         y_.SetGlobalBuffer(reinterpret_cast<__gm__ S*>(y), maps * t.hOut * t.wOut);
@@ -55,7 +65,9 @@ public:
         pipe_.InitBuffer(coefficient_, 2, rows * NEO_CELL_LANES * sizeof(S));
         pipe_.InitBuffer(middle_, t.strip * t.windowColumns * t.c0 * sizeof(T));
         if constexpr (CAST) {
-            pipe_.InitBuffer(window_, window * sizeof(T));
+            pipe_.InitBuffer(window_[0], window * sizeof(T));
+            pipe_.InitBuffer(window_[1], window * sizeof(T));
+            now_ = 0;
             pipe_.InitBuffer(result_, output * sizeof(T));
             pipe_.InitBuffer(wide_, rows * NEO_CELL_LANES * sizeof(T));
         }
@@ -76,7 +88,7 @@ public:
         Load(current, 0);
         LocalTensor<S> held = Take(current);
         if constexpr (CAST) {
-            Widen(current, held, 0, 0);
+            Widen(current, held, 0);
         }
         bool more = true;
         while (more) {
@@ -167,10 +179,9 @@ private:
         const NeoCellTiling& t = *this->tiling_;
         LocalTensor<S> local = input_.template AllocTensor<S>();
         if (kept < strip.WindowRows()) {
-            const int32_t above = CAST ? 0 : kept * strip.WindowColumns() * t.c0;
             LoadMap(
-                local[above], x_, static_cast<int64_t>(strip.image) * t.planes + strip.plane, t.hIn, t.wIn, t.c0,
-                strip.top + kept, strip.bottom, strip.first, strip.last);
+                local, x_, Map(strip, t.hIn, t.wIn, strip.first, strip.last), strip.Window(), strip.top + kept,
+                strip.bottom);
         }
         input_.EnQue(local);
     }
@@ -195,42 +206,61 @@ private:
     __aicore__ inline LocalTensor<S> Keep(const Strip& current, LocalTensor<S>& held, const Strip& next, int32_t kept)
     {
         LocalTensor<S> local = Take(next);
-        const int32_t row = next.WindowColumns() * this->tiling_->c0;
-        const int32_t down = next.top - current.top;
         if constexpr (CAST) {
-            if (!next.Empty()) {
-                Widen(next, local, kept, down);
-            }
+            const LocalTensor<T> from = window_[now_].template Get<T>();
+            now_ = 1 - now_;
+            CopyKept(window_[now_].template Get<T>(), from, current, next, kept);
+            Widen(next, local, kept);
         } else {
-            if (kept > 0) {
-                AscendC::DataCopy(local, held[down * row], static_cast<uint32_t>(kept * row));
-                AscendC::PipeBarrier<PIPE_V>();
-            }
+            CopyKept(local, held, current, next, kept);
             Release(current, held);
         }
         return local;
     }
 
-    // The loaded rows behind the kept ones, in the type of the arithmetic; the kept ones move up by `down` rows.
-    __aicore__ inline void Widen(const Strip& strip, LocalTensor<S>& local, int32_t kept, int32_t down)
+    template <typename U>
+    __aicore__ inline void CopyKept(
+        const LocalTensor<U>& dst, const LocalTensor<U>& src, const Strip& current, const Strip& next, int32_t kept)
+    {
+        const int32_t row = next.WindowColumns() * this->tiling_->c0;
+        const Line to = next.Window();
+        const Line from = current.Window();
+        for (int32_t phase = 0; phase < to.period && kept > 0; ++phase) {
+            const Places places(to, phase, to.origin, to.origin + kept);
+            if (places.count > 0) {
+                AscendC::DataCopy(
+                    dst[places.begin * row], src[from.At(places.row) * row],
+                    static_cast<uint32_t>(places.count * row));
+            }
+        }
+        AscendC::PipeBarrier<PIPE_V>();
+    }
+
+    // The loaded rows, but for the first `kept`, in the type of the arithmetic.
+    __aicore__ inline void Widen(const Strip& strip, LocalTensor<S>& local, int32_t kept)
     {
         if (strip.Empty()) {
             return;
         }
-        LocalTensor<T> window = window_.template Get<T>();
+        const LocalTensor<T> window = window_[now_].template Get<T>();
         const int32_t row = strip.WindowColumns() * this->tiling_->c0;
-        for (int32_t done = 0; down > 0 && done < kept; done += down) {
-            // No further than what the copy before has read: source and destination must not overlap.
-            const int32_t rows = NeoCellMin(down, kept - done);
-            AscendC::DataCopy(window[done * row], window[(done + down) * row], static_cast<uint32_t>(rows * row));
-            AscendC::PipeBarrier<PIPE_V>();
-        }
-        if (kept < strip.WindowRows()) {
-            AscendC::Cast(
-                window[kept * row], local, AscendC::RoundMode::CAST_NONE, (strip.WindowRows() - kept) * row);
+        const Line line = strip.Window();
+        for (int32_t phase = 0; phase < line.period; ++phase) {
+            const Places places(line, phase, strip.top + kept, strip.bottom);
+            if (places.count > 0) {
+                AscendC::Cast(
+                    window[places.begin * row], local[places.begin * row], AscendC::RoundMode::CAST_NONE,
+                    places.count * row);
+            }
         }
         AscendC::PipeBarrier<PIPE_V>();
         input_.FreeTensor(local);
+    }
+
+    __aicore__ inline Rows Map(const Strip& strip, int32_t rows, int32_t columns, int32_t first, int32_t last) const
+    {
+        const NeoCellTiling& t = *this->tiling_;
+        return {static_cast<int64_t>(strip.image) * t.planes + strip.plane, rows, columns, t.c0, first, last};
     }
 
     __aicore__ inline void Compute(const Strip& strip, const LocalTensor<S>& held)
@@ -238,17 +268,15 @@ private:
         LocalTensor<S> stored = output_.template AllocTensor<S>();
         if constexpr (CAST) {
             LocalTensor<T> result = result_.template Get<T>();
-            Multiply(strip, window_.template Get<T>(), wide_.template Get<T>(), result);
-            AscendC::Cast(stored, result, NARROW, strip.Rows() * strip.Columns() * this->tiling_->c0);
+            Multiply(strip, window_[now_].template Get<T>(), wide_.template Get<T>(), result);
+            AscendC::Cast(stored, result, NARROW, strip.Output().Places() * strip.Columns() * this->tiling_->c0);
         } else {
             Multiply(strip, held, coefficients_, stored);
         }
         output_.EnQue(stored);
         stored = output_.template DeQue<S>();
         const NeoCellTiling& t = *this->tiling_;
-        StoreMap(
-            y_, stored, static_cast<int64_t>(strip.image) * t.planes + strip.plane, t.hOut, t.wOut, t.c0, strip.begin,
-            strip.end, strip.left, strip.right);
+        StoreMap(y_, stored, Map(strip, t.hOut, t.wOut, strip.left, strip.right), strip.Output(), strip.end);
         output_.FreeTensor(stored);
     }
 
@@ -258,26 +286,35 @@ private:
     {
         const NeoCellTiling& t = *this->tiling_;
         const int32_t blocks = this->Blocks();
-        const int32_t positions = strip.Rows() * strip.Columns();
+        const Line rows = strip.Output();
+        const int32_t pitchOut = strip.Columns() * blocks;
         if (strip.Empty()) {
-            this->Zero(result, {positions * blocks, 1, 1, 1, 0, 0, 0});
+            this->Zero(result, {strip.Columns() * blocks, rows.Places(), 1, 1, pitchOut, pitchOut, 0});
         } else {
             LocalTensor<T> middle = middle_.template Get<T>();
             const int32_t pitch = strip.WindowColumns() * blocks;
             this->Product(
                 middle, window, coefficients, t.runA, strip.plane, strip.run,
-                {strip.begin, strip.end, strip.top, t.hIn}, {strip.WindowColumns(), 1, blocks, blocks, pitch, pitch, 0});
+                {strip.begin, strip.end, t.hIn, rows, strip.Window()},
+                {strip.WindowColumns(), 1, blocks, blocks, pitch, pitch, 0});
+            // Places that no row takes: the product with B goes over all of them.
+            for (int32_t place = strip.Rows() % rows.period; place % rows.period != 0; ++place) {
+                const int32_t empty = ((place + 1) * rows.each - 1) * pitch * Products<T>::LANES;
+                this->Zero(middle[empty], {pitch, 1, 1, 1, 0, 0, 0});
+                AscendC::PipeBarrier<PIPE_V>();
+            }
             this->Product(
                 result, middle, coefficients[rowsA_ * NEO_CELL_LANES], t.runB, strip.plane, strip.run,
-                {strip.left, strip.right, strip.first, t.wIn},
-                {strip.Rows(), 1, strip.Columns() * blocks, pitch, blocks, blocks, 0});
+                {strip.left, strip.right, t.wIn, MakeLine(strip.left, strip.Columns(), 1),
+                 MakeLine(strip.first, strip.WindowColumns(), 1)},
+                {rows.Places(), 1, pitchOut, pitch, blocks, blocks, 0});
         }
         if (t.hasBias != 0) {
             AscendC::PipeBarrier<PIPE_V>();
             const int32_t lane = strip.plane * t.c0 % NEO_CELL_LANES;
             this->AddToAll(
                 result, coefficients[(rowsA_ + rowsB_) * NEO_CELL_LANES + lane],
-                {positions, 1, blocks, blocks, 0, 0, 0});
+                {strip.Columns(), rows.Places(), blocks, blocks, pitchOut, pitchOut, 0});
         }
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -288,7 +325,7 @@ private:
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> output_;
     AscendC::TQue<AscendC::TPosition::VECIN, 1> coefficient_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> middle_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> window_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> window_[2]; // this strip's and the one's before
     AscendC::TBuf<AscendC::TPosition::VECCALC> result_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> wide_;
     GlobalTensor<S> x_;
@@ -297,6 +334,7 @@ private:
     GlobalTensor<S> bias_;
     GlobalTensor<S> y_;
     LocalTensor<S> coefficients_;
+    int32_t now_;     // which of the windows is this strip's
     int32_t offsetA_; // next row of coefficients to load
     int32_t offsetB_;
     int32_t nextA_; // rows of the coefficients loaded last

@@ -25,12 +25,42 @@ struct Grid {
     int32_t withAlong; // of the coefficients, which are the same across
 };
 
-// The outputs `begin` to before `end` of a product, whose source starts at input `origin` of `size`.
+// Where the rows (or columns) of a map lie in UB, counted in rows: those of a phase together, or as they come.
+struct Line {
+    int32_t origin; // the first one
+    int32_t period; // phases, 1 if the rows lie as they come
+    int32_t each;   // places for each phase
+
+    __aicore__ inline int32_t At(int32_t index) const
+    {
+        const int32_t place = index - origin;
+        return period == 1 ? place : place % period * each + place / period;
+    }
+
+    // Places from one to the one `period` further on, if `period` is this line's.
+    __aicore__ inline int32_t Step(int32_t distance) const
+    {
+        return period == 1 ? distance : 1;
+    }
+
+    __aicore__ inline int32_t Places() const
+    {
+        return period * each;
+    }
+};
+
+__aicore__ inline Line MakeLine(int32_t origin, int32_t count, int32_t period)
+{
+    return {origin, period, NeoCellCeil(count, period)};
+}
+
+// The outputs `begin` to before `end` of a product, out of inputs of which there are `size`.
 struct Range {
     int32_t begin;
     int32_t end;
-    int32_t origin;
     int32_t size;
+    Line to;
+    Line from;
 };
 
 // What phases depend on. Neighbouring planes and strips often have the same, and scalar work is slow.
@@ -43,11 +73,13 @@ struct PhasesKey {
     int32_t begin;
     int32_t end;
     int32_t size;
+    int32_t lanes;
+    int32_t across;
     __aicore__ inline bool operator==(const PhasesKey& other) const
     {
         return firstRun == other.firstRun && lastRun == other.lastRun && firstOwn == other.firstOwn &&
                lastOwn == other.lastOwn && row == other.row && begin == other.begin && end == other.end &&
-               size == other.size;
+               size == other.size && lanes == other.lanes && across == other.across;
     }
 };
 
@@ -60,6 +92,7 @@ struct Phases {
     int32_t to;                         // last one
     int32_t sweeps;                     // most taps of a phase that the range has
     bool together;                      // repeats run over neighbouring phases, not over periods
+    bool turned;                        // blocks of a repeat lie along the axis, repeats across
     int16_t start[NEO_CELL_MAX_KERNEL]; // first tap
     int16_t stop[NEO_CELL_MAX_KERNEL];  // behind the last one
     int16_t row[NEO_CELL_MAX_KERNEL];   // row of coefficients of tap 0
@@ -80,6 +113,8 @@ struct Strip {
     int32_t bottom;
     int32_t first;
     int32_t last;
+    int32_t phasesIn;  // of the rows in UB: 1, or those of the matrices A
+    int32_t phasesOut;
     bool follows; // right below the strip before, in the same columns
     __aicore__ inline bool Empty() const
     {
@@ -101,20 +136,28 @@ struct Strip {
     {
         return last - first;
     }
+    __aicore__ inline Line Window() const
+    {
+        return MakeLine(top, bottom - top, phasesIn);
+    }
+    __aicore__ inline Line Output() const
+    {
+        return MakeLine(begin, end - begin, phasesOut);
+    }
 };
 
 // The strips of this core, in the order (plane, image, columns, rows).
 class Walk {
 public:
-    // `rows`: outputs of a unit of work: one (forward) or all of a plane.
-    __aicore__ inline void Init(const NeoCellTiling& tiling, int32_t rows)
+    // `ordered`: rows of a phase may lie together.
+    __aicore__ inline void Init(const NeoCellTiling& tiling, bool ordered)
     {
         tiling_ = &tiling;
+        ordered_ = ordered;
         const int32_t core = static_cast<int32_t>(AscendC::GetBlockIdx());
-        const int32_t start = core * tiling.share + NeoCellMin(core, tiling.extra);
-        const int32_t count = core < tiling.cores ? tiling.share + (core < tiling.extra ? 1 : 0) : 0;
-        unit_ = start * rows;
-        end_ = (start + count) * rows;
+        const bool works = core < tiling.cores;
+        unit_ = works ? tiling.first[core] : 0;
+        end_ = works ? tiling.first[core + 1] : 0;
         pieceEnd_ = 0;
         row_ = 0;
         left_ = tiling.wOut;
@@ -151,18 +194,36 @@ public:
         strip.plane = plane_;
         strip.image = image_;
         strip.run = run_;
-        strip.begin = row_;
-        strip.end = NeoCellMin(row_ + t.strip, pieceEnd_);
         strip.left = left_;
         strip.right = NeoCellMin(left_ + t.columns, t.wOut);
-        NeoCellWindow(t.runA, run_, lastRun_, strip.begin, strip.end, t.hIn, strip.top, strip.bottom);
         NeoCellWindow(t.runB, run_, lastRun_, strip.left, strip.right, t.wIn, strip.first, strip.last);
+        Order(strip);
+        strip.begin = row_;
+        const int32_t rows = strip.phasesOut == 1 ? t.strip : NeoCellOrderedStrip(t.strip, strip.phasesOut);
+        strip.end = NeoCellMin(row_ + rows, pieceEnd_);
+        NeoCellWindow(t.runA, run_, lastRun_, strip.begin, strip.end, t.hIn, strip.top, strip.bottom);
         row_ = strip.end;
         return true;
     }
 
 private:
+    // Rows of a phase together make one long run of positions for each tap. That pays where rows are long, and needs
+    // matrices A of one size for all channels of the plane.
+    __aicore__ inline void Order(Strip& strip) const
+    {
+        const NeoCellTiling& t = *tiling_;
+        const NeoCellMatrix a = NeoCellUnpack(t.runA[run_]);
+        bool ordered = ordered_ && t.strip >= a.kOut && strip.WindowColumns() >= 2 * NEO_CELL_GROUP &&
+                       NeoCellMax(a.kIn * t.wIn, a.kOut * t.wOut) * 2 <= NEO_CELL_MAX_GAP;
+        for (int32_t run = run_ + 1; run <= lastRun_; ++run) {
+            ordered = ordered && NeoCellSameSize(t.runA[run_], t.runA[run]);
+        }
+        strip.phasesIn = ordered ? a.kIn : 1;
+        strip.phasesOut = ordered ? a.kOut : 1;
+    }
+
     const NeoCellTiling* tiling_;
+    bool ordered_;
     int32_t unit_; // output rows over (plane, image, row)
     int32_t end_;
     int32_t pieceBegin_; // rows of the plane that are this core's
@@ -266,7 +327,7 @@ public:
         Parts parts;
         parts.Init(*tiling_, sides, plane, run, LANES);
         while (parts.Next()) {
-            Plan(sides, parts, range);
+            Plan(sides, parts, range, grid);
             SetLanes(parts.lane, parts.lane + parts.end - parts.begin);
             const int32_t offset = parts.block * LANES;
             Sweep(dst[offset], src[offset], coefficients[parts.column], range, grid);
@@ -291,7 +352,7 @@ public:
 
 protected:
     // The phases of a part, in `phases_`.
-    __aicore__ inline void Plan(const uint16_t* sides, const Parts& part, const Range& range)
+    __aicore__ inline void Plan(const uint16_t* sides, const Parts& part, const Range& range, const Grid& grid)
     {
         const NeoCellSegment& segment = part.segment;
         int32_t firstRun = segment.first;
@@ -303,8 +364,8 @@ protected:
             ++lastRun;
         }
         phases_ = &sides_[sides == tiling_->runA ? 0 : 1];
-        const PhasesKey key{segment.first, segment.last, firstRun,  lastRun,
-                            part.row,      range.begin,  range.end, range.size};
+        const PhasesKey key{segment.first, segment.last, firstRun,   lastRun,    part.row,
+                            range.begin,   range.end,    range.size, grid.lanes, grid.srcAcross};
         if (phases_->key == key) {
             return;
         }
@@ -340,7 +401,54 @@ protected:
         for (int32_t phase = 0; phase < p.kOut; phase = Alike(phase)) {
             ++groups;
         }
-        p.together = groups * (p.to - p.from + 1) < p.kOut;
+        p.together = groups * (p.to - p.from + 1) < p.kOut && (range.to.period == 1 || range.begin % p.kOut == 0);
+        Grid straight = grid;
+        straight.repeats = NeoCellCeil(range.end - range.begin, p.kOut);
+        straight.dstAlong = range.to.Step(p.kOut) * grid.dstAlong;
+        straight.srcAlong = range.from.Step(p.kIn) * grid.srcAlong;
+        p.turned = !p.together && Cost(Turned(straight)) < Cost(straight);
+    }
+
+    __aicore__ static inline Grid Turned(const Grid& grid)
+    {
+        return {grid.repeats,  grid.lanes,     grid.dstAlong, grid.srcAlong,
+                grid.dstAcross, grid.srcAcross, grid.withAlong};
+    }
+
+    // Cycles of a step on a grid, about: 22 to start an instruction, 2 for a repeat of MulAddDst, more where the blocks
+    // of a repeat lie in the same of the 16 groups of banks. docs/davinci.md has the sources.
+    __aicore__ static inline int32_t Cost(const Grid& given)
+    {
+        const Grid grid = Flat(given);
+        const int32_t groups = grid.lanes / NEO_CELL_GROUP;
+        const int32_t rest = grid.lanes % NEO_CELL_GROUP != 0 ? 1 : 0;
+        if (!Fits(grid.dstAcross, grid.srcAcross)) {
+            return 24 * grid.lanes * grid.repeats;
+        }
+        const bool along = Fits(grid.dstAlong, grid.srcAlong);
+        const bool over = Fits(NEO_CELL_GROUP * grid.dstAcross, NEO_CELL_GROUP * grid.srcAcross);
+        int32_t starts = along ? groups : groups * grid.repeats;
+        starts = over ? NeoCellMin(starts, groups > 0 ? grid.repeats : 0) : starts;
+        starts += along ? rest : rest * grid.repeats;
+        return 22 * starts +
+               2 * (groups + rest) * grid.repeats * NeoCellMax(Ways(grid.dstAcross), Ways(grid.srcAcross));
+    }
+
+    // Cycles in which 8 blocks so far apart are reached: they lie in 16 / gcd(stride, 16) groups of banks.
+    __aicore__ static inline int32_t Ways(int32_t stride)
+    {
+        const int32_t common = stride & -stride;
+        return common <= 2 ? 1 : NeoCellMin(common / 2, NEO_CELL_GROUP);
+    }
+
+    // A grid whose repeats follow each other without a gap is one long line.
+    __aicore__ static inline Grid Flat(const Grid& grid)
+    {
+        if (grid.withAlong != 0 || grid.dstAlong != grid.lanes * grid.dstAcross ||
+            grid.srcAlong != grid.lanes * grid.srcAcross) {
+            return grid;
+        }
+        return {grid.lanes * grid.repeats, 1, grid.dstAcross, grid.srcAcross, 0, 0, 0};
     }
 
     // Behind the last of the phases from `phase` on that read the same taps, with rows of coefficients evenly apart.
@@ -398,8 +506,8 @@ protected:
         low += cut && tap <= 0 ? 1 : 0;
         Clip(tap, range.size, low, high);
         Grid grid = across;
-        grid.dstAlong = p.kOut * across.dstAlong;
-        grid.srcAlong = p.kIn * across.srcAlong;
+        grid.dstAlong = range.to.Step(p.kOut) * across.dstAlong;
+        grid.srcAlong = range.from.Step(p.kIn) * across.srcAlong;
         grid.withAlong = 0;
         grid.repeats = high - low + 1;
         const int32_t output = low * p.kOut + phase;
@@ -427,6 +535,7 @@ protected:
     {
         const Phases& p = *phases_;
         Grid grid = across;
+        grid.dstAlong = (range.to.period == 1 ? 1 : range.to.each) * across.dstAlong;
         grid.srcAlong = 0;
         grid.withAlong = next > phase + 1 ? (p.row[phase + 1] - p.row[phase]) * ROW : 0;
         for (int32_t period = p.from; period <= p.to; ++period) {
@@ -462,12 +571,13 @@ protected:
         if (grid.repeats <= 0) {
             return;
         }
-        const LocalTensor<T> to = dst[(output - range.begin) * across.dstAlong * LANES];
+        const LocalTensor<T> to = dst[range.to.At(output) * across.dstAlong * LANES];
+        const Grid all = phases_->turned ? Turned(grid) : grid;
         if constexpr (STEP == Step::ZERO) {
-            Run<STEP>(to, to, to, grid);
+            Run<STEP>(to, to, to, all);
         } else {
             Run<STEP>(
-                to, src[(input - range.origin) * across.srcAlong * LANES], coefficients[row * NEO_CELL_LANES], grid);
+                to, src[range.from.At(input) * across.srcAlong * LANES], coefficients[row * NEO_CELL_LANES], all);
         }
     }
 
@@ -514,8 +624,9 @@ protected:
     // needs fewer instructions among those whose distances fit into an instruction.
     template <Step STEP>
     __aicore__ inline void Run(
-        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid)
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& given)
     {
+        const Grid grid = Flat(given);
         const int32_t groups = grid.lanes / NEO_CELL_GROUP;
         const int32_t rest = grid.lanes - groups * NEO_CELL_GROUP;
         const bool along = Fits(grid.dstAlong, grid.srcAlong);
@@ -603,43 +714,91 @@ protected:
     int32_t masked_; // blocks that the device's mask is set for, -1 unknown
 };
 
-// Rows [top, bottom) and columns [first, last) of one map, `rows` by `columns` of `c0`, one after the other in UB.
+// Rows of one map, `columns` wide, of which the columns [first, last) count.
+struct Rows {
+    int64_t map;
+    int32_t rows;
+    int32_t columns;
+    int32_t c0;
+    int32_t first;
+    int32_t last;
+
+    __aicore__ inline int64_t At(int32_t row) const
+    {
+        return ((map * rows + row) * columns + first) * c0;
+    }
+};
+
+// Places of a phase that the rows [top, bottom) of a line take; rows [line.origin, top) come before them.
+struct Places {
+    int32_t begin;
+    int32_t count;
+    int32_t row; // the first one's
+
+    __aicore__ inline Places(const Line& line, int32_t phase, int32_t top, int32_t bottom)
+    {
+        const int32_t before = Count(top - line.origin, phase, line.period);
+        begin = phase * line.each + before;
+        count = Count(bottom - line.origin, phase, line.period) - before;
+        row = line.origin + phase + before * line.period;
+    }
+
+private:
+    // Of `rows` rows, those of the phase.
+    __aicore__ static inline int32_t Count(int32_t rows, int32_t phase, int32_t period)
+    {
+        return rows > phase ? NeoCellCeil(rows - phase, period) : 0;
+    }
+};
+
+// How the rows of a phase lie in memory, for a copy between it and UB.
+template <typename S>
+__aicore__ inline AscendC::DataCopyParams Bursts(const Rows& rows, const Line& line, int32_t count, bool load)
+{
+    const int32_t pixel = rows.c0 * static_cast<int32_t>(sizeof(S)) / NEO_CELL_BLOCK;
+    const int32_t width = rows.last - rows.first;
+    const uint16_t gap = static_cast<uint16_t>((line.period * rows.columns - width) * pixel);
+    return AscendC::DataCopyParams(
+        static_cast<uint16_t>(count), static_cast<uint16_t>(width * pixel), load ? gap : 0, load ? 0 : gap);
+}
+
+// Copies the rows [top, bottom) of a map to their places in UB.
 template <typename S>
 __aicore__ inline void LoadMap(
-    const LocalTensor<S>& dst, const GlobalTensor<S>& src, int64_t map, int32_t rows, int32_t columns, int32_t c0,
-    int32_t top, int32_t bottom, int32_t first, int32_t last)
+    const LocalTensor<S>& dst, const GlobalTensor<S>& src, const Rows& rows, const Line& line, int32_t top,
+    int32_t bottom)
 {
-    const int32_t pixel = c0 * static_cast<int32_t>(sizeof(S)) / NEO_CELL_BLOCK;
-    const int32_t width = last - first;
-    const GlobalTensor<S> from = src[((map * rows + top) * columns + first) * c0];
-    if (width == columns) {
-        AscendC::DataCopy(dst, from, static_cast<uint32_t>((bottom - top) * width * c0));
-    } else {
+    const int32_t row = (rows.last - rows.first) * rows.c0;
+    if (line.period == 1 && rows.last - rows.first == rows.columns) {
         AscendC::DataCopy(
-            dst, from,
-            AscendC::DataCopyParams(
-                static_cast<uint16_t>(bottom - top), static_cast<uint16_t>(width * pixel),
-                static_cast<uint16_t>((columns - width) * pixel), 0));
+            dst[(top - line.origin) * row], src[rows.At(top)], static_cast<uint32_t>((bottom - top) * row));
+        return;
+    }
+    for (int32_t phase = 0; phase < line.period; ++phase) {
+        const Places places(line, phase, top, bottom);
+        if (places.count > 0) {
+            AscendC::DataCopy(
+                dst[places.begin * row], src[rows.At(places.row)], Bursts<S>(rows, line, places.count, true));
+        }
     }
 }
 
-// The reverse of LoadMap.
+// The reverse, for all rows of a line up to before `bottom`.
 template <typename S>
 __aicore__ inline void StoreMap(
-    const GlobalTensor<S>& dst, const LocalTensor<S>& src, int64_t map, int32_t rows, int32_t columns, int32_t c0,
-    int32_t top, int32_t bottom, int32_t first, int32_t last)
+    const GlobalTensor<S>& dst, const LocalTensor<S>& src, const Rows& rows, const Line& line, int32_t bottom)
 {
-    const int32_t pixel = c0 * static_cast<int32_t>(sizeof(S)) / NEO_CELL_BLOCK;
-    const int32_t width = last - first;
-    const GlobalTensor<S> to = dst[((map * rows + top) * columns + first) * c0];
-    if (width == columns) {
-        AscendC::DataCopy(to, src, static_cast<uint32_t>((bottom - top) * width * c0));
-    } else {
-        AscendC::DataCopy(
-            to, src,
-            AscendC::DataCopyParams(
-                static_cast<uint16_t>(bottom - top), static_cast<uint16_t>(width * pixel), 0,
-                static_cast<uint16_t>((columns - width) * pixel)));
+    const int32_t row = (rows.last - rows.first) * rows.c0;
+    if (line.period == 1 && rows.last - rows.first == rows.columns) {
+        AscendC::DataCopy(dst[rows.At(line.origin)], src, static_cast<uint32_t>((bottom - line.origin) * row));
+        return;
+    }
+    for (int32_t phase = 0; phase < line.period; ++phase) {
+        const Places places(line, phase, line.origin, bottom);
+        if (places.count > 0) {
+            AscendC::DataCopy(
+                dst[rows.At(places.row)], src[places.begin * row], Bursts<S>(rows, line, places.count, false));
+        }
     }
 }
 

@@ -25,7 +25,7 @@ public:
     {
         Products<float>::Init(tiling);
         const NeoCellTiling& t = tiling;
-        walk_.Init(t, t.hOut);
+        walk_.Init(t, false);
         const int64_t maps = static_cast<int64_t>(t.images) * t.planes * t.c0;
         const int64_t rowsOfA = static_cast<int64_t>(t.totalA) * NEO_CELL_LANES;
         const int64_t rowsOfB = static_cast<int64_t>(t.totalB) * NEO_CELL_LANES;
@@ -166,10 +166,13 @@ private:
         const NeoCellTiling& t = *tiling_;
         const int64_t map = static_cast<int64_t>(strip.image) * t.planes + strip.plane;
         LocalTensor<S> window = input_.template AllocTensor<S>();
-        LoadMap(window, x_, map, t.hIn, t.wIn, t.c0, strip.top, strip.bottom, strip.first, strip.last);
+        LoadMap(
+            window, x_, {map, t.hIn, t.wIn, t.c0, strip.first, strip.last}, strip.Window(), strip.top, strip.bottom);
         input_.EnQue(window);
         LocalTensor<S> upstream = upstream_.template AllocTensor<S>();
-        LoadMap(upstream, dy_, map, t.hOut, t.wOut, t.c0, strip.begin, strip.end, strip.left, strip.right);
+        LoadMap(
+            upstream, dy_, {map, t.hOut, t.wOut, t.c0, strip.left, strip.right}, strip.Output(), strip.begin,
+            strip.end);
         upstream_.EnQue(upstream);
     }
 
@@ -203,8 +206,10 @@ private:
         const int32_t pitchIn = strip.WindowColumns() * blocks;
         const int32_t pitchOut = strip.Columns() * blocks;
         const int32_t rowsOfA = rowsA_ * NEO_CELL_LANES;
-        const Range rows{strip.begin, strip.end, strip.top, t.hIn};
-        const Range columns{strip.left, strip.right, strip.first, t.wIn};
+        const Range rows{strip.begin, strip.end, t.hIn, strip.Output(), strip.Window()};
+        const Range columns{
+            strip.left, strip.right, t.wIn, MakeLine(strip.left, strip.Columns(), 1),
+            MakeLine(strip.first, strip.WindowColumns(), 1)};
         LocalTensor<float> left = left_.template Get<float>();
         LocalTensor<float> right = right_.template Get<float>();
         Product(
@@ -229,7 +234,7 @@ private:
         Parts parts;
         parts.Init(*tiling_, sides, plane, run, LANES);
         while (parts.Next()) {
-            Plan(sides, parts, range);
+            Plan(sides, parts, range, across);
             SetLanes(parts.lane, parts.lane + parts.end - parts.begin);
             const Phases& p = *phases_;
             Grid grid = across;
@@ -244,8 +249,8 @@ private:
                         continue;
                     }
                     grid.repeats = high - low + 1;
-                    const int32_t output = (low * p.kOut + phase - range.begin) * across.dstAlong;
-                    const int32_t input = (low * p.kIn + tap - range.origin) * across.srcAlong;
+                    const int32_t output = range.to.At(low * p.kOut + phase) * across.dstAlong;
+                    const int32_t input = range.from.At(low * p.kIn + tap) * across.srcAlong;
                     Sum(total[(p.row[phase] + tap) * NEO_CELL_LANES + parts.column],
                         dy[(output + parts.block) * LANES], values[(input + parts.block) * LANES], grid);
                 }

@@ -23,6 +23,7 @@ constexpr int32_t NEO_CELL_MAX_STRIDE = 255; // blocks of 32 bytes between neigh
 constexpr int32_t NEO_CELL_BLOCK = 32;       // bytes
 constexpr int32_t NEO_CELL_GROUP = 8;        // blocks in one repeat of a vector instruction
 constexpr int32_t NEO_CELL_SCRATCH = 32;     // repeats that the gradient sums side by side
+constexpr int32_t NEO_CELL_MAX_GAP = 65535;  // blocks of 32 bytes between the bursts of a copy
 
 // One side of a run of channels.
 struct NeoCellMatrix {
@@ -43,15 +44,16 @@ struct NeoCellTiling {
     int32_t hasBias;
     int32_t strip;         // output rows computed at a time
     int32_t columns;       // output columns computed at a time
-    int32_t windowRows;    // most input rows that a strip needs
+    int32_t windowRows;    // most rows of UB that its input takes
     int32_t windowColumns; // most input columns that its columns need
     int32_t mostA;         // most rows of coefficients of one block of 16 channels
     int32_t mostB;
     int32_t totalA;        // rows of coefficients
     int32_t totalB;
     int32_t cores;
-    int32_t share;         // units of each core: output rows (forward), planes of one image (gradient)
-    int32_t extra;         // the first cores have one more
+    // Output row, over (plane, image, row), at which each core starts; behind the last, their number. Two more than the
+    // cores, so that the size is a multiple of 8.
+    int32_t first[NEO_CELL_MAX_CORES + 2];
     int32_t runs;
     int32_t runEnd[NEO_CELL_MAX_RUNS]; // channel behind the run; of the last one, behind the last lane
     uint16_t runA[NEO_CELL_MAX_RUNS];  // NeoCellPack
@@ -197,6 +199,12 @@ NEO_CELL_FN int32_t NeoCellBlockRows(const NeoCellTiling& tiling, const uint16_t
     return rows;
 }
 
+// Rows of a strip whose rows lie in UB in the order of `phases` phases: whole periods, 0 if not even one fits.
+NEO_CELL_FN int32_t NeoCellOrderedStrip(int32_t strip, int32_t phases)
+{
+    return strip / phases * phases;
+}
+
 // Inputs that outputs `begin` to before `end` of the runs `first` to `last` read, within the map.
 NEO_CELL_FN void NeoCellWindow(
     const uint16_t* sides, int32_t first, int32_t last, int32_t begin, int32_t end, int32_t size, int32_t& low,
@@ -216,15 +224,15 @@ NEO_CELL_FN void NeoCellWindow(
 // The device's compiler does not see what only the host needs.
 #if (!defined(__CCE_AICORE__) && !defined(__NPU_ARCH__)) || defined(NEO_CELL_HOST_TILING)
 
-// Most inputs that `outputs` neighbouring ones of `total` outputs can need, wherever they begin.
+// Most inputs that `outputs` neighbouring ones of `total` outputs of the runs [first, next) need, wherever they begin.
 inline int32_t NeoCellMostInputs(
-    const uint16_t* sides, int32_t runs, int32_t outputs, int32_t total, int32_t size)
+    const uint16_t* sides, int32_t first, int32_t next, int32_t outputs, int32_t total, int32_t size)
 {
     int32_t most = 0;
     for (int32_t begin = 0; begin + outputs <= total; ++begin) {
         int32_t low;
         int32_t high;
-        NeoCellWindow(sides, 0, runs - 1, begin, begin + outputs, size, low, high);
+        NeoCellWindow(sides, first, next - 1, begin, begin + outputs, size, low, high);
         most = NeoCellMax(most, high - low);
     }
     return most;
@@ -235,8 +243,24 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
 {
     tiling.strip = strip;
     tiling.columns = columns;
-    tiling.windowRows = NeoCellMostInputs(tiling.runA, problem.runs, strip, problem.hOut, problem.hIn);
-    tiling.windowColumns = NeoCellMostInputs(tiling.runB, problem.runs, columns, problem.wOut, problem.wIn);
+    tiling.windowRows = NeoCellMostInputs(tiling.runA, 0, problem.runs, strip, problem.hOut, problem.hIn);
+    // Rows in the order of their phases leave places empty where the phases do not divide them.
+    for (int32_t run = 0; run < problem.runs && problem.gradient == 0; ++run) {
+        const NeoCellMatrix& a = problem.a[run];
+        int32_t next = run + 1;
+        while (next < problem.runs && NeoCellSameSize(tiling.runA[run], tiling.runA[next])) {
+            ++next;
+        }
+        const int32_t outputs = NeoCellOrderedStrip(strip, a.kOut);
+        if (outputs > 0) {
+            const int32_t rows =
+                NeoCellMostInputs(tiling.runA, run, next, NeoCellMin(outputs, problem.hOut), problem.hOut, problem.hIn);
+            tiling.windowRows = NeoCellMax(tiling.windowRows, NeoCellCeil(rows, a.kIn) * a.kIn);
+        }
+        run = next - 1;
+    }
+    tiling.windowColumns =
+        NeoCellMostInputs(tiling.runB, 0, problem.runs, columns, problem.wOut, problem.wIn);
     const int64_t stored = static_cast<int64_t>(problem.c0) * problem.elementBytes;
     const int64_t computed = static_cast<int64_t>(problem.c0) * problem.computeBytes;
     const bool cast = problem.elementBytes != problem.computeBytes;
@@ -246,7 +270,7 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
     const int64_t coefficient = NEO_CELL_LANES * (2 * problem.elementBytes + (cast ? problem.computeBytes : 0));
     int64_t bytes = 2 * (window + output) * stored + (rows + 1) * coefficient;
     bytes += static_cast<int64_t>(strip) * tiling.windowColumns * computed; // A x
-    bytes += cast ? (window + output) * computed : 0;
+    bytes += cast ? ((problem.gradient != 0 ? 1 : 2) * window + output) * computed : 0;
     if (problem.gradient != 0) {
         bytes += static_cast<int64_t>(tiling.windowRows) * columns * computed; // x B
         bytes += rows * NEO_CELL_LANES * problem.computeBytes;
@@ -255,30 +279,56 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
     return bytes;
 }
 
-// What strips of `strip` rows and `columns` columns cost a core with `rows` rows of a plane, about, in cycles: repeats of
-// 8 positions (in the product with B 8 rows lie across a repeat), copies of rows that neighbouring strips share, and two
-// cycles for each block of 32 bytes from or to memory. Columns that are computed apart read their margins twice.
+// Repeats for each output row and 8 positions, over the segments of a block of 16 channels, times 64.
+inline int64_t NeoCellBlockWork(const NeoCellTiling& tiling, const uint16_t* sides, int32_t run, int32_t channel)
+{
+    const int32_t stop = NeoCellMin(channel + NEO_CELL_LANES, tiling.runEnd[tiling.runs - 1]);
+    int64_t work = 0;
+    while (channel < stop) {
+        const NeoCellSegment segment = NeoCellNextSegment(tiling, sides, run, channel, stop);
+        work += 64 * NeoCellSegmentRows(sides, segment) / segment.kOut;
+        channel = segment.end;
+        run = NeoCellRunAfter(tiling, segment);
+    }
+    return work;
+}
+
+// Cycles for an output row of a plane, about: 2 for each repeat, or 2 for each block of 32 bytes from or to memory.
+inline int64_t NeoCellRowCost(const NeoCellProblem& problem, int64_t workA, int64_t workB, int32_t rows)
+{
+    const int64_t vector = (workA * problem.wIn + workB * problem.wOut) / 256;
+    const int64_t pixel = problem.c0 * problem.elementBytes / NEO_CELL_BLOCK;
+    const int64_t memory = 2 * pixel * (problem.wIn + problem.wOut + rows / (problem.hOut * problem.images));
+    return (vector > memory ? vector : memory) + 1;
+}
+
+// What strips of `strip` rows and `columns` columns cost a core with `rows` rows of a plane, about, in cycles: 22 for
+// an instruction, 2 for a repeat, 2 for a block of 32 bytes from or to memory. In the product with B 8 rows, or 8
+// columns of a phase, lie across a repeat. Columns that are computed apart read their margins twice.
 inline int64_t NeoCellCost(
     const NeoCellProblem& problem, NeoCellTiling& tiling, int32_t rows, int32_t strip, int32_t columns)
 {
     NeoCellBuffers(problem, tiling, strip, columns);
-    int32_t taps = 1;
+    int64_t k = 1;
     for (int32_t run = 0; run < problem.runs; ++run) {
-        taps = NeoCellMax(taps, NeoCellMax(problem.a[run].kIn, problem.b[run].kIn));
+        k = NeoCellMax(static_cast<int32_t>(k), NeoCellMax(problem.a[run].kIn, problem.b[run].kIn));
     }
+    const int32_t period = static_cast<int32_t>(k);
     const int64_t tiles = NeoCellCeil(problem.wOut, columns);
     const int64_t strips = NeoCellCeil(rows, strip);
     const int64_t across = NeoCellCeil(tiling.windowColumns, NEO_CELL_GROUP);
-    const int64_t last = rows - (strips - 1) * strip;
     // Rows that are too far apart for one instruction are done one by one.
     const int32_t apart = NeoCellMax(tiling.windowColumns, columns) * problem.c0 * problem.computeBytes;
     const int32_t group = apart <= NEO_CELL_MAX_STRIDE * NEO_CELL_BLOCK ? NEO_CELL_GROUP : 1;
-    const int64_t groups =
-        (strips - 1) * NeoCellCeil(strip, group) + NeoCellCeil(static_cast<int32_t>(last), group);
-    const int64_t repeats = taps * (rows * across + groups * columns);
-    const int64_t kept = (strips - 1) * (tiling.windowRows - NeoCellMin(strip, tiling.windowRows)) * across;
+    const int64_t byRows = NeoCellCeil(strip, group);
+    const int64_t byColumns = NeoCellCeil(NeoCellCeil(columns, period), NEO_CELL_GROUP);
+    const int64_t straight = k * k * byRows * (22 + 2 * NeoCellCeil(columns, period));
+    const int64_t turned = k * k * byColumns * (22 + 2 * strip);
+    const int64_t left = k * (22 * k + 2 * strip * across);
+    const int64_t kept = tiling.windowRows > strip ? (tiling.windowRows - strip) * across : 0;
     const int64_t pixel = problem.c0 * problem.elementBytes / NEO_CELL_BLOCK;
-    return tiles * (repeats + kept) + 2 * rows * pixel * (tiles * tiling.windowColumns + problem.wOut);
+    return tiles * (strips * (left + (straight < turned ? straight : turned)) + (strips - 1) * kept) +
+           2 * rows * pixel * (tiles * tiling.windowColumns + problem.wOut);
 }
 
 inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
@@ -356,37 +406,54 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
     tiling.wOut = problem.wOut;
     tiling.hasBias = problem.hasBias;
 
-    const int64_t units = static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient ? 1 : problem.hOut);
+    const int64_t units = static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient != 0 ? 1 : problem.hOut);
     if (units > INT32_MAX || lanes > INT32_MAX) {
         return "x is too large";
     }
     tiling.cores = NeoCellMin(NeoCellMin(device.cores, NEO_CELL_MAX_CORES), static_cast<int32_t>(units));
-    tiling.share = static_cast<int32_t>(units) / tiling.cores;
-    tiling.extra = static_cast<int32_t>(units) % tiling.cores;
-    const int32_t unitsOfPlane = problem.images * (problem.gradient ? 1 : problem.hOut);
-    int32_t core = 0;
-    int32_t run = 0;
-    for (int32_t channel = 0; channel < lanes; channel += NEO_CELL_LANES) {
-        while (tiling.runEnd[run] <= channel) {
-            ++run;
+    const int32_t rowsOfPlane = problem.images * problem.hOut;
+    int64_t total = 0;
+    for (int32_t pass = 0; pass < 2; ++pass) {
+        int64_t done = 0;
+        int32_t core = 0;
+        int32_t run = 0;
+        tiling.totalA = 0;
+        tiling.totalB = 0;
+        for (int32_t plane = 0; plane < problem.planes; ++plane) {
+            const int32_t channel = plane * problem.c0 / NEO_CELL_LANES * NEO_CELL_LANES;
+            while (tiling.runEnd[run] <= channel) {
+                ++run;
+            }
+            const int32_t rowsA = NeoCellBlockRows(tiling, tiling.runA, run, channel);
+            const int32_t rowsB = NeoCellBlockRows(tiling, tiling.runB, run, channel);
+            const int64_t cost = NeoCellRowCost(
+                problem, NeoCellBlockWork(tiling, tiling.runA, run, channel),
+                NeoCellBlockWork(tiling, tiling.runB, run, channel), rowsA + rowsB);
+            // Every core gets the same cost; in the second pass the total is known.
+            for (; pass == 1 && core < tiling.cores && total * core / tiling.cores < done + cost * rowsOfPlane;
+                 ++core) {
+                int32_t row = static_cast<int32_t>((total * core / tiling.cores - done) / cost);
+                row -= problem.gradient ? row % problem.hOut : 0;
+                tiling.first[core] = plane * rowsOfPlane + row;
+                tiling.offsetA[core] = tiling.totalA;
+                tiling.offsetB[core] = tiling.totalB;
+            }
+            done += cost * rowsOfPlane;
+            const bool last = (plane + 1) * problem.c0 % NEO_CELL_LANES == 0 || plane + 1 == problem.planes;
+            tiling.mostA = NeoCellMax(tiling.mostA, rowsA);
+            tiling.mostB = NeoCellMax(tiling.mostB, rowsB);
+            tiling.totalA += last ? rowsA : 0;
+            tiling.totalB += last ? rowsB : 0;
         }
-        const int32_t planeEnd = NeoCellMin((channel + NEO_CELL_LANES) / problem.c0, problem.planes);
-        while (core < tiling.cores &&
-               core * tiling.share + NeoCellMin(core, tiling.extra) < planeEnd * unitsOfPlane) {
-            tiling.offsetA[core] = tiling.totalA;
-            tiling.offsetB[core] = tiling.totalB;
-            ++core;
-        }
-        const int32_t rowsA = NeoCellBlockRows(tiling, tiling.runA, run, channel);
-        const int32_t rowsB = NeoCellBlockRows(tiling, tiling.runB, run, channel);
-        tiling.mostA = NeoCellMax(tiling.mostA, rowsA);
-        tiling.mostB = NeoCellMax(tiling.mostB, rowsB);
-        tiling.totalA += rowsA;
-        tiling.totalB += rowsB;
+        total = done;
     }
+    tiling.first[tiling.cores] = problem.planes * rowsOfPlane;
 
-    const int32_t rows =
-        problem.gradient ? problem.hOut : NeoCellMin(problem.hOut, tiling.share + (tiling.extra != 0 ? 1 : 0));
+    // Whole rows if they fit, and as many as pay: NeoCellCost.
+    int32_t rows = 0;
+    for (int32_t core = 0; core < tiling.cores; ++core) {
+        rows = NeoCellMax(rows, NeoCellMin(problem.hOut, tiling.first[core + 1] - tiling.first[core]));
+    }
     int64_t best = -1;
     int32_t strip = 0;
     int32_t columns = 0;
@@ -403,13 +470,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
         if (most == 0) {
             continue;
         }
-        const int32_t even = NeoCellCeil(rows, NeoCellCeil(rows, most));
-        const int32_t whole = NeoCellCeil(even, NEO_CELL_GROUP) * NEO_CELL_GROUP;
-        const int32_t candidates[] = {most, even, NeoCellMin(whole, rows), most / NEO_CELL_GROUP * NEO_CELL_GROUP};
-        for (int32_t candidate : candidates) {
-            if (candidate < 1 || candidate > most) {
-                continue;
-            }
+        for (int32_t candidate = most; candidate > 0 && candidate > most - 2 * NEO_CELL_MAX_KERNEL; --candidate) {
             const int64_t cost = NeoCellCost(problem, tiling, rows, candidate, width);
             if (best < 0 || cost < best) {
                 best = cost;

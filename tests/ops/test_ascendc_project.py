@@ -1,0 +1,215 @@
+"""The operator project's C++ sources agree with what the Python side writes and calls."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from neonext_ms.export import custom_op
+from neonext_ms.ops import package
+from neonext_ms.ops.packing import LANES, RUN_ATTRIBUTES
+from neonext_ms.ops.soc import SOCS
+
+PROJECT = package.PROJECT
+KINDS = {"INTS": "ListInt", "INT": "Int"}
+
+
+def _source(name: str) -> str:
+    """A source without its comments."""
+    return re.sub(r"//[^\n]*", "", (PROJECT / name).read_text(encoding="utf-8"))
+
+
+def _strings(source: str, name: str) -> list[str]:
+    """The strings of `const char* const NAME[] = {...}`."""
+    return re.findall(r'"([^"]*)"', re.search(rf"\b{name}\[\] = \{{([^}}]*)\}}", source)[1])
+
+
+HOST = _source("op_host/neo_cell_host.h")
+PLUGIN = _source("framework/onnx_plugin/neo_cell_plugin.cc")
+
+
+def test_attributes_of_the_operators_are_those_of_the_node():
+    names = _strings(HOST, "RUN_ATTRIBUTES")
+    assert tuple(names) == tuple(RUN_ATTRIBUTES)
+    for constant in ("OUTPUT_SIZE_ATTRIBUTE", "ACCUMULATE_ATTRIBUTE"):
+        names += re.findall(rf'\b{constant} = "(\w+)"', HOST)
+    assert names == list(custom_op.ATTRIBUTES)
+    # In the order of the enumeration that tiling reads them by.
+    order = re.search(r"enum AttributeIndex \{([^}]*)\}", HOST)[1].replace(" ", "").lower().split(",")
+    assert order == names
+    kinds = dict.fromkeys(RUN_ATTRIBUTES, "ListInt")
+    for constant, name in (("OUTPUT_SIZE_ATTRIBUTE", "output_size"), ("ACCUMULATE_ATTRIBUTE", "accumulate_fp32")):
+        kinds[name] = re.search(rf"Attr\({constant}\)\.AttrType\(ops::OPTIONAL\)\.(\w+)\(", HOST)[1]
+    assert re.search(r"Attr\(name\)\.AttrType\(ops::REQUIRED\)\.ListInt\(\)", HOST)
+    assert kinds == {name: KINDS[kind] for name, kind in custom_op.ATTRIBUTES.items()}
+
+
+def test_mindspore_passes_the_same_attributes():
+    from neonext_ms.ops import ascend
+
+    kinds = {"INTS": "listInt", "INT": "int"}
+    assert list(ascend.ATTRIBUTES.items()) == [(name, kinds[kind]) for name, kind in custom_op.ATTRIBUTES.items()]
+
+
+def test_plugin_reads_every_attribute_by_its_type():
+    ints = _strings(PLUGIN, "REQUIRED_INTS") + _strings(PLUGIN, "OPTIONAL_INTS")
+    read = dict.fromkeys(ints, "INTS") | dict.fromkeys(_strings(PLUGIN, "OPTIONAL_INT"), "INT")
+    assert read == custom_op.ATTRIBUTES
+    assert _strings(PLUGIN, "REQUIRED_INTS") == list(RUN_ATTRIBUTES)
+
+
+def test_plugin_is_registered_for_every_opset_that_the_exporter_writes():
+    assert re.search(r'REGISTER_CUSTOM_OP\("(\w+)"\)', PLUGIN)[1] == custom_op.OP_TYPE
+    found = re.findall(r'"ai\.onnx::(\d+)::(\w+)"', PLUGIN)
+    assert found == [(str(opset), custom_op.OP_TYPE) for opset in custom_op.OPSETS]
+    assert custom_op.DOMAIN == ""
+
+
+@pytest.mark.parametrize("kernel", package.OPERATORS)
+def test_definition_and_kernel_have_the_same_parameters(kernel):
+    host, device = _source(f"op_host/{kernel}.cpp"), _source(f"op_kernel/{kernel}.cpp")
+    operator = package.OPERATORS[kernel]
+    assert re.search(r"OP_ADD\((\w+)\)", host)[1] == operator
+    assert f"class {operator} : public OpDef" in host
+    parameters = re.findall(r'definition\.(?:Input|Output)\("(\w+)"\)', host)
+    entry = re.search(rf'extern "C" __global__ __aicore__ void {kernel}\(([^)]*)\)', device)[1]
+    assert re.findall(r"GM_ADDR (\w+)", entry) == [*parameters, "workspace", "tiling"]
+    # CANN greps these, so they have to be one line each.
+    assert re.search(r"^\s*REGISTER_TILING_DEFAULT\(NeoCellTiling\);", device, re.M)
+    assert re.search(r"^\s*GET_TILING_DATA_WITH_STRUCT\(NeoCellTiling, \w+, tiling\);", device, re.M)
+
+
+def test_inputs_and_outputs_are_those_of_the_node():
+    host = _source("op_host/neo_cell.cpp")
+    assert re.findall(r'definition\.Input\("(\w+)"\)', host) == list(custom_op.INPUTS)
+    assert re.findall(r'definition\.Output\("(\w+)"\)', host) == list(custom_op.OUTPUTS)
+    (optional,) = re.findall(r'Input\("(\w+)"\)\.ParamType\(OPTIONAL\)', host)
+    assert "optional" in custom_op.INPUTS[optional]
+
+
+def test_families_and_their_bfloat16_are_those_of_the_device_table():
+    families = dict(re.findall(r'\{"(\w+)", (true|false)\}', HOST))
+    assert tuple(families) == package.FAMILIES
+    for soc in SOCS.values():
+        if soc.family in families:
+            assert families[soc.family] == str(soc.bf16).lower(), soc.name
+    # The older 910 is the one family that the kernels are not made for.
+    assert {soc.family for soc in SOCS.values()} - set(families) == {"ascend910"}
+
+
+def test_limits_are_those_that_python_checks():
+    from neonext_ms.ops import ascend
+
+    tiling = _source("op_kernel/neo_cell_tiling.h")
+    constants = dict(re.findall(r"constexpr int32_t (\w+) = (\d+);", tiling))
+    assert int(constants["NEO_CELL_LANES"]) == LANES
+    assert int(constants["NEO_CELL_MAX_RUNS"]) == ascend.MOST_RUNS
+    assert int(constants["NEO_CELL_MAX_KERNEL"]) == ascend.LARGEST_MATRIX
+    cores = max(soc.vector_units for soc in SOCS.values() if soc.family in package.FAMILIES)
+    assert int(constants["NEO_CELL_MAX_CORES"]) >= cores
+
+
+def test_presets_ask_for_sources_and_name_the_vendor():
+    presets = json.loads((PROJECT / "CMakePresets.json").read_text())
+    variables = presets["configurePresets"][0]["cacheVariables"]
+    # ATC compiles kernels for fixed shapes from their sources.
+    assert variables["ENABLE_SOURCE_PACKAGE"]["value"] == variables["ENABLE_BINARY_PACKAGE"]["value"] == "True"
+    assert variables["vendor_name"]["value"] == package.VENDOR
+    assert tuple(variables["ASCEND_COMPUTE_UNIT"]["value"].split(";")) == package.FAMILIES
+
+
+def test_folders_are_flat():
+    """MindSpore's compiler copies the *.cpp and *.h of op_host and op_kernel, and nothing below them."""
+    for folder in ("op_host", "op_kernel"):
+        assert not [path for path in (PROJECT / folder).iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+
+def _compile(tmp_path, text: str, *arguments: str) -> list[str]:
+    (tmp_path / "main.cpp").write_text(text)
+    binary = tmp_path / "main"
+    include = [f"-I{PROJECT / folder}" for folder in ("op_kernel", "framework/onnx_plugin")]
+    command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", *include, str(tmp_path / "main.cpp")]
+    subprocess.run([*command, "-o", str(binary)], check=True)
+    done = subprocess.run([str(binary), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+@compiler
+def test_tiling_header_is_cxx11(tmp_path):
+    """CANN 8.x compiles op_host with -std=c++11."""
+    code = """
+    #include "neo_cell_tiling.h"
+    #include <cstdio>
+    #include <type_traits>
+    static_assert(std::is_trivial<NeoCellTiling>::value && std::is_standard_layout<NeoCellTiling>::value, "copied");
+    int main() { NeoCellProblem problem{}; NeoCellDevice device{8, 1 << 18}; NeoCellTiling tiling;
+                 std::puts(NeoCellMakeTiling(problem, device, tiling)); return sizeof(NeoCellTiling) > 2048; }
+    """
+    (reason,) = _compile(tmp_path, code)
+    assert "x must be" in reason
+
+
+READ = """
+#include "onnx_attributes.h"
+#include <cstdio>
+int main(int, char** argv)
+{
+    std::map<std::string, neo_cell_onnx::Attribute> attributes;
+    const std::string text = argv[1];
+    if (!neo_cell_onnx::Reader(text).Read(attributes)) { std::puts("refused"); return 0; }
+    for (const auto& entry : attributes) {
+        std::printf("%s %lld %lld", entry.first.c_str(), (long long)entry.second.type, (long long)entry.second.i);
+        for (const int64_t value : entry.second.ints) { std::printf(" %lld", (long long)value); }
+        std::puts("");
+    }
+}
+"""
+
+
+@compiler
+def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
+    """CANN's parser makes JSON of the node's attributes: indent of two, keys in alphabetical order."""
+    attributes = [
+        {"ints": [24, 24, 48], "name": "channels", "type": 7},
+        {"doc_string": 'a "quoted" {[,]} note', "i": 1, "name": "accumulate_fp32", "type": 2},
+        {"f": "0.5", "floats": [1.5, -2.0], "name": "unused", "t": {"dims": [1, [2]], "raw_data": "]}"}, "type": 6},
+        {"ints": [-1], "name": "output_size", "type": 7},
+    ]
+    expected = ["accumulate_fp32 2 1", "channels 7 0 24 24 48", "output_size 7 0 -1", "unused 6 0"]
+    whole = json.dumps({"attribute": attributes}, indent=2)
+    assert _compile(tmp_path, READ, whole) == expected
+    run = str(tmp_path / "main")
+
+    def read(text):
+        done = subprocess.run([run, text], check=True, capture_output=True, text=True, timeout=10)
+        return done.stdout.splitlines()
+
+    assert read(json.dumps({"attribute": attributes})) == expected
+    assert read('{"attribute": []}') == []
+    # Cut off anywhere, it is refused, and never read beyond its end.
+    assert all(read(whole[:length]) == ["refused"] for length in range(0, len(whole) - 1, 7))
+    assert read('{"other": []}') == read("") == read("[]") == ["refused"]
+
+
+def test_plugin_reads_the_node_that_the_exporter_writes():
+    """Every attribute of a node is one that the plugin reads, by ONNX's own type numbers."""
+    import onnx
+    from onnx import helper
+
+    reader = _source("framework/onnx_plugin/onnx_attributes.h")
+    numbers = dict(re.findall(r"TYPE_(\w+) = (\d+)", reader))
+    assert {name: int(value) for name, value in numbers.items()} == {
+        kind: getattr(onnx.AttributeProto, kind) for kind in set(custom_op.ATTRIBUTES.values())
+    }
+    from neonext_ms.ops import NeoCellSpec
+
+    spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}])
+    node = helper.make_node(custom_op.OP_TYPE, ["x"], ["y"], **custom_op.attributes(spec))
+    assert set(RUN_ATTRIBUTES) <= {attribute.name for attribute in node.attribute} <= set(custom_op.ATTRIBUTES)
