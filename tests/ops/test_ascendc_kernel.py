@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from conftest import goldens, relative_max
 from neonext_ms.errors import InputError
 from neonext_ms.ops import NeoCellSpec, reference
-from neonext_ms.ops.packing import plan
 from neonext_ms.ops.soc import soc as soc_of
 from neonext_ms.ops.twin import neo_cell as twin
 from neonext_ms.registry import model_config

@@ -502,7 +502,8 @@ KERNEL(padded_copy_on_310p)
 {
     Bench b(gx, gy);
     LocalTensor<half> a = b.in.AllocTensor<half>();
-    DataCopyPad(a, b.x, DataCopyExtParams(1, 20, 0, 0, 0), DataCopyPadExtParams<half>());  // refused: not-on-arch | 2002
+    DataCopyPadExtParams<half> padding;
+    DataCopyPad(a, b.x, DataCopyExtParams(1, 20, 0, 0, 0), padding);  // refused: not-on-arch | 2002
 }
 
 KERNEL(shift_on_310p)

@@ -1,0 +1,21 @@
+// A stand-in for AscendC's kernel_operator.h with which a vector kernel's own source runs on the host.
+//
+// It checks the device's rules and counts each pipe's work; it is not a device and simulates no time. docs/twin.md
+// says what is checked and what is missing.
+#pragma once
+
+#include <utility>
+
+#include "twin/convert.h"
+#include "twin/copy.h"
+#include "twin/dtypes.h"
+#include "twin/elementwise.h"
+#include "twin/launch.h"
+#include "twin/library.h"
+#include "twin/pipe.h"
+#include "twin/rearrange.h"
+#include "twin/reduce.h"
+#include "twin/scalar.h"
+#include "twin/select.h"
+#include "twin/system.h"
+#include "twin/traits.h"

@@ -1,0 +1,242 @@
+// Cast: conversion between data types with every rounding mode.
+#pragma once
+
+#include "vector.h"
+
+namespace neonext_twin {
+
+constexpr uint32_t round_bit(AscendC::RoundMode mode)
+{
+    return 1u << static_cast<int>(mode);
+}
+
+constexpr uint32_t round_none = round_bit(AscendC::RoundMode::CAST_NONE);
+constexpr uint32_t round_rint = round_bit(AscendC::RoundMode::CAST_RINT);
+constexpr uint32_t round_odd = round_bit(AscendC::RoundMode::CAST_ODD);
+constexpr uint32_t round_directed =
+    round_bit(AscendC::RoundMode::CAST_FLOOR) | round_bit(AscendC::RoundMode::CAST_CEIL) |
+    round_bit(AscendC::RoundMode::CAST_ROUND) | round_bit(AscendC::RoundMode::CAST_TRUNC);
+constexpr uint32_t round_five = round_rint | round_directed;
+
+/// Rounding modes of one conversion on 2002, 2201 and 3002; 0: it does not exist there.
+struct CastSupport {
+    uint32_t from;
+    uint32_t to;
+    uint32_t on_2002;
+    uint32_t on_2201;
+    uint32_t on_3002;
+
+    constexpr uint32_t here() const
+    {
+        return __NPU_ARCH__ == 2002 ? on_2002 : __NPU_ARCH__ == 2201 ? on_2201 : on_3002;
+    }
+};
+
+constexpr CastSupport cast_table[] = {
+    {type_i8, type_half, round_none, round_none, round_none},
+    {type_u8, type_half, round_none, round_none, round_none},
+    {type_i16, type_half, round_none, round_five | round_none, round_five | round_none},
+    {type_i16, type_float, 0, round_none, round_none},
+    {type_half, type_i8, round_directed | round_none, round_five | round_none, round_five | round_none},
+    {type_half, type_u8, round_directed | round_none, round_five | round_none, round_five | round_none},
+    {type_half, type_i16, round_rint, round_five, round_five},
+    {type_half, type_i32, round_five, round_five, round_five},
+    {type_half, type_float, round_none, round_none, round_none},
+    {type_bf16, type_i32, 0, round_five, round_five},
+    {type_bf16, type_float, 0, round_none, round_none},
+    {type_i32, type_i16, round_none, round_none, round_none},
+    // With SetDeqScale; the rounding mode has no effect.
+    {type_i32, type_half, ~0u, ~0u, ~0u},
+    {type_i32, type_float, round_none, round_five | round_none, round_five | round_none},
+    {type_i32, type_i64, 0, round_none, round_none},
+    {type_float, type_i16, 0, round_five, round_five},
+    {type_float, type_half, round_none | round_odd, round_five | round_none | round_odd,
+     round_five | round_none | round_odd},
+    {type_float, type_bf16, 0, round_five, round_five},
+    {type_float, type_i32, round_five, round_five, round_five},
+    {type_float, type_float, 0, round_five, round_five},
+    {type_float, type_i64, 0, round_five, round_five},
+    {type_i64, type_i32, 0, round_none, round_none},
+    {type_i64, type_float, 0, round_five, round_five},
+};
+
+inline const char* round_name(AscendC::RoundMode mode)
+{
+    static const char* const names[] = {"CAST_NONE", "CAST_RINT", "CAST_FLOOR", "CAST_CEIL",
+                                        "CAST_ROUND", "CAST_TRUNC", "CAST_ODD"};
+    return static_cast<int>(mode) < 7 ? names[static_cast<int>(mode)] : "an unknown mode";
+}
+
+template <typename D, typename A>
+inline void check_cast(AscendC::RoundMode mode)
+{
+    for (const CastSupport& row : cast_table) {
+        if (row.from != type_bit<A>() || row.to != type_bit<D>()) {
+            continue;
+        }
+        if (row.here() != 0 && (row.here() & round_bit(mode)) == 0) {
+            machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no %s from %s to %s", __NPU_ARCH__,
+                           machine.soc.c_str(), round_name(mode), type_name<A>(), type_name<D>());
+        }
+        if (row.here() != 0) {
+            return;
+        }
+    }
+    machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no conversion from %s to %s", __NPU_ARCH__,
+                   machine.soc.c_str(), type_name<A>(), type_name<D>());
+}
+
+/// A number without a fraction, rounded from `value` by `mode`. Wide, so that int64_t is exact where the host allows.
+inline long double round_integer(long double value, AscendC::RoundMode mode)
+{
+    using AscendC::RoundMode;
+    switch (mode) {
+        case RoundMode::CAST_FLOOR: return std::floor(value);
+        case RoundMode::CAST_CEIL: return std::ceil(value);
+        case RoundMode::CAST_ROUND: return std::round(value);
+        case RoundMode::CAST_TRUNC: return std::trunc(value);
+        case RoundMode::CAST_ODD: {
+            const long double down = std::floor(value);
+            return down == value || std::fmod(down, 2.0L) != 0.0L ? down : down + 1.0L;
+        }
+        default: return std::nearbyint(value);
+    }
+}
+
+/// A binary format: significant bits, exponent of the smallest normal number (as frexp gives it), largest number.
+struct Format {
+    int digits;
+    int least;
+    double largest;
+};
+
+constexpr Format format_half{11, -13, 65504.0};
+constexpr Format format_bfloat{8, -125, 3.3895313892515355e38};
+constexpr Format format_float{24, -125, 3.4028234663852886e38};
+
+inline float round_format(long double value, const Format& format, AscendC::RoundMode mode)
+{
+    if (!std::isfinite(value) || value == 0.0L) {
+        return static_cast<float>(value);
+    }
+    int exponent = 0;
+    std::frexp(value, &exponent);
+    const int unit = std::max(exponent, format.least) - format.digits;
+    const long double rounded = std::ldexp(round_integer(std::ldexp(value, -unit), mode), unit);
+    if (std::abs(rounded) <= format.largest) {
+        return static_cast<float>(std::copysign(rounded, value));
+    }
+    using AscendC::RoundMode;
+    const bool stays = mode == RoundMode::CAST_TRUNC || mode == RoundMode::CAST_ODD ||
+                       (mode == RoundMode::CAST_FLOOR && value > 0) || (mode == RoundMode::CAST_CEIL && value < 0);
+    const double limit = stays ? format.largest : std::numeric_limits<double>::infinity();
+    return static_cast<float>(std::copysign(limit, static_cast<double>(value)));
+}
+
+/// One lane to an integer type: rounded, then saturated; not a number gives 0.
+template <typename D>
+inline D to_integer(double value, AscendC::RoundMode mode)
+{
+    if (value != value) {
+        return 0;
+    }
+    const long double rounded = round_integer(value, mode);
+    if (rounded <= static_cast<long double>(std::numeric_limits<D>::min())) {
+        return std::numeric_limits<D>::min();
+    }
+    if (rounded >= static_cast<long double>(std::numeric_limits<D>::max())) {
+        return std::numeric_limits<D>::max();
+    }
+    return static_cast<D>(rounded);
+}
+
+template <typename D, typename A>
+inline compute_t<D> convert_lane(compute_t<A> value, AscendC::RoundMode mode)
+{
+    using AscendC::RoundMode;
+    if constexpr (std::is_integral_v<D> && std::is_integral_v<A>) {
+        return static_cast<D>(std::clamp<int64_t>(value, std::numeric_limits<D>::min(), std::numeric_limits<D>::max()));
+    } else if constexpr (std::is_integral_v<D>) {
+        return to_integer<D>(value, mode);
+    } else if constexpr (std::is_same_v<D, half> && std::is_same_v<A, int32_t>) {
+        return static_cast<float>(value) * float(machine.deq_scale);
+    } else if constexpr (std::is_same_v<D, float> && std::is_same_v<A, float>) {
+        return static_cast<float>(round_integer(value, mode));
+    } else if constexpr (std::is_same_v<D, half> || std::is_same_v<D, bfloat16_t> ||
+                         (std::is_same_v<D, float> && std::is_integral_v<A>)) {
+        // To nearest even is what narrowing does anyhow.
+        if (mode == RoundMode::CAST_NONE || mode == RoundMode::CAST_RINT) {
+            return static_cast<float>(value);
+        }
+        constexpr Format format = std::is_same_v<D, half>         ? format_half
+                                  : std::is_same_v<D, bfloat16_t> ? format_bfloat
+                                                                  : format_float;
+        return round_format(static_cast<long double>(value), format, mode);
+    } else {
+        return static_cast<compute_t<D>>(value);
+    }
+}
+
+template <typename D, typename A>
+constexpr int cast_lanes()
+{
+    return repeat_bytes / (sizeof(D) > sizeof(A) ? sizeof(D) : sizeof(A));
+}
+
+/// Operands of different sizes may lie on each other as long as no repeat reads what an earlier one wrote.
+template <typename D, typename A>
+inline void run_cast(const Lanes& lanes, const UnaryOperands& operands, AscendC::RoundMode mode)
+{
+    run_unary<false, D, A>(
+        lanes, operands.dst, operands.a,
+        [mode](compute_t<D>* out, const compute_t<A>* a, int n) {
+            for (int i = 0; i < n; ++i) {
+                out[i] = convert_lane<D, A>(a[i], mode);
+            }
+        });
+}
+
+}  // namespace neonext_twin
+
+namespace AscendC {
+
+template <typename T, typename U, bool isSetMask = true>
+inline void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
+                 const MaskBits& mask, Field<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
+                 Where at = Where::here())
+{
+    machine.enter("Cast", at);
+    neonext_twin::check_cast<T, U>(roundMode);
+    const auto operands = neonext_twin::unary_operands(dst, src, repeatParams);
+    constexpr int per_repeat = neonext_twin::cast_lanes<T, U>();
+    neonext_twin::run_cast<T, U>(neonext_twin::lanes_of<isSetMask>(per_repeat, mask, repeatTime), operands, roundMode);
+}
+
+template <typename T, typename U, bool isSetMask = true>
+inline void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode, uint64_t mask,
+                 Field<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams, Where at = Where::here())
+{
+    machine.enter("Cast", at);
+    neonext_twin::check_cast<T, U>(roundMode);
+    const auto operands = neonext_twin::unary_operands(dst, src, repeatParams);
+    constexpr int per_repeat = neonext_twin::cast_lanes<T, U>();
+    neonext_twin::run_cast<T, U>(neonext_twin::lanes_of<isSetMask>(per_repeat, mask, repeatTime), operands, roundMode);
+}
+
+template <typename T, typename U>
+inline void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode, const uint32_t count,
+                 Where at = Where::here())
+{
+    machine.enter("Cast", at);
+    neonext_twin::check_cast<T, U>(roundMode);
+    constexpr int per_repeat = neonext_twin::cast_lanes<T, U>();
+    const auto operands = neonext_twin::unary_operands(dst, src, per_repeat);
+    neonext_twin::run_cast<T, U>(neonext_twin::lanes_of_count(per_repeat, count), operands, roundMode);
+}
+
+inline void SetDeqScale(half scale)
+{
+    machine.deq_scale = scale;
+}
+
+}  // namespace AscendC

@@ -1,0 +1,287 @@
+// half and bfloat16_t: storage of 16 bits, arithmetic in float, rounded to nearest even.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+namespace neonext_twin {
+
+inline uint32_t float_bits(float value)
+{
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+inline float float_of(uint32_t bits)
+{
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+inline float half_to_float(uint16_t half)
+{
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+    const uint32_t magnitude = half & 0x7fffu;
+    if (magnitude >= 0x7c00u) {
+        const uint32_t quiet = magnitude > 0x7c00u ? 0x400000u : 0u;
+        return float_of(sign | 0x7f800000u | quiet | ((magnitude & 0x3ffu) << 13));
+    }
+    if (magnitude < 0x0400u) {
+        const float value = static_cast<float>(magnitude) * 0x1p-24f;
+        return float_of(sign | float_bits(value));
+    }
+    return float_of(sign | ((magnitude << 13) + (112u << 23)));
+}
+
+inline uint16_t float_to_half(float value)
+{
+    const uint32_t bits = float_bits(value);
+    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+    }
+    if (magnitude >= 0x477ff000u) {
+        return static_cast<uint16_t>(sign | 0x7c00u);
+    }
+    if (magnitude < 0x38800000u) {
+        // Adding 0.5 lets the float adder round at the last bit of a subnormal half.
+        const uint32_t rounded = float_bits(float_of(magnitude) + 0.5f) - 0x3f000000u;
+        return static_cast<uint16_t>(sign | rounded);
+    }
+    const uint32_t even = (magnitude >> 13) & 1u;
+    return static_cast<uint16_t>(sign | ((magnitude - (112u << 23) + 0xfffu + even) >> 13));
+}
+
+inline float bfloat_to_float(uint16_t bits)
+{
+    return float_of(static_cast<uint32_t>(bits) << 16);
+}
+
+inline uint16_t float_to_bfloat(float value)
+{
+    const uint32_t bits = float_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        return static_cast<uint16_t>((bits >> 16) | 0x40u);
+    }
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+#if defined(__x86_64__)
+// The compiler's own functions: its header of intrinsics takes longer to read than all the rest of the twin.
+using HalfVector = short __attribute__((vector_size(16)));
+using FloatVector = float __attribute__((vector_size(32)));
+
+__attribute__((target("avx,f16c"))) inline void halves_to_floats_f16c(const uint16_t* from, float* to, int count)
+{
+    int i = 0;
+    for (; i + 8 <= count; i += 8) {
+        HalfVector halves;
+        std::memcpy(&halves, from + i, sizeof(halves));
+        const FloatVector floats = __builtin_ia32_vcvtph2ps256(halves);
+        std::memcpy(to + i, &floats, sizeof(floats));
+    }
+    for (; i < count; ++i) {
+        to[i] = half_to_float(from[i]);
+    }
+}
+
+__attribute__((target("avx,f16c"))) inline void floats_to_halves_f16c(const float* from, uint16_t* to, int count)
+{
+    constexpr int nearest_even = 0;
+    int i = 0;
+    for (; i + 8 <= count; i += 8) {
+        FloatVector floats;
+        std::memcpy(&floats, from + i, sizeof(floats));
+        const HalfVector halves = __builtin_ia32_vcvtps2ph256(floats, nearest_even);
+        std::memcpy(to + i, &halves, sizeof(halves));
+    }
+    for (; i < count; ++i) {
+        to[i] = float_to_half(from[i]);
+    }
+}
+
+inline const bool has_f16c = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+#endif
+
+inline void halves_to_floats(const uint16_t* from, float* to, int count)
+{
+#if defined(__x86_64__)
+    if (has_f16c) {
+        halves_to_floats_f16c(from, to, count);
+        return;
+    }
+#endif
+    for (int i = 0; i < count; ++i) {
+        to[i] = half_to_float(from[i]);
+    }
+}
+
+inline void floats_to_halves(const float* from, uint16_t* to, int count)
+{
+#if defined(__x86_64__)
+    if (has_f16c) {
+        floats_to_halves_f16c(from, to, count);
+        return;
+    }
+#endif
+    for (int i = 0; i < count; ++i) {
+        to[i] = float_to_half(from[i]);
+    }
+}
+
+}  // namespace neonext_twin
+
+struct half {
+    uint16_t bits;
+
+    half() = default;
+    template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
+    half(T value) : bits(from(static_cast<float>(value)))
+    {}
+    operator float() const { return neonext_twin::half_to_float(bits); }
+    half& operator+=(float other) { return *this = half(float(*this) + other); }
+    half& operator-=(float other) { return *this = half(float(*this) - other); }
+    half& operator*=(float other) { return *this = half(float(*this) * other); }
+    half& operator/=(float other) { return *this = half(float(*this) / other); }
+    half operator-() const { return of(static_cast<uint16_t>(bits ^ 0x8000u)); }
+
+    static half of(uint16_t bits)
+    {
+        half value;
+        value.bits = bits;
+        return value;
+    }
+
+private:
+    static uint16_t from(float value) { return neonext_twin::float_to_half(value); }
+};
+
+struct bfloat16_t {
+    uint16_t bits;
+
+    bfloat16_t() = default;
+    template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
+    bfloat16_t(T value) : bits(neonext_twin::float_to_bfloat(static_cast<float>(value)))
+    {}
+    operator float() const { return neonext_twin::bfloat_to_float(bits); }
+
+    static bfloat16_t of(uint16_t bits)
+    {
+        bfloat16_t value;
+        value.bits = bits;
+        return value;
+    }
+};
+
+static_assert(sizeof(half) == 2 && sizeof(bfloat16_t) == 2);
+static_assert(std::is_trivially_copyable_v<half> && std::is_trivially_copyable_v<bfloat16_t>);
+
+namespace std {
+template <>
+class numeric_limits<half> : public numeric_limits<float> {
+public:
+    static half max() { return half::of(0x7bff); }
+    static half lowest() { return half::of(0xfbff); }
+    static half min() { return half::of(0x0400); }
+    static half infinity() { return half::of(0x7c00); }
+};
+}  // namespace std
+
+namespace neonext_twin {
+
+/// Type in which the lanes of a vector instruction on T are computed.
+template <typename T>
+struct Compute {
+    using type = T;
+};
+template <>
+struct Compute<half> {
+    using type = float;
+};
+template <>
+struct Compute<bfloat16_t> {
+    using type = float;
+};
+template <typename T>
+using compute_t = typename Compute<T>::type;
+
+template <typename T>
+inline void widen(const T* from, compute_t<T>* to, int count)
+{
+    if constexpr (std::is_same_v<T, half>) {
+        halves_to_floats(reinterpret_cast<const uint16_t*>(from), to, count);
+    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+        for (int i = 0; i < count; ++i) {
+            to[i] = bfloat_to_float(from[i].bits);
+        }
+    } else {
+        std::memcpy(to, from, sizeof(T) * count);
+    }
+}
+
+/// The device's saturating mode (CTRL[48] = 0): the largest number instead of infinity, 0 instead of NaN.
+template <typename T>
+inline void saturate([[maybe_unused]] T* lanes, [[maybe_unused]] int count)
+{
+#ifdef NEONEXT_TWIN_SATURATE
+    constexpr uint16_t infinity = std::is_same_v<T, half> ? 0x7c00 : 0x7f80;
+    for (int i = 0; i < count; ++i) {
+        const uint16_t magnitude = lanes[i].bits & 0x7fffu;
+        if (magnitude == infinity) {
+            --lanes[i].bits;
+        } else if (magnitude > infinity) {
+            lanes[i].bits = 0;
+        }
+    }
+#endif
+}
+
+template <typename T>
+inline void narrow(const compute_t<T>* from, T* to, int count)
+{
+    if constexpr (std::is_same_v<T, half>) {
+        floats_to_halves(from, reinterpret_cast<uint16_t*>(to), count);
+        saturate(to, count);
+    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+        for (int i = 0; i < count; ++i) {
+            to[i].bits = float_to_bfloat(from[i]);
+        }
+        saturate(to, count);
+    } else {
+        std::memcpy(to, from, sizeof(T) * count);
+    }
+}
+
+template <typename T>
+constexpr const char* type_name()
+{
+    if constexpr (std::is_same_v<T, half>) {
+        return "half";
+    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+        return "bfloat16_t";
+    } else if constexpr (std::is_same_v<T, float>) {
+        return "float";
+    } else if constexpr (std::is_same_v<T, double>) {
+        return "double";
+    } else if constexpr (std::is_same_v<T, bool>) {
+        return "bool";
+    } else if constexpr (std::is_integral_v<T>) {
+        constexpr bool is_signed = std::is_signed_v<T>;
+        switch (sizeof(T)) {
+            case 1: return is_signed ? "int8_t" : "uint8_t";
+            case 2: return is_signed ? "int16_t" : "uint16_t";
+            case 4: return is_signed ? "int32_t" : "uint32_t";
+            default: return is_signed ? "int64_t" : "uint64_t";
+        }
+    } else {
+        return "another type";
+    }
+}
+
+}  // namespace neonext_twin

@@ -1,0 +1,473 @@
+// Functions that move lanes: Gather, GatherMask, Brcb, CreateVecIndex, Transpose, TransDataTo5HD.
+#pragma once
+
+#include "convert.h"
+#include "vector.h"
+
+namespace neonext_twin {
+
+constexpr int address_list = 16;
+
+inline void count_repeats(uint64_t repeats, uint64_t elements)
+{
+    PipeCounts counts;
+    counts.instructions = 1;
+    counts.repeats = repeats;
+    counts.elements = elements;
+    machine.count(pipe_v, counts);
+}
+
+template <typename T>
+inline void run_gather(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
+                       const AscendC::LocalTensor<uint32_t>& offsets, uint64_t base, int64_t target_stride)
+{
+    const uint32_t tick = machine.issue(pipe_v);
+    const View& source = src.twin_view();
+    const View& where = offsets.twin_view();
+    const Operand target = operand_of(dst, "dst", 1, target_stride);
+    source.check("src");
+    source.check_aligned("src");
+    where.check("srcOffset");
+    where.check_aligned("srcOffset");
+    check_operand<Access::write>(tick, lanes, target);
+    count_vector(lanes);
+    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+        for (int lane = 0; lane < lanes.per_repeat; ++lane) {
+            const uint64_t word = lane < 64 ? lanes.low_of(repeat) >> lane : lanes.high_of(repeat) >> (lane - 64);
+            if ((word & 1) == 0) {
+                continue;
+            }
+            const uint64_t at = (static_cast<uint64_t>(repeat) * lanes.per_repeat + lane) * sizeof(uint32_t);
+            where.check_range("srcOffset", at, sizeof(uint32_t));
+            machine.read_bytes(pipe_v, tick, where.address + static_cast<uint32_t>(at), sizeof(uint32_t), "srcOffset");
+            uint32_t offset;
+            std::memcpy(&offset, machine.ub + where.address + at, sizeof(offset));
+            const uint64_t from = base + offset;
+            if (from % sizeof(T) != 0) {
+                machine.refuse(Rule::alignment, "srcOffset: lane %d of repeat %d is at byte %llu, between two elements",
+                               lane, repeat, static_cast<unsigned long long>(from));
+            }
+            source.check_range("src", from, sizeof(T));
+            machine.read_bytes(pipe_v, tick, source.address + static_cast<uint32_t>(from), sizeof(T), "src");
+            std::memcpy(machine.ub + dst.twin_view().address + repeat * target_stride * block_bytes + lane * sizeof(T),
+                        machine.ub + source.address + from, sizeof(T));
+        }
+    }
+}
+
+inline bool pattern_bit(int pattern, uint64_t lane)
+{
+    switch (pattern) {
+        case 1: return lane % 2 == 0;
+        case 2: return lane % 2 == 1;
+        case 7: return true;
+        default: return lane % 4 == static_cast<uint64_t>(pattern - 3);
+    }
+}
+
+/// Packs the chosen lanes of every repeat one after another. `chosen(repeat, lane)` may read a pattern tensor.
+template <typename T, typename F>
+inline void run_gather_mask(uint32_t tick, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
+                            bool counter, uint32_t mask, const AscendC::GatherMaskParams& params, uint64_t& kept,
+                            F chosen)
+{
+    constexpr uint64_t per_repeat = lanes_per_repeat<T>();
+    const int64_t block_stride = params.src0BlockStride.checked("src0BlockStride");
+    const int64_t repeat_stride = params.src0RepeatStride.checked("src0RepeatStride");
+    uint64_t repeats = params.repeatTimes.checked("repeatTimes");
+    uint64_t in_repeat = per_repeat;
+    uint64_t total = repeats * per_repeat;
+    if (counter && __NPU_ARCH__ == 2002) {
+        total = mask;
+        repeats = (total + per_repeat - 1) / per_repeat;
+    } else if (counter) {
+        in_repeat = mask;
+        total = repeats * mask;
+    }
+    const View& source = src.twin_view();
+    const View& target = dst.twin_view();
+    source.check("src0");
+    source.check_aligned("src0");
+    target.check("dst");
+    target.check_aligned("dst");
+    std::vector<uint8_t> out;
+    constexpr uint64_t per_block = block_bytes / sizeof(T);
+    uint64_t seen = 0;
+    for (uint64_t repeat = 0; repeat < repeats; ++repeat) {
+        for (uint64_t lane = 0; lane < in_repeat && seen < total; ++lane, ++seen) {
+            const uint64_t from = (repeat * repeat_stride + lane / per_block * block_stride) * block_bytes +
+                                  lane % per_block * sizeof(T);
+            if (!chosen(repeat, lane)) {
+                continue;
+            }
+            source.check_range("src0", from, sizeof(T));
+            machine.read_bytes(pipe_v, tick, source.address + static_cast<uint32_t>(from), sizeof(T), "src0");
+            const uint8_t* element = machine.ub + source.address + from;
+            out.insert(out.end(), element, element + sizeof(T));
+        }
+    }
+    target.check_range("dst", 0, out.size());
+    if (!out.empty()) {
+        machine.write_bytes(pipe_v, tick, target.address, static_cast<uint32_t>(out.size()), "dst");
+        std::memcpy(machine.ub + target.address, out.data(), out.size());
+    }
+    kept = machine.reserved_count = out.size() / sizeof(T);
+    count_repeats(repeats, total);
+}
+
+/// A block of 32 bytes at an address of the unified buffer, or a refusal.
+inline void check_block_address(uint64_t address, const char* operand)
+{
+    if (address % block_bytes != 0) {
+        machine.refuse(Rule::alignment, "%s: address %llu is not a multiple of 32", operand,
+                       static_cast<unsigned long long>(address));
+    }
+    if (address + block_bytes > machine.ub_bytes) {
+        machine.refuse(Rule::ub_bounds, "%s: address %llu of a unified buffer of %u bytes", operand,
+                       static_cast<unsigned long long>(address), machine.ub_bytes);
+    }
+}
+
+template <typename T>
+inline void run_transdata(const uint64_t* target, const uint64_t* source, const AscendC::TransDataTo5HDParams& params)
+{
+    const uint32_t tick = machine.issue(pipe_v);
+    const int repeats = params.repeatTimes.checked("repeatTimes", Rule::repeat);
+    const uint64_t target_step = uint64_t{params.dstRepStride.checked("dstRepStride")} * block_bytes;
+    const uint64_t source_step = uint64_t{params.srcRepStride.checked("srcRepStride")} * block_bytes;
+    constexpr int per_block = block_bytes / sizeof(T);
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+        // With one repeat the device starts one stride behind the addresses.
+        const uint64_t step = repeats == 1 ? 1 : repeat;
+        T in[address_list][per_block];
+        for (int row = 0; row < address_list; ++row) {
+            const uint64_t address = source[row] + step * source_step;
+            check_block_address(address, "srcList");
+            machine.read_bytes(pipe_v, tick, static_cast<uint32_t>(address), block_bytes, "srcList");
+            std::memcpy(in[row], machine.ub + address, block_bytes);
+        }
+        for (int row = 0; row < address_list; ++row) {
+            const uint64_t address = target[row] + step * target_step;
+            check_block_address(address, "dstList");
+            if constexpr (sizeof(T) == 1) {
+                T out[address_list];
+                for (int lane = 0; lane < address_list; ++lane) {
+                    out[lane] = in[lane][row + (params.srcHighHalf ? address_list : 0)];
+                }
+                const uint32_t start = static_cast<uint32_t>(address) + (params.dstHighHalf ? address_list : 0);
+                machine.write_bytes(pipe_v, tick, start, address_list, "dstList");
+                std::memcpy(machine.ub + start, out, address_list);
+            } else {
+                T out[per_block];
+                for (int lane = 0; lane < per_block; ++lane) {
+                    if constexpr (sizeof(T) == 2) {
+                        out[lane] = in[lane][row];
+                    } else {
+                        out[lane] = in[row % 2 * per_block + lane][row / 2];
+                    }
+                }
+                machine.write_bytes(pipe_v, tick, static_cast<uint32_t>(address), block_bytes, "dstList");
+                std::memcpy(machine.ub + address, out, block_bytes);
+            }
+        }
+    }
+    count_repeats(static_cast<uint64_t>(repeats), static_cast<uint64_t>(repeats) * address_list * per_block);
+}
+
+}  // namespace neonext_twin
+
+namespace AscendC {
+
+constexpr int32_t NCHW_CONV_ADDR_LIST_SIZE = neonext_twin::address_list;
+
+enum class GatherMaskMode : uint8_t { VERSION_V1 = 0, VERSION_V2 = 1 };
+constexpr GatherMaskMode defaultGatherMaskMode =
+    __NPU_ARCH__ == 2201 ? GatherMaskMode::VERSION_V2 : GatherMaskMode::VERSION_V1;
+
+template <typename T>
+inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& srcOffset,
+                   const uint32_t srcBaseOffset, const uint64_t mask, Field<uint8_t> repeatTime,
+                   Field<uint16_t> dstRepStride, Where at = Where::here())
+{
+    machine.enter("Gather", at);
+    NEONEXT_TWIN_SUPPORT("Gather", T);
+    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, dstRepStride.checked("dstRepStride"));
+}
+
+template <typename T>
+inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& srcOffset,
+                   const uint32_t srcBaseOffset, const MaskBits& mask, Field<uint8_t> repeatTime,
+                   Field<uint16_t> dstRepStride, Where at = Where::here())
+{
+    machine.enter("Gather", at);
+    NEONEXT_TWIN_SUPPORT("Gather", T);
+    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, dstRepStride.checked("dstRepStride"));
+}
+
+template <typename T>
+inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& srcOffset,
+                   const uint32_t srcBaseOffset, const uint32_t count, Where at = Where::here())
+{
+    machine.enter("Gather", at);
+    NEONEXT_TWIN_SUPPORT("Gather", T);
+    const auto lanes = neonext_twin::lanes_of_count(neonext_twin::lanes_per_repeat<T>(), count);
+    neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, DEFAULT_REPEAT_STRIDE);
+}
+
+/// Gathers whole blocks: eight offsets for each repeat.
+template <typename T>
+inline void Gatherb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset,
+                    Field<uint8_t> repeatTime, const GatherRepeatParams& repeatParams, Where at = Where::here())
+{
+    using neonext_twin::block_bytes;
+    using neonext_twin::pipe_v;
+    machine.enter("Gatherb", at);
+    NEONEXT_TWIN_SUPPORT("Gatherb", T);
+    const int repeats = repeatTime.checked("repeatTime", Rule::repeat);
+    const uint64_t block_stride = repeatParams.dstBlkStride.checked("dstBlkStride");
+    const uint64_t repeat_stride = repeatParams.dstRepStride.checked("dstRepStride");
+    const uint32_t tick = machine.issue(pipe_v);
+    const neonext_twin::View* views[] = {&dst.twin_view(), &src.twin_view(), &offset.twin_view()};
+    const char* const names[] = {"dst", "src", "offset"};
+    for (int i = 0; i < 3; ++i) {
+        views[i]->check(names[i]);
+        views[i]->check_aligned(names[i]);
+    }
+    for (int i = 0; i < repeats * DEFAULT_BLK_NUM; ++i) {
+        views[2]->check_range("offset", i * sizeof(uint32_t), sizeof(uint32_t));
+        machine.read_bytes(pipe_v, tick, views[2]->address + i * sizeof(uint32_t), sizeof(uint32_t), "offset");
+        uint32_t from;
+        std::memcpy(&from, machine.ub + views[2]->address + i * sizeof(uint32_t), sizeof(from));
+        if (from % block_bytes != 0) {
+            machine.refuse(Rule::alignment, "offset: block %d is at byte %u, which is not a multiple of 32", i, from);
+        }
+        views[1]->check_range("src", from, block_bytes);
+        machine.read_bytes(pipe_v, tick, views[1]->address + from, block_bytes, "src");
+        const uint64_t to = (i / DEFAULT_BLK_NUM * repeat_stride + i % DEFAULT_BLK_NUM * block_stride) * block_bytes;
+        views[0]->check_range("dst", to, block_bytes);
+        machine.write_bytes(pipe_v, tick, views[0]->address + static_cast<uint32_t>(to), block_bytes, "dst");
+        std::memcpy(machine.ub + views[0]->address + to, machine.ub + views[1]->address + from, block_bytes);
+    }
+    neonext_twin::count_repeats(repeats, static_cast<uint64_t>(repeats) * neonext_twin::lanes_per_repeat<T>());
+}
+
+template <typename T, GatherMaskMode mode = defaultGatherMaskMode>
+inline void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const uint8_t src1Pattern,
+                       const bool reduceMode, const uint32_t mask, const GatherMaskParams& gatherMaskParams,
+                       uint64_t& rsvdCnt, Where at = Where::here())
+{
+    machine.enter("GatherMask", at);
+    NEONEXT_TWIN_SUPPORT("GatherMask", T);
+    const int most = __NPU_ARCH__ == 2002 ? 6 : 7;
+    if (src1Pattern < 1 || src1Pattern > most) {
+        machine.refuse(Rule::argument, "src1Pattern is %d; __NPU_ARCH__ %d has 1 to %d", src1Pattern, __NPU_ARCH__,
+                       most);
+    }
+    const uint32_t tick = machine.issue(neonext_twin::pipe_v);
+    neonext_twin::run_gather_mask(
+        tick, dst, src0, reduceMode, mask, gatherMaskParams, rsvdCnt,
+        [=](uint64_t, uint64_t lane) { return neonext_twin::pattern_bit(src1Pattern, lane); });
+}
+
+template <typename T, typename U, GatherMaskMode mode = defaultGatherMaskMode>
+inline void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<U>& src1Pattern,
+                       const bool reduceMode, const uint32_t mask, const GatherMaskParams& gatherMaskParams,
+                       uint64_t& rsvdCnt, Where at = Where::here())
+{
+    static_assert(sizeof(T) == sizeof(U), "the pattern's type is as wide as the data's");
+    machine.enter("GatherMask", at);
+    NEONEXT_TWIN_SUPPORT("GatherMask", T);
+    const neonext_twin::View& pattern = src1Pattern.twin_view();
+    pattern.check("src1Pattern");
+    pattern.check_aligned("src1Pattern");
+    const uint64_t stride = uint64_t{gatherMaskParams.src1RepeatStride.checked("src1RepeatStride")} * ONE_BLK_SIZE;
+    const uint32_t tick = machine.issue(neonext_twin::pipe_v);
+    neonext_twin::run_gather_mask(tick, dst, src0, reduceMode, mask, gatherMaskParams, rsvdCnt,
+                                  [&](uint64_t repeat, uint64_t lane) {
+                                      const uint64_t from = repeat * stride + lane / 8;
+                                      pattern.check_range("src1Pattern", from, 1);
+                                      const uint32_t address = pattern.address + static_cast<uint32_t>(from);
+                                      machine.read_bytes(neonext_twin::pipe_v, tick, address, 1, "src1Pattern");
+                                      return (machine.ub[address] >> (lane % 8) & 1) != 0;
+                                  });
+}
+
+template <typename T>
+inline void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, Field<uint8_t> repeatTime,
+                 const BrcbRepeatParams& repeatParams, Where at = Where::here())
+{
+    using neonext_twin::block_bytes;
+    using neonext_twin::pipe_v;
+    machine.enter("Brcb", at);
+    NEONEXT_TWIN_SUPPORT("Brcb", T);
+    const int repeats = repeatTime.checked("repeatTime", Rule::repeat);
+    if (repeats == 0 && !neonext_twin::zero_does_nothing()) {
+        machine.refuse(Rule::repeat, "0 repeats; an instruction has 1 to 255");
+    }
+    const uint64_t block_stride = repeatParams.dstBlkStride.checked("dstBlkStride");
+    const uint64_t repeat_stride = repeatParams.dstRepStride.checked("dstRepStride");
+    if (block_stride == 0) {
+        machine.refuse(Rule::overlap, "dst: a block stride of 0 writes all blocks of a repeat to one place");
+    }
+    const uint32_t tick = machine.issue(pipe_v);
+    const neonext_twin::View& target = dst.twin_view();
+    const neonext_twin::View& source = src.twin_view();
+    target.check("dst");
+    target.check_aligned("dst");
+    source.check("src");
+    source.check_aligned("src");
+    const uint32_t bytes = static_cast<uint32_t>(repeats * DEFAULT_BLK_NUM * sizeof(T));
+    source.check_range("src", 0, bytes);
+    machine.read_bytes(pipe_v, tick, source.address, bytes, "src");
+    for (int i = 0; i < repeats * DEFAULT_BLK_NUM; ++i) {
+        T value;
+        std::memcpy(&value, machine.ub + source.address + i * sizeof(T), sizeof(T));
+        const uint64_t to = (i / DEFAULT_BLK_NUM * repeat_stride + i % DEFAULT_BLK_NUM * block_stride) * block_bytes;
+        target.check_range("dst", to, block_bytes);
+        const uint32_t address = target.address + static_cast<uint32_t>(to);
+        if (address < source.address + bytes && source.address < address + block_bytes) {
+            machine.refuse(Rule::overlap, "dst covers src");
+        }
+        machine.write_bytes(pipe_v, tick, address, block_bytes, "dst");
+        for (uint32_t lane = 0; lane < block_bytes; lane += sizeof(T)) {
+            std::memcpy(machine.ub + address + lane, &value, sizeof(T));
+        }
+    }
+    machine.mask_low = machine.mask_high = ~uint64_t{0};
+    neonext_twin::count_repeats(repeats, static_cast<uint64_t>(repeats) * neonext_twin::lanes_per_repeat<T>());
+}
+
+template <typename T>
+inline void twin_vector_index(const neonext_twin::Lanes& lanes, const neonext_twin::Operand& dst, const T& first)
+{
+    const uint32_t tick = machine.issue(neonext_twin::pipe_v);
+    neonext_twin::check_destination(lanes, dst);
+    neonext_twin::check_operand<neonext_twin::Access::write>(tick, lanes, dst);
+    neonext_twin::count_vector(lanes);
+    using C = neonext_twin::compute_t<T>;
+    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+        C values[neonext_twin::most_lanes];
+        T stored[neonext_twin::most_lanes];
+        for (int lane = 0; lane < lanes.per_repeat; ++lane) {
+            values[lane] = static_cast<C>(static_cast<C>(first) + static_cast<C>(repeat * lanes.per_repeat + lane));
+        }
+        neonext_twin::narrow(values, stored, lanes.per_repeat);
+        const neonext_twin::Pattern pattern(lanes, repeat, sizeof(T));
+        neonext_twin::scatter_repeat<T>(dst, repeat, pattern, stored);
+    }
+}
+
+template <typename T>
+inline void CreateVecIndex(LocalTensor<T> dst, const T& firstValue, uint32_t count, Where at = Where::here())
+{
+    machine.enter("CreateVecIndex", at);
+    NEONEXT_TWIN_SUPPORT("CreateVecIndex", T);
+    const auto lanes = neonext_twin::lanes_of_count(neonext_twin::lanes_per_repeat<T>(), count);
+    twin_vector_index(lanes, neonext_twin::operand_of(dst, "dst", 1, DEFAULT_REPEAT_STRIDE), firstValue);
+}
+
+template <typename T>
+inline void CreateVecIndex(LocalTensor<T>& dst, const T& firstValue, uint64_t mask, Field<uint8_t> repeatTime,
+                           Field<uint16_t> dstBlkStride, Field<uint8_t> dstRepStride, Where at = Where::here())
+{
+    machine.enter("CreateVecIndex", at);
+    NEONEXT_TWIN_SUPPORT("CreateVecIndex", T);
+    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    twin_vector_index(lanes,
+                      neonext_twin::operand_of(dst, "dst", dstBlkStride.checked("dstBlkStride"),
+                                               dstRepStride.checked("dstRepStride")),
+                      firstValue);
+}
+
+template <typename T>
+inline void CreateVecIndex(LocalTensor<T>& dst, const T& firstValue, const MaskBits& mask, Field<uint8_t> repeatTime,
+                           Field<uint16_t> dstBlkStride, Field<uint8_t> dstRepStride, Where at = Where::here())
+{
+    machine.enter("CreateVecIndex", at);
+    NEONEXT_TWIN_SUPPORT("CreateVecIndex", T);
+    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    twin_vector_index(lanes,
+                      neonext_twin::operand_of(dst, "dst", dstBlkStride.checked("dstBlkStride"),
+                                               dstRepStride.checked("dstRepStride")),
+                      firstValue);
+}
+
+/// first, first + step, first + 2 step, ...: a function of the library, counted as one instruction.
+template <typename T>
+inline void ArithProgression(const LocalTensor<T>& dst, const T firstValue, const T diffValue, const int32_t count,
+                             Where at = Where::here())
+{
+    machine.enter("ArithProgression", at);
+    using C = neonext_twin::compute_t<T>;
+    const auto lanes = neonext_twin::lanes_of_count(neonext_twin::lanes_per_repeat<T>(), count);
+    const auto operand = neonext_twin::operand_of(dst, "dst", 1, DEFAULT_REPEAT_STRIDE);
+    const uint32_t tick = machine.issue(neonext_twin::pipe_v);
+    neonext_twin::check_operand<neonext_twin::Access::write>(tick, lanes, operand);
+    neonext_twin::count_vector(lanes);
+    for (int i = 0; i < count; ++i) {
+        const C value = static_cast<C>(static_cast<C>(firstValue) + static_cast<C>(i) * static_cast<C>(diffValue));
+        neonext_twin::narrow(&value, reinterpret_cast<T*>(machine.ub + dst.twin_view().address) + i, 1);
+    }
+}
+
+/// The transpose of 16 x 16 elements of 16 bits.
+template <typename T>
+inline void Transpose(const LocalTensor<T>& dst, const LocalTensor<T>& src, Where at = Where::here())
+{
+    static_assert(sizeof(T) == 2, "Transpose takes types of 16 bits");
+    using neonext_twin::pipe_v;
+    machine.enter("Transpose", at);
+    NEONEXT_TWIN_SUPPORT("Transpose", T);
+    constexpr int side = 16;
+    constexpr uint32_t bytes = side * side * sizeof(T);
+    const uint32_t tick = machine.issue(pipe_v);
+    src.twin_view().check("src");
+    src.twin_view().check_aligned("src");
+    src.twin_view().check_range("src", 0, bytes);
+    dst.twin_view().check("dst");
+    dst.twin_view().check_aligned("dst");
+    dst.twin_view().check_range("dst", 0, bytes);
+    machine.read_bytes(pipe_v, tick, src.twin_view().address, bytes, "src");
+    machine.write_bytes(pipe_v, tick, dst.twin_view().address, bytes, "dst");
+    uint16_t in[side * side];
+    uint16_t out[side * side];
+    std::memcpy(in, machine.ub + src.twin_view().address, bytes);
+    for (int row = 0; row < side; ++row) {
+        for (int column = 0; column < side; ++column) {
+            out[column * side + row] = in[row * side + column];
+        }
+    }
+    std::memcpy(machine.ub + dst.twin_view().address, out, bytes);
+    neonext_twin::count_repeats(2, side * side);
+}
+
+template <typename T>
+inline void TransDataTo5HD(uint64_t dstList[NCHW_CONV_ADDR_LIST_SIZE], uint64_t srcList[NCHW_CONV_ADDR_LIST_SIZE],
+                           const TransDataTo5HDParams& nchwconvParams, Where at = Where::here())
+{
+    machine.enter("TransDataTo5HD", at);
+    NEONEXT_TWIN_SUPPORT("TransDataTo5HD", T);
+    neonext_twin::run_transdata<T>(dstList, srcList, nchwconvParams);
+}
+
+template <typename T>
+inline void TransDataTo5HD(const LocalTensor<T> (&dstList)[NCHW_CONV_ADDR_LIST_SIZE],
+                           const LocalTensor<T> (&srcList)[NCHW_CONV_ADDR_LIST_SIZE],
+                           const TransDataTo5HDParams& nchwconvParams, Where at = Where::here())
+{
+    machine.enter("TransDataTo5HD", at);
+    NEONEXT_TWIN_SUPPORT("TransDataTo5HD", T);
+    uint64_t target[NCHW_CONV_ADDR_LIST_SIZE];
+    uint64_t source[NCHW_CONV_ADDR_LIST_SIZE];
+    for (int i = 0; i < NCHW_CONV_ADDR_LIST_SIZE; ++i) {
+        dstList[i].twin_view().check("dstList");
+        srcList[i].twin_view().check("srcList");
+        target[i] = dstList[i].GetPhyAddr();
+        source[i] = srcList[i].GetPhyAddr();
+    }
+    neonext_twin::run_transdata<T>(target, source, nchwconvParams);
+}
+
+}  // namespace AscendC

@@ -1,0 +1,167 @@
+// Which function takes which data types on which architecture: one table, after the type checks and refusals of
+// asc-devkit's impl/basic_api for dav_m200 (2002), dav_c220 (2201) and dav_m300 (3002) and the tables of its documents.
+#pragma once
+
+#include "machine.h"
+
+namespace neonext_twin {
+
+enum TypeBit : uint32_t {
+    type_half = 1u << 0,
+    type_float = 1u << 1,
+    type_bf16 = 1u << 2,
+    type_i8 = 1u << 3,
+    type_u8 = 1u << 4,
+    type_i16 = 1u << 5,
+    type_u16 = 1u << 6,
+    type_i32 = 1u << 7,
+    type_u32 = 1u << 8,
+    type_i64 = 1u << 9,
+    type_u64 = 1u << 10,
+    type_double = 1u << 11,
+};
+
+template <typename T>
+constexpr uint32_t type_bit()
+{
+    if constexpr (std::is_same_v<T, half>) {
+        return type_half;
+    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+        return type_bf16;
+    } else if constexpr (std::is_same_v<T, float>) {
+        return type_float;
+    } else if constexpr (std::is_same_v<T, double>) {
+        return type_double;
+    } else if constexpr (std::is_integral_v<T>) {
+        constexpr bool is_signed = std::is_signed_v<T>;
+        switch (sizeof(T)) {
+            case 1: return is_signed ? type_i8 : type_u8;
+            case 2: return is_signed ? type_i16 : type_u16;
+            case 4: return is_signed ? type_i32 : type_u32;
+            default: return is_signed ? type_i64 : type_u64;
+        }
+    } else {
+        return 0;
+    }
+}
+
+/// Types of one function on 2002, 2201 and 3002; 0: the architecture does not have the function.
+struct Support {
+    const char* name;
+    uint32_t on_2002;
+    uint32_t on_2201;
+    uint32_t on_3002;
+
+    constexpr uint32_t here() const
+    {
+        return __NPU_ARCH__ == 2002 ? on_2002 : __NPU_ARCH__ == 2201 ? on_2201 : on_3002;
+    }
+};
+
+constexpr uint32_t floats = type_half | type_float;
+constexpr uint32_t arithmetic = floats | type_i16 | type_i32;
+constexpr uint32_t words16 = type_i16 | type_u16;
+constexpr uint32_t integers = words16 | type_i32 | type_u32;
+constexpr uint32_t plain = floats | integers;
+constexpr uint32_t copied = plain | type_i8 | type_u8 | type_i64 | type_u64 | type_double;
+constexpr uint32_t small = plain | type_i8 | type_u8;
+
+constexpr Support support_table[] = {
+    {"DataCopy", copied, copied | type_bf16, copied | type_bf16},
+    {"DataCopyPad", 0, copied | type_bf16, small | type_bf16},
+    {"Copy", 0, plain | type_bf16, plain | type_bf16},
+    {"Add", arithmetic, arithmetic, arithmetic},
+    {"Sub", arithmetic, arithmetic, arithmetic},
+    {"Mul", arithmetic, arithmetic, arithmetic},
+    {"Div", floats, floats, floats},
+    {"Max", arithmetic, arithmetic, arithmetic},
+    {"Min", arithmetic, arithmetic, arithmetic},
+    {"And", words16, words16, words16},
+    {"Or", words16, words16, words16},
+    {"AddRelu", floats | type_i16, floats | type_i16, floats},
+    {"SubRelu", floats | type_i16, floats | type_i16, floats},
+    {"FusedMulAdd", floats, floats, floats},
+    {"FusedMulAddRelu", floats, floats, floats},
+    {"MulAddRelu", floats, floats, floats},
+    {"Adds", arithmetic, arithmetic, arithmetic},
+    {"Muls", arithmetic, arithmetic, arithmetic},
+    {"Maxs", arithmetic, arithmetic, arithmetic},
+    {"Mins", arithmetic, arithmetic, arithmetic},
+    {"LeakyRelu", floats, floats, floats},
+    {"ShiftLeft", 0, integers, integers},
+    {"ShiftRight", 0, integers, integers},
+    {"Relu", floats | type_i32, floats | type_i32, floats | type_i32},
+    {"Exp", floats, floats, floats},
+    {"Ln", floats, floats, floats},
+    {"Abs", floats, floats, floats | type_i16},
+    {"Reciprocal", floats, floats, floats},
+    {"Rsqrt", floats, floats, floats},
+    {"Sqrt", floats, floats, floats},
+    {"Not", words16, words16, words16},
+    {"Duplicate", plain, plain | type_bf16, plain | type_bf16},
+    {"Brcb", plain, plain | type_bf16, 0},
+    {"CreateVecIndex", arithmetic, arithmetic, arithmetic},
+    {"Compare", floats, floats | type_i32, plain},
+    {"Compares", floats, floats | type_i32, plain},
+    {"Select", floats, floats, floats},
+    {"ReduceRepeat", floats, floats, floats},
+    {"ReduceDataBlock", floats, floats, floats},
+    {"ReducePairElem", floats, floats, floats},
+    {"ReduceSum", floats, floats, floats},
+    {"ReduceMax", floats, floats, floats},
+    {"ReduceMin", floats, floats, floats},
+    {"Gather", plain, plain | type_bf16, small},
+    {"Gatherb", 0, type_u16 | type_u32, small | type_bf16 | type_i64},
+    {"GatherMask", plain, plain | type_bf16, plain},
+    {"Transpose", words16 | type_half, words16 | type_half, words16 | type_half},
+    {"TransDataTo5HD", small, small, small},
+};
+
+constexpr bool same_text(const char* a, const char* b)
+{
+    while (*a != 0 && *a == *b) {
+        ++a;
+        ++b;
+    }
+    return *a == *b;
+}
+
+constexpr const Support* support_of(const char* name)
+{
+    for (const Support& row : support_table) {
+        if (same_text(row.name, name)) {
+            return &row;
+        }
+    }
+    return nullptr;
+}
+
+[[gnu::cold, gnu::noinline]] inline void refuse_arch(const char* name)
+{
+    machine.refuse(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no %s", __NPU_ARCH__, machine.soc.c_str(), name);
+}
+
+[[gnu::cold, gnu::noinline]] inline void refuse_type(const char* name, const char* type)
+{
+    machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no %s of %s", __NPU_ARCH__, machine.soc.c_str(),
+                   name, type);
+}
+
+inline void check_support(const Support& row, uint32_t bit, const char* type)
+{
+    if (row.here() == 0) {
+        refuse_arch(row.name);
+    } else if ((row.here() & bit) == 0) {
+        refuse_type(row.name, type);
+    }
+}
+
+}  // namespace neonext_twin
+
+// NAME is a row of the table: a name that is none does not compile.
+#define NEONEXT_TWIN_SUPPORT(NAME, T)                                                                       \
+    do {                                                                                                    \
+        constexpr const neonext_twin::Support* twin_row = neonext_twin::support_of(NAME);                   \
+        static_assert(twin_row != nullptr, "no row in support_table");                                      \
+        neonext_twin::check_support(*twin_row, neonext_twin::type_bit<T>(), neonext_twin::type_name<T>());  \
+    } while (false)

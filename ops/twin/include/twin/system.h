@@ -1,0 +1,307 @@
+// What a kernel asks of its surroundings: block index, tiling, assertions, output to the log, and what the twin lacks.
+#pragma once
+
+#include "pipe.h"
+
+namespace neonext_twin {
+
+// The struct that GET_TILING_DATA reads. REGISTER_TILING_DEFAULT names another one for the scope it stands in.
+struct NoTiling {};
+
+[[noreturn, gnu::cold]] inline void refuse_missing(const char* name, Where at)
+{
+    machine.enter(name, at);
+    machine.refuse(Rule::not_in_twin, "the twin does not run this: cores run one after another, vector units only");
+    std::abort();
+}
+
+[[gnu::format(printf, 3, 4), gnu::cold]] inline void failed_assert(const char* condition, Where at,
+                                                                  const char* format = "", ...)
+{
+    char text[512] = "";
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    machine.enter("assert", at);
+    machine.refuse(Rule::kernel_assert, "(%s) does not hold. %s", condition, text);
+}
+
+}  // namespace neonext_twin
+
+#ifndef NEONEXT_TWIN_TILING
+#define NEONEXT_TWIN_TILING neonext_twin::NoTiling
+#else
+struct NEONEXT_TWIN_TILING;
+#endif
+
+using NeonextTwinDefaultTiling = NEONEXT_TWIN_TILING;
+
+#define REGISTER_TILING_DEFAULT(STRUCT) using NeonextTwinDefaultTiling [[maybe_unused]] = STRUCT
+#define REGISTER_TILING_FOR_TILINGKEY(EXPRESSION, STRUCT)
+#define GET_TILING_DATA_WITH_STRUCT(STRUCT, NAME, ADDRESS) \
+    STRUCT NAME;                                           \
+    std::memcpy(static_cast<void*>(&NAME), ADDRESS, sizeof(STRUCT))
+#define GET_TILING_DATA(NAME, ADDRESS) GET_TILING_DATA_WITH_STRUCT(NeonextTwinDefaultTiling, NAME, ADDRESS)
+#define GET_TILING_DATA_MEMBER(STRUCT, MEMBER, NAME, ADDRESS)                          \
+    decltype(STRUCT::MEMBER) NAME;                                                     \
+    std::memcpy(static_cast<void*>(&NAME), (ADDRESS) + offsetof(STRUCT, MEMBER), sizeof(NAME))
+#define COPY_TILING_WITH_STRUCT(STRUCT, ADDRESS, TARGET) std::memcpy(TARGET, ADDRESS, sizeof(STRUCT))
+
+#define TILING_KEY_IS(KEY) (neonext_twin::machine.tiling_key == static_cast<uint64_t>(KEY))
+#define TILING_KEY_VAR (neonext_twin::machine.tiling_key)
+
+#define KERNEL_TASK_TYPE(KEY, VALUE)
+#define KERNEL_TASK_TYPE_DEFAULT(VALUE)
+#define ENABLE_DETERMINISTIC()
+
+#define ASSERT(CONDITION)                                                                    \
+    do {                                                                                     \
+        if (!(CONDITION)) {                                                                  \
+            neonext_twin::failed_assert(#CONDITION, neonext_twin::Where::here());            \
+        }                                                                                    \
+    } while (false)
+#define ascendc_assert(CONDITION, ...)                                                                  \
+    do {                                                                                                \
+        if (!(CONDITION)) {                                                                             \
+            neonext_twin::failed_assert(#CONDITION, neonext_twin::Where::here(), "" __VA_ARGS__);       \
+        }                                                                                               \
+    } while (false)
+#define ASCENDC_ASSERT(CONDITION, BEHAVIOR) ASSERT(CONDITION)
+#define KERNEL_LOG(LEVEL, ...)
+#define KERNEL_ERROR 0
+
+#define ASCEND_IS_AIV constexpr(true)
+#define ASCEND_IS_AIC constexpr(false)
+#define ASCEND_IS_NOT_AIV constexpr(false)
+#define ASCEND_IS_NOT_AIC constexpr(true)
+
+constexpr int AIV = 2;
+constexpr int AIC = 1;
+constexpr int MIX = 0;
+constexpr int g_coreType = AIV;
+
+inline int64_t get_block_idx()
+{
+    return neonext_twin::machine.core;
+}
+
+inline int64_t get_block_num()
+{
+    return neonext_twin::machine.blocks;
+}
+
+inline int64_t get_subblockid()
+{
+    return 0;
+}
+
+inline int64_t get_subblockdim()
+{
+    return 1;
+}
+
+inline void pipe_barrier(pipe_t pipe)
+{
+    if (pipe == PIPE_ALL) {
+        neonext_twin::machine.barrier_all();
+    } else {
+        neonext_twin::machine.barrier(neonext_twin::pipe_of(pipe));
+    }
+}
+
+inline void set_flag(pipe_t source, pipe_t target, int id, neonext_twin::Where at = neonext_twin::Where::here())
+{
+    neonext_twin::machine.enter("set_flag", at);
+    neonext_twin::machine.set_flag(neonext_twin::pipe_of(source), neonext_twin::pipe_of(target), id, at, false);
+}
+
+inline void wait_flag(pipe_t source, pipe_t target, int id, neonext_twin::Where at = neonext_twin::Where::here())
+{
+    neonext_twin::machine.enter("wait_flag", at);
+    neonext_twin::machine.wait_flag(neonext_twin::pipe_of(source), neonext_twin::pipe_of(target), id);
+}
+
+template <typename... A>
+inline void dcci(A...)
+{}
+
+namespace AscendC {
+
+inline int64_t GetBlockIdx()
+{
+    return machine.core;
+}
+
+inline int64_t GetBlockNum()
+{
+    return machine.blocks;
+}
+
+inline int64_t GetSubBlockIdx()
+{
+    return 0;
+}
+
+inline int64_t GetSubBlockNum()
+{
+    return 1;
+}
+
+inline int64_t GetTaskRatio()
+{
+    return 1;
+}
+
+/// The older spelling.
+inline int64_t GetTaskRation()
+{
+    return 1;
+}
+
+constexpr int16_t GetDataBlockSizeInBytes()
+{
+    return ONE_BLK_SIZE;
+}
+
+inline void GetArchVersion(uint32_t& coreVersion)
+{
+    coreVersion = __NPU_ARCH__;
+}
+
+inline int64_t GetSystemCycle()
+{
+    return 0;
+}
+
+inline int64_t GetProgramCounter()
+{
+    return 0;
+}
+
+constexpr uint32_t GetUBSizeInBytes()
+{
+    return 0;
+}
+
+inline void Trap(Where at = Where::here())
+{
+    machine.enter("Trap", at);
+    machine.refuse(Rule::kernel_assert, "the kernel stops itself");
+}
+
+inline __gm__ uint8_t* GetUserWorkspace(GM_ADDR workspace)
+{
+    return workspace;
+}
+
+inline __gm__ uint8_t* GetSysWorkSpacePtr()
+{
+    return nullptr;
+}
+
+inline void SetSysWorkspace(GM_ADDR)
+{}
+
+inline void InitSocState()
+{
+    machine.atomic = neonext_twin::atomic_none;
+    machine.mask_counter = false;
+    machine.mask_low = machine.mask_high = ~uint64_t{0};
+}
+
+template <typename T>
+inline void SetAtomicAdd()
+{
+    machine.atomic = neonext_twin::atomic_add;
+}
+
+template <typename T>
+inline void SetAtomicMax()
+{
+    machine.atomic = neonext_twin::atomic_max;
+}
+
+template <typename T>
+inline void SetAtomicMin()
+{
+    machine.atomic = neonext_twin::atomic_min;
+}
+
+inline void SetAtomicNone()
+{
+    machine.atomic = neonext_twin::atomic_none;
+}
+
+inline void DisableDmaAtomic()
+{
+    machine.atomic = neonext_twin::atomic_none;
+}
+
+template <typename T, CacheLine line, DcciDst target = DcciDst::CACHELINE_ALL>
+inline void DataCacheCleanAndInvalid(const GlobalTensor<T>&)
+{}
+
+template <typename T, uint64_t = 0>
+inline void DataCachePreload(const GlobalTensor<T>&, int64_t)
+{}
+
+template <bool isAIVOnly = true>
+inline void SyncAll(Where at = Where::here())
+{
+    neonext_twin::refuse_missing("SyncAll", at);
+}
+
+template <bool isAIVOnly = true>
+inline void SyncAll(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t = 0, Where at = Where::here())
+{
+    neonext_twin::refuse_missing("SyncAll", at);
+}
+
+template <bool isAIVOnly = true>
+inline void IBSet(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t, int32_t,
+                  Where at = Where::here())
+{
+    neonext_twin::refuse_missing("IBSet", at);
+}
+
+template <bool isAIVOnly = true>
+inline void IBWait(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t, int32_t,
+                   Where at = Where::here())
+{
+    neonext_twin::refuse_missing("IBWait", at);
+}
+
+template <uint8_t modeId, pipe_t pipe>
+inline void CrossCoreSetFlag(uint16_t, Where at = Where::here())
+{
+    neonext_twin::refuse_missing("CrossCoreSetFlag", at);
+}
+
+template <uint8_t modeId = 0, pipe_t pipe = PIPE_S>
+inline void CrossCoreWaitFlag(uint16_t, Where at = Where::here())
+{
+    neonext_twin::refuse_missing("CrossCoreWaitFlag", at);
+}
+
+/// The kernel's own log goes to the standard error output.
+template <typename... A>
+inline void printf([[maybe_unused]] const char* format, [[maybe_unused]] A... arguments)
+{
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-security"
+    std::fprintf(stderr, format, arguments...);
+#pragma GCC diagnostic pop
+}
+
+template <typename... A>
+inline void PRINTF(const char* format, A... arguments)
+{
+    printf(format, arguments...);
+}
+
+template <typename T>
+inline void DumpTensor(const T&, uint32_t, uint32_t)
+{}
+
+}  // namespace AscendC

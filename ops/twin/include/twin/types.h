@@ -1,0 +1,312 @@
+// Names of the real toolchain: qualifiers, pipes, events, positions and the other public enumerations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "machine.h"
+
+#define __aicore__
+#define __global__ __attribute__((visibility("default")))
+#define __gm__
+#define __ubuf__
+#define __cbuf__
+#define __ca__
+#define __cb__
+#define __cc__
+#define __fbuf__
+#define __ssbuf__
+#define __vector__
+#define __cube__
+#define __mix__(...)
+#define __kfc_workspace__
+#define __in_pipe__(...)
+#define __out_pipe__(...)
+#define __inout_pipe__(...)
+#define __sync_alias__
+#define __sync_noalias__
+#define __check_sync_alias__
+#define __BLOCK_LOCAL__
+#define __inline__ inline
+#define __WORKGROUP_LOCAL__
+#ifndef GM_ADDR
+#define GM_ADDR __gm__ uint8_t*
+#endif
+#ifndef likely
+#define likely(x) __builtin_expect(!!(x), 1)
+#endif
+#ifndef unlikely
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#endif
+
+using float16_t = half;
+using float32_t = float;
+
+enum pipe_t {
+    PIPE_S = 0,
+    PIPE_V = 1,
+    PIPE_M = 2,
+    PIPE_MTE1 = 3,
+    PIPE_MTE2 = 4,
+    PIPE_MTE3 = 5,
+    PIPE_ALL = 6,
+    PIPE_FIX = 10,
+};
+
+enum event_t {
+    EVENT_ID0 = 0,
+    EVENT_ID1,
+    EVENT_ID2,
+    EVENT_ID3,
+    EVENT_ID4,
+    EVENT_ID5,
+    EVENT_ID6,
+    EVENT_ID7,
+};
+
+enum class cache_line_t { SINGLE_CACHE_LINE = 0, ENTIRE_DATA_CACHE };
+
+enum KernelMetaType : uint8_t {
+    KERNEL_TYPE_AIV_ONLY,
+    KERNEL_TYPE_AIC_ONLY,
+    KERNEL_TYPE_MIX_AIV_1_0,
+    KERNEL_TYPE_MIX_AIC_1_0,
+    KERNEL_TYPE_MIX_AIC_1_1,
+    KERNEL_TYPE_MIX_AIC_1_2,
+    KERNEL_TYPE_AICORE,
+    KERNEL_TYPE_VECTORCORE,
+    KERNEL_TYPE_MIX_AICORE,
+    KERNEL_TYPE_MIX_VECTOR_CORE,
+    KERNEL_TYPE_MAX,
+};
+
+namespace AscendC {
+
+enum class TPosition : uint8_t {
+    GM,
+    A1,
+    A2,
+    B1,
+    B2,
+    C1,
+    C2,
+    CO1,
+    CO2,
+    VECIN,
+    VECOUT,
+    VECCALC,
+    LCM = VECCALC,
+    SPM,
+    SHM = SPM,
+    TSCM,
+    C2PIPE2GM,
+    C2PIPE2LOCAL,
+    MAX,
+};
+using QuePosition = TPosition;
+
+enum class Hardware : uint8_t { GM, UB, L1, L0A, L0B, L0C, BIAS, FIXBUF, MAX };
+
+enum class HardEvent : uint8_t {
+    MTE2_MTE1,
+    MTE1_MTE2,
+    MTE1_M,
+    M_MTE1,
+    MTE2_V,
+    V_MTE2,
+    MTE3_V,
+    V_MTE3,
+    M_V,
+    V_M,
+    V_V,
+    MTE3_MTE1,
+    MTE1_MTE3,
+    MTE1_V,
+    MTE2_M,
+    M_MTE2,
+    V_MTE1,
+    M_FIX,
+    FIX_M,
+    MTE3_MTE2,
+    MTE2_MTE3,
+    S_V,
+    V_S,
+    S_MTE2,
+    MTE2_S,
+    S_MTE3,
+    MTE3_S,
+    MTE2_FIX,
+    FIX_MTE2,
+    FIX_S,
+    M_S,
+    FIX_MTE3,
+    MTE1_FIX,
+    FIX_MTE1,
+    FIX_FIX,
+    MAX,
+};
+
+using TEventID = int8_t;
+using TBufHandle = uint8_t*;
+using TTagType = int32_t;
+
+enum class MaskMode : uint8_t { NORMAL = 0, COUNTER };
+enum class RoundMode : uint8_t {
+    CAST_NONE = 0,
+    CAST_RINT,
+    CAST_FLOOR,
+    CAST_CEIL,
+    CAST_ROUND,
+    CAST_TRUNC,
+    CAST_ODD,
+};
+enum class CMPMODE : uint8_t { LT = 0, GT, EQ, LE, GE, NE };
+enum class SELMODE : uint8_t { VSEL_CMPMASK_SPR = 0, VSEL_TENSOR_SCALAR_MODE, VSEL_TENSOR_TENSOR_MODE };
+enum class ReduceMode : uint8_t { REDUCE_MAX = 0, REDUCE_MIN, REDUCE_SUM };
+enum class ReduceOrder : uint8_t { ORDER_VALUE_INDEX = 0, ORDER_INDEX_VALUE, ORDER_ONLY_VALUE, ORDER_ONLY_INDEX };
+enum class CacheMode { CACHE_MODE_DISABLE = 0, CACHE_MODE_NORMAL = 1, CACHE_MODE_LAST = 2, CACHE_MODE_PERSISTENT = 4 };
+enum class CacheRwMode { READ = 1, WRITE = 2, RW = 3 };
+enum class CacheLine : uint64_t { SINGLE_CACHE_LINE = 0, ENTIRE_DATA_CACHE };
+enum class DcciDst : uint64_t { CACHELINE_ALL = 0, CACHELINE_UB, CACHELINE_OUT, CACHELINE_ATOMIC };
+enum class TBufState : uint8_t { FREE = 0, OCCUPIED, ENQUE, DEQUE };
+enum class DataFormat : uint8_t { ND = 0, NZ, NCHW, NC1HWC0, NHWC, NCDHW, NDC1HWC0, FRACTAL_Z_3D };
+enum class MemDsbT : uint8_t { ALL = 0, DDR, UB, SEQ };
+enum class PaddingMode : uint8_t { Normal = 0, Compact };
+
+constexpr uint64_t MASK_PLACEHOLDER = 0;
+constexpr uint32_t ONE_BLK_SIZE = 32;
+constexpr int32_t ONE_REPEAT_BYTE_SIZE = 256;
+constexpr int32_t DEFAULT_C0_SIZE = 32;
+constexpr int32_t DEFAULT_BLK_NUM = 8;
+constexpr uint8_t DEFAULT_BLK_STRIDE = 1;
+constexpr uint8_t DEFAULT_REPEAT_STRIDE = 8;
+constexpr uint16_t DEFAULT_DATA_COPY_NBURST = 1;
+constexpr uint16_t DEFAULT_DATA_COPY_STRIDE = 0;
+constexpr int32_t DEFAULT_BLOCK_SIZE = 256;
+constexpr uint64_t FULL_MASK = ~uint64_t{0};
+constexpr TEventID INVALID_TEVENTID = -1;
+constexpr int32_t BYTE_PER_BLK = 32;
+
+struct TQueConfig {
+    bool nd2nz = false;
+    bool nz2nd = false;
+    bool scmBlockGroup = false;
+    uint32_t bufferLen = 0;
+    uint32_t bufferNumber = 0;
+    uint32_t consumerSize = 0;
+    TPosition consumer[8] = {};
+    bool enableStaticEvtId = false;
+    bool enableLoopQueue = false;
+};
+
+}  // namespace AscendC
+
+namespace neonext_twin {
+
+constexpr Pipe pipe_of(pipe_t pipe)
+{
+    switch (pipe) {
+        case PIPE_V: return pipe_v;
+        case PIPE_M: return pipe_m;
+        case PIPE_MTE1: return pipe_mte1;
+        case PIPE_MTE2: return pipe_mte2;
+        case PIPE_MTE3: return pipe_mte3;
+        case PIPE_FIX: return pipe_fix;
+        default: return pipe_s;
+    }
+}
+
+struct PipePair {
+    Pipe source;
+    Pipe target;
+};
+
+constexpr PipePair pipes_of(AscendC::HardEvent event)
+{
+    using E = AscendC::HardEvent;
+    switch (event) {
+        case E::MTE2_MTE1: return {pipe_mte2, pipe_mte1};
+        case E::MTE1_MTE2: return {pipe_mte1, pipe_mte2};
+        case E::MTE1_M: return {pipe_mte1, pipe_m};
+        case E::M_MTE1: return {pipe_m, pipe_mte1};
+        case E::MTE2_V: return {pipe_mte2, pipe_v};
+        case E::V_MTE2: return {pipe_v, pipe_mte2};
+        case E::MTE3_V: return {pipe_mte3, pipe_v};
+        case E::V_MTE3: return {pipe_v, pipe_mte3};
+        case E::M_V: return {pipe_m, pipe_v};
+        case E::V_M: return {pipe_v, pipe_m};
+        case E::V_V: return {pipe_v, pipe_v};
+        case E::MTE3_MTE1: return {pipe_mte3, pipe_mte1};
+        case E::MTE1_MTE3: return {pipe_mte1, pipe_mte3};
+        case E::MTE1_V: return {pipe_mte1, pipe_v};
+        case E::MTE2_M: return {pipe_mte2, pipe_m};
+        case E::M_MTE2: return {pipe_m, pipe_mte2};
+        case E::V_MTE1: return {pipe_v, pipe_mte1};
+        case E::M_FIX: return {pipe_m, pipe_fix};
+        case E::FIX_M: return {pipe_fix, pipe_m};
+        case E::MTE3_MTE2: return {pipe_mte3, pipe_mte2};
+        case E::MTE2_MTE3: return {pipe_mte2, pipe_mte3};
+        case E::S_V: return {pipe_s, pipe_v};
+        case E::V_S: return {pipe_v, pipe_s};
+        case E::S_MTE2: return {pipe_s, pipe_mte2};
+        case E::MTE2_S: return {pipe_mte2, pipe_s};
+        case E::S_MTE3: return {pipe_s, pipe_mte3};
+        case E::MTE3_S: return {pipe_mte3, pipe_s};
+        case E::MTE2_FIX: return {pipe_mte2, pipe_fix};
+        case E::FIX_MTE2: return {pipe_fix, pipe_mte2};
+        case E::FIX_S: return {pipe_fix, pipe_s};
+        case E::M_S: return {pipe_m, pipe_s};
+        case E::FIX_MTE3: return {pipe_fix, pipe_mte3};
+        case E::MTE1_FIX: return {pipe_mte1, pipe_fix};
+        case E::FIX_MTE1: return {pipe_fix, pipe_mte1};
+        default: return {pipe_fix, pipe_fix};
+    }
+}
+
+/// An integer member or argument that the device keeps in the narrow type T, which the real headers fill by silent
+/// truncation. It keeps the value that was given, so that an instruction can refuse one that does not fit.
+template <typename T>
+class Field {
+public:
+    constexpr Field() = default;
+    template <typename U, typename = std::enable_if_t<std::is_integral_v<U> || std::is_enum_v<U>>>
+    constexpr Field(U value)
+        : value_(sizeof(U) == 8 && std::is_unsigned_v<U> && static_cast<uint64_t>(value) > too_large
+                     ? static_cast<int64_t>(too_large)
+                     : static_cast<int64_t>(value))
+    {}
+
+    template <typename U>
+    constexpr Field(const Field<U>& other) : value_(other.given())
+    {}
+
+    constexpr operator T() const { return static_cast<T>(value_); }
+    constexpr int64_t given() const { return value_; }
+    constexpr bool fits() const
+    {
+        return value_ >= static_cast<int64_t>(std::numeric_limits<T>::min()) &&
+               value_ <= static_cast<int64_t>(std::numeric_limits<T>::max());
+    }
+
+    Field& operator+=(int64_t other) { return *this = Field(value_ + other); }
+    Field& operator-=(int64_t other) { return *this = Field(value_ - other); }
+    Field& operator*=(int64_t other) { return *this = Field(value_ * other); }
+    Field& operator++() { return *this += 1; }
+
+    /// The value, or a refusal that names the field.
+    T checked(const char* name, Rule rule = Rule::stride) const
+    {
+        if (!fits()) {
+            machine.refuse(rule, "%s is %lld; the field holds %lld to %lld and would truncate it", name,
+                           static_cast<long long>(value_), static_cast<long long>(std::numeric_limits<T>::min()),
+                           static_cast<long long>(std::numeric_limits<T>::max()));
+        }
+        return static_cast<T>(value_);
+    }
+
+private:
+    static constexpr uint64_t too_large = uint64_t{1} << 62;
+    int64_t value_ = 0;
+};
+
+}  // namespace neonext_twin
