@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	done)
 IMAGE ?= tests/data/digits/3/0023.png
 
-.PHONY: demo test lint bench kill-test wheel-test clean
+.PHONY: demo test lint bench kill-test mutants fuzz-kernel wheel-test clean
 
 demo: $(READY)
 	$(BIN)/neonext-export --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --image-size 64 --target onnx,mindir --output build/digits
@@ -25,11 +25,21 @@ wheel-test: $(TOOLS)
 kill-test: $(READY)
 	$(BIN)/python tests/kill_export.py
 
+# Not part of `make test`: wrong versions of the AscendC kernels, each of which has to be caught.
+mutants: $(READY)
+	$(BIN)/python tests/mutate_kernel.py
+
+# Not part of `make test`: random NeoCells on the kernels in the twin, for MINUTES.
+MINUTES ?= 5
+fuzz-kernel: $(READY)
+	$(BIN)/python tests/fuzz_kernel.py $(MINUTES)
+
 # Ratios on this machine; not part of `make test`.
 bench: $(READY)
 	$(BIN)/python -m neonext_ms.benchmarks.folding
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
 	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
+	$(BIN)/python -m neonext_ms.benchmarks.device_model --models t --image-size 224
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
