@@ -174,6 +174,7 @@ def _result(operator: str, run_, outputs) -> dict:
             "shape": list(found.shape),
             "mean": float(np.asarray(found, np.float64).mean()),
             "largest": float(np.abs(np.asarray(found, np.float64)).max()),
+            "first": [float(value) for value in found.ravel()[:4]],
             "difference": worst / largest if largest else worst,
             "tolerance": tolerance,
         }
@@ -205,8 +206,8 @@ def _print(report: dict) -> None:
         )
         for name, value in result["outputs"].items():
             print(
-                f"  {name} {tuple(value['shape'])}: mean {value['mean']:.4g}, largest {value['largest']:.4g}; "
-                f"differs from the reference by {value['difference']:.2g} of it (at most {value['tolerance']:.2g})"
+                f"  {name} {tuple(value['shape'])}: {' '.join(f'{v:.4g}' for v in value['first'])} ..., largest "
+                f"{value['largest']:.4g}; differs from the reference by {value['difference']:.2g} of it (at most {value['tolerance']:.2g})"
             )
         for pipe, numbers in counts["totals"].items():
             print(f"  {pipe:5}" + ", ".join(f"{number:,} {name}" for name, number in numbers.items()))

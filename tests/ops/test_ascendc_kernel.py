@@ -31,7 +31,7 @@ def _golden(case):
     return z, spec, [z[f"weight_a.{i}"] for i in n], [z[f"weight_b.{i}"] for i in n]
 
 
-def in_order(x, weights_a, weights_b, spec, bias=None):
+def in_order(x, weights_a, weights_b, spec, bias=None, out=None):
     """Both products in the type of x, taps ascending, every product and sum rounded once, as the kernel does it."""
 
     def product(x, weights, axes, size):
@@ -50,7 +50,7 @@ def in_order(x, weights_a, weights_b, spec, bias=None):
                 channel += 1
         return y
 
-    out = spec.output_size(*x.shape[2:])
+    out = out or spec.output_size(*x.shape[2:])
     y = product(x, weights_a, [g.axis_a for g in spec.groups], out[0])
     turned = [w.transpose(0, 2, 1) for w in weights_b]
     y = product(y.transpose(0, 1, 3, 2), turned, [g.axis_b for g in spec.groups], out[1]).transpose(0, 1, 3, 2)
@@ -69,38 +69,47 @@ def test_golden(case, soc):
     for i in range(len(spec.groups)):
         assert relative_max(grad_a[i], z[f"grad/weight_a.{i}"]) < 1e-5
         assert relative_max(grad_b[i], z[f"grad/weight_b.{i}"]) < 1e-5
-    half = [np.asarray(v, np.float16) for v in (z["x"], *a, *b)]
-    x, a, b = half[0], half[1 : 1 + len(a)], half[1 + len(a) :]
-    run = twin.forward(x, a, b, spec, soc=soc, dtype="float16")
-    np.testing.assert_array_equal(run.outputs[0], in_order(x, a, b, spec))
-    exact = reference.forward(x, a, b, spec)
-    wide = twin.forward(x, a, b, spec, soc=soc, dtype="float16", accumulate_fp32=True)
-    assert relative_max(wide.outputs[0], exact) < 2**-11
-    dy = z["dy"].astype(np.float16)
-    grad_a, grad_b = twin.gradients(x, dy, a, b, spec, soc=soc, dtype="float16").outputs
+
+
+@pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize("case", goldens("neocell"))
+def test_golden_in_float16_on_any_number_of_cores(case, soc):
+    z, spec, a, b = _golden(case)
+    x, dy = (z[name].astype(np.float16) for name in ("x", "dy"))
+    a, b = ([w.astype(np.float16) for w in weights] for weights in (a, b))
+    size = x.shape[2:]
+    y = in_order(x, a, b, spec)
+    turned = [
+        {"h_in": g.h_out, "h_out": g.h_in, "w_in": g.w_out, "w_out": g.w_in, "channels": g.channels}
+        | {"shift_a": g.shift_a, "shift_b": g.shift_b}
+        for g in spec.groups
+    ]
+    dx = in_order(dy, *([w.transpose(0, 2, 1) for w in v] for v in (a, b)), NeoCellSpec(turned), out=size)
     _, exact_a, exact_b, _ = reference.backward(x, a, b, spec, dy)
-    for i in range(len(spec.groups)):
-        assert relative_max(grad_a[i], exact_a[i]) < 1e-5
-        assert relative_max(grad_b[i], exact_b[i]) < 1e-5
+    first = None
+    for blocks in range(1, soc_of(soc).vector_units + 1):
+        options = {"soc": soc, "blocks": blocks}
+        np.testing.assert_array_equal(twin.forward(x, a, b, spec, **options).outputs[0], y)
+        back = twin.forward(dy, a, b, spec, transposed=True, output_size=size, **options)
+        np.testing.assert_array_equal(back.outputs[0], dx)
+        if blocks > len(x) * -(-spec.channels // 16):
+            continue  # a core does whole maps
+        grads = [grad for side in twin.gradients(x, dy, a, b, spec, **options).outputs for grad in side]
+        first = first or grads
+        for grad, one, exact in zip(grads, first, (*exact_a, *exact_b), strict=True):
+            assert relative_max(grad, exact) < 1e-5
+            np.testing.assert_array_equal(grad, one)
+    wide = twin.forward(x, a, b, spec, soc=soc, accumulate_fp32=True)
+    assert relative_max(wide.outputs[0], reference.forward(x, a, b, spec)) < 2**-11
 
 
-def test_the_result_does_not_depend_on_the_number_of_cores():
+def test_a_bias_is_added_last():
     spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 25, "shift": 1}])
     rng = np.random.RandomState(0)
     x = rng.standard_normal((2, 45, 13, 9)).astype(np.float16)
-    dy = rng.standard_normal(x.shape).astype(np.float16)
     a, b = _weights(spec, rng, np.float16)
     bias = rng.standard_normal(45).astype(np.float16)
-    wanted = in_order(x, a, b, spec, bias)
-    gradients = None
-    for soc in SOCS:
-        for blocks in range(1, soc_of(soc).vector_units + 1):
-            run = twin.forward(x, a, b, spec, bias, soc=soc, blocks=blocks)
-            np.testing.assert_array_equal(run.outputs[0], wanted)
-            run = twin.gradients(x, dy, a, b, spec, soc=soc, blocks=blocks)
-            found = np.concatenate([g.ravel() for part in run.outputs for g in part])
-            gradients = found if gradients is None else gradients
-            np.testing.assert_array_equal(found, gradients)
+    np.testing.assert_array_equal(twin.forward(x, a, b, spec, bias).outputs[0], in_order(x, a, b, spec, bias))
 
 
 def test_bfloat16_is_computed_in_float32():
