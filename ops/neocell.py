@@ -1,5 +1,7 @@
 """NeoCell as MindSpore operations: differentiable, in PyNative and under `ms.jit`, for any batch.
 
+On Ascend the AscendC operator takes their place when its package is installed (`ascend.py`).
+
 The whole matrices are built by `(U_out @ small @ U_in) * mask` with constants from `spec.Axis.placement`, which is
 cheaper than a gather in both directions, and multiplied with the maps by `tile` and BatchMatMul, which on the CPU is
 twice as fast as the broadcasting `ops.matmul`.
@@ -13,6 +15,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from ..errors import InputError
+from .ascend import chosen
+from .ascend import neo_cell as _ascend_neo_cell
 from .spec import Axis, NeoCellSpec
 
 _bmm = ops.BatchMatMul()
@@ -31,6 +35,11 @@ def _constants(k_in: int, k_out: int, shift: int, channels: int, size_in: int, s
 @ops.constexpr
 def _axis_constants(axis, size_in, size_out, transposed):
     return _constants(*axis, size_in, size_out, transposed)
+
+
+@ops.constexpr
+def _by_operator(spec, dtype):
+    return chosen(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), dtype)
 
 
 @ops.constexpr
@@ -81,6 +90,8 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
         InputError: the shapes do not belong to the spec, or the output would be empty. Under `ms.jit` MindSpore may
             wrap it.
     """
+    if _by_operator(spec, x.dtype):
+        return _ascend_neo_cell(x, weights_a, weights_b, spec, bias)
     _, channels, height, width = x.shape
     axes, out_size = _plan(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
     a = ()
