@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import toolchain
 from ..errors import InputError, ToolchainError, UsageError, nearest
 from ..files import explained, publish
 from ..ops.soc import Soc
-from . import toolchain
+from . import build_script
 
 PRECISIONS = ("fp16", "mixed_float16", "mixed_bfloat16", "origin", "cube_fp16in_fp32out")
 IMPLEMENTATIONS = ("high_precision", "high_performance", "high_precision_for_all", "high_performance_for_all")
@@ -515,21 +516,23 @@ def write_script(path: str | Path, jobs: Sequence[OmJob]) -> Path:
     """
     if not jobs:
         raise UsageError("a script needs at least one model to build")
-    toolchain.write_script(path, _SCRIPT, {code: f"{a.what}; {a.do}" for code, a in ERRORS.items()}, map(_task, jobs))
+    build_script.write_script(
+        path, _SCRIPT, {code: f"{a.what}; {a.do}" for code, a in ERRORS.items()}, map(_task, jobs)
+    )
     return Path(path)
 
 
-def _task(job: OmJob) -> toolchain.Task:
+def _task(job: OmJob) -> build_script.Task:
     named = {field: getattr(job.options, field) for field in ("aipp", "fusion_switch")}
     options = replace(job.options, **{field: Path(path).name for field, path in named.items() if path})
     command, files = staged_command(Path(job.onnx).name, job.stem, options)
     name = toolchain.plain(job.stem)
     takes = [(str(source), inside) for inside, source in files.items()] + [(data, data) for data in job.data]
     texts = {keep_dtype_file(name): "\n".join(options.keep_dtype) + "\n"} if options.keep_dtype else {}
-    return toolchain.Task(job.stem, name, takes, texts, command[1:])
+    return build_script.Task(job.stem, name, takes, texts, command[1:])
 
 
-_SCRIPT = toolchain.Script(
+_SCRIPT = build_script.Script(
     tool=ATC.name,
     name=SCRIPT,
     suffix=".om",

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import toolchain
 from ..errors import InputError, ToolchainError, UsageError
 from ..files import explained
 from ..ops.soc import Soc
-from . import atc, toolchain
+from . import atc, build_script
 
 SCRIPT = "build_lite.sh"
 # What runs of the converter print at their end (converter.cc, main.cc); releases before 2.0 wrote CONVERTER.
@@ -351,18 +352,18 @@ def write_script(path: str | Path, jobs: Sequence[LiteJob]) -> Path:
     if not jobs:
         raise UsageError("a script needs at least one model to build")
     advice = {code: f"{entry.what}; {entry.do}" for code, entry in atc.ERRORS.items()}
-    toolchain.write_script(path, _SCRIPT, advice, map(_task, jobs))
+    build_script.write_script(path, _SCRIPT, advice, map(_task, jobs))
     return Path(path)
 
 
-def _task(job: LiteJob) -> toolchain.Task:
+def _task(job: LiteJob) -> build_script.Task:
     if job.model == f"{job.stem}.mindir":
         raise UsageError(f"{job.model}: the new file would replace its model; give it another name")
     named = {field: getattr(job.options, field) for field in ("aipp", "fusion_switch")}
     options = replace(job.options, **{field: Path(path).name for field, path in named.items() if path})
     command, files, texts = staged_command(Path(job.model).name, job.stem, options)
     takes = [(str(source), inside) for inside, source in files.items()] + [(data, data) for data in job.data]
-    return toolchain.Task(job.stem, toolchain.plain(job.stem), takes, texts, command[1:])
+    return build_script.Task(job.stem, toolchain.plain(job.stem), takes, texts, command[1:])
 
 
 _FIND = """\
@@ -374,7 +375,7 @@ if ! command -v converter_lite >/dev/null 2>&1 && [ -x "$home/tools/converter/co
 fi
 """
 
-_SCRIPT = toolchain.Script(
+_SCRIPT = build_script.Script(
     tool=CONVERTER.name,
     name=SCRIPT,
     suffix=".mindir",

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import toolchain
 from ..errors import InputError, ToolchainError, UsageError, listed, nearest
 from ..files import explained
 from ..ops.soc import soc
 from ..preprocessing import Preprocessing
-from . import aipp, atc, cann_ops, lite, toolchain
+from . import aipp, atc, cann_ops, lite
 from .request import Om
 
 ONNX_SUFFIX = "_cann.onnx"

@@ -34,7 +34,8 @@ class Target:
         """Whether what it needs is here, in words."""
         if self.name != "om":
             return "here"
-        from . import atc, lite, toolchain
+        from .. import toolchain
+        from . import atc, lite
 
         found = []
         for tool in (atc.ATC, lite.CONVERTER):

@@ -148,7 +148,7 @@ def _require_tools(environ: Mapping[str, str]) -> None:
 
 
 def _build(args) -> None:
-    from ..export import toolchain
+    from .. import toolchain
 
     toolchain.check_timeout(args.timeout)
     chosen = families(args.soc) if args.soc else list(FAMILIES)
@@ -227,7 +227,7 @@ def _build_failure(finished, made: bool, log: Path) -> Exception:
 
 
 def _install(args) -> None:
-    from ..export import toolchain
+    from .. import toolchain
 
     toolchain.check_timeout(args.timeout)
     package = Path(args.package)

@@ -207,7 +207,8 @@ def _print(report: dict) -> None:
         for name, value in result["outputs"].items():
             print(
                 f"  {name} {tuple(value['shape'])}: {' '.join(f'{v:.4g}' for v in value['first'])} ..., largest "
-                f"{value['largest']:.4g}; differs from the reference by {value['difference']:.2g} of it (at most {value['tolerance']:.2g})"
+                f"{value['largest']:.4g}; differs from the reference by {value['difference']:.2g} of it "
+                f"(at most {value['tolerance']:.2g})"
             )
         for pipe, numbers in counts["totals"].items():
             print(f"  {pipe:5}" + ", ".join(f"{number:,} {name}" for name, number in numbers.items()))

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from neonext_ms import toolchain
 from neonext_ms.errors import InputError, ToolchainError, UsageError
-from neonext_ms.export import atc, toolchain
+from neonext_ms.export import atc
 from neonext_ms.files import staging
 from neonext_ms.ops.soc import SOCS, soc
 

@@ -195,7 +195,7 @@ def test_two_exports_into_one_folder_do_not_mix(digits, tmp_path):
         process.stdout.close()
 
 
-@pytest.mark.parametrize("name", ["export", "compare", "convert", "predict", "validate", "info"])
+@pytest.mark.parametrize("name", ["export", "compare", "convert", "predict", "validate", "info", "ops"])
 def test_help_is_quick_because_it_imports_nothing_heavy(name):
     rooms = {"export": "neonext_ms.export.command", "compare": "neonext_ms.export.compare_command"}
     module = rooms.get(name, f"neonext_ms.commands.{name}")

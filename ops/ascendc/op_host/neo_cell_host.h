@@ -111,15 +111,7 @@ inline int64_t TotalChannels(const NeoCellProblem& problem)
 // Outputs of one side of the map for `size` inputs, -1 if those are not known yet.
 inline int64_t OutputSize(const NeoCellMatrix* sides, int32_t runs, int64_t size)
 {
-    if (size < 0) {
-        return -1;
-    }
-    int64_t most = 0;
-    for (int32_t run = 0; run < runs; ++run) {
-        const int64_t outputs = sides[run].kIn == sides[run].kOut ? size : size * sides[run].kOut / sides[run].kIn;
-        most = outputs > most ? outputs : most;
-    }
-    return most;
+    return size < 0 ? -1 : NeoCellOutputs(sides, runs, size);
 }
 
 // The forward operator's output from its input: NCHW or NHWC as GE sees a map, or 5-D as aclnn passes it.

@@ -224,6 +224,17 @@ NEO_CELL_FN void NeoCellWindow(
 // The device's compiler does not see what only the host needs.
 #if (!defined(__CCE_AICORE__) && !defined(__NPU_ARCH__)) || defined(NEO_CELL_HOST_TILING)
 
+// Outputs of one side of the map for `size` inputs: the most that any run has.
+inline int64_t NeoCellOutputs(const NeoCellMatrix* sides, int32_t runs, int64_t size)
+{
+    int64_t most = 0;
+    for (int32_t run = 0; run < runs; ++run) {
+        const int64_t outputs = sides[run].kIn == sides[run].kOut ? size : size * sides[run].kOut / sides[run].kIn;
+        most = outputs > most ? outputs : most;
+    }
+    return most;
+}
+
 // Most inputs that `outputs` neighbouring ones of `total` outputs of the runs [first, next) need, wherever they begin.
 inline int32_t NeoCellMostInputs(
     const uint16_t* sides, int32_t first, int32_t next, int32_t outputs, int32_t total, int32_t size)
@@ -366,7 +377,6 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
         return "the device must have a core and a unified buffer";
     }
     int64_t channels = 0;
-    int32_t outputs[2] = {0, 0};
     for (int32_t run = 0; run < problem.runs; ++run) {
         const NeoCellMatrix& a = problem.a[run];
         const NeoCellMatrix& b = problem.b[run];
@@ -382,8 +392,6 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
         tiling.runEnd[run] = static_cast<int32_t>(channels);
         tiling.runA[run] = NeoCellPack(a);
         tiling.runB[run] = NeoCellPack(b);
-        outputs[0] = NeoCellMax(outputs[0], a.kIn == a.kOut ? problem.hIn : problem.hIn * a.kOut / a.kIn);
-        outputs[1] = NeoCellMax(outputs[1], b.kIn == b.kOut ? problem.wIn : problem.wIn * b.kOut / b.kIn);
     }
     const int64_t lanes = static_cast<int64_t>(problem.planes) * problem.c0;
     if (channels > lanes || channels <= lanes - problem.c0) {
@@ -392,8 +400,12 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
     // Lanes beyond the last channel do what it does, with coefficients of zero.
     tiling.runEnd[problem.runs - 1] = static_cast<int32_t>(lanes);
     tiling.runs = problem.runs;
-    problem.hOut = problem.hOut != 0 ? problem.hOut : outputs[0];
-    problem.wOut = problem.wOut != 0 ? problem.wOut : outputs[1];
+    if (problem.hOut == 0) {
+        problem.hOut = static_cast<int32_t>(NeoCellOutputs(problem.a, problem.runs, problem.hIn));
+    }
+    if (problem.wOut == 0) {
+        problem.wOut = static_cast<int32_t>(NeoCellOutputs(problem.b, problem.runs, problem.wIn));
+    }
     if (problem.hOut < 1 || problem.wOut < 1) {
         return "the output would be empty";
     }
