@@ -1,1 +1,4 @@
-"""Measurements: every module is a script that prints ratios, medians over interleaved runs."""
+"""What things cost: scripts that measure on this machine, and the device model, which predicts and measures nothing.
+
+Measurements are ratios, medians over interleaved runs.
+"""

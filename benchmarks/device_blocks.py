@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from ..architecture import MLP_RATIO, STAGES, Architecture
 from ..errors import InputError
 from ..ops.soc import Soc
-from .device_counts import BEST, Schedule, analytic_counts
+from .device_counts import REPEAT, twin_counts
 from .device_figures import Costs, elementwise_cycles, gelu_cycles
 from .device_model import FP16, TILE, Prediction, in_order, kernel_time, predict
 
-REPEAT = 128  # float16 numbers
 STEPS = ("neocell", "fc_1", "gelu", "fc_2", "add")
 # What is one task. A NeoCell with its bias is one kernel in all of them.
 FUSIONS = {
@@ -63,14 +62,13 @@ def block_steps(
     device: Soc,
     costs: Costs,
     gelu: str = "short",
-    schedule: Schedule = BEST,
 ) -> list[Step]:
-    """The steps of a block of `stage` (0 to 3) in float16 on maps of `size`, with a NeoCell kernel of `schedule`."""
+    """The steps of a block of `stage` (0 to 3) in float16 on maps of `size`, with the NeoCell kernel as it is built."""
     channels, spec = architecture.dims[stage], architecture.stage_spec(stage)
     positions = batch * size[0] * size[1]
     small, large = channels * positions * FP16, MLP_RATIO * channels * positions * FP16
     rate = device.vector_units * device.vector_mhz
-    counts = analytic_counts(spec, *size, batch, device, schedule)
+    counts = twin_counts(spec, *size, batch, device)
     neocell = kernel_time(counts, device, 0.0, costs).predicted_pipes_us["V"]
     rows, narrow, wide = -(-positions // TILE), -(-channels // TILE), -(-MLP_RATIO * channels // TILE)
     weights = MLP_RATIO * channels * channels * FP16

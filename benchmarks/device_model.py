@@ -1,17 +1,18 @@
 """Predicted time of NeoCell kernels on Ascend devices, against what one would use instead. Nothing here was measured.
 
     python -m neonext_ms.benchmarks.device_model [--soc Ascend310P3,Ascend910B3] [--models t,s,b] [--image-size 224,384]
-        [--batch 1,8] [--counts analytic] [--json]
+        [--batch 1,8] [--json]
+    python -m neonext_ms.benchmarks.device_model --aims        repeats over ideal ones, times over the memory bound
     python -m neonext_ms.benchmarks.device_model --blocks      what bounds whole blocks, fused and not
     python -m neonext_ms.benchmarks.device_model --ideal       the same without launches and starts of instructions
     python -m neonext_ms.benchmarks.device_model --budgets     how a whole block would fill the buffers of a core
-    python -m neonext_ms.benchmarks.device_model --schedules   NeoCell kernels that arrange their work differently
+    python -m neonext_ms.benchmarks.device_model --schedules   the kernel against an ideal arrangement of its work
     python -m neonext_ms.benchmarks.device_model --lanes       multiply-adds of full lanes, channels reordered or not
     python -m neonext_ms.benchmarks.device_model --update docs/davinci.md
 
 A kernel takes as long as the longest pipe of its slowest core, as if everything overlapped (double buffering), plus
-its launch. Figures of a device come from `ops/soc.py`, all others from `Costs` (`device_figures.py`); counts of the
-NeoCell kernel from the twin where a compiler is at hand, else from arithmetic.
+its launch. Figures of a device come from `ops/soc.py`, all others from `Costs` (`device_figures.py`), and counts of
+the NeoCell kernel from the twin, which needs g++ (exit code 3 without it; --budgets and --lanes do not need it).
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..commands.common import Parser, run
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import atomic, explained
 from ..ops.packing import plan
 from ..ops.soc import MACS_PER_CYCLE, Soc
 from ..ops.spec import NeoCellSpec
-from .device_counts import ORIGINS
 from .device_figures import Costs, elementwise_cycles
 
 FP16 = 2
@@ -125,7 +125,9 @@ def kernel_time(
         for pipe, cycles in zip(pipes, (vector, load, store, scalar), strict=True):
             pipes[pipe] = max(pipes[pipe], cycles * cycle)
     if not held:
-        pipes["memory"] = moved / device.memory_bytes_per_second * 1e6
+        # A core's rate is for both directions together, as in `memory_bound`.
+        both = (_of(core, "MTE2", "bytes") + _of(core, "MTE3", "bytes") for core in counts["cores"])
+        pipes["memory"] = max(both) / read * cycle
     return predict(pipes, 1, costs.launch_us if launch_us is None else launch_us)
 
 
@@ -274,26 +276,28 @@ def _printed(arguments: Sequence[str]) -> str:
 
     parser = Parser(prog="python -m neonext_ms.benchmarks.device_model", description=__doc__)
     parser.add_argument("--soc", default="Ascend310P3,Ascend910B3", help="devices, separated by commas")
-    parser.add_argument("--models", default="t,s,b", help="sizes of released models, t to xl")
+    parser.add_argument("--models", default="t,s,b", help="sizes of released models: t, s, b, l, xl")
     parser.add_argument("--image-size", default="224,384", help="224 and 384, with the shifts of that release")
-    parser.add_argument("--batch", default="1,8")
-    parser.add_argument("--counts", choices=ORIGINS, default="auto", help="where those of the NeoCell kernel come from")
+    parser.add_argument("--batch", default="1,8", help="images at a time")
     parser.add_argument("--totals", action="store_true", help="only the sums over a model")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="the rows of the table as JSON")
     what = parser.add_mutually_exclusive_group()
-    for name in ("blocks", "ideal", "budgets", "schedules", "lanes"):
+    for name in device_tables.TABLES[1:]:
         what.add_argument(f"--{name}", dest="table", action="store_const", const=name)
     what.add_argument("--update", metavar="FILE", help="print every table of a document anew, in its place")
     args = parser.parse_args(arguments)
     if args.update:
         return updated(args.update)
-    chosen = device_tables.Choice.parse(args.soc, args.models, args.image_size, args.batch, args.counts)
-    rows = getattr(device_tables, f"{args.table or 'kernels'}_rows")(chosen)
+    table = args.table or device_tables.TABLES[0]
+    if args.totals and table not in device_tables.SUMMED:
+        raise UsageError(f"--totals: the table of --{table} has no sums over a model; leave it out")
+    chosen = device_tables.Choice.parse(args.soc, args.models, args.image_size, args.batch)
+    rows = getattr(device_tables, f"{table}_rows")(chosen)
     if args.totals:
-        rows = [row for row in rows if row.get("stage", "all") == "all"]
+        rows = [row for row in rows if row["stage"] == "all"]
     if args.json:
         return json.dumps(rows, indent=2)
-    return getattr(device_tables, f"{args.table or 'kernels'}_text")(rows)
+    return getattr(device_tables, f"{table}_text")(rows)
 
 
 def tables_of(text: str) -> list[tuple[str, str]]:
@@ -303,16 +307,21 @@ def tables_of(text: str) -> list[tuple[str, str]]:
 
 def updated(path: str | os.PathLike) -> str:
     """Replace every table of a document by what its command prints now; say how many changed."""
-    with explained(path):
-        text = Path(path).read_text(encoding="utf-8")
-    tables = tables_of(text)
-    printed = {arguments: _printed(arguments.split()) for arguments, _ in tables}
+    try:
+        with explained(path):
+            text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    parts, end, changed = [], 0, 0
+    tables = list(_TABLE.finditer(text))
+    for match in tables:
+        printed = _printed(match["arguments"].split())
+        changed += printed != match["table"]
+        parts += [text[end : match.start("table")], printed]
+        end = match.end("table")
     with atomic(path) as staged:
-        staged.write_text(
-            _TABLE.sub(lambda match: match[0].replace(match["table"], printed[match["arguments"]]), text),
-            encoding="utf-8",
-        )
-    return f"{path}: {sum(printed[a] != table for a, table in tables)} of {len(tables)} tables changed"
+        staged.write_text("".join([*parts, text[end:]]), encoding="utf-8")
+    return f"{path}: {changed} of {len(tables)} tables changed"
 
 
 def _main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from ..ops.soc import Soc, soc
 from ..ops.spec import NeoCellSpec
 from ..registry import model_config
 from .device_blocks import FUSIONS, block_budget, block_predictions
-from .device_counts import ORIGINS, Schedule, analytic_counts, counts_of
+from .device_counts import evened, full_strips, ideal_repeats, twin_counts
 from .device_figures import Costs
 from .device_model import (
     block_diagonal_matmuls,
@@ -24,13 +24,9 @@ from .device_model import (
 
 SIZES = ("t", "s", "b", "l", "xl")
 IMAGES = ("224", "384")
-SCHEDULES = {
-    "plain": Schedule(),
-    "balanced": Schedule(balance=True),
-    "balanced, rows by phase": Schedule(phase_rows=True, balance=True),
-    "and columns as blocks": Schedule(phase_rows=True, column_blocks=True, balance=True),
-    "and merged": Schedule(phase_rows=True, column_blocks=True, merge=True, balance=True),
-}
+TABLES = ("kernels", "aims", "blocks", "ideal", "budgets", "schedules", "lanes")
+SUMMED = ("kernels", "aims", "blocks")  # those with sums over a model
+_MOST_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -42,35 +38,30 @@ class Choice:
         models: sizes of released models.
         images: image sizes, as the name of the release.
         batches: batch sizes.
-        counts: where counts of the NeoCell kernel come from.
     """
 
     socs: tuple[Soc, ...]
     models: tuple[str, ...]
     images: tuple[str, ...]
     batches: tuple[int, ...]
-    counts: str = "auto"
 
     @classmethod
-    def parse(cls, socs: str, models: str, images: str, batches: str, counts: str = "auto") -> Choice:
+    def parse(cls, socs: str, models: str, images: str, batches: str) -> Choice:
         """From lists with commas.
 
         Raises:
             InputError: a part that is not known.
         """
-        if counts not in ORIGINS:
-            raise InputError(f"counts {counts!r}: expected one of {', '.join(ORIGINS)}")
         numbers = []
         for part in batches.split(","):
-            if not part.isdecimal() or int(part) < 1:
-                raise InputError(f"batch {part!r}: expected whole numbers of at least 1, such as 1,8")
+            if not part.isdecimal() or not 1 <= int(part) <= _MOST_IMAGES:
+                raise InputError(f"batch {part!r}: expected whole numbers from 1 to {_MOST_IMAGES}, such as 1,8")
             numbers.append(int(part))
         return cls(
             tuple(soc(name) for name in socs.split(",")),
             _known(models, SIZES, "model"),
             _known(images, IMAGES, "image size"),
             tuple(numbers),
-            counts,
         )
 
     def architectures(self) -> Iterator[tuple[str, str, Architecture]]:
@@ -102,19 +93,31 @@ def _stages(architecture: Architecture, size: tuple[int, int]) -> Iterator[tuple
         yield stage + 1, architecture.per_stage_layers[stage], architecture.stage_spec(stage), height, width
 
 
+def _readings() -> dict[str, Costs]:
+    """What is not certain of the costs of vector instructions, from the worst to the best."""
+    costs = Costs()
+    return {
+        "as documented": costs,
+        "starts overlap": costs.overlapping(),
+        "and broadcast free": costs.hopeful(),
+    }
+
+
 def kernels_rows(choice: Choice) -> list[dict]:
     """One NeoCell of every stage, and all NeoCells of a model, against the alternatives."""
-    rows, costs = [], Costs()
+    rows = []
     for start, architecture, size, batch, device in choice.cases():
         sums: dict[str, float] = {}
         for stage, blocks, spec, height, width in _stages(architecture, size):
             at = (spec, height, width, batch, device)
-            counts, origin = counts_of(*at, choice.counts)
-            neocell = kernel_time(counts, device)
+            counts = twin_counts(*at)
             times = {
-                "NeoCell": neocell.predicted_us,
-                "starts overlap": kernel_time(counts, device, costs=costs.overlapping()).predicted_us,
-                "and broadcast free": kernel_time(counts, device, costs=costs.hopeful()).predicted_us,
+                **{
+                    f"NeoCell, {name}" if costs == Costs() else name: kernel_time(
+                        counts, device, costs=costs
+                    ).predicted_us
+                    for name, costs in _readings().items()
+                },
                 "memory bound": memory_bound(*at),
                 "two BatchMatMuls": block_diagonal_matmuls(*at).predicted_us,
                 "with TransData": block_diagonal_matmuls(*at, transposed=True).predicted_us,
@@ -123,16 +126,8 @@ def kernels_rows(choice: Choice) -> list[dict]:
             }
             for name, us in times.items():
                 sums[name] = sums.get(name, 0.0) + blocks * us
-            rows.append(
-                {
-                    **start,
-                    "stage": stage,
-                    "blocks": blocks,
-                    "counts": origin,
-                    "predicted_bound": neocell.predicted_bound,
-                    "predicted_us": times,
-                }
-            )
+            bound = kernel_time(counts, device).predicted_bound
+            rows.append({**start, "stage": stage, "blocks": blocks, "predicted_bound": bound, "predicted_us": times})
         blocks = sum(architecture.per_stage_layers)
         rows.append({**start, "stage": "all", "blocks": blocks, "predicted_bound": "", "predicted_us": sums})
     return rows
@@ -142,11 +137,7 @@ def kernels_text(rows: list[dict]) -> str:
     """Those rows in Markdown."""
     parts = []
     for title, group in _grouped(rows, ("soc",)):
-        origins = sorted({row["counts"] for row in group if "counts" in row})
-        parts.append(
-            f"{title}: predicted microseconds of one NeoCell in float16 (`all`: of all NeoCells of the model), counts "
-            f"{' and '.join(origins)}"
-        )
+        parts.append(f"{title}: predicted microseconds of one NeoCell in float16 (`all`: of all NeoCells of the model)")
         names = list(group[0]["predicted_us"])
         head = ["model", "image", "batch", "stage", "bound by", *names]
         parts.append(
@@ -162,29 +153,82 @@ def kernels_text(rows: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
+def aims_rows(choice: Choice) -> list[dict]:
+    """Repeats of the kernel over ideal ones, and its time over the memory bound where its maps come from memory."""
+    rows = []
+    for start, architecture, size, batch, device in choice.cases():
+        sums = {"repeats": 0.0, "ideal": 0.0, "bound": 0.0}
+        times = {(launch, name): 0.0 for launch in (0.0, Costs().launch_us) for name in _readings()}
+        for stage, blocks, spec, height, width in _stages(architecture, size):
+            at = (spec, height, width, batch, device)
+            counts = twin_counts(*at)
+            made = {
+                "repeats": counts["totals"]["V"]["repeats"],
+                "ideal": ideal_repeats(*at[:-1]),
+                "bound": memory_bound(*at),
+            }
+            took = {
+                (launch, name): kernel_time(counts, device, launch, costs, False).predicted_us
+                for launch, name in times
+                for costs in [_readings()[name]]
+            }
+            rows.append({**start, "stage": stage, "blocks": blocks, **_over(made, took)})
+            sums = {name: total + blocks * made[name] for name, total in sums.items()}
+            times = {name: total + blocks * took[name] for name, total in times.items()}
+        blocks = sum(architecture.per_stage_layers)
+        rows.append({**start, "stage": "all", "blocks": blocks, **_over(sums, times)})
+    return rows
+
+
+def _over(made: dict[str, float], times: dict[tuple[float, str], float]) -> dict:
+    return {
+        "predicted_repeats_over_ideal": made["repeats"] / made["ideal"],
+        "predicted_time_over_memory_bound": {
+            f"{name}, launched" if launch else name: us / made["bound"] for (launch, name), us in times.items()
+        },
+    }
+
+
+def aims_text(rows: list[dict]) -> str:
+    """Those rows in Markdown."""
+    parts = []
+    for title, group in _grouped(rows, ("soc",)):
+        parts.append(
+            f"{title}: vector repeats over ideal ones, and predicted time of NeoCell (maps from memory) over the "
+            "predicted memory bound"
+        )
+        names = list(group[0]["predicted_time_over_memory_bound"])
+        body = []
+        for row in group:
+            ratios = [row["predicted_repeats_over_ideal"], *(row["predicted_time_over_memory_bound"][n] for n in names)]
+            at = [row["model"], row["image_size"], row["batch"], row["stage"]]
+            body.append([*at, *(f"{ratio:.2f}" for ratio in ratios)])
+        parts.append(_table(["model", "image", "batch", "stage", "repeats", *names], body))
+    return "\n\n".join(parts)
+
+
 def schedules_rows(choice: Choice) -> list[dict]:
-    """NeoCell kernels that arrange the same multiply-adds differently."""
-    rows, costs = [], Costs()
+    """The kernel as it is built, and what another arrangement of the same multiply-adds could gain at most."""
+    rows = []
     for start, architecture, size, batch, device in choice.cases():
         for stage, blocks, spec, height, width in _stages(architecture, size):
             at = (spec, height, width, batch, device)
-            counts, origin = counts_of(*at, choice.counts)
-            made = {name: analytic_counts(*at, schedule) for name, schedule in SCHEDULES.items()}
-            made = {f"kernel ({origin})": counts, **made}
+            built = twin_counts(*at)
+            made = {"as built": built, "cores even": evened(built), "full strips": full_strips(built, *at)}
+            times = {name: kernel_time(counts, device, 0.0).predicted_us for name, counts in made.items()}
+            for name in made:
+                times[f"{name}, starts overlap"] = kernel_time(
+                    made[name], device, 0.0, Costs().overlapping()
+                ).predicted_us
             rows.append(
                 {
                     **start,
                     "stage": stage,
                     "blocks": blocks,
-                    "instructions": {name: counts["totals"]["V"]["instructions"] for name, counts in made.items()},
-                    "predicted_us": {
-                        **{name: kernel_time(counts, device, 0.0).predicted_us for name, counts in made.items()},
-                        "balanced, starts overlap": kernel_time(
-                            made["balanced"], device, 0.0, costs.overlapping()
-                        ).predicted_us,
-                        "and broadcast free": kernel_time(made["balanced"], device, 0.0, costs.hopeful()).predicted_us,
-                        "memory bound": memory_bound(*at),
+                    "predicted_instructions": {
+                        name: round(made[name]["totals"]["V"]["instructions"]) for name in ("as built", "full strips")
                     },
+                    "predicted_us": {**times, "memory bound": memory_bound(*at)},
                 }
             )
     return rows
@@ -198,10 +242,10 @@ def schedules_text(rows: list[dict]) -> str:
         names = list(group[0]["predicted_us"])
         body = []
         for row in group:
+            instructions = row["predicted_instructions"]
             cells = [
-                f"{row['predicted_us'][name]:.1f}"
-                + (f" ({row['instructions'][name]})" if name in row["instructions"] else "")
-                for name in names
+                f"{us:.1f}" + (f" ({instructions[name]})" if name in instructions else "")
+                for name, us in row["predicted_us"].items()
             ]
             body.append([row["batch"], row["stage"], *cells])
         parts.append(_table(["batch", "stage", *names], body))
@@ -222,7 +266,7 @@ def blocks_rows(choice: Choice) -> list[dict]:
                     "predicted_units_us": stage.predicted_units_us,
                     "predicted_us": {name: made.predicted_us for name, made in stage.predicted.items()},
                     "predicted_bound": {name: made.predicted_bound for name, made in stage.predicted.items()},
-                    "launches": {name: made.launches for name, made in stage.predicted.items()},
+                    "predicted_launches": {name: made.launches for name, made in stage.predicted.items()},
                 }
             )
         rows.append(
@@ -238,7 +282,7 @@ def blocks_rows(choice: Choice) -> list[dict]:
                     name: sum(stage.blocks * stage.predicted[name].predicted_us for stage in stages) for name in FUSIONS
                 },
                 "predicted_bound": dict.fromkeys(FUSIONS, ""),
-                "launches": {
+                "predicted_launches": {
                     name: sum(stage.blocks * stage.predicted[name].launches for stage in stages) for name in FUSIONS
                 },
             }
@@ -266,7 +310,7 @@ def blocks_text(rows: list[dict]) -> str:
         for row in group:
             notes = row["predicted_bound"]
             if row["stage"] == "all":
-                notes = {n: f"({row['launches'][n]} tasks)" for n in FUSIONS}
+                notes = {n: f"({row['predicted_launches'][n]} tasks)" for n in FUSIONS}
             cells = [f"{row['predicted_us'][n]:.1f} {notes[n]}" for n in FUSIONS]
             body.append([row["batch"], row["stage"], *cells])
         parts.append(_table(["batch", "stage", *FUSIONS], body))
@@ -280,9 +324,9 @@ def budgets_rows(choice: Choice) -> list[dict]:
         for size, image, architecture in choice.architectures():
             for stage, _, _, height, width in _stages(architecture, (int(image), int(image))):
                 made = asdict(block_budget(architecture, stage - 1, (height, width), device))
-                start = {"soc": device.name, "model": size, "image_size": int(image)}
+                start = {"soc": device.name, "model": size, "image_size": int(image), "stage": made.pop("stage")}
                 buffers = {name: getattr(device, f"{name}_bytes") for name in ("l0a", "l0b", "l0c", "l1", "ub")}
-                rows.append({**start, **made, "buffers": buffers})
+                rows.append({**start, "buffer_bytes": buffers, "predicted_tiles": made})
     return rows
 
 
@@ -290,16 +334,17 @@ def budgets_text(rows: list[dict]) -> str:
     """Those rows in Markdown."""
     parts = []
     for title, group in _grouped(rows, ("soc", "model", "image_size")):
-        sizes = {name: size // 1024 for name, size in group[0]["buffers"].items()}
+        sizes = {name: size // 1024 for name, size in group[0]["buffer_bytes"].items()}
         parts.append(f"{title}: KiB of one core's buffers for a whole block, predicted tiles")
         head = ["stage", "positions", "hidden", "strip rows"]
         head += [f"L0A of {sizes['l0a']}", f"L0B of {sizes['l0b']}", f"L0C of {sizes['l0c']}"]
         head += [f"L1 of {sizes['l1']}: weights", "L1: tiles", f"UB of {sizes['ub']}: NeoCell", "UB: GELU"]
         names = ("l0a", "l0b", "l0c", "l1_weights", "l1_tiles", "ub_neocell", "ub_gelu")
-        body = [
-            [row["stage"], row["positions"], row["hidden"], row["strip"], *(row[name] / 1024 for name in names)]
-            for row in group
-        ]
+        body = []
+        for row in group:
+            tiles = row["predicted_tiles"]
+            sizes = [tiles[name] / 1024 for name in names]
+            body.append([row["stage"], tiles["positions"], tiles["hidden"], tiles["strip"], *sizes])
         parts.append(_table(head, body))
     return "\n\n".join(parts)
 
@@ -345,8 +390,8 @@ def lanes_rows(choice: Choice) -> list[dict]:
                     "model": size,
                     "image_size": int(image),
                     "float": bits,
-                    "ratio": [stage[0] for stage in stages] + [sums[0] / sums[2]],
-                    "best_order": [stage[1] for stage in stages] + [sums[1] / sums[2]],
+                    "predicted_ratio": [stage[0] for stage in stages] + [sums[0] / sums[2]],
+                    "predicted_best_order": [stage[1] for stage in stages] + [sums[1] / sums[2]],
                 }
             )
     return rows
@@ -356,10 +401,10 @@ def lanes_text(rows: list[dict]) -> str:
     """Those rows in Markdown."""
     body = []
     for row in rows:
-        cells = [f"{a:.3f} / {b:.3f}" for a, b in zip(row["ratio"], row["best_order"], strict=True)]
+        cells = [f"{a:.3f} / {b:.3f}" for a, b in zip(row["predicted_ratio"], row["predicted_best_order"], strict=True)]
         body.append([row["model"], row["image_size"], f"float{row['float']}", *cells])
     return (
-        "Multiply-adds of full lanes over those needed: channels in their order / in the best order of the stage\n\n"
+        "Predicted multiply-adds of full lanes over those needed: channels in their order / in the best order\n\n"
         + _table(["model", "image", "type", "stage 1", "stage 2", "stage 3", "stage 4", "all NeoCells"], body)
     )
 
