@@ -132,7 +132,8 @@ def _run(args, spec: NeoCellSpec, size: tuple[int, int]) -> tuple[dict[str, np.n
     a = [draw(shape, shape[2] ** -0.5) for shape in spec.shapes_a]
     b = [draw(shape, shape[1] ** -0.5) for shape in spec.shapes_b]
     bias = draw((spec.channels,)) if args.bias else None
-    options = {"soc": args.soc, "dtype": args.dtype, "blocks": args.blocks}
+    # A crash or an endless loop in a kernel must not take this process with it.
+    options = {"soc": args.soc, "dtype": args.dtype, "blocks": args.blocks, "isolated": True}
     exact = [np.asarray(v, np.float64) for v in (x, *a, *b)]
     exact_x, exact_a, exact_b = exact[0], exact[1 : 1 + len(a)], exact[1 + len(a) :]
     run_ = twin.forward(x, a, b, spec, bias, accumulate_fp32=args.accumulate_fp32, **options)

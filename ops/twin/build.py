@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ...errors import InputError, ToolchainError
 from ...files import explained, publish, staging
+from .host import has_host, without_host
 
 INCLUDE = Path(__file__).with_name("include")
 
@@ -31,6 +32,34 @@ _ARCH_DEFINES = {
 _FLAGS = (
     *("-std=c++17", "-O2", "-g1", "-shared", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-fno-strict-aliasing", "-w"),
+)
+
+# Headers of AscendC that kernels include by name beside kernel_operator.h, which has all that the twin has of them.
+_PARTS = {
+    "": ("kernel_basic_intf kernel_tensor kernel_tpipe kernel_type kernel_common kernel_vec_intf",),
+    "activation": ("geglu gelu logsoftmax reglu sigmoid silu simplesoftmax softmax swiglu swish",),
+    "filter": ("dropout",),
+    "index": ("arithprogression",),
+    "math": (
+        "acos acosh asin asinh atan atanh axpy bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos cosh",
+        "cumsum digamma erf erfc exp floor fma fmod frac is_finite is_inf is_nan lgamma log logical_and logical_not",
+        "logical_or logical_xor power rint round sign sin sincos sinh tan tanh trunc where xor",
+    ),
+    "normalization": ("batchnorm deepnorm layernorm layernormgrad normalize rmsnorm welfordfinalize",),
+    "pad": ("broadcast pad",),
+    "quantization": ("ascend_antiquant ascend_dequant ascend_quant quantize",),
+    "reduce": ("mean reduce sum",),
+    "select": ("selectwithbytesmask",),
+    "sort": ("sort topk",),
+    "transpose": ("confusion_transpose transdata",),
+    "utils/debug": ("asc_assert asc_dump asc_printf asc_time",),
+    "utils/std": ("algorithm cmath tuple type_traits utility",),
+}
+_INTERFACES = (
+    "atomic block_sync cache common data_copy determine_compute_sync dump_tensor list_tensor proposal scalar "
+    "set_atomic swap_mem sys_var utils vec_binary vec_binary_scalar vec_brcb vec_cmpsel vec_createvecindex "
+    "vec_duplicate vec_gather vec_gather_mask vec_mulcast vec_reduce vec_scatter vec_ternary_scalar vec_transpose "
+    "vec_unary vec_vconv vec_vpadding"
 )
 
 _COMPILE_SECONDS = 600
@@ -67,14 +96,22 @@ def cache_directory() -> Path:
     return root / "neonext_ms" / "twin"
 
 
-def build(source: Path, arch: int, defines: Mapping[str, str | int | None], include: Sequence[Path]) -> Path:
+def build(
+    source: Path,
+    arch: int,
+    defines: Mapping[str, str | int | None],
+    include: Sequence[Path],
+    entry: str | None = None,
+) -> Path:
     """The shared object of a kernel, compiled if no earlier call did.
 
     Args:
-        source: the kernel's C++ file.
+        source: the kernel's C++ file. Where it also has the host's part (`<<<>>>`, acl functions), the bodies of
+            the functions that make it up are left out.
         arch: `__NPU_ARCH__`.
         defines: preprocessor names and values; None defines a name without a value.
         include: folders searched for `#include` before the twin's own.
+        entry: an expression that names one function; the object then has a way in that knows its parameters' types.
 
     Raises:
         InputError: the architecture is unknown, or the source cannot be read or does not compile.
@@ -83,8 +120,8 @@ def build(source: Path, arch: int, defines: Mapping[str, str | int | None], incl
     if arch not in _ARCH_DEFINES:
         known = ", ".join(map(str, _ARCH_DEFINES))
         raise InputError(f"the twin has no architecture {arch}; it has {known}")
-    with explained(source), open(source, "rb"):
-        pass
+    with explained(source):
+        text = source.read_text(encoding="utf-8", errors="replace")
     command = compiler()
     every = {"__NPU_ARCH__": arch, **_ARCH_DEFINES[arch], **defines}
     options = [
@@ -92,7 +129,7 @@ def build(source: Path, arch: int, defines: Mapping[str, str | int | None], incl
         *(f"-D{name}" if value is None else f"-D{name}={value}" for name, value in every.items()),
         *(f"-I{folder}" for folder in [*include, INCLUDE]),
     ]
-    key = _digest(_version(command), *command, *options, str(source))
+    key = _digest(_version(command), *command, *options, str(source), entry or "")
     cache = _usable(cache_directory())
     manifest = cache / f"{key}.json"
     known = _read_manifest(manifest)
@@ -100,13 +137,45 @@ def build(source: Path, arch: int, defines: Mapping[str, str | int | None], incl
         return cache / known["object"]
     with staging(cache) as stage:
         made = stage / "kernel.so"
-        files = _compile([*command, *options, str(source), "-o", str(made)], source, stage)
+        unit = source
+        if entry is not None or has_host(text):
+            unit = stage / "kernel.cpp"
+            unit.write_text(_unit(source, text, entry), encoding="utf-8")
+        quoted = ["-iquote", str(source.parent), "-idirafter", str(_forward(stage)), "-x", "c++", str(unit)]
+        files = _compile([*command, *options, *quoted, "-o", str(made)], source, stage)
         name = f"{_digest(key, json.dumps(files, sort_keys=True))}.so"
         publish(made, cache / name)
         listing = stage / "manifest"
         listing.write_text(json.dumps({"object": name, "files": files}))
         publish(listing, manifest)
     return cache / name
+
+
+def _unit(source: Path, text: str, entry: str | None) -> str:
+    """What is compiled: the kernel's file or its text without the host's part, and the typed way in."""
+    quoted = json.dumps(str(source), ensure_ascii=False)
+    kernel = f"#line 1 {quoted}\n{without_host(text)}\n" if has_host(text) else f"#include {quoted}\n"
+    return kernel if entry is None else f"{kernel}#line 1 {quoted}\nNEONEXT_TWIN_ENTRY({entry})\n"
+
+
+def _forward(stage: Path) -> Path:
+    """A folder with the headers that stand for kernel_operator.h."""
+    folder = stage / "include"
+    names = [f"{place}kernel_operator_{name}_intf" for name in _INTERFACES.split() for place in ("", "basic_api/")]
+    for part, rows in _PARTS.items():
+        for name in " ".join(rows).split():
+            if not part:
+                names += [name, f"basic_api/{name}"]
+            elif part.startswith("utils"):
+                names.append(f"{part}/{name}")
+            else:
+                old = name.replace("_", "") if part == "math" else name
+                names += [f"adv_api/{part}/{name}", f"lib/{part}/{name}", f"lib/{part}/kernel_operator_{old}_intf"]
+    for name in names:
+        path = folder / f"{name}.h"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('#include "kernel_operator.h"\n')
+    return folder
 
 
 def _digest(*parts: str) -> str:
@@ -170,4 +239,5 @@ def _compile(command: list[str], source: Path, stage: Path) -> dict[str, str]:
         raise InputError(f"{source} does not compile against the twin's headers:\n{shown}{more}")
     listed = depends.read_text().replace("\\\n", " ").partition(":")[2]
     names = [name.replace("\\ ", " ") for name in re.findall(r"(?:\\ |\S)+", listed)]
-    return {name: _file_digest(name) or "" for name in names}
+    names = [name for name in names if not Path(name).is_relative_to(stage)]
+    return {name: _file_digest(name) or "" for name in [str(source), *names]}

@@ -96,7 +96,7 @@ def test_an_entry_without_extern_c(shared):
 
 
 def test_a_missing_entry(shared):
-    with pytest.raises(InputError, match=r'no entry \'get\'.*extern "C"'):
+    with pytest.raises(InputError, match=r"no entry 'get'.*was not declared"):
         _put(shared, entry="get")
 
 

@@ -36,7 +36,8 @@ def _kernel(entry):
 @pytest.mark.parametrize(("entry", "blocks", "line", "rule", "text"), CASES)
 def test_a_mistake_is_refused(entry, blocks, line, rule, text, arguments):
     with pytest.raises(twin.TwinError) as caught:
-        _kernel(entry).launch(arguments, blocks=blocks, outputs=(1,))
+        alone = {"isolated": True, "timeout": 0.3} if rule in ("crash", "time-out") else {}
+        _kernel(entry).launch(arguments, blocks=blocks, outputs=(1,), **alone)
     error = caught.value
     assert (error.rule, error.line, Path(error.file)) == (rule, line, SOURCE), str(error)
     assert text in error.finding.text

@@ -1,6 +1,18 @@
 // The way in from Python: one C function that runs a kernel on all its cores, and its result as JSON.
 #pragma once
 
+#include <cerrno>
+#include <csignal>
+#include <tuple>
+
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
 #include "system.h"
 
 namespace neonext_twin {
@@ -12,6 +24,7 @@ struct LaunchArgument {
     int32_t writable;
     int32_t initialised;
     int32_t shared;
+    int32_t by_value;
 };
 
 inline void append_string(std::string& out, const std::string& text)
@@ -144,21 +157,83 @@ inline void call_entry(void* entry, uint8_t* const* arguments, size_t count, std
     (void)((count == N && (call_entry(entry, arguments, std::make_index_sequence<N>()), true)) || ...);
 }
 
+/// A parameter's kind and size, as Python reads them: p for a pointer, b, i, u or f for numbers, s for a struct.
+template <typename T>
+inline std::string parameter_kind()
+{
+    if constexpr (std::is_pointer_v<T>) {
+        return "p8 ";
+    } else {
+        const char* kind = std::is_same_v<T, bool>                                  ? "b"
+                           : std::is_floating_point_v<T> || std::is_same_v<T, half> ? "f"
+                           : std::is_enum_v<T> || std::is_signed_v<T>               ? "i"
+                           : std::is_unsigned_v<T>                                  ? "u"
+                                                                                    : "s";
+        return kind + std::to_string(sizeof(T)) + " ";
+    }
+}
+
+template <typename T>
+inline T parameter_value(uint8_t* data)
+{
+    if constexpr (std::is_pointer_v<T>) {
+        return reinterpret_cast<T>(data);
+    } else {
+        T value;
+        std::memcpy(static_cast<void*>(&value), data, sizeof(T));
+        return value;
+    }
+}
+
+template <typename... P>
+inline std::string parameters_of(void (*)(P...))
+{
+    return (std::string() + ... + parameter_kind<std::decay_t<P>>());
+}
+
+template <typename... P, size_t... I>
+inline void call_typed(void (*entry)(P...), uint8_t* const* values, std::index_sequence<I...>)
+{
+    std::tuple<std::decay_t<P>...> arguments{parameter_value<std::decay_t<P>>(values[I])...};
+    entry(static_cast<P>(std::get<I>(arguments))...);
+}
+
+template <typename... P>
+inline void call_typed(void (*entry)(P...), uint8_t* const* values)
+{
+    call_typed(entry, values, std::index_sequence_for<P...>());
+}
+
 constexpr size_t most_arguments = 24;
 
 inline std::string result;
 
-inline int launch(void* entry, const char* soc, uint32_t ub_bytes, int blocks, uint64_t tiling_key, int report_hazards,
-                  const LaunchArgument* arguments, int count)
+struct LaunchSettings {
+    void* entry;
+    const char* soc;
+    uint32_t ub_bytes;
+    int32_t blocks;
+    uint64_t tiling_key;
+    int32_t report_hazards;
+    int32_t typed;
+    double seconds;
+};
+
+inline int launch(const LaunchSettings& settings, const LaunchArgument* arguments, int count)
 {
-    machine.soc = soc;
+    const int blocks = settings.blocks;
+    machine.soc = settings.soc;
     machine.blocks = blocks;
-    machine.tiling_key = tiling_key;
-    machine.report_hazards = report_hazards != 0;
+    machine.tiling_key = settings.tiling_key;
+    machine.report_hazards = settings.report_hazards != 0;
     machine.regions.clear();
     uint8_t* addresses[most_arguments] = {};
     for (int i = 0; i < count; ++i) {
         const LaunchArgument& argument = arguments[i];
+        addresses[i] = argument.data;
+        if (argument.by_value != 0) {
+            continue;
+        }
         Region region;
         region.base = argument.data;
         region.bytes = argument.bytes;
@@ -170,14 +245,18 @@ inline int launch(void* entry, const char* soc, uint32_t ub_bytes, int blocks, u
             region.owner.assign(argument.bytes, argument.initialised != 0 ? gm_initial : gm_unwritten);
             region.shadow.assign((argument.padded + block_bytes - 1) / block_bytes, GmShadow{});
         }
-        addresses[i] = argument.data;
         machine.regions.push_back(std::move(region));
     }
-    machine.start_launch(ub_bytes);
+    machine.start_launch(settings.ub_bytes);
     try {
         for (int core = 0; core < blocks; ++core) {
             machine.start_core(core);
-            call_entry(entry, addresses, static_cast<size_t>(count), std::make_index_sequence<most_arguments + 1>());
+            if (settings.typed != 0) {
+                reinterpret_cast<void (*)(uint8_t* const*)>(settings.entry)(addresses);
+            } else {
+                call_entry(settings.entry, addresses, static_cast<size_t>(count),
+                           std::make_index_sequence<most_arguments + 1>());
+            }
             machine.end_core();
         }
     } catch (const Refusal& refusal) {
@@ -189,18 +268,139 @@ inline int launch(void* entry, const char* soc, uint32_t ub_bytes, int blocks, u
     return 0;
 }
 
+// ---- in a process of its own ----
+
+inline int child_pipe = -1;
+
+inline void send_result(char status)
+{
+    const std::string text = status + result;
+    for (size_t sent = 0; sent < text.size();) {
+        const ssize_t done = ::write(child_pipe, text.data() + sent, text.size() - sent);
+        if (done <= 0) {
+            return;
+        }
+        sent += static_cast<size_t>(done);
+    }
+}
+
+/// The child's last words: what it did when it crashed, or when its time was over.
+inline void dying(int signal)
+{
+    // Memory may be beyond use, and then these words do not come out: end anyway.
+    ::signal(SIGALRM, SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+    ::alarm(2);
+    const bool late = signal == SIGALRM;
+    Refusal refusal{late ? Rule::time_out : Rule::crash, "", machine.where.file, machine.where.line, machine.core};
+    const char* name = signal == SIGFPE ? "division by zero" : signal == SIGABRT ? "abort" : "access outside of memory";
+    refusal.text = late ? "the kernel did not end within its time" : std::string("the kernel crashed: ") + name;
+    refusal.text += refusal.line == 0 ? std::string(", before its first call")
+                                      : std::string(", in or after ") + machine.api + " in this line";
+    result.clear();
+    append_refusal(result, refusal);
+    send_result('1');
+    ::_exit(1);
+}
+
+[[noreturn]] inline void run_child(const LaunchSettings& settings, const LaunchArgument* arguments, int count)
+{
+#ifdef __linux__
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
+    const rlimit no_core{0, 0};
+    ::setrlimit(RLIMIT_CORE, &no_core);
+    // A stack of its own for the handler: the kernel may have used up the other one.
+    static char handler_stack[1 << 16];
+    stack_t stack{};
+    stack.ss_sp = handler_stack;
+    stack.ss_size = sizeof(handler_stack);
+    ::sigaltstack(&stack, nullptr);
+    struct sigaction action{};
+    action.sa_handler = dying;
+    action.sa_flags = SA_ONSTACK;
+    for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM}) {
+        ::sigaction(signal, &action, nullptr);
+    }
+    ::signal(SIGINT, SIG_DFL);
+    ::signal(SIGTERM, SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+    itimerval limit{};
+    limit.it_value.tv_sec = static_cast<time_t>(settings.seconds);
+    limit.it_value.tv_usec =
+        static_cast<suseconds_t>((settings.seconds - static_cast<double>(limit.it_value.tv_sec)) * 1e6);
+    ::setitimer(ITIMER_REAL, &limit, nullptr);
+    const int failed = launch(settings, arguments, count);
+    send_result(failed != 0 ? '1' : '0');
+    ::_exit(0);
+}
+
+/// Runs the kernel in a forked child, whose arguments lie in shared memory. -1: the system made no child.
+inline int launch_isolated(const LaunchSettings& settings, const LaunchArgument* arguments, int count)
+{
+    int ends[2];
+    if (::pipe(ends) != 0) {
+        return -1;
+    }
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::close(ends[0]);
+        child_pipe = ends[1];
+        run_child(settings, arguments, count);
+    }
+    ::close(ends[1]);
+    std::string answer;
+    char part[4096];
+    ssize_t got = 0;
+    while (child > 0 && ((got = ::read(ends[0], part, sizeof(part))) > 0 || (got < 0 && errno == EINTR))) {
+        answer.append(part, got > 0 ? static_cast<size_t>(got) : 0);
+    }
+    ::close(ends[0]);
+    if (child < 0) {
+        return -1;
+    }
+    int status = 0;
+    while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    result.clear();
+    if (answer.empty() || answer.back() != '}') {
+        const std::string how = WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
+                                                    : "exit code " + std::to_string(WEXITSTATUS(status));
+        append_refusal(result, Refusal{Rule::crash, "the kernel's process ended with " + how, "", 0, 0});
+        return 1;
+    }
+    result = answer.substr(1);
+    return answer[0] == '0' ? 0 : 1;
+}
+
 }  // namespace neonext_twin
 
 #define NEONEXT_TWIN_EXPORT extern "C" __attribute__((visibility("default"), used)) inline
 
-NEONEXT_TWIN_EXPORT int neonext_twin_launch(void* entry, const char* soc, uint32_t ub_bytes, int blocks,
-                                            uint64_t tiling_key, int report_hazards,
+NEONEXT_TWIN_EXPORT int neonext_twin_launch(const neonext_twin::LaunchSettings* settings,
                                             const neonext_twin::LaunchArgument* arguments, int count)
 {
-    return neonext_twin::launch(entry, soc, ub_bytes, blocks, tiling_key, report_hazards, arguments, count);
+    return settings->seconds > 0 ? neonext_twin::launch_isolated(*settings, arguments, count)
+                                 : neonext_twin::launch(*settings, arguments, count);
 }
 
 NEONEXT_TWIN_EXPORT const char* neonext_twin_result()
 {
     return neonext_twin::result.c_str();
 }
+
+// The way in that knows its parameters' types, put behind the kernel's source.
+#define NEONEXT_TWIN_ENTRY(...)                                                        \
+    NEONEXT_TWIN_EXPORT const char* neonext_twin_parameters()                          \
+    {                                                                                  \
+        static const std::string parameters = neonext_twin::parameters_of(&__VA_ARGS__); \
+        return parameters.c_str();                                                     \
+    }                                                                                  \
+    NEONEXT_TWIN_EXPORT void neonext_twin_entry(uint8_t* const* values)                \
+    {                                                                                  \
+        neonext_twin::call_typed(&__VA_ARGS__, values);                                \
+    }

@@ -7,12 +7,19 @@
 
 namespace neonext_twin {
 
+inline void note_library(const char* name)
+{
+    machine.note(std::string(name) + ": counted as one instruction; the device's library runs several, so the counts "
+                 "of V are too low");
+}
+
 template <typename T, typename F>
 inline void run_library(const char* name, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
                         int64_t count, Where at, F f)
 {
     static_assert(std::is_same_v<T, half> || std::is_same_v<T, float>, "library functions take half and float");
     machine.enter(name, at);
+    note_library(name);
     constexpr int per_repeat = lanes_per_repeat<T>();
     const auto operands = unary_operands(dst, src, per_repeat);
     run_unary<false, T, T>(lanes_of_count(per_repeat, count), operands.dst, operands.a,
@@ -79,6 +86,7 @@ NEONEXT_TWIN_LIBRARY(Erfc, std::erfc(x))
 NEONEXT_TWIN_LIBRARY(Ceil, std::ceil(x))
 NEONEXT_TWIN_LIBRARY(Floor, std::floor(x))
 NEONEXT_TWIN_LIBRARY(Round, std::nearbyint(x))
+NEONEXT_TWIN_LIBRARY(Rint, std::nearbyint(x))
 NEONEXT_TWIN_LIBRARY(Trunc, std::trunc(x))
 NEONEXT_TWIN_LIBRARY(Frac, x - std::trunc(x))
 NEONEXT_TWIN_LIBRARY(Sign, neonext_twin::sign(x))

@@ -127,6 +127,8 @@ template <TPosition src, TPosition dst, int32_t depth, auto mask = 0>
 class TQueBind;
 template <TPosition pos = TPosition::LCM>
 class TBuf;
+template <TPosition pos, uint32_t bufIDSize = 4>
+class TBufPool;
 
 class TPipe {
 public:
@@ -176,6 +178,25 @@ public:
         machine.enter("InitBuffer", at);
         neonext_twin::Buffer* added = add(round_up(len.checked("the length")), false, HardEvent::MAX);
         buffer.twin_start(added);
+        return true;
+    }
+
+    template <TPosition pos, uint32_t size>
+    bool InitBufPool(TBufPool<pos, size>& pool, uint32_t len, Where at = Where::here())
+    {
+        machine.enter("InitBufPool", at);
+        const uint32_t bytes = round_up(len);
+        pool.twin_start(this, take(bytes), bytes);
+        return true;
+    }
+
+    /// The pool gets the memory of `shared`: one of the two is in use at a time.
+    template <TPosition pos, uint32_t size, TPosition sharedPos, uint32_t sharedSize>
+    bool InitBufPool(TBufPool<pos, size>& pool, uint32_t len, TBufPool<sharedPos, sharedSize>& shared,
+                     Where at = Where::here())
+    {
+        machine.enter("InitBufPool", at);
+        shared.twin_share(this, pool, round_up(len));
         return true;
     }
 
@@ -251,7 +272,6 @@ public:
 
     uint32_t twin_end() const { return machine.ub_end; }
 
-private:
     static uint32_t round_up(uint32_t len)
     {
         if (len == 0) {
@@ -260,25 +280,33 @@ private:
         return (len + ONE_BLK_SIZE - 1) / ONE_BLK_SIZE * ONE_BLK_SIZE;
     }
 
-    neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+private:
+    /// The next bytes of the unified buffer: their address.
+    static uint32_t take(uint32_t bytes)
     {
-        if (used_ >= neonext_twin::pool_limit) {
-            machine.refuse(Rule::too_many_buffers, "more than %d buffers in one TPipe", neonext_twin::pool_limit);
-        }
-        const uint64_t end = static_cast<uint64_t>(machine.ub_end) + bytes;
+        const uint32_t start = machine.ub_end;
+        const uint64_t end = static_cast<uint64_t>(start) + bytes;
         if (end > machine.ub_bytes) {
             machine.refuse(Rule::ub_overrun, "%llu bytes of unified buffer are asked for, %u more than %s has (%u)",
                            static_cast<unsigned long long>(end), static_cast<uint32_t>(end - machine.ub_bytes),
                            machine.soc.c_str(), machine.ub_bytes);
         }
+        machine.ub_end = static_cast<uint32_t>(end);
+        machine.ub_peak = std::max(machine.ub_peak, machine.ub_end);
+        return start;
+    }
+
+    neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+    {
+        if (used_ >= neonext_twin::pool_limit) {
+            machine.refuse(Rule::too_many_buffers, "more than %d buffers in one TPipe", neonext_twin::pool_limit);
+        }
         neonext_twin::Buffer& buffer = buffers_[used_++];
         buffer = neonext_twin::Buffer{};
-        buffer.address = machine.ub_end;
+        buffer.address = take(bytes);
         buffer.bytes = bytes;
         buffer.queued = queued;
         buffer.free_kind = free_kind;
-        machine.ub_end = static_cast<uint32_t>(end);
-        machine.ub_peak = std::max(machine.ub_peak, machine.ub_end);
         return &buffer;
     }
 
@@ -683,6 +711,125 @@ private:
     uint32_t epoch_ = 0;
 };
 
+/// A part of the unified buffer with buffers of its own, which Reset gives back without touching the rest.
+template <TPosition pos, uint32_t bufIDSize>
+class TBufPool {
+public:
+    static constexpr TPosition poolPos = pos;
+
+    template <class Queue>
+    bool InitBuffer(Queue& queue, Field<uint8_t> num, uint32_t len, Where at = Where::here())
+    {
+        machine.enter("TBufPool::InitBuffer", at);
+        num.checked("the number of buffers");
+        const uint32_t bytes = TPipe::round_up(len);
+        queue.twin_start(pipe_, &buffers_[used_], num);
+        for (int i = 0; i < num; ++i) {
+            add(bytes, true, Queue::freeBufEvt);
+        }
+        queue.twin_ready();
+        return true;
+    }
+
+    template <TPosition bufferPos>
+    bool InitBuffer(TBuf<bufferPos>& buffer, uint32_t len, Where at = Where::here())
+    {
+        machine.enter("TBufPool::InitBuffer", at);
+        buffer.twin_start(add(TPipe::round_up(len), false, HardEvent::MAX));
+        return true;
+    }
+
+    template <TPosition innerPos, uint32_t size>
+    bool InitBufPool(TBufPool<innerPos, size>& pool, uint32_t len, Where at = Where::here())
+    {
+        machine.enter("TBufPool::InitBufPool", at);
+        const uint32_t bytes = TPipe::round_up(len);
+        pool.twin_start(pipe_, take(bytes), bytes);
+        return true;
+    }
+
+    template <TPosition innerPos, uint32_t size, TPosition sharedPos, uint32_t sharedSize>
+    bool InitBufPool(TBufPool<innerPos, size>& pool, uint32_t len, TBufPool<sharedPos, sharedSize>& shared,
+                     Where at = Where::here())
+    {
+        machine.enter("TBufPool::InitBufPool", at);
+        shared.twin_share(pipe_, pool, TPipe::round_up(len));
+        return true;
+    }
+
+    void Reset(Where at = Where::here())
+    {
+        machine.enter("TBufPool::Reset", at);
+        for (int i = 0; i < used_; ++i) {
+            neonext_twin::Buffer& buffer = buffers_[i];
+            if (buffer.free_event != INVALID_TEVENTID) {
+                neonext_twin::wait_event(buffer.free_kind, buffer.free_event);
+                pipe_->twin_give_event(buffer.free_kind, buffer.free_event);
+                buffer.free_event = INVALID_TEVENTID;
+            }
+            // Tensors of a TBuf have no state of their own; a buffer that is free and queued refuses them too.
+            buffer.queued = true;
+            buffer.state = TBufState::FREE;
+            buffer.line = at.line;
+        }
+        used_ = 0;
+        next_ = start_;
+    }
+
+    void twin_start(TPipe* pipe, uint32_t start, uint32_t bytes)
+    {
+        pipe_ = pipe;
+        start_ = next_ = start;
+        bytes_ = bytes;
+        used_ = 0;
+    }
+
+    template <typename Pool>
+    void twin_share(TPipe* pipe, Pool& pool, uint32_t bytes) const
+    {
+        if (bytes > bytes_) {
+            machine.refuse(Rule::ub_bounds, "%u bytes of a pool that has %u", bytes, bytes_);
+        }
+        pool.twin_start(pipe, start_, bytes_);
+    }
+
+private:
+    uint32_t take(uint32_t bytes)
+    {
+        if (pipe_ == nullptr || next_ + bytes > start_ + bytes_) {
+            machine.refuse(Rule::ub_bounds, "%u bytes more in a pool of %u, of which %u are taken", bytes, bytes_,
+                           next_ - start_);
+        }
+        const uint32_t start = next_;
+        next_ += bytes;
+        return start;
+    }
+
+    neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+    {
+        if (used_ >= static_cast<int>(bufIDSize)) {
+            machine.refuse(Rule::too_many_buffers, "more than the %u buffers that the pool is declared with",
+                           bufIDSize);
+        }
+        const uint32_t generation = buffers_[used_].generation;
+        neonext_twin::Buffer& buffer = buffers_[used_++];
+        buffer = neonext_twin::Buffer{};
+        buffer.generation = generation + 1;
+        buffer.address = take(bytes);
+        buffer.bytes = bytes;
+        buffer.queued = queued;
+        buffer.free_kind = free_kind;
+        return &buffer;
+    }
+
+    neonext_twin::Buffer buffers_[bufIDSize];
+    TPipe* pipe_ = nullptr;
+    uint32_t start_ = 0;
+    uint32_t next_ = 0;
+    uint32_t bytes_ = 0;
+    int used_ = 0;
+};
+
 /// Static allocation: tensors one after another from the start of the unified buffer.
 template <Hardware hard = Hardware::UB>
 class LocalMemAllocator {
@@ -725,3 +872,5 @@ private:
 };
 
 }  // namespace AscendC
+
+using AscendC::GetTPipePtr;

@@ -43,6 +43,8 @@ enum class Rule {
     argument,
     not_in_twin,
     kernel_assert,
+    crash,
+    time_out,
 };
 
 struct RuleText {
@@ -93,6 +95,8 @@ constexpr RuleText rule_table[] = {
     {Rule::argument, "argument", "an argument outside of its documented range", false},
     {Rule::not_in_twin, "not-in-twin", "a part of AscendC that the twin does not run", false},
     {Rule::kernel_assert, "kernel-assert", "an assertion of the kernel itself failed", false},
+    {Rule::crash, "crash", "the kernel crashed the process that it ran in (`isolated=True` only)", false},
+    {Rule::time_out, "time-out", "the kernel did not end within `timeout` (`isolated=True` only)", false},
 };
 
 constexpr const RuleText& rule_of(Rule rule)
@@ -107,7 +111,7 @@ constexpr bool rules_in_order()
             return false;
         }
     }
-    return sizeof(rule_table) / sizeof(rule_table[0]) == static_cast<int>(Rule::kernel_assert) + 1;
+    return sizeof(rule_table) / sizeof(rule_table[0]) == static_cast<int>(Rule::time_out) + 1;
 }
 static_assert(rules_in_order());
 

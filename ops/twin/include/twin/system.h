@@ -91,6 +91,14 @@ inline int64_t get_block_num()
     return neonext_twin::machine.blocks;
 }
 
+// The compiler's built-in variables of the same meaning.
+inline const struct {
+    operator int64_t() const { return neonext_twin::machine.core; }
+} block_idx;
+inline const struct {
+    operator int64_t() const { return neonext_twin::machine.blocks; }
+} block_num;
+
 inline int64_t get_subblockid()
 {
     return 0;
@@ -157,6 +165,69 @@ inline int64_t GetTaskRatio()
 inline int64_t GetTaskRation()
 {
     return 1;
+}
+
+template <typename T>
+inline void WriteGmByPassDCache(__gm__ T* address, T value)
+{
+    *address = value;
+}
+
+template <typename T>
+inline T ReadGmByPassDCache(__gm__ T* address)
+{
+    return *address;
+}
+
+/// Bits of the control register are kept and mean nothing to the twin.
+template <int8_t startBit, int8_t endBit>
+inline void SetCtrlSpr(int64_t value)
+{
+    static_assert(0 <= startBit && startBit <= endBit && endBit < 64, "bits 0 to 63");
+    constexpr uint64_t bits = (~uint64_t{0} >> (63 - (endBit - startBit))) << startBit;
+    machine.control = (machine.control & ~bits) | (static_cast<uint64_t>(value) << startBit & bits);
+    machine.note("SetCtrlSpr: the twin keeps the control register's bits and computes as without them");
+}
+
+template <int8_t startBit, int8_t endBit>
+inline int64_t GetCtrlSpr()
+{
+    return static_cast<int64_t>(machine.control >> startBit & (~uint64_t{0} >> (63 - (endBit - startBit))));
+}
+
+template <int8_t startBit, int8_t endBit>
+inline void ResetCtrlSpr()
+{
+    SetCtrlSpr<startBit, endBit>(0);
+}
+
+/// Kernels that follow each other may overlap; in the twin each is alone.
+inline void SetNextTaskStart()
+{}
+inline void WaitPreTaskEnd()
+{}
+
+/// Cores of the twin run in the order of their index, so a core's predecessor is done.
+inline void InitDetermineComputeWorkspace(GlobalTensor<int32_t>&, LocalTensor<int32_t>&)
+{}
+inline void WaitPreBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&)
+{}
+inline void NotifyNextBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&)
+{}
+
+constexpr uint32_t DivCeil(uint32_t a, uint32_t b)
+{
+    return (a + b - 1) / b;
+}
+
+constexpr uint32_t AlignUp(uint32_t a, uint32_t b)
+{
+    return DivCeil(a, b) * b;
+}
+
+constexpr int32_t CeilDivision(int32_t a, int32_t b)
+{
+    return b == 0 ? 0 : (a + b - 1) / b;
 }
 
 constexpr int16_t GetDataBlockSizeInBytes()

@@ -543,3 +543,18 @@ KERNEL(own_assertion)
 {
     ASSERT(GetBlockNum() == 2);  // refused: kernel-assert | GetBlockNum() == 2
 }
+
+// ---- what would take Python with it: these run in a process of their own ----
+
+KERNEL(null_pointer)
+{
+    PipeBarrier<PIPE_V>();  // refused: crash | access outside of memory, in or after PipeBarrier
+    *(volatile int32_t*)gz = 1;
+}
+
+KERNEL(no_end)
+{
+    PipeBarrier<PIPE_V>();  // refused: time-out | did not end within its time, in or after PipeBarrier
+    for (volatile uint32_t i = 0; gx != nullptr; i = i + 1) {
+    }
+}

@@ -1,0 +1,2 @@
+// Host code, which the twin leaves out.
+#pragma once
