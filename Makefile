@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	done)
 IMAGE ?= tests/data/digits/3/0023.png
 
-.PHONY: demo test lint bench kill-test mutants fuzz-kernel wheel-test clean
+.PHONY: demo test lint bench kill-test kill-train mutants fuzz-kernel wheel-test clean
 
 demo: $(READY)
 	$(BIN)/neonext-export --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --image-size 64 --target onnx,mindir --output build/digits
@@ -24,6 +24,11 @@ wheel-test: $(TOOLS)
 # Not part of `make test`: SIGKILL at 50 random moments of an export.
 kill-test: $(READY)
 	$(BIN)/python tests/kill_export.py
+
+# Not part of `make test`: training killed at random steps and resumed, one process and two.
+kill-train: $(READY)
+	$(BIN)/python tests/kill_train.py
+	$(BIN)/python tests/kill_train.py --workers 2
 
 # Not part of `make test`: wrong versions of the AscendC kernels, each of which has to be caught.
 mutants: $(READY)

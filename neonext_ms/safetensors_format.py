@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,6 @@ import safetensors
 from safetensors.numpy import save_file
 
 from .errors import InputError
-from .files import explained
 from .mapped import BFLOAT16, array_view, damage_named, map_file, printable
 
 _DTYPES = {
@@ -92,14 +92,17 @@ def _array(source: str, name: str, entry: Mapping, body: memoryview) -> np.ndarr
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write tensors with their types, and metadata. Not atomic: see `files.atomic`.
+    """Write tensors with their types, and metadata. Not atomic: see `files.atomic`, which explains an `OSError`.
 
     Raises:
-        InputError: an error of the operating system.
+        OSError: of the operating system.
+        InputError: the library refuses the tensors.
     """
     whole = {name: a if a.flags.c_contiguous else a.copy(order="C") for name, a in tensors.items()}
-    with explained(path):
-        try:
-            save_file(whole, os.fspath(path), metadata=dict(metadata))
-        except safetensors.SafetensorError as error:
-            raise InputError(f"{os.fspath(path)}: cannot be written ({printable(error, 200)})") from error
+    try:
+        save_file(whole, os.fspath(path), metadata=dict(metadata))
+    except safetensors.SafetensorError as error:
+        # The library tells of the operating system's errors as text.
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path)) from error
+        raise InputError(f"{os.fspath(path)}: cannot be written ({printable(error, 200)})") from error

@@ -1,0 +1,103 @@
+"""neonext-plot: the curves of a training run as a picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError, ToolchainError
+from .common import Parser, run
+
+DESCRIPTION = """\
+Draw loss, accuracy and learning rate of training runs.
+
+  neonext-plot runs/digits
+  neonext-plot runs/a runs/b --output both.png
+
+Needs matplotlib: pip install "neonext_ms[plot]"."""
+
+
+def build_parser() -> Parser:
+    """The command line of neonext-plot."""
+    parser = Parser(prog="neonext-plot", description=DESCRIPTION)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs (run.output)")
+    parser.add_argument("--output", metavar="FILE.png", help="the picture (default: curves.png in the first run)")
+    return parser
+
+
+def pyplot():
+    """matplotlib's pyplot for files, without a display.
+
+    Raises:
+        ToolchainError: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ToolchainError(
+            'matplotlib is not installed, and drawing needs it; install it with: pip install "neonext_ms[plot]"'
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    from ..files import atomic
+
+    with atomic(path) as staged:
+        figure.savefig(staged, format="png", dpi=120)
+
+
+# Title of a panel -> (file of the log, column, label) of its curves.
+_PANELS = {
+    "loss": [
+        ("steps.csv", "loss", "training"), ("epochs.csv", "loss", "validation"), ("epochs.csv", "ema_loss", "EMA"),
+    ],
+    "accuracy": [
+        ("steps.csv", "accuracy", "training"), ("epochs.csv", "top1", "validation"), ("epochs.csv", "ema_top1", "EMA"),
+    ],
+    "learning rate": [("steps.csv", "rate", "")],
+    "gradient norm": [("steps.csv", "norm", "")],
+}  # fmt: skip
+
+
+def _main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    from ..training.runlog import EPOCHS, STEPS, read_csv
+
+    logs = []
+    for folder in map(Path, args.runs):
+        log = {name: read_csv(folder / name) for name in (STEPS, EPOCHS)}
+        if not any(log.values()):
+            raise InputError(f"{folder}: no {STEPS} or {EPOCHS} with rows in it; expected the folder of a training run")
+        logs.append((folder, log))
+    plt = pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    for panel, (title, curves) in zip(axes.flat, _PANELS.items(), strict=True):
+        for folder, log in logs:
+            for name, column, label in curves:
+                points = [(int(row["step"]), float(row[column])) for row in log[name] if row.get(column)]
+                if points:
+                    names = [str(folder)] * (len(logs) > 1) + [label] * bool(label)
+                    panel.plot(*zip(*points, strict=True), label=", ".join(names) or None, linewidth=1.2)
+        panel.set_title(title)
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(fontsize="small")
+    output = Path(args.output) if args.output else logs[0][0] / "curves.png"
+    save_figure(figure, output)
+    print(output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of neonext-plot; returns the exit code."""
+    return run(_main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

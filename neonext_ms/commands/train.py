@@ -1,0 +1,93 @@
+"""neonext-train: train a network, from one CPU to a cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .common import INTERRUPTED, Parser, note, print_json, run
+
+DESCRIPTION = """\
+Train a network as a configuration says.
+
+  neonext-train --config configs/digits.yaml
+  neonext-train --config configs/t_official.yaml data.path=/data/imagenet data.batch_size=64
+  neonext-train --config configs/digits.yaml --resume auto
+  msrun --worker_num=8 --local_worker_num=8 --join=True neonext-train --config configs/t_official.yaml ...
+
+key=value changes one value of the configuration, such as optimizer.lr=1e-3. A run writes into run.output (default:
+runs/ and the name of the configuration). SIGTERM and Ctrl-C save and end it with code 130. See docs/training.md."""
+
+
+def build_parser() -> Parser:
+    """The command line of neonext-train."""
+    parser = Parser(prog="neonext-train", description=DESCRIPTION)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that differ from the configuration")
+    parser.add_argument("--config", required=True, metavar="FILE.yaml", help="the configuration")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="go on from the newest whole checkpoint of this run (start if there is none), or from a file or a run",
+    )
+    parser.add_argument("--init", metavar="CHECKPOINT", help="start from these weights, official or ours (fine-tuning)")
+    parser.add_argument("--json", action="store_true", help="print what came out as JSON")
+    return parser
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_intermixed_args(argv)
+    from dataclasses import replace
+
+    from ..training.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.init:
+        config = replace(config, model=replace(config.model, init=args.init))
+    if config.run.output is None:
+        config = replace(config, run=replace(config.run, output=os.path.join("runs", Path(args.config).stem)))
+    from ..signals import signals_later
+
+    with signals_later():
+        from ..training.trainer import StoppedError, Trainer
+
+        def report(text: str) -> None:
+            print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+        command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
+        trainer = Trainer(config, args.resume, command, lambda text: note(f"note: {text}"), report)
+    try:
+        result = trainer.run()
+    except StoppedError as stopped:
+        if trainer.cards.first:
+            note(f"stopped: {stopped}")
+        return INTERRUPTED
+    if not trainer.cards.first:
+        return 0
+    if args.json:
+        print_json(result)
+    else:
+        _print(result)
+    return 0
+
+
+def _print(result: dict) -> None:
+    best = result["best"]
+    print(f"trained  {result['steps']:,} steps of {result['global_batch']} images in {result['seconds']:g} s")
+    for name, figures in result["last"].items():
+        print(
+            f"{name:8} top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} % of "
+            f"{figures['images']:,} images: {result['files'][name]}"
+        )
+    where = f"{best['weights']}, epoch {best['epoch'] + 1}"
+    print(f"best     top-1 {100 * best['top1']:.2f} % ({where}): {result['files']['best']}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of neonext-train; returns the exit code."""
+    return run(_main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

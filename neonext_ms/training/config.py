@@ -1,0 +1,556 @@
+"""The configuration of a training run: one tree of dataclasses, read from YAML and `key=value` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from ..errors import InputError, nearest
+from ..files import explain
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Options that are left out are those of the named model.
+
+    Attributes:
+        name: a registered model (`neonext-info --list`); None for one described by the options alone.
+        image_size: side of the input in pixels, or height and width; None: that of the named model.
+        num_classes: outputs; None: as many as the data has classes.
+        per_stage_layers, dims, kernel_spec, shifts, layer_scale_init_value, linear_bias, downsample, drop_path: see
+            `architecture.Architecture`.
+        conv_init: "xavier_uniform", "kaiming_normal", or None for PyTorch's default.
+        neocell_init: "neoinit", or "normal" (the paper's ablation: its noise without the identity).
+        init: a checkpoint to start from, official or ours.
+        init_ema: take the moving average that this checkpoint holds.
+        freeze: parts that keep their weights and statistics: "stem", "stage_1", "downsample_1", ...
+    """
+
+    name: str | None = None
+    image_size: int | tuple[int, ...] | None = None
+    num_classes: int | None = None
+    per_stage_layers: tuple[int, ...] | None = None
+    dims: tuple[int, ...] | None = None
+    kernel_spec: str | None = None
+    shifts: tuple[int, ...] | None = None
+    layer_scale_init_value: float | None = None
+    linear_bias: bool | None = None
+    downsample: str | None = None
+    drop_path: float = 0.0
+    conv_init: str | None = None
+    neocell_init: str = "neoinit"
+    init: str | None = None
+    init_ema: bool = False
+    freeze: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images.
+
+    Attributes:
+        dataset: a name in `datasets.DATASETS`.
+        path: folder of the data; for "imagefolder" the one that holds `train` and `val`.
+        train, val: names of the two parts below `path` ("imagefolder").
+        batch_size: images of one step on one card.
+        val_batch_size: images at a time in validation, on one card.
+        workers: processes or threads that read and augment, on one card.
+        processes: whether workers are processes; threads share memory but take turns in Python.
+        cache: keep decoded images in memory (small sets).
+        broken_limit: broken images that are left out, each named, before the run ends with an error.
+        mean, std: of R, G, B after division by 255.
+        val_crop: side of the centre crop relative to the resized image in validation.
+        val_interpolation: of the resize in validation: "bilinear" or "bicubic".
+        val_mode: "resize", "as-is" or "auto" (`Preprocessing.mode`).
+    """
+
+    dataset: str = "imagefolder"
+    path: str | None = None
+    train: str = "train"
+    val: str = "val"
+    batch_size: int = 128
+    val_batch_size: int = 64
+    workers: int = 4
+    processes: bool = True
+    cache: bool = False
+    broken_limit: int = 10
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    val_crop: float = 0.875
+    val_interpolation: str = "bilinear"
+    val_mode: str = "auto"
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What happens to a training image, in this order, and to a batch.
+
+    Attributes:
+        crop: "resized" (a random part, scaled to the input), "pad" (shifted by up to `pad` pixels), or "none".
+        scale: least and largest share of the area for "resized".
+        ratio: least and largest aspect ratio for "resized".
+        interpolation: of the resize: "bilinear" or "bicubic".
+        pad: pixels for "pad".
+        flip: probability of a horizontal flip.
+        randaugment_ops, randaugment_magnitude: RandAugment; 0 operations for none.
+        erasing: probability of random erasing.
+        mixup, cutmix: the alpha of each, 0 for none.
+        switch: probability of CutMix where both are on.
+        mix_probability: share of batches that are mixed.
+    """
+
+    crop: str = "resized"
+    scale: tuple[float, ...] = (0.08, 1.0)
+    ratio: tuple[float, ...] = (0.75, 4 / 3)
+    interpolation: str = "bicubic"
+    pad: int = 4
+    flip: float = 0.5
+    randaugment_ops: int = 2
+    randaugment_magnitude: int = 9
+    erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    switch: float = 0.5
+    mix_probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer.
+
+    Attributes:
+        name: a name in `optimizers.OPTIMIZERS`.
+        lr: learning rate for a global batch of `reference_batch` images.
+        reference_batch: see `lr_rule`.
+        lr_rule: how the rate follows the global batch: "linear", "sqrt" or "none".
+        weight_decay: of tensors with two or more axes; bias, norm and layer scale have none.
+        betas, eps: of AdamW.
+        momentum, nesterov: of SGD.
+        clip_norm: largest norm of all gradients together, 0 for no clipping.
+        accumulate: batches whose gradients are averaged for one update.
+        layer_decay: factor of the learning rate from one part of the network to the one before it, 1 for none.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    reference_batch: int = 1024
+    lr_rule: str = "linear"
+    weight_decay: float = 0.05
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = False
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    layer_decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over time.
+
+    Attributes:
+        name: a name in `schedule.SCHEDULES`.
+        epochs: passes over the training images.
+        warmup_epochs: of linear growth, step by step.
+        warmup_lr: where it starts, relative to the full rate.
+        final_lr: where it ends, relative to the full rate.
+        milestones: for "step": epochs after which the rate is multiplied by `factor`.
+        factor: for "step".
+    """
+
+    name: str = "cosine"
+    epochs: int = 300
+    warmup_epochs: float = 20.0
+    warmup_lr: float = 0.0
+    final_lr: float = 0.0
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Cross-entropy with soft targets; `smoothing` is shared by all classes."""
+
+    smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Moving average of weights and statistics, updated after every step; a decay of 0 for none."""
+
+    decay: float = 0.9999
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Number formats.
+
+    Attributes:
+        level: a name in `precision.LEVELS`: O0 (float32), O2 and O3 (float16), bf16.
+        loss_scale: "auto" (dynamic with float16, none otherwise), "dynamic", "none", or a number.
+        initial_scale: of dynamic scaling.
+        growth_interval: steps without overflow after which a dynamic scale doubles.
+    """
+
+    level: str = "O0"
+    loss_scale: float | str = "auto"
+    initial_scale: float = 65536.0
+    growth_interval: int = 2000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run itself.
+
+    Attributes:
+        output: its folder; None: `runs/` and the name of the configuration.
+        seed: of initial weights, order, augmentation, mixing and drop path.
+        device: "auto", "CPU" or "Ascend".
+        jit: compile the step; off it runs operation by operation, for debugging.
+        sync_batch_norm: normalise over the batch of all cards.
+        log_every: steps between two lines of the log.
+        checkpoint_every: steps between two checkpoints; 0: one at the end of each epoch.
+        keep: checkpoints that are kept, the newest ones.
+        validate_every: epochs between two validations.
+        stop_after: steps after which the run saves and ends, as if stopped; 0: never.
+    """
+
+    output: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    jit: bool = True
+    sync_batch_norm: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 0
+    keep: int = 3
+    validate_every: int = 1
+    stop_after: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run; see the parts."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict:
+        """Plain values for YAML and JSON."""
+        return _plain(dataclasses.asdict(self))
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: a YAML file; its key `base` names another one, relative to it, whose values it changes.
+        overrides: texts such as `optimizer.lr=1e-3`, applied in order.
+
+    Raises:
+        InputError: a file cannot be read, a key is unknown (the nearest is named), or a value is wrong.
+    """
+    values = _read(Path(path), ())
+    for text in overrides:
+        _override(values, text)
+    return make_config(values, os.fspath(path))
+
+
+def make_config(values: Mapping, source: str = "config") -> Config:
+    """A `Config` from nested plain values; what is left out keeps its default.
+
+    Raises:
+        InputError: a key is unknown, or a value has a wrong type or is out of its range; the message names it.
+    """
+    config = _build(Config, values, "", source)
+    _check(config, source)
+    return config
+
+
+def known_keys() -> list[str]:
+    """All keys with their dots, such as `optimizer.lr`."""
+    return [f"{part.name}.{leaf.name}" for part in fields(Config) for leaf in fields(_hints(Config)[part.name])]
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise explain(error, path) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else path
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{where}: not valid YAML ({problem}); see configs/digits.yaml") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected lines 'key: value', found {type(values).__name__}; see configs/digits.yaml")
+    base = values.pop(BASE, None)
+    _build(Config, values, "", str(path))
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base must name a YAML file, got {base!r}")
+    seen = (*seen, path.resolve())
+    parent = path.parent / base
+    if parent.resolve() in seen:
+        raise InputError(f"{path}: base leads back to {parent}; remove one of these lines")
+    return _merged(_read(parent, seen), values)
+
+
+def _merged(base: dict, changes: Mapping) -> dict:
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _override(values: dict, text: str) -> None:
+    import yaml
+
+    key, equals, written = text.partition("=")
+    if not equals:
+        raise InputError(f"{text!r}: expected key=value, such as optimizer.lr=1e-3")
+    known = known_keys()
+    if key not in known:
+        ending = [name for name in known if name.rpartition(".")[2] == key]
+        hint = f"; did you mean {' or '.join(ending)}?" if ending else nearest(key, known)
+        raise InputError(f"{text!r}: unknown key {key!r}{hint}")
+    try:
+        value = yaml.safe_load(written)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+    part, _, leaf = key.partition(".")
+    _build(Config, {part: {leaf: value}}, "", repr(text))
+    values[part] = {**(values.get(part) or {}), leaf: value}
+
+
+def _hints(kind: type) -> dict:
+    return typing.get_type_hints(kind)
+
+
+def _build(kind: type, values: object, prefix: str, source: str):
+    """An instance of the dataclass `kind` from a mapping whose keys are its fields."""
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source}: {prefix.rstrip('.')} must hold keys of its own, got {values!r}")
+    hints = _hints(kind)
+    made = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise InputError(f"{source}: unknown key {name!r}{_suggestion(name, prefix, hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            made[key] = _build(hints[key], value, f"{name}.", source)
+        else:
+            made[key] = _convert(value, hints[key], name, source)
+    return kind(**made)
+
+
+def _suggestion(name: str, prefix: str, hints: Mapping) -> str:
+    leaf = name.rpartition(".")[2]
+    elsewhere = [key for key in known_keys() if key.rpartition(".")[2] == leaf]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return nearest(leaf, hints) or nearest(name, known_keys()) or f"; known: {', '.join(hints)}"
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def _convert(value: object, annotation, name: str, source: str):
+    """The value in the type that the annotation asks for.
+
+    Raises:
+        InputError: it is of another type.
+    """
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for kind in kinds:
+        converted, fits = _fit(value, kind)
+        if fits:
+            return converted
+    expected = " or ".join(_described(kind) for kind in kinds)
+    raise InputError(f"{source}: {name} must be {expected}, got {value!r}")
+
+
+def _described(kind) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_NAMES[typing.get_args(kind)[0]]}"
+    return _NAMES[kind]
+
+
+def _fit(value: object, kind) -> tuple[object, bool]:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, str):
+            # The official notation of shifts and depths.
+            value = [int(part) if part.strip().lstrip("-").isdigit() else part for part in value.split(",")]
+        if not isinstance(value, (list, tuple)):
+            return None, False
+        fitted = [_fit(item, inner) for item in value]
+        return tuple(item for item, _ in fitted), all(fits for _, fits in fitted)
+    if kind is float:
+        if isinstance(value, str):
+            # YAML 1.1 takes 1e-3 for a text, since it has no point.
+            try:
+                value = float(value)
+            except ValueError:
+                return None, False
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if fits else None, fits
+    if kind is int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return value, isinstance(value, int) and not isinstance(value, bool)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        # A kernel of 7, or a folder called 2024.
+        return str(value), True
+    return value, type(value) is kind
+
+
+def _check(config: Config, source: str) -> None:
+    """Ranges and choices; what only the data or the device can tell is checked where it is used."""
+    from .datasets import DATASETS
+    from .optimizers import LR_RULES, OPTIMIZERS
+    from .precision import LEVELS
+    from .schedule import SCHEDULES
+
+    choices = {
+        "model.neocell_init": ("neoinit", "normal"),
+        "data.dataset": tuple(DATASETS),
+        "data.val_interpolation": ("bilinear", "bicubic"),
+        "data.val_mode": ("auto", "resize", "as-is"),
+        "augmentation.crop": ("resized", "pad", "none"),
+        "augmentation.interpolation": ("bilinear", "bicubic"),
+        "optimizer.name": tuple(OPTIMIZERS),
+        "optimizer.lr_rule": tuple(LR_RULES),
+        "schedule.name": tuple(SCHEDULES),
+        "precision.level": tuple(LEVELS),
+        "run.device": ("auto", "CPU", "Ascend"),
+    }
+    for key, known in choices.items():
+        value = _get(config, key)
+        if value not in known:
+            raise InputError(f"{source}: {key} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
+    for key, (low, high, includes_high) in _RANGES.items():
+        value = _get(config, key)
+        inside = low <= value <= high if includes_high else low <= value < high
+        if not inside:
+            upper = "" if high == math.inf else f" and {'at most' if includes_high else 'below'} {high:g}"
+            raise InputError(f"{source}: {key} must be at least {low:g}{upper}, got {value:g}")
+    for key in ("optimizer.lr", "optimizer.eps", "precision.initial_scale"):
+        if not _get(config, key) > 0:
+            raise InputError(f"{source}: {key} must be above 0, got {_get(config, key):g}")
+    for key, count in _LENGTHS.items():
+        if len(_get(config, key)) != count:
+            raise InputError(f"{source}: {key} must be {count} numbers, got {list(_get(config, key))}")
+    for key in ("augmentation.scale", "augmentation.ratio"):
+        low, high = _get(config, key)
+        if not 0 < low <= high:
+            raise InputError(f"{source}: {key} must be a positive least and largest value, got {[low, high]}")
+    if config.augmentation.scale[1] > 1:
+        raise InputError(
+            f"{source}: augmentation.scale is a share of the area, at most 1, got {config.augmentation.scale[1]:g}"
+        )
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise InputError(
+            f"{source}: optimizer.betas must be at least 0 and below 1, got {list(config.optimizer.betas)}"
+        )
+    if isinstance(config.precision.loss_scale, str) and config.precision.loss_scale not in ("auto", "dynamic", "none"):
+        raise InputError(
+            f"{source}: precision.loss_scale must be auto, dynamic, none or a number, got "
+            f"{config.precision.loss_scale!r}"
+        )
+    if isinstance(config.precision.loss_scale, float) and config.precision.loss_scale <= 0:
+        raise InputError(f"{source}: precision.loss_scale must be above 0, got {config.precision.loss_scale:g}")
+    if config.schedule.warmup_epochs > config.schedule.epochs:
+        raise InputError(
+            f"{source}: schedule.warmup_epochs ({config.schedule.warmup_epochs:g}) is more than schedule.epochs "
+            f"({config.schedule.epochs})"
+        )
+
+
+# Key -> least value, largest value, whether the largest is allowed.
+_RANGES = {
+    "data.batch_size": (1, math.inf, True),
+    "data.val_batch_size": (1, math.inf, True),
+    "data.workers": (1, 256, True),
+    "data.broken_limit": (0, math.inf, True),
+    "augmentation.pad": (0, math.inf, True),
+    "augmentation.flip": (0, 1, True),
+    "augmentation.randaugment_ops": (0, 14, True),
+    "augmentation.randaugment_magnitude": (0, 30, True),
+    "augmentation.erasing": (0, 1, True),
+    "augmentation.mixup": (0, math.inf, True),
+    "augmentation.cutmix": (0, math.inf, True),
+    "augmentation.switch": (0, 1, True),
+    "augmentation.mix_probability": (0, 1, True),
+    "optimizer.reference_batch": (1, math.inf, True),
+    "optimizer.weight_decay": (0, math.inf, True),
+    "optimizer.momentum": (0, 1, False),
+    "optimizer.clip_norm": (0, math.inf, True),
+    "optimizer.accumulate": (1, math.inf, True),
+    "optimizer.layer_decay": (0.01, 1, True),
+    "schedule.epochs": (1, math.inf, True),
+    "schedule.warmup_epochs": (0, math.inf, True),
+    "schedule.warmup_lr": (0, 1, True),
+    "schedule.final_lr": (0, 1, True),
+    "schedule.factor": (0, 1, True),
+    "loss.smoothing": (0, 1, False),
+    "ema.decay": (0, 1, False),
+    "precision.growth_interval": (1, math.inf, True),
+    "run.seed": (0, 2**32, False),
+    "run.log_every": (1, math.inf, True),
+    "run.checkpoint_every": (0, math.inf, True),
+    "run.keep": (1, math.inf, True),
+    "run.validate_every": (1, math.inf, True),
+    "run.stop_after": (0, math.inf, True),
+}
+_LENGTHS = {
+    "data.mean": 3,
+    "data.std": 3,
+    "augmentation.scale": 2,
+    "augmentation.ratio": 2,
+    "optimizer.betas": 2,
+}
+
+
+def _get(config: Config, key: str):
+    part, _, leaf = key.partition(".")
+    return getattr(getattr(config, part), leaf)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def config_yaml(config: Config) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

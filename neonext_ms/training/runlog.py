@@ -1,0 +1,132 @@
+"""What a run writes down: every event as JSON lines, steps and epochs as CSV, and the circumstances."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from ..files import atomic, explained
+
+EVENTS, STEPS, EPOCHS, RUN = "log.jsonl", "steps.csv", "epochs.csv", "run.json"
+STEP_COLUMNS = ("step", "epoch", "loss", "accuracy", "rate", "norm", "scale", "skipped", "images_per_second")
+EPOCH_COLUMNS = ("step", "epoch", "loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5", "seconds")
+
+
+class RunLog:
+    """The logs of a run in its folder.
+
+    Args:
+        folder: the run's.
+        step: rows after this step, written by a process that was killed before its next checkpoint, are taken out.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        self.folder = folder
+        self._trim(step)
+
+    def step(self, row: Mapping) -> None:
+        """One line of the training log; keys are `STEP_COLUMNS`."""
+        self._row(STEPS, STEP_COLUMNS, row)
+        self.event("step", row)
+
+    def epoch(self, row: Mapping) -> None:
+        """The validation after an epoch; keys are `EPOCH_COLUMNS`."""
+        self._row(EPOCHS, EPOCH_COLUMNS, row)
+        self.event("epoch", row)
+
+    def event(self, kind: str, values: Mapping) -> None:
+        """Anything, as one JSON object with `event` and `time` (seconds since 1970)."""
+        path = self.folder / EVENTS
+        with explained(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **values}) + "\n")
+
+    def _row(self, name: str, columns: Sequence[str], row: Mapping) -> None:
+        path = self.folder / name
+        with explained(path):
+            new = not path.exists() or path.stat().st_size == 0
+            with open(path, "a", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                if new:
+                    writer.writerow(columns)
+                writer.writerow([row.get(column, "") for column in columns])
+
+    def _trim(self, step: int) -> None:
+        for name in (STEPS, EPOCHS):
+            rows = read_csv(self.folder / name)
+            kept = [row for row in rows if int(row["step"]) <= step]
+            if len(kept) < len(rows):
+                with atomic(self.folder / name) as staged, open(staged, "w", encoding="utf-8", newline="") as file:
+                    writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(kept)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file as texts by column, but for a last one that is not whole; [] if there is no file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    with explained(path), open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        return [row for row in reader if None not in row and None not in row.values()]
+
+
+def describe_run(argv: Sequence[str]) -> dict:
+    """Command, versions, git state and machine."""
+    versions = {}
+    for name in ("neonext_ms", "mindspore", "numpy", "pillow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": list(argv),
+        "folder": os.getcwd(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), **versions},
+        "git": _git(),
+        "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+    }
+
+
+def _git() -> dict | None:
+    """Commit of the code that runs, and whether it was changed since; None outside of a repository."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_run(folder: Path, description: Mapping) -> None:
+    """Add a description to the run's `run.json`, which lists one for each start and resumption."""
+    path = folder / RUN
+    starts = []
+    if path.exists():
+        try:
+            with explained(path):
+                starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        except (ValueError, KeyError, TypeError):
+            print(f"note: {path} was damaged and is written anew", file=sys.stderr)
+    with atomic(path) as staged:
+        staged.write_text(json.dumps({"starts": [*starts, dict(description)]}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,122 @@
+"""Kill training at random steps and go on: the weights must be those of a run that nobody disturbed, bit for bit.
+
+python tests/kill_train.py              one process, SIGKILL and SIGTERM in turn
+python tests/kill_train.py --workers 2  two processes under msrun
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = [
+    "model.dims=[8,8,16,16]", "model.per_stage_layers=[1,1,1,1]", "model.image_size=32", "model.drop_path=0.2",
+    "data.batch_size=36", "schedule.epochs=2", "run.checkpoint_every=3", "augmentation.mixup=0.8", "run.log_every=1",
+    "augmentation.randaugment_ops=2", "augmentation.erasing=0.25",
+]  # fmt: skip
+
+
+class Run:
+    """A training process, or several under msrun, in one process group."""
+
+    def __init__(self, output: Path, workers: int):
+        # msrun takes a script, not a module.
+        script = output.parent / "train_script.py"
+        script.write_text("import sys\nfrom neonext_ms.commands.train import main\nsys.exit(main())\n")
+        command = [str(script), "--config", str(ROOT / "configs" / "digits.yaml"), *OPTIONS]
+        command += [f"data.batch_size={36 // workers}", f"run.output={output}", "--resume", "auto"]
+        if workers > 1:
+            launcher = [str(Path(sys.executable).with_name("msrun")), f"--worker_num={workers}", "--join=True"]
+            launcher += [f"--local_worker_num={workers}", f"--master_port={_free_port()}", f"--log_dir={output}-logs"]
+            whole = [*launcher, *command]
+        else:
+            whole = [sys.executable, *command]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.output = output
+        self.process = subprocess.Popen(
+            whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "PATH": path},
+        )  # fmt: skip
+
+    def step(self) -> int:
+        """The last step in the log."""
+        path = self.output / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
+        return max(steps, default=0)
+
+    def stop(self, number: int) -> int:
+        """Send a signal to all processes; the exit code of the first."""
+        os.killpg(self.process.pid, number)
+        _, errors = self.process.communicate()
+        if number == signal.SIGTERM and self.process.returncode not in (0, 130) and "msrun" not in self.process.args[0]:
+            raise SystemExit(f"SIGTERM: exit code {self.process.returncode}\n{errors}")
+        return self.process.returncode
+
+    def finish(self) -> None:
+        """Wait for the end, which must be a good one."""
+        _, errors = self.process.communicate()
+        if self.process.returncode:
+            raise SystemExit(f"exit code {self.process.returncode}\n{errors}")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        whole = Run(Path(name) / "whole", args.workers)
+        whole.finish()
+        total = whole.step()
+        disturbed, killed = Path(name) / "disturbed", []
+        while len(killed) < args.times:
+            # Every kill some steps further, so that all of them fit into one run; then the next run.
+            run = Run(disturbed, args.workers)
+            target = run.step() + rng.randint(1, max(2, 2 * total // args.times))
+            while run.process.poll() is None and run.step() < target:
+                time.sleep(0.01)
+            if run.process.poll() is not None:
+                run.finish()
+                _compare(whole.output, disturbed)
+                disturbed = Path(name) / f"disturbed-{len(killed)}"
+                continue
+            time.sleep(rng.random() * 0.1)
+            number = signal.SIGTERM if len(killed) % 2 else signal.SIGKILL
+            run.stop(number)
+            killed.append(f"{signal.Signals(number).name} at {run.step()}")
+        Run(disturbed, args.workers).finish()
+        _compare(whole.output, disturbed)
+    print(f"{len(killed)} ends ({', '.join(killed)}), {args.workers} processes: bit-identical weights")
+
+
+def _compare(one: Path, other: Path) -> None:
+    states = [load_file(max((folder / "checkpoints").glob("step-*.safetensors"))) for folder in (one, other)]
+    different = [name for name in states[0] if not np.array_equal(states[0][name], states[1][name])]
+    if different or states[0].keys() != states[1].keys():
+        raise SystemExit(f"{other}: {len(different)} of {len(states[0])} tensors differ: {different[:5]}")
+
+
+if __name__ == "__main__":
+    main()

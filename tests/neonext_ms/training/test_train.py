@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+from PIL import Image
+
+from neonext_ms import load_checkpoint, safetensors_format, save_checkpoint
+from neonext_ms.architecture import make_architecture
+from neonext_ms.commands import validate
+from neonext_ms.commands.train import main
+from neonext_ms.initialization import initial_arrays
+from neonext_ms.training.runlog import read_csv
+from neonext_ms.training.state import Checkpoints, Progress, load_state
+from neonext_ms.training.step import TrainStep
+
+CONFIG = """\
+model: {dims: [4, 4, 4, 4], per_stage_layers: [1, 1, 1, 1], shifts: [1, 1, 0, 0], image_size: 32, drop_path: 0.2}
+data: {dataset: imagefolder, batch_size: 4, val_batch_size: 4, workers: 1}
+augmentation: {mixup: 0.8}
+optimizer: {lr: 1e-2, lr_rule: none}
+schedule: {epochs: 2, warmup_epochs: 0}
+ema: {decay: 0.9}
+run: {jit: false, log_every: 1, seed: 3}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with images `data/`, a configuration, and room for runs."""
+    rng = np.random.RandomState(0)
+    for part, count in (("train", 7), ("val", 3)):
+        for name, colour in (("blue", 2), ("red", 0)):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.randint(0, 120, (32, 32, 3), dtype=np.uint8)
+                pixels[..., colour] += 120
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{i}.png")
+    (tmp_path / "small.yaml").write_text(CONFIG + "base: data.yaml\n")
+    (tmp_path / "data.yaml").write_text(f"data: {{path: {tmp_path / 'data'}}}\n")
+    return tmp_path
+
+
+def _train(folder, run, *arguments):
+    return main(["--config", str(folder / "small.yaml"), f"run.output={folder / run}", *arguments])
+
+
+def _state(folder, run):
+    return load_state(Checkpoints(folder / run / "checkpoints", 1).paths()[0])
+
+
+def _same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_leaves_everything_that_is_needed_afterwards(folder, capsys):
+    assert _train(folder, "run", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    run = folder / "run"
+    assert result["steps"] == 6 and len(read_csv(run / "steps.csv")) == 6 and len(read_csv(run / "epochs.csv")) == 2
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step-000000003.safetensors", "step-000000006.safetensors",
+    ]  # fmt: skip
+    events = [json.loads(line)["event"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert events == (["step"] * 3 + ["epoch"]) * 2
+    (start,) = json.loads((run / "run.json").read_text())["starts"]
+    assert start["versions"]["mindspore"] and "--json" in start["command"]
+    # What travels inside is all that the other commands need.
+    for name in ("final", "final_ema", "best"):
+        checkpoint = load_checkpoint(run / f"{name}.safetensors")
+        assert checkpoint.architecture.shifts == (1, 1, 0, 0) and checkpoint.metadata["labels"] == ["blue", "red"]
+        assert checkpoint.metadata["image_size"] == [32, 32] and checkpoint.metadata["preprocessing"]["crop"] == 0.875
+    whole = load_checkpoint(run / "checkpoints" / "step-000000006.safetensors", ema=True)
+    assert _same(whole.arrays, load_checkpoint(run / "final_ema.safetensors").arrays)
+    assert validate.main(["--model", str(run / "final.safetensors"), str(folder / "data" / "val"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"]["accuracy"] == result["last"]["model"]["top1"]
+
+
+def test_the_resolved_configuration_repeats_the_run(folder):
+    _train(folder, "run", "schedule.epochs=1", "optimizer.weight_decay=0.3")
+    again = ["--config", str(folder / "run" / "config.yaml"), f"run.output={folder / 'again'}"]
+    assert main(again) == 0
+    assert _same(_state(folder, "run")[0], _state(folder, "again")[0])
+
+
+@pytest.mark.parametrize("more", [[], ["optimizer.accumulate=2", "data.batch_size=2", "optimizer.name=sgd"]])
+def test_a_stopped_run_goes_on_bit_for_bit(folder, capsys, more):
+    assert _train(folder, "whole", *more) == 0
+    assert _train(folder, "parts", "--resume", "auto", "run.stop_after=2", *more) == 130
+    assert "saved" in capsys.readouterr().err
+    assert _train(folder, "parts", "--resume", "auto", "run.stop_after=4", "data.workers=2", *more) == 130
+    assert _train(folder, "parts", "--resume", "auto", *more) == 0
+    assert _same(_state(folder, "whole")[0], _state(folder, "parts")[0])
+    steps = [[row["loss"] for row in read_csv(folder / run / "steps.csv")] for run in ("whole", "parts")]
+    assert steps[0] == steps[1] and len(steps[0]) == 6
+    for name in ("final", "best"):
+        files = [load_checkpoint(folder / run / f"{name}.safetensors").arrays for run in ("whole", "parts")]
+        assert _same(*files)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(folder, monkeypatch, capsys, number):
+    compute = TrainStep.__call__
+
+    def step(self, *arguments):
+        if self.updates == 1:
+            signal.raise_signal(number)
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+    assert _train(folder, "run") == 130
+    assert f"stopped: {signal.Signals(number).name} after step 2: saved" in capsys.readouterr().err
+    assert _state(folder, "run")[1].step == 2
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(folder, capsys):
+    _train(folder, "run")
+    newest, before = Checkpoints(folder / "run" / "checkpoints", 1).paths()
+    content, expected = newest.read_bytes(), {name: array.copy() for name, array in load_state(newest)[0].items()}
+    for damaged in (content[:-1000], content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
+        newest.write_bytes(damaged)
+        capsys.readouterr()
+        assert _train(folder, "run", "--resume", "auto") == 0
+        errors = capsys.readouterr().err
+        assert str(newest) in errors and "trying the one before" in errors and f"resumed from {before}" in errors
+        assert _same(load_state(newest)[0], expected)
+    for path in (newest, before):
+        path.write_bytes(b"")
+    assert _train(folder, "run", "--resume", "auto") == 1
+    assert "all 2 checkpoints are damaged" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(folder, capsys):
+    _train(folder, "run", "run.stop_after=1")
+    before = _state(folder, "run")
+    assert _train(folder, "run") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert _same(before[0], _state(folder, "run")[0])
+
+
+def test_nan_ends_the_run_with_step_files_and_state(folder, capsys):
+    assert _train(folder, "run", "optimizer.lr=1e30", "augmentation.mixup=0") == 1
+    error = capsys.readouterr().err
+    assert "step 2 (epoch 0): the loss is not a finite number" in error
+    failed = folder / "run" / "failed"
+    files = (failed / "step-000000002.txt").read_text().splitlines()
+    assert len(files) == 4 and all(Path(file).exists() for file in files)
+    assert load_state(failed / "step-000000002.safetensors")[1].step == 1
+
+
+def test_broken_images_end_the_run_beyond_the_limit(folder, capsys):
+    for i in range(2):
+        (folder / "data" / "train" / "red" / f"{i}.png").write_bytes(b"x")
+    assert _train(folder, "run", "data.broken_limit=2") == 0
+    assert capsys.readouterr().err.count("left out:") == 2
+    assert _train(folder, "other", "data.broken_limit=1") == 1
+    assert "2 images cannot be read, more than data.broken_limit=1" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(folder, monkeypatch, capsys):
+    save, calls = safetensors_format.save_file, []
+
+    def full(tensors, path, metadata):
+        if "checkpoints" in str(path) and len(calls) == 1:
+            Path(path).write_bytes(b"half")
+            raise safetensors.SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
+        calls.append(path) if "checkpoints" in str(path) else None
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(safetensors_format, "save_file", full)
+    assert _train(folder, "run") == 1
+    error = capsys.readouterr().err
+    assert "step-000000006.safetensors: the disk is full; free some space" in error
+    assert "the last checkpoint is" in error and "step-000000003.safetensors" in error
+    assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-000000003.safetensors"]
+    assert _state(folder, "run")[1].step == 3
+
+
+def test_checkpoints_keep_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2)
+    for step in (9, 10, 100):
+        checkpoints.save({"a": np.ones(1, np.float32)}, Progress(step=step), {})
+    assert [load_state(path)[1].step for path in checkpoints.paths()] == [100, 10]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(folder, capsys):
+    _train(folder, "run", "run.stop_after=1")
+    path = str(Checkpoints(folder / "run" / "checkpoints", 1).paths()[0])
+    assert _train(folder, "other", "--resume", path, "model.dims=[4,4,4,8]") == 1
+    error = capsys.readouterr().err
+    assert path in error and "misshapen: model.head.fc.weight is (2, 4), expected (2, 8)" in error
+    assert _train(folder, "other", "--init", path, "model.dims=[4,4,4,8]") == 1
+    assert "misshapen: head.fc.weight is (2, 4), expected (2, 8)" in capsys.readouterr().err
+    assert not (folder / "other").exists()
+
+
+def test_weights_alone_cannot_be_resumed(folder, capsys):
+    arrays = initial_arrays(make_architecture(num_classes=2, dims=(4, 4, 4, 4), shifts=(1, 1, 0, 0)))
+    save_checkpoint(folder / "weights.safetensors", arrays)
+    assert _train(folder, "run", "--resume", str(folder / "weights.safetensors")) == 1
+    assert "start from it with --init" in capsys.readouterr().err
+
+
+def test_fine_tuning_renews_the_head_for_other_classes_and_sizes(folder, capsys):
+    arrays = initial_arrays(make_architecture(num_classes=5, dims=(4, 4, 4, 4), shifts=(1, 1, 0, 0)))
+    save_checkpoint(folder / "five.pt", arrays, {"shifts": [1, 1, 0, 0]})
+    options = ["model.image_size=48", "optimizer.lr=1e-30", "ema.decay=0", "model.freeze=[stem,stage_1]"]
+    assert _train(folder, "run", "--init", str(folder / "five.pt"), "schedule.epochs=1", *options) == 0
+    error = capsys.readouterr().err
+    assert "has 5 classes, the data 2" in error and "start anew" in error
+    after = load_checkpoint(folder / "run" / "final.safetensors")
+    assert after.metadata["image_size"] == [48, 48] and after.architecture.num_classes == 2
+    for name, array in after.arrays.items():
+        moving = name.endswith(("running_mean", "running_var")) and not name.startswith(("stem.", "stage_1."))
+        if not moving and not name.startswith("head.fc."):
+            np.testing.assert_allclose(array, arrays[name], atol=1e-6, err_msg=name)
+
+
+def test_the_network_of_a_checkpoint_needs_no_description(folder, capsys):
+    (folder / "bare.yaml").write_text("base: data.yaml\n")
+    arrays = initial_arrays(make_architecture(num_classes=2, dims=(4, 5, 6, 7), shifts=(1, 1, 0, 0)))
+    save_checkpoint(folder / "start.safetensors", arrays, {"shifts": [1, 1, 0, 0], "image_size": 32})
+    command = ["--config", str(folder / "bare.yaml"), "--init", str(folder / "start.safetensors"), "run.jit=false"]
+    more = ["data.batch_size=4", "data.workers=1", "run.stop_after=1", f"run.output={folder / 'run'}"]
+    assert main([*command, *more]) == 130
+    assert _state(folder, "run")[0]["model.head.fc.weight"].shape == (2, 7)
+    assert main([*command[:2], *more, f"run.output={folder / 'other'}"]) == 2
+    assert "names no network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "code"),
+    [
+        (["optimizer.lrr=1"], "did you mean optimizer.lr", 1),
+        (["precision.level=O2"], "CPU convolutions compute in float32 only", 1),
+        (["data.batch_size=100"], "takes 100 images an update, but there are only 14", 1),
+        (["model.num_classes=3"], "model.num_classes is 3, but the data has 2 classes", 1),
+        (["model.image_size=30"], "multiples of 4", 1),
+        (["run.device=Ascend"], "MindSpore cannot use it here", 1),
+        (["data.path=null"], "data.path is not set", 2),
+        (["--resume", "nowhere"], "nowhere: no such file", 1),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(folder, capsys, arguments, expected, code):
+    assert _train(folder, "run", *arguments) == code
+    assert expected in capsys.readouterr().err
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "plot", "ablate"])
+def test_help_imports_nothing_heavy(command):
+    script = (
+        f"import sys\nfrom neonext_ms.commands.{command} import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(bool({'numpy', 'mindspore', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
