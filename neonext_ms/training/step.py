@@ -21,6 +21,8 @@ from .updates import each, partial
 # As torch.nn.utils.clip_grad_norm_ has it.
 _CLIP_EPS = 1e-6
 _LEAST_SCALE = 1.0
+# Of nested calls in a compiled graph. The default of 1,000 is too few for T.
+_CALL_DEPTH = 20000
 
 MODEL, EMA, OPTIMIZER, STEP = "model", "ema", "optimizer", "step"
 
@@ -106,6 +108,8 @@ class TrainStep:
             _Forward(cast_model(model, precision), self._scale), None, self.optimizer.weights, has_aux=True
         )
         self._all_reduce = ops.AllReduce() if world > 1 else None
+        if jit:
+            ms.set_recursion_limit(_CALL_DEPTH)
         self._step = ms.jit(self._make_step()) if jit else self._make_step()
         self._accumulate = ms.jit(self._make_accumulate()) if jit else self._make_accumulate()
 
