@@ -104,6 +104,8 @@ class _Ours:
 
     def _make_bare(self) -> Callable[[], float]:
         """Forward, backward and AdamW, nothing else."""
+        from ..training.step import last, result_of
+
         ms, ops = self.ms, self.ms.ops
         model, optimizer = self.model, self.trainer.optimizer
         rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1e-3, 100, 1))
@@ -116,12 +118,11 @@ class _Ours:
         @ms.jit
         def step(images, targets):
             loss, found = gradients(images, targets)
-            optimizer.update(found, rate, count, keep)
-            return loss
+            return last(loss.reshape(1), optimizer.update(found, rate, count, keep))
 
         def call():
             time.sleep(_REST_SECONDS)
-            return float(step(*self._tensors).asnumpy())
+            return float(result_of(step, *self._tensors)[0])
 
         return call
 

@@ -68,4 +68,4 @@ NEONEXT_KERNEL(batch_norm_grad) {
   return 0;
 }
 
-NEONEXT_SHAPES(batch_norm_grad) { return {shape(0), shape(2), shape(2)}; }
+NEONEXT_SHAPES(batch_norm_grad, 3) { return {shape(0), shape(2), shape(2)}; }

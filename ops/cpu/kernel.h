@@ -13,15 +13,25 @@
                       [[maybe_unused]] void *stream, [[maybe_unused]] void *extra)
 
 // The shape of its only output, or of its several outputs, from the inputs' `shapes`; `shape(i)` is that of input i.
-// Open sizes are -1 here. MindSpore looks for the name in C, though it is C++ that is handed over.
+// Open sizes are -1 here. Every output has the type of the first input. MindSpore looks for the names in C, though it
+// is C++ that is handed over; a type that only Python knows would be lost where a pass copies the operator.
 #define NEONEXT_SHAPE_AS(result, name)                                                                               \
   static result name##_shape(const neonext::InputShape &shape, int64_t **shapes);                                    \
   extern "C" result name##InferShape(int *dims, int64_t **shapes, void *) {                                          \
     return name##_shape({dims, shapes}, shapes);                                                                     \
   }                                                                                                                  \
   static result name##_shape([[maybe_unused]] const neonext::InputShape &shape, [[maybe_unused]] int64_t **shapes)
-#define NEONEXT_SHAPE(name) NEONEXT_SHAPE_AS(std::vector<int64_t>, name)
-#define NEONEXT_SHAPES(name) NEONEXT_SHAPE_AS(std::vector<std::vector<int64_t>>, name)
+#define NEONEXT_SHAPE(name)                                                                                          \
+  extern "C" TypeId name##InferType(std::vector<TypeId> inputs, void *) { return inputs[0]; }                        \
+  NEONEXT_SHAPE_AS(std::vector<int64_t>, name)
+#define NEONEXT_SHAPES(name, outputs)                                                                                \
+  extern "C" std::vector<TypeId> name##InferType(std::vector<TypeId> inputs, void *) {                               \
+    return std::vector<TypeId>(outputs, inputs[0]);                                                                  \
+  }                                                                                                                  \
+  NEONEXT_SHAPE_AS(std::vector<std::vector<int64_t>>, name)
+
+// As MindSpore declares it.
+enum TypeId : int;
 
 namespace neonext {
 

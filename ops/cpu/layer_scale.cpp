@@ -48,4 +48,4 @@ NEONEXT_KERNEL(layer_scale_grad) {
   return 0;
 }
 
-NEONEXT_SHAPES(layer_scale_grad) { return {shape(0), shape(2)}; }
+NEONEXT_SHAPES(layer_scale_grad, 2) { return {shape(0), shape(2)}; }

@@ -271,4 +271,4 @@ NEONEXT_KERNEL(neo_cell_grad) {
   return 0;
 }
 
-NEONEXT_SHAPES(neo_cell_grad) { return {shape(0), shape(2), shape(3)}; }
+NEONEXT_SHAPES(neo_cell_grad, 3) { return {shape(0), shape(2), shape(3)}; }

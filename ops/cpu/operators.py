@@ -5,7 +5,9 @@ Ask `usable` (and `products_usable` for `pointwise`) first, inside a graph too.
 
 from __future__ import annotations
 
+import ctypes
 import inspect
+import time
 from functools import lru_cache
 
 import mindspore as ms
@@ -26,6 +28,9 @@ _SIGNATURES = {
     "batch_norm_grad": (("x", "dy", "gamma", "epsilon"), ("dx", "dgamma", "dbeta")),
     "layer_scale": (("x", "gamma"), ("y",)),
     "layer_scale_grad": (("x", "dy", "gamma"), ("dx", "dgamma")),
+    "sum_of_squares": (("x",), ("sum",)),
+    "scaled": (("x", "factor"), ("y",)),
+    "finished": (("x",), ("y",)),
     "neo_cell": (("x", "a", "b", "table", "output"), ("y",)),
     "neo_cell_grad": (("x", "dy", "a", "b", "table"), ("dx", "da", "db")),
 }
@@ -35,7 +40,8 @@ _EXPORT = inspect.unwrap(ms.export).__code__
 
 @lru_cache(maxsize=32)
 def _kernel(name: str):
-    # The shapes are inferred in C++: MindSpore cannot call Python for them where the batch is dynamic.
+    # Shapes and types are inferred in C++: MindSpore cannot call Python for them where the batch is dynamic, or where
+    # a pass over the graph has copied the operator.
     inputs, outputs = _SIGNATURES[name]
     info = ops.CustomRegOp(f"neonext_{name}")
     for index, tensor in enumerate(inputs):
@@ -47,8 +53,6 @@ def _kernel(name: str):
     ]
     return ops.Custom(
         f"{library()}:{name}",
-        None,
-        ms.float32 if len(outputs) == 1 else (ms.float32,) * len(outputs),
         func_type="aot",
         reg_info=info.dtype_format(*types).target("CPU").get_op_info(),
     )
@@ -243,6 +247,53 @@ def batch_norm_grad(x, dy, gamma, epsilon):
         epsilon: float32 `(1,)`.
     """
     return _kernel("batch_norm_grad")(x, dy, gamma, epsilon)
+
+
+def sum_of_squares(x):
+    """The sum of squares of a float32 tensor of any shape, float32 `(1,)`."""
+    return _kernel("sum_of_squares")(x)
+
+
+def scaled(x, factor):
+    """float32 `x` of any shape times `factor`, float32 `(1,)`; zeros for the factor 0, even where `x` is not finite."""
+    return _kernel("scaled")(x, factor)
+
+
+def finished(x):
+    """float32 `x`, with one axis or more, as it is, noted for `Finish`: the last operation of a graph."""
+    return _kernel("finished")(x)
+
+
+class Finish:
+    """Sleeps until a graph that ends with `finished` has run.
+
+    `Tensor.asnumpy` waits, too, but keeps a processor busy that the graph's kernels could use.
+    Make one before the graph is called, ask it to `wait` after that.
+    """
+
+    # Python handles signals between two pieces of waiting.
+    _SLICE_MS = 200
+    _LONGEST_SECONDS = 600
+
+    def __init__(self):
+        self._library = _finish_library() if available(ms.float32) else None
+        self._wanted = 0 if self._library is None else self._library.finished_count() + 1
+
+    def wait(self) -> None:
+        """Return when the graph is done; at once without the kernels, and after ten minutes in any case."""
+        if self._library is None:
+            return
+        end = time.monotonic() + self._LONGEST_SECONDS
+        while not self._library.finished_wait(self._wanted, self._SLICE_MS) and time.monotonic() < end:
+            pass
+
+
+@lru_cache(maxsize=1)
+def _finish_library():
+    loaded = ctypes.CDLL(str(library()))
+    loaded.finished_count.restype = ctypes.c_int64
+    loaded.finished_wait.argtypes = (ctypes.c_int64, ctypes.c_int)
+    return loaded
 
 
 def neo_cell(x, weights_a, weights_b, spec):

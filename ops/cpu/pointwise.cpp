@@ -172,4 +172,4 @@ NEONEXT_KERNEL(pointwise_grad_weight) {
   return 0;
 }
 
-NEONEXT_SHAPES(pointwise_grad_weight) { return {{shapes[1][1], shapes[0][1]}, {shapes[1][1]}}; }
+NEONEXT_SHAPES(pointwise_grad_weight, 2) { return {{shapes[1][1], shapes[0][1]}, {shapes[1][1]}}; }
