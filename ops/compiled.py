@@ -29,17 +29,24 @@ def compiler() -> tuple[str, ...]:
     command = tuple(shlex.split(os.environ.get("CXX", ""))) or ("g++",)
     if shutil.which(command[0]) is None:
         raise ToolchainError(
-            f"C++ compiler {command[0]!r} not found; install g++ (version 12 or later), or set CXX to a compiler that "
+            f"C++ compiler {command[0]!r} not found; install g++ (version 9 or later), or set CXX to a compiler that "
             "takes the same options"
         )
     return command
 
 
 def cache_directory(name: str) -> Path:
-    """A folder for compiled files: `neonext_ms/<name>` in `XDG_CACHE_HOME` or `~/.cache`."""
+    """A folder for compiled files: `neonext_ms/<name>` in `XDG_CACHE_HOME` or `~/.cache`, or a temporary one."""
     base = os.environ.get("XDG_CACHE_HOME")
     root = Path(base) if base and os.path.isabs(base) else Path.home() / ".cache"
-    return root / "neonext_ms" / name
+    cache = root / "neonext_ms" / name
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK | os.X_OK):
+            return cache
+    except OSError:
+        pass
+    return _temporary_cache(name)
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,64 +74,69 @@ def shared_object(name: str, folder: Path, options: Sequence[str], environment: 
     """
     command = compiler()
     sources = sorted(folder.glob("*.cpp"))
-    digest = hashlib.sha256("\0".join((_version(command), *command, *options, *environment)).encode())
+    digest = hashlib.sha256("\0".join((compiler_version(command), *command, *options, *environment)).encode())
     for path in (*sorted(folder.glob("*.h")), *sources):
         digest.update(path.name.encode() + b"\0")
         digest.update(path.read_bytes())
-    cache = _usable(cache_directory(name))
+    cache = cache_directory(name)
     made = cache / f"{digest.hexdigest()[:32]}.so"
     if made.is_file():
         return made
     with staging(cache) as stage:
         staged = stage / made.name
-        _compile([*command, *options, *map(str, sources), "-o", str(staged)])
+        _run([*command, *options, *map(str, sources), "-o", str(staged)])
         with explained(made):
             publish(staged, made)
     return made
 
 
 @functools.lru_cache(maxsize=8)
-def _version(command: tuple[str, ...]) -> str:
-    return _run([*command, "--version"], 60)
+def compiler_version(command: tuple[str, ...]) -> str:
+    """What the compiler says of itself."""
+    return _run([*command, "--version"])
 
 
-def _compile(command: list[str]) -> None:
-    _run(command, _COMPILE_SECONDS)
+def attempt(command: Sequence[str]) -> subprocess.CompletedProcess:
+    """Run a compiler, whatever its exit code, with messages in English.
 
-
-def _run(command: list[str], seconds: int) -> str:
-    shown = shlex.join([command[0], *command[-2:]])
+    Raises:
+        ToolchainError: it cannot be run, or takes longer than ten minutes.
+    """
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=seconds,
+            timeout=_COMPILE_SECONDS,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C"},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ToolchainError(f"`{shown}` did not finish within {seconds} s") from error
+        raise ToolchainError(f"`{_shown(command)}` did not finish within {_COMPILE_SECONDS} s") from error
     except OSError as error:
-        raise ToolchainError(f"`{shown}` cannot be run ({error.strerror})") from error
+        raise ToolchainError(f"`{_shown(command)}` cannot be run ({error.strerror})") from error
+
+
+def messages(done: subprocess.CompletedProcess) -> str:
+    """The first lines of what a compiler complained of, indented."""
+    lines = done.stderr.strip().splitlines()
+    more = [f"... and {len(lines) - _SHOWN_LINES} more lines"] if len(lines) > _SHOWN_LINES else []
+    return "".join(f"\n  {line}" for line in [*lines[:_SHOWN_LINES], *more])
+
+
+def _run(command: Sequence[str]) -> str:
+    done = attempt(command)
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()[:_SHOWN_LINES]
-        raise ToolchainError("\n  ".join([f"`{shown}` failed with exit code {done.returncode}:", *lines]))
+        raise ToolchainError(f"`{_shown(command)}` failed with exit code {done.returncode}:{messages(done)}")
     return done.stdout
 
 
-def _usable(cache: Path) -> Path:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK | os.X_OK):
-            return cache
-    except OSError:
-        pass
-    return _temporary_cache()
+def _shown(command: Sequence[str]) -> str:
+    return shlex.join([command[0], *command[-2:]])
 
 
-@functools.lru_cache(maxsize=1)
-def _temporary_cache() -> Path:
-    return Path(tempfile.mkdtemp(prefix="neonext_compiled_"))
+@functools.lru_cache(maxsize=8)
+def _temporary_cache(name: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"neonext_{name}_"))
