@@ -255,7 +255,7 @@ class TrainStep:
                 unit = unit * 0 + 1
             if world > 1:
                 gradients = _averages(all_reduce, world, gradients, sizes)
-            norm = ops.sqrt(ops.stack(each(_squares, gradients)).sum()) * unit
+            norm = ops.sqrt(ops.stack(each(partial(_squares, unit), gradients)).sum())
             finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(told[0]))
             applied = finite.astype(ms.float32)
             if clip_norm > 0:
@@ -311,9 +311,10 @@ def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
-def _squares(tensor):
+def _squares(factor, tensor):
     if cpu.usable(tensor.dtype):
-        return cpu.sum_of_squares(tensor).reshape(())
+        return cpu.sum_of_squares(tensor, factor.reshape(1)).reshape(())
+    tensor = tensor * factor
     return (tensor * tensor).sum()
 
 

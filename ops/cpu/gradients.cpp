@@ -13,23 +13,25 @@ constexpr int64_t kPiece = 1 << 16;
 int64_t pieces(int64_t size) { return (size + kPiece - 1) / kPiece; }
 }  // namespace
 
-// x -> its sum of squares, (1)
+// x, factor (1) -> the sum of squares of x * factor, (1)
 NEONEXT_KERNEL(sum_of_squares) {
   const int64_t size = neonext::elements(dims[0], shapes[0]);
   const float *const x = static_cast<const float *>(data[0]);
+  const float factor = *static_cast<const float *>(data[1]);
   // Added in one order, whichever thread made them.
   std::vector<double> partial(pieces(size));
   double *const sums = partial.data();
   neonext::parallel(pieces(size), [=](int64_t piece) {
     const float *const from = x + piece * kPiece;
     const int64_t count = std::min(kPiece, size - piece * kPiece);
-    sums[piece] = neonext::accumulate(count, [=](int64_t i, float &sum, float &) { sum += from[i] * from[i]; }).first;
+    const auto square = [=](int64_t i, float &sum, float &) { sum += (factor * from[i]) * (factor * from[i]); };
+    sums[piece] = neonext::accumulate(count, square).first;
   });
   double sum = 0;
   for (const double part : partial) {
     sum += part;
   }
-  *static_cast<float *>(data[1]) = static_cast<float>(sum);
+  *static_cast<float *>(data[2]) = static_cast<float>(sum);
   return 0;
 }
 

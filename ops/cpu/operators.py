@@ -28,7 +28,7 @@ _SIGNATURES = {
     "batch_norm_grad": (("x", "dy", "gamma", "epsilon"), ("dx", "dgamma", "dbeta")),
     "layer_scale": (("x", "gamma"), ("y",)),
     "layer_scale_grad": (("x", "dy", "gamma"), ("dx", "dgamma")),
-    "sum_of_squares": (("x",), ("sum",)),
+    "sum_of_squares": (("x", "factor"), ("sum",)),
     "scaled": (("x", "factor"), ("y",)),
     "finished": (("x",), ("y",)),
     "neo_cell": (("x", "a", "b", "table", "output"), ("y",)),
@@ -249,9 +249,9 @@ def batch_norm_grad(x, dy, gamma, epsilon):
     return _kernel("batch_norm_grad")(x, dy, gamma, epsilon)
 
 
-def sum_of_squares(x):
-    """The sum of squares of a float32 tensor of any shape, float32 `(1,)`."""
-    return _kernel("sum_of_squares")(x)
+def sum_of_squares(x, factor):
+    """The sum of squares of float32 `x` of any shape times `factor`, float32 `(1,)`."""
+    return _kernel("sum_of_squares")(x, factor)
 
 
 def scaled(x, factor):

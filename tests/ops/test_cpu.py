@@ -60,6 +60,31 @@ def test_gelu_of_what_is_not_finite():
 
 
 @needs_kernels
+@pytest.mark.parametrize("size", [1, 17, (1 << 16) + 5, 3 << 16])
+def test_sum_of_squares_and_scaled(size):
+    x, factor = _random(size), np.array([0.37], np.float32)
+    exact = float(((x.astype(np.float64) * factor) ** 2).sum())
+    assert operators.sum_of_squares(Tensor(x), Tensor(factor)).asnumpy()[0] == pytest.approx(exact, rel=1e-6)
+    np.testing.assert_array_equal(operators.scaled(Tensor(x), Tensor(factor)).asnumpy(), x * factor)
+    x[-1] = np.nan
+    assert np.isnan(operators.sum_of_squares(Tensor(x), Tensor(factor)).asnumpy()[0])
+    assert not operators.scaled(Tensor(x), Tensor(np.zeros(1, np.float32))).asnumpy().any()
+
+
+@needs_kernels
+def test_waiting_for_a_graph():
+    @ms.jit
+    def graph(x):
+        return operators.finished(x * 2)
+
+    for _ in range(3):
+        finish = operators.Finish()
+        y = graph(Tensor(np.ones(3, np.float32)))
+        finish.wait()
+        assert (y.asnumpy() == 2).all()
+
+
+@needs_kernels
 @pytest.mark.parametrize("shape", [(1, 5, 20, 3), (3, 6, 7, 7), (67, 4, 2, 2), (2, 16, 16, 15)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_pointwise(shape, bias):
