@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from ...errors import InputError
+from ...export.graph import INPUT, LOGITS
 from .weights import BATCH_NORM_EPS, STATISTICS, Weights
 
 OPSET = 11
-INPUT, LOGITS = "input", "logits"
 CLASSES = 1000
 LAYER_NORM_EPS = 1e-6
 # Constants up to this many numbers are written even where weights are left out.
@@ -32,18 +32,22 @@ class GraphBuilder:
         batch: fixed batch size, or None for a dynamic one.
         image_size: height and width of the input in pixels.
         seed: of the weights, or None to write the names and shapes of the weights without their values.
+        keep: keep the weights as PyTorch names and shapes them, in `weights.made`.
 
     Attributes:
         shapes: shape of every value without its batch axis.
+        weights: where they come from.
         parameters: learned numbers of the PyTorch module, before its BatchNorms were folded.
     """
 
-    def __init__(self, name: str, batch: int | None, image_size: tuple[int, int], seed: int | None = 0):
+    def __init__(
+        self, name: str, batch: int | None, image_size: tuple[int, int], seed: int | None = 0, keep: bool = False
+    ):
         self.name = name
         self.batch = batch
         self.shapes: dict[str, tuple[int, ...]] = {INPUT: (3, *image_size)}
         self.parameters = 0
-        self.weights = Weights(seed or 0)
+        self.weights = Weights(seed or 0, keep)
         self._values = seed is not None
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: dict[str, TensorProto] = {}
@@ -151,14 +155,12 @@ class GraphBuilder:
             group=groups,
         )
 
-    def batch_norm(self, x: str, name: str) -> str:
+    def batch_norm(self, x: str, name: str, scale: float = 1.0) -> str:
         """A BatchNorm that no convolution lies right before."""
         channels = self.shapes[x][0]
         self.parameters += 2 * channels
-        inputs = [
-            self.tensor(f"{name}.{key}", (channels,), lambda key=key: self.weights.batch_norm(name, channels)[key])
-            for key in STATISTICS
-        ]
+        arrays = self.weights.batch_norm(name, channels, scale)
+        inputs = [self.tensor(f"{name}.{key}", (channels,), lambda key=key: arrays[key]) for key in STATISTICS]
         return self.node("BatchNormalization", [x, *inputs], name, self.shapes[x], epsilon=BATCH_NORM_EPS)
 
     def relu(self, x: str, name: str) -> str:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ...export.graph import INPUT, LOGITS
+from .builder import GraphBuilder
 
-from .builder import INPUT, LOGITS, GraphBuilder
-
-Recipe = Callable[[GraphBuilder], str]
 # What the last BatchNorm of a residual branch is scaled by, so that random weights do not grow with depth.
 _BRANCH = 0.4
 
 
-def resnet(depths: tuple[int, int, int, int], bottleneck: bool) -> Recipe:
+def resnet(g: GraphBuilder, depths: tuple[int, int, int, int], bottleneck: bool) -> str:
     """ResNet (arXiv 1512.03385), with the stride in the 3x3 convolution."""
-
-    def build(g: GraphBuilder) -> str:
-        x = g.relu(g.conv(INPUT, "conv1", 64, 7, stride=2, padding=3, norm="bn1"), "relu")
-        x = g.pool(x, "maxpool", "MaxPool", 3, 2, 1)
-        for stage, depth in enumerate(depths):
-            width = 64 * 2**stage
-            for block in range(depth):
-                stride = 2 if stage and not block else 1
-                x = _residual(g, x, f"layer{stage + 1}.{block}", width, stride, bottleneck)
-        return g.pooled_classifier(x, "fc")
-
-    return build
+    x = g.relu(g.conv(INPUT, "conv1", 64, 7, stride=2, padding=3, norm="bn1"), "relu")
+    x = g.pool(x, "maxpool", "MaxPool", 3, 2, 1)
+    for stage, depth in enumerate(depths):
+        width = 64 * 2**stage
+        for block in range(depth):
+            stride = 2 if stage and not block else 1
+            x = _residual(g, x, f"layer{stage + 1}.{block}", width, stride, bottleneck)
+    return g.pooled_classifier(x, "fc")
 
 
 def _residual(g: GraphBuilder, x: str, name: str, width: int, stride: int, bottleneck: bool) -> str:
@@ -45,26 +39,22 @@ def _residual(g: GraphBuilder, x: str, name: str, width: int, stride: int, bottl
     return g.relu(g.add(y, x, f"{name}.add"), name)
 
 
-def regnet_x(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> Recipe:
+def regnet_x(g: GraphBuilder, widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> str:
     """RegNetX (arXiv 2003.13678) from its table of stages."""
-
-    def build(g: GraphBuilder) -> str:
-        x = g.relu(g.conv(INPUT, "stem.0", 32, 3, stride=2, padding=1, norm="stem.1"), "stem.2")
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
-            for block in range(depth):
-                name, stride = f"block{stage}.{block}", 1 if block else 2
-                y = g.relu(g.conv(x, f"{name}.a", width, norm=f"{name}.a.norm"), f"{name}.a.relu")
-                y = g.conv(
-                    y, f"{name}.b", width, 3, stride=stride, padding=1, groups=width // group_width,
-                    norm=f"{name}.b.norm",
-                )  # fmt: skip
-                y = g.conv(g.relu(y, f"{name}.b.relu"), f"{name}.c", width, norm=f"{name}.c.norm", norm_scale=_BRANCH)
-                if not block:
-                    x = g.conv(x, f"{name}.proj", width, stride=stride, norm=f"{name}.proj.norm")
-                x = g.relu(g.add(x, y, f"{name}.add"), name)
-        return g.pooled_classifier(x, "fc")
-
-    return build
+    x = g.relu(g.conv(INPUT, "stem.0", 32, 3, stride=2, padding=1, norm="stem.1"), "stem.2")
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
+        for block in range(depth):
+            name, stride = f"block{stage}.{block}", 1 if block else 2
+            y = g.relu(g.conv(x, f"{name}.a", width, norm=f"{name}.a.norm"), f"{name}.a.relu")
+            y = g.conv(
+                y, f"{name}.b", width, 3, stride=stride, padding=1, groups=width // group_width,
+                norm=f"{name}.b.norm",
+            )  # fmt: skip
+            y = g.conv(g.relu(y, f"{name}.b.relu"), f"{name}.c", width, norm=f"{name}.c.norm", norm_scale=_BRANCH)
+            if not block:
+                x = g.conv(x, f"{name}.proj", width, stride=stride, norm=f"{name}.proj.norm")
+            x = g.relu(g.add(x, y, f"{name}.add"), name)
+    return g.pooled_classifier(x, "fc")
 
 
 def mobilenet_v1(g: GraphBuilder) -> str:

@@ -6,35 +6,41 @@ import math
 
 import numpy as np
 
-from .builder import INPUT, GraphBuilder
-from .convolutional import Recipe
+from ...export.graph import INPUT, NCHW, NHWC
+from .builder import GraphBuilder
 
-NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 # The mean of random layer scales; a trained network's lie between 0.01 and 1.
-LAYER_SCALE = 0.3
+_LAYER_SCALE = 0.3
+# What ConvMixer's BatchNorms are scaled by: below, all images come to the same values; above, values grow with depth.
+_MIXER_NORM = 0.8
 
 
-def convnext(depths: tuple[int, ...], dims: tuple[int, ...], version: int = 1) -> Recipe:
-    """ConvNeXt (arXiv 2201.03545) and V2 (arXiv 2301.00808) as their authors' code exports.
+def convnext(g: GraphBuilder, depths: tuple[int, ...], dims: tuple[int, ...]) -> str:
+    """ConvNeXt (arXiv 2201.03545) as its authors' code exports.
 
     The linear layers of a block lie channels last between two transposes; the LayerNorms of stem and downsampling
-    normalise over axis 1. V2 has no layer scale and a global response normalisation between its linear layers.
+    normalise over axis 1.
     """
+    return _convnext(g, depths, dims, 1)
 
-    def build(g: GraphBuilder) -> str:
-        x = INPUT
-        for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-            name = f"downsample_layers.{stage}"
-            if stage == 0:
-                x = g.layer_norm(g.conv(x, f"{name}.0", dim, 4, stride=4), f"{name}.1", axis=1)
-            else:
-                x = g.conv(g.layer_norm(x, f"{name}.0", axis=1), f"{name}.1", dim, 2, stride=2)
-            for block in range(depth):
-                x = _convnext_block(g, x, f"stages.{stage}.{block}", version)
-        x = g.node("ReduceMean", [x], "mean", g.shapes[x][:1], axes=[2, 3], keepdims=0)
-        return g.classifier(g.layer_norm(x, "norm"), "head")
 
-    return build
+def convnext_v2(g: GraphBuilder, depths: tuple[int, ...], dims: tuple[int, ...]) -> str:
+    """ConvNeXt V2 (arXiv 2301.00808): no layer scale, and a global response normalisation between the linear layers."""
+    return _convnext(g, depths, dims, 2)
+
+
+def _convnext(g: GraphBuilder, depths: tuple[int, ...], dims: tuple[int, ...], version: int) -> str:
+    x = INPUT
+    for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        name = f"downsample_layers.{stage}"
+        if stage == 0:
+            x = g.layer_norm(g.conv(x, f"{name}.0", dim, 4, stride=4), f"{name}.1", axis=1)
+        else:
+            x = g.conv(g.layer_norm(x, f"{name}.0", axis=1), f"{name}.1", dim, 2, stride=2)
+        for block in range(depth):
+            x = _convnext_block(g, x, f"stages.{stage}.{block}", version)
+    x = g.node("ReduceMean", [x], "mean", g.shapes[x][:1], axes=[2, 3], keepdims=0)
+    return g.classifier(g.layer_norm(x, "norm"), "head")
 
 
 def _convnext_block(g: GraphBuilder, x: str, name: str, version: int) -> str:
@@ -46,7 +52,7 @@ def _convnext_block(g: GraphBuilder, x: str, name: str, version: int) -> str:
         y = _response_norm(g, y, f"{name}.grn")
     y = g.linear(y, f"{name}.pwconv2", channels, gain=1.0)
     if version == 1:
-        gamma = g.parameter(f"{name}.gamma", channels, LAYER_SCALE)
+        gamma = g.parameter(f"{name}.gamma", channels, _LAYER_SCALE)
         y = g.node("Mul", [gamma, y], f"{name}.scaled", g.shapes[y])
     return g.add(x, g.transpose(y, f"{name}.permute_back", NCHW), name)
 
@@ -64,39 +70,31 @@ def _response_norm(g: GraphBuilder, x: str, name: str) -> str:
     return g.add(y, x, name)
 
 
-def convmixer(dim: int, depth: int, kernel: int, patch: int) -> Recipe:
+def convmixer(g: GraphBuilder, dim: int, depth: int, kernel: int, patch: int) -> str:
     """ConvMixer (arXiv 2201.09792): BatchNorm behind GELU, which no convolution can take in."""
-
-    def build(g: GraphBuilder) -> str:
-        x = g.batch_norm(g.gelu(g.conv(INPUT, "0", dim, patch, stride=patch), "1"), "2")
-        for i in range(3, 3 + depth):
-            y = g.conv(x, f"{i}.0.fn.0", dim, kernel, padding=kernel // 2, groups=dim)
-            y = g.batch_norm(g.gelu(y, f"{i}.0.fn.1"), f"{i}.0.fn.2")
-            x = g.add(y, x, f"{i}.0")
-            x = g.batch_norm(g.gelu(g.conv(x, f"{i}.1", dim), f"{i}.2"), f"{i}.3")
-        return g.pooled_classifier(x, "fc")
-
-    return build
+    x = g.batch_norm(g.gelu(g.conv(INPUT, "0", dim, patch, stride=patch), "1"), "2")
+    for i in range(3, 3 + depth):
+        y = g.conv(x, f"{i}.0.fn.0", dim, kernel, padding=kernel // 2, groups=dim)
+        y = g.batch_norm(g.gelu(y, f"{i}.0.fn.1"), f"{i}.0.fn.2", _MIXER_NORM)
+        x = g.add(y, x, f"{i}.0")
+        x = g.batch_norm(g.gelu(g.conv(x, f"{i}.1", dim), f"{i}.2"), f"{i}.3", _MIXER_NORM)
+    return g.pooled_classifier(x, "fc")
 
 
-def vit(dim: int, depth: int, heads: int, patch: int) -> Recipe:
+def vit(g: GraphBuilder, dim: int, depth: int, heads: int, patch: int) -> str:
     """Vision transformer (arXiv 2010.11929) with timm's attention: one product for q, k and v, split by Gather."""
-
-    def build(g: GraphBuilder) -> str:
-        x = g.conv(INPUT, "patch_embed.proj", dim, patch, stride=patch)
-        count = math.prod(g.shapes[x][1:])
-        x = g.transpose(g.reshape(x, "patch_embed.flatten", (dim, count)), "patch_embed", (0, 2, 1))
-        x = g.node("Concat", [_class_token(g, x, dim), x], "tokens", (count + 1, dim), axis=1)
-        x = g.node("Add", [x, g.parameter("pos_embed", (1, count + 1, dim))], "embedded", (count + 1, dim))
-        for i in range(depth):
-            name = f"blocks.{i}"
-            x = g.add(x, _attention(g, g.layer_norm(x, f"{name}.norm1"), f"{name}.attn", heads), f"{name}.add")
-            y = g.gelu(g.linear(g.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1", 4 * dim), f"{name}.mlp.act")
-            x = g.add(x, g.linear(y, f"{name}.mlp.fc2", dim, gain=0.5), name)
-        x = g.node("Gather", [g.layer_norm(x, "norm"), g.constant("first", 0, np.int64)], "class", (dim,), axis=1)
-        return g.classifier(x, "head")
-
-    return build
+    x = g.conv(INPUT, "patch_embed.proj", dim, patch, stride=patch)
+    count = math.prod(g.shapes[x][1:])
+    x = g.transpose(g.reshape(x, "patch_embed.flatten", (dim, count)), "patch_embed", (0, 2, 1))
+    x = g.node("Concat", [_class_token(g, x, dim), x], "tokens", (count + 1, dim), axis=1)
+    x = g.node("Add", [x, g.parameter("pos_embed", (1, count + 1, dim))], "embedded", (count + 1, dim))
+    for i in range(depth):
+        name = f"blocks.{i}"
+        x = g.add(x, _attention(g, g.layer_norm(x, f"{name}.norm1"), f"{name}.attn", heads), f"{name}.add")
+        y = g.gelu(g.linear(g.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1", 4 * dim), f"{name}.mlp.act")
+        x = g.add(x, g.linear(y, f"{name}.mlp.fc2", dim, gain=0.5), name)
+    x = g.node("Gather", [g.layer_norm(x, "norm"), g.constant("first", 0, np.int64)], "class", (dim,), axis=1)
+    return g.classifier(x, "head")
 
 
 def _class_token(g: GraphBuilder, x: str, dim: int) -> str:
