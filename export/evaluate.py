@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..ops import reference
-from .graph import INPUT, DeployGraph, Layer
+from .graph import INPUT, DeployGraph, Layer, conv_margins, conv_strides
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -43,13 +43,24 @@ def _conv(layer, x):
     a = _arrays(layer)
     weight, groups = a["weight"], layer.attributes["groups"]
     outputs, inputs, kh, kw = weight.shape
-    below, right = layer.attributes.get("pads", (0, 0))
-    x = np.pad(x, ((0, 0), (0, 0), (0, below), (0, right)))
-    n, _, h, w = x.shape
-    h, w = h // kh, w // kw
-    x = x[:, :, : h * kh, : w * kw].reshape(n, groups, inputs, h, kh, w, kw)
-    y = np.einsum("ngihywx,goiyx->ngohw", x, weight.reshape(groups, outputs // groups, inputs, kh, kw), optimize=True)
+    (above, left), (below, right) = conv_margins(layer)
+    x = _windows(np.pad(x, ((0, 0), (0, 0), (above, below), (left, right))), (kh, kw), conv_strides(layer))
+    n, _, h, w = x.shape[:4]
+    x = x.reshape(n, groups, inputs, h, w, kh, kw)
+    y = np.einsum("ngihwyx,goiyx->ngohw", x, weight.reshape(groups, outputs // groups, inputs, kh, kw), optimize=True)
     return y.reshape(n, outputs, h, w) + _column(a.get("bias"))
+
+
+def _windows(x, kernel, strides):
+    """`(N, C, H, W)` as windows `(N, C, rows, columns, height, width)`."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))
+    return windows[:, :, :: strides[0], :: strides[1]]
+
+
+def _max_pool(layer, x):
+    kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=-np.inf)
+    return _windows(x, (kernel, kernel), (stride, stride)).max((4, 5))
 
 
 def _neocell(layer, x):
@@ -85,10 +96,13 @@ def _scale(layer, x):
 
 
 def _layer_norm(layer, x):
-    a = _arrays(layer)
-    x = x - x.mean(-1, keepdims=True)
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.attributes["eps"])
-    return x * a["weight"] + a["bias"]
+    a, axis = _arrays(layer), layer.attributes.get("axis", -1)
+    x = x - x.mean(axis, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis, keepdims=True) + layer.attributes["eps"])
+    if not a:
+        return x
+    weight, bias = (a[key] if axis == -1 else _column(a[key]) for key in ("weight", "bias"))
+    return x * weight + bias
 
 
 def _column(values):
@@ -106,6 +120,8 @@ _LAYERS = {
     "transpose": lambda layer, x: x.transpose(layer.attributes["order"]),
     "linear": _linear,
     "gelu": _gelu,
+    "relu": lambda layer, x: np.maximum(x, 0.0),
+    "max_pool": _max_pool,
     "scale": _scale,
     "add": lambda layer, x, y: x + y,
     "global_mean": lambda layer, x: _crop(x, layer.attributes.get("size")).mean((2, 3)),

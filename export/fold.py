@@ -56,7 +56,7 @@ def channels_first(graph: DeployGraph) -> DeployGraph:
         while (
             run[-1].output not in graph.outputs
             and len(readers := consumers.get(run[-1].output, [])) == 1
-            and readers[0].op in ("linear", "gelu", "scale", "transpose")
+            and readers[0].op in ("layer_norm", "linear", "gelu", "scale", "transpose")
         ):
             run.append(readers[0])
             if run[-1].op == "transpose":
@@ -73,9 +73,15 @@ def _in_nchw(layer: Layer) -> Layer:
     if layer.op == "linear":
         arrays = {**layer.arrays, "weight": layer.arrays["weight"][:, :, None, None]}
         return replace(layer, op="conv", arrays=arrays, attributes={"groups": 1})
-    if layer.op == "scale":
-        return replace(layer, attributes={"axis": 1})
+    if layer.op in ("scale", "layer_norm"):
+        return replace(layer, attributes={**layer.attributes, "axis": 1})
     return layer
+
+
+def _pointwise(conv: Layer) -> bool:
+    """Whether a convolution is a linear layer on every pixel."""
+    plain = not {"stride", "padding", "pads"} & set(conv.attributes)
+    return plain and conv.attributes["groups"] == 1 and conv.arrays["weight"].shape[2:] == (1, 1)
 
 
 def merge_stem(graph: DeployGraph) -> DeployGraph:
@@ -83,7 +89,7 @@ def merge_stem(graph: DeployGraph) -> DeployGraph:
     changes = []
     for depth, conv in graph.chains("space_to_depth", "conv"):
         p, weight = depth.attributes["block"], conv.arrays["weight"]
-        if conv.attributes["groups"] != 1 or weight.shape[2:] != (1, 1):
+        if not _pointwise(conv):
             continue
         whole = weight.reshape(weight.shape[0], -1, p, p)
         changes.append(([depth, conv], [replace(conv, inputs=depth.inputs, arrays={**conv.arrays, "weight": whole})]))
@@ -99,12 +105,9 @@ def merge_downsample(graph: DeployGraph) -> DeployGraph:
     for conv, cell in graph.chains("conv", "neocell"):
         kernel = _reduction(cell)
         # A bias of the convolution would be scaled by the sum of the kernel; the official model has none.
-        if kernel is None or "bias" in conv.arrays or conv.attributes["groups"] != 1:
+        if kernel is None or "bias" in conv.arrays or not _pointwise(conv):
             continue
-        weight = conv.arrays["weight"]
-        if weight.shape[2:] != (1, 1):
-            continue
-        arrays = {"weight": _times(weight, kernel[:, None])}
+        arrays = {"weight": _times(conv.arrays["weight"], kernel[:, None])}
         if "bias" in cell.arrays:
             arrays["bias"] = cell.arrays["bias"]
         changes.append(([conv, cell], [replace(conv, output=cell.output, arrays=arrays)]))
@@ -155,9 +158,9 @@ def batch_norm_into_next(graph: DeployGraph) -> DeployGraph:
     """BatchNorm between a NeoCell and a 1x1 convolution goes forward: `W diag(s)`, `b + W t`."""
     changes = []
     for cell, norm, conv in graph.chains("neocell", "batch_norm", "conv"):
-        weight = conv.arrays["weight"]
-        if conv.attributes["groups"] != 1 or weight.shape[2:] != (1, 1):
+        if not _pointwise(conv):
             continue
+        weight = conv.arrays["weight"]
         scale, shift = _affine(norm)
         arrays = {
             "weight": _times(weight, scale[:, None, None]),
@@ -178,6 +181,42 @@ def batch_norm_into_neocell(graph: DeployGraph) -> DeployGraph:
             arrays[f"weight_a.{i}"] = _times(arrays[f"weight_a.{i}"], scale[where, None, None])
         arrays["bias"] = _float32(arrays.get("bias", np.float32(0)) * scale + shift)
         changes.append(([cell, norm], [replace(cell, output=norm.output, arrays=arrays)]))
+    return graph.replaced(changes)
+
+
+def layer_norm_into_next(graph: DeployGraph) -> DeployGraph:
+    """The scale and shift of a LayerNorm go into the linear layer or unpadded convolution behind it."""
+    changes = []
+    for after in ("conv", "linear"):
+        for norm, layer in graph.chains("layer_norm", after):
+            attributes = layer.attributes
+            if "weight" not in norm.arrays or attributes.get("groups", 1) != 1 or {"padding", "pads"} & set(attributes):
+                continue
+            weight = layer.arrays["weight"]
+            scale, shift = (norm.arrays[key].astype(np.float64) for key in ("weight", "bias"))
+            bias = (
+                layer.arrays.get("bias", np.float32(0))
+                + weight.reshape(*weight.shape[:2], -1).sum(2, np.float64) @ shift
+            )
+            arrays = {"weight": _times(weight, scale.reshape(-1, *[1] * (weight.ndim - 2))), "bias": _float32(bias)}
+            changes.append(([norm, layer], [replace(norm, arrays={}), replace(layer, arrays=arrays)]))
+    return graph.replaced(changes)
+
+
+def layer_norm_to_depthwise(graph: DeployGraph) -> DeployGraph:
+    """The scale and shift of a LayerNorm over channels become a depthwise 1x1 convolution behind it.
+
+    Where more than one layer reads the result, onnxruntime keeps it in the convolutions' blocked layout that way.
+    """
+    changes = []
+    for norm in graph.layers:
+        if norm.op != "layer_norm" or norm.attributes.get("axis", -1) != 1 or "weight" not in norm.arrays:
+            continue
+        plain = replace(norm, arrays={}, output=f"{norm.name}.plain")
+        arrays = {"weight": norm.arrays["weight"][:, None, None, None], "bias": norm.arrays["bias"]}
+        groups = {"groups": len(arrays["bias"])}
+        affine = Layer("conv", f"{norm.name}.affine", (plain.output,), norm.output, arrays, groups)
+        changes.append(([norm], [plain, affine]))
     return graph.replaced(changes)
 
 
@@ -228,8 +267,10 @@ def neocell_to_padded_matmul(graph: DeployGraph, multiple: int = ALIGNMENT) -> D
             else:
                 layers.append(layer)
             continue
-        if layer.op in ("transpose", "linear", "space_to_depth") or (
-            layer.op == "add" and size[layer.inputs[1]] != inside
+        if (
+            layer.op in ("transpose", "linear", "space_to_depth", "max_pool")
+            or {"stride", "padding"} & set(layer.attributes)
+            or (layer.op == "add" and size[layer.inputs[1]] != inside)
         ):
             raise InputError(f"{layer.name}: a {layer.op} layer does not fit padded maps; fold the graph first")
         size[layer.output] = inside

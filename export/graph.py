@@ -20,8 +20,9 @@ LOGITS = "logits"
 
 # Layer kinds, with their arrays and attributes. Maps are (N, C, H, W) unless a transpose says otherwise.
 #   space_to_depth  block                              channels become (C, block, block)
-#   conv            weight, [bias]; groups, [pads]     square or oblong kernel, stride = kernel size; pads are rows
-#                                                      of zeros below the map and columns to its right
+#   conv            weight, [bias]; groups, [stride],  square or oblong kernel; the stride is the kernel's size unless
+#                   [padding], [pads]                  given; padding is zeros on every side, pads are further rows of
+#                                                      zeros below the map and columns to its right
 #   neocell         weight_a.i, weight_b.i, [bias]; spec
 #   left, right     matrix; whole A @ x, x @ whole B, one matrix per channel
 #   shift           bias                               adds one number per channel
@@ -29,11 +30,13 @@ LOGITS = "logits"
 #   transpose       order
 #   linear          weight, [bias]                     over the last axis
 #   gelu            [approximate]                      exact form, or "tanh"
+#   relu
+#   max_pool        kernel, stride, padding            square windows; what is padded never wins
 #   scale           gamma                              multiplies channels; attribute axis
 #   add                                                two inputs
 #   global_mean     [size]                             (N, C, H, W) -> (N, C), over the upper left part of that size
 #   crop            size                               the upper left part of a map
-#   layer_norm      weight, bias; eps                  over the last axis
+#   layer_norm      [weight, bias]; eps, [axis]        over the last axis, or over the channels of a map (axis 1)
 OPS = (
     "space_to_depth",
     "conv",
@@ -45,6 +48,8 @@ OPS = (
     "transpose",
     "linear",
     "gelu",
+    "relu",
+    "max_pool",
     "scale",
     "add",
     "global_mean",
@@ -84,11 +89,13 @@ class DeployGraph:
         layers: the layers.
         image_size: height and width of the input image; the input is `(N, 3, H, W)`.
         outputs: names of the values that are the result.
+        name: of the network.
     """
 
     layers: tuple[Layer, ...]
     image_size: tuple[int, int]
     outputs: tuple[str, ...]
+    name: str = "neonext"
 
     def count(self, op: str) -> int:
         """Layers of a kind."""
@@ -154,9 +161,14 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         (c, h, w), p = shape, attributes["block"]
         return c * p * p, h // p, w // p
     if layer.op == "conv":
-        outputs, _, kh, kw = arrays["weight"].shape
-        below, right = attributes.get("pads", (0, 0))
-        return outputs, (shape[1] + below) // kh, (shape[2] + right) // kw
+        kernel, strides, (before, after) = arrays["weight"].shape[2:], conv_strides(layer), conv_margins(layer)
+        size = (
+            (n + b + a - k) // s + 1 for n, b, a, k, s in zip(shape[1:], before, after, kernel, strides, strict=True)
+        )
+        return arrays["weight"].shape[0], *size
+    if layer.op == "max_pool":
+        kernel, stride, padding = (attributes[key] for key in ("kernel", "stride", "padding"))
+        return shape[0], *((n + 2 * padding - kernel) // stride + 1 for n in shape[1:])
     if layer.op == "neocell":
         return (shape[0], *attributes["spec"].output_size(*shape[1:]))
     if layer.op == "left":
@@ -174,8 +186,28 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-class _Builder:
-    """Collects layers, taking their arrays by official name."""
+def conv_strides(layer: Layer) -> tuple[int, int]:
+    """Vertical and horizontal stride of a convolution."""
+    stride = layer.attributes.get("stride")
+    return tuple(layer.arrays["weight"].shape[2:]) if stride is None else (stride, stride)
+
+
+def conv_margins(layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros that a convolution adds: (above, left) and (below, right)."""
+    padding, (below, right) = layer.attributes.get("padding", 0), layer.attributes.get("pads", (0, 0))
+    return (padding, padding), (padding + below, padding + right)
+
+
+class LayerList:
+    """Collects the layers of a graph, taking their arrays by official name.
+
+    Args:
+        arrays: weights and statistics; they are only read.
+
+    Attributes:
+        layers: so far.
+        value: what the next layer reads.
+    """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.source = arrays
@@ -183,6 +215,7 @@ class _Builder:
         self.value = INPUT
 
     def add(self, op: str, name: str, arrays: Sequence[str] = (), output: str | None = None, **attributes) -> str:
+        """Append a layer and give the name of its output; of its arrays those that exist are taken."""
         constants = {}
         for key in arrays:
             array = self.source.get(f"{name}.{key}")
@@ -191,6 +224,16 @@ class _Builder:
         self.layers.append(Layer(op, name, (self.value,), output or name, constants, attributes))
         self.value = output or name
         return self.value
+
+    def sum(self, name: str, *values: str) -> str:
+        """Append the sum of two values."""
+        self.layers.append(Layer("add", name, values, name))
+        self.value = name
+        return name
+
+
+class _Official(LayerList):
+    """The blocks of the official NeoNeXt."""
 
     def conv(self, name: str) -> None:
         self.add("conv", name, ("weight",), groups=1)
@@ -213,8 +256,7 @@ class _Builder:
         if layer_scale:
             self.add("scale", f"{content}.layer_scale", ("gamma",), axis=-1)
         branch = self.add("transpose", f"{content}.hwc2chw", order=NCHW)
-        self.layers.append(Layer("add", prefix, (branch, entry), prefix))
-        self.value = prefix
+        self.sum(prefix, branch, entry)
 
     def downsample(self, prefix: str, spec, kind: str) -> None:
         if kind == "official":
@@ -250,7 +292,7 @@ def unfolded(
     if architecture.shifts is None:
         raise InputError("a deployment graph needs the shifts of the network, such as 1,1,1,0")
     architecture.maps(image_size)
-    b = _Builder(arrays)
+    b = _Official(arrays)
     b.add("space_to_depth", "stem.patchify", block=STEM_STRIDE)
     b.conv("stem.conv")
     b.batch_norm("stem.norm")

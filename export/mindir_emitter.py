@@ -149,9 +149,10 @@ class DeployCell(nn.Cell):
         self.outside = ms.float32 if float32_io else dtype
         for layer in graph.layers:
             if layer.op not in _CELLS:
-                raise InputError(
-                    f"{layer.name}: MindIR has no form of a {layer.op} layer; write NeoCells as matmul or padded"
-                )
+                instead = "write NeoCells as matmul or padded" if layer.op == "neocell" else "write ONNX"
+                raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer; {instead}")
+            if {"stride", "padding", "axis"} & set(layer.attributes):
+                raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer of this kind; write ONNX")
         self.cells_in_order = nn.CellList([_CELLS[layer.op](layer) for layer in graph.layers], auto_prefix=False)
         at = {INPUT: 0}
         for i, layer in enumerate(graph.layers):

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..ops.packing import pack, pack_channels
 from . import custom_op
 from .flavour import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, Flavour
-from .graph import INPUT, DeployGraph, Layer
+from .graph import INPUT, NCHW, NHWC, DeployGraph, Layer, conv_margins, conv_strides
 from .onnx_stream import write_streamed
 
 __all__ = [
@@ -215,7 +215,7 @@ def _emit(graph, batch, flavour: Flavour, metadata, weights) -> onnx.ModelProto:
     # Built in place: every copy of a message would be a copy of the weights.
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name=PRODUCER)
     model.opset_import.extend(opsets)
-    model.graph.name = "neonext"
+    model.graph.name = graph.name
     shapes = graph.shapes()
     axis = "batch" if batch is None else batch
     outside = "float32" if flavour.float32_io else flavour.precision
@@ -360,9 +360,10 @@ class _Emitter:
     def conv(self, layer: Layer) -> None:
         kernel = list(layer.arrays["weight"].shape[2:])
         inputs = [*layer.inputs, *(self.tensor(f"{layer.name}.{key}", a) for key, a in layer.arrays.items())]
-        group = layer.attributes["groups"]
-        pads = {"pads": [0, 0, *layer.attributes["pads"]]} if "pads" in layer.attributes else {}
-        self.node("Conv", inputs, layer.output, layer.name, kernel_shape=kernel, strides=kernel, group=group, **pads)
+        before, after = conv_margins(layer)
+        pads = {"pads": [*before, *after]} if any(after) else {}
+        strides, group = list(conv_strides(layer)), layer.attributes["groups"]
+        self.node("Conv", inputs, layer.output, layer.name, kernel_shape=kernel, strides=strides, group=group, **pads)
 
     def neocell(self, layer: Layer) -> None:
         if self.flavour.neocell != "custom":
@@ -434,6 +435,14 @@ class _Emitter:
         y = self.node("Mul", [y, self.constant("half", 0.5, np.float32)], f"{name}.halved")
         self.node("Mul", [x, y], output, name)
 
+    def relu(self, layer: Layer) -> None:
+        self.node("Relu", layer.inputs, layer.output, layer.name)
+
+    def max_pool(self, layer: Layer) -> None:
+        kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))
+        window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
+        self.node("MaxPool", layer.inputs, layer.output, layer.name, **window)
+
     def scale(self, layer: Layer) -> None:
         gamma = layer.arrays["gamma"]
         if layer.attributes["axis"] == 1:
@@ -459,19 +468,36 @@ class _Emitter:
         self.node("Slice", [*layer.inputs, starts, ends, axes], layer.output, layer.name)
 
     def layer_norm(self, layer: Layer) -> None:
-        weight, bias = (self.tensor(f"{layer.name}.{key}", layer.arrays[key]) for key in ("weight", "bias"))
-        (x,), name, eps = layer.inputs, layer.name, layer.attributes["eps"]
-        if self.opset >= 17 and not self.flavour.chains:
-            self.node("LayerNormalization", [x, weight, bias], layer.output, name, axis=-1, epsilon=eps)
+        (x,), name, output = layer.inputs, layer.name, layer.output
+        if layer.attributes.get("axis", -1) == 1:
+            # Both transposes are free where a convolution is next to them: onnxruntime's blocked layout is converted
+            # to either order.
+            x = self.node("Transpose", [x], f"{name}.nhwc", perm=list(NHWC))
+            x = self.last_axis_norm(layer, x, f"{name}.normalised")
+            self.node("Transpose", [x], output, f"{name}.nchw", perm=list(NCHW))
             return
+        self.last_axis_norm(layer, x, output)
+
+    def last_axis_norm(self, layer: Layer, x: str, output: str) -> str:
+        name, eps, affine = layer.name, layer.attributes["eps"], "weight" in layer.arrays
+        if self.opset >= 17 and not self.flavour.chains:
+            channels = self.shapes[layer.inputs[0]][0]
+            weight = layer.arrays["weight"] if affine else np.ones(channels, np.float32)
+            inputs = [x, self.tensor(f"{name}.weight", weight)]
+            if affine:
+                inputs.append(self.tensor(f"{name}.bias", layer.arrays["bias"]))
+            return self.node("LayerNormalization", inputs, output, name, axis=-1, epsilon=eps)
         mean = self.mean(x, f"{name}.mean")
         x = self.node("Sub", [x, mean], f"{name}.centred")
         square = self.node("Pow", [x, self.constant("two", 2, np.float32)], f"{name}.square")
         variance = self.mean(square, f"{name}.variance")
         variance = self.node("Add", [variance, self.constant(f"{name}.eps", eps, np.float32)], f"{name}.stable")
-        x = self.node("Div", [x, self.node("Sqrt", [variance], f"{name}.deviation")], f"{name}.normalised")
-        x = self.node("Mul", [x, weight], f"{name}.scaled")
-        self.node("Add", [x, bias], layer.output, name)
+        deviation = self.node("Sqrt", [variance], f"{name}.deviation")
+        if not affine:
+            return self.node("Div", [x, deviation], output, name)
+        x = self.node("Div", [x, deviation], f"{name}.quotient")
+        x = self.node("Mul", [x, self.tensor(f"{name}.weight", layer.arrays["weight"])], f"{name}.scaled")
+        return self.node("Add", [x, self.tensor(f"{name}.bias", layer.arrays["bias"])], output, name)
 
     def mean(self, x: str, output: str) -> str:
         """Mean over the last axis; its axes are an attribute up to opset 17 and an input from 18 on."""

@@ -1,0 +1,240 @@
+"""Networks to compare with, as ONNX graphs with seeded random weights: what they cost, not what they recognise.
+
+`build` gives a network in one of two forms: "plain" is the graph that a PyTorch user exports, and "folded" the
+deployment form that this package gives NeoNeXt, with the same weights. Published counts are in `NETWORKS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import InputError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+    from ...export.graph import DeployGraph
+    from .builder import GraphBuilder
+
+FORMS = ("plain", "folded")
+TARGETS = ("onnx", "cann")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published network.
+
+    Attributes:
+        family: name of the function that writes it.
+        options: what distinguishes it from others of its family.
+        parameters: learned numbers, as published.
+        multiply_adds: for one image of 224x224 in units of 10^9, as published.
+        source: where these two counts are from.
+        module: of this package, where the function is that writes its plain form.
+    """
+
+    family: str
+    options: tuple
+    parameters: int
+    multiply_adds: float
+    source: str
+    module: str = "convolutional"
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that it exists in."""
+        return FORMS if self.family in ("resnet", "convnext") else FORMS[:1]
+
+    def add_to(self, graph: GraphBuilder) -> None:
+        """Add the nodes of its plain form."""
+        getattr(importlib.import_module(f".{self.module}", __name__), self.family)(graph, *self.options)
+
+
+def _transformer(family: str, options: tuple, *published) -> Network:
+    return Network(family, options, *published, module="transformers")
+
+
+# `num_params` and `_ops` in torchvision/models/*.py; results/ of pytorch-image-models.
+_TORCHVISION, _TIMM = "torchvision, metadata of the weights", "timm, results of its models"
+_T = ((3, 3, 9, 3), (96, 192, 384, 768))
+_S = ((3, 3, 27, 3), (96, 192, 384, 768))
+_B = ((3, 3, 27, 3), (128, 256, 512, 1024))
+NETWORKS: dict[str, Network] = {
+    "convnext_t": _transformer("convnext", _T, 28_589_128, 4.456, _TORCHVISION),
+    "convnext_s": _transformer("convnext", _S, 50_223_688, 8.684, _TORCHVISION),
+    "convnext_b": _transformer("convnext", _B, 88_591_464, 15.355, _TORCHVISION),
+    "convnextv2_t": _transformer("convnext_v2", _T, 28_635_496, 4.47, _TIMM),
+    "convnextv2_b": _transformer("convnext_v2", _B, 88_717_800, 15.38, _TIMM),
+    "resnet18": Network("resnet", ((2, 2, 2, 2), False), 11_689_512, 1.814, _TORCHVISION),
+    "resnet34": Network("resnet", ((3, 4, 6, 3), False), 21_797_672, 3.664, _TORCHVISION),
+    "resnet50": Network("resnet", ((3, 4, 6, 3), True), 25_557_032, 4.089, _TORCHVISION),
+    "resnet101": Network("resnet", ((3, 4, 23, 3), True), 44_549_160, 7.801, _TORCHVISION),
+    "mobilenet_v1": Network("mobilenet_v1", (), 4_231_976, 0.569, "arXiv 1704.04861, table 4 (4.2 M, 569 M)"),
+    "vit_b_16": _transformer("vit", (768, 12, 12, 16), 86_567_656, 17.564, _TORCHVISION),
+    # timm's counter sees no convolution with padding="same", and counts BatchNorm: 51.10 with the depthwise ones.
+    "convmixer_1536_20": _transformer("convmixer", (1536, 20, 9, 7), 51_625_960, 48.68, _TIMM),
+    "regnetx_1_6gf": Network("regnet_x", ((72, 168, 408, 912), (2, 4, 10, 2), 24), 9_190_136, 1.603, _TORCHVISION),
+    "densenet121": Network("densenet121", (), 7_978_856, 2.834, _TORCHVISION),
+    "squeezenet1_1": Network("squeezenet1_1", (), 1_235_496, 0.349, _TORCHVISION),
+    "googlenet": Network("googlenet", (), 6_624_904, 1.498, _TORCHVISION),
+}
+
+
+def names(form: str = "plain") -> list[str]:
+    """Names of the networks that exist in a form.
+
+    Raises:
+        UsageError: an unknown form.
+    """
+    _check(form, FORMS, "form")
+    return [name for name, network in NETWORKS.items() if form in network.forms]
+
+
+def assemble(
+    name: str,
+    batch: int | None = 1,
+    image_size: tuple[int, int] = (224, 224),
+    seed: int | None = 0,
+    keep: bool = False,
+) -> GraphBuilder:
+    """The plain form of a network, before it is a model.
+
+    Args:
+        name: as for `build`, and so are `batch`, `image_size` and `seed`.
+        keep: keep the weights under PyTorch's names, in `weights.made`.
+    """
+    from .builder import GraphBuilder
+
+    if name not in NETWORKS:
+        raise InputError(f"unknown network {name!r}{nearest(name, NETWORKS)}; known: {', '.join(NETWORKS)}")
+    if batch is not None and batch < 1:
+        raise InputError(f"{name}: a batch has at least 1 image, got {batch}")
+    height, width = image_size
+    if height < 1 or width < 1:
+        raise InputError(f"{name}: image size {height}x{width}: expected at least 1x1, such as 224x224")
+    graph = GraphBuilder(name, batch, (height, width), seed, keep)
+    NETWORKS[name].add_to(graph)
+    return graph
+
+
+def deploy_graph(
+    name: str, *, image_size: tuple[int, int] = (224, 224), seed: int = 0, folded: bool = True
+) -> DeployGraph:
+    """A network as a `DeployGraph`, with the weights of its plain form.
+
+    Args:
+        name: one of `names("folded")`.
+        image_size: height and width in pixels.
+        seed: of the random weights.
+        folded: the deployment form, instead of the network node by node.
+
+    Raises:
+        InputError: an unknown network, or an image that it cannot take.
+        UsageError: a network that has no such form.
+    """
+    from . import folded as forms
+
+    weights = assemble(name, 1, image_size, seed, keep=True).weights.made
+    network = NETWORKS[name]
+    if "folded" not in network.forms:
+        raise UsageError(f"{name} has no folded form; these have: {', '.join(names('folded'))}")
+    graph = getattr(forms, network.family)(name, weights, image_size, *network.options)
+    return forms.fold(graph) if folded else graph
+
+
+def build(
+    name: str,
+    *,
+    batch: int | None = 1,
+    image_size: tuple[int, int] = (224, 224),
+    form: str = "plain",
+    seed: int | None = 0,
+    target: str = "onnx",
+) -> onnx.ModelProto:
+    """A network as ONNX.
+
+    Args:
+        name: one of `names(form)`.
+        batch: fixed batch size, or None for a dynamic one (named `batch`).
+        image_size: height and width in pixels.
+        form: "plain" is the graph that PyTorch's exporter gives, "folded" the deployment form.
+        seed: of the random weights; for the plain form None leaves their values out, for who only counts.
+        target: of the folded form: "onnx" for onnxruntime, "cann" for ATC (`export.flavour.CANN`). The plain form is
+            the same for both.
+
+    Returns:
+        a model with input `input` (batch, 3, H, W) and output `logits` (batch, 1000), float32.
+
+    Raises:
+        InputError: an unknown network, or an image that it cannot take.
+        UsageError: an unknown form or target, or a network that does not have the form.
+    """
+    from ...export import onnx_emitter
+
+    _check(form, FORMS, "form")
+    _check(target, TARGETS, "target")
+    if form == "plain":
+        return assemble(name, batch, image_size, seed).model()
+    graph, flavour = _lowered(name, batch, image_size, seed, target)
+    return onnx_emitter.emit(graph, batch, flavour=flavour)
+
+
+def write(
+    name: str,
+    path: str | os.PathLike,
+    *,
+    target: str = "onnx",
+    batch: int | None = 1,
+    image_size: tuple[int, int] = (224, 224),
+    form: str = "folded",
+    seed: int = 0,
+) -> Path:
+    """Write a network as an ONNX file, for a run elsewhere; the file is there as a whole or not at all.
+
+    Args:
+        name: as for `build`, and so are the others.
+        path: the file.
+
+    Returns:
+        the path.
+
+    Raises:
+        InputError: as `build`, or the file cannot be written.
+        UsageError: as `build`.
+    """
+    from pathlib import Path
+
+    from ...export import onnx_emitter
+    from ...files import atomic
+
+    _check(form, FORMS, "form")
+    _check(target, TARGETS, "target")
+    if form == "plain":
+        model = assemble(name, batch, image_size, seed).model()
+        with atomic(path) as staged:
+            onnx_emitter.write(model, staged)
+    else:
+        graph, flavour = _lowered(name, batch, image_size, seed, target)
+        with atomic(path) as staged:
+            onnx_emitter.save(graph, staged, batch, flavour)
+    return Path(path)
+
+
+def _lowered(name, batch, image_size, seed, target):
+    from ...export.flavour import CANN, Flavour
+
+    if batch is not None and batch < 1:
+        raise InputError(f"{name}: a batch has at least 1 image, got {batch}")
+    if seed is None:
+        raise UsageError(f"{name}: the folded form is made of its weights; give a seed")
+    return deploy_graph(name, image_size=image_size, seed=seed), CANN if target == "cann" else Flavour()
+
+
+def _check(value: str, known: tuple[str, ...], what: str) -> None:
+    if value not in known:
+        raise UsageError(f"unknown {what} {value!r} of a network; expected {' or '.join(known)}")

@@ -1,0 +1,264 @@
+"""`GraphBuilder`: ONNX graphs as PyTorch's exporter writes them at opset 11, BatchNorm behind a convolution folded.
+
+Opset 11 is what the recipes of Ascend's ModelZoo-PyTorch export with, so LayerNorm and GELU are chains of elementary
+nodes. Nodes and values carry the name of the module that they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ...errors import InputError
+from ...export.graph import INPUT, LOGITS
+from .weights import BATCH_NORM_EPS, STATISTICS, Weights
+
+OPSET = 11
+CLASSES = 1000
+LAYER_NORM_EPS = 1e-6
+# Constants up to this many numbers are written even where weights are left out.
+_SMALL = 64
+
+
+class GraphBuilder:
+    """Adds nodes and follows shapes.
+
+    Args:
+        name: of the network.
+        batch: fixed batch size, or None for a dynamic one.
+        image_size: height and width of the input in pixels.
+        seed: of the weights, or None to write the names and shapes of the weights without their values.
+        keep: keep the weights as PyTorch names and shapes them, in `weights.made`.
+
+    Attributes:
+        shapes: shape of every value without its batch axis.
+        weights: where they come from.
+        parameters: learned numbers of the PyTorch module, before its BatchNorms were folded.
+    """
+
+    def __init__(
+        self, name: str, batch: int | None, image_size: tuple[int, int], seed: int | None = 0, keep: bool = False
+    ):
+        self.name = name
+        self.batch = batch
+        self.shapes: dict[str, tuple[int, ...]] = {INPUT: (3, *image_size)}
+        self.parameters = 0
+        self.weights = Weights(seed or 0, keep)
+        self._values = seed is not None
+        self._nodes: list[onnx.NodeProto] = []
+        self._tensors: dict[str, TensorProto] = {}
+
+    def model(self) -> onnx.ModelProto:
+        """The graph so far, from `input` to `logits`."""
+        axis = "batch" if self.batch is None else self.batch
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis, *self.shapes[name]])
+            for name in (INPUT, LOGITS)
+        ]
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name="neonext_ms")
+        model.opset_import.extend(opsets)
+        model.graph.name = self.name
+        model.graph.node.extend(self._nodes)
+        model.graph.input.append(ends[0])
+        model.graph.output.append(ends[1])
+        # One at a time: a second copy of all weights is freed as it is made.
+        while self._tensors:
+            model.graph.initializer.append(self._tensors.pop(next(iter(self._tensors))))
+        return model
+
+    def node(self, op: str, inputs: Sequence[str], output: str, shape: tuple[int, ...], **attributes) -> str:
+        """Add a node; its name is that of its output."""
+        if min(shape, default=1) < 1:
+            height, width = self.shapes[INPUT][1:]
+            raise InputError(
+                f"{self.name}: image size {height}x{width} is too small, the map vanishes at {output}; "
+                "take a larger one, such as 224x224"
+            )
+        self._nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        self.shapes[output] = tuple(shape)
+        return output
+
+    def tensor(self, name: str, shape: tuple[int, ...], values: Callable[[], np.ndarray], dtype=np.float32) -> str:
+        """Add a constant; `values` is called only if its numbers are written."""
+        if name not in self._tensors:
+            tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dims=shape)
+            if self._values or math.prod(shape) <= _SMALL:
+                array = np.asarray(values(), np.dtype(dtype).newbyteorder("<"))
+                tensor.raw_data = np.broadcast_to(array, shape).tobytes()
+            self._tensors[name] = tensor
+        return name
+
+    def constant(self, name: str, values, dtype=np.float32) -> str:
+        """A small constant that is no parameter, shared by all who name it."""
+        array = np.asarray(values, dtype)
+        return self.tensor(name, array.shape, lambda: array, dtype)
+
+    def parameter(self, name: str, size: int | Sequence[int], mean: float = 0.0, deviation: float = 0.1) -> str:
+        """A learned array that is no matrix."""
+        shape = (size,) if isinstance(size, int) else tuple(size)
+        self.parameters += math.prod(shape)
+        return self.tensor(
+            name, shape, lambda: self.weights.vector(name, math.prod(shape), mean, deviation).reshape(shape)
+        )
+
+    def conv(
+        self,
+        x: str,
+        name: str,
+        channels: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        norm: str | None = None,
+        norm_scale: float = 1.0,
+        norm_eps: float = BATCH_NORM_EPS,
+        bias: bool = True,
+    ) -> str:
+        """A convolution; the BatchNorm that `norm` names is folded into one without bias of its own."""
+        inputs, height, width = self.shapes[x]
+        shape = (channels, inputs // groups, kernel, kernel)
+        self.parameters += math.prod(shape) + (2 * channels if norm else channels * bias)
+        made: dict[str, np.ndarray] = {}
+
+        def weight() -> np.ndarray:
+            array = self.weights.matrix(f"{name}.weight", shape)
+            if norm is None:
+                return array
+            arrays = self.weights.batch_norm(norm, channels, norm_scale)
+            scale = arrays["weight"] / np.sqrt(arrays["running_var"] + np.float32(norm_eps))
+            made["bias"] = arrays["bias"] - arrays["running_mean"] * scale
+            return array * scale[:, None, None, None]
+
+        inputs = [x, self.tensor(f"{name}.weight", shape, weight)]
+        if bias:
+            key = f"{name}.bias"
+            inputs.append(
+                self.tensor(key, (channels,), lambda: made["bias"] if made else self.weights.vector(key, channels))
+            )
+        size = tuple((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        return self.node(
+            "Conv",
+            inputs,
+            name,
+            (channels, *size),
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[padding] * 4,
+            dilations=[1, 1],
+            group=groups,
+        )
+
+    def batch_norm(self, x: str, name: str, scale: float = 1.0) -> str:
+        """A BatchNorm that no convolution lies right before."""
+        channels = self.shapes[x][0]
+        self.parameters += 2 * channels
+        arrays = self.weights.batch_norm(name, channels, scale)
+        inputs = [self.tensor(f"{name}.{key}", (channels,), lambda key=key: arrays[key]) for key in STATISTICS]
+        return self.node("BatchNormalization", [x, *inputs], name, self.shapes[x], epsilon=BATCH_NORM_EPS)
+
+    def relu(self, x: str, name: str) -> str:
+        """ReLU."""
+        return self.node("Relu", [x], name, self.shapes[x])
+
+    def add(self, x: str, y: str, name: str) -> str:
+        """Sum of two values of the same shape."""
+        return self.node("Add", [x, y], name, self.shapes[x])
+
+    def pool(
+        self, x: str, name: str, kind: str, kernel: int, stride: int = 1, padding: int = 0, ceil: bool = False
+    ) -> str:
+        """`kind` is "MaxPool" or "AveragePool"; `ceil` as `ceil_mode` of PyTorch."""
+        channels, *size = self.shapes[x]
+        # PyTorch drops a window that would start in the padding on the far side.
+        counts = [
+            -(-(n + 2 * padding - kernel) // stride) if ceil else (n + 2 * padding - kernel) // stride for n in size
+        ]
+        size = [c if ceil and c * stride >= n + padding else c + 1 for c, n in zip(counts, size, strict=True)]
+        rounding = {"ceil_mode": 1} if ceil else {}
+        return self.node(
+            kind, [x], name, (channels, *size), kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4,
+            **rounding,
+        )  # fmt: skip
+
+    def concat(self, values: Sequence[str], name: str) -> str:
+        """Maps side by side in their channels."""
+        height, width = self.shapes[values[0]][1:]
+        return self.node("Concat", values, name, (sum(self.shapes[v][0] for v in values), height, width), axis=1)
+
+    def transpose(self, x: str, name: str, order: Sequence[int]) -> str:
+        """`order` counts the batch axis."""
+        shape = tuple(self.shapes[x][i - 1] for i in order[1:])
+        return self.node("Transpose", [x], name, shape, perm=list(order))
+
+    def reshape(self, x: str, name: str, shape: Sequence[int]) -> str:
+        """Another shape behind the same batch axis."""
+        target = self.constant(f"{name}.shape", [0, *shape], np.int64)
+        return self.node("Reshape", [x, target], name, tuple(shape))
+
+    def linear(self, x: str, name: str, outputs: int, gain: float = math.sqrt(2)) -> str:
+        """A linear layer over the last axis of more than two axes: MatMul and Add."""
+        *rest, inputs = self.shapes[x]
+        shape = (*rest, outputs)
+        self.parameters += inputs * outputs
+        weight = self.tensor(
+            f"{name}.weight",
+            (inputs, outputs),
+            lambda: self.weights.matrix(f"{name}.weight", (outputs, inputs), gain).T,
+        )
+        bias = self.parameter(f"{name}.bias", outputs)
+        product = self.node("MatMul", [x, weight], f"{name}.product", shape)
+        return self.node("Add", [product, bias], name, shape)
+
+    def classifier(self, x: str, name: str) -> str:
+        """The last linear layer, on (N, C): the output of the network."""
+        inputs, key = self.shapes[x][0], f"{name}.weight"
+        self.parameters += CLASSES * inputs
+        weight = self.tensor(key, (CLASSES, inputs), lambda: self.weights.matrix(key, (CLASSES, inputs), 1.0))
+        bias = self.parameter(f"{name}.bias", CLASSES)
+        return self.node("Gemm", [x, weight, bias], LOGITS, (CLASSES,), alpha=1.0, beta=1.0, transB=1)
+
+    def pooled_classifier(self, x: str, name: str) -> str:
+        """Mean over the map and the last linear layer."""
+        channels = self.shapes[x][0]
+        x = self.node("GlobalAveragePool", [x], "avgpool", (channels, 1, 1))
+        x = self.node("Flatten", [x], "flatten", (channels,), axis=1)
+        return self.classifier(x, name)
+
+    def gelu(self, x: str, name: str) -> str:
+        """Exact GELU as the exporter's chain."""
+        shape = self.shapes[x]
+        y = self.node("Div", [x, self.constant("sqrt_2", math.sqrt(2))], f"{name}.scaled", shape)
+        y = self.node("Erf", [y], f"{name}.erf", shape)
+        y = self.node("Add", [y, self.constant("one", 1.0)], f"{name}.shifted", shape)
+        y = self.node("Mul", [x, y], f"{name}.product", shape)
+        return self.node("Mul", [y, self.constant("half", 0.5)], name, shape)
+
+    def layer_norm(self, x: str, name: str, axis: int = -1, eps: float = LAYER_NORM_EPS) -> str:
+        """LayerNorm as the exporter's chain.
+
+        `axis=-1` is `F.layer_norm`; `axis=1` normalises the channels of a map as ConvNeXt's own code does, which
+        subtracts the mean twice.
+        """
+        shape = self.shapes[x]
+        place = len(shape) - 1 if axis == -1 else axis - 1
+        one = (*shape[:place], 1, *shape[place + 1 :])
+        column = (shape[place],) if axis == -1 else (shape[place], 1, 1)
+        mean = self.node("ReduceMean", [x], f"{name}.mean", one, axes=[axis], keepdims=1)
+        centred = self.node("Sub", [x, mean], f"{name}.centred", shape)
+        square = self.node("Pow", [centred, self.constant("two", 2.0)], f"{name}.square", shape)
+        variance = self.node("ReduceMean", [square], f"{name}.variance", one, axes=[axis], keepdims=1)
+        if axis == 1:
+            centred = self.node("Sub", [x, mean], f"{name}.centred_again", shape)
+        y = self.node("Add", [variance, self.constant(f"eps_{eps:g}", eps)], f"{name}.stable", one)
+        y = self.node("Sqrt", [y], f"{name}.deviation", one)
+        y = self.node("Div", [centred, y], f"{name}.normalised", shape)
+        weight = self.parameter(f"{name}.weight", column, mean=1.0)
+        y = self.node("Mul", [y, weight], f"{name}.scaled", shape)
+        return self.node("Add", [y, self.parameter(f"{name}.bias", column)], name, shape)

@@ -1,0 +1,103 @@
+"""ConvNeXt and ResNet as deployment graphs, written and folded by what writes and folds NeoNeXt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...export.fold import (
+    batch_norm_into_conv,
+    channels_first,
+    layer_norm_into_next,
+    layer_norm_to_depthwise,
+    layer_scale_into_conv,
+)
+from ...export.graph import LOGITS, NCHW, NHWC, DeployGraph, LayerList
+from .builder import BATCH_NORM_EPS, LAYER_NORM_EPS
+
+RULES = (channels_first, batch_norm_into_conv, layer_norm_into_next, layer_norm_to_depthwise, layer_scale_into_conv)
+
+
+def fold(graph: DeployGraph) -> DeployGraph:
+    """The deployment form: BatchNorms in the convolutions, scales of LayerNorm and of the layer in the linear layers,
+    and those as 1x1 convolutions."""
+    for rule in RULES:
+        graph = rule(graph)
+    return graph
+
+
+def convnext(
+    network: str,
+    arrays: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    depths: tuple[int, ...],
+    dims: tuple[int, ...],
+) -> DeployGraph:
+    """ConvNeXt (arXiv 2201.03545) node by node, from the arrays of its authors' code."""
+    b = LayerList(arrays)
+    weights = ("weight", "bias")
+
+    def norm(name: str, axis: int) -> None:
+        b.add("layer_norm", name, weights, eps=LAYER_NORM_EPS, axis=axis)
+
+    for stage, depth in enumerate(depths):
+        name = f"downsample_layers.{stage}"
+        if stage == 0:
+            b.add("conv", f"{name}.0", weights, groups=1)
+            norm(f"{name}.1", 1)
+        else:
+            norm(f"{name}.0", 1)
+            b.add("conv", f"{name}.1", weights, groups=1)
+        for block in range(depth):
+            name, entry = f"stages.{stage}.{block}", b.value
+            b.add("conv", f"{name}.dwconv", weights, groups=dims[stage], stride=1, padding=3)
+            b.add("transpose", f"{name}.permute", order=NHWC)
+            norm(f"{name}.norm", -1)
+            b.add("linear", f"{name}.pwconv1", weights)
+            b.add("gelu", f"{name}.act")
+            b.add("linear", f"{name}.pwconv2", weights)
+            b.add("scale", name, ("gamma",), output=f"{name}.scaled", axis=-1)
+            b.sum(f"{name}.add", b.add("transpose", f"{name}.permute_back", order=NCHW), entry)
+    b.add("global_mean", "mean")
+    norm("norm", -1)
+    b.add("linear", "head", weights, output=LOGITS)
+    return DeployGraph(tuple(b.layers), tuple(image_size), (LOGITS,), network)
+
+
+def resnet(
+    network: str,
+    arrays: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    depths: tuple[int, ...],
+    bottleneck: bool,
+) -> DeployGraph:
+    """ResNet (arXiv 1512.03385) node by node, from the arrays of torchvision."""
+    b = LayerList(arrays)
+
+    def conv(name: str, norm: str, stride: int, padding: int) -> str:
+        b.add("conv", name, ("weight",), groups=1, stride=stride, padding=padding)
+        return b.add("batch_norm", norm, ("weight", "bias", "running_mean", "running_var"), eps=BATCH_NORM_EPS)
+
+    conv("conv1", "bn1", 2, 3)
+    b.add("relu", "relu")
+    b.add("max_pool", "maxpool", kernel=3, stride=2, padding=1)
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            name, entry = f"layer{stage + 1}.{block}", b.value
+            stride = 2 if stage and not block else 1
+            kernels = (1, 3, 1) if bottleneck else (3, 3)
+            for i, kernel in enumerate(kernels, 1):
+                # The first 3x3 convolution is the one with the stride.
+                step = stride if i == kernels.index(3) + 1 else 1
+                branch = conv(f"{name}.conv{i}", f"{name}.bn{i}", step, kernel // 2)
+                if i < len(kernels):
+                    b.add("relu", f"{name}.relu{i}")
+            if f"{name}.downsample.0.weight" in arrays:
+                b.value = entry
+                entry = conv(f"{name}.downsample.0", f"{name}.downsample.1", stride, 0)
+            b.sum(f"{name}.add", branch, entry)
+            b.add("relu", name)
+    b.add("global_mean", "avgpool")
+    b.add("linear", "fc", ("weight", "bias"), output=LOGITS)
+    return DeployGraph(tuple(b.layers), tuple(image_size), (LOGITS,), network)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from neonext_ms.benchmarks import networks
+from neonext_ms.errors import InputError, UsageError
+
+# Large ones are only counted; one of each kind runs.
+RUN = [name for name in networks.names() if name not in ("convnext_s", "convnext_b", "convnextv2_b", "resnet101")]
+# timm's counter sees no convolution with padding="same", so no depthwise one of ConvMixer, and counts BatchNorm.
+UNSEEN = {"convmixer_1536_20": 20 * 81 * 1536 * 32**2 - 2 * 41 * 1536 * 32**2}
+
+
+def sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes by ONNX's own inference."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for value in (*inferred.value_info, *inferred.input, *inferred.output):
+        shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    return shapes
+
+
+def multiply_adds(model: onnx.ModelProto) -> int:
+    shapes, total = sizes(model), 0
+    for node in model.graph.node:
+        out = math.prod(shapes[node.output[0]])
+        if node.op_type == "Conv":
+            total += out * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("MatMul", "Gemm"):
+            total += out * shapes[node.input[0]][-1]
+    return total
+
+
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", networks.names())
+def test_counts_are_the_published_ones(name):
+    published = networks.NETWORKS[name]
+    graph = networks.assemble(name, seed=None)
+    own, parameters, model = dict(graph.shapes), graph.parameters, graph.model()
+    assert parameters == published.parameters
+    counted = multiply_adds(model) - UNSEEN.get(name, 0)
+    assert counted / 1e9 == pytest.approx(published.multiply_adds, rel=0.005)
+    shapes = sizes(model)
+    assert shapes["logits"] == [1, 1000]
+    # The attention's first transpose moves the batch axis, which the builder does not follow.
+    moved = [key for key in own if key.endswith((".parts", "tokens.shape"))]
+    assert {key: list(own[key]) for key in own if key not in moved} == {
+        key: shapes[key][1:] for key in own if key not in moved
+    }
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_runs_at_a_small_size(name):
+    size = (64, 96) if name == "googlenet" else (32, 64)
+    model = networks.build(name, batch=None, image_size=size)
+    onnx.checker.check_model(model)
+    runtime = session(model)
+    images = np.random.RandomState(0).standard_normal((3, 3, *size)).astype(np.float32)
+    (logits,) = runtime.run(None, {"input": images})
+    assert logits.shape == (3, 1000)
+    assert np.isfinite(logits).all() and np.abs(logits).max() < 1000
+    # Each image has its own logits, and they depend on the image.
+    (alone,) = runtime.run(None, {"input": images[1:2]})
+    np.testing.assert_allclose(alone[0], logits[1], rtol=1e-3, atol=1e-3 * np.abs(logits).max())
+    assert np.linalg.norm(logits[0] - logits[1]) > 1e-3 * np.linalg.norm(logits[0])
+
+
+def test_the_seed_decides_the_weights():
+    def first(seed):
+        return networks.build("squeezenet1_1", seed=seed).graph.initializer[0].raw_data
+
+    assert first(1) == first(1) != first(2)
+
+
+def test_a_fixed_batch():
+    model = networks.build("vit_b_16", batch=2, image_size=(32, 32), seed=None)
+    assert sizes(model)["logits"] == [2, 1000]
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="did you mean resnet50"):
+        networks.build("resnet5")
+    with pytest.raises(InputError, match="vanishes"):
+        networks.build("squeezenet1_1", image_size=(8, 8))
+    with pytest.raises(InputError, match="at least 1 image"):
+        networks.build("resnet18", batch=0)
+    with pytest.raises(InputError, match="-4x224"):
+        networks.build("resnet18", image_size=(-4, 224))
+    with pytest.raises(UsageError, match="unknown form 'naive'"):
+        networks.build("resnet18", form="naive")
