@@ -78,7 +78,9 @@ def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:
-        raise InputError(f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error)})") from error
+        raise InputError(
+            f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error)})"
+        ) from error
     shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)

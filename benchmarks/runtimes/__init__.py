@@ -23,7 +23,17 @@ _HOME = {
 _DEFAULT = {".onnx": "onnxruntime", ".mindir": "mindspore", ".om": "pyacl", ".ms": "mindspore-lite"}
 SUFFIXES = tuple(_DEFAULT)
 
-__all__ = ["NOT_RUN_ON_A_DEVICE", "SUFFIXES", "Runtime", "Settings", "check_finite", "choose", "names", "runtime"]
+__all__ = [
+    "NOT_RUN_ON_A_DEVICE",
+    "SUFFIXES",
+    "Runtime",
+    "Settings",
+    "check_finite",
+    "choose",
+    "choose_default",
+    "names",
+    "runtime",
+]
 
 
 def names() -> list[str]:
@@ -43,12 +53,11 @@ def runtime(name: str) -> type[Runtime]:
     return getattr(import_module(f"{__name__}.{module}"), found)
 
 
-def choose(path: str, asked: list[str]) -> list[type[Runtime]]:
-    """The runtimes for a file: those of `asked` that take it, or the default of its suffix.
+def choose_default(path: str) -> str:
+    """Name of the runtime that a file is measured in when none is asked for.
 
     Raises:
-        UsageError: an unknown suffix, or none of those asked for takes it.
-        ToolchainError: one cannot be used here.
+        UsageError: an unknown suffix.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _DEFAULT:
@@ -56,12 +65,22 @@ def choose(path: str, asked: list[str]) -> list[type[Runtime]]:
             f"{path}: unknown kind of model {suffix!r}; expected a file ending in {', '.join(_DEFAULT)}"
             f"{nearest(suffix, _DEFAULT) if suffix else ''}"
         )
-    chosen = [found for found in map(runtime, asked or [_DEFAULT[suffix]]) if suffix in found.suffixes]
+    return _DEFAULT[suffix]
+
+
+def choose(path: str, asked: list[str]) -> list[type[Runtime]]:
+    """The runtimes for a file: those of `asked` that take it, or the default of its suffix.
+
+    Raises:
+        UsageError: an unknown suffix, or none of those asked for takes it.
+        ToolchainError: one cannot be used here.
+    """
+    default, suffix = choose_default(path), Path(path).suffix.lower()
+    chosen = [found for found in map(runtime, asked or [default]) if suffix in found.suffixes]
     if not chosen:
         fitting = [name for name in _HOME if suffix in runtime(name).suffixes]
         raise UsageError(f"{path}: {', '.join(asked)} takes no {suffix} file; these do: {', '.join(fitting)}")
     for found in chosen:
-        reason = found.missing()
-        if reason:
+        if reason := found.missing():
             raise ToolchainError(f"{path}: the runtime {found.name} cannot be used here: {reason}")
     return chosen
