@@ -159,9 +159,9 @@ def bad(tmp_path):
 
 BAD = (
     "nothing", "unknown name", "unknown name in a list", "missing file", "no model", "another kind of file",
-    "image size", "batch", "NaN", "zero rounds", "negative batch", "zero seconds", "no seconds", "threads", "too many threads",
-    "device", "runtime", "missing runtime", "missing board", "output", "output's name", "torch alone", "no repository", "option",
-    "result", "missing result", "limit", "limit alone",
+    "image size", "batch", "NaN", "zero rounds", "negative batch", "zero seconds", "no seconds", "threads",
+    "too many threads", "device", "runtime", "missing runtime", "missing board", "output", "output's name",
+    "torch alone", "no repository", "option", "result", "missing result", "limit", "limit alone",
 )  # fmt: skip
 
 
