@@ -5,6 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from conftest import relative_l2
 from neonext_ms.benchmarks import networks
 from neonext_ms.benchmarks.networks import folded
 from neonext_ms.benchmarks.networks.builder import GraphBuilder
@@ -13,7 +14,6 @@ from neonext_ms.export import cann_ops, onnx_emitter
 from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.flavour import CANN, Flavour
 from neonext_ms.export.fold import neocell_to_padded_matmul
-from tests.conftest import relative_l2
 
 CONVNEXT, RESNET = ((1, 2, 1, 1), (16, 24, 12, 32)), ((1, 2, 1, 1), True)
 CASES = [
