@@ -18,10 +18,11 @@ from ..checkpoint import save_checkpoint
 from ..errors import InputError, UsageError, listed
 from ..files import atomic, exclusive, explained
 from ..models import NeoNeXt
+from ..recognise import read_architecture
 from ..signals import in_main_thread
 from . import distributed
 from .broken import BrokenImages
-from .build import Plan, make_plan
+from .build import Plan, check_network, make_plan
 from .config import Config, config_yaml
 from .console import ProgressLine
 from .datasets import open_dataset
@@ -32,7 +33,7 @@ from .precision import check_precision
 from .runlog import RunLog, describe_run, write_predictions, write_run
 from .schedule import learning_rate
 from .state import Checkpoints, Progress, load_state, save_state
-from .step import StepResult, TrainStep
+from .step import MODEL, StepResult, TrainStep
 
 CHECKPOINTS, CONFIG, FAILED = "checkpoints", "config.yaml", "failed"
 # What may differ when a run goes on, and still give the same weights.
@@ -363,6 +364,9 @@ class Trainer:
         return path, *load_state(path)
 
     def _continue(self, path: Path, arrays, progress: Progress) -> None:
+        held = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
+        network = read_architecture(held, str(path))
+        check_network(network, self.plan.architecture, str(path), "resume with the configuration that it was made with")
         self.step.load_state(arrays, str(path))
         if changes := _changes(progress.config, self.progress.config):
             self.note("the configuration changed, so the run goes on but not as it would have:\n" + listed(changes))

@@ -194,10 +194,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, capsys):
     _train(folder, "run", "run.stop_after=1")
     path = str(Checkpoints(folder / "run" / "checkpoints", 1).paths()[0])
     assert _train(folder, "other", "--resume", path, "model.dims=[4,4,4,8]") == 1
-    error = capsys.readouterr().err
-    assert path in error and "misshapen: model.head.fc.weight is (2, 4), expected (2, 8)" in error
+    difference = f"{path}: a checkpoint of another architecture: dims [4, 4, 4, 4] (this run: [4, 4, 4, 8]); "
+    assert f"error: {difference}resume with the configuration that it was made with\n" in capsys.readouterr().err
     assert _train(folder, "other", "--init", path, "model.dims=[4,4,4,8]") == 1
-    assert "misshapen: head.fc.weight is (2, 4), expected (2, 8)" in capsys.readouterr().err
+    assert f"error: {difference}leave out the options under model to take its own\n" in capsys.readouterr().err
+    assert _train(folder, "other", "--resume", path, "ema.decay=0") == 1
+    assert "it does not fit this configuration (" in capsys.readouterr().err
     assert not (folder / "other").exists()
 
 
