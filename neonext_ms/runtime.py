@@ -136,8 +136,8 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, path: str | os.PathLike, image_size: tuple[int, int] | None = None, threads: int | None = None):
         self.path = os.fspath(path)
-        _check_file(path)
-        self._session = self._open(threads)
+        check_file(path)
+        self._session = load_onnx(self.path, threads)
         graph_input = self._single_input()
         self._input = graph_input.name
         self._dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(graph_input.type)
@@ -157,16 +157,6 @@ class OnnxRuntime(Runtime):
         known = output.shape[1] if len(output.shape) == 2 else None
         self.classes = known if isinstance(known, int) and known > 0 else self._count_classes()
         self._check_labels()
-
-    def _open(self, threads: int | None):
-        try:
-            return onnx_session(self.path, threads)
-        except Exception as error:
-            text = _one_line(error).replace(f"Load model from {self.path} failed:", "")
-            hint = "is it a whole ONNX file?"
-            if any(sign in text for sign in ("No Op registered", "is not a registered function", "NOT_IMPLEMENTED")):
-                hint = "it has operators or types that a CPU lacks; export it for onnxruntime"
-            raise InputError(f"{self.path}: onnxruntime cannot load it ({text[:300]}); {hint}") from error
 
     def _single_input(self):
         inputs = self._session.get_inputs()
@@ -193,7 +183,7 @@ class OnnxRuntime(Runtime):
         try:
             (result,) = self._session.run([self._output], {self._input: images.astype(self._dtype, copy=False)})
         except Exception as error:
-            raise InputError(f"{self.path}: onnxruntime cannot run it ({_one_line(error)})") from error
+            raise InputError(f"{self.path}: onnxruntime cannot run it ({one_line(error)})") from error
         return np.asarray(result)
 
     def close(self) -> None:
@@ -222,7 +212,7 @@ class _MindSporeRuntime(Runtime):
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{self.path}: MindSpore cannot run it ({_one_line(error)})") from error
+            raise InputError(f"{self.path}: MindSpore cannot run it ({one_line(error)})") from error
 
     def close(self) -> None:
         self._cell = None
@@ -252,6 +242,22 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def load_onnx(path: str, threads: int | None = None):
+    """An onnxruntime session on the CPU for a file.
+
+    Raises:
+        InputError: onnxruntime cannot load it.
+    """
+    try:
+        return onnx_session(path, threads)
+    except Exception as error:
+        text = one_line(error).replace(f"Load model from {path} failed:", "")
+        hint = "is it a whole ONNX file?"
+        if any(sign in text for sign in ("No Op registered", "is not a registered function", "NOT_IMPLEMENTED")):
+            hint = "it has operators or types that a CPU lacks; export it for onnxruntime"
+        raise InputError(f"{path}: onnxruntime cannot load it ({text[:300]}); {hint}") from error
+
+
 def manifest_of(path: str | os.PathLike) -> dict:
     """What the manifest beside an exported file says of it; empty if there is none.
 
@@ -270,11 +276,11 @@ def describe_onnx(path: str | os.PathLike) -> dict:
     import onnx
     from google.protobuf.message import DecodeError
 
-    _check_file(path)
+    check_file(path)
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
-        raise InputError(f"{os.fspath(path)}: not a whole ONNX file ({_one_line(error)}); export it again") from error
+        raise InputError(f"{os.fspath(path)}: not a whole ONNX file ({one_line(error)}); export it again") from error
     if not model.graph.node:
         raise InputError(f"{os.fspath(path)}: not an ONNX file; it has no nodes")
 
@@ -331,47 +337,62 @@ class MindIRRuntime(_MindSporeRuntime):
 
     def __init__(self, path: str | os.PathLike, image_size: tuple[int, int] | None = None, threads: int | None = None):
         self.path = os.fspath(path)
-        _check_file(path)
+        check_file(path)
         manifest, self.metadata = _manifest(Path(path))
         known = self.metadata.get("image_size")
         if image_size is None and known is None:
             lack = f"its manifest {manifest} has no image_size" if self.metadata else f"no manifest {manifest}"
             raise UsageError(f"{self.path}: {lack}, so the size of the images is not known; give --image-size")
-        ms = load_mindspore(threads)
-        shape, classes = self._signature()
+        load_mindspore(threads)
+        shape, classes = mindir_signature(self.path)
         self.input_size = _agree(self.path, image_size, ("the graph", shape[2:]), ("its manifest", known))
         self.batch = shape[0] or self.metadata.get("batch")
-        try:
-            self._cell = ms.nn.GraphCell(ms.load(self.path))
-        except Exception as error:
-            raise InputError(f"{self.path}: MindSpore cannot load it ({_one_line(error)})") from error
+        self._cell = load_mindir(self.path)
         self.classes = classes or self._count_classes()
         self._check_labels()
 
-    def _signature(self) -> tuple[list[int | None], int | None]:
-        """Shape of the input (None for what is open) and the classes, read here because MindSpore does not tell.
 
-        It also finds files that MindSpore's loader would refuse with a page of its own log.
-        """
-        from google.protobuf.message import DecodeError
-        from mindspore.train import mind_ir_pb2
+def load_mindir(path: str):
+    """A MindIR file as a MindSpore cell; MindSpore has to be imported already.
 
-        model = mind_ir_pb2.ModelProto()
-        try:
-            with explained(self.path), open(self.path, "rb") as file:
-                model.ParseFromString(file.read())
-            inputs, outputs = ([list(t.dims) for t in side] for side in _tensors(model.graph))
-        except DecodeError as error:
-            raise InputError(f"{self.path}: not a whole MindIR file ({_one_line(error)}); export it again") from error
-        if model.producer_name != "MindSpore" or not inputs:
-            raise InputError(f"{self.path}: not a MindIR file; expected one that mindspore.export wrote")
-        if len(inputs) != 1 or len(inputs[0]) not in (0, 4) or inputs[0][1:2] not in ([], [3], [-1]):
-            raise InputError(
-                f"{self.path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {inputs}"
-            )
-        shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
-        classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
-        return shape, classes
+    Raises:
+        InputError: MindSpore cannot load it.
+    """
+    import mindspore as ms
+
+    try:
+        return ms.nn.GraphCell(ms.load(path))
+    except Exception as error:
+        raise InputError(f"{path}: MindSpore cannot load it ({one_line(error)})") from error
+
+
+def mindir_signature(path: str) -> tuple[list[int | None], int | None]:
+    """Shape (N, C, H, W) of a MindIR file's input (None for what is open) and its classes, if it says them.
+
+    MindSpore does not tell. It also finds files that MindSpore's loader would refuse with a page of its own log.
+
+    Raises:
+        InputError: not a MindIR file, or not one with a single input of images.
+    """
+    from google.protobuf.message import DecodeError
+    from mindspore.train import mind_ir_pb2
+
+    model = mind_ir_pb2.ModelProto()
+    try:
+        with explained(path), open(path, "rb") as file:
+            model.ParseFromString(file.read())
+        inputs, outputs = ([list(t.dims) for t in side] for side in _tensors(model.graph))
+    except DecodeError as error:
+        raise InputError(f"{path}: not a whole MindIR file ({one_line(error)}); export it again") from error
+    if model.producer_name != "MindSpore" or not inputs:
+        raise InputError(f"{path}: not a MindIR file; expected one that mindspore.export wrote")
+    if len(inputs) != 1 or len(inputs[0]) not in (0, 4) or inputs[0][1:2] not in ([], [3], [-1]):
+        raise InputError(
+            f"{path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {inputs}"
+        )
+    shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
+    classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
+    return shape, classes
 
 
 def _tensors(graph) -> tuple[list, list]:
@@ -404,7 +425,7 @@ class CheckpointRuntime(_MindSporeRuntime):
         from .checkpoint import load_checkpoint, require_shifts
 
         self.path = os.fspath(path)
-        _check_file(path)
+        check_file(path)
         checkpoint = load_checkpoint(path, shifts=shifts, ema=ema)
         architecture = require_shifts(checkpoint)
         self.metadata = dict(checkpoint.metadata)
@@ -470,7 +491,7 @@ def open_runtime(
     return runtime
 
 
-def _check_file(path: str | os.PathLike) -> None:
+def check_file(path: str | os.PathLike) -> None:
     """Raise the user's error for a file that cannot be read, before a library words it."""
     with explained(path), open(path, "rb"):
         pass
@@ -491,7 +512,7 @@ def load_mindspore(threads: int | None = None):
     return ms
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The gist of a library's error: without source locations and C++ stacks."""
     text = str(error).split("\n----")[0]
     return " ".join(text.split())[:400] or type(error).__name__

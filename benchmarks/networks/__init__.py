@@ -96,6 +96,7 @@ NETWORKS: dict[str, Network] = {
     "vit_b_16": _transformer("vit", (768, 12, 12, 16), 86_567_656, 17.564, _TORCHVISION),
     "vit_b_32": _transformer("vit", (768, 12, 12, 32), 88_224_232, 4.409, _TORCHVISION),
     "vit_s_16": _transformer("vit", (384, 12, 6, 16), 22_050_664, 4.6, "arXiv 2012.12877, table 1 (22 M)"),
+    "swin_t": _transformer("swin", (96, (2, 2, 6, 2), (3, 6, 12, 24), 7), 28_288_354, 4.491, _TORCHVISION),
     # timm's counter sees no convolution with padding="same", and counts BatchNorm: 51.10 with the depthwise ones.
     "convmixer_1536_20": _transformer("convmixer", (1536, 20, 9, 7), 51_625_960, 48.68, _TIMM),
     "regnetx_1_6gf": Network("regnet_x", ((72, 168, 408, 912), (2, 4, 10, 2), 24), 9_190_136, 1.603, _TORCHVISION),

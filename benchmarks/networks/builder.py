@@ -225,22 +225,31 @@ class GraphBuilder:
             **rounding,
         )  # fmt: skip
 
-    def concat(self, values: Sequence[str], name: str) -> str:
-        """Maps side by side in their channels."""
-        height, width = self.shapes[values[0]][1:]
-        return self.node("Concat", values, name, (sum(self.shapes[v][0] for v in values), height, width), axis=1)
+    def concat(self, values: Sequence[str], name: str, axis: int = 1) -> str:
+        """Values side by side along an axis, which counts the batch axis: by default maps in their channels."""
+        shape = list(self.shapes[values[0]])
+        shape[axis - 1] = sum(self.shapes[value][axis - 1] for value in values)
+        return self.node("Concat", values, name, shape, axis=axis)
 
     def transpose(self, x: str, name: str, order: Sequence[int]) -> str:
         """`order` counts the batch axis."""
         shape = tuple(self.shapes[x][i - 1] for i in order[1:])
         return self.node("Transpose", [x], name, shape, perm=list(order))
 
-    def reshape(self, x: str, name: str, shape: Sequence[int]) -> str:
-        """Another shape behind the same batch axis."""
-        target = self.constant(f"{name}.shape", [0, *shape], np.int64)
+    def reshape(self, x: str, name: str, shape: Sequence[int], batch: int = 0) -> str:
+        """Another shape behind the same batch axis (`batch=0`), or behind what is left over (`batch=-1`)."""
+        target = self.constant(f"{name}.shape", [batch, *shape], np.int64)
         return self.node("Reshape", [x, target], name, tuple(shape))
 
-    def linear(self, x: str, name: str, outputs: int, gain: float = math.sqrt(2)) -> str:
+    def slice(self, x: str, name: str, axis: int, start: int, end: int, step: int = 1) -> str:
+        """A part of one axis, which counts the batch axis."""
+        shape = list(self.shapes[x])
+        shape[axis - 1] = -(-(end - start) // step)
+        values = {"from": start, "to": end, "axis": axis, "step": step}
+        inputs = [self.constant(f"{key}_{value}", [value], np.int64) for key, value in values.items()]
+        return self.node("Slice", [x, *inputs], name, shape)
+
+    def linear(self, x: str, name: str, outputs: int, gain: float = math.sqrt(2), bias: bool = True) -> str:
         """A linear layer over the last axis of more than two axes: MatMul and Add."""
         *rest, inputs = self.shapes[x]
         shape = (*rest, outputs)
@@ -250,9 +259,10 @@ class GraphBuilder:
             (inputs, outputs),
             lambda: self.weights.matrix(f"{name}.weight", (outputs, inputs), gain).T,
         )
-        bias = self.parameter(f"{name}.bias", outputs)
+        if not bias:
+            return self.node("MatMul", [x, weight], name, shape)
         product = self.node("MatMul", [x, weight], f"{name}.product", shape)
-        return self.node("Add", [product, bias], name, shape)
+        return self.node("Add", [product, self.parameter(f"{name}.bias", outputs)], name, shape)
 
     def gemm(self, x: str, name: str, outputs: int, output: str | None = None, gain: float = math.sqrt(2)) -> str:
         """A linear layer on (N, C)."""

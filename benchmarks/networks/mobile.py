@@ -136,7 +136,7 @@ def shufflenet_v2(g: GraphBuilder, channels: tuple[int, ...]) -> str:
         for block in range(depth):
             name, half = f"stage{stage + 1}.{block}", channels[stage] // 2
             if block:
-                kept, y = _halves(g, x, name)
+                kept, y = (g.slice(x, f"{name}.half{i}", 1, i * half, (i + 1) * half) for i in range(2))
             else:
                 kept, y = _shuffle_branch(g, x, f"{name}.branch1", half, 2, False), x
             y = _shuffle_branch(g, y, f"{name}.branch2", half, 1 if block else 2, True)
@@ -152,16 +152,6 @@ def _shuffle_branch(g: GraphBuilder, x: str, name: str, channels: int, stride: i
     inputs, key = g.shapes[x][0], f"{name}.3"
     x = g.conv(x, key, inputs, 3, stride=stride, padding=1, groups=inputs, norm=f"{key}.norm")
     return _conv(g, x, f"{name}.5", channels, 1, 1, g.relu)
-
-
-def _halves(g: GraphBuilder, x: str, name: str) -> list[str]:
-    channels, height, width = g.shapes[x]
-    parts = []
-    for i in range(2):
-        ends = [g.constant(f"at_{n}", [n], "int64") for n in (i * channels // 2, (i + 1) * channels // 2)]
-        shape = (channels // 2, height, width)
-        parts.append(g.node("Slice", [x, *ends, g.constant("axis_1", [1], "int64")], f"{name}.half{i}", shape))
-    return parts
 
 
 def _shuffled(g: GraphBuilder, x: str, name: str) -> str:

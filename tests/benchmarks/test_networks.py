@@ -18,7 +18,7 @@ RUN = {
     **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0"), (32, 64)),
     **dict.fromkeys(("shufflenet_v2_x1_0", "vit_s_16", "convmixer_1536_20", "regnetx_1_6gf"), (32, 64)),
     **dict.fromkeys(("densenet121", "squeezenet1_1"), (32, 64)),
-    **{"alexnet": (224, 224), "inception_v3": (75, 107), "googlenet": (64, 96)},
+    **{"swin_t": (224, 448), "alexnet": (224, 224), "inception_v3": (75, 107), "googlenet": (64, 96)},
 }
 # timm's counter sees no convolution with padding="same", so no depthwise one of ConvMixer, and counts BatchNorm.
 UNSEEN = {"convmixer_1536_20": 20 * 81 * 1536 * 32**2 - 2 * 41 * 1536 * 32**2}

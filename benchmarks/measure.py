@@ -1,0 +1,162 @@
+"""Measuring several things in one run, round by round, so that a slow spell of the machine hits all alike."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+# Warm-up goes on until the medians of the last `WINDOW` calls and of the `WINDOW` before differ by at most `STABLE`
+# for every subject, or until one of the limits is reached.
+WINDOW = 3
+STABLE = 0.05
+WARM_UP_ROUNDS = 30
+WARM_UP_SECONDS = 20.0
+
+EXECUTE = "execute"
+
+
+class Parts(dict):
+    """Seconds of the steps of one call, by name; a subject that returns this has timed itself.
+
+    The step "execute" becomes the sample; the others (copies to and from a device, conversion) are kept beside it.
+    """
+
+
+@dataclass
+class Measurement:
+    """What `interleave` measured.
+
+    Attributes:
+        samples: seconds of every call by subject, in the order of rounds; all lists are of the same length.
+        parts: seconds of the other steps of every call, by subject and step, for subjects that return `Parts`.
+        warm_up_rounds: rounds before the first sample.
+        stable: by subject, whether warm-up ended because its time no longer changed, not because of a limit.
+        partial: whether the run was interrupted; every round in it is complete.
+        seconds: the timed rounds took.
+    """
+
+    samples: dict[str, list[float]]
+    parts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    warm_up_rounds: int = 0
+    stable: dict[str, bool] = field(default_factory=dict)
+    partial: bool = False
+    seconds: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Number of complete rounds."""
+        return min((len(values) for values in self.samples.values()), default=0)
+
+
+def interleave(
+    subjects: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Measurement:
+    """Time calls in turns: one call of every subject is a round, in an order drawn anew for each round.
+
+    Before the first sample, rounds are run until the time of every subject is stable: the medians of its last three
+    calls and of the three before differ by at most 5 %. After 30 rounds or 20 s it goes on regardless, and `stable`
+    says so. Python's garbage collector rests meanwhile.
+
+    Ctrl-C ends the run: the round that it hits is dropped, what was measured before is returned with `partial` set.
+
+    Args:
+        subjects: what to time by name. A call that returns `Parts` has timed itself.
+        rounds: number of timed rounds, at least 1.
+        seconds: stop after this time even if `rounds` are not reached (at least one round is measured).
+        seed: of the order inside a round.
+        progress: called with "warm-up" or "measuring", the rounds done, and the rounds to do at most.
+
+    Raises:
+        ValueError: no subject, or less than one round.
+        Exception: whatever a subject raises.
+    """
+    if not subjects or rounds < 1:
+        raise ValueError(f"expected subjects and at least one round, got {len(subjects)} subjects and {rounds} rounds")
+    report = progress or (lambda step, done, total: None)
+    result = Measurement({name: [] for name in subjects}, stable=dict.fromkeys(subjects, False))
+    order = random.Random(seed)
+    with _garbage_collector_resting():
+        try:
+            _warm_up(subjects, order, result, report)
+            start = time.perf_counter()
+            for done in range(rounds):
+                times = _round(subjects, order)
+                _keep(times, result)
+                result.seconds = time.perf_counter() - start
+                report("measuring", done + 1, rounds)
+                if seconds is not None and result.seconds >= seconds:
+                    break
+        except KeyboardInterrupt:
+            result.partial = True
+            _drop_incomplete(result)
+    return result
+
+
+def _warm_up(subjects, order: random.Random, result: Measurement, report) -> None:
+    seen: dict[str, list[float]] = {name: [] for name in subjects}
+    start = time.perf_counter()
+    for done in range(1, WARM_UP_ROUNDS + 1):
+        for name, parts in _round(subjects, order).items():
+            seen[name].append(parts[EXECUTE])
+        result.warm_up_rounds = done
+        result.stable = {name: _is_stable(values) for name, values in seen.items()}
+        report("warm-up", done, WARM_UP_ROUNDS)
+        if all(result.stable.values()) or time.perf_counter() - start > WARM_UP_SECONDS:
+            return
+
+
+def _is_stable(values: list[float]) -> bool:
+    if len(values) < 2 * WINDOW:
+        return False
+    last, before = statistics.median(values[-WINDOW:]), statistics.median(values[-2 * WINDOW : -WINDOW])
+    return abs(last - before) <= STABLE * min(last, before)
+
+
+def _round(subjects, order: random.Random) -> dict[str, Mapping[str, float]]:
+    names = list(subjects)
+    # In a fixed order a subject would always meet the caches that the same neighbour left.
+    order.shuffle(names)
+    times = {}
+    for name in names:
+        call = subjects[name]
+        start = time.perf_counter()
+        found = call()
+        taken = time.perf_counter() - start
+        times[name] = found if isinstance(found, Parts) else {EXECUTE: taken}
+    return times
+
+
+def _keep(times: Mapping[str, Mapping[str, float]], result: Measurement) -> None:
+    for name, parts in times.items():
+        for part, value in parts.items():
+            if part != EXECUTE:
+                result.parts.setdefault(name, {}).setdefault(part, []).append(value)
+        result.samples[name].append(parts[EXECUTE])
+
+
+def _drop_incomplete(result: Measurement) -> None:
+    rounds = result.rounds
+    for values in (*result.samples.values(), *(v for parts in result.parts.values() for v in parts.values())):
+        del values[rounds:]
+
+
+@contextmanager
+def _garbage_collector_resting() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,92 @@
+"""neonext-bench report: tables and pictures of a result, and how it compares with an earlier one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..commands.common import Parser, note, print_json, run
+from ..errors import ToolchainError, UsageError
+
+DESCRIPTION = """\
+Show what neonext-bench --output kept.
+
+  neonext-bench report result.json
+  neonext-bench report result.json --output DIR           Markdown and pictures, named after the result
+  neonext-bench report result.json --compare earlier.json --fail-above 1.1
+
+--compare holds ratios against ratios: every model to the first model's matrix products in its own run, so the two runs
+may be from different machines of one kind. With --fail-above it exits with 1 if a ratio grew by more."""
+
+
+def _limit(text: str) -> float:
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 1 <= limit < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a factor of at least 1, such as 1.1, got {text!r}")
+    return limit
+
+
+def build_parser() -> Parser:
+    """The command line of neonext-bench report."""
+    parser = Parser(prog="neonext-bench report", description=DESCRIPTION)
+    parser.add_argument("result", metavar="RESULT.json")
+    parser.add_argument("--output", metavar="DIR", help="write the report there, with pictures")
+    parser.add_argument("--compare", metavar="BASE.json", help="an earlier result")
+    parser.add_argument("--to", metavar="LABEL", help="hold every model against this one in --compare")
+    parser.add_argument("--fail-above", type=_limit, metavar="1.1", help="exit with 1 if a ratio grew by more")
+    parser.add_argument("--json", action="store_true", help="summaries, or the comparison, as JSON")
+    return parser
+
+
+def _main(argv: Sequence[str] | None = None) -> int | None:
+    args = build_parser().parse_args(argv)
+    if not args.compare and (args.fail_above is not None or args.to):
+        raise UsageError("--fail-above and --to belong to --compare BASE.json; name the earlier result")
+    from . import gate, results
+
+    result = results.read(args.result)
+    if args.output:
+        _write(result, Path(args.output), Path(args.result).stem)
+    if args.compare:
+        moves = gate.compare(result, results.read(args.compare), args.to)
+        failed = gate.failures(moves, args.fail_above)
+        if args.json:
+            print_json({"moves": [move.to_dict() for move in moves], "failed": failed})
+        else:
+            print(gate.text(moves, args.fail_above))
+        return 1 if failed else None
+    if args.json:
+        print_json([row.to_dict() for row in results.rows(result)])
+    elif not args.output:
+        from .report import markdown
+
+        print(markdown(result), end="")
+    return None
+
+
+def _write(result: dict, folder: Path, stem: str) -> None:
+    from ..files import atomic
+    from . import plots
+    from .report import markdown
+
+    missing = None
+    try:
+        pictures = plots.draw(result, folder, stem)
+    except ToolchainError as error:
+        pictures, missing = [], error
+    path = folder / f"{stem}.md"
+    with atomic(path) as staged:
+        staged.write_text(markdown(result, [p.name for p in pictures], "Measured with neonext-bench"), encoding="utf-8")
+    for written in (path, *pictures):
+        note(str(written))
+    if missing:
+        note(f"note: no pictures: {missing}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of neonext-bench report; returns the exit code."""
+    return run(_main, argv)

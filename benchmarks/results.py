@@ -1,0 +1,206 @@
+"""The JSON of a run: machine, versions, commit, command and every sample; and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import atomic, explained
+from .statistics import Ratio, Summary, ratio, summary
+
+FORMAT = "neonext-bench"
+VERSION = 1
+_PACKAGES = ("onnx", "onnxruntime", "onnxruntime-cann", "openvino", "onnxslim", "ml_dtypes")
+
+
+def circumstances(command: Sequence[str]) -> dict:
+    """Command, time, versions, commit and machine of this process, as plain values."""
+    from ..training.runlog import describe_run
+
+    found = describe_run(command)
+    found.pop("folder")
+    for name in _PACKAGES:
+        try:
+            found["versions"][name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found["versions"] = {name: version for name, version in found["versions"].items() if version}
+    found["machine"] |= _machine()
+    return {"format": FORMAT, "version": VERSION, **found}
+
+
+def _machine() -> dict:
+    """CPU, its instruction sets that matter to a model, memory, load; empty values where the system does not tell."""
+    cpu: dict[str, str] = {}
+    flags: set[str] = set()
+    for line in _lines("/proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        cpu.setdefault(key.strip(), value.strip())
+    for word in (cpu.get("flags") or cpu.get("Features") or "").split():
+        if word.startswith(("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "bf16", "i8mm")):
+            flags.add(word)
+    memory = next(
+        (int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), None
+    )
+    governor = _lines("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    numbers = {key: int(cpu[key]) for key in ("cpu family", "model", "stepping") if cpu.get(key, "").isdigit()}
+    return {
+        "cpu": cpu.get("model name"),
+        **{key.replace(" ", "_"): number for key, number in numbers.items()},
+        "flags": sorted(flags),
+        "hypervisor": "hypervisor" in cpu.get("flags", "").split(),
+        "memory_bytes": memory,
+        "governor": governor[0] if governor else None,
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def write(path: str | os.PathLike, result: Mapping) -> None:
+    """Write a result, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    with atomic(path) as staged:
+        staged.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(path: str | os.PathLike) -> dict:
+    """Read a result.
+
+    Raises:
+        InputError: no such file, or not the result of a run of neonext-bench.
+    """
+    path = os.fspath(path)
+    try:
+        with explained(path):
+            result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}); expected what neonext-bench --output wrote") from error
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise InputError(f"{path}: not a result of neonext-bench; expected what neonext-bench --output wrote")
+    if result.get("version") != VERSION:
+        raise InputError(f"{path}: version {result.get('version')!r} of the format; this program reads {VERSION}")
+    try:
+        if not rows(result):
+            raise ValueError("there are no samples")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: a damaged result ({type(error).__name__}: {error}); measure again") from error
+    return result
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the samples of one subject at one batch say.
+
+    Attributes:
+        label, model, form, runtime: of the subject; the form of a GEMM is "gemm".
+        batch: images per call.
+        latency: seconds of a call, execution alone.
+        images_per_second: batch over mean latency; for a GEMM, as if it were the model.
+        ratio: latency over that of `base`; None for the base itself.
+        share: how near the model comes to the GEMM rate: time of its matrix products alone over its time; None without.
+        copies: mean seconds of each copy.
+        stable: whether it had settled before it was timed.
+        rate: multiply-adds per second of what the row computes, or None where they were not counted.
+        label_note: what a reader has to know, such as "not run on a device".
+    """
+
+    label: str
+    model: str
+    form: str
+    runtime: str
+    batch: int
+    latency: Summary
+    images_per_second: float
+    ratio: Ratio | None
+    share: Ratio | None
+    copies: Mapping[str, float]
+    stable: bool
+    rate: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_gemm(self) -> bool:
+        """Whether this is a model's matrix products alone."""
+        return self.form == "gemm"
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the samples say little: far apart, drifting, or taken before the time had settled."""
+        return self.latency.spread > 0.1 or abs(self.latency.drift) > 0.1 or not self.stable
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return {
+            "label": self.label,
+            "model": self.model,
+            "form": self.form,
+            "runtime": self.runtime,
+            "batch": self.batch,
+            "latency": self.latency.to_dict(),
+            "images_per_second": self.images_per_second,
+            "ratio": self.ratio and self.ratio.to_dict(),
+            "gemm_share": self.share and self.share.to_dict(),
+            "copies": dict(self.copies),
+            "stable": self.stable,
+            "noisy": self.noisy,
+            "multiply_adds_per_second": self.rate,
+            "notes": list(self.notes),
+        }
+
+
+def base(result: Mapping) -> str:
+    """Label of the subject that all are compared with: the first."""
+    return result["subjects"][0]["label"]
+
+
+def rows(result: Mapping) -> list[Row]:
+    """A row for each subject and GEMM at each batch, in the order measured; computed from the samples."""
+    about = {subject["label"]: subject for subject in result["subjects"]}
+    found = []
+    for group in result["batches"]:
+        samples = {row["label"]: row["samples"] for row in group["rows"]}
+        gemms = {(row["model"], row["runtime"]): row["label"] for row in group["rows"] if row["kind"] == "gemm"}
+        first = samples.get(base(result))
+        for row in group["rows"]:
+            subject = row if row["kind"] == "gemm" else about[row["label"]]
+            key = (subject["model"], subject["runtime"])
+            # The official PyTorch model is held against the products in the default runtime of its ONNX file.
+            reach = gemms.get(key) or gemms.get((subject["model"], "onnxruntime"))
+            found.append(_row(row, subject, group["batch"], first, samples.get(reach), base(result)))
+    return found
+
+
+def _row(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Row:
+    values = row["samples"]
+    latency = summary(values)
+    is_gemm = row["kind"] == "gemm"
+    work = row.get("multiply_adds")
+    return Row(
+        label=row["label"],
+        model=subject["model"],
+        form="gemm" if is_gemm else subject["form"],
+        runtime=subject["runtime"],
+        batch=batch,
+        latency=latency,
+        images_per_second=batch / latency.mean,
+        ratio=None if first is None or row["label"] == base_label else ratio(values, first),
+        share=None if is_gemm or reach is None else ratio(reach, values),
+        copies={name: sum(times) / len(times) for name, times in row["parts"].items()},
+        stable=row["stable"],
+        rate=work / latency.p50 if work else None,
+        notes=() if is_gemm else tuple(subject["notes"]),
+    )

@@ -1,0 +1,266 @@
+"""OM files on an Ascend device through pyACL, by the call sequence of CANN's documentation. Not run on a device.
+
+init, set_device, create_context (once) -> load_from_file -> create_desc, get_desc -> create_dataset, and per input and
+output: size by index, malloc, create_data_buffer, add_dataset_buffer -> memcpy (1: host to device) -> execute -> memcpy
+(2: device to host) -> destroy_data_buffer, free, destroy_dataset, destroy_desc, unload -> destroy_context,
+reset_device, finalize (once).
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...errors import InputError
+from ...runtime import check_file
+from .. import inputs
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
+
+# aclDataType of acl_base.h.
+_DTYPES = {
+    0: "float32", 1: "float16", 2: "int8", 3: "int32", 4: "uint8", 6: "int16", 7: "uint16", 8: "uint32", 9: "int64",
+    10: "uint64", 11: "float64", 12: "bool",
+}  # fmt: skip
+_HUGE_PAGES_FIRST = 0
+_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+# The name that ATC gives to the extra input of a model with several batch sizes.
+_DYNAMIC_INPUT = "ascend_mbatch_shape_data"
+# acl_base_rt.h and rt_error_codes.h.
+_MEANING = {
+    100000: "an argument is invalid",
+    100001: "pyACL is not initialised",
+    100003: "the file is invalid",
+    107001: "no such device; see --device and npu-smi info",
+    107002: "there is no context",
+    207001: "out of device memory",
+    207004: "no device; is the driver installed?",
+    207018: "out of device memory",
+    545000: "an internal error of CANN's executor; its log says more",
+    545001: "CANN's executor cannot load the model; was it built for this device and version of CANN?",
+}
+
+
+class _Device:
+    """The device of this process. CANN lets a process initialise pyACL once, so all models share it until the end."""
+
+    def __init__(self, acl, number: int):
+        self.acl, self.number = acl, number
+        # What has to be undone, the last first; every call that takes something adds the call that gives it back.
+        self._undo: list[tuple[str, Callable[[], int]]] = []
+        try:
+            done("pyACL", "acl.init", acl.init())
+            self._undo.append(("acl.finalize", acl.finalize))
+            done(f"device {number}", "acl.rt.set_device", acl.rt.set_device(number))
+            self._undo.append(("acl.rt.reset_device", lambda: acl.rt.reset_device(number)))
+            context = got(f"device {number}", "acl.rt.create_context", acl.rt.create_context(number))
+            self._undo.append(("acl.rt.destroy_context", lambda: acl.rt.destroy_context(context)))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> list[str]:
+        """Give everything back; returns what failed."""
+        return undo(self._undo)
+
+
+def done(where: str, call: str, code: int) -> None:
+    """Raises:
+    InputError: a pyACL call returned something else than 0.
+    """
+    if code:
+        raise InputError(
+            f"{where}: {call} failed with {code} ({_MEANING.get(code, 'see aclError in the docs of CANN')})"
+        )
+
+
+def got(where: str, call: str, result: tuple):
+    """The value of a pyACL call that returns it with a code.
+
+    Raises:
+        InputError: the code is not 0.
+    """
+    value, code = result
+    done(where, call, code)
+    return value
+
+
+def undo(steps: list[tuple[str, Callable[[], int]]]) -> list[str]:
+    """Make the calls that give resources back, the last first; one that fails does not stop the others."""
+    failed = []
+    while steps:
+        name, call = steps.pop()
+        if code := call():
+            failed.append(f"{name} returned {code}")
+    return failed
+
+
+class PyAcl(Runtime):
+    """An OM file with static shapes, or with several batch sizes (`--dynamic_batch_size` of ATC)."""
+
+    name = "pyacl"
+    suffixes = (".om",)
+    label = NOT_RUN_ON_A_DEVICE
+
+    _device: _Device | None = None
+
+    def __init__(self):
+        self._path = ""
+        self._undo: list[tuple[str, Callable[[], int]]] = []
+        self._buffers: dict[str, list[tuple[int, int]]] = {"input": [], "output": []}
+        self._shapes: list[tuple[tuple[int, ...], np.dtype]] = []
+        self._batch: int | None = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        try:
+            import acl
+        except ImportError:
+            return "the module acl is not here; install CANN (toolkit or nnrt) and source its set_env.sh"
+        return None if hasattr(acl, "mdl") else f"{acl.__file__} is not pyACL; put CANN's python folder before it"
+
+    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
+        try:
+            self._open(path, settings)
+            return self._input()
+        finally:
+            self.close()
+
+    def load(self, path: str, settings: Settings) -> None:
+        try:
+            self._open(path, settings)
+            found = self._input()
+            self._datasets = {side: self._dataset(side) for side in ("input", "output")}
+            if self._extra_inputs():
+                index = self._got(
+                    "acl.mdl.get_input_index_by_name", self._acl.mdl.get_input_index_by_name(self._desc, _DYNAMIC_INPUT)
+                )
+                self._done(
+                    "acl.mdl.set_dynamic_batch_size",
+                    self._acl.mdl.set_dynamic_batch_size(self._model, self._datasets["input"], index, settings.batch),
+                )
+            self._batch = settings.batch
+            self._shapes = [self._output(i, found) for i in range(len(self._buffers["output"]))]
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: str, settings: Settings) -> None:
+        import acl
+
+        self.close()
+        check_file(path)
+        self._path, self._acl = path, acl
+        if PyAcl._device is None:
+            PyAcl._device = _Device(acl, settings.device)
+        elif PyAcl._device.number != settings.device:
+            raise InputError(
+                f"{path}: this process uses device {PyAcl._device.number} already; use one device in a run"
+            )
+        self._model = self._got("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
+        self._undo.append(("acl.mdl.unload", lambda: acl.mdl.unload(self._model)))
+        self._desc = self._made("acl.mdl.create_desc", acl.mdl.create_desc())
+        self._undo.append(("acl.mdl.destroy_desc", lambda: acl.mdl.destroy_desc(self._desc)))
+        self._done("acl.mdl.get_desc", acl.mdl.get_desc(self._desc, self._model))
+
+    def _extra_inputs(self) -> int:
+        return self._acl.mdl.get_num_inputs(self._desc) - 1
+
+    def _input(self) -> inputs.ImageInput:
+        """The image input; a second one is allowed where it only carries the batch size."""
+        acl = self._acl
+        dims = self._got("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
+        shape = tuple(size if size > 0 else None for size in dims["dims"])
+        batches = shape[:1]
+        if self._extra_inputs():
+            batches = self._got("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
+            if self._extra_inputs() != 1 or not batches:
+                raise InputError(
+                    f"{self._path}: expected a model with one input, the images, or with --dynamic_batch_size; found "
+                    f"{self._extra_inputs() + 1} inputs"
+                )
+        if None in shape[1:] or not batches or None in batches:
+            raise InputError(f"{self._path}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
+        dtype = _DTYPES.get(acl.mdl.get_input_data_type(self._desc, 0), "unknown")
+        # AIPP takes the channels last.
+        layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
+        found = inputs.ImageInput(dims.get("name", ""), dtype, shape, tuple(batches), layout)
+        return inputs.checked(self._path, found)
+
+    def _dataset(self, side: str) -> int:
+        """A dataset with device memory for every input or output, of the size of the largest batch."""
+        acl, mdl = self._acl, self._acl.mdl
+        dataset = self._made("acl.mdl.create_dataset", mdl.create_dataset())
+        self._undo.append(("acl.mdl.destroy_dataset", lambda: mdl.destroy_dataset(dataset)))
+        for index in range(getattr(mdl, f"get_num_{side}s")(self._desc)):
+            size = getattr(mdl, f"get_{side}_size_by_index")(self._desc, index)
+            address = self._got("acl.rt.malloc", acl.rt.malloc(size, _HUGE_PAGES_FIRST))
+            self._undo.append(("acl.rt.free", lambda address=address: acl.rt.free(address)))
+            buffer = self._made("acl.create_data_buffer", acl.create_data_buffer(address, size))
+            self._undo.append(("acl.destroy_data_buffer", lambda buffer=buffer: acl.destroy_data_buffer(buffer)))
+            self._got("acl.mdl.add_dataset_buffer", mdl.add_dataset_buffer(dataset, buffer))
+            self._buffers[side].append((address, size))
+        return dataset
+
+    def _output(self, index: int, found: inputs.ImageInput) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of an output at the batch that was set; dims are those of the largest batch."""
+        dims = self._got("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
+        code = self._acl.mdl.get_output_data_type(self._desc, index)
+        if code not in _DTYPES:
+            raise InputError(f"{self._path}: output {index} has the data type {code}, which NumPy lacks")
+        shape = (self._batch, *dims[1:]) if dims and len(found.batches or ()) > 1 else tuple(dims)
+        dtype = np.dtype(_DTYPES[code])
+        if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self._buffers["output"][index][1]:
+            raise InputError(f"{self._path}: output {index} says {dtype} {shape}, more than its buffer holds")
+        return shape, dtype
+
+    def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        address, size = self._buffers["input"][0]
+        array = np.ascontiguousarray(arrays[0])
+        if len(self._buffers["input"]) == 1 and array.nbytes != size:
+            raise InputError(f"{self._path}: its input takes {size} bytes, these images are {array.nbytes}")
+        result = self._acl.rt.memcpy(address, size, array.ctypes.data, array.nbytes, _HOST_TO_DEVICE)
+        self._done("acl.rt.memcpy", result)
+
+    def execute(self) -> None:
+        data = self._datasets
+        self._done("acl.mdl.execute", self._acl.mdl.execute(self._model, data["input"], data["output"]))
+
+    def copy_out(self) -> list[np.ndarray]:
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes]
+        for (address, _), output in zip(self._buffers["output"], outputs, strict=True):
+            result = self._acl.rt.memcpy(output.ctypes.data, output.nbytes, address, output.nbytes, _DEVICE_TO_HOST)
+            self._done("acl.rt.memcpy", result)
+        return outputs
+
+    def close(self) -> None:
+        self._datasets, self._shapes = {}, []
+        self._buffers = {"input": [], "output": []}
+        _tell(self._path, undo(self._undo))
+
+    @classmethod
+    def shutdown(cls) -> None:
+        device, PyAcl._device = PyAcl._device, None
+        if device is not None:
+            _tell(f"device {device.number}", device.release())
+
+    def _done(self, call: str, code: int) -> None:
+        done(self._path, call, code)
+
+    def _got(self, call: str, result: tuple):
+        return got(self._path, call, result)
+
+    def _made(self, call: str, value):
+        if not value:
+            raise InputError(f"{self._path}: {call} gave nothing; is the device out of memory?")
+        return value
+
+
+def _tell(where: str, failed: list[str]) -> None:
+    if failed:
+        raise InputError(f"{where}: not everything could be given back: {'; '.join(failed)}")
+
+
+# For users of the class who forget it; the command calls it itself.
+atexit.register(PyAcl.shutdown)
