@@ -21,7 +21,7 @@ from ...files import atomic
 from ...ops.soc import soc
 from .. import networks
 from .cost import Demands, demand
-from .figures import UNCERTAIN, Figure
+from .figures import Figure
 from .figures import read as read_figures
 from .parameters import FILE, Parameters, as_dict
 from .prediction import network_tasks
@@ -32,6 +32,7 @@ GIVEN = ("ConvNeXt-T", "ResNet-50", "ResNet-18", "ResNet-101", "MobileNet-v1", "
          "RegNetX-1.6GF", "DenseNet-121", "SqueezeNet1.1", "GoogLeNet")  # fmt: skip
 # What is fitted, each between bounds outside which it would mean something else.
 BOUNDS = {
+    "run_us": (1.0, 200.0),
     "launch_us": (0.5, 8.0),
     "cube_share": (0.3, 1.0),
     "depthwise_share": (0.02, 1.0),
@@ -39,6 +40,7 @@ BOUNDS = {
     "vector_share": (0.05, 1.0),
     "l2_share": (0.05, 1.0),
     "layout_share": (0.02, 1.0),
+    "serial_share": (0.001, 1.0),
     "l2_held": (0.1, 4.0),
     "memory_310p": (0.5, 1.42),
     "memory_310b": (0.5, 2.44),
@@ -57,8 +59,33 @@ class Row:
 
     def ratio(self, parameters: Parameters) -> float:
         """Predicted over measured throughput."""
-        us = self.demands.times(parameters).total.sum()
+        us = parameters.run_us + self.demands.times(parameters).total.sum()
         return self.figure.batch / us * 1e6 / self.figure.images_per_second
+
+
+class _Together:
+    """Rows of one device with all their tasks in one table: what a fit evaluates thousands of times."""
+
+    def __init__(self, chosen: Sequence[Row]):
+        self.places: list[np.ndarray] = []
+        self.tables: list[tuple[Demands, np.ndarray]] = []
+        devices = dict.fromkeys(row.demands.device.name for row in chosen)
+        for name in devices:
+            at = [i for i, row in enumerate(chosen) if row.demands.device.name == name]
+            parts = [chosen[i].demands for i in at]
+            starts = np.cumsum([0, *(len(part.kinds) for part in parts[:-1])])
+            self.places.append(np.array(at))
+            self.tables.append((Demands.joined(parts), starts))
+        self.measured_us = np.array(
+            [row.figure.batch / row.figure.images_per_second * 1e6 for row in chosen]
+        )
+
+    def errors(self, parameters: Parameters) -> np.ndarray:
+        """Natural logarithm of predicted over measured throughput."""
+        us = np.empty(len(self.measured_us))
+        for at, (table, starts) in zip(self.places, self.tables, strict=True):
+            us[at] = parameters.run_us + np.add.reduceat(table.times(parameters).total, starts)
+        return np.log(self.measured_us / us)
 
 
 def rows(figures: Iterable[Figure], quiet: bool = True) -> list[Row]:
@@ -92,9 +119,11 @@ def fit(chosen: Sequence[Row], start: Parameters | None = None) -> Parameters:
     names = list(BOUNDS)
     origin = np.log([getattr(start, name) for name in names])
 
+    together = _Together(chosen)
+
     def residuals(x: np.ndarray) -> np.ndarray:
         parameters = replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
-        errors = np.log([row.ratio(parameters) for row in chosen])
+        errors = together.errors(parameters)
         soft = np.sign(errors) * _SOFT * np.sqrt(2 * (np.sqrt(1 + (errors / _SOFT) ** 2) - 1))
         return np.concatenate([weights * soft, (x - origin) / _PRIOR])
 
@@ -138,12 +167,12 @@ def split(all_rows: Sequence[Row], first: Callable[[Row], bool] | None = None) -
 def calibrate(quiet: bool = True) -> dict:
     """Fits and errors, as `parameters.json` holds them."""
     figures = read_figures()
-    sure = rows((figure for figure in figures if figure.model not in UNCERTAIN), quiet)
+    sure = rows((figure for figure in figures if not figure.uncertain), quiet)
     parameters = fit(sure)
     given, others = split(sure)
     from_given = fit(given)
     out = left_out(sure, quiet)
-    unsure = rows((figure for figure in figures if figure.model in UNCERTAIN), quiet)
+    unsure = rows((figure for figure in figures if figure.uncertain), quiet)
     by_row = [
         {
             "name": row.figure.name,
@@ -155,15 +184,26 @@ def calibrate(quiet: bool = True) -> dict:
         }
         for row, ratio in out
     ]
+    apart = [
+        {
+            "name": row.figure.name,
+            "soc": row.figure.soc,
+            "batch": row.figure.batch,
+            "measured": row.figure.images_per_second,
+            "ratio": round(row.ratio(parameters), 3),
+            "why": row.figure.uncertain,
+        }
+        for row in unsure
+    ]
     return {
         "parameters": as_dict(parameters),
         "errors": {
             "fitted": errors([row.ratio(parameters) for row in sure]),
             "one network left out": errors([ratio for _, ratio in out]),
             "given networks fitted, the others": errors([row.ratio(from_given) for row in others]),
-            "not fitted, network uncertain": errors([row.ratio(parameters) for row in unsure]),
         },
         "rows": by_row,
+        "apart": apart,
     }
 
 
@@ -173,6 +213,11 @@ def text(result: dict) -> str:
     for row in result["rows"]:
         at = f"{row['name']} b{row['batch']} {row['soc']}"
         lines.append(f"  {at:48} {row['measured']:8.0f}/s  {row['fitted_ratio']:.2f}  {row['left_out_ratio']:.2f}")
+    lines.append("not used:")
+    lines += [
+        f"  {row['name']} b{row['batch']} {row['soc']} {row['measured']:.0f}/s  {row['ratio']:.2f}  ({row['why']})"
+        for row in result["apart"]
+    ]
     for name, error in result["errors"].items():
         lines.append(
             f"{name}: {error['rows']} rows, error by a factor of {error['median']:.2f} (median), "

@@ -16,6 +16,8 @@ from .operators import Operator
 from .parameters import Parameters
 from .tasks import Task
 
+# How much further from its full rate L2 stays than the cube, where CANN chooses how cores divide a product.
+_L2_WEIGHT = 2.0
 BOUNDS = ("cube", "vector", "memory", "launch")
 
 
@@ -30,8 +32,9 @@ class Demand:
         vector_us: of all vector units.
         weights: bytes of constants.
         tensors: bytes of each value read, then of what is written.
-        l2_bytes: what all cores together read from and write to the level-2 cache.
-        fixed_us: of a kernel that has a model of its own.
+        between: bytes that other work touched since each of those values was; 0 for what is written.
+        l2_read, l2_written: bytes that all cores together read from and write to the level-2 cache.
+        fixed_us: of what is counted by itself: the cube's results on their way out, or a kernel with a model of its own.
     """
 
     kind: str
@@ -40,7 +43,9 @@ class Demand:
     vector_us: float = 0.0
     weights: int = 0
     tensors: tuple[int, ...] = ()
-    l2_bytes: float = 0.0
+    between: tuple[int, ...] = ()
+    l2_read: float = 0.0
+    l2_written: float = 0.0
     fixed_us: float = 0.0
 
 
@@ -56,11 +61,14 @@ class Times:
     vector: np.ndarray
     memory: np.ndarray
     launch: np.ndarray
+    serial_share: float
 
     @property
     def total(self) -> np.ndarray:
-        """Launch and the longest of the others."""
-        return self.launch + np.maximum(np.maximum(self.cube, self.vector), self.memory)
+        """Launch, the longest of the others, and what of the shorter ones is not hidden behind it."""
+        units = np.array([self.cube, self.vector, self.memory])
+        longest = units.max(axis=0)
+        return self.launch + longest + self.serial_share * (units.sum(axis=0) - longest)
 
     @property
     def bounds(self) -> list[str]:
@@ -86,13 +94,22 @@ def demand(task: Task, graph, device: Soc, costs: Costs | None = None) -> Demand
     rate = device.vector_units * device.vector_mhz
     cycles = sum(n / REPEAT * elementwise_cycles(quick, slow, costs) for n, quick, slow in operator.vector)
     activations = sum(task.reads)
-    l2, cube, matrices = activations + task.written, 0.0, 0.0
+    l2, cube, matrices, drain = activations + task.weights, 0.0, 0.0, 0.0
     if operator.product:
         if not device.split:
-            cycles += task.output_numbers / REPEAT * (2 * FP16 * REPEAT / device.l0c_to_ub_bytes_per_cycle)
+            drain = task.output_numbers * 2 * FP16 / device.l0c_to_ub_bytes_per_cycle / rate
         cube, l2, matrices = _divided(operator, task, device)
     return Demand(
-        operator.kind, cube, matrices, cycles / rate, task.weights, (*task.reads, task.written), l2
+        operator.kind,
+        cube,
+        matrices,
+        cycles / rate,
+        task.weights,
+        (*task.reads, task.written),
+        (*task.between, 0),
+        l2,
+        task.written,
+        drain,
     )
 
 
@@ -103,8 +120,8 @@ def _neocell(task: Task, graph, device: Soc, costs: Costs) -> Demand:
     made = kernel_time(twin_counts(spec_of(node), height, width, batch, device), device, 0.0, costs)
     pipes = made.predicted_pipes_us
     moving = max(us for name, us in pipes.items() if name != "V")
-    return Demand("neocell", vector_us=pipes["V"], tensors=(*task.reads, task.written), weights=task.weights,
-                  fixed_us=moving)  # fmt: skip
+    return Demand("neocell", vector_us=pipes["V"], tensors=(*task.reads, task.written),
+                  between=(*task.between, 0), weights=task.weights, fixed_us=moving)  # fmt: skip
 
 
 def _divided(operator: Operator, task: Task, device: Soc) -> tuple[float, float, float]:
@@ -123,8 +140,8 @@ def _divided(operator: Operator, task: Task, device: Soc) -> tuple[float, float,
         tiles = -(-rows // by_rows) * -(-product.columns // by_columns) * product.depth
         cube = tiles / device.cube_mhz
         operands = first * by_columns + (task.weights * by_rows if product.number == 1 else task.weights)
-        moved = operands + others + task.written
-        longest = max(cube, moved / device.l2_read_bytes_per_second * 1e6)
+        moved = operands + others
+        longest = max(cube, _L2_WEIGHT * moved / device.l2_read_bytes_per_second * 1e6)
         if best is None or longest < best[0]:
             best = (longest, cube, moved)
     started = product.number / cores if operator.kind == "batched matmul" else 0.0
@@ -142,24 +159,60 @@ class Demands:
     def __init__(self, needs: Sequence[Demand], device: Soc):
         self.device = device
         self.kinds = [need.kind for need in needs]
-        for name in ("cube_us", "matrices", "vector_us", "weights", "l2_bytes", "fixed_us"):
+        self._masks: dict[str, np.ndarray] = {}
+        for name in ("cube_us", "matrices", "vector_us", "weights", "l2_read", "l2_written", "fixed_us"):
             setattr(self, name, np.array([getattr(need, name) for need in needs], float))
         widest = max((len(need.tensors) for need in needs), default=0)
-        self.tensors = np.array([need.tensors + (0,) * (widest - len(need.tensors)) for need in needs], float)
-        self.is_depthwise = np.array([kind == "depthwise" for kind in self.kinds])
-        self.is_layout = np.array([kind == "layout" for kind in self.kinds])
+        self.tensors, self.between = (
+            np.array([getattr(need, name) + (0,) * (widest - len(need.tensors)) for need in needs], float).reshape(
+                len(needs), widest
+            )
+            for name in ("tensors", "between")
+        )
         self.is_own = np.array([kind == "neocell" for kind in self.kinds])
         # Whether L2 holds all weights from one run to the next, beside what the largest task works on.
-        self.held = self.weights.sum() + self.tensors.sum(axis=1).max(initial=0) <= device.l2_bytes
+        held = self.weights.sum() + self.tensors.sum(axis=1).max(initial=0) <= device.l2_bytes
+        self.from_memory = self.weights * (not held)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Demands]) -> Demands:
+        """The tasks of several networks on one device, one after the other."""
+        made = cls([], parts[0].device)
+        widest = max(part.tensors.shape[1] for part in parts)
+        for name, value in vars(parts[0]).items():
+            arrays = [getattr(part, name) for part in parts]
+            if name in ("tensors", "between"):
+                arrays = [np.pad(array, ((0, 0), (0, widest - array.shape[1]))) for array in arrays]
+            if isinstance(value, np.ndarray):
+                setattr(made, name, np.concatenate(arrays))
+        made.kinds = [kind for part in parts for kind in part.kinds]
+        return made
 
     def times(self, parameters: Parameters) -> Times:
         """Predicted times with these shares of the device's rates."""
         p, device = parameters, self.device
-        missed = np.maximum(0.0, self.tensors - p.l2_held * device.l2_bytes).sum(axis=1)
-        memory = (missed + (0 if self.held else self.weights)) / p.memory_bytes_per_second(device)
-        l2 = self.l2_bytes / (device.l2_read_bytes_per_second * p.l2_share)
-        moving = 1e6 * np.maximum(memory, l2) / np.where(self.is_layout, p.layout_share, 1.0)
-        cube = self.cube_us / np.where(self.is_depthwise, p.depthwise_share, p.cube_share)
+        found = np.maximum(0.0, p.l2_held * device.l2_bytes - self.between)
+        missed = np.maximum(0.0, self.tensors - found).sum(axis=1)
+        memory = (missed + self.from_memory) / p.memory_bytes_per_second(device)
+        l2 = np.maximum(
+            self.l2_read / device.l2_read_bytes_per_second, self.l2_written / device.l2_write_bytes_per_second
+        ) / p.l2_share
+        moving = 1e6 * np.maximum(memory, l2) / self._shares(layout=p.layout_share)
+        cube = self.cube_us / (p.cube_share * self._shares(depthwise=p.depthwise_share / p.cube_share))
         cube = cube + self.matrices * p.matrix_start_cycles / device.cube_mhz
         vector = self.vector_us / np.where(self.is_own, 1.0, p.vector_share)
-        return Times(cube, vector, np.maximum(moving, self.fixed_us), np.full(len(cube), p.launch_us))
+        cube = np.where(self.is_own, 0.0, np.maximum(cube, self.fixed_us))
+        moving = np.where(self.is_own, np.maximum(moving, self.fixed_us), moving)
+        return Times(cube, vector, moving, np.full(len(cube), p.launch_us), p.serial_share)
+
+    def _shares(self, **by_kind: float) -> np.ndarray:
+        """A number for each task by its kind, 1 for the kinds not given."""
+        shares = np.ones(len(self.kinds))
+        for kind, share in by_kind.items():
+            shares[self._of_kind(kind)] = share
+        return shares
+
+    def _of_kind(self, kind: str) -> np.ndarray:
+        if kind not in self._masks:
+            self._masks[kind] = np.array([k == kind for k in self.kinds], bool)
+        return self._masks[kind]

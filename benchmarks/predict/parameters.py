@@ -18,6 +18,7 @@ class Parameters:
     """What a network reaches of a device's rates (those of `ops/soc.py`).
 
     Attributes:
+        run_us: microseconds of a run besides its tasks: the call, until the first task works and after the last one.
         launch_us: microseconds from the end of one task to the work of the next.
         cube_share: of the cube's rate, in convolutions and products, where its tiles of 16 are full.
         depthwise_share: of the cube's rate, in depthwise convolutions by diagonal 16x16 tiles.
@@ -25,6 +26,7 @@ class Parameters:
         vector_share: of the vector units' rate.
         l2_share: of the level-2 cache's rate.
         layout_share: of the rate of L2 and memory, where Transpose, TransData or a copy changes the order of numbers.
+        serial_share: of the time of a task's shorter units, how much is not hidden behind the longest.
         l2_held: share of the level-2 cache in which the last part of a tensor written is still found by its reader.
         memory_310p: memory's bytes a second, in units of the platform configuration's figure for all AI cores of the
             family's fastest device, 310P.
@@ -32,6 +34,7 @@ class Parameters:
         memory_other: the same for all others; assumed.
     """
 
+    run_us: float = 50.0
     launch_us: float = 2.0
     cube_share: float = 0.7
     depthwise_share: float = 0.25
@@ -39,6 +42,7 @@ class Parameters:
     vector_share: float = 0.5
     l2_share: float = 0.5
     layout_share: float = 0.3
+    serial_share: float = 0.1
     l2_held: float = 0.7
     memory_310p: float = 1.2
     memory_310b: float = 2.2

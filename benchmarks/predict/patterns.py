@@ -3,7 +3,8 @@
 LayerNorm: `LayerNormONNXFusionPass` (ops-nn: ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div, with or without Mul and
 Add, over the last axis). GELU: the recipes of ModelZoo-PyTorch for ViT, Swin and ConvMixer on a 310P3 choose an
 implementation for the operator Gelu in graphs whose GELU is an Erf chain, so the chain does become one; of the passes'
-documentation only the tanh form is known. Swish: `TbeConvSigmoidMulQuantFusionPass`. Hard swish: assumed.
+documentation only the tanh form is known. Swish: `TbeConvSigmoidMulQuantFusionPass`. No pass is known for
+hard swish.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def axes(graph: Graph, node: Node) -> tuple[int, ...]:
 def chains(graph: Graph) -> list[Chain]:
     """Chains that do not share a node, in no order."""
     links, taken, found = Links(graph), set(), []
-    for matcher in (_layer_norms, _gelus, _swishes, _hard_swishes):
+    for matcher in (_layer_norms, _gelus, _swishes):
         for chain in matcher(links):
             if not taken & chain.members:
                 taken |= chain.members
@@ -168,33 +169,12 @@ def _argument(links: Links, value: str) -> tuple[set[int], set[str]]:
 def _swishes(links: Links) -> Iterator[Chain]:
     graph = links.graph
     for i, node in enumerate(graph.nodes):
-        if node.op not in ("Sigmoid", "HardSigmoid"):
+        if node.op != "Sigmoid":
             continue
         product = links.only_reader(node.outputs[0], "Mul")
         x = node.inputs[0]
         if product is not None and set(graph.nodes[product].inputs) == {x, node.outputs[0]}:
-            op = "Swish" if node.op == "Sigmoid" else "HardSwish"
-            yield Chain(op, frozenset({i, product}), (x,), graph.nodes[product].outputs[0])
-
-
-def _hard_swishes(links: Links) -> Iterator[Chain]:
-    graph = links.graph
-    for i, node in enumerate(graph.nodes):
-        shifted = node.op == "Clip" and links.made_by(node.inputs[0], "Add")
-        if shifted is None or shifted is False or len(links.variable(graph.nodes[shifted])) != 1:
-            continue
-        (x,) = links.variable(graph.nodes[shifted])
-        members, output, product = {i, shifted}, node.outputs[0], False
-        for _ in range(2):
-            after = links.only_reader(output, "Mul", "Div")
-            others = [v for v in links.variable(graph.nodes[after]) if v != output] if after is not None else []
-            if after is None or (others and others != [x]):
-                break
-            product |= bool(others)
-            members.add(after)
-            output = graph.nodes[after].outputs[0]
-        if len(members) > 2:
-            yield Chain("HardSwish" if product else "HardSigmoid", frozenset(members), (x,), output)
+            yield Chain("Swish", frozenset({i, product}), (x,), graph.nodes[product].outputs[0])
 
 
 def positions(found: Sequence[Chain]) -> tuple[dict[int, Chain], set[int]]:

@@ -59,6 +59,7 @@ class Prediction:
         soc: the device.
         batch: images of a run.
         dtype: "float16" or "int8".
+        predicted_run_us: microseconds of a run besides its tasks.
         nodes: its tasks, in order.
     """
 
@@ -66,12 +67,13 @@ class Prediction:
     soc: Soc
     batch: int
     dtype: str
+    predicted_run_us: float
     nodes: tuple[NodeTime, ...]
 
     @cached_property
     def predicted_us(self) -> float:
         """Microseconds of a run."""
-        return sum(node.predicted_us for node in self.nodes)
+        return self.predicted_run_us + sum(node.predicted_us for node in self.nodes)
 
     @property
     def predicted_images_per_second(self) -> float:
@@ -142,7 +144,8 @@ def of_onnx(
     graph = read(model, batch)
     made = network_tasks(graph, device, dtype == "int8", aipp)
     needs = Demands([demand(task, graph, device) for task in made], device)
-    times = needs.times(parameters or fitted())
+    parameters = parameters or fitted()
+    times = needs.times(parameters)
     units = {name: getattr(times, name).tolist() for name in BOUNDS}
     nodes = tuple(
         NodeTime(
@@ -159,7 +162,7 @@ def of_onnx(
         )
         for i, (task, total, bound) in enumerate(zip(made, times.total.tolist(), times.bounds, strict=True))
     )
-    return Prediction(graph.name, device, graph.batch, dtype, nodes)
+    return Prediction(graph.name, device, graph.batch, dtype, parameters.run_us, nodes)
 
 
 def network_tasks(graph: Graph, device: Soc, int8: bool = False, aipp: bool = False) -> list[Task]:

@@ -2,7 +2,7 @@
 
 What joins (documentation of CANN's graph and UB fusion; the SoCs are those of its pages):
 - Conv + BatchNormalization: folded into the weights.
-- Conv or depthwise Conv + activation, + Add of another map, + activation (TbeConv...Elemwise and ...VaddRelu fusions;
+- Conv + activation (depthwise: ReLU and its relatives only; never hard swish), + Add of another map, + activation (TbeConv...Elemwise and ...VaddRelu fusions;
   Sigmoid + Mul: `TbeConvSigmoidMulQuantFusionPass`, 310B, 310P and 910).
 - MatMul + bias, + activation (`TbeFullyconnectionElemwiseDequantFusionPass`; 310B, 310P and 910, static shapes), not
   MatMul + Add of another value or + Mul, and nothing behind products of two values.
@@ -31,6 +31,8 @@ from .reader import QUANT_OPS, Graph
 
 FP16 = 2
 _PRODUCTS = ("conv", "depthwise", "matmul")
+_SIMPLE = ("Relu", "Clip", "LeakyRelu", "PRelu")
+_JOINING = (*_SIMPLE, "Sigmoid", "Swish", "Tanh", "Elu", "Gelu")
 _LIGHT = ("BatchNormalization", "Add", "Mul", "Sum")
 
 
@@ -41,6 +43,7 @@ class Task:
     Attributes:
         operator: what runs in it.
         reads: bytes of each value it reads, padding included; constants apart.
+        between: bytes that other tasks touched since each of those values was last touched.
         written: bytes of what it writes.
         weights: bytes of its constants.
         output_numbers: numbers that a product leaves, padding included.
@@ -48,6 +51,7 @@ class Task:
 
     operator: Operator
     reads: list[int] = field(default_factory=list)
+    between: list[int] = field(default_factory=list)
     written: int = 0
     weights: int = 0
     output_numbers: int = 0
@@ -112,7 +116,8 @@ def _joins(previous: Operator, operator: Operator, at: int, place: dict[str, int
         if operator.op == "BatchNormalization":
             return previous.fused[-1] in ("Conv", "ConvTranspose")
         if operator.op in ACTIVATIONS:
-            return tail not in ACTIVATIONS
+            joining = _SIMPLE if previous.kind == "depthwise" else _JOINING
+            return tail not in ACTIVATIONS and operator.op in joining
         if operator.op == "Add" and "Add" not in previous.fused:
             return len(others) <= 1 and all(place.get(v, -1) < at for v in others)
         return False
@@ -153,7 +158,7 @@ class _Layouts:
         else:
             held[layout] = self.size(value, layout) * FP16
             operator = Operator(f"{value}:{layout}", "TransData", "layout", [value], value, ["TransData"])
-            self.tasks.append(Task(operator, [held[source]], held[layout]))
+            self.tasks.append(Task(operator, [held[source]], written=held[layout]))
         return held[layout]
 
     def arriving(self, value: str) -> None:
@@ -164,7 +169,7 @@ class _Layouts:
             return
         self.held[value] = {PLAIN: size * FP16}
         cast = Operator(f"{value}:float16", "Cast", "vector", [value], value, ["Cast"], vector=[(size, 1, 0)])
-        self.tasks.append(Task(cast, [size * 4], size * FP16))
+        self.tasks.append(Task(cast, [size * 4], written=size * FP16))
 
 
 def _laid_out(graph: Graph, made: list[Operator], aipp: bool) -> list[Task]:
@@ -181,14 +186,15 @@ def _laid_out(graph: Graph, made: list[Operator], aipp: bool) -> list[Task]:
         for value in operator.inputs:
             # Convolutions add a map in their own layout; a product's other inputs come in that of the product.
             size = layouts.bring(value, layout)
+            # A value that both kinds of readers want is written in both types.
             reads.append(size // 2 if value in bits else size)
         numbers = layouts.size(operator.output, layout)
         # A task that changes only the last operator's shape still writes the output of that operator.
         layouts.held[operator.output] = {layout: numbers * FP16}
         for other in operator.node.outputs[1:] if operator.node else ():
             layouts.held.setdefault(other, {layout: layouts.size(other, layout) * FP16})
-        written = numbers * (1 if operator.output in bits else FP16)
-        task = Task(operator, reads, written, operator.weights * (1 if operator.int8 else FP16), numbers)
+        written = numbers * bits.get(operator.output, FP16)
+        task = Task(operator, reads, [], written, operator.weights * (1 if operator.int8 else FP16), numbers)
         if operator.kind == "copy" and operator.op in ("Slice", "Gather", "Split"):
             task.reads = [min(sum(reads), max(written, 1))]
         # Whole blocks of channels are copied as they lie; anything else is put into another order.
@@ -199,23 +205,28 @@ def _laid_out(graph: Graph, made: list[Operator], aipp: bool) -> list[Task]:
         layouts.bring(value, PLAIN)
         size = layouts.size(value, PLAIN)
         cast = Operator(f"{value}:float32", "Cast", "vector", [value], value, ["Cast"], vector=[(size, 1, 0)])
-        layouts.tasks.append(Task(cast, [size * FP16], size * 4))
+        layouts.tasks.append(Task(cast, [size * FP16], written=size * 4))
+    _count_between(layouts.tasks)
     return layouts.tasks
 
 
-def _byte_wide(made: list[Operator]) -> set[str]:
-    """Values that only products in 8 bit read, from products that can quantise what they write."""
-    readers: dict[str, list[Operator]] = {}
+def _count_between(made: list[Task]) -> None:
+    """How much is touched between two uses of a value: whether L2 may still hold it."""
+    clock, touched = 0, {}
+    for task in made:
+        operator = task.operator
+        task.between = [clock - touched.get(value, clock) for value in operator.inputs]
+        clock += sum(task.reads) + task.weights + task.written
+        touched.update(dict.fromkeys((*operator.inputs, operator.output), clock))
+
+
+def _byte_wide(made: list[Operator]) -> dict[str, int]:
+    """Bytes written for each number of a value that products in 8 bit read: 1, or 3 where others read it in float16."""
+    readers: dict[str, list[bool]] = {}
     for operator in made:
-        for value in operator.inputs:
-            readers.setdefault(value, []).append(operator)
-    return {
-        operator.output
-        for operator in made
-        if operator.int8 and readers.get(operator.output) and all(
-            reader.int8 and reader.inputs[0] == operator.output for reader in readers[operator.output]
-        )
-    }  # fmt: skip
+        for i, value in enumerate(operator.inputs):
+            readers.setdefault(value, []).append(operator.int8 and i == 0)
+    return {value: 1 for value, kinds in readers.items() if any(kinds)}
 
 
 def _view(graph: Graph, layouts: _Layouts, operator: Operator) -> None:
