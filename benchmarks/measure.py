@@ -64,8 +64,8 @@ def interleave(
     """Time calls in turns: one call of every subject is a round, in an order drawn anew for each round.
 
     Before the first sample, rounds are run until the time of every subject is stable: the medians of its last three
-    calls and of the three before differ by at most 5 %. After 30 rounds or 20 s (and three rounds) it goes on regardless,
-    and `stable` says so. Python's garbage collector rests meanwhile.
+    calls and of the three before differ by at most 5 %. After 30 rounds, or 20 s and three rounds, it goes on
+    regardless, and `stable` says so. Python's garbage collector rests meanwhile.
 
     Ctrl-C ends the run: the round that it hits is dropped, what was measured before is returned with `partial` set.
 
