@@ -41,7 +41,7 @@ fuzz-kernel: $(READY)
 
 # Ratios on this machine; not part of `make test`.
 bench: $(READY)
-	$(BIN)/python -m neonext_ms.benchmarks.folding
+	$(BIN)/neonext-bench --models neonext_t --naive --batch 1,8
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
 	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
 	$(BIN)/python -m neonext_ms.benchmarks.device_model --models t --image-size 224

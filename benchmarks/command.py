@@ -39,7 +39,8 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _batches(text: str) -> tuple[int, ...]:
+def batches(text: str) -> tuple[int, ...]:
+    """Batch sizes from a command line, such as `1,8`."""
     return tuple(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
 
 
@@ -79,7 +80,7 @@ def build_parser() -> Parser:
     what.add_argument("--list-models", action="store_true", help="names of networks")
     what.add_argument("--list-runtimes", action="store_true", help="runtimes, and whether they can be used here")
     how = parser.add_argument_group("how")
-    how.add_argument("--batch", type=_batches, metavar="1,8", help="batch sizes (default: 1,8 and what files fix)")
+    how.add_argument("--batch", type=batches, metavar="1,8", help="batch sizes (default: 1,8 and what files fix)")
     how.add_argument("--image-size", type=parse_size, help="224 or 256x320 (height x width), where it is open")
     how.add_argument("--rounds", type=positive, default=100, help="timed calls of each at each batch (default 100)")
     how.add_argument("--seconds", type=_seconds, default=60.0, help="at most so long at each batch (default 60)")

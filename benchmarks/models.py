@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..architecture import Architecture
 from ..errors import InputError, ToolchainError, UsageError, nearest
 from ..registry import list_models
 from . import networks, runtimes
@@ -164,15 +165,33 @@ def _official(name: str, source, choice: Choice, folder: Path) -> Subject:
     from ..checkpoint import save_checkpoint
     from .runtimes.torch_runtime import OfficialTorch
 
-    values = source.architecture.to_dict()
-    options = {key: value for key, value in values.items() if key not in ("downsample", "layer_scale")}
-    options["layer_scale_init_value"] = 1e-6 if values["layer_scale"] else 0
+    options = official_options(source.architecture)
     path = folder / f"{name}.pt"
     save_checkpoint(path, source.arrays)
     python, repository = choice.torch
     return Subject(
         f"{name}/torch", name, "torch", str(path), "torch", lambda: OfficialTorch(python, repository, options)
     )
+
+
+def official_options(architecture: Architecture) -> dict:
+    """Keyword arguments of the official code's `NeoNeXt`, as JSON can carry them.
+
+    Raises:
+        InputError: the official code cannot build this model.
+    """
+    if architecture.downsample != "official" or "," in architecture.kernel_spec:
+        raise InputError("the official code cannot build this model; measure another one, or leave out --torch")
+    names = (
+        "num_classes",
+        "per_stage_layers",
+        "dims",
+        "kernel_spec",
+        "shifts",
+        "layer_scale_init_value",
+        "linear_bias",
+    )
+    return {name: getattr(architecture, name) for name in names}
 
 
 def _in_runtimes(label: str, model: str, form: str, path: str, choice: Choice) -> list[Subject]:

@@ -29,6 +29,7 @@ from .architecture import (
 from .errors import InputError, listed
 from .initialization import initial_arrays
 from .names import mindspore_name, official_name
+from .ops.cpu import operators as cpu
 from .ops.neocell import neo_cell
 from .registry import model_config
 
@@ -68,6 +69,8 @@ class Pointwise(nn.Cell):
         self.conv = ops.Conv2D(outputs, 1)
 
     def construct(self, x):
+        if cpu.products_usable(x.dtype):
+            return cpu.pointwise(x, self.weight, self.bias)
         outputs, inputs = self.weight.shape
         y = self.conv(x, self.weight.reshape(outputs, inputs, 1, 1))
         if self.bias is not None:
@@ -84,7 +87,19 @@ class Conv1x1(nn.Cell):
         self.conv = ops.Conv2D(outputs, 1)
 
     def construct(self, x):
+        if cpu.products_usable(x.dtype):
+            outputs, inputs, _, _ = self.weight.shape
+            return cpu.pointwise(x, self.weight.reshape(outputs, inputs))
         return self.conv(x, self.weight)
+
+
+class Gelu(nn.Cell):
+    """GELU in its exact form."""
+
+    def construct(self, x):
+        if cpu.usable(x.dtype):
+            return cpu.gelu(x)
+        return ops.gelu(x, approximate="none")
 
 
 class Patchify(nn.Cell):
@@ -109,6 +124,8 @@ class LayerScale(nn.Cell):
         self.gamma = _zeros(channels)
 
     def construct(self, x):
+        if cpu.usable(x.dtype):
+            return cpu.layer_scale(x, self.gamma)
         return x * self.gamma.reshape(1, -1, 1, 1)
 
 
@@ -128,18 +145,22 @@ class _ExactBatchNorm(nn.Cell):
 
     The CPU kernel of BatchNormGrad adds in float32 one by one. Its input gradient, whose sum should vanish, keeps a
     small constant part, and the gradients of everything before it inherit that: at 224 pixels the bias of an early
-    BatchNorm is off by 3e-4. ReduceSum adds pairwise.
+    BatchNorm is off by 3e-4. ReduceSum adds pairwise, the C++ kernel in float64.
     """
 
     def __init__(self):
         super().__init__()
         self.forward = ops.BatchNorm(is_training=True, epsilon=BATCH_NORM_EPS, momentum=1 - BATCH_NORM_KEEP)
         self.sum = ops.ReduceSum(keep_dims=True)
+        self.epsilon = Tensor(np.full(1, BATCH_NORM_EPS, np.float32))
 
     def construct(self, x, gamma, beta, moving_mean, moving_variance):
         return self.forward(x, gamma, beta, moving_mean, moving_variance)[0]
 
     def bprop(self, x, gamma, beta, moving_mean, moving_variance, out, dout):
+        zeros = ops.zeros_like(gamma)
+        if cpu.usable(x.dtype):
+            return *cpu.batch_norm_grad(x, dout, gamma, self.epsilon), zeros, zeros
         axes = (0, 2, 3)
         count = x.shape[0] * x.shape[2] * x.shape[3]
         centred = x - self.sum(x, axes) / count
@@ -148,7 +169,6 @@ class _ExactBatchNorm(nn.Cell):
         dbeta = self.sum(dout, axes)
         dgamma = self.sum(dout * normalised, axes)
         dx = (dout - (dbeta + normalised * dgamma) / count) * (inverse * gamma.reshape(1, -1, 1, 1))
-        zeros = ops.zeros_like(gamma)
         return dx, dgamma.reshape(-1), dbeta.reshape(-1), zeros, zeros
 
 
@@ -174,7 +194,7 @@ class _Content(nn.Cell):
         self.neocell = NeoCell(spec)
         self.norm = BatchNorm(channels)
         self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
-        self.act = nn.GELU(approximate=False)
+        self.act = Gelu()
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
 
@@ -230,7 +250,7 @@ class PaperDownsample(nn.Cell):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm_1 = BatchNorm(inputs)
-        self.act = nn.GELU(approximate=False)
+        self.act = Gelu()
         self.conv = Conv1x1(inputs, outputs)
         self.norm_2 = BatchNorm(outputs)
 

@@ -1,6 +1,7 @@
 """NeoCell as MindSpore operations: differentiable, in PyNative and under `ms.jit`, for any batch.
 
-On Ascend the AscendC operator takes their place when its package is installed (`ascend.py`).
+On Ascend the AscendC operator takes their place when its package is installed (`ascend.py`), on the CPU a C++ kernel
+where there is a compiler (`cpu/`).
 
 The whole matrices are built by `(U_out @ small @ U_in) * mask` with constants from `spec.Axis.placement`, which is
 cheaper than a gather in both directions, and multiplied with the maps by `tile` and BatchMatMul, which on the CPU is
@@ -17,6 +18,7 @@ from mindspore import Tensor, ops
 from ..errors import InputError
 from .ascend import chosen
 from .ascend import neo_cell as _ascend_neo_cell
+from .cpu import operators as _cpu
 from .spec import Axis, NeoCellSpec
 
 _bmm = ops.BatchMatMul()
@@ -94,6 +96,17 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
         return _ascend_neo_cell(x, weights_a, weights_b, spec, bias)
     _, channels, height, width = x.shape
     axes, out_size = _plan(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
+    if _cpu.usable(x.dtype):
+        y = _cpu.neo_cell(x, weights_a, weights_b, spec)
+    else:
+        y = _by_products(x, weights_a, weights_b, axes, out_size)
+    if bias is not None:
+        y = y + bias.reshape(1, -1, 1, 1)
+    return y
+
+
+def _by_products(x, weights_a, weights_b, axes, out_size):
+    _, _, height, width = x.shape
     a = ()
     b = ()
     for i in range(len(axes)):
@@ -102,7 +115,4 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
     whole_a = a[0] if len(axes) == 1 else ops.concat(a, 0)
     whole_b = b[0] if len(axes) == 1 else ops.concat(b, 0)
     batch = (x.shape[0], 1, 1, 1)
-    y = _bmm(_bmm(ops.tile(whole_a.expand_dims(0), batch), x), ops.tile(whole_b.expand_dims(0), batch))
-    if bias is not None:
-        y = y + bias.reshape(1, -1, 1, 1)
-    return y
+    return _bmm(_bmm(ops.tile(whole_a.expand_dims(0), batch), x), ops.tile(whole_b.expand_dims(0), batch))

@@ -106,6 +106,29 @@ class Axis:
         mask = block_out[:, :, None] == block_in[:, None, :]
         return u_out.astype(np.float32), u_in.astype(np.float32), mask.astype(np.float32)
 
+    def tiles(self, size_in: int, size_out: int) -> dict[int, np.ndarray]:
+        """The blocks of a whole matrix for each shift in use, as far as they lie on the map.
+
+        Returns:
+            shift -> int64 `(blocks, 6)`: first input, number of inputs and the first one's place in the small matrix,
+            then the same of the outputs.
+        """
+        found = {}
+        for shift in np.unique(self.shifts).tolist():
+            blocks = []
+            # A shifted grid begins with a part of the block before the map.
+            block = -1 if shift else 0
+            while block * self.k_in + shift < size_in and block * self.k_out + shift < size_out:
+                row = ()
+                for k, size in ((self.k_in, size_in), (self.k_out, size_out)):
+                    start = block * k + shift
+                    first, last = max(start, 0), min(start + k, size)
+                    row = (*row, first, last - first, first - start)
+                blocks.append(row)
+                block += 1
+            found[shift] = np.array(blocks, np.int64).reshape(-1, 6)
+        return found
+
     def nonzeros(self, size_in: int, size_out: int) -> int:
         """Elements inside the blocks of the whole matrices, over all channels."""
         total = 0

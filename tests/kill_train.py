@@ -7,6 +7,7 @@ python tests/kill_train.py --workers 2  two processes under msrun
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -58,13 +59,19 @@ class Run:
         steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
         return max(steps, default=0)
 
-    def stop(self, number: int) -> int:
-        """Send a signal to all processes; the exit code of the first."""
-        os.killpg(self.process.pid, number)
+    def stop(self, number: int) -> None:
+        """Send a signal to the processes that train, and wait until all have ended."""
+        # msrun gives each of its processes a session of its own, which a signal to it does not reach.
+        listed = subprocess.run(["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True).stdout
+        inner = [int(line.split()[0]) for line in listed.splitlines() if "train_script.py" in line]
+        # The first of them is the scheduler, which ends with the workers.
+        chosen = [self.process.pid, *inner] if number == signal.SIGKILL else inner[1:] or [self.process.pid]
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         _, errors = self.process.communicate()
-        if number == signal.SIGTERM and self.process.returncode not in (0, 130) and "msrun" not in self.process.args[0]:
+        if number == signal.SIGTERM and not inner and self.process.returncode not in (0, 130):
             raise SystemExit(f"SIGTERM: exit code {self.process.returncode}\n{errors}")
-        return self.process.returncode
 
     def finish(self) -> None:
         """Wait for the end, which must be a good one."""

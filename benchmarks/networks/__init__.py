@@ -32,10 +32,11 @@ class Network:
     Attributes:
         family: name of the function that writes it.
         options: what distinguishes it from others of its family.
-        parameters: learned numbers, as published.
-        multiply_adds: for one image of 224x224 in units of 10^9, as published.
+        parameters: learned numbers; published as such or rounded.
+        multiply_adds: for one image in units of 10^9, rounded as published.
         source: where these two counts are from.
         module: of this package, where the function is that writes its plain form.
+        image_size: that the count is for.
     """
 
     family: str
@@ -44,6 +45,7 @@ class Network:
     multiply_adds: float
     source: str
     module: str = "convolutional"
+    image_size: tuple[int, int] = (224, 224)
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -59,8 +61,14 @@ def _transformer(family: str, options: tuple, *published) -> Network:
     return Network(family, options, *published, module="transformers")
 
 
-# `num_params` and `_ops` in torchvision/models/*.py; results/ of pytorch-image-models.
-_TORCHVISION, _TIMM = "torchvision, metadata of the weights", "timm, results of its models"
+def _mobile(family: str, options: tuple, *published) -> Network:
+    return Network(family, options, *published, module="mobile")
+
+
+# `num_params` and `_ops` in torchvision/models/*.py; the cards of timm's models on Hugging Face; elsewhere, parameters
+# are published in millions.
+_TORCHVISION, _TIMM = "torchvision, metadata of the weights", "timm, model card"
+_V2 = "facebookresearch/ConvNeXt-V2, README (28.6 M, 89 M)"
 _T = ((3, 3, 9, 3), (96, 192, 384, 768))
 _S = ((3, 3, 27, 3), (96, 192, 384, 768))
 _B = ((3, 3, 27, 3), (128, 256, 512, 1024))
@@ -68,19 +76,37 @@ NETWORKS: dict[str, Network] = {
     "convnext_t": _transformer("convnext", _T, 28_589_128, 4.456, _TORCHVISION),
     "convnext_s": _transformer("convnext", _S, 50_223_688, 8.684, _TORCHVISION),
     "convnext_b": _transformer("convnext", _B, 88_591_464, 15.355, _TORCHVISION),
-    "convnextv2_t": _transformer("convnext_v2", _T, 28_635_496, 4.47, _TIMM),
-    "convnextv2_b": _transformer("convnext_v2", _B, 88_717_800, 15.38, _TIMM),
+    "convnextv2_t": _transformer("convnext_v2", _T, 28_635_496, 4.47, _V2),
+    "convnextv2_b": _transformer("convnext_v2", _B, 88_717_800, 15.4, _V2),
     "resnet18": Network("resnet", ((2, 2, 2, 2), False), 11_689_512, 1.814, _TORCHVISION),
     "resnet34": Network("resnet", ((3, 4, 6, 3), False), 21_797_672, 3.664, _TORCHVISION),
     "resnet50": Network("resnet", ((3, 4, 6, 3), True), 25_557_032, 4.089, _TORCHVISION),
     "resnet101": Network("resnet", ((3, 4, 23, 3), True), 44_549_160, 7.801, _TORCHVISION),
-    "mobilenet_v1": Network("mobilenet_v1", (), 4_231_976, 0.569, "arXiv 1704.04861, table 4 (4.2 M, 569 M)"),
+    "resnet152": Network("resnet", ((3, 8, 36, 3), True), 60_192_808, 11.514, _TORCHVISION),
+    "wide_resnet50_2": Network("resnet", ((3, 4, 6, 3), True, 1, 128), 68_883_240, 11.398, _TORCHVISION),
+    "resnext50_32x4d": Network("resnet", ((3, 4, 6, 3), True, 32, 4), 25_028_904, 4.23, _TORCHVISION),
+    "resnext101_32x8d": Network("resnet", ((3, 4, 23, 3), True, 32, 8), 88_791_336, 16.414, _TORCHVISION),
+    "seresnet50": Network("seresnet", ((3, 4, 6, 3),), 28_088_024, 4.1, _TIMM),
+    "mobilenet_v1": _mobile("mobilenet_v1", (), 4_231_976, 0.569, "arXiv 1704.04861, table 4 (4.2 M, 569 M)"),
+    "mobilenet_v2": _mobile("mobilenet_v2", (), 3_504_872, 0.301, _TORCHVISION),
+    "mobilenet_v3_large": _mobile("mobilenet_v3_large", (), 5_483_032, 0.217, _TORCHVISION),
+    "mnasnet1_0": _mobile("mnasnet1_0", (), 4_383_312, 0.314, _TORCHVISION),
+    "efficientnet_b0": _mobile("efficientnet_b0", (), 5_288_548, 0.386, _TORCHVISION),
+    "shufflenet_v2_x1_0": _mobile("shufflenet_v2", ((24, 116, 232, 464, 1024),), 2_278_604, 0.145, _TORCHVISION),
     "vit_b_16": _transformer("vit", (768, 12, 12, 16), 86_567_656, 17.564, _TORCHVISION),
+    "vit_b_32": _transformer("vit", (768, 12, 12, 32), 88_224_232, 4.409, _TORCHVISION),
+    "vit_s_16": _transformer("vit", (384, 12, 6, 16), 22_050_664, 4.6, "arXiv 2012.12877, table 1 (22 M)"),
+    "swin_t": _transformer("swin", (96, (2, 2, 6, 2), (3, 6, 12, 24), 7), 28_288_354, 4.491, _TORCHVISION),
     # timm's counter sees no convolution with padding="same", and counts BatchNorm: 51.10 with the depthwise ones.
     "convmixer_1536_20": _transformer("convmixer", (1536, 20, 9, 7), 51_625_960, 48.68, _TIMM),
     "regnetx_1_6gf": Network("regnet_x", ((72, 168, 408, 912), (2, 4, 10, 2), 24), 9_190_136, 1.603, _TORCHVISION),
     "densenet121": Network("densenet121", (), 7_978_856, 2.834, _TORCHVISION),
     "squeezenet1_1": Network("squeezenet1_1", (), 1_235_496, 0.349, _TORCHVISION),
+    "vgg16": Network("vgg", ((2, 2, 3, 3, 3),), 138_357_544, 15.47, _TORCHVISION),
+    "vgg19": Network("vgg", ((2, 2, 4, 4, 4),), 143_667_240, 19.632, _TORCHVISION),
+    "alexnet": Network("alexnet", (), 61_100_840, 0.714, _TORCHVISION),
+    # Without the auxiliary classifier, which no export has.
+    "inception_v3": Network("inception_v3", (), 23_834_568, 5.713, _TORCHVISION, image_size=(299, 299)),
     "googlenet": Network("googlenet", (), 6_624_904, 1.498, _TORCHVISION),
 }
 

@@ -24,6 +24,10 @@ LAYER_NORM_EPS = 1e-6
 _SMALL = 64
 
 
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
 class GraphBuilder:
     """Adds nodes and follows shapes.
 
@@ -111,10 +115,10 @@ class GraphBuilder:
         x: str,
         name: str,
         channels: int,
-        kernel: int = 1,
+        kernel: int | tuple[int, int] = 1,
         *,
         stride: int = 1,
-        padding: int = 0,
+        padding: int | tuple[int, int] = 0,
         groups: int = 1,
         norm: str | None = None,
         norm_scale: float = 1.0,
@@ -123,7 +127,8 @@ class GraphBuilder:
     ) -> str:
         """A convolution; the BatchNorm that `norm` names is folded into one without bias of its own."""
         inputs, height, width = self.shapes[x]
-        shape = (channels, inputs // groups, kernel, kernel)
+        kernels, pads = _pair(kernel), _pair(padding)
+        shape = (channels, inputs // groups, *kernels)
         self.parameters += math.prod(shape) + (2 * channels if norm else channels * bias)
         made: dict[str, np.ndarray] = {}
 
@@ -142,15 +147,15 @@ class GraphBuilder:
             inputs.append(
                 self.tensor(key, (channels,), lambda: made["bias"] if made else self.weights.vector(key, channels))
             )
-        size = tuple((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        size = tuple((n + 2 * p - k) // stride + 1 for n, p, k in zip((height, width), pads, kernels, strict=True))
         return self.node(
             "Conv",
             inputs,
             name,
             (channels, *size),
-            kernel_shape=[kernel] * 2,
+            kernel_shape=kernels,
             strides=[stride] * 2,
-            pads=[padding] * 4,
+            pads=[*pads, *pads],
             dilations=[1, 1],
             group=groups,
         )
@@ -167,6 +172,37 @@ class GraphBuilder:
         """ReLU."""
         return self.node("Relu", [x], name, self.shapes[x])
 
+    def relu6(self, x: str, name: str) -> str:
+        """ReLU up to 6, a Clip."""
+        ends = [self.constant("zero", 0.0), self.constant("six", 6.0)]
+        return self.node("Clip", [x, *ends], name, self.shapes[x])
+
+    def sigmoid(self, x: str, name: str) -> str:
+        """The logistic function."""
+        return self.node("Sigmoid", [x], name, self.shapes[x])
+
+    def hard_sigmoid(self, x: str, name: str) -> str:
+        """`clip(x / 6 + 1 / 2, 0, 1)`."""
+        return self.node("HardSigmoid", [x], name, self.shapes[x], alpha=1 / 6, beta=0.5)
+
+    def swish(self, x: str, name: str) -> str:
+        """`x * sigmoid(x)`."""
+        return self.node("Mul", [x, self.sigmoid(x, f"{name}.sigmoid")], name, self.shapes[x])
+
+    def hard_swish(self, x: str, name: str) -> str:
+        """`x * hard_sigmoid(x)`."""
+        return self.node("Mul", [x, self.hard_sigmoid(x, f"{name}.sigmoid")], name, self.shapes[x])
+
+    def squeeze_excite(
+        self, x: str, name: str, channels: int, inside: Callable[[str, str], str], gate: Callable[[str, str], str]
+    ) -> str:
+        """Each channel times a gate made of the means of all (arXiv 1709.01507), with `channels` in between."""
+        outputs = self.shapes[x][0]
+        y = self.node("GlobalAveragePool", [x], f"{name}.avgpool", (outputs, 1, 1))
+        y = inside(self.conv(y, f"{name}.fc1", channels), f"{name}.act")
+        y = gate(self.conv(y, f"{name}.fc2", outputs), f"{name}.gate")
+        return self.node("Mul", [x, y], name, self.shapes[x])
+
     def add(self, x: str, y: str, name: str) -> str:
         """Sum of two values of the same shape."""
         return self.node("Add", [x, y], name, self.shapes[x])
@@ -182,27 +218,38 @@ class GraphBuilder:
         ]
         size = [c if ceil and c * stride >= n + padding else c + 1 for c, n in zip(counts, size, strict=True)]
         rounding = {"ceil_mode": 1} if ceil else {}
+        if padding and kind == "AveragePool":
+            rounding["count_include_pad"] = 1
         return self.node(
             kind, [x], name, (channels, *size), kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4,
             **rounding,
         )  # fmt: skip
 
-    def concat(self, values: Sequence[str], name: str) -> str:
-        """Maps side by side in their channels."""
-        height, width = self.shapes[values[0]][1:]
-        return self.node("Concat", values, name, (sum(self.shapes[v][0] for v in values), height, width), axis=1)
+    def concat(self, values: Sequence[str], name: str, axis: int = 1) -> str:
+        """Values side by side along an axis, which counts the batch axis: by default maps in their channels."""
+        shape = list(self.shapes[values[0]])
+        shape[axis - 1] = sum(self.shapes[value][axis - 1] for value in values)
+        return self.node("Concat", values, name, shape, axis=axis)
 
     def transpose(self, x: str, name: str, order: Sequence[int]) -> str:
         """`order` counts the batch axis."""
         shape = tuple(self.shapes[x][i - 1] for i in order[1:])
         return self.node("Transpose", [x], name, shape, perm=list(order))
 
-    def reshape(self, x: str, name: str, shape: Sequence[int]) -> str:
-        """Another shape behind the same batch axis."""
-        target = self.constant(f"{name}.shape", [0, *shape], np.int64)
+    def reshape(self, x: str, name: str, shape: Sequence[int], batch: int = 0) -> str:
+        """Another shape behind the same batch axis (`batch=0`), or behind what is left over (`batch=-1`)."""
+        target = self.constant(f"{name}.shape", [batch, *shape], np.int64)
         return self.node("Reshape", [x, target], name, tuple(shape))
 
-    def linear(self, x: str, name: str, outputs: int, gain: float = math.sqrt(2)) -> str:
+    def slice(self, x: str, name: str, axis: int, start: int, end: int, step: int = 1) -> str:
+        """A part of one axis, which counts the batch axis."""
+        shape = list(self.shapes[x])
+        shape[axis - 1] = -(-(end - start) // step)
+        values = {"from": start, "to": end, "axis": axis, "step": step}
+        inputs = [self.constant(f"{key}_{value}", [value], np.int64) for key, value in values.items()]
+        return self.node("Slice", [x, *inputs], name, shape)
+
+    def linear(self, x: str, name: str, outputs: int, gain: float = math.sqrt(2), bias: bool = True) -> str:
         """A linear layer over the last axis of more than two axes: MatMul and Add."""
         *rest, inputs = self.shapes[x]
         shape = (*rest, outputs)
@@ -212,24 +259,34 @@ class GraphBuilder:
             (inputs, outputs),
             lambda: self.weights.matrix(f"{name}.weight", (outputs, inputs), gain).T,
         )
-        bias = self.parameter(f"{name}.bias", outputs)
+        if not bias:
+            return self.node("MatMul", [x, weight], name, shape)
         product = self.node("MatMul", [x, weight], f"{name}.product", shape)
-        return self.node("Add", [product, bias], name, shape)
+        return self.node("Add", [product, self.parameter(f"{name}.bias", outputs)], name, shape)
+
+    def gemm(self, x: str, name: str, outputs: int, output: str | None = None, gain: float = math.sqrt(2)) -> str:
+        """A linear layer on (N, C)."""
+        inputs, key = self.shapes[x][0], f"{name}.weight"
+        self.parameters += outputs * inputs
+        weight = self.tensor(key, (outputs, inputs), lambda: self.weights.matrix(key, (outputs, inputs), gain))
+        bias = self.parameter(f"{name}.bias", outputs)
+        return self.node("Gemm", [x, weight, bias], output or name, (outputs,), alpha=1.0, beta=1.0, transB=1)
 
     def classifier(self, x: str, name: str) -> str:
         """The last linear layer, on (N, C): the output of the network."""
-        inputs, key = self.shapes[x][0], f"{name}.weight"
-        self.parameters += CLASSES * inputs
-        weight = self.tensor(key, (CLASSES, inputs), lambda: self.weights.matrix(key, (CLASSES, inputs), 1.0))
-        bias = self.parameter(f"{name}.bias", CLASSES)
-        return self.node("Gemm", [x, weight, bias], LOGITS, (CLASSES,), alpha=1.0, beta=1.0, transB=1)
+        return self.gemm(x, name, CLASSES, LOGITS, 1.0)
+
+    def pooled(self, x: str) -> str:
+        """Mean over the map: (N, C)."""
+        return self.flatten(self.node("GlobalAveragePool", [x], "avgpool", (self.shapes[x][0], 1, 1)))
+
+    def flatten(self, x: str) -> str:
+        """(N, C H W)."""
+        return self.node("Flatten", [x], "flatten", (math.prod(self.shapes[x]),), axis=1)
 
     def pooled_classifier(self, x: str, name: str) -> str:
         """Mean over the map and the last linear layer."""
-        channels = self.shapes[x][0]
-        x = self.node("GlobalAveragePool", [x], "avgpool", (channels, 1, 1))
-        x = self.node("Flatten", [x], "flatten", (channels,), axis=1)
-        return self.classifier(x, name)
+        return self.classifier(self.pooled(x), name)
 
     def gelu(self, x: str, name: str) -> str:
         """Exact GELU as the exporter's chain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...errors import InputError
 from ...export.graph import INPUT, LOGITS
 from .builder import GraphBuilder
 
@@ -9,31 +10,53 @@ from .builder import GraphBuilder
 _BRANCH = 0.4
 
 
-def resnet(g: GraphBuilder, depths: tuple[int, int, int, int], bottleneck: bool) -> str:
-    """ResNet (arXiv 1512.03385), with the stride in the 3x3 convolution."""
+def resnet(
+    g: GraphBuilder,
+    depths: tuple[int, int, int, int],
+    bottleneck: bool,
+    groups: int = 1,
+    base_width: int = 64,
+) -> str:
+    """ResNet (arXiv 1512.03385), with the stride in the 3x3 convolution.
+
+    `groups` and `base_width` make it a ResNeXt (arXiv 1611.05431) or a wide one (arXiv 1605.07146).
+    """
+    return _resnet(g, depths, bottleneck, groups, base_width, False)
+
+
+def seresnet(g: GraphBuilder, depths: tuple[int, int, int, int]) -> str:
+    """SE-ResNet (arXiv 1709.01507) of bottlenecks."""
+    return _resnet(g, depths, True, 1, 64, True)
+
+
+def _resnet(g: GraphBuilder, depths: tuple, bottleneck: bool, groups: int, base_width: int, squeeze: bool) -> str:
     x = g.relu(g.conv(INPUT, "conv1", 64, 7, stride=2, padding=3, norm="bn1"), "relu")
     x = g.pool(x, "maxpool", "MaxPool", 3, 2, 1)
     for stage, depth in enumerate(depths):
         width = 64 * 2**stage
         for block in range(depth):
             stride = 2 if stage and not block else 1
-            x = _residual(g, x, f"layer{stage + 1}.{block}", width, stride, bottleneck)
+            inner = width * base_width // 64 * groups
+            if bottleneck:
+                steps = [(inner, 1, 1, 1), (inner, 3, stride, groups), (4 * width, 1, 1, 1)]
+            else:
+                steps = [(width, 3, stride, 1), (width, 3, 1, 1)]
+            x = _residual(g, x, f"layer{stage + 1}.{block}", steps, stride, squeeze)
     return g.pooled_classifier(x, "fc")
 
 
-def _residual(g: GraphBuilder, x: str, name: str, width: int, stride: int, bottleneck: bool) -> str:
-    outputs = 4 * width if bottleneck else width
-    steps = [(width, 1, 1), (width, 3, stride), (outputs, 1, 1)] if bottleneck else [(width, 3, stride), (width, 3, 1)]
-    y = x
-    for i, (channels, kernel, step) in enumerate(steps, 1):
+def _residual(g: GraphBuilder, x: str, name: str, steps: list[tuple], stride: int, squeeze: bool) -> str:
+    outputs, y = steps[-1][0], x
+    for i, (channels, kernel, step, groups) in enumerate(steps, 1):
         last = i == len(steps)
-        conv = f"{name}.conv{i}"
         y = g.conv(
-            y, conv, channels, kernel, stride=step, padding=kernel // 2, norm=f"{name}.bn{i}",
-            norm_scale=_BRANCH if last else 1.0,
+            y, f"{name}.conv{i}", channels, kernel, stride=step, padding=kernel // 2, groups=groups,
+            norm=f"{name}.bn{i}", norm_scale=_BRANCH if last else 1.0,
         )  # fmt: skip
         if not last:
             y = g.relu(y, f"{name}.relu{i}")
+    if squeeze:
+        y = g.squeeze_excite(y, f"{name}.se", outputs // 16, g.relu, g.sigmoid)
     if stride > 1 or g.shapes[x][0] != outputs:
         x = g.conv(x, f"{name}.downsample.0", outputs, stride=stride, norm=f"{name}.downsample.1")
     return g.relu(g.add(y, x, f"{name}.add"), name)
@@ -55,27 +78,6 @@ def regnet_x(g: GraphBuilder, widths: tuple[int, ...], depths: tuple[int, ...], 
                 x = g.conv(x, f"{name}.proj", width, stride=stride, norm=f"{name}.proj.norm")
             x = g.relu(g.add(x, y, f"{name}.add"), name)
     return g.pooled_classifier(x, "fc")
-
-
-def mobilenet_v1(g: GraphBuilder) -> str:
-    """MobileNet v1 (arXiv 1704.04861), width 1."""
-
-    def step(x: str, name: str, channels: int, kernel: int, stride: int, groups: int = 1) -> str:
-        y = g.conv(x, name, channels, kernel, stride=stride, padding=kernel // 2, groups=groups, norm=f"{name}.norm")
-        return g.relu(y, f"{name}.relu")
-
-    x = step(INPUT, "model.0", 32, 3, 2)
-    plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
-    for i, (channels, stride) in enumerate(plan, 1):
-        inputs = g.shapes[x][0]
-        x = step(x, f"model.{i}.depthwise", inputs, 3, stride, inputs)
-        x = step(x, f"model.{i}.pointwise", channels, 1, 1)
-    channels, height, width = g.shapes[x]
-    x = g.node(
-        "AveragePool", [x], "model.14", (channels, 1, 1), kernel_shape=[height, width], strides=[height, width],
-        pads=[0, 0, 0, 0],
-    )  # fmt: skip
-    return g.classifier(g.reshape(x, "view", (channels,)), "fc")
 
 
 def densenet121(g: GraphBuilder) -> str:
@@ -155,3 +157,107 @@ def googlenet(g: GraphBuilder) -> str:
         ]
         x = g.concat(branches, name)
     return g.pooled_classifier(x, "fc")
+
+
+def _inception_branch(g: GraphBuilder, x: str, name: str, steps: tuple) -> str:
+    """Convolutions with ReLU, each `(channels, kernel, stride, padding)` as far as they differ from 1x1."""
+    for i, step in enumerate(steps):
+        channels, kernel, stride, padding = (*step, *(1, 1, 0)[len(step) - 1 :])
+        key = f"{name}.{i}"
+        y = g.conv(x, key, channels, kernel, stride=stride, padding=padding, norm=f"{key}.bn", norm_eps=1e-3)
+        x = g.relu(y, f"{key}.relu")
+    return x
+
+
+_ROW, _COLUMN = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
+
+
+def _inception_a(behind: int) -> tuple:
+    return ((64,),), ((48,), (64, 5, 1, 2)), ((64,), (96, 3, 1, 1), (96, 3, 1, 1)), ("AveragePool", (behind,))
+
+
+def _inception_c(inner: int) -> tuple:
+    long = ((inner,), (inner, *_COLUMN), (inner, *_ROW), (inner, *_COLUMN), (192, *_ROW))
+    return ((192,),), ((inner,), (inner, *_ROW), (192, *_COLUMN)), long, ("AveragePool", (192,))
+
+
+_INCEPTION_V3 = {
+    "Mixed_5b": _inception_a(32),
+    "Mixed_5c": _inception_a(64),
+    "Mixed_5d": _inception_a(64),
+    "Mixed_6a": (((384, 3, 2),), ((64,), (96, 3, 1, 1), (96, 3, 2)), ("MaxPool",)),
+    "Mixed_6b": _inception_c(128),
+    "Mixed_6c": _inception_c(160),
+    "Mixed_6d": _inception_c(160),
+    "Mixed_6e": _inception_c(192),
+    "Mixed_7a": (((192,), (320, 3, 2)), ((192,), (192, *_ROW), (192, *_COLUMN), (192, 3, 2)), ("MaxPool",)),
+    "Mixed_7b": None,
+    "Mixed_7c": None,
+}
+
+
+def inception_v3(g: GraphBuilder) -> str:
+    """Inception v3 (arXiv 1512.00567), made for 299x299."""
+    x = _inception_branch(g, INPUT, "Conv2d_1a", ((32, 3, 2), (32, 3), (64, 3, 1, 1)))
+    x = g.pool(x, "maxpool1", "MaxPool", 3, 2)
+    x = g.pool(_inception_branch(g, x, "Conv2d_3b", ((80,), (192, 3))), "maxpool2", "MaxPool", 3, 2)
+    for name, branches in _INCEPTION_V3.items():
+        parts = []
+        for i, steps in enumerate(branches or ()):
+            key = f"{name}.branch{i}"
+            if isinstance(steps[0], tuple):
+                parts.append(_inception_branch(g, x, key, steps))
+                continue
+            stride = 2 if steps[0] == "MaxPool" else 1
+            y = g.pool(x, f"{key}.pool", steps[0], 3, stride, 0 if stride == 2 else 1)
+            parts.append(_inception_branch(g, y, key, steps[1:]))
+        x = g.concat(parts or _inception_e(g, x, name), name)
+    return g.pooled_classifier(x, "fc")
+
+
+def _inception_e(g: GraphBuilder, x: str, name: str) -> list[str]:
+    parts = [_inception_branch(g, x, f"{name}.branch1x1", ((320,),))]
+    for key, steps in (("branch3x3", ((384,),)), ("branch3x3dbl", ((448,), (384, 3, 1, 1)))):
+        y = _inception_branch(g, x, f"{name}.{key}", steps)
+        halves = [
+            _inception_branch(g, y, f"{name}.{key}.{end}", ((384, kernel, 1, padding),))
+            for end, kernel, padding in (("a", (1, 3), (0, 1)), ("b", (3, 1), (1, 0)))
+        ]
+        parts.append(g.concat(halves, f"{name}.{key}"))
+    y = g.pool(x, f"{name}.branch_pool.pool", "AveragePool", 3, 1, 1)
+    return [*parts, _inception_branch(g, y, f"{name}.branch_pool", ((192,),))]
+
+
+def vgg(g: GraphBuilder, depths: tuple[int, ...]) -> str:
+    """VGG (arXiv 1409.1556)."""
+    x = INPUT
+    for stage, depth in enumerate(depths):
+        for layer in range(depth):
+            name = f"features.{stage}.{layer}"
+            x = g.relu(g.conv(x, name, min(64 * 2**stage, 512), 3, padding=1), f"{name}.relu")
+        x = g.pool(x, f"features.{stage}", "MaxPool", 2, 2)
+    return _three_linear(g, x, 7)
+
+
+def alexnet(g: GraphBuilder) -> str:
+    """AlexNet (arXiv 1404.5997)."""
+    x = g.relu(g.conv(INPUT, "features.0", 64, 11, stride=4, padding=2), "features.1")
+    x = g.relu(g.conv(g.pool(x, "features.2", "MaxPool", 3, 2), "features.3", 192, 5, padding=2), "features.4")
+    x = g.pool(x, "features.5", "MaxPool", 3, 2)
+    for i, channels in ((6, 384), (8, 256), (10, 256)):
+        x = g.relu(g.conv(x, f"features.{i}", channels, 3, padding=1), f"features.{i + 1}")
+    return _three_linear(g, g.pool(x, "features.12", "MaxPool", 3, 2), 6)
+
+
+def _three_linear(g: GraphBuilder, x: str, size: int) -> str:
+    """The map averaged to `size` x `size`, and three linear layers."""
+    height, width = g.shapes[x][1:]
+    if height != width or height % size or not height:
+        raise InputError(
+            f"{g.name}: image size {'x'.join(map(str, g.shapes[INPUT][1:]))}: the last map is {height}x{width} and has "
+            f"to be a square of a multiple of {size}, as with 224x224"
+        )
+    x = g.flatten(g.pool(x, "avgpool", "AveragePool", height // size, height // size))
+    for i in (1, 4):
+        x = g.relu(g.gemm(x, f"classifier.{i}", 4096), f"classifier.{i + 1}")
+    return g.classifier(x, "classifier.6")

@@ -71,12 +71,17 @@ def resnet(
     image_size: tuple[int, int],
     depths: tuple[int, ...],
     bottleneck: bool,
+    groups: int = 1,
+    base_width: int = 64,
 ) -> DeployGraph:
-    """ResNet (arXiv 1512.03385) node by node, from the arrays of torchvision."""
+    """ResNet (arXiv 1512.03385) or ResNeXt (arXiv 1611.05431) node by node, from the arrays of torchvision.
+
+    `base_width` shows in the arrays.
+    """
     b = LayerList(arrays)
 
-    def conv(name: str, norm: str, stride: int, padding: int) -> str:
-        b.add("conv", name, ("weight",), groups=1, stride=stride, padding=padding)
+    def conv(name: str, norm: str, stride: int, padding: int, groups: int = 1) -> str:
+        b.add("conv", name, ("weight",), groups=groups, stride=stride, padding=padding)
         return b.add("batch_norm", norm, ("weight", "bias", "running_mean", "running_var"), eps=BATCH_NORM_EPS)
 
     conv("conv1", "bn1", 2, 3)
@@ -90,7 +95,7 @@ def resnet(
             for i, kernel in enumerate(kernels, 1):
                 # The first 3x3 convolution is the one with the stride.
                 step = stride if i == kernels.index(3) + 1 else 1
-                branch = conv(f"{name}.conv{i}", f"{name}.bn{i}", step, kernel // 2)
+                branch = conv(f"{name}.conv{i}", f"{name}.bn{i}", step, kernel // 2, groups if kernel == 3 else 1)
                 if i < len(kernels):
                     b.add("relu", f"{name}.relu{i}")
             if f"{name}.downsample.0.weight" in arrays:

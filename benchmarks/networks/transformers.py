@@ -1,11 +1,13 @@
-"""Networks with LayerNorm or GELU: ConvNeXt, ConvNeXt V2, ConvMixer and the vision transformer."""
+"""Networks with LayerNorm or GELU: ConvNeXt, ConvNeXt V2, ConvMixer, the vision transformer and Swin."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
+from ...errors import InputError
 from ...export.graph import INPUT, NCHW, NHWC
 from .builder import GraphBuilder
 
@@ -86,20 +88,26 @@ def vit(g: GraphBuilder, dim: int, depth: int, heads: int, patch: int) -> str:
     x = g.conv(INPUT, "patch_embed.proj", dim, patch, stride=patch)
     count = math.prod(g.shapes[x][1:])
     x = g.transpose(g.reshape(x, "patch_embed.flatten", (dim, count)), "patch_embed", (0, 2, 1))
-    x = g.node("Concat", [_class_token(g, x, dim), x], "tokens", (count + 1, dim), axis=1)
+    x = g.concat([_class_token(g, x, dim), x], "tokens")
     x = g.node("Add", [x, g.parameter("pos_embed", (1, count + 1, dim))], "embedded", (count + 1, dim))
     for i in range(depth):
         name = f"blocks.{i}"
         x = g.add(x, _attention(g, g.layer_norm(x, f"{name}.norm1"), f"{name}.attn", heads), f"{name}.add")
-        y = g.gelu(g.linear(g.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1", 4 * dim), f"{name}.mlp.act")
-        x = g.add(x, g.linear(y, f"{name}.mlp.fc2", dim, gain=0.5), name)
+        x = _mlp(g, x, name)
     x = g.node("Gather", [g.layer_norm(x, "norm"), g.constant("first", 0, np.int64)], "class", (dim,), axis=1)
     return g.classifier(x, "head")
+
+
+def _mlp(g: GraphBuilder, x: str, name: str) -> str:
+    dim = g.shapes[x][-1]
+    y = g.gelu(g.linear(g.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1", 4 * dim), f"{name}.mlp.act")
+    return g.add(x, g.linear(y, f"{name}.mlp.fc2", dim, gain=0.5), name)
 
 
 def _class_token(g: GraphBuilder, x: str, dim: int) -> str:
     if g.batch is not None:
         g.parameters += dim
+        g.shapes["cls_token"] = (1, dim)
         return g.tensor("cls_token", (g.batch, 1, dim), lambda: g.weights.vector("cls_token", dim))
     token = g.parameter("cls_token", (1, 1, dim))
     shape = g.node("Shape", [x], "tokens.shape", ())
@@ -108,7 +116,9 @@ def _class_token(g: GraphBuilder, x: str, dim: int) -> str:
     return g.node("Expand", [token, target], "cls_token.expanded", (1, dim))
 
 
-def _attention(g: GraphBuilder, x: str, name: str, heads: int) -> str:
+def _attention(
+    g: GraphBuilder, x: str, name: str, heads: int, adjust: Callable[[str], str] = lambda scores: scores
+) -> str:
     count, dim = g.shapes[x]
     size = dim // heads
     qkv = g.linear(x, f"{name}.qkv", 3 * dim, gain=1.0)
@@ -121,8 +131,101 @@ def _attention(g: GraphBuilder, x: str, name: str, heads: int) -> str:
     )
     k = g.node("Transpose", [k], f"{name}.k_t", (heads, size, count), perm=[0, 1, 3, 2])
     score = g.node("MatMul", [q, k], f"{name}.scores", (heads, count, count))
-    score = g.node("Mul", [score, g.constant("scale", size**-0.5)], f"{name}.scaled", (heads, count, count))
-    score = g.node("Softmax", [score], f"{name}.softmax", (heads, count, count), axis=3)
+    score = g.node("Mul", [score, g.constant(f"scale_{size}", size**-0.5)], f"{name}.scaled", (heads, count, count))
+    score = g.node("Softmax", [adjust(score)], f"{name}.softmax", (heads, count, count), axis=3)
     y = g.node("MatMul", [score, v], f"{name}.mixed", (heads, count, size))
     y = g.reshape(g.transpose(y, f"{name}.heads", (0, 2, 1, 3)), f"{name}.merged", (count, dim))
     return g.linear(y, f"{name}.proj", dim, gain=0.5)
+
+
+def swin(g: GraphBuilder, dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int) -> str:
+    """Swin transformer (arXiv 2103.14030) as its authors' code exports, for maps that the windows divide."""
+    x = g.conv(INPUT, "patch_embed.proj", dim, 4, stride=4)
+    _, height, width = g.shapes[x]
+    x = g.transpose(g.reshape(x, "patch_embed.flatten", (dim, height * width)), "patch_embed", (0, 2, 1))
+    x = g.layer_norm(x, "patch_embed.norm")
+    for stage, depth in enumerate(depths):
+        if min(height, width) < window or height % window or width % window:
+            raise InputError(
+                f"{g.name}: the map of stage {stage + 1} is {height}x{width}; its sides have to be multiples of "
+                f"{window}, as with 224x224"
+            )
+        for block in range(depth):
+            # A window that is the whole map has nowhere to shift to.
+            shift = window // 2 if block % 2 and min(height, width) > window else 0
+            x = _swin_block(g, x, f"layers.{stage}.{block}", (height, width), heads[stage], window, shift)
+        if stage < len(depths) - 1:
+            if height % 2 or width % 2:
+                raise InputError(f"{g.name}: the map of stage {stage + 1} is {height}x{width} and cannot be halved")
+            x = _patch_merging(g, x, f"layers.{stage}.downsample", (height, width))
+            height, width = height // 2, width // 2
+    x = g.transpose(g.layer_norm(x, "norm"), "channels_first", (0, 2, 1))
+    x = g.node("GlobalAveragePool", [x], "avgpool", (g.shapes[x][0], 1))
+    return g.classifier(g.flatten(x), "head")
+
+
+def _patch_merging(g: GraphBuilder, x: str, name: str, size: tuple[int, int]) -> str:
+    (height, width), channels = size, g.shapes[x][-1]
+    x = g.reshape(x, f"{name}.map", (height, width, channels))
+    parts = []
+    for row, column in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        part = g.slice(x, f"{name}.rows{row}{column}", 1, row, height, 2)
+        parts.append(g.slice(part, f"{name}.part{row}{column}", 2, column, width, 2))
+    x = g.reshape(g.concat(parts, f"{name}.concat", 3), f"{name}.flat", (height * width // 4, 4 * channels))
+    return g.linear(g.layer_norm(x, f"{name}.norm"), f"{name}.reduction", 2 * channels, gain=1.0, bias=False)
+
+
+def _rolled(g: GraphBuilder, x: str, name: str, shift: int) -> str:
+    """Rows and columns moved up and left by `shift`, around the edge."""
+    for axis, side in ((1, "rows"), (2, "columns")):
+        size = g.shapes[x][axis - 1]
+        cut = shift % size
+        tail = g.slice(x, f"{name}.{side}.tail", axis, cut, size)
+        head = g.slice(x, f"{name}.{side}.head", axis, 0, cut)
+        x = g.concat([tail, head], f"{name}.{side}", axis)
+    return x
+
+
+def _swin_block(g: GraphBuilder, x: str, name: str, size: tuple[int, int], heads: int, window: int, shift: int) -> str:
+    (height, width), channels, area = size, g.shapes[x][-1], window * window
+    rows, columns = height // window, width // window
+    y = g.reshape(g.layer_norm(x, f"{name}.norm1"), f"{name}.map", (height, width, channels))
+    if shift:
+        y = _rolled(g, y, f"{name}.roll", shift)
+    y = g.reshape(y, f"{name}.split", (rows, window, columns, window, channels))
+    y = g.transpose(y, f"{name}.swapped", (0, 1, 3, 2, 4, 5))
+    y = g.reshape(y, f"{name}.windows", (area, channels), batch=-1)
+
+    def adjust(scores: str) -> str:
+        # The table of (2 w - 1)^2 offsets is gathered into this array when the network is exported.
+        g.parameters += (2 * window - 1) ** 2 * heads
+        key, shape = f"{name}.attn.bias", (1, heads, area, area)
+        bias = g.tensor(key, shape, lambda: g.weights.vector(key, heads * area * area).reshape(shape))
+        scores = g.node("Add", [scores, bias], f"{name}.attn.biased", (heads, area, area))
+        if not shift:
+            return scores
+        split = (rows * columns, heads, area, area)
+        scores = g.reshape(scores, f"{name}.attn.by_window", split, batch=-1)
+        mask = _swin_mask((height, width), window, shift)
+        mask = g.tensor(f"{name}.attn.mask", mask.shape, lambda: mask)
+        scores = g.node("Add", [scores, mask], f"{name}.attn.masked", split)
+        return g.reshape(scores, f"{name}.attn.again", (heads, area, area), batch=-1)
+
+    y = _attention(g, y, f"{name}.attn", heads, adjust)
+    y = g.reshape(y, f"{name}.joined", (rows, columns, window, window, channels), batch=-1)
+    y = g.transpose(y, f"{name}.swapped_back", (0, 1, 3, 2, 4, 5))
+    y = g.reshape(y, f"{name}.whole", (height, width, channels))
+    if shift:
+        y = _rolled(g, y, f"{name}.roll_back", -shift)
+    x = g.add(x, g.reshape(y, f"{name}.tokens", (height * width, channels)), f"{name}.add")
+    return _mlp(g, x, name)
+
+
+def _swin_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
+    """-100 between pixels of a shifted window that are no neighbours in the image: (1, windows, 1, w^2, w^2)."""
+    # Along each side: whole windows, what is left of the last one, what came around the edge.
+    sides = [np.digitize(np.arange(n), (n - window, n - shift)) for n in size]
+    regions = 3 * sides[0][:, None] + sides[1][None]
+    regions = regions.reshape(size[0] // window, window, size[1] // window, window).transpose(0, 2, 1, 3)
+    regions = regions.reshape(-1, window * window)
+    return np.where(regions[:, :, None] == regions[:, None], 0.0, -100.0).astype(np.float32)[None, :, None]

@@ -13,6 +13,7 @@ from ..architecture import BATCH_NORM_EPS, STATISTICS
 from ..errors import InputError, listed
 from ..models import BATCH_NORM_KEEP, BatchNorm, DropPath, NeoNeXt
 from ..names import official_name
+from ..ops.cpu import operators as cpu
 from .config import OptimizerConfig, PrecisionConfig
 from .optimizers import layer_rates, make_optimizer
 from .precision import cast_model, first_scale
@@ -129,8 +130,8 @@ class TrainStep:
             raise InputError(
                 f"a step takes {self.config.accumulate} batches (optimizer.accumulate), got {len(batches)}"
             )
-        told = [self._accumulate(*self._inputs(batch)).asnumpy() for batch in batches[:-1]]
-        told.append(self._step(*self._inputs(batches[-1]), Tensor(np.float32(rate))).asnumpy())
+        told = [result_of(self._accumulate, *self._inputs(batch)) for batch in batches[:-1]]
+        told.append(result_of(self._step, *self._inputs(batches[-1]), Tensor(np.float32(rate))))
         loss, hits = np.mean([values[0] for values in told]), sum(values[1] for values in told)
         _, _, norm, applied, scale = told[-1]
         return StepResult(float(loss), round(float(hits)), float(norm), bool(applied), float(scale))
@@ -139,6 +140,14 @@ class TrainStep:
     def drop_path_rates(self) -> list[float]:
         """Drop-path rate of each block that has one, in the order of the rows of `keep`."""
         return [rate for stage in self.model.architecture.drop_path_rates() for rate in stage if rate > 0]
+
+    @property
+    def messages(self) -> list[int]:
+        """Numbers in each message that a step sends to the other cards; see `_averages`."""
+        told = 2 + sum(statistic.size for statistic in self._statistics)
+        normalised = [cell.gamma.size for _, cell in self.model.cells_and_names() if _synchronised(cell)]
+        # Mean and variance, forward and backward.
+        return [*normalised * 4, told] * self.config.accumulate + [sum(w.size for w in self.optimizer.weights)]
 
     @property
     def updates(self) -> int:
@@ -200,8 +209,8 @@ class TrainStep:
         return tuple(Tensor(np.ascontiguousarray(part, np.float32)) for part in (*batch[:2], keep))
 
     def _make_pass(self):
-        """Forward and backward of one batch: gradients without the loss scale, and `[loss, hits]`."""
-        drop_path, gradients, scale = self.drop_path, self._gradients, self._scale
+        """Forward and backward of one batch: gradients of the scaled loss, and `[loss, hits]`."""
+        drop_path, gradients = self.drop_path, self._gradients
         statistics, world, all_reduce = self._statistics, self.world, self._all_reduce
         sizes = (2, *(statistic.size for statistic in statistics))
 
@@ -222,17 +231,16 @@ class TrainStep:
                 told = ops.stack((means[0][0], means[0][1] * world))
                 finite = ops.isfinite(told[0])
             each(partial(_settle, finite), statistics, after, before)
-            return each(partial(_divide, scale), found), told
+            return found, told
 
         return run
 
     def _make_accumulate(self):
-        run, sums, share = self._make_pass(), self._sums, 1 / self.config.accumulate
+        run, sums, share, scale = self._make_pass(), self._sums, 1 / self.config.accumulate, self._scale
 
         def accumulate(images, targets, keep):
             gradients, told = run(images, targets, keep)
-            each(partial(_add, share), sums, gradients)
-            return told
+            return last(told, each(partial(_add, share / scale), sums, gradients))
 
         return accumulate
 
@@ -247,21 +255,24 @@ class TrainStep:
         def step(images, targets, keep, rate):
             used = scale * 1
             gradients, told = run(images, targets, keep)
+            # What the gradients have to be multiplied with.
+            unit = 1 / used
             if len(sums) > 0:
-                gradients = each(partial(_total, share), sums, gradients)
+                gradients = each(partial(_total, share * unit), sums, gradients)
                 each(_clear, sums)
+                unit = unit * 0 + 1
             if world > 1:
                 gradients = _averages(all_reduce, world, gradients, sizes)
-            norm = ops.sqrt(ops.stack(each(_squares, gradients)).sum())
+            norm = ops.sqrt(ops.stack(each(partial(_squares, unit), gradients)).sum())
             finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(told[0]))
             applied = finite.astype(ms.float32)
-            usable = each(partial(_finite, finite), gradients)
             if clip_norm > 0:
-                usable = each(partial(_multiply, ops.select(finite, _clip(norm, clip_norm), norm * 0 + 1)), usable)
-            optimizer.update(usable, rate, updates + 1, applied)
+                unit = unit * _clip(norm, clip_norm)
+            factor = ops.select(finite, unit, ops.zeros_like(unit))
+            done = optimizer.update(each(partial(_usable, factor), gradients), rate, updates + 1, applied)
             # The average takes what the optimizer has just written.
             if len(ema) > 0:
-                each(partial(_average, ema_share * applied), ema, everything)
+                done = (done, each(partial(_average, ema_share * applied), ema, everything))
             ops.assign_add(updates, applied)
             if dynamic:
                 grown = (good + 1) * applied
@@ -269,7 +280,7 @@ class TrainStep:
                 factor = applied * (1 + full) + (1 - applied) * 0.5
                 ops.assign(scale, ops.maximum(scale * factor, Tensor(np.float32(_LEAST_SCALE))))
                 ops.assign(good, grown * (1 - full))
-            return ops.concat((told, ops.stack((norm, applied, used))))
+            return last(ops.concat((told, ops.stack((norm, applied, used)))), done)
 
         return step
 
@@ -296,14 +307,6 @@ def _settle(finite, statistic, after, before):
     return ops.assign(statistic, ops.select(finite, after, before))
 
 
-def _divide(divisor, tensor):
-    return tensor / divisor
-
-
-def _multiply(factor, tensor):
-    return tensor * factor
-
-
 def _add(share, total, tensor):
     return ops.assign_add(total, tensor * share)
 
@@ -316,12 +319,34 @@ def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
-def _squares(tensor):
+def _squares(factor, tensor):
+    if cpu.usable(tensor.dtype):
+        return cpu.sum_of_squares(tensor, factor.reshape(1)).reshape(())
+    tensor = tensor * factor
     return (tensor * tensor).sum()
 
 
-def _finite(finite, tensor):
-    return ops.select(finite, tensor, ops.zeros_like(tensor))
+def _usable(factor, tensor):
+    """The tensor times the factor; zeros for the factor 0, even where the tensor is not finite."""
+    if cpu.usable(tensor.dtype):
+        return cpu.scaled(tensor, factor.reshape(1))
+    return ops.select(factor > 0, tensor * factor, ops.zeros_like(tensor))
+
+
+def last(result, done):
+    """The result, once `done` is computed."""
+    result = ops.depend(result, done)
+    if cpu.usable(result.dtype):
+        result = cpu.finished(result)
+    return result
+
+
+def result_of(graph, *inputs) -> np.ndarray:
+    """What a graph that ends with `last` computes; other threads have the processor meanwhile."""
+    finish = cpu.Finish()
+    result = graph(*inputs)
+    finish.wait()
+    return result.asnumpy()
 
 
 def _average(share, average, tensor):
@@ -414,6 +439,10 @@ class _SyncBatchNorm(nn.Cell):
         ops.assign(moving_variance, moving_variance * BATCH_NORM_KEEP + unbiased * share)
         scale = gamma * ops.rsqrt(variance + BATCH_NORM_EPS)
         return centred * scale.reshape(1, -1, 1, 1) + beta.reshape(1, -1, 1, 1)
+
+
+def _synchronised(cell: nn.Cell) -> bool:
+    return isinstance(cell, BatchNorm) and isinstance(cell.exact, _SyncBatchNorm)
 
 
 def _synchronise_batch_norm(model: NeoNeXt, world: int) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import re
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...errors import InputError, ToolchainError
+from ...errors import InputError
 from ...files import explained, publish, staging
+from ..compiled import attempt, cache_directory, compiler, compiler_version, messages
 from .host import has_host, without_host
 
 INCLUDE = Path(__file__).with_name("include")
@@ -62,39 +58,6 @@ _INTERFACES = (
     "vec_unary vec_vconv vec_vpadding"
 )
 
-_COMPILE_SECONDS = 600
-_SHOWN_LINES = 20
-
-
-def compiler() -> tuple[str, ...]:
-    """The C++ compiler's command: `CXX`, or `g++`.
-
-    Raises:
-        ToolchainError: there is none.
-    """
-    command = tuple(shlex.split(os.environ.get("CXX", ""))) or ("g++",)
-    if shutil.which(command[0]) is None:
-        raise ToolchainError(
-            f"C++ compiler {command[0]!r} not found; the twin compiles kernels with it. "
-            "Install g++ (version 9 or later), or set CXX to a compiler that takes the same options"
-        )
-    return command
-
-
-@functools.lru_cache(maxsize=8)
-def _version(command: tuple[str, ...]) -> str:
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode != 0:
-        raise ToolchainError(f"`{shlex.join(command)} --version` failed: {done.stderr.strip()[:500]}")
-    return done.stdout
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: `neonext_ms/twin` in `XDG_CACHE_HOME` or `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    root = Path(base) if base and os.path.isabs(base) else Path.home() / ".cache"
-    return root / "neonext_ms" / "twin"
-
 
 def build(
     source: Path,
@@ -129,8 +92,8 @@ def build(
         *(f"-D{name}" if value is None else f"-D{name}={value}" for name, value in every.items()),
         *(f"-I{folder}" for folder in [*include, INCLUDE]),
     ]
-    key = _digest(_version(command), *command, *options, str(source), entry or "")
-    cache = _usable(cache_directory())
+    key = _digest(compiler_version(command), *command, *options, str(source), entry or "")
+    cache = cache_directory("twin")
     manifest = cache / f"{key}.json"
     known = _read_manifest(manifest)
     if known is not None and _unchanged(known["files"]) and (cache / known["object"]).is_file():
@@ -182,21 +145,6 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _usable(cache: Path) -> Path:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK | os.X_OK):
-            return cache
-    except OSError:
-        pass
-    return _temporary_cache()
-
-
-@functools.lru_cache(maxsize=1)
-def _temporary_cache() -> Path:
-    return Path(tempfile.mkdtemp(prefix="neonext_twin_"))
-
-
 def _read_manifest(path: Path) -> dict | None:
     try:
         known = json.loads(path.read_text())
@@ -219,24 +167,9 @@ def _file_digest(path: str | os.PathLike) -> str | None:
 def _compile(command: list[str], source: Path, stage: Path) -> dict[str, str]:
     """Compile, and give every file that was read, but the system's headers, with its digest."""
     depends = stage / "depends"
-    try:
-        done = subprocess.run(
-            [*command, "-MMD", "-MF", str(depends), "-MT", "object"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_COMPILE_SECONDS,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{source}: the C++ compiler did not finish within {_COMPILE_SECONDS} s") from error
+    done = attempt([*command, "-MMD", "-MF", str(depends), "-MT", "object"])
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        shown = "\n".join(f"  {line}" for line in lines[:_SHOWN_LINES])
-        more = f"\n  ... and {len(lines) - _SHOWN_LINES} more lines" if len(lines) > _SHOWN_LINES else ""
-        raise InputError(f"{source} does not compile against the twin's headers:\n{shown}{more}")
+        raise InputError(f"{source} does not compile against the twin's headers:{messages(done)}")
     listed = depends.read_text().replace("\\\n", " ").partition(":")[2]
     names = [name.replace("\\ ", " ") for name in re.findall(r"(?:\\ |\S)+", listed)]
     names = [name for name in names if not Path(name).is_relative_to(stage)]

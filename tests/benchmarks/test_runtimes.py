@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
-import lite_stand_in
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from acl_stand_in import StandIn
 from onnx import TensorProto, helper
 
+import lite_stand_in
+from acl_stand_in import StandIn
 from neonext_ms.benchmarks import inputs, runtimes
 from neonext_ms.benchmarks.runtimes import Settings, pyacl
 from neonext_ms.errors import InputError, ToolchainError, UsageError

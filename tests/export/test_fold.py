@@ -44,6 +44,15 @@ def _conv(inputs, outputs, kernel=1, bias=False):
     return "conv", arrays, {"groups": 1}
 
 
+def _layer_norm(channels, axis):
+    return "layer_norm", {"weight": _array(channels), "bias": _array(channels)}, {"eps": 1e-3, "axis": axis}
+
+
+def _strided(conv, **attributes):
+    op, arrays, own = conv
+    return op, arrays, {**own, **attributes}
+
+
 def _graph(*layers, size=(8, 12)):
     made, value = [], "input"
     for i, (op, arrays, attributes) in enumerate(layers):
@@ -85,6 +94,17 @@ def test_channels_first_leaves_other_transposes_alone():
     _check(rules.channels_first, graph, ["transpose", "linear"])
 
 
+def test_channels_first_takes_a_layer_norm_along():
+    graph = _graph(
+        ("transpose", {}, {"order": NHWC}),
+        _layer_norm(3, -1),
+        ("linear", {"weight": _array(5, 3)}, {}),
+        ("transpose", {}, {"order": NCHW}),
+    )
+    folded = _check(rules.channels_first, graph, ["layer_norm", "conv"])
+    assert folded.layers[0].attributes["axis"] == 1
+
+
 def test_merge_stem():
     graph = _graph(("space_to_depth", {}, {"block": 4}), _conv(48, 5))
     folded = _check(rules.merge_stem, graph, ["conv"])
@@ -114,6 +134,35 @@ def test_batch_norm_into_conv(bias):
 def test_batch_norm_into_next(bias):
     graph = _graph(_conv(3, 4), _cell(PAIR), _norm(4), _conv(4, 6, bias=bias))
     _check(rules.batch_norm_into_next, graph, ["conv", "neocell", "conv"])
+
+
+@pytest.mark.parametrize("attributes", [{"padding": 1}, {"stride": 2}])
+def test_only_a_linear_layer_on_every_pixel_counts_as_one(attributes):
+    conv = _strided(_conv(4, 5), **attributes)
+    _check(rules.batch_norm_into_next, _graph(_conv(3, 4), _cell(PAIR), _norm(4), conv), [
+        "conv", "neocell", "batch_norm", "conv",
+    ])  # fmt: skip
+    _check(rules.merge_downsample, _graph(_strided(_conv(3, 4), **attributes), _cell(HALVE)), ["conv", "neocell"])
+    _check(rules.batch_norm_into_conv, _graph(_strided(_conv(3, 4, 3), **attributes), _norm(4)), ["conv"])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer_norm_into_next(bias):
+    for conv in (_conv(3, 5, 1, bias), _conv(3, 5, 2, bias), _strided(_conv(3, 5, 3, bias), stride=1)):
+        folded = _check(rules.layer_norm_into_next, _graph(_layer_norm(3, 1), conv), ["layer_norm", "conv"])
+        assert not folded.layers[0].arrays
+    linear = "linear", {"weight": _array(5, 3)} | ({"bias": _array(5)} if bias else {}), {}
+    graph = _graph(("global_mean", {}, {}), _layer_norm(3, -1), linear)
+    assert not _check(rules.layer_norm_into_next, graph, ["global_mean", "layer_norm", "linear"]).layers[1].arrays
+    # The shift would not reach the zeros around the map.
+    padded = _graph(_layer_norm(3, 1), _strided(_conv(3, 5, 3, bias), stride=1, padding=1))
+    assert _check(rules.layer_norm_into_next, padded, ["layer_norm", "conv"]).layers[0].arrays
+
+
+def test_layer_norm_to_depthwise():
+    _check(rules.layer_norm_to_depthwise, _graph(_layer_norm(3, 1)), ["layer_norm", "conv"])
+    mean = "global_mean", {}, {}
+    _check(rules.layer_norm_to_depthwise, _graph(mean, _layer_norm(3, -1)), ["global_mean", "layer_norm"])
 
 
 def test_batch_norm_into_neocell():

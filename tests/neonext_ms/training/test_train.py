@@ -16,7 +16,11 @@ from neonext_ms import load_checkpoint, safetensors_format, save_checkpoint
 from neonext_ms.architecture import make_architecture
 from neonext_ms.commands import validate
 from neonext_ms.commands.train import main
+from neonext_ms.export.command import main as export_main
 from neonext_ms.initialization import initial_arrays
+from neonext_ms.training.config import known_keys
+from neonext_ms.training.config_keys import describe_keys
+from neonext_ms.training.records import write_records
 from neonext_ms.training.runlog import read_csv
 from neonext_ms.training.state import Checkpoints, Progress, load_state
 from neonext_ms.training.step import TrainStep
@@ -79,8 +83,19 @@ def test_a_run_leaves_everything_that_is_needed_afterwards(folder, capsys):
         assert checkpoint.metadata["image_size"] == [32, 32] and checkpoint.metadata["preprocessing"]["crop"] == 0.875
     whole = load_checkpoint(run / "checkpoints" / "step-000000006.safetensors", ema=True)
     assert _same(whole.arrays, load_checkpoint(run / "final_ema.safetensors").arrays)
-    assert validate.main(["--model", str(run / "final.safetensors"), str(folder / "data" / "val"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["top1"]["accuracy"] == result["last"]["model"]["top1"]
+    export = ["--checkpoint", str(run / "best.safetensors"), "--target", "onnx", "--output", str(folder / "build")]
+    assert export_main(export) == 0
+    capsys.readouterr()
+    # The export agrees with the training's own validation, image by image.
+    predictions = ["--predictions", str(folder / "predictions.csv"), "--json", str(folder / "data" / "val")]
+    assert validate.main(["--model", str(folder / "build" / "best.onnx"), *predictions]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"]["accuracy"] == result["best"]["top1"]
+    validated = read_csv(folder / "predictions.csv")
+    assert [{**row} for row in read_csv(run / "best_predictions.csv")] == [
+        {key: row[key] for key in ("path", "label", "predicted")} for row in validated
+    ]
+    assert all(float(row["images_per_second"]) > 0 for row in read_csv(run / "epochs.csv"))
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
 
 
 def test_the_resolved_configuration_repeats_the_run(folder):
@@ -194,10 +209,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, capsys):
     _train(folder, "run", "run.stop_after=1")
     path = str(Checkpoints(folder / "run" / "checkpoints", 1).paths()[0])
     assert _train(folder, "other", "--resume", path, "model.dims=[4,4,4,8]") == 1
-    error = capsys.readouterr().err
-    assert path in error and "misshapen: model.head.fc.weight is (2, 4), expected (2, 8)" in error
+    difference = f"{path}: a checkpoint of another architecture: dims [4, 4, 4, 4] (this run: [4, 4, 4, 8]); "
+    assert f"error: {difference}resume with the configuration that it was made with\n" in capsys.readouterr().err
     assert _train(folder, "other", "--init", path, "model.dims=[4,4,4,8]") == 1
-    assert "misshapen: head.fc.weight is (2, 4), expected (2, 8)" in capsys.readouterr().err
+    assert f"error: {difference}leave out the options under model to take its own\n" in capsys.readouterr().err
+    assert _train(folder, "other", "--resume", path, "ema.decay=0") == 1
+    assert "it does not fit this configuration (" in capsys.readouterr().err
     assert not (folder / "other").exists()
 
 
@@ -254,7 +271,35 @@ def test_mistakes_are_found_before_anything_is_written(folder, capsys, arguments
     assert not (folder / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "plot", "ablate"])
+def test_records_train_as_the_folder_does(folder):
+    write_records(folder / "data", folder / "records", shards=2)
+    _train(folder, "folder", "schedule.epochs=1")
+    records = ["data.dataset=mindrecord", f"data.path={folder / 'records'}"]
+    assert _train(folder, "records", "schedule.epochs=1", *records) == 0
+    assert _same(_state(folder, "folder")[0], _state(folder, "records")[0])
+    one, other = ((folder / run / "best_predictions.csv").read_text() for run in ("folder", "records"))
+    assert one == other and "blue/0.png,blue," in one
+
+
+def test_keys_are_listed_with_their_meaning(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--keys"])
+    listed = capsys.readouterr().out
+    assert all(f"  {key}=" in listed for key in known_keys())
+    assert "data.batch_size=128  images of one step on one card." in listed
+    assert all(meaning for _, _, meaning in describe_keys())
+
+
+def test_the_digits_can_be_written(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--write-digits", str(tmp_path / "digits")])
+    assert len(list((tmp_path / "digits" / "val").glob("*/*.png"))) == 360
+    (tmp_path / "file").write_text("")
+    assert main(["--write-digits", str(tmp_path / "file")]) == 1
+    assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "plot", "ablate", "mindrecord"])
 def test_help_imports_nothing_heavy(command):
     script = (
         f"import sys\nfrom neonext_ms.commands.{command} import main\n"

@@ -9,6 +9,7 @@ import pytest
 
 from neonext_ms.errors import InputError, ToolchainError
 from neonext_ms.ops import twin
+from neonext_ms.ops.compiled import cache_directory
 from neonext_ms.ops.twin import build
 
 SOURCE = """
@@ -62,13 +63,13 @@ def test_the_cache_follows_every_input(source, monkeypatch):
     (source.parent / "value.h").write_text("#define VALUE 50\n")
     assert _put(source)[0] == 52
     assert len(compiled) == 2
-    names = os.listdir(build.cache_directory())
+    names = os.listdir(cache_directory("twin"))
     assert all(name.endswith((".so", ".json")) for name in names), "nothing half-made is left"
 
 
 def test_a_damaged_cache_is_made_again(source):
     _put(source)
-    manifest = next(build.cache_directory().glob("*.json"))
+    manifest = next(cache_directory("twin").glob("*.json"))
     for text in ("{", "[]", '{"object": "x.so"}'):
         manifest.write_text(text)
         assert build._read_manifest(manifest) is None

@@ -1,0 +1,274 @@
+"""A training step on this CPU against the official PyTorch code, round by round, and its time by part.
+
+python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
+    [--torch PYTHON --official REPOSITORY]
+
+`step` is the step of `neonext-train`, with its check of gradients and statistics; `bare` is forward, backward and
+AdamW alone, which is what the official code is timed with. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..commands.common import Parser, print_json, run
+from ..commands.predict import positive
+from ..errors import ToolchainError
+from .command import batches
+from .measure import EXECUTE, Parts, interleave
+from .models import check_torch, official_options
+from .statistics import ratio, summary
+
+# A thread pool spins for some milliseconds after its work, which must not fall into the other's turn.
+_REST_SECONDS = 0.05
+# The step of T unrolls into deeper calls than MindSpore allows by default.
+_RECURSION = 20000
+
+
+class _Official:
+    """The official code in a process of its own, which makes a step when told."""
+
+    def __init__(self, args: argparse.Namespace, options: dict, size: int, batch: int):
+        script = Path(__file__).parent / "official" / "step.py"
+        command = [args.torch, script, args.official, args.threads, batch, size, json.dumps(options)]
+        try:
+            self._process = subprocess.Popen(
+                list(map(str, command)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
+            )
+        except OSError as error:
+            raise ToolchainError(
+                f"--torch {args.torch}: cannot be run ({error.strerror}); it takes a Python that has torch"
+            ) from error
+        self.versions = self._read()
+
+    def step(self) -> Parts:
+        """Make a step, which the process times itself."""
+        time.sleep(_REST_SECONDS)
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return Parts({EXECUTE: self._read()["seconds"]})
+
+    def _read(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            lines = self._process.stderr.read().strip().splitlines() or ["no message"]
+            raise ToolchainError(f"the official code did not run: {lines[-1]}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class _Ours:
+    """Steps of one model at one batch."""
+
+    def __init__(self, name: str, batch: int):
+        import mindspore as ms
+        import numpy as np
+        from mindspore import Tensor
+
+        from ..models import create_model
+        from ..training.step import TrainStep, last, result_of
+
+        self.ms, self.np = ms, np
+        self._last, self._result_of = last, result_of
+        self.model = create_model(name)
+        self.trainer = TrainStep(self.model)
+        classes, size = self.model.architecture.num_classes, self._size(name)
+        images = np.random.RandomState(0).standard_normal((batch, 3, size, size)).astype(np.float32)
+        targets = np.eye(classes, dtype=np.float32)[np.arange(batch) % 10]
+        self._batch = images, targets
+        self._tensors = Tensor(images), Tensor(targets)
+        self.bare = self._make_bare()
+
+    @staticmethod
+    def _size(name: str) -> int:
+        from ..registry import model_config
+
+        return model_config(name).image_size[0]
+
+    def step(self) -> Parts:
+        """The step of `neonext-train`."""
+        return _timed(lambda: self.trainer([self._batch], 1e-3))
+
+    def _make_bare(self) -> Callable[[], Parts]:
+        """Forward, backward and AdamW, nothing else."""
+        ms, ops, last = self.ms, self.ms.ops, self._last
+        model, optimizer = self.model, self.trainer.optimizer
+        rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1e-3, 100, 1))
+
+        def forward(images, targets):
+            return -(targets * ops.log_softmax(model(images), -1)).sum(-1).mean()
+
+        gradients = ms.value_and_grad(forward, None, optimizer.weights)
+
+        @ms.jit
+        def step(images, targets):
+            loss, found = gradients(images, targets)
+            return last(loss.reshape(1), optimizer.update(found, rate, count, keep))
+
+        return lambda: _timed(lambda: self._result_of(step, *self._tensors))
+
+    def parts(self, rounds: int) -> dict[str, float]:
+        """Milliseconds, forward and backward, of the parts of the network: medians of each alone, times its number."""
+        found: dict[str, float] = {}
+        x = self.ms.Tensor(self._batch[0])
+        for name, cell, count in self._cells():
+            found[name] = found.get(name, 0.0) + count * self._time(cell, x, rounds)
+            x = cell(x)
+        found["AdamW"] = self._time_optimizer(rounds)
+        return found
+
+    def _cells(self):
+        """Every part once for each shape in the order of the data: name, cell, how often it occurs."""
+        model, depths = self.model, self.model.architecture.per_stage_layers
+        yield "stem", model.stem, 1
+        for stage, depth in enumerate(depths):
+            content = getattr(model, f"stage_{stage + 1}")[0].ops.content
+            for name in ("neocell", "norm", "fc_1", "act", "fc_2", "layer_scale"):
+                if getattr(content, name) is not None:
+                    yield name, getattr(content, name), depth
+            if stage < len(depths) - 1:
+                yield "downsample", getattr(model, f"downsample_{stage + 1}"), 1
+        yield "head", model.head, 1
+
+    def _time(self, cell, x, rounds: int) -> float:
+        ms, last = self.ms, self._last
+        upstream = ms.ops.ones_like(cell(x))
+        weights = ms.ParameterTuple(cell.trainable_params())
+
+        def product(x):
+            return (cell(x) * upstream).sum()
+
+        # Without weights only the input's gradient is asked for.
+        gradient = ms.grad(product, 0, weights) if len(weights) else ms.grad(product, 0)
+
+        @ms.jit
+        def both(x):
+            return last(ms.ops.ones(1), gradient(x))
+
+        return self._median(both, [x], rounds)
+
+    def _time_optimizer(self, rounds: int) -> float:
+        ms, optimizer, last = self.ms, self.trainer.optimizer, self._last
+        zeros = tuple(ms.ops.zeros_like(weight) for weight in optimizer.weights)
+        rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (0, 1, 0))
+
+        @ms.jit
+        def update(gradients):
+            return last(ms.ops.ones(1), optimizer.update(gradients, rate, count, keep))
+
+        return self._median(update, [zeros], rounds)
+
+    def _median(self, graph, inputs: Sequence, rounds: int) -> float:
+        found = interleave({"": lambda: self._result_of(graph, *inputs)}, rounds=rounds)
+        return summary(found.samples[""]).p50 * 1e3
+
+
+def _timed(call: Callable[[], object]) -> Parts:
+    time.sleep(_REST_SECONDS)
+    start = time.perf_counter()
+    call()
+    return Parts({EXECUTE: time.perf_counter() - start})
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Medians in milliseconds, and ratios to the official code if it is given, by batch size."""
+    # Read when MindSpore is imported.
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    import mindspore as ms
+
+    from ..ops.cpu.operators import available
+    from ..registry import model_config
+
+    ms.set_device("CPU")
+    ms.set_recursion_limit(_RECURSION)
+    config = model_config(args.model)
+    result = {
+        "model": args.model,
+        "threads": args.threads,
+        "mindspore": ms.__version__,
+        "kernels": available(ms.float32),
+        "batches": {},
+    }
+    for batch in args.batch:
+        ours = _Ours(args.model, batch)
+        work = {"step": ours.step, "bare": ours.bare}
+        official = None
+        if args.torch:
+            official = _Official(args, official_options(config.architecture), config.image_size[0], batch)
+            result["torch"] = official.versions["torch"]
+            work["official"] = official.step
+        load = os.getloadavg()[0]
+        try:
+            found = interleave(work, rounds=args.rounds)
+        finally:
+            if official is not None:
+                official.close()
+        if found.partial:
+            raise KeyboardInterrupt
+        row = {"rounds": args.rounds, "load_before": load}
+        for name, seconds in found.samples.items():
+            row[name] = {"seconds": summary(seconds).to_dict(), "samples": seconds}
+            if official is not None and name != "official":
+                row[name]["ratio"] = ratio(seconds, found.samples["official"]).to_dict()
+        if not args.no_parts:
+            row["parts_ms"] = ours.parts(max(3, args.rounds))
+        result["batches"][batch] = row
+    return result
+
+
+def _main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
+    parser.add_argument("--model", default="neonext_t.released_224", help="a named model with random weights")
+    parser.add_argument("--batch", type=batches, default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)")
+    parser.add_argument("--rounds", type=positive, default=15, help="timed steps of each (default 15)")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--torch", metavar="PYTHON", help="also the official PyTorch model, in this interpreter ...")
+    parser.add_argument("--official", metavar="REPOSITORY", help="... from this clone of HapKoM/neonext")
+    parser.add_argument("--no-parts", action="store_true", help="leave out the times by part")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    check_torch(args.torch, args.official)
+    result = measure(args)
+    if args.json:
+        print_json(result)
+        return
+    print(
+        f"{result['model']}, MindSpore {result['mindspore']} {'with' if result['kernels'] else 'without'} C++ kernels, "
+        f"{'torch ' + result['torch'] + ', ' if 'torch' in result else ''}{result['threads']} threads"
+    )
+    for batch, row in result["batches"].items():
+        print(f"batch {batch}, {row['rounds']} rounds, load {row['load_before']:.1f} before")
+        for name in ("step", "bare", "official"):
+            if name not in row:
+                continue
+            seconds = row[name]["seconds"]
+            line = f"  {name:9} {seconds['p50'] * 1e3:7.0f} ms (spread {seconds['spread']:.0%})"
+            if "ratio" in row[name]:
+                found = row[name]["ratio"]
+                sure = "" if found["sure"] else "; too noisy to rely on"
+                line += (
+                    f", {found['median_ratio']:.2f} times the official code "
+                    f"(95 % interval {found['low']:.2f} to {found['high']:.2f}{sure})"
+                )
+            print(line)
+        for name, spent in row.get("parts_ms", {}).items():
+            print(f"  {name:12} {spent:7.1f} ms forward and backward, alone")
+
+
+if __name__ == "__main__":
+    sys.exit(run(_main))

@@ -1,0 +1,71 @@
+// Gradients of BatchNorm in training, with the batch's statistics computed again, all sums in float64.
+//
+// MindSpore's own kernel adds in float32 one by one; see BatchNorm in neonext_ms/models.py for what that costs.
+
+#include <cmath>
+
+#include "kernel.h"
+#include "parallel.h"
+#include "sums.h"
+
+// x, dy (N, C, H, W), gamma (C), epsilon (1) -> dx (N, C, H, W), dgamma (C), dbeta (C)
+NEONEXT_KERNEL(batch_norm_grad) {
+  const int64_t images = shapes[0][0], channels = shapes[0][1], area = shapes[0][2] * shapes[0][3];
+  const float *const x = static_cast<const float *>(data[0]);
+  const float *const dy = static_cast<const float *>(data[1]);
+  const float *const gamma = static_cast<const float *>(data[2]);
+  const double epsilon = *static_cast<const float *>(data[3]);
+  float *const dx = static_cast<float *>(data[4]);
+  float *const dgamma = static_cast<float *>(data[5]);
+  float *const dbeta = static_cast<float *>(data[6]);
+  neonext::parallel(channels, [=](int64_t channel) {
+    const double count = static_cast<double>(images * area);
+    neonext::Sums plain, centred;
+    for (int64_t n = 0; n < images; ++n) {
+      const float *const from = x + (n * channels + channel) * area;
+      const float *const up = dy + (n * channels + channel) * area;
+      const neonext::Sums sums = neonext::accumulate(area, [=](int64_t i, float &first, float &second) {
+        first += from[i];
+        second += up[i];
+      });
+      plain.first += sums.first;
+      plain.second += sums.second;
+    }
+    const float mean = static_cast<float>(plain.first / count);
+    for (int64_t n = 0; n < images; ++n) {
+      const float *const from = x + (n * channels + channel) * area;
+      const float *const up = dy + (n * channels + channel) * area;
+      const neonext::Sums sums = neonext::accumulate(area, [=](int64_t i, float &first, float &second) {
+        const float difference = from[i] - mean;
+        first += difference * difference;
+        second += difference * up[i];
+      });
+      centred.first += sums.first;
+      centred.second += sums.second;
+    }
+    // What the rounding of the mean left.
+    const double rest = plain.first / count - mean;
+    const double variance = centred.first / count - rest * rest;
+    const double inverse = 1 / std::sqrt(variance + epsilon);
+    const double covariance = centred.second - rest * plain.second;
+    dgamma[channel] = static_cast<float>(covariance * inverse);
+    dbeta[channel] = static_cast<float>(plain.second);
+    // dx = scale * (dy - dbeta / count - (x - mean) * slope)
+    const double slope = covariance * inverse * inverse / count;
+    const float scale = static_cast<float>(gamma[channel] * inverse);
+    const float factor = static_cast<float>(slope);
+    const float shift = static_cast<float>(plain.second / count - rest * slope);
+    for (int64_t n = 0; n < images; ++n) {
+      const float *const from = x + (n * channels + channel) * area;
+      const float *const up = dy + (n * channels + channel) * area;
+      float *const to = dx + (n * channels + channel) * area;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < area; ++i) {
+        to[i] = scale * (up[i] - shift - (from[i] - mean) * factor);
+      }
+    }
+  });
+  return 0;
+}
+
+NEONEXT_SHAPES(batch_norm_grad, 3) { return {shape(0), shape(2), shape(2)}; }

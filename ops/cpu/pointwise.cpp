@@ -1,0 +1,175 @@
+// A linear layer over the channels of (N, C, H, W): one matrix product for each image, without a change of layout.
+//
+// The products are those of oneDNN, which MindSpore has loaded. Every thread makes its own part with a sequential
+// product. Small maps of several images are put side by side first: a product wants a hundred columns or more.
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernel.h"
+#include "parallel.h"
+#include "sums.h"
+
+namespace neonext {
+namespace {
+
+using Gemm = int (*)(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
+                     float, float *, int64_t);
+
+Gemm find_gemm() {
+  void *const library = dlopen("libdnnl.so.3", RTLD_LAZY | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : reinterpret_cast<Gemm>(dlsym(library, "dnnl_sgemm"));
+}
+
+Gemm gemm() {
+  static const Gemm found = find_gemm();
+  return found;
+}
+
+constexpr int64_t kColumns = 192;
+
+// Images that make one product, and the parts of its rows that are made separately so that no thread is idle.
+struct Split {
+  int64_t images, groups, parts;
+
+  Split(int64_t count, int64_t area) {
+    images = std::max<int64_t>(1, std::min(count, (kColumns + area - 1) / area));
+    groups = (count + images - 1) / images;
+    parts = groups % threads() == 0 ? 1 : threads();
+  }
+};
+
+std::vector<float> &scratch(int which, int64_t size) {
+  static thread_local std::vector<float> buffers[2];
+  if (static_cast<int64_t>(buffers[which].size()) < size) {
+    buffers[which].resize(size);
+  }
+  return buffers[which];
+}
+
+// Columns of several images (images, channels, area) side by side: (channels, images * area).
+void gather(const float *from, float *to, int64_t images, int64_t stride, int64_t channels, int64_t area) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t n = 0; n < images; ++n) {
+      std::memcpy(to + (c * images + n) * area, from + n * stride + c * area, area * sizeof(float));
+    }
+  }
+}
+
+// y[n] = matrix * x[n] + bias, the matrix (rows, inner), or its transpose (inner, rows) if transposed.
+void multiply(const float *matrix, bool transposed, const float *x, const float *bias, float *y, int64_t count,
+              int64_t inner, int64_t rows, int64_t area) {
+  const Split split(count, area);
+  parallel(split.groups * split.parts, [=](int64_t index) {
+    const int64_t first = index / split.parts * split.images, images = std::min(split.images, count - first);
+    const int64_t part = index % split.parts, low = rows * part / split.parts,
+                  high = rows * (part + 1) / split.parts;
+    const int64_t columns = images * area;
+    const float *source = x + first * inner * area;
+    float *const target = y + (first * rows + low) * area;
+    float *product = target;
+    if (images > 1) {
+      float *const merged = scratch(0, inner * columns).data();
+      gather(source, merged, images, inner * area, inner, area);
+      source = merged;
+      product = scratch(1, (high - low) * columns).data();
+    }
+    gemm()(transposed ? 'T' : 'N', 'N', high - low, columns, inner, 1.0f,
+           transposed ? matrix + low : matrix + low * inner, transposed ? rows : inner, source, columns, 0.0f,
+           product, columns);
+    if (images == 1 && bias == nullptr) {
+      return;
+    }
+    for (int64_t row = 0; row < high - low; ++row) {
+      const float shift = bias == nullptr ? 0.0f : bias[low + row];
+      for (int64_t n = 0; n < images; ++n) {
+        const float *const from = product + (row * images + n) * area;
+        float *const to = target + (n * rows + row) * area;
+#pragma GCC ivdep
+        for (int64_t i = 0; i < area; ++i) {
+          to[i] = from[i] + shift;
+        }
+      }
+    }
+  });
+}
+
+int64_t area_of(int dims, const int64_t *shape) { return elements(dims - 2, shape + 2); }
+
+}  // namespace
+}  // namespace neonext
+
+// Whether oneDNN is there.
+extern "C" int pointwise_available() { return neonext::gemm() != nullptr; }
+
+// x (N, I, H, W), weight (O, I) -> y (N, O, H, W)
+NEONEXT_KERNEL(pointwise) {
+  neonext::multiply(static_cast<const float *>(data[1]), false, static_cast<const float *>(data[0]), nullptr,
+                    static_cast<float *>(data[2]), shapes[0][0], shapes[0][1], shapes[1][0],
+                    neonext::area_of(dims[0], shapes[0]));
+  return 0;
+}
+
+NEONEXT_SHAPE(pointwise) { return {shapes[0][0], shapes[1][0], shapes[0][2], shapes[0][3]}; }
+
+// x (N, I, H, W), weight (O, I), bias (O) -> y (N, O, H, W)
+NEONEXT_KERNEL(pointwise_bias) {
+  neonext::multiply(static_cast<const float *>(data[1]), false, static_cast<const float *>(data[0]),
+                    static_cast<const float *>(data[2]), static_cast<float *>(data[3]), shapes[0][0], shapes[0][1],
+                    shapes[1][0], neonext::area_of(dims[0], shapes[0]));
+  return 0;
+}
+
+NEONEXT_SHAPE(pointwise_bias) { return {shapes[0][0], shapes[1][0], shapes[0][2], shapes[0][3]}; }
+
+// dy (N, O, H, W), weight (O, I) -> dx (N, I, H, W)
+NEONEXT_KERNEL(pointwise_grad_x) {
+  const int64_t area = neonext::area_of(dims[0], shapes[0]);
+  neonext::multiply(static_cast<const float *>(data[1]), true, static_cast<const float *>(data[0]), nullptr,
+                    static_cast<float *>(data[2]), shapes[0][0], shapes[0][1], shapes[1][1], area);
+  return 0;
+}
+
+NEONEXT_SHAPE(pointwise_grad_x) { return {shapes[0][0], shapes[1][1], shapes[0][2], shapes[0][3]}; }
+
+// x (N, I, H, W), dy (N, O, H, W) -> dweight (O, I), dbias (O)
+NEONEXT_KERNEL(pointwise_grad_weight) {
+  const int64_t images = shapes[0][0], inputs = shapes[0][1], outputs = shapes[1][1];
+  const int64_t area = neonext::area_of(dims[0], shapes[0]);
+  const float *const x = static_cast<const float *>(data[0]);
+  const float *const dy = static_cast<const float *>(data[1]);
+  float *const dweight = static_cast<float *>(data[2]);
+  float *const dbias = static_cast<float *>(data[3]);
+  const int64_t together = neonext::Split(images, area).images;
+  const int64_t parts = std::min<int64_t>(outputs, neonext::threads());
+  neonext::parallel(parts, [=](int64_t part) {
+    const int64_t low = outputs * part / parts, rows = outputs * (part + 1) / parts - low;
+    for (int64_t first = 0; first < images; first += together) {
+      const int64_t merged = std::min(together, images - first), columns = merged * area;
+      const float *left = dy + (first * outputs + low) * area, *right = x + first * inputs * area;
+      if (merged > 1) {
+        float *const from_left = neonext::scratch(0, rows * columns).data();
+        float *const from_right = neonext::scratch(1, inputs * columns).data();
+        neonext::gather(left, from_left, merged, outputs * area, rows, area);
+        neonext::gather(right, from_right, merged, inputs * area, inputs, area);
+        left = from_left;
+        right = from_right;
+      }
+      neonext::gemm()('N', 'T', rows, inputs, columns, 1.0f, left, columns, right, columns, first == 0 ? 0.0f : 1.0f,
+                      dweight + low * inputs, inputs);
+    }
+    for (int64_t o = low; o < low + rows; ++o) {
+      double shift = 0;
+      for (int64_t n = 0; n < images; ++n) {
+        const float *const up = dy + (n * outputs + o) * area;
+        shift += neonext::accumulate(area, [=](int64_t i, float &sum, float &) { sum += up[i]; }).first;
+      }
+      dbias[o] = static_cast<float>(shift);
+    }
+  });
+  return 0;
+}
+
+NEONEXT_SHAPES(pointwise_grad_weight, 2) { return {{shapes[1][1], shapes[0][1]}, {shapes[1][1]}}; }

@@ -1,0 +1,250 @@
+"""The C++ kernels for the CPU against float64, and what happens where they cannot be had."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from conftest import relative_max
+from neonext_ms.errors import ToolchainError
+from neonext_ms.ops import NeoCellSpec, compiled, neo_cell, reference
+from neonext_ms.ops.cpu import library, operators
+from neonext_ms.ops.spec import Axis
+
+ms.set_device("CPU")
+
+needs_kernels = pytest.mark.skipif(not operators.available(ms.float32), reason="no C++ compiler")
+
+
+def _random(*shape):
+    return np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """As if nothing had been compiled yet, before and after."""
+    library.library.cache_clear()
+    library.has_products.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    library.library.cache_clear()
+    library.has_products.cache_clear()
+
+
+@needs_kernels
+@pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
+def test_gelu(jit):
+    x = np.linspace(-16, 16, 20001).astype(np.float32)
+    exact = x.astype(np.float64)
+    phi = 0.5 * np.array([math.erfc(-v / math.sqrt(2)) for v in exact])
+    slope = phi + exact * np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi)
+
+    def both(x):
+        return operators.gelu(x).sum(), operators.gelu(x)
+
+    step = ms.value_and_grad(both, 0, has_aux=True)
+    (_, y), dx = (ms.jit(step) if jit else step)(Tensor(x))
+    assert (np.abs(y.asnumpy() - exact * phi) <= 2e-7 * np.maximum(1, np.abs(x))).all()
+    assert np.abs(dx.asnumpy() - slope).max() < 2e-7
+
+
+@needs_kernels
+def test_gelu_of_what_is_not_finite():
+    y = operators.gelu(Tensor(np.array([np.nan, np.inf, 3e38, -3e38], np.float32))).asnumpy()
+    assert np.isnan(y[0]) and y[1] == np.inf and y[2] == np.float32(3e38) and abs(y[3]) < 1e-30
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [1, 17, (1 << 16) + 5, 3 << 16])
+def test_sum_of_squares_and_scaled(size):
+    x, factor = _random(size), np.array([0.37], np.float32)
+    exact = float(((x.astype(np.float64) * factor) ** 2).sum())
+    assert operators.sum_of_squares(Tensor(x), Tensor(factor)).asnumpy()[0] == pytest.approx(exact, rel=1e-6)
+    np.testing.assert_array_equal(operators.scaled(Tensor(x), Tensor(factor)).asnumpy(), x * factor)
+    x[-1] = np.nan
+    assert np.isnan(operators.sum_of_squares(Tensor(x), Tensor(factor)).asnumpy()[0])
+    assert not operators.scaled(Tensor(x), Tensor(np.zeros(1, np.float32))).asnumpy().any()
+
+
+@needs_kernels
+def test_waiting_for_a_graph():
+    @ms.jit
+    def graph(x):
+        return operators.finished(x * 2)
+
+    for _ in range(3):
+        finish = operators.Finish()
+        y = graph(Tensor(np.ones(3, np.float32)))
+        finish.wait()
+        assert (y.asnumpy() == 2).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 5, 20, 3), (3, 6, 7, 7), (67, 4, 2, 2), (2, 16, 16, 15)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise(shape, bias):
+    if not library.has_products():
+        pytest.skip("MindSpore has no oneDNN here")
+    n, inputs, h, w = shape
+    outputs = 7
+    x, weight, dy = _random(*shape), _random(outputs, inputs), _random(n, outputs, h, w)
+    shift = _random(outputs) if bias else None
+
+    def product(x, weight, *shift):
+        y = operators.pointwise(x, weight, *shift)
+        return (y * Tensor(dy)).sum(), y
+
+    given = [x, weight, *([shift] if bias else [])]
+    step = ms.value_and_grad(product, tuple(range(len(given))), has_aux=True)
+    (_, y), gradients = ms.jit(step)(*map(Tensor, given))
+    exact, up = x.astype(np.float64), dy.astype(np.float64)
+    expected = np.einsum("oi,nihw->nohw", weight, exact) + (shift[:, None, None] if bias else 0)
+    assert relative_max(y.asnumpy(), expected) < 1e-6
+    assert relative_max(gradients[0].asnumpy(), np.einsum("oi,nohw->nihw", weight, up)) < 1e-6
+    assert relative_max(gradients[1].asnumpy(), np.einsum("nohw,nihw->oi", up, exact)) < 1e-6
+    if bias:
+        assert relative_max(gradients[2].asnumpy(), up.sum((0, 2, 3))) < 1e-6
+
+
+@needs_kernels
+def test_layer_scale_and_batch_norm_gradients():
+    x, dy, gamma = _random(3, 5, 9, 4) + 2, _random(9, 4, 3, 5).transpose(2, 3, 0, 1).copy(), _random(5)
+    step = ms.grad(lambda x, gamma: (operators.layer_scale(x, gamma) * Tensor(dy)).sum(), (0, 1))
+    dx, dgamma = step(Tensor(x), Tensor(gamma))
+    assert relative_max(dx.asnumpy(), dy * gamma[:, None, None]) < 1e-6
+    assert relative_max(dgamma.asnumpy(), (x.astype(np.float64) * dy).sum((0, 2, 3))) < 1e-6
+    axes, eps = (0, 2, 3), np.float32(1e-3)
+    exact, up = x.astype(np.float64), dy.astype(np.float64)
+    inverse = 1 / np.sqrt(exact.var(axes, keepdims=True) + eps)
+    normal = (exact - exact.mean(axes, keepdims=True)) * inverse
+    sums = [up.mean(axes, keepdims=True), (up * normal).mean(axes, keepdims=True)]
+    given = operators.batch_norm_grad(*map(Tensor, (x, dy, gamma, eps.reshape(1))))
+    expected = (up - sums[0] - normal * sums[1]) * inverse * gamma[:, None, None]
+    assert relative_max(given[0].asnumpy(), expected) < 1e-6
+    assert relative_max(given[1].asnumpy(), (up * normal).sum(axes)) < 1e-6
+    assert relative_max(given[2].asnumpy(), up.sum(axes)) < 1e-6
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [{"kernel": 4, "channels": 9, "shift": 1}, {"kernel": 7, "channels": 10, "shift": 2}],
+        [{"h_in": 2, "h_out": 3, "w_in": 3, "w_out": 2, "channels": 4}, {"h_in": 2, "h_out": 1, "w_in": 1, "w_out": 2,
+         "channels": 2}],
+        [{"kernel_a": 18, "kernel_b": 3, "channels": 3, "shift_b": 1}],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(4, 3), (17, 33)])
+def test_neo_cell(groups, size):
+    spec = NeoCellSpec(groups)
+    x = _random(2, spec.channels, *size)
+    a, b = [_random(*s) for s in spec.shapes_a], [_random(*s) for s in spec.shapes_b]
+    dy = _random(2, spec.channels, *spec.output_size(*size))
+    n = len(a)
+
+    def product(x, *weights):
+        y = operators.neo_cell(x, weights[:n], weights[n:], spec)
+        return (y * Tensor(dy)).sum(), y
+
+    step = ms.value_and_grad(product, tuple(range(1 + 2 * n)), has_aux=True)
+    (_, y), gradients = step(*map(Tensor, (x, *a, *b)))
+    dx, da, db, _ = reference.backward(x, a, b, spec, dy)
+    assert relative_max(y.asnumpy(), reference.forward(x, a, b, spec)) < 1e-6
+    for value, expected in zip(gradients, (dx, *da, *db), strict=True):
+        assert np.abs(value.asnumpy() - expected).max() <= 1e-6 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("k_in", "k_out", "shift", "sizes"), [(4, 4, 1, (13, 13)), (3, 2, 0, (8, 5)), (7, 7, 2, (3, 3))]
+)
+def test_tiles_are_the_block_diagonal_matrix(k_in, k_out, shift, sizes):
+    axis = Axis(k_in, k_out, shift, 9)
+    small = _random(9, k_out, k_in)
+    whole = np.zeros((9, sizes[1], sizes[0]), np.float32)
+    tiles = axis.tiles(*sizes)
+    for channel, own in enumerate(axis.shifts.tolist()):
+        for i, inputs, p, o, outputs, q in tiles[own]:
+            whole[channel, o : o + outputs, i : i + inputs] = small[channel, q : q + outputs, p : p + inputs]
+    np.testing.assert_array_equal(whole, axis.block_diagonal(small, *sizes))
+
+
+@needs_kernels
+def test_both_ways_of_neo_cell_agree_and_the_switch_chooses(monkeypatch):
+    spec = NeoCellSpec({"kernel": 4, "channels": 8, "shift": 1})
+    given = Tensor(_random(2, 8, 9, 9)), (Tensor(_random(8, 4, 4)),), (Tensor(_random(8, 4, 4)),)
+    calls = []
+    kernel = operators.neo_cell
+    monkeypatch.setattr(operators, "neo_cell", lambda *arguments: calls.append(1) or kernel(*arguments))
+    by_kernel = neo_cell(*given, spec).asnumpy()
+    monkeypatch.setenv(library.SWITCH, "0")
+    by_products = neo_cell(*given, spec).asnumpy()
+    assert calls == [1]
+    assert relative_max(by_kernel, by_products) < 1e-6
+
+
+class _Activation(nn.Cell):
+    def construct(self, x):
+        if operators.usable(x.dtype):
+            return operators.gelu(x)
+        return ops.gelu(x, approximate="none")
+
+
+@needs_kernels
+def test_an_exported_file_does_not_need_the_kernels(tmp_path):
+    cell, x = _Activation(), Tensor(_random(2, 3))
+    cell(x)
+    ms.export(cell, x, file_name=str(tmp_path / "cell"), file_format="MINDIR")
+    path = tmp_path / "cell.mindir"
+    assert b".so" not in path.read_bytes()
+    assert relative_max(nn.GraphCell(ms.load(str(path)))(x).asnumpy(), cell(x).asnumpy()) < 1e-6
+
+
+def test_other_types_take_the_ordinary_way():
+    assert not operators.available(ms.float16)
+    assert not operators.available(ms.float64)
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_one_line_says_so(compiler, no_library, tmp_path, caplog):
+    no_library.setenv("CXX", compiler)
+    no_library.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert not operators.available(ms.float32) and not operators.available(ms.float32)
+        x = _random(3, 4)
+        assert not operators.usable(ms.float32)
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert compiler in message and "Install g++" in message and "\n" not in message
+    assert ops.gelu(Tensor(x)).shape == (3, 4)
+
+
+def test_a_source_that_does_not_compile_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "bad.cpp").write_text("this is not C++\n")
+    with pytest.raises(ToolchainError, match="exit code 1"):
+        compiled.shared_object("test", source, ["-shared", "-fPIC"])
+    assert not list((tmp_path / "cache" / "neonext_ms" / "test").iterdir())
+
+
+def test_the_cache_follows_source_options_and_processor(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "value.h").write_text("#define VALUE 1\n")
+    (source / "one.cpp").write_text('#include "value.h"\nextern "C" int value() { return VALUE; }\n')
+    options = ["-shared", "-fPIC"]
+    first = compiled.shared_object("test", source, options, ["one machine"])
+    assert compiled.shared_object("test", source, options, ["one machine"]) == first
+    others = {compiled.shared_object("test", source, options, ["another machine"])}
+    others.add(compiled.shared_object("test", source, [*options, "-O1"], ["one machine"]))
+    (source / "value.h").write_text("#define VALUE 2\n")
+    others.add(compiled.shared_object("test", source, options, ["one machine"]))
+    assert len(others | {first}) == 4
