@@ -82,7 +82,7 @@ def build_parser() -> Parser:
     how = parser.add_argument_group("how")
     how.add_argument("--batch", type=batches, metavar="1,8", help="batch sizes (default: 1,8 and what files fix)")
     how.add_argument("--image-size", type=parse_size, help="224 or 256x320 (height x width), where it is open")
-    how.add_argument("--rounds", type=positive, default=50, help="timed calls of each at each batch (default 50)")
+    how.add_argument("--rounds", type=positive, default=100, help="timed calls of each at each batch (default 100)")
     how.add_argument("--seconds", type=_seconds, default=60.0, help="at most so long at each batch (default 60)")
     how.add_argument("--threads", type=positive, help="of a model on the CPU (default: all cores)")
     how.add_argument("--device", type=_device, default=0, help="number of the accelerator (default 0)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -153,7 +155,9 @@ def _slimmed(name: str, path: Path, choice: Choice) -> list[Subject]:
         choice.notes.append("onnxslim is not installed, so there is no column for it; pip install onnxslim")
         return []
     slim = path.with_name(f"{path.stem}_onnxslim.onnx")
-    onnxslim.slim(str(path), str(slim))
+    # It prints a table of what it did.
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxslim.slim(str(path), str(slim))
     return _in_runtimes(f"{name}/onnxslim", name, "onnxslim", str(slim), choice)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from ..toolchain import quoted
 from . import results
 from .results import Row
-from .statistics import FEWEST_ROUNDS, TOLERANCE, Ratio, ratio
+from .statistics import ALLOWED_HALVES, ALLOWED_INTERVAL, FEWEST_ROUNDS, TOLERANCE, Ratio, ratio
 
 MILLI = 1e3
 
@@ -113,16 +113,17 @@ def _verdict(rows: Sequence[Row], group: Mapping) -> str:
     told, unsure = [models[0].label], []
     for fast, slow in pairwise(models):
         found = ratio(samples[slow.label], samples[fast.label])
-        told.append(f"{'<' if found.order > 0 else '~'} {slow.label}")
+        told.append(f"{'<' if found.order > 0 else '~' if found.sure else '?'} {slow.label}")
         if not found.sure:
             unsure.append(f"{slow.label} / {fast.label} = {_interval(found)}")
+    order = " ".join(told)
     if unsure:
         return (
-            f"Too noisy to rank: {'; '.join(unsure)}. A ratio counts when there are at least {FEWEST_ROUNDS} rounds, "
-            f"its interval stays within {100 * TOLERANCE:.0f} % and both halves of the run agree. Measure again on a "
-            f"quiet machine, or longer (--rounds, --seconds). {_noise(rows)}".strip()
+            f"Too noisy to rank all: {order}, but unsure is {'; '.join(unsure)}. Unsure: fewer than {FEWEST_ROUNDS} "
+            f"rounds, an interval wider than {100 * ALLOWED_INTERVAL:.1f} %, or halves of the run that differ by more "
+            f"than {100 * ALLOWED_HALVES:.1f} %, so that another run may differ by more than {100 * TOLERANCE:.0f} %. "
+            f"Measure again on a quiet machine, or longer (--rounds, --seconds). {_noise(rows)}".strip()
         )
-    order = " ".join(told)
     return f"By median time, `<` where the 95 % interval excludes 1, `~` where not: {order}. {_noise(rows)}".strip()
 
 

@@ -39,7 +39,7 @@ class Plan:
 
     batches: tuple[int, ...] | None = None
     image_size: tuple[int, int] | None = None
-    rounds: int = 50
+    rounds: int = 100
     seconds: float = 60.0
     threads: int = 1
     device: int = 0
