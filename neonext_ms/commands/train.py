@@ -17,7 +17,7 @@ Train a network as a configuration says.
   neonext-train --config configs/digits.yaml
   neonext-train --config configs/t_official.yaml data.path=/data/imagenet data.batch_size=64
   neonext-train --config configs/digits.yaml --resume auto
-  msrun --worker_num=8 --local_worker_num=8 --join=True neonext-train --config configs/t_official.yaml ...
+  msrun --worker_num=8 --local_worker_num=8 --join=True $(which neonext-train) --config configs/t_official.yaml ...
 
 key=value changes one value of the configuration, such as optimizer.lr=1e-3; --keys lists all of them. A run writes into
 run.output (default: runs/ and the name of the configuration), where no other run may be. SIGTERM and Ctrl-C save and
