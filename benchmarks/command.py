@@ -164,11 +164,12 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         show.clear()
         result["notes"] = [*choice.notes, *result["notes"]]
         result["summary"] = [row.to_dict() for row in results.rows(result)]
+        if args.profile and not result["partial"]:
+            result["profiles"] = _profiles(subjects, result, threads, show.watch)
+            show.clear()
         if args.output:
             results.write(args.output, result)
         _print(result, args.json)
-        if args.profile and not result["partial"]:
-            _profile(subjects, result, threads)
     if result["partial"]:
         note(f"interrupted: what was measured until then is {f'in {args.output}' if args.output else 'above'}")
         return INTERRUPTED
@@ -184,15 +185,24 @@ def _print(result: dict, as_json: bool) -> None:
     print(markdown(result), end="")
 
 
-def _profile(subjects, result: dict, threads: int) -> None:
+def _profiles(subjects, result: dict, threads: int, watch) -> list[dict]:
+    """Where the time of each ONNX model in onnxruntime goes; Ctrl-C leaves the rest out and marks the result."""
     from . import profiles
 
-    for subject in subjects:
-        if subject.runtime == "onnxruntime":
-            for group in result["batches"]:
-                if any(row["label"] == subject.label for row in group["rows"]):
-                    print(f"\n## {subject.label}, batch {group['batch']}\n")
-                    print(profiles.of_onnxruntime(subject.path, group["batch"], threads).text())
+    sizes = {subject["label"]: tuple(subject["image_size"]) for subject in result["subjects"]}
+    found = []
+    try:
+        for group in result["batches"]:
+            for subject in subjects:
+                if subject.runtime == "onnxruntime" and subject.label in {row["label"] for row in group["rows"]}:
+                    watch(f"profiling {subject.label}, batch {group['batch']}")
+                    profile = profiles.of_onnxruntime(
+                        subject.path, group["batch"], threads, image_size=sizes[subject.label]
+                    )
+                    found.append({"model": subject.label, "batch": group["batch"], **profile.to_dict()})
+    except KeyboardInterrupt:
+        result["partial"] = True
+    return found
 
 
 def _list_models(as_json: bool) -> None:

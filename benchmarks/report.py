@@ -30,6 +30,7 @@ def markdown(result: Mapping, pictures: Sequence[str] = (), title: str | None = 
         own = [row for row in rows if row.batch == group["batch"]]
         parts += [_heading(group), _latency(own, results.base(result)), _verdict(own, group)]
     parts += [_offline(rows), _beside(result, rows), _subjects(result)]
+    parts += [_profile(profile) for profile in result.get("profiles", ())]
     if result["notes"]:
         parts.append("\n".join(f"- {note}" for note in result["notes"]))
     parts += [f"![{name}]({name})" for name in pictures]
@@ -188,3 +189,17 @@ def _subjects(result: Mapping) -> str:
         )
     head = ["model", "form", "runtime", "images", "input", "10^9 multiply-adds", "in GEMMs", "relative L2"]
     return "## Models\n\n" + table(head, body)
+
+
+def _profile(profile: Mapping) -> str:
+    total = profile["microseconds"] or 1.0
+
+    def line(name: str, microseconds: float) -> list[str]:
+        return [name, f"{microseconds / 1e3:.4g}", f"{100 * microseconds / total:.1f} %"]
+
+    kinds = [line(kind, microseconds) for kind, microseconds in profile["kinds"].items()]
+    slowest = [line(f"{node['name']} ({node['op']})", node["microseconds"]) for node in profile["slowest"]]
+    title = f"## Profile: {profile['model']}, batch {profile['batch']}, median of {profile['runs']} runs"
+    return "\n\n".join(
+        [title, table(["layer kind", "ms", "share"], kinds), table(["slowest nodes", "ms", "share"], slowest)]
+    )
