@@ -65,9 +65,10 @@ class Run:
         """Send a signal to the processes that train, and wait until all have ended."""
         # msrun gives each of its processes a session of its own, which a signal to it does not reach.
         listed = subprocess.run(["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True).stdout
-        inner = [int(line.split()[0]) for line in listed.splitlines() if "train_script.py" in line]
-        # The first of them is the scheduler, which ends with the workers.
-        chosen = [self.process.pid, *inner] if number == signal.SIGKILL else inner[1:] or [self.process.pid]
+        children = {int(line.split()[0]): line for line in listed.splitlines()}
+        inner = [pid for pid, line in children.items() if "train_script.py" in line and "tail -f" not in line]
+        # The first of them is the scheduler, which ends with the workers. Others show the logs.
+        chosen = [self.process.pid, *children] if number == signal.SIGKILL else inner[1:] or [self.process.pid]
         for pid in chosen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +170,54 @@ def test_nan_ends_the_run_with_step_files_and_state(folder, capsys):
     files = (failed / "step-000000002.txt").read_text().splitlines()
     assert len(files) == 4 and all(Path(file).exists() for file in files)
     assert load_state(failed / "step-000000002.safetensors")[1].step == 1
+
+
+def test_an_overflow_skips_the_step_and_says_so(folder, capsys):
+    # In float32 too, gradients overflow with a loss scale that is large enough.
+    scaling = ["precision.loss_scale=dynamic", "precision.initial_scale=1.6e38", "schedule.epochs=1"]
+    assert _train(folder, "run", *scaling) == 0
+    error = capsys.readouterr().err
+    assert "overflowed and is skipped; loss scale 1.6e+38 -> 8e+37" in error
+    events = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    skipped = [event["step"] for event in events if event["event"] == "overflow"]
+    rows = read_csv(folder / "run" / "steps.csv")
+    assert skipped and int(rows[-1]["skipped"]) == len(skipped) and float(rows[-1]["scale"]) < 1.6e38
+
+
+def test_a_configuration_that_changed_is_listed(folder, capsys):
+    assert _train(folder, "run", "run.stop_after=1") == 130
+    assert _train(folder, "run", "--resume", "auto", "optimizer.lr=0.02", "run.log_every=2", "schedule.epochs=1") == 0
+    error = capsys.readouterr().err
+    assert "optimizer.lr: 0.01 -> 0.02" in error and "schedule.epochs: 2 -> 1" in error and "log_every" not in error
+
+
+WORKER = """\
+import sys
+from neonext_ms.training.config import load_config
+from neonext_ms.training.trainer import Trainer
+Trainer(load_config(sys.argv[1], sys.argv[2:]), shard=(0, 1)).run()
+"""
+
+
+def test_two_workers_with_one_shard_are_one_worker(folder, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launcher = ["-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2", "--join=True"]
+    launcher += [f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}"]
+    arguments = [str(folder / "small.yaml"), "schedule.epochs=1", "optimizer.lr_rule=none"]
+    # msrun starts what `python` is on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ended = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "worker.py"), *arguments, f"run.output={folder / 'two'}"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert _train(folder, "one", "schedule.epochs=1") == 0
+    assert _same(*(_state(folder, run)[0] for run in ("one", "two")))
+    (row,) = read_csv(folder / "two" / "epochs.csv")
+    assert 0 < float(row["communication"]) <= 1 and read_csv(folder / "one" / "epochs.csv")[0]["communication"] == ""
 
 
 def test_broken_images_end_the_run_beyond_the_limit(folder, capsys):
