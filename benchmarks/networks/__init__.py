@@ -96,6 +96,7 @@ NETWORKS: dict[str, Network] = {
     "shufflenet_v2_x1_0": _mobile("shufflenet_v2", ((24, 116, 232, 464, 1024),), 2_278_604, 0.145, _TORCHVISION),
     "vit_b_16": _transformer("vit", (768, 12, 12, 16), 86_567_656, 17.564, _TORCHVISION),
     "vit_b_32": _transformer("vit", (768, 12, 12, 32), 88_224_232, 4.409, _TORCHVISION),
+    "vit_b_8": _transformer("vit", (768, 12, 12, 8), 86_576_872, 78.22, _TIMM),
     "vit_s_16": _transformer("vit", (384, 12, 6, 16), 22_050_664, 4.6, "arXiv 2012.12877, table 1 (22 M)"),
     "swin_t": _transformer("swin", (96, (2, 2, 6, 2), (3, 6, 12, 24), 7), 28_288_354, 4.491, _TORCHVISION),
     # timm's counter sees no convolution with padding="same", and counts BatchNorm: 51.10 with the depthwise ones.
