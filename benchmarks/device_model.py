@@ -19,27 +19,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..commands.common import Parser, run
 from ..errors import InputError, UsageError
-from ..files import atomic, explained
 from ..ops.packing import plan
 from ..ops.soc import MACS_PER_CYCLE, Soc
 from ..ops.spec import NeoCellSpec
+from . import documents
 from .device_figures import Costs, elementwise_cycles
 
 FP16 = 2
 TILE = 16  # rows, columns and depth of what the cube multiplies in a cycle
-_TABLE = re.compile(
-    r"^    python -m neonext_ms\.benchmarks\.device_model (?P<arguments>[^\n]*)\n\n"
-    r"(?P<table>.*?)\n\n<!-- end of the table -->$",
-    re.MULTILINE | re.DOTALL,
-)
+_COMMAND = "python -m neonext_ms.benchmarks.device_model"
 
 
 @dataclass(frozen=True)
@@ -301,27 +295,13 @@ def _printed(arguments: Sequence[str]) -> str:
 
 
 def tables_of(text: str) -> list[tuple[str, str]]:
-    """Arguments and text of every table in a document: the command, indented, the table, and a comment behind it."""
-    return [(match["arguments"], match["table"]) for match in _TABLE.finditer(text)]
+    """Arguments and text of every table of this command in a document."""
+    return documents.tables_of(text, _COMMAND)
 
 
 def updated(path: str | os.PathLike) -> str:
     """Replace every table of a document by what its command prints now; say how many changed."""
-    try:
-        with explained(path):
-            text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    parts, end, changed = [], 0, 0
-    tables = list(_TABLE.finditer(text))
-    for match in tables:
-        printed = _printed(match["arguments"].split())
-        changed += printed != match["table"]
-        parts += [text[end : match.start("table")], printed]
-        end = match.end("table")
-    with atomic(path) as staged:
-        staged.write_text("".join([*parts, text[end:]]), encoding="utf-8")
-    return f"{path}: {changed} of {len(tables)} tables changed"
+    return documents.updated(path, _COMMAND, _printed)
 
 
 def _main(argv: Sequence[str] | None = None) -> None:

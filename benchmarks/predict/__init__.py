@@ -4,4 +4,4 @@ from ...lazy import lazy
 
 _HOME = {"of_onnx": "prediction", "Prediction": "prediction", "NodeTime": "prediction"}
 __getattr__ = lazy(__name__, _HOME)
-__all__ = ["NodeTime", "Prediction", "of_onnx"]  # noqa: F822
+__all__ = ["NodeTime", "Prediction", "of_onnx"]

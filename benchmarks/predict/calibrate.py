@@ -47,7 +47,7 @@ BOUNDS = {
 }
 # How far, as a factor, a parameter may move for what one network's error of the same factor costs.
 _PRIOR = 4.0
-_SOFT = 0.25  # errors beyond this (natural logarithm) weigh less than their square
+_SOFT = 0.4  # errors beyond this (natural logarithm) weigh less than their square
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ class _Together:
             starts = np.cumsum([0, *(len(part.kinds) for part in parts[:-1])])
             self.places.append(np.array(at))
             self.tables.append((Demands.joined(parts), starts))
-        self.measured_us = np.array(
-            [row.figure.batch / row.figure.images_per_second * 1e6 for row in chosen]
-        )
+        self.measured_us = np.array([row.figure.batch / row.figure.images_per_second * 1e6 for row in chosen])
 
     def errors(self, parameters: Parameters) -> np.ndarray:
         """Natural logarithm of predicted over measured throughput."""

@@ -34,7 +34,7 @@ class Demand:
         tensors: bytes of each value read, then of what is written.
         between: bytes that other work touched since each of those values was; 0 for what is written.
         l2_read, l2_written: bytes that all cores together read from and write to the level-2 cache.
-        fixed_us: of what is counted by itself: the cube's results on their way out, or a kernel with a model of its own.
+        fixed_us: of what is counted by itself: the cube's results on their way out, or a kernel with its own model.
     """
 
     kind: str
@@ -194,9 +194,12 @@ class Demands:
         found = np.maximum(0.0, p.l2_held * device.l2_bytes - self.between)
         missed = np.maximum(0.0, self.tensors - found).sum(axis=1)
         memory = (missed + self.from_memory) / p.memory_bytes_per_second(device)
-        l2 = np.maximum(
-            self.l2_read / device.l2_read_bytes_per_second, self.l2_written / device.l2_write_bytes_per_second
-        ) / p.l2_share
+        l2 = (
+            np.maximum(
+                self.l2_read / device.l2_read_bytes_per_second, self.l2_written / device.l2_write_bytes_per_second
+            )
+            / p.l2_share
+        )
         moving = 1e6 * np.maximum(memory, l2) / self._shares(layout=p.layout_share)
         cube = self.cube_us / (p.cube_share * self._shares(depthwise=p.depthwise_share / p.cube_share))
         cube = cube + self.matrices * p.matrix_start_cycles / device.cube_mhz

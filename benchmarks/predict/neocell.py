@@ -11,8 +11,8 @@ from .reader import Node
 def spec_of(node: Node) -> NeoCellSpec:
     """The NeoCell of a node.
 
-    The attributes are runs of channels with one shift each; runs of one matrix size whose shifts count up from 0 are
-    one group.
+    The attributes are runs of channels with one shift each; runs of one matrix size whose shifts count up are one
+    group, and the first step between them is the group's shift.
 
     Raises:
         InputError: an attribute is missing, or no NeoCell has these runs.
@@ -28,10 +28,13 @@ def spec_of(node: Node) -> NeoCellSpec:
             groups[-1].append(run)
         else:
             groups.append([run])
-    spec = NeoCellSpec(
-        [NeoCellGroup(*g[0][1:5], sum(run[0] for run in g), max(r[5] for r in g), max(r[6] for r in g)) for g in groups]
-    )
-    made = plan(spec).attributes
-    if any(list(made[name]) != given[name] for name in RUN_ATTRIBUTES):
+    made = []
+    for group in groups:
+        second = group[min(1, len(group) - 1)]
+        steps = second[5] - group[0][5], second[6] - group[0][6]
+        made.append(NeoCellGroup(*group[0][1:5], sum(run[0] for run in group), *steps))
+    spec = NeoCellSpec(made)
+    found = plan(spec).attributes
+    if any(list(found[name]) != given[name] for name in RUN_ATTRIBUTES):
         raise InputError(f"{node.name}: no NeoCell has these runs of channels: {given}")
     return spec

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from ...export.custom_op import DOMAIN, OP_TYPE  # noqa: F401
+from ...export.custom_op import OP_TYPE
 from .patterns import axes, chains, positions
 from .reader import QUANT_OPS, Graph, Node
 
 TILE = 16
 BLOCKED, FRACTAL, PLAIN = "NC1HWC0", "FRACTAL_NZ", "ND"
 
+_QUICK = ("Relu", "Add", "Sub", "Mul", "Sum", "Max", "Min", "Neg", "Abs", "Cast", "And", "Or", "Not")
+_TWO = ("Clip", "LeakyRelu", "PRelu", "Where", "Equal", "Greater", "Less", "Floor", "Ceil", "Round")
+_SUMS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool")
 # Vector instructions for 128 numbers: ordinary ones, and slow ones (Exp, Ln, Sqrt, Div). Of a reduction: per input.
 INSTRUCTIONS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("Relu", "Add", "Sub", "Mul", "Sum", "Max", "Min", "Neg", "Abs", "Cast", "And", "Or", "Not"), (1, 0)),
-    **dict.fromkeys(("Clip", "LeakyRelu", "PRelu", "Where", "Equal", "Greater", "Less", "Floor", "Ceil", "Round"), (2, 0)),
+    **dict.fromkeys(_QUICK, (1, 0)),
+    **dict.fromkeys(_TWO, (2, 0)),
     **dict.fromkeys(("Div", "Sqrt", "Exp", "Log", "Reciprocal"), (0, 1)),
     "BatchNormalization": (2, 0),
     "Pow": (1, 0),
@@ -37,13 +40,14 @@ INSTRUCTIONS: dict[str, tuple[float, float]] = {
     "GroupNormalization": (6, 1),
     "LpNormalization": (3, 1),
     "LRN": (9, 3),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool"), (1, 0)),
+    **dict.fromkeys(_SUMS, (1, 0)),
     "ReduceL2": (2, 0),
     "ArgMax": (3, 0),
     "Resize": (4, 0),
     "Upsample": (4, 0),
 }  # fmt: skip
-REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "GlobalAveragePool", "GlobalMaxPool", "ArgMax")
+REDUCTIONS = (*_SUMS, "ReduceL2", "ArgMax")
+
 ACTIVATIONS = (
     "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Swish", "HardSwish", "HardSigmoid", "Tanh", "Elu", "Selu", "Mish",
     "Softplus", "Gelu",
@@ -67,7 +71,6 @@ class Product:
     Attributes:
         number: products, each with an operand of its own on both sides.
         rows, columns, depth: tiles of one product.
-        shared: whether all products can divide the cores among them only as whole rows of one (a convolution).
     """
 
     number: int
@@ -142,6 +145,7 @@ def operators(graph: Graph, int8: bool = False, small_channels: bool = False, sp
         split: cube and vector are separate cores, whose MatMul takes plain matrices.
     """
     last, inner = positions(chains(graph))
+    quantised = {value for node in graph.nodes if node.op == "AscendQuant" for value in node.outputs}
     result = []
     for i, node in enumerate(graph.nodes):
         if i in inner:
@@ -149,7 +153,8 @@ def operators(graph: Graph, int8: bool = False, small_channels: bool = False, sp
         chain = last.get(i)
         if chain is not None:
             node = replace(node, op=chain.op, inputs=chain.inputs, outputs=(chain.output,), attributes={})
-        result.append(_operator(graph, node, int8, small_channels, FRACTAL if not split else PLAIN))
+        in_8_bit = int8 or node.inputs[0] in quantised
+        result.append(_operator(graph, node, in_8_bit, small_channels, FRACTAL if not split else PLAIN))
     return result
 
 
@@ -181,9 +186,9 @@ def _operator(graph: Graph, node: Node, int8: bool, small_channels: bool, matric
         made.known = node.op in INSTRUCTIONS or node.op in QUANT_OPS
         made.vector.append((worked, quick, slow))
         made.weights = sum(math.prod(graph.shape(v)) for v in node.inputs if v in graph.constants)
-        if node.op in _BLOCKED and len(shape) == 4:
-            made.layout = BLOCKED
-        elif node.op in REDUCTIONS and len(graph.shape(variable[0])) == 4 and axes(graph, node) == (2, 3):
+        if (node.op in _BLOCKED and len(shape) == 4) or (
+            node.op in REDUCTIONS and len(graph.shape(variable[0])) == 4 and axes(graph, node) == (2, 3)
+        ):
             made.layout = BLOCKED
         elif node.op not in ELEMENTWISE and node.op not in KEEPING and node.op != "BatchNormalization":
             made.layout = PLAIN

@@ -1,4 +1,4 @@
-"""Any ONNX file as a list of nodes with known shapes. Weights are not read: a model without its external data will do."""
+"""Any ONNX file as a list of nodes with known shapes. Weights are not read: their files need not be there."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ QUANT_OPS = ("AscendQuant", "AscendDequant", "AscendAntiQuant", "AscendRequant")
 
 
 # What exporters compute sizes with.
-_SHAPE_OPS = frozenset(
-    "Gather Concat Unsqueeze Squeeze Slice Cast Add Sub Mul Div Mod Floor Ceil Reshape ConstantOfShape Range Equal "
-    "Where ReduceProd Expand Identity Not Min Max Transpose".split()
+_SHAPE_OPS = (
+    *("Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Add", "Sub", "Mul", "Div", "Mod", "Floor", "Ceil"),
+    *("Reshape", "ConstantOfShape", "Range", "Equal", "Where", "ReduceProd", "Expand", "Identity", "Not", "Min", "Max"),
+    "Transpose",
 )
 
 
@@ -60,7 +61,6 @@ class Graph:
         numbers: contents of small constants.
         inputs, outputs: of the network.
         batch: images of a run.
-        parameters: numbers in the constants that nodes read.
     """
 
     name: str
@@ -121,9 +121,7 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
             pass
         else:
             made = original.name or f"{original.op_type}_{position}"
-            nodes.append(
-                Node(made, original.op_type, tuple(original.input), tuple(original.output), attributes)
-            )
+            nodes.append(Node(made, original.op_type, tuple(original.input), tuple(original.output), attributes))
             continue
         constants.update(original.output)
     _check(name, nodes, shapes, constants, batch)
@@ -208,7 +206,7 @@ def _fix_batch(name: str, inputs: list[onnx.ValueInfoProto], batch: int | None) 
 def _stand_in(graph: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
     """Write operators that onnx does not know as Identity; the originals by position.
 
-    The value shapes of outputs that a file declares with a symbolic batch are dropped, so that they are inferred.
+    The declared shapes of outputs, often with a symbolic batch, are dropped, so that they are inferred.
     """
     replaced = {}
     for position, node in enumerate(graph.graph.node):

@@ -2,13 +2,14 @@
 
 What joins (documentation of CANN's graph and UB fusion; the SoCs are those of its pages):
 - Conv + BatchNormalization: folded into the weights.
-- Conv + activation (depthwise: ReLU and its relatives only; never hard swish), + Add of another map, + activation (TbeConv...Elemwise and ...VaddRelu fusions;
-  Sigmoid + Mul: `TbeConvSigmoidMulQuantFusionPass`, 310B, 310P and 910).
+- Conv + activation (depthwise: ReLU and its relatives only; never hard swish), + Add of another map, + activation
+  (TbeConv...Elemwise and ...VaddRelu fusions; Sigmoid + Mul: `TbeConvSigmoidMulQuantFusionPass`, 310B, 310P, 910).
 - MatMul + bias, + activation (`TbeFullyconnectionElemwiseDequantFusionPass`; 310B, 310P and 910, static shapes), not
   MatMul + Add of another value or + Mul, and nothing behind products of two values.
 - AscendQuant and AscendDequant with the product between them.
 - Concat of convolutions' outputs whose channels are multiples of 16 (`ConvConcatFusionPass`): no task.
-- BatchNormalization, Add or Mul + activation: assumed.
+- Where cube and vector are separate cores (910B): ReLU only.
+- BatchNormalization, Add or Mul + ReLU: assumed.
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ def join(graph: Graph, made: Iterable[Operator], split: bool = False) -> list[Op
         kept.append(operator)
         place[operator.output] = len(kept) - 1
     for operator in kept:
-        if operator.op == "Concat" and operator.layout == BLOCKED and all(
-            v in place and readers[v] == 1 and kept[place[v]].kind == "conv" for v in operator.inputs
+        if (
+            operator.op == "Concat"
+            and operator.layout == BLOCKED
+            and all(v in place and readers[v] == 1 and kept[place[v]].kind == "conv" for v in operator.inputs)
         ):
             operator.kind = "view"
     return kept
@@ -116,17 +119,16 @@ def _joins(previous: Operator, operator: Operator, at: int, place: dict[str, int
         if operator.op == "BatchNormalization":
             return previous.fused[-1] in ("Conv", "ConvTranspose")
         if operator.op in ACTIVATIONS:
-            joining = _SIMPLE if previous.kind == "depthwise" else _JOINING
+            joining = ("Relu",) if split else _SIMPLE if previous.kind == "depthwise" else _JOINING
             return tail not in ACTIVATIONS and operator.op in joining
-        if operator.op == "Add" and "Add" not in previous.fused:
+        if operator.op == "Add" and "Add" not in previous.fused and not split:
             return len(others) <= 1 and all(place.get(v, -1) < at for v in others)
         return False
     if previous.kind == "matmul":
         if operator.op == "Add":
             return not others and "Add" not in previous.fused and tail not in ACTIVATIONS
         return not split and operator.op in ACTIVATIONS and tail not in ACTIVATIONS
-    # A simple elementwise task takes the activation behind it along.
-    return previous.kind == "vector" and tail in _LIGHT and operator.op in ACTIVATIONS and operator.op != "Gelu"
+    return previous.kind == "vector" and tail in _LIGHT and operator.op == "Relu"
 
 
 class _Layouts:
@@ -151,9 +153,12 @@ class _Layouts:
             self.bring(value, PLAIN)
             source = PLAIN
         # One position, whole blocks of channels: the same bytes.
-        if {source, layout} == {BLOCKED, PLAIN} and all(n == 1 for n in shape[2:]) and shape[1:2] and not shape[1] % TILE:
-            held[layout] = held[source]
-        elif len(shape) < 2:
+        if (
+            {source, layout} == {BLOCKED, PLAIN}
+            and all(n == 1 for n in shape[2:])
+            and shape[1:2]
+            and not shape[1] % TILE
+        ) or len(shape) < 2:
             held[layout] = held[source]
         else:
             held[layout] = self.size(value, layout) * FP16
@@ -221,12 +226,15 @@ def _count_between(made: list[Task]) -> None:
 
 
 def _byte_wide(made: list[Operator]) -> dict[str, int]:
-    """Bytes written for each number of a value that products in 8 bit read: 1, or 3 where others read it in float16."""
-    readers: dict[str, list[bool]] = {}
-    for operator in made:
-        for i, value in enumerate(operator.inputs):
-            readers.setdefault(value, []).append(operator.int8 and i == 0)
-    return {value: 1 for value, kinds in readers.items() if any(kinds)}
+    """Bytes of each number of the values that products in 8 bit read.
+
+    They stay in 8 bit for residual connections and through pooling too (assumed).
+    """
+    bits: dict[str, int] = {}
+    for operator in reversed(made):
+        pooled = operator.op in ("MaxPool", "AveragePool") and operator.output in bits
+        bits.update(dict.fromkeys(operator.inputs[:1] if operator.int8 or pooled else (), 1))
+    return bits
 
 
 def _view(graph: Graph, layouts: _Layouts, operator: Operator) -> None:

@@ -1,0 +1,51 @@
+"""Tables inside documents: each is printed by the command above it, and can be printed anew in its place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import atomic, explained
+
+
+def _pattern(command: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"^    {re.escape(command)} (?P<arguments>[^\n]*)\n\n(?P<table>.*?)\n\n<!-- end of the table -->$",
+        re.MULTILINE | re.DOTALL,
+    )
+
+
+def tables_of(text: str, command: str) -> list[tuple[str, str]]:
+    """Arguments and text of every table of a command: the command, indented, the table, and a comment behind it."""
+    return [(match["arguments"], match["table"]) for match in _pattern(command).finditer(text)]
+
+
+def updated(path: str | os.PathLike, command: str, printed: Callable[[Sequence[str]], str]) -> str:
+    """Replace every table of a command in a document by what it prints now; say how many changed.
+
+    Args:
+        path: of the document.
+        command: as the document writes it, without arguments.
+        printed: what the command prints for arguments.
+
+    Raises:
+        InputError: the document cannot be read, or is not text.
+    """
+    try:
+        with explained(path):
+            text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    parts, end, changed = [], 0, 0
+    tables = list(_pattern(command).finditer(text))
+    for match in tables:
+        made = printed(match["arguments"].split())
+        changed += made != match["table"]
+        parts += [text[end : match.start("table")], made]
+        end = match.end("table")
+    with atomic(path) as staged:
+        staged.write_text("".join([*parts, text[end:]]), encoding="utf-8")
+    return f"{path}: {changed} of {len(tables)} tables changed"

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from neonext_ms.benchmarks import documents, networks
+from neonext_ms.benchmarks.predict import calibrate, command, figures, of_onnx, tables
+from neonext_ms.benchmarks.predict.cost import Demands, demand
+from neonext_ms.benchmarks.predict.neocell import spec_of
+from neonext_ms.benchmarks.predict.neonext import build
+from neonext_ms.benchmarks.predict.operators import BLOCKED, FRACTAL, blocked_size, operators
+from neonext_ms.benchmarks.predict.parameters import Parameters, fitted, stored
+from neonext_ms.benchmarks.predict.reader import Node, read
+from neonext_ms.benchmarks.predict.tasks import tasks
+from neonext_ms.errors import InputError, ToolchainError
+from neonext_ms.export.custom_op import attributes
+from neonext_ms.ops.soc import soc
+from neonext_ms.ops.spec import NeoCellSpec
+from neonext_ms.ops.twin.build import compiler
+from neonext_ms.registry import model_config
+
+P3 = soc("Ascend310P3")
+
+
+def _compiler():
+    try:
+        compiler()
+    except ToolchainError:
+        return False
+    return True
+
+
+needs_twin = pytest.mark.skipif(not _compiler(), reason="no C++ compiler for the twin")
+
+
+def _model(nodes, shape=(2, 32, 8, 8), weights=(), batch=None):
+    """Nodes from x to y; weights are names with shapes, without values."""
+    dims = list(shape) if batch is None else [batch, *shape[1:]]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
+        [helper.make_empty_tensor_value_info("y")],
+        [TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims) for name, dims in weights],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def _node(op, inputs, output, **given):
+    return helper.make_node(op, inputs, [output], name=f"{op}_{output}", **given)
+
+
+CONV = _node("Conv", ["x", "w", "b"], "c", kernel_shape=[3, 3], pads=[1] * 4)
+W = [("w", (48, 32, 3, 3)), ("b", (48,))]
+
+
+def _made(model, **given):
+    return tasks(read(model), **given)
+
+
+def _main(capsys, *arguments):
+    code = command.main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_convolution_takes_its_activation_residual_and_norm():
+    nodes = [
+        CONV,
+        _node("BatchNormalization", ["c", "b", "b", "b", "b"], "n"),
+        _node("Relu", ["n"], "r"),
+        _node("Conv", ["r", "w2", "b"], "d", kernel_shape=[1, 1]),
+        _node("Add", ["d", "r"], "s"),
+        _node("Relu", ["s"], "y"),
+    ]
+    made = _made(_model(nodes, weights=[*W, ("w2", (48, 48, 1, 1))]))
+    fused = [task.operator.fused for task in made]
+    assert fused[2:4] == [["Conv", "BatchNormalization", "Relu"], ["Conv", "Add", "Relu"]]
+    # Cast and TransData of float32 images in front, TransData and Cast behind.
+    assert [f[0] for f in fused] == ["Cast", "TransData", "Conv", "Conv", "TransData", "Cast"]
+    assert len(made[3].reads) == 2
+    split = [task.operator.fused for task in _made(_model(nodes, weights=[*W, ("w2", (48, 48, 1, 1))]), split=True)]
+    assert ["Add", "Relu"] in split
+
+
+def test_sizes_by_hand():
+    (operator,) = operators(read(_model([_node("Conv", ["x", "w", "b"], "y", pads=[1] * 4)], weights=W)))
+    assert operator.multiply_adds == 2 * 64 * 48 * 32 * 9
+    assert (operator.product.rows, operator.product.columns, operator.product.depth) == (2 * 4, 3, 18)
+    assert blocked_size((2, 3, 5, 5), BLOCKED) == 2 * 16 * 25
+    assert blocked_size((2, 17, 40), FRACTAL) == 2 * 32 * 48
+
+
+@pytest.mark.parametrize(
+    "groups, number, columns, depth",
+    [(32, 2, 1, 9), (4, 2, 1, 9), (2, 2, 1, 9), (1, 1, 2, 18)],
+)
+def test_groups_are_joined_until_blocks_are_full(groups, number, columns, depth):
+    conv = _node("Conv", ["x", "w"], "y", group=groups, pads=[1] * 4)
+    (operator,) = operators(read(_model([conv], weights=[("w", (32, 32 // groups, 3, 3))])))
+    product = operator.product
+    assert (product.number, product.columns, product.depth) == (number, columns, depth)
+    assert operator.kind == ("depthwise" if groups == 32 else "conv")
+
+
+def test_eight_bit_halves_depth_and_weights():
+    conv = _node("Conv", ["x", "w", "b"], "y", pads=[1] * 4)
+    half = _made(_model([conv], weights=W))[2]
+    byte = _made(_model([conv], weights=W), int8=True)[2]
+    assert byte.operator.product.depth * 2 == half.operator.product.depth
+    assert byte.weights * 2 == half.weights and byte.operator.int8
+
+
+def test_aipp_reads_bytes_and_small_channels():
+    conv = _node("Conv", ["x", "w"], "y", pads=[3] * 4)
+    model = _model([conv], (1, 3, 32, 32), [("w", (64, 3, 7, 7))])
+    plain, small = _made(model), _made(model, aipp=True)
+    assert [t.operator.op for t in small] == ["Conv", "TransData", "Cast"]
+    assert plain[2].operator.product.depth == 49 and small[0].operator.product.depth == 13
+    assert small[0].reads == [3 * 32 * 32]
+
+
+def test_layer_norm_and_gelu_chains_become_one_operator():
+    made = operators(read(networks.build("vit_s_16", batch=1, form="plain", seed=None)))
+    ops = [operator.op for operator in made]
+    assert ops.count("LayerNormalization") == 25 and ops.count("Gelu") == 12
+    assert not {"Erf", "Pow", "Sqrt"} & set(ops)
+
+
+def test_the_tanh_form_of_gelu_is_found():
+    from neonext_ms.export.flavour import CANN, lower
+    from neonext_ms.export.onnx_emitter import skeleton
+
+    from neonext_ms.benchmarks.predict.neonext import _folded
+
+    flavour = CANN.with_(gelu="tanh")
+    model = skeleton(lower(_folded("neonext_t.released_224", 224), flavour), 1, flavour)
+    ops = [operator.op for operator in operators(read(model))]
+    assert ops.count("Gelu") == 18 and "Tanh" not in ops
+
+
+def test_a_channel_first_layer_norm_stays_a_chain():
+    made = operators(read(networks.build("convnext_t", batch=1, form="plain", seed=None)))
+    assert sum(operator.op == "Sqrt" for operator in made) == 4
+
+
+def test_layouts_change_where_neighbours_disagree():
+    nodes = [
+        CONV,
+        _node("Transpose", ["c"], "t", perm=[0, 2, 3, 1]),
+        _node("MatMul", ["t", "m"], "p"),
+        _node("Relu", ["p"], "y"),
+    ]
+    made = _made(_model(nodes, weights=[*W, ("m", (48, 64))]))
+    assert [t.operator.op for t in made] == [
+        *("Cast", "TransData", "Conv", "TransData", "Transpose", "TransData", "MatMul", "TransData", "Cast")
+    ]
+    assert made[6].operator.fused == ["MatMul", "Relu"]
+
+
+def test_a_concat_of_whole_blocks_costs_nothing_behind_convolutions():
+    nodes = [
+        CONV,
+        _node("Conv", ["x", "w"], "d", kernel_shape=[3, 3], pads=[1] * 4),
+        _node("Concat", ["c", "d"], "y", axis=1),
+    ]
+    assert "Concat" not in [t.operator.op for t in _made(_model(nodes, weights=W))]
+    odd = [("w", (40, 32, 3, 3)), ("b", (40,))]
+    made = _made(_model(nodes, weights=odd))
+    assert next(t for t in made if t.operator.op == "Concat").operator.kind == "layout"
+
+
+def test_ascend_quant_makes_eight_bit():
+    nodes = [
+        _node("AscendQuant", ["x"], "q", scale=1.0),
+        _node("Conv", ["q", "w"], "c", pads=[1] * 4),
+        _node("AscendDequant", ["c", "s"], "y"),
+    ]
+    made = _made(_model(nodes, weights=[("w", (48, 32, 3, 3)), ("s", (48,))]))
+    conv = next(t for t in made if t.operator.op == "Conv")
+    assert conv.operator.int8 and conv.operator.fused == ["Conv", "AscendDequant"]
+
+
+def test_an_unknown_operator_is_memory_bound_and_said_so(capsys, tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(_model([_node("Sin", ["x"], "y")], (8, 64, 128, 128)), path)
+    code, out, err = _main(capsys, str(path), "--json", "--nodes")
+    made = json.loads(out)
+    assert code == 0 and made["unknown_ops"] == ["Sin"] and "not known" in err and "Sin" in err
+    node = next(n for n in made["nodes"] if n["op"] == "Sin")
+    assert node["predicted_bound"] == "memory" and not node["known"]
+
+
+def test_more_work_never_takes_less_time():
+    rates = {}
+    for batch in (1, 2, 8, 32):
+        model = networks.build("resnet18", batch=batch, form="plain", seed=None)
+        rates[batch] = of_onnx(model, "Ascend310P3").predicted_us
+    assert sorted(rates.values()) == list(rates.values())
+    small = networks.build("resnet18", batch=8, form="plain", seed=None)
+    assert of_onnx(small, "Ascend310P3").predicted_us < of_onnx(small, "Ascend310B1").predicted_us
+    assert of_onnx(small, "Ascend310P3", dtype="int8").predicted_us < of_onnx(small, "Ascend310P3").predicted_us
+
+
+def test_a_task_takes_launch_longest_and_a_part_of_the_rest():
+    model = networks.build("resnet18", batch=8, form="plain", seed=None)
+    made = of_onnx(model, "Ascend310P3")
+    p = fitted()
+    assert made.predicted_us == pytest.approx(p.run_us + sum(n.predicted_us for n in made.nodes))
+    for node in made.nodes:
+        units = [node.predicted_units_us[name] for name in ("cube", "vector", "memory")]
+        longest = max(units)
+        assert node.predicted_us == pytest.approx(p.launch_us + longest + p.serial_share * (sum(units) - longest))
+    assert made.predicted_bounds_us.keys() == {"cube", "vector", "memory", "launch"}
+
+
+def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
+    def memory(batch):
+        model = _model([_node("Relu", ["x"], "y")], (batch, 64, 128, 128))
+        graph = read(model)
+        needs = Demands([demand(task, graph, P3) for task in tasks(graph)], P3)
+        return needs.times(Parameters(l2_held=1.0)).memory[1] / batch
+
+    assert memory(32) > 3 * memory(4)
+
+
+@needs_twin
+def test_neocell_nodes_are_known():
+    spec = model_config("neonext_t.released_224").architecture.stage_spec(0)
+    assert spec_of(Node("n", "NeoCell", (), (), attributes(spec))) == spec
+    matmul, custom = (of_onnx(build("t", 224, 1, form), "Ascend310P3") for form in ("MatMul", "AscendC"))
+    assert sum(n.kind == "neocell" for n in custom.nodes) == 18
+    assert sum(n.kind == "batched matmul" for n in matmul.nodes) == 36
+    assert custom.predicted_us < matmul.predicted_us
+
+
+def test_runs_that_no_neocell_has_are_refused():
+    given = attributes(NeoCellSpec({"kernel": 4, "channels": 16, "shift": 1}))
+    with pytest.raises(InputError, match="n: no NeoCell has these runs"):
+        spec_of(Node("n", "NeoCell", (), (), {**given, "shift_a": [3, 2, 1, 0]}))
+    with pytest.raises(InputError, match="attribute shift_b is missing"):
+        spec_of(Node("n", "NeoCell", (), (), {k: v for k, v in given.items() if k != "shift_b"}))
+
+
+def test_a_dynamic_batch_is_set():
+    model = networks.build("vit_s_16", batch=None, form="plain", seed=None)
+    assert read(model, 3).shapes["logits"] == (3, 1000)
+    with pytest.raises(InputError, match=r"'input' has the dynamic axis 0 \(batch\); give its batch"):
+        read(model)
+    with pytest.raises(InputError, match="fixed to batch 1, not 8"):
+        read(networks.build("resnet18", batch=1, form="plain", seed=None), 8)
+
+
+def test_a_shape_that_is_not_known_names_the_node():
+    model = _model([_node("NonZero", ["x"], "z"), _node("Relu", ["z"], "y")])
+    with pytest.raises(InputError, match="node 'NonZero_z' \\(NonZero\\) is not known"):
+        read(model)
+    with pytest.raises(InputError, match=r"dynamic axis 2 \(h\); export it with a fixed size"):
+        read(_model([_node("Relu", ["x"], "y")], (1, 3, "h", 8)), 1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["{file}"], "not an ONNX file"),
+        (["missing.onnx"], "no such file"),
+        (["resnet18", "--batch", "0"], "--batch 0: expected a whole number of at least 1"),
+        (["resnet18", "--soc", "Ascend310P4"], "did you mean Ascend310P"),
+        (["--table", "rowz"], "did you mean rows"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, arguments, message):
+    file = tmp_path / "text.onnx"
+    file.write_text("not a model at all")
+    code, out, err = _main(capsys, *(a.format(file=file) for a in arguments))
+    assert code == 1 and not out and message in err and err.count("\n") == 1
+
+
+def test_without_a_model_it_is_a_usage_error(capsys):
+    assert _main(capsys)[0] == 2
+
+
+def test_the_command_says_predicted_and_its_range(capsys):
+    code, out, _ = _main(capsys, "resnet18", "--batch", "8", "--nodes")
+    assert code == 0 and "PREDICTED, not measured" in out and "left out of the fit" in out
+    low, high = tables.band()
+    assert 0.5 <= low < 1 < high <= 2
+
+
+def test_figures_are_read(tmp_path):
+    made = figures.read()
+    assert any(f.model == "ConvNeXt-T" and f.batch == 8 and f.images_per_second == 511 for f in made)
+    assert sum(f.int8 for f in made) == 7 and {f.soc for f in made} == {"Ascend310P3", "Ascend310B1"}
+    path = tmp_path / "rows.csv"
+    head = ",".join(figures.COLUMNS)
+    for row, message in (
+        ("ResNet-18,224,fp16,310P3,6,8-100,s", "line 2: '8-100': expected batch:images"),
+        ("Nothing,224,fp16,310P3,6,8:100,s", "line 2: no network is known for 'Nothing'"),
+        ("ResNet-18,224,fp8,310P3,6,8:100,s", "precision 'fp8'"),
+        ("ResNet-18,224", "line 2: expected 7 fields"),
+    ):
+        path.write_text(f"{head}\n{row}\n")
+        with pytest.raises(InputError, match=message):
+            figures.read(path)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return calibrate.rows(figure for figure in figures.read() if not figure.uncertain)
+
+
+def test_fitting_again_gives_the_stored_parameters(rows):
+    again = calibrate.fit(rows)
+    for name in calibrate.BOUNDS:
+        # What the rows hardly determine may move further.
+        assert np.log(getattr(again, name) / getattr(fitted(), name)) == pytest.approx(0, abs=0.1), name
+
+
+def test_errors_hold(rows):
+    made = stored()["errors"]
+    ratios = [row.ratio(fitted()) for row in rows]
+    now = calibrate.errors(ratios)
+    assert now == pytest.approx(made["fitted"], rel=0.01)
+    assert now["median"] <= 1.2 and now["worst"] <= 2.0
+    assert [round(ratio, 3) for ratio in sorted(ratios)] == pytest.approx(
+        sorted(row["fitted_ratio"] for row in stored()["rows"]), abs=0.01
+    )
+    # Rows that the parameters were not fitted to.
+    given, others = calibrate.split(rows)
+    assert len(others) > 90 and not {r.figure.model for r in given} & {r.figure.model for r in others}
+    away = calibrate.errors([row.ratio(calibrate.fit(given)) for row in others])
+    assert away["median"] <= 1.3 and away["p90"] <= 1.6
+    assert made["one network left out"]["median"] <= 1.3
+
+
+def test_the_document_holds_what_its_commands_print(tmp_path):
+    from pathlib import Path
+
+    path = Path(__file__).parents[2] / "docs" / "predict.md"
+    found = dict(documents.tables_of(path.read_text(), command.COMMAND))
+    assert set(found) == {f"--table {name}" for name in tables.TABLES}
+    for name in ("parameters", "errors", "rows"):
+        assert found[f"--table {name}"] == tables.printed(name)
+
+
+@needs_twin
+def test_the_answer_of_the_document_is_what_is_predicted():
+    from pathlib import Path
+
+    path = Path(__file__).parents[2] / "docs" / "predict.md"
+    found = dict(documents.tables_of(path.read_text(), command.COMMAND))
+    assert found["--table answer"] == tables.printed("answer")
+    small = tables.neonext_text(tables.cases(("t",), (224,), socs=("Ascend310P3",)))
+    for line in small.splitlines()[-2:]:
+        assert line in found["--table neonext"]
+
+
+def test_the_roofline_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    from neonext_ms.benchmarks.predict.roofline import draw
+
+    model = networks.build("mobilenet_v1", batch=1, form="plain", seed=None)
+    draw({"MobileNet-v1": of_onnx(model, "Ascend310P3")}, fitted(), tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
