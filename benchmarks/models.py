@@ -98,13 +98,13 @@ def subjects(choice: Choice, folder: Path, watch: Callable[[str], None] = lambda
     for name, is_network in named.items():
         runtimes.choose("network.onnx" if is_network else name, list(choice.runtimes))
     found: list[Subject] = []
-    stems = [Path(name).stem for name, is_network in named.items() if not is_network]
+    files = [Path(name).name for name, is_network in named.items() if not is_network]
     for name, is_network in named.items():
         if is_network:
             watch(f"writing {name}")
             found += _of_name(name, choice, folder)
         else:
-            label = Path(name).name if stems.count(Path(name).stem) == 1 else name
+            label = Path(name).name if files.count(Path(name).name) == 1 else name
             found += _in_runtimes(label, label, "file", name, choice)
     return found
 

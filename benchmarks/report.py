@@ -155,11 +155,11 @@ def _beside(result: Mapping, rows: Sequence[Row]) -> str:
             f"- Preprocessing of a {photo} JPEG to {height}x{width}, one thread: "
             f"{MILLI * values[len(values) // 2]:.3g} ms per image, not in the times above."
         )
-    for row in rows:
-        slow = {name: seconds for name, seconds in row.copies.items() if seconds > 0.01 * row.latency.mean}
-        for name, seconds in slow.items():
-            lines.append(f"- {row.label}, batch {row.batch}: {name} {MILLI * seconds:.3g} ms, not in the times above.")
-    if not any(set(row.copies) and max(row.copies.values()) > 0.01 * row.latency.mean for row in rows):
+    slow = [row for row in rows if not row.is_gemm and sum(row.copies.values()) > 0.01 * row.latency.mean]
+    for row in slow:
+        steps = ", ".join(f"{name} {MILLI * seconds:.3g} ms" for name, seconds in row.copies.items())
+        lines.append(f"- {row.label}, batch {row.batch}: {steps}, not in the times above.")
+    if not slow:
         lines.append("- Copies of inputs and outputs take less than 1 % everywhere; they are not in the times above.")
     return "\n".join(lines)
 
