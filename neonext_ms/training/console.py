@@ -15,15 +15,19 @@ class ProgressLine:
     def __init__(self, first: bool, epochs: int, per_epoch: int, images: int):
         self.active = first and sys.stderr.isatty()
         self.epochs, self.per_epoch, self.images = epochs, per_epoch, images
-        self._began, self._first, self._shown = time.monotonic(), None, 0.0
+        self._began, self._first, self._shown = 0.0, None, 0.0
 
-    def start(self, progress: Progress) -> None:
+    def start(self) -> None:
         """An epoch begins."""
-        self._began, self._first = time.monotonic(), progress.step
+        self._first = None
 
     def show(self, progress: Progress, result: StepResult, accuracy: float, scale: float) -> None:
         """Another step is done."""
         now = time.monotonic()
+        if self._first is None:
+            # The first step may have compiled.
+            self._began, self._first = now, progress.step
+            return
         if not self.active or now - self._shown < 0.1:
             return
         self._shown = now

@@ -170,7 +170,7 @@ class Trainer:
         The first step of a process is not counted: it compiles.
         """
         config, per_epoch = self.config, self.loader.updates_per_epoch
-        line.start(self.progress)
+        line.start()
         images = hits = 0
         losses: list[float] = []
         since, counted_from, counted = time.monotonic(), None, 0

@@ -60,7 +60,7 @@ def test_plot_writes_a_picture(tmp_path, capsys):
 
 
 def test_plot_without_a_log_or_matplotlib(tmp_path, capsys, monkeypatch):
-    assert plot.main([str(tmp_path)]) == 1
+    assert plot.main([str(tmp_path), "--json"]) == 1
     assert "expected the folder of a training run" in capsys.readouterr().err
     real = builtins.__import__
 
