@@ -284,7 +284,7 @@ def test_order_is_told_only_where_the_run_allows_it():
     text = markdown(made_up({"a": 1.0, "b": 1.2, "c": 1.2}))
     assert "a < b ~ c" in text or "a < c ~ b" in text
     text = markdown(made_up({"a": 1.0, "b": 1.2}, noise=0.5))
-    assert "Too noisy to rank all: a ? b, but unsure is b / a = " in text or "b ? a" in text and "Noisy (spread" in text
+    assert "Too noisy to rank all: a ? b, but unsure is b / a = " in text or ("b ? a" in text and "Noisy (spread" in text)
     assert "`neonext-bench 'a b.onnx'`" in text
     assert "Too noisy to rank" in markdown(made_up({"a": 1.0, "b": 1.2}, rounds=4))
 

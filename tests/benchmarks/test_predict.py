@@ -132,10 +132,9 @@ def test_layer_norm_and_gelu_chains_become_one_operator():
 
 
 def test_the_tanh_form_of_gelu_is_found():
+    from neonext_ms.benchmarks.predict.neonext import _folded
     from neonext_ms.export.flavour import CANN, lower
     from neonext_ms.export.onnx_emitter import skeleton
-
-    from neonext_ms.benchmarks.predict.neonext import _folded
 
     flavour = CANN.with_(gelu="tanh")
     model = skeleton(lower(_folded("neonext_t.released_224", 224), flavour), 1, flavour)
