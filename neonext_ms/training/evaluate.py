@@ -70,7 +70,7 @@ class Evaluator:
             losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
             predicted[indices[counts]] = order[counts, 0] + 1
             sums += [counts.sum(), losses[counts].sum(), hits[counts, :1].sum(), hits[counts].sum()]
-        images, loss, top1, top5 = self.cards.total(sums)
+        images, loss, top1, top5 = self.cards.total(sums).tolist()
         if not images:
             raise InputError("no validation image can be read; check the files named above")
         predicted = self.cards.total(predicted).astype(np.int64) - 1

@@ -16,7 +16,7 @@ from PIL import Image
 
 from neonext_ms import load_checkpoint, safetensors_format, save_checkpoint
 from neonext_ms.architecture import make_architecture
-from neonext_ms.commands import validate
+from neonext_ms.commands import ablate, validate
 from neonext_ms.commands.train import main
 from neonext_ms.export.command import main as export_main
 from neonext_ms.initialization import initial_arrays
@@ -218,6 +218,21 @@ def test_two_workers_with_one_shard_are_one_worker(folder, tmp_path):
     assert _same(*(_state(folder, run)[0] for run in ("one", "two")))
     (row,) = read_csv(folder / "two" / "epochs.csv")
     assert 0 < float(row["communication"]) <= 1 and read_csv(folder / "one" / "epochs.csv")[0]["communication"] == ""
+
+
+def test_an_ablation_goes_on_where_it_was(folder, capsys):
+    command = ["neoinit", "--config", str(folder / "small.yaml"), "--output", str(folder / "ablation"), "--json"]
+    command += ["schedule.epochs=1", "model.drop_path=0", "ema.decay=0"]
+    assert ablate.main([*command, "--seeds", "1", "run.stop_after=2"]) == 130
+    assert ablate.main([*command, "--seeds", "1"]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)["summary"]
+    assert [row["runs"] for row in summary.values()] == [1, 1] and list(summary) == ["neoinit", "normal"]
+    assert "resumed from" in printed.err and len(read_csv(folder / "ablation" / "neoinit-0" / "steps.csv")) == 3
+    made = {path: path.read_bytes() for path in (folder / "ablation").glob("*/checkpoints/*")}
+    assert ablate.main([*command, "--seeds", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"] == summary
+    assert made == {path: path.read_bytes() for path in (folder / "ablation").glob("*/checkpoints/*")}
 
 
 def test_broken_images_end_the_run_beyond_the_limit(folder, capsys):
