@@ -21,6 +21,7 @@ Measure models side by side: files (.onnx, .mindir, .om, .ms) or names of networ
   neonext-bench report result.json --output DIR
   neonext-bench report result.json --compare earlier.json --fail-above 1.1
   neonext-bench predict MODEL.onnx --soc Ascend310P3 --batch 8
+  neonext-bench write convnext_t resnet50 --soc Ascend310P3 --batch 1,8 --output peers
 
 Ratios are to the first model. See docs/benchmarks.md."""
 
@@ -29,6 +30,7 @@ WORDS = {
     "report": "neonext_ms.benchmarks.report_command:main",
     "predict": "neonext_ms.benchmarks.predict.command:main",
     "claims": "neonext_ms.benchmarks.claims.command:main",
+    "write": "neonext_ms.benchmarks.networks.command:main",
 }
 
 
