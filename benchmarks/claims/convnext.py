@@ -64,10 +64,15 @@ def measure(args: argparse.Namespace) -> dict:
 
 def _neonext(name: str, image_size: tuple[int, int]) -> dict:
     from ...export import pipeline
+
+    return forms_of_source(pipeline.source_of_name(name), image_size)
+
+
+def forms_of_source(source, image_size: tuple[int, int]) -> dict:
+    """The two graphs of a NeoNeXt, an `export.pipeline.Source`: node by node, and folded."""
     from ...export.fold import fold, neocell_to_matmul
     from ...export.graph import unfolded
 
-    source = pipeline.source_of_name(name)
     network = unfolded(source.architecture, source.arrays, image_size)
     return {"neonext plain": neocell_to_matmul(network), "neonext folded": neocell_to_matmul(fold(network)[0])}
 
