@@ -99,6 +99,8 @@ def subjects(choice: Choice, folder: Path, watch: Callable[[str], None] = lambda
         runtimes.choose("network.onnx" if is_network else name, list(choice.runtimes))
     found: list[Subject] = []
     files = [Path(name).name for name, is_network in named.items() if not is_network]
+    if choice.torch and not any(name.startswith("neonext_") for name, is_network in named.items() if is_network):
+        raise UsageError("--torch measures the official code of the NeoNeXt networks that are named; name one")
     for name, is_network in named.items():
         if is_network:
             watch(f"writing {name}")

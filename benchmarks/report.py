@@ -125,7 +125,7 @@ def _verdict(rows: Sequence[Row], group: Mapping) -> str:
             f"than {100 * ALLOWED_HALVES:.1f} %, so that another run may differ by more than {100 * TOLERANCE:.0f} %. "
             f"Measure again on a quiet machine, or longer (--rounds, --seconds). {_noise(rows)}".strip()
         )
-    return f"By median time, `<` where the 95 % interval excludes 1, `~` where not: {order}. {_noise(rows)}".strip()
+    return f"By median time, `~` for level (closer than {100 * TOLERANCE:.0f} %): {order}. {_noise(rows)}".strip()
 
 
 def _noise(rows: Sequence[Row]) -> str:

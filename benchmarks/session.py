@@ -122,7 +122,10 @@ def run(
                     break
             if not batches:
                 raise KeyboardInterrupt
-            preprocessing = [] if partial else _preprocessing(prepared, watch)
+            try:
+                preprocessing = [] if partial else _preprocessing(prepared, watch)
+            except KeyboardInterrupt:
+                preprocessing, partial = [], True
         finally:
             for make in used.values():
                 if isinstance(make, type):

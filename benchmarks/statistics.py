@@ -101,10 +101,15 @@ class Ratio:
 
     @property
     def order(self) -> int:
-        """-1: a is smaller; 1: a is larger; 0: the interval contains 1, or the run was too noisy to say."""
-        if not self.sure or self.low <= 1 <= self.high:
+        """-1: a is smaller; 1: a is larger; 0: they are level, or the run was too noisy to say.
+
+        Level: the interval contains 1, or the ratio is within `TOLERANCE` of it. An interval sees what varies inside
+        a run, not where a model's memory happens to lie, which moves ratios by some percent from run to run.
+        """
+        level = self.low <= 1 <= self.high or 1 / (1 + TOLERANCE) <= self.median_ratio <= 1 + TOLERANCE
+        if level or not self.sure:
             return 0
-        return -1 if self.high < 1 else 1
+        return -1 if self.median_ratio < 1 else 1
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

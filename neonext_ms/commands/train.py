@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ Train a network as a configuration says.
 key=value changes one value of the configuration, such as optimizer.lr=1e-3; --keys lists all of them. A run writes into
 run.output (default: runs/ and the name of the configuration), where no other run may be. SIGTERM and Ctrl-C save and
 end it with code 130. Several cards are started by msrun. See docs/training.md."""
+
+
+_OTHERS_END_SECONDS = 3
 
 
 class _Keys(argparse.Action):
@@ -93,8 +97,12 @@ def _main(argv: Sequence[str] | None = None) -> int:
     try:
         result = trainer.run()
     except StoppedError as stopped:
-        if trainer.cards.first:
-            note(f"stopped: {stopped}")
+        if not trainer.cards.first:
+            return 0
+        note(f"stopped: {stopped}")
+        if trainer.cards.world > 1:
+            # At the first exit code that is not 0, msrun kills the others; its scheduler waits long for one that was.
+            time.sleep(_OTHERS_END_SECONDS)
         return INTERRUPTED
     if not trainer.cards.first:
         return 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..errors import InputError, nearest
+from ..errors import InputError, UsageError, nearest
 from ..files import explain
 
 BASE = "base"
@@ -271,7 +271,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
         overrides: texts such as `optimizer.lr=1e-3`, applied in order.
 
     Raises:
-        InputError: a file cannot be read, a key is unknown (the nearest is named), or a value is wrong.
+        InputError: a file cannot be read, a key in it is unknown (the nearest is named), or a value is wrong.
+        UsageError: the same of an override.
     """
     values = _read(Path(path), ())
     for text in overrides:
@@ -342,18 +343,21 @@ def _override(values: dict, text: str) -> None:
 
     key, equals, written = text.partition("=")
     if not equals:
-        raise InputError(f"{text!r}: expected key=value, such as optimizer.lr=1e-3")
+        raise UsageError(f"{text!r}: expected key=value, such as optimizer.lr=1e-3")
     known = known_keys()
     if key not in known:
         ending = [name for name in known if name.rpartition(".")[2] == key]
         hint = f"; did you mean {' or '.join(ending)}?" if ending else nearest(key, known)
-        raise InputError(f"{text!r}: unknown key {key!r}{hint}")
+        raise UsageError(f"{text!r}: unknown key {key!r}{hint}")
     try:
         value = yaml.safe_load(written)
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UsageError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
     part, _, leaf = key.partition(".")
-    _build(Config, {part: {leaf: value}}, "", repr(text))
+    try:
+        _build(Config, {part: {leaf: value}}, "", repr(text))
+    except InputError as error:
+        raise UsageError(str(error)) from error
     values[part] = {**(values.get(part) or {}), leaf: value}
 
 

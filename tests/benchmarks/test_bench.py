@@ -11,9 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from acl_stand_in import StandIn
 from neonext_ms.benchmarks import command, gate, gemm, results, statistics
 from neonext_ms.benchmarks.report import markdown
 from neonext_ms.benchmarks.runtimes.onnx_runtime import OnnxRuntimeCpu
+from neonext_ms.benchmarks.runtimes.pyacl import PyAcl
 from neonext_ms.errors import InputError
 
 
@@ -125,6 +127,9 @@ def bad(tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     good = net(tmp_path / "good.onnx")
     fixed = net(tmp_path / "fixed.onnx", (2, 3, 8, 8))
+    clone = tmp_path / "clone"
+    (clone / "ptvision" / "models" / "neonext").mkdir(parents=True)
+    (clone / "ptvision" / "models" / "neonext" / "neonext.py").touch()
     return {
         "nothing": ([], 2, "nothing to measure"),
         "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt'; did you mean neonext_t"),
@@ -148,6 +153,7 @@ def bad(tmp_path):
         "output": ([good, "--output", tmp_path / "no" / "r.json"], 1, "no such file or folder"),
         "output's name": ([good, "--output", tmp_path / "r.txt"], 2, "ending in .json"),
         "torch alone": (["neonext_t", "--torch", sys.executable], 2, "needs both"),
+        "torch without NeoNeXt": ([good, "--torch", sys.executable, "--official", clone], 2, "--torch measures"),
         "no repository": (["neonext_t", "--torch", sys.executable, "--official", tmp_path], 1, "not a clone"),
         "option": ([good, "--round", 3], 2, "did you mean --rounds"),
         "result": (["report", tmp_path / "text.onnx"], 1, "not a JSON file"),
@@ -161,7 +167,8 @@ BAD = (
     "nothing", "unknown name", "unknown name in a list", "missing file", "no model", "another kind of file",
     "image size", "batch", "NaN", "zero rounds", "negative batch", "zero seconds", "no seconds", "threads",
     "too many threads", "device", "runtime", "missing runtime", "missing board", "output", "output's name",
-    "torch alone", "no repository", "option", "result", "missing result", "limit", "limit alone",
+    "torch alone", "torch without NeoNeXt", "no repository", "option", "result", "missing result", "limit",
+    "limit alone",
 )  # fmt: skip
 
 
@@ -179,6 +186,25 @@ def test_bad_input_gets_one_line_and_a_code(case, tmp_path, capsys):
     assert code == expected and message in err and out == ""
     assert "Traceback" not in err and "error: " in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "acl", stand_in)
+    monkeypatch.setattr(PyAcl, "_device", None)
+    tensor = {"name": "out", "dims": [-1, 5], "dtype": "float32"}
+    model = {"inputs": [{**tensor, "dims": [-1, 3, 8, 8]}], "outputs": [tensor], "batches": [1, 4]}
+    for name in ("one.om", "two.om"):
+        (tmp_path / name).write_text(json.dumps(model))
+    code, out, err = bench(capsys, tmp_path / "one.om", tmp_path / "two.om", net(tmp_path / "net.onnx"), "--rounds", 3)
+    assert code == 0 and err == ""
+    assert "## Batch 4: 3 rounds" in out and "pyacl, not run on a device" in out and "one.om, batch 1: copy_in" in out
+    assert stand_in.live == {} and stand_in.violations == [] and stand_in.calls[-1] == "acl.finalize"
+    again = StandIn({"acl.mdl.execute": 507011})
+    monkeypatch.setitem(sys.modules, "acl", again)
+    code, out, err = bench(capsys, tmp_path / "one.om", "--rounds", 3)
+    assert code == 1 and out == "" and "acl.mdl.execute failed with 507011" in err
+    assert again.live == {} and again.violations == []
 
 
 def interrupting(monkeypatch, after):
@@ -284,7 +310,9 @@ def test_order_is_told_only_where_the_run_allows_it():
     text = markdown(made_up({"a": 1.0, "b": 1.2, "c": 1.2}))
     assert "a < b ~ c" in text or "a < c ~ b" in text
     text = markdown(made_up({"a": 1.0, "b": 1.2}, noise=0.5))
-    assert "Too noisy to rank all: a ? b, but unsure is b / a = " in text or ("b ? a" in text and "Noisy (spread" in text)
+    assert "Too noisy to rank all: a ? b, but unsure is b / a = " in text or (
+        "b ? a" in text and "Noisy (spread" in text
+    )
     assert "`neonext-bench 'a b.onnx'`" in text
     assert "Too noisy to rank" in markdown(made_up({"a": 1.0, "b": 1.2}, rounds=4))
 

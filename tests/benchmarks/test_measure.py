@@ -140,6 +140,8 @@ def test_ratio_of_equals_is_not_ranked_and_of_unequals_is():
     faster = ratio(0.8 * steady[0], steady[1])
     assert faster.sure and faster.order == -1
     assert ratio(steady[1], 0.8 * steady[0]).order == 1
+    close = ratio(1.03 * steady[0], steady[1])
+    assert close.sure and close.low > 1 and close.order == 0
 
 
 @pytest.mark.parametrize(
