@@ -20,10 +20,10 @@ PAIRS = (
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
     from ...commands.common import parse_size
-    from .command import parse_positives
+    from ..command import batches
 
     parser.add_argument("--sizes", default="t", help="of t, s and b, with commas (default t)")
-    parser.add_argument("--batch", type=parse_positives, default=(1, 8))
+    parser.add_argument("--batch", type=batches, default=(1, 8))
     parser.add_argument("--image-size", type=parse_size, default=(224, 224))
 
 
