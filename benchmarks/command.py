@@ -21,6 +21,9 @@ Measure models side by side: files (.onnx, .mindir, .om, .ms) or names of networ
   neonext-bench report result.json --output DIR
   neonext-bench report result.json --compare earlier.json --fail-above 1.1
   neonext-bench predict MODEL.onnx --soc Ascend310P3 --batch 8
+  neonext-bench claims complexity|patchwise|share|convnext
+  neonext-bench variants                              (bfloat16 and 8 bit)
+  neonext-bench profile MODEL.onnx|op_summary.csv
   neonext-bench write convnext_t resnet50 --soc Ascend310P3 --batch 1,8 --output peers
 
 Ratios are to the first model. See docs/benchmarks.md."""
@@ -30,6 +33,8 @@ WORDS = {
     "report": "neonext_ms.benchmarks.report_command:main",
     "predict": "neonext_ms.benchmarks.predict.command:main",
     "claims": "neonext_ms.benchmarks.claims.command:main",
+    "profile": "neonext_ms.benchmarks.profiles:main",
+    "variants": "neonext_ms.benchmarks.variants:main",
     "write": "neonext_ms.benchmarks.networks.command:main",
 }
 

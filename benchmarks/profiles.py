@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..commands.common import Parser, parse_size, print_json, run
-from ..errors import InputError, UsageError
+from ..commands.predict import positive
+from ..errors import InputError
 from ..files import explained
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
@@ -346,15 +347,12 @@ def _main(argv: Sequence[str] | None = None) -> None:
         "from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.",
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=RUNS, help=f"runs of a model (default {RUNS})")
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=RUNS, help=f"runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="for a model that leaves it open")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    for option in ("batch", "threads", "rounds"):
-        if getattr(args, option) < 1:
-            raise UsageError(f"--{option} must be at least 1, got {getattr(args, option)}")
     if Path(args.file).suffix.lower() == ".onnx":
         found = of_onnxruntime(args.file, args.batch, args.threads, args.rounds, args.image_size)
     else:

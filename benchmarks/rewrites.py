@@ -21,7 +21,8 @@ from ..errors import UsageError
 from ..export import onnx_emitter
 from ..export.command import parse_batch
 from ..export.flavour import Flavour, lower
-from ..export.graph import NCHW, NHWC, DeployGraph, Layer
+from ..export.fold import channels_last
+from ..export.graph import DeployGraph, Layer
 from ..runtime import onnx_session
 from . import networks
 from .measure import interleave
@@ -88,28 +89,6 @@ def hidden_in_parts(graph: DeployGraph, parts: int, pixels: int) -> DeployGraph:
 
 def _copy(layer: Layer, end: str, inputs: tuple[str, ...], arrays) -> Layer:
     return replace(layer, name=layer.name + end, inputs=inputs, output=layer.output + end, arrays=arrays)
-
-
-def mlp_channels_last(graph: DeployGraph) -> DeployGraph:
-    """The two convolutions of an MLP as linear layers between two transposes."""
-    changes = []
-    for first, gelu, second in graph.chains("conv", "gelu", "conv"):
-        last, back = f"{first.name}.nhwc", f"{second.name}.nhwc"
-        changes.append((
-            [first, gelu, second],
-            [
-                Layer("transpose", last, first.inputs, last, {}, {"order": NHWC}),
-                replace(first, op="linear", inputs=(last,), arrays=_linear(first)),
-                gelu,
-                replace(second, op="linear", output=back, arrays=_linear(second)),
-                Layer("transpose", f"{second.name}.nchw", (back,), second.output, {}, {"order": NCHW}),
-            ],
-        ))  # fmt: skip
-    return graph.replaced(changes)
-
-
-def _linear(conv: Layer) -> dict[str, np.ndarray]:
-    return {**conv.arrays, "weight": conv.arrays["weight"][:, :, 0, 0]}
 
 
 def right_first(graph: DeployGraph) -> DeployGraph:
@@ -205,7 +184,7 @@ def _rewritten(model: onnx.ModelProto, rewrite: Callable) -> onnx.ModelProto:
 
 
 _COMMON = (
-    Rewrite("MLP channels last: transposes and MatMul", lambda g: emitted(mlp_channels_last(g))),
+    Rewrite("MLP channels last: transposes and MatMul", lambda g: emitted(channels_last(g))),
     Rewrite("GELU as the Erf chain", lambda g: emitted(g, Flavour(gelu="erf"))),
     Rewrite("hidden channels in 2 parts, maps from 56x56", lambda g: emitted(hidden_in_parts(g, 2, 56 * 56))),
     Rewrite("hidden channels in 4 parts, maps from 56x56", lambda g: emitted(hidden_in_parts(g, 4, 56 * 56))),

@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..commands.common import Parser, note, parse_shifts, parse_size, print_json, run
+from ..commands.predict import positive
 from ..errors import ToolchainError, UsageError, nearest
+from .command import batches
 
 BASE = "float32"
 # Name -> runtime, and whether it has a file of its own.
@@ -196,21 +198,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shifts", type=parse_shifts)
     parser.add_argument("--image-size", type=parse_size)
     parser.add_argument("--variants", type=parse_variants, default=tuple(VARIANTS), help=", ".join(VARIANTS))
-    parser.add_argument("--batch", default="1,8", help="batch sizes (default 1,8)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each at batch 1 (default {ROUNDS})")
+    parser.add_argument("--batch", type=batches, default=(1, 8), help="batch sizes (default 1,8)")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, help=f"of each at batch 1 (default {ROUNDS})")
     parser.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
     parser.add_argument("--write", metavar="FILE.onnx", help="keep the 8-bit file")
     parser.add_argument("--no-speed", action="store_true", help="no times")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    try:
-        args.batch = [int(part) for part in args.batch.split(",")]
-    except ValueError:
-        raise UsageError(f"--batch {args.batch}: expected whole numbers such as 1,8") from None
-    for what, value in (("--batch", min(args.batch)), ("--threads", args.threads), ("--rounds", args.rounds)):
-        if value < 1:
-            raise UsageError(f"{what}: expected at least 1, got {value}")
     if args.write and "int8" not in args.variants:
         raise UsageError("--write keeps the 8-bit file; add int8 to --variants")
     return args

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from ...commands.common import Parser, print_json, run
+from ...commands.predict import positive
 
 # Name -> what the paper claims. Each is a module of this package with `options`, `measure` and `lines`.
 CLAIMS = {
@@ -19,34 +19,14 @@ CLAIMS = {
 }
 
 
-def parse_positive(text: str) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def parse_positives(text: str) -> tuple[int, ...]:
-    """`1,8` as whole numbers of at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    return tuple(parse_positive(part) for part in text.split(","))
-
-
 def build_parser() -> Parser:
     """The command line of neonext-bench claims."""
     parser = Parser(prog="neonext-bench claims", description=__doc__)
     claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
     for name, text in CLAIMS.items():
         claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
-        claim.add_argument("--threads", type=parse_positive, default=2)
-        claim.add_argument("--rounds", type=parse_positive, help="timed calls of each, in turns")
+        claim.add_argument("--threads", type=positive, default=2)
+        claim.add_argument("--rounds", type=positive, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true")
         import_module(f".{name}", __package__).options(claim)
     return parser

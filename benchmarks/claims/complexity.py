@@ -17,12 +17,13 @@ ROUNDS = 20
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from .command import parse_positive, parse_positives
+    from ...commands.predict import positive
+    from ..command import batches
 
-    parser.add_argument("--batch", type=parse_positive, default=1)
-    parser.add_argument("--kernels", type=parse_positives, default=KERNELS, help="sizes k (default 2 to 14)")
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--kernels", type=batches, default=KERNELS, help="sizes k (default 2 to 14)")
     parser.add_argument(
-        "--maps", type=parse_positives, default=tuple(side for _, side in MAPS), help="sides (default 56,28,14,7)"
+        "--maps", type=batches, default=tuple(side for _, side in MAPS), help="sides (default 56,28,14,7)"
     )
 
 

@@ -20,10 +20,10 @@ PAIRS = (
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
     from ...commands.common import parse_size
-    from .command import parse_positives
+    from ..command import batches
 
     parser.add_argument("--sizes", default="t", help="of t, s and b, with commas (default t)")
-    parser.add_argument("--batch", type=parse_positives, default=(1, 8))
+    parser.add_argument("--batch", type=batches, default=(1, 8))
     parser.add_argument("--image-size", type=parse_size, default=(224, 224))
 
 
@@ -64,10 +64,15 @@ def measure(args: argparse.Namespace) -> dict:
 
 def _neonext(name: str, image_size: tuple[int, int]) -> dict:
     from ...export import pipeline
+
+    return forms_of_source(pipeline.source_of_name(name), image_size)
+
+
+def forms_of_source(source, image_size: tuple[int, int]) -> dict:
+    """The two graphs of a NeoNeXt, an `export.pipeline.Source`: node by node, and folded."""
     from ...export.fold import fold, neocell_to_matmul
     from ...export.graph import unfolded
 
-    source = pipeline.source_of_name(name)
     network = unfolded(source.architecture, source.arrays, image_size)
     return {"neonext plain": neocell_to_matmul(network), "neonext folded": neocell_to_matmul(fold(network)[0])}
 

@@ -20,11 +20,12 @@ LOOP_CHANNELS = 16
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from .command import parse_positive, parse_positives
+    from ...commands.predict import positive
+    from ..command import batches
 
-    parser.add_argument("--batch", type=parse_positive, default=8)
-    parser.add_argument("--kernel", type=parse_positive, default=7, help="k, which divides the sides (default 7)")
-    parser.add_argument("--maps", type=parse_positives, default=tuple(side for _, side in MAPS))
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--kernel", type=positive, default=7, help="k, which divides the sides (default 7)")
+    parser.add_argument("--maps", type=batches, default=tuple(side for _, side in MAPS))
     parser.add_argument("--no-mindspore", action="store_true", help="leave MindSpore out")
 
 

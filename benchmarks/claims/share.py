@@ -11,10 +11,10 @@ MODELS = tuple(f"neonext_{size}.released_224" for size in "tsb")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from .command import parse_positives
+    from ..command import batches
 
     parser.add_argument("--models", default=",".join(MODELS), help="names with commas; the first one is timed too")
-    parser.add_argument("--batch", type=parse_positives, default=(1, 8))
+    parser.add_argument("--batch", type=batches, default=(1, 8))
 
 
 def measure(args: argparse.Namespace) -> dict:

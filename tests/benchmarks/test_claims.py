@@ -13,6 +13,12 @@ from neonext_ms.ops import reference
 from neonext_ms.ops.spec import NeoCellSpec
 
 
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch):
+    """Nothing here is measured, so nothing has to be warm."""
+    monkeypatch.setattr("neonext_ms.benchmarks.measure.WARM_UP_ROUNDS", 1)
+
+
 def run(model, x):
     return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {forms.INPUT: x})[0]
 
@@ -75,10 +81,26 @@ def test_patchwise_command(capsys):
     assert any("PyNative" in line for line in patchwise.lines(found))
 
 
-def test_convnext_command(capsys):
+def test_convnext_command(capsys, monkeypatch, digits):
+    from neonext_ms.benchmarks import networks
     from neonext_ms.benchmarks.claims import convnext
 
-    found = printed(capsys, "convnext", "--batch", "1", "--image-size", "32")
+    # The named networks take seconds to make; any two forms do for the plumbing.
+    source = pipeline.source_of_checkpoint(digits, (1, 1, 0, 0))
+    own = {}
+
+    def forms_of(name, image_size):
+        own.update(neonext_forms(source, image_size))
+        return dict(own)
+
+    def small(name, *, image_size, folded):
+        assert name == "convnext_t"
+        return own["neonext folded" if folded else "neonext plain"]
+
+    neonext_forms = convnext.forms_of_source
+    monkeypatch.setattr(convnext, "_neonext", forms_of)
+    monkeypatch.setattr(networks, "deploy_graph", small)
+    found = printed(capsys, "convnext", "--batch", "1", "--image-size", "64")
     (row,) = found["rows"]
     assert set(row["ms"]) == {"neonext plain", "neonext folded", "convnext plain", "convnext folded"}
     assert any("images/s" in line for line in convnext.lines(found))

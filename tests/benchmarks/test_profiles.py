@@ -133,4 +133,6 @@ def test_command(exported, capsys):
     assert profiles.main([exported, "--rounds", "1", "--threads", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["source"] == "onnxruntime" and len(printed["slowest"]) == 10
-    assert profiles.main([exported, "--batch", "0"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        profiles.main([exported, "--batch", "0"])
+    assert stop.value.code == 2
