@@ -16,6 +16,8 @@ from .operators import Operator
 from .parameters import Parameters
 from .tasks import Task
 
+# How steeply what is found in L2 falls with what it would have to hold.
+_EVICTION = 1.5
 # How much further from its full rate L2 stays than the cube, where CANN chooses how cores divide a product.
 _L2_WEIGHT = 2.0
 BOUNDS = ("cube", "vector", "memory", "launch")
@@ -191,8 +193,9 @@ class Demands:
     def times(self, parameters: Parameters) -> Times:
         """Predicted times with these shares of the device's rates."""
         p, device = parameters, self.device
-        found = np.maximum(0.0, p.l2_held * device.l2_bytes - self.between)
-        missed = np.maximum(0.0, self.tensors - found).sum(axis=1)
+        # Of a value as large as the held part, with what was touched since, half is still found.
+        filled = ((self.tensors + self.between) / (p.l2_held * device.l2_bytes)) ** _EVICTION
+        missed = (self.tensors * filled / (1 + filled)).sum(axis=1)
         memory = (missed + self.from_memory) / p.memory_bytes_per_second(device)
         l2 = (
             np.maximum(

@@ -27,7 +27,7 @@ class Parameters:
         l2_share: of the level-2 cache's rate.
         layout_share: of the rate of L2 and memory, where Transpose, TransData or a copy changes the order of numbers.
         serial_share: of the time of a task's shorter units, how much is not hidden behind the longest.
-        l2_held: share of the level-2 cache in which the last part of a tensor written is still found by its reader.
+        l2_held: share of the level-2 cache of which half is still found, when so much was touched since it was.
         memory_310p: memory's bytes a second, in units of the platform configuration's figure for all AI cores of the
             family's fastest device, 310P.
         memory_310b: the same for the 310B.

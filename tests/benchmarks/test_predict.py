@@ -331,7 +331,8 @@ def test_errors_hold(rows):
     # Rows that the parameters were not fitted to.
     given, others = calibrate.split(rows)
     assert len(others) > 90 and not {r.figure.model for r in given} & {r.figure.model for r in others}
-    away = calibrate.errors([row.ratio(calibrate.fit(given)) for row in others])
+    parameters = calibrate.fit(given)
+    away = calibrate.errors([row.ratio(parameters) for row in others])
     assert away["median"] <= 1.3 and away["p90"] <= 1.6
     assert made["one network left out"]["median"] <= 1.3
 
