@@ -320,7 +320,7 @@ def test_the_network_of_a_checkpoint_needs_no_description(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected", "code"),
     [
-        (["optimizer.lrr=1"], "did you mean optimizer.lr", 1),
+        (["optimizer.lrr=1"], "did you mean optimizer.lr", 2),
         (["precision.level=O2"], "CPU convolutions compute in float32 only", 1),
         (["data.batch_size=100"], "takes 100 images an update, but there are only 14", 1),
         (["model.num_classes=3"], "model.num_classes is 3, but the data has 2 classes", 1),
