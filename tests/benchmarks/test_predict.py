@@ -132,10 +132,9 @@ def test_layer_norm_and_gelu_chains_become_one_operator():
 
 
 def test_the_tanh_form_of_gelu_is_found():
+    from neonext_ms.benchmarks.predict.neonext import _folded
     from neonext_ms.export.flavour import CANN, lower
     from neonext_ms.export.onnx_emitter import skeleton
-
-    from neonext_ms.benchmarks.predict.neonext import _folded
 
     flavour = CANN.with_(gelu="tanh")
     model = skeleton(lower(_folded("neonext_t.released_224", 224), flavour), 1, flavour)
@@ -325,7 +324,7 @@ def test_errors_hold(rows):
     ratios = [row.ratio(fitted()) for row in rows]
     now = calibrate.errors(ratios)
     assert now == pytest.approx(made["fitted"], rel=0.01)
-    assert now["median"] <= 1.2 and now["worst"] <= 2.0
+    assert now["median"] <= 1.2 and now["worst"] <= 2.0 and made["one network left out"]["worst"] <= 2.1
     assert [round(ratio, 3) for ratio in sorted(ratios)] == pytest.approx(
         sorted(row["fitted_ratio"] for row in stored()["rows"]), abs=0.01
     )
@@ -334,7 +333,7 @@ def test_errors_hold(rows):
     assert len(others) > 90 and not {r.figure.model for r in given} & {r.figure.model for r in others}
     parameters = calibrate.fit(given)
     away = calibrate.errors([row.ratio(parameters) for row in others])
-    assert away["median"] <= 1.3 and away["p90"] <= 1.6
+    assert away["median"] <= 1.3 and away["worst"] <= 2.0
     assert made["one network left out"]["median"] <= 1.3
 
 
