@@ -21,6 +21,10 @@ Measure models side by side: files (.onnx, .mindir, .om, .ms) or names of networ
   neonext-bench report result.json --output DIR
   neonext-bench report result.json --compare earlier.json --fail-above 1.1
   neonext-bench predict MODEL.onnx --soc Ascend310P3 --batch 8
+  neonext-bench claims complexity|patchwise|share|convnext
+  neonext-bench variants                              (bfloat16 and 8 bit)
+  neonext-bench profile MODEL.onnx|op_summary.csv
+  neonext-bench write convnext_t resnet50 --soc Ascend310P3 --batch 1,8 --output peers
 
 Ratios are to the first model. See docs/benchmarks.md."""
 
@@ -29,6 +33,9 @@ WORDS = {
     "report": "neonext_ms.benchmarks.report_command:main",
     "predict": "neonext_ms.benchmarks.predict.command:main",
     "claims": "neonext_ms.benchmarks.claims.command:main",
+    "profile": "neonext_ms.benchmarks.profiles:main",
+    "variants": "neonext_ms.benchmarks.variants:main",
+    "write": "neonext_ms.benchmarks.networks.command:main",
 }
 
 
@@ -39,7 +46,8 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _batches(text: str) -> tuple[int, ...]:
+def batches(text: str) -> tuple[int, ...]:
+    """Batch sizes from a command line, such as `1,8`."""
     return tuple(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
 
 
@@ -79,9 +87,9 @@ def build_parser() -> Parser:
     what.add_argument("--list-models", action="store_true", help="names of networks")
     what.add_argument("--list-runtimes", action="store_true", help="runtimes, and whether they can be used here")
     how = parser.add_argument_group("how")
-    how.add_argument("--batch", type=_batches, metavar="1,8", help="batch sizes (default: 1,8 and what files fix)")
+    how.add_argument("--batch", type=batches, metavar="1,8", help="batch sizes (default: 1,8 and what files fix)")
     how.add_argument("--image-size", type=parse_size, help="224 or 256x320 (height x width), where it is open")
-    how.add_argument("--rounds", type=positive, default=50, help="timed calls of each at each batch (default 50)")
+    how.add_argument("--rounds", type=positive, default=100, help="timed calls of each at each batch (default 100)")
     how.add_argument("--seconds", type=_seconds, default=60.0, help="at most so long at each batch (default 60)")
     how.add_argument("--threads", type=positive, help="of a model on the CPU (default: all cores)")
     how.add_argument("--device", type=_device, default=0, help="number of the accelerator (default 0)")
@@ -163,11 +171,12 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         show.clear()
         result["notes"] = [*choice.notes, *result["notes"]]
         result["summary"] = [row.to_dict() for row in results.rows(result)]
+        if args.profile and not result["partial"]:
+            result["profiles"] = _profiles(subjects, result, threads, show.watch)
+            show.clear()
         if args.output:
             results.write(args.output, result)
         _print(result, args.json)
-        if args.profile and not result["partial"]:
-            _profile(subjects, result, threads)
     if result["partial"]:
         note(f"interrupted: what was measured until then is {f'in {args.output}' if args.output else 'above'}")
         return INTERRUPTED
@@ -183,15 +192,24 @@ def _print(result: dict, as_json: bool) -> None:
     print(markdown(result), end="")
 
 
-def _profile(subjects, result: dict, threads: int) -> None:
+def _profiles(subjects, result: dict, threads: int, watch) -> list[dict]:
+    """Where the time of each ONNX model in onnxruntime goes; Ctrl-C leaves the rest out and marks the result."""
     from . import profiles
 
-    for subject in subjects:
-        if subject.runtime == "onnxruntime":
-            for group in result["batches"]:
-                if any(row["label"] == subject.label for row in group["rows"]):
-                    print(f"\n## {subject.label}, batch {group['batch']}\n")
-                    print(profiles.of_onnxruntime(subject.path, group["batch"], threads).text())
+    sizes = {subject["label"]: tuple(subject["image_size"]) for subject in result["subjects"]}
+    found = []
+    try:
+        for group in result["batches"]:
+            for subject in subjects:
+                if subject.runtime == "onnxruntime" and subject.label in {row["label"] for row in group["rows"]}:
+                    watch(f"profiling {subject.label}, batch {group['batch']}")
+                    profile = profiles.of_onnxruntime(
+                        subject.path, group["batch"], threads, image_size=sizes[subject.label]
+                    )
+                    found.append({"model": subject.label, "batch": group["batch"], **profile.to_dict()})
+    except KeyboardInterrupt:
+        result["partial"] = True
+    return found
 
 
 def _list_models(as_json: bool) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 # Warm-up goes on until the medians of the last `WINDOW` calls and of the `WINDOW` before differ by at most `STABLE`
-# for every subject, or until one of the limits is reached.
+# for every subject, or until one of the limits is reached, but never for less than `WINDOW` rounds.
 WINDOW = 3
 STABLE = 0.05
 WARM_UP_ROUNDS = 30
@@ -64,8 +64,8 @@ def interleave(
     """Time calls in turns: one call of every subject is a round, in an order drawn anew for each round.
 
     Before the first sample, rounds are run until the time of every subject is stable: the medians of its last three
-    calls and of the three before differ by at most 5 %. After 30 rounds or 20 s it goes on regardless, and `stable`
-    says so. Python's garbage collector rests meanwhile.
+    calls and of the three before differ by at most 5 %. After 30 rounds, or 20 s and three rounds, it goes on
+    regardless, and `stable` says so. Python's garbage collector rests meanwhile.
 
     Ctrl-C ends the run: the round that it hits is dropped, what was measured before is returned with `partial` set.
 
@@ -111,7 +111,8 @@ def _warm_up(subjects, order: random.Random, result: Measurement, report) -> Non
         result.warm_up_rounds = done
         result.stable = {name: _is_stable(values) for name, values in seen.items()}
         report("warm-up", done, WARM_UP_ROUNDS)
-        if all(result.stable.values()) or time.perf_counter() - start > WARM_UP_SECONDS:
+        over = done >= WINDOW and time.perf_counter() - start > WARM_UP_SECONDS
+        if over or all(result.stable.values()):
             return
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..architecture import Architecture
 from ..errors import InputError, ToolchainError, UsageError, nearest
 from ..registry import list_models
 from . import networks, runtimes
@@ -95,13 +98,15 @@ def subjects(choice: Choice, folder: Path, watch: Callable[[str], None] = lambda
     for name, is_network in named.items():
         runtimes.choose("network.onnx" if is_network else name, list(choice.runtimes))
     found: list[Subject] = []
-    stems = [Path(name).stem for name, is_network in named.items() if not is_network]
+    files = [Path(name).name for name, is_network in named.items() if not is_network]
+    if choice.torch and not any(name.startswith("neonext_") for name, is_network in named.items() if is_network):
+        raise UsageError("--torch measures the official code of the NeoNeXt networks that are named; name one")
     for name, is_network in named.items():
         if is_network:
             watch(f"writing {name}")
             found += _of_name(name, choice, folder)
         else:
-            label = Path(name).name if stems.count(Path(name).stem) == 1 else name
+            label = Path(name).name if files.count(Path(name).name) == 1 else name
             found += _in_runtimes(label, label, "file", name, choice)
     return found
 
@@ -152,7 +157,9 @@ def _slimmed(name: str, path: Path, choice: Choice) -> list[Subject]:
         choice.notes.append("onnxslim is not installed, so there is no column for it; pip install onnxslim")
         return []
     slim = path.with_name(f"{path.stem}_onnxslim.onnx")
-    onnxslim.slim(str(path), str(slim))
+    # It prints a table of what it did.
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxslim.slim(str(path), str(slim))
     return _in_runtimes(f"{name}/onnxslim", name, "onnxslim", str(slim), choice)
 
 
@@ -160,15 +167,33 @@ def _official(name: str, source, choice: Choice, folder: Path) -> Subject:
     from ..checkpoint import save_checkpoint
     from .runtimes.torch_runtime import OfficialTorch
 
-    values = source.architecture.to_dict()
-    options = {key: value for key, value in values.items() if key not in ("downsample", "layer_scale")}
-    options["layer_scale_init_value"] = 1e-6 if values["layer_scale"] else 0
+    options = official_options(source.architecture)
     path = folder / f"{name}.pt"
     save_checkpoint(path, source.arrays)
     python, repository = choice.torch
     return Subject(
         f"{name}/torch", name, "torch", str(path), "torch", lambda: OfficialTorch(python, repository, options)
     )
+
+
+def official_options(architecture: Architecture) -> dict:
+    """Keyword arguments of the official code's `NeoNeXt`, as JSON can carry them.
+
+    Raises:
+        InputError: the official code cannot build this model.
+    """
+    if architecture.downsample != "official" or "," in architecture.kernel_spec:
+        raise InputError("the official code cannot build this model; measure another one, or leave out --torch")
+    names = (
+        "num_classes",
+        "per_stage_layers",
+        "dims",
+        "kernel_spec",
+        "shifts",
+        "layer_scale_init_value",
+        "linear_bias",
+    )
+    return {name: getattr(architecture, name) for name in names}
 
 
 def _in_runtimes(label: str, model: str, form: str, path: str, choice: Choice) -> list[Subject]:

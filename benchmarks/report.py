@@ -8,7 +8,7 @@ from itertools import pairwise
 from ..toolchain import quoted
 from . import results
 from .results import Row
-from .statistics import FEWEST_ROUNDS, TOLERANCE, Ratio, ratio
+from .statistics import ALLOWED_HALVES, ALLOWED_INTERVAL, FEWEST_ROUNDS, TOLERANCE, Ratio, ratio
 
 MILLI = 1e3
 
@@ -30,6 +30,7 @@ def markdown(result: Mapping, pictures: Sequence[str] = (), title: str | None = 
         own = [row for row in rows if row.batch == group["batch"]]
         parts += [_heading(group), _latency(own, results.base(result)), _verdict(own, group)]
     parts += [_offline(rows), _beside(result, rows), _subjects(result)]
+    parts += [_profile(profile) for profile in result.get("profiles", ())]
     if result["notes"]:
         parts.append("\n".join(f"- {note}" for note in result["notes"]))
     parts += [f"![{name}]({name})" for name in pictures]
@@ -113,17 +114,18 @@ def _verdict(rows: Sequence[Row], group: Mapping) -> str:
     told, unsure = [models[0].label], []
     for fast, slow in pairwise(models):
         found = ratio(samples[slow.label], samples[fast.label])
-        told.append(f"{'<' if found.order > 0 else '~'} {slow.label}")
+        told.append(f"{'<' if found.order > 0 else '~' if found.sure else '?'} {slow.label}")
         if not found.sure:
             unsure.append(f"{slow.label} / {fast.label} = {_interval(found)}")
+    order = " ".join(told)
     if unsure:
         return (
-            f"Too noisy to rank: {'; '.join(unsure)}. A ratio counts when there are at least {FEWEST_ROUNDS} rounds, "
-            f"its interval stays within {100 * TOLERANCE:.0f} % and both halves of the run agree. Measure again on a "
-            f"quiet machine, or longer (--rounds, --seconds). {_noise(rows)}".strip()
+            f"Too noisy to rank all: {order}, but unsure is {'; '.join(unsure)}. Unsure: fewer than {FEWEST_ROUNDS} "
+            f"rounds, an interval wider than {100 * ALLOWED_INTERVAL:.1f} %, or halves of the run that differ by more "
+            f"than {100 * ALLOWED_HALVES:.1f} %, so that another run may differ by more than {100 * TOLERANCE:.0f} %. "
+            f"Measure again on a quiet machine, or longer (--rounds, --seconds). {_noise(rows)}".strip()
         )
-    order = " ".join(told)
-    return f"By median time, `<` where the 95 % interval excludes 1, `~` where not: {order}. {_noise(rows)}".strip()
+    return f"By median time, `~` for level (closer than {100 * TOLERANCE:.0f} %): {order}. {_noise(rows)}".strip()
 
 
 def _noise(rows: Sequence[Row]) -> str:
@@ -153,11 +155,11 @@ def _beside(result: Mapping, rows: Sequence[Row]) -> str:
             f"- Preprocessing of a {photo} JPEG to {height}x{width}, one thread: "
             f"{MILLI * values[len(values) // 2]:.3g} ms per image, not in the times above."
         )
-    for row in rows:
-        slow = {name: seconds for name, seconds in row.copies.items() if seconds > 0.01 * row.latency.mean}
-        for name, seconds in slow.items():
-            lines.append(f"- {row.label}, batch {row.batch}: {name} {MILLI * seconds:.3g} ms, not in the times above.")
-    if not any(set(row.copies) and max(row.copies.values()) > 0.01 * row.latency.mean for row in rows):
+    slow = [row for row in rows if not row.is_gemm and sum(row.copies.values()) > 0.01 * row.latency.mean]
+    for row in slow:
+        steps = ", ".join(f"{name} {MILLI * seconds:.3g} ms" for name, seconds in row.copies.items())
+        lines.append(f"- {row.label}, batch {row.batch}: {steps}, not in the times above.")
+    if not slow:
         lines.append("- Copies of inputs and outputs take less than 1 % everywhere; they are not in the times above.")
     return "\n".join(lines)
 
@@ -187,3 +189,17 @@ def _subjects(result: Mapping) -> str:
         )
     head = ["model", "form", "runtime", "images", "input", "10^9 multiply-adds", "in GEMMs", "relative L2"]
     return "## Models\n\n" + table(head, body)
+
+
+def _profile(profile: Mapping) -> str:
+    total = profile["microseconds"] or 1.0
+
+    def line(name: str, microseconds: float) -> list[str]:
+        return [name, f"{microseconds / 1e3:.4g}", f"{100 * microseconds / total:.1f} %"]
+
+    kinds = [line(kind, microseconds) for kind, microseconds in profile["kinds"].items()]
+    slowest = [line(f"{node['name']} ({node['op']})", node["microseconds"]) for node in profile["slowest"]]
+    title = f"## Profile: {profile['model']}, batch {profile['batch']}, median of {profile['runs']} runs"
+    return "\n\n".join(
+        [title, table(["layer kind", "ms", "share"], kinds), table(["slowest nodes", "ms", "share"], slowest)]
+    )

@@ -39,7 +39,7 @@ class Plan:
 
     batches: tuple[int, ...] | None = None
     image_size: tuple[int, int] | None = None
-    rounds: int = 50
+    rounds: int = 100
     seconds: float = 60.0
     threads: int = 1
     device: int = 0
@@ -122,7 +122,10 @@ def run(
                     break
             if not batches:
                 raise KeyboardInterrupt
-            preprocessing = [] if partial else _preprocessing(prepared, watch)
+            try:
+                preprocessing = [] if partial else _preprocessing(prepared, watch)
+            except KeyboardInterrupt:
+                preprocessing, partial = [], True
         finally:
             for make in used.values():
                 if isinstance(make, type):

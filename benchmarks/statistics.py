@@ -9,8 +9,11 @@ import numpy as np
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-# Two runs of a benchmark are to agree within this; it is also how sure a ratio has to be before anything is ranked.
+# Two runs of a benchmark are to agree within this.
 TOLERANCE = 0.05
+# The difference of two runs varies sqrt(2) times as much as one run, that of two halves of a run twice as much.
+ALLOWED_INTERVAL = TOLERANCE / 2**0.5
+ALLOWED_HALVES = TOLERANCE * 2**0.5
 FEWEST_ROUNDS = 8
 
 
@@ -83,25 +86,30 @@ class Ratio:
 
     @property
     def sure(self) -> bool:
-        """Whether another run is expected to give the same within `TOLERANCE`.
+        """Whether another run is expected, with 95 %, to give the same within `TOLERANCE`.
 
-        True if there are at least `FEWEST_ROUNDS` rounds, the interval reaches no further than `TOLERANCE` from the
-        ratio, and the halves of the run agree within `TOLERANCE`.
+        True if there are at least `FEWEST_ROUNDS` rounds, the interval reaches no further than 3.5 % from the ratio,
+        and the halves of the run agree within 7 %.
         """
         first, second = self.halves
         return (
             self.rounds >= FEWEST_ROUNDS
-            and self.high <= self.median_ratio * (1 + TOLERANCE)
-            and self.low >= self.median_ratio * (1 - TOLERANCE)
-            and max(first, second) <= min(first, second) * (1 + TOLERANCE)
+            and self.high <= self.median_ratio * (1 + ALLOWED_INTERVAL)
+            and self.low >= self.median_ratio * (1 - ALLOWED_INTERVAL)
+            and max(first, second) <= min(first, second) * (1 + ALLOWED_HALVES)
         )
 
     @property
     def order(self) -> int:
-        """-1: a is smaller; 1: a is larger; 0: the interval contains 1, or the run was too noisy to say."""
-        if not self.sure or self.low <= 1 <= self.high:
+        """-1: a is smaller; 1: a is larger; 0: they are level, or the run was too noisy to say.
+
+        Level: the interval contains 1, or the ratio is within `TOLERANCE` of it. An interval sees what varies inside
+        a run, not where a model's memory happens to lie, which moves ratios by some percent from run to run.
+        """
+        level = self.low <= 1 <= self.high or 1 / (1 + TOLERANCE) <= self.median_ratio <= 1 + TOLERANCE
+        if level or not self.sure:
             return 0
-        return -1 if self.high < 1 else 1
+        return -1 if self.median_ratio < 1 else 1
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

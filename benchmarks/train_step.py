@@ -1,7 +1,7 @@
 """A training step on this CPU against the official PyTorch code, round by round, and its time by part.
 
 python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
-    [--torch OFFICIAL_REPOSITORY --torch-python PYTHON_WITH_TORCH]
+    [--torch PYTHON --official REPOSITORY]
 
 `step` is the step of `neonext-train`, with its check of gradients and statistics; `bare` is forward, backward and
 AdamW alone, which is what the official code is timed with. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
@@ -12,17 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..architecture import Architecture
 from ..commands.common import Parser, print_json, run
-from ..errors import InputError, ToolchainError
-from .timing import interleaved, ratio
+from ..commands.predict import positive
+from ..errors import ToolchainError
+from .command import batches
+from .measure import EXECUTE, Parts, interleave
+from .models import check_torch, official_options
+from .statistics import ratio, summary
 
 # A thread pool spins for some milliseconds after its work, which must not fall into the other's turn.
 _REST_SECONDS = 0.05
@@ -34,8 +36,8 @@ class _Official:
     """The official code in a process of its own, which makes a step when told."""
 
     def __init__(self, args: argparse.Namespace, options: dict, size: int, batch: int):
-        script = Path(__file__).with_name("official_step.py")
-        command = [args.torch_python, script, args.torch, args.threads, batch, size, json.dumps(options)]
+        script = Path(__file__).parent / "official" / "step.py"
+        command = [args.torch, script, args.official, args.threads, batch, size, json.dumps(options)]
         try:
             self._process = subprocess.Popen(
                 list(map(str, command)),
@@ -47,16 +49,16 @@ class _Official:
             )
         except OSError as error:
             raise ToolchainError(
-                f"{args.torch_python}: cannot be run ({error.strerror}); --torch-python takes a Python that has torch"
+                f"--torch {args.torch}: cannot be run ({error.strerror}); it takes a Python that has torch"
             ) from error
         self.versions = self._read()
 
-    def step(self) -> float:
-        """Make a step and return its loss."""
+    def step(self) -> Parts:
+        """Make a step, which the process times itself."""
         time.sleep(_REST_SECONDS)
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
-        return self._read()["loss"]
+        return Parts({EXECUTE: self._read()["seconds"]})
 
     def _read(self) -> dict:
         line = self._process.stdout.readline()
@@ -98,12 +100,11 @@ class _Ours:
 
         return model_config(name).image_size[0]
 
-    def step(self) -> float:
+    def step(self) -> Parts:
         """The step of `neonext-train`."""
-        time.sleep(_REST_SECONDS)
-        return self.trainer([self._batch], 1e-3).loss
+        return _timed(lambda: self.trainer([self._batch], 1e-3))
 
-    def _make_bare(self) -> Callable[[], float]:
+    def _make_bare(self) -> Callable[[], Parts]:
         """Forward, backward and AdamW, nothing else."""
         ms, ops, last = self.ms, self.ms.ops, self._last
         model, optimizer = self.model, self.trainer.optimizer
@@ -119,11 +120,7 @@ class _Ours:
             loss, found = gradients(images, targets)
             return last(loss.reshape(1), optimizer.update(found, rate, count, keep))
 
-        def call():
-            time.sleep(_REST_SECONDS)
-            return float(self._result_of(step, *self._tensors)[0])
-
-        return call
+        return lambda: _timed(lambda: self._result_of(step, *self._tensors))
 
     def parts(self, rounds: int) -> dict[str, float]:
         """Milliseconds, forward and backward, of the parts of the network: medians of each alone, times its number."""
@@ -177,16 +174,15 @@ class _Ours:
         return self._median(update, [zeros], rounds)
 
     def _median(self, graph, inputs: Sequence, rounds: int) -> float:
-        seconds = interleaved({"": lambda: self._result_of(graph, *inputs)}, rounds)[""]
-        return statistics.median(seconds) * 1e3
+        found = interleave({"": lambda: self._result_of(graph, *inputs)}, rounds=rounds)
+        return summary(found.samples[""]).p50 * 1e3
 
 
-def _official_options(architecture: Architecture) -> dict:
-    """The official keyword arguments for this architecture, as JSON can carry them."""
-    if architecture.downsample != "official" or "," in architecture.kernel_spec:
-        raise InputError("the official code cannot build this model; measure another one, or leave out --torch")
-    names = ("num_classes", "per_stage_layers", "dims", "shifts", "layer_scale_init_value", "linear_bias")
-    return {"kernel_spec": architecture.kernel_spec, **{name: getattr(architecture, name) for name in names}}
+def _timed(call: Callable[[], object]) -> Parts:
+    time.sleep(_REST_SECONDS)
+    start = time.perf_counter()
+    call()
+    return Parts({EXECUTE: time.perf_counter() - start})
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -213,50 +209,41 @@ def measure(args: argparse.Namespace) -> dict:
         work = {"step": ours.step, "bare": ours.bare}
         official = None
         if args.torch:
-            official = _Official(args, _official_options(config.architecture), config.image_size[0], batch)
+            official = _Official(args, official_options(config.architecture), config.image_size[0], batch)
             result["torch"] = official.versions["torch"]
             work["official"] = official.step
         load = os.getloadavg()[0]
         try:
-            seconds = interleaved(work, args.rounds)
+            found = interleave(work, rounds=args.rounds)
         finally:
             if official is not None:
                 official.close()
+        if found.partial:
+            raise KeyboardInterrupt
         row = {"rounds": args.rounds, "load_before": load}
-        seconds = {name: [value - _REST_SECONDS for value in values] for name, values in seconds.items()}
-        for name, values in seconds.items():
-            low, middle, high = statistics.quantiles(values, n=4)
-            row[name] = {"ms": middle * 1e3, "quartiles": [low * 1e3, high * 1e3]}
+        for name, seconds in found.samples.items():
+            row[name] = {"seconds": summary(seconds).to_dict(), "samples": seconds}
             if official is not None and name != "official":
-                middle, low, high = ratio(values, seconds["official"])
-                row[name].update({"ratio": middle, "ratio_quartiles": [low, high]})
+                row[name]["ratio"] = ratio(seconds, found.samples["official"]).to_dict()
         if not args.no_parts:
             row["parts_ms"] = ours.parts(max(3, args.rounds))
         result["batches"][batch] = row
     return result
 
 
-def _batches(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = [0]
-    if min(sizes) < 1:
-        raise InputError(f"--batch {text!r}: expected whole numbers of at least 1, such as 4,8")
-    return sizes
-
-
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
     parser.add_argument("--model", default="neonext_t.released_224", help="a named model with random weights")
-    parser.add_argument("--batch", type=_batches, default=[4, 8], help="batch sizes (default 4,8)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each (default 15)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--torch", metavar="FOLDER", help="the official repository, to compare with")
-    parser.add_argument("--torch-python", metavar="FILE", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--batch", type=batches, default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)")
+    parser.add_argument("--rounds", type=positive, default=15, help="timed steps of each (default 15)")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--torch", metavar="PYTHON", help="also the official PyTorch model, in this interpreter ...")
+    parser.add_argument("--official", metavar="REPOSITORY", help="... from this clone of HapKoM/neonext")
     parser.add_argument("--no-parts", action="store_true", help="leave out the times by part")
     parser.add_argument("--json", action="store_true")
-    result = measure(args := parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    check_torch(args.torch, args.official)
+    result = measure(args)
     if args.json:
         print_json(result)
         return
@@ -269,11 +256,15 @@ def _main(argv: Sequence[str] | None = None) -> None:
         for name in ("step", "bare", "official"):
             if name not in row:
                 continue
-            low, high = row[name]["quartiles"]
-            line = f"  {name:9} {row[name]['ms']:7.0f} ms (quartiles {low:.0f} to {high:.0f})"
+            seconds = row[name]["seconds"]
+            line = f"  {name:9} {seconds['p50'] * 1e3:7.0f} ms (spread {seconds['spread']:.0%})"
             if "ratio" in row[name]:
-                low, high = row[name]["ratio_quartiles"]
-                line += f", {row[name]['ratio']:.2f} times the official code (quartiles {low:.2f} to {high:.2f})"
+                found = row[name]["ratio"]
+                sure = "" if found["sure"] else "; too noisy to rely on"
+                line += (
+                    f", {found['median_ratio']:.2f} times the official code "
+                    f"(95 % interval {found['low']:.2f} to {found['high']:.2f}{sure})"
+                )
             print(line)
         for name, spent in row.get("parts_ms", {}).items():
             print(f"  {name:12} {spent:7.1f} ms forward and backward, alone")

@@ -69,6 +69,28 @@ def channels_first(graph: DeployGraph) -> DeployGraph:
     return graph.replaced(changes)
 
 
+def channels_last(graph: DeployGraph) -> DeployGraph:
+    """Pairs of 1x1 convolutions with a GELU between them become linear layers over NHWC: the way back.
+
+    Not among `RULES`; `int8` needs it.
+    """
+    changes = []
+    for first, gelu, second in graph.chains("conv", "gelu", "conv"):
+        if not (_pointwise(first) and _pointwise(second)):
+            continue
+        entry, end = f"{first.name}.nhwc", f"{second.name}.nhwc"
+        there = Layer("transpose", entry, first.inputs, entry, {}, {"order": NHWC})
+        back = Layer("transpose", f"{second.name}.nchw", (end,), second.output, {}, {"order": NCHW})
+        inside = [replace(_in_nhwc(first), inputs=(entry,)), gelu, replace(_in_nhwc(second), output=end)]
+        changes.append(([first, gelu, second], [there, *inside, back]))
+    return graph.replaced(changes)
+
+
+def _in_nhwc(conv: Layer) -> Layer:
+    arrays = {**conv.arrays, "weight": conv.arrays["weight"][:, :, 0, 0]}
+    return replace(conv, op="linear", arrays=arrays, attributes={})
+
+
 def _in_nchw(layer: Layer) -> Layer:
     if layer.op == "linear":
         arrays = {**layer.arrays, "weight": layer.arrays["weight"][:, :, None, None]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +54,19 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         raise BrokenImageError(str(explain(error, path))) from error
 
 
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """The content of an image file as `read_image` reads it; `name` is what messages call it.
+
+    Raises:
+        BrokenImageError: see `read_image`.
+    """
+    return _decode(io.BytesIO(content), name)
+
+
 def _decode(file, name: str) -> Image.Image:
-    if os.fstat(file.fileno()).st_size == 0:
+    if file.seek(0, os.SEEK_END) == 0:
         raise BrokenImageError(f"{name}: the file is empty; expected an image; replace or remove it")
+    file.seek(0)
     try:
         Image.init()
         with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:

@@ -218,13 +218,14 @@ class _MindSporeRuntime(Runtime):
         self._cell = None
 
 
-def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False):
+def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False, profile: str | None = None):
     """An onnxruntime session on the CPU; errors are onnxruntime's own.
 
     Args:
         model: a file, or a serialised model.
         threads: of a single operator; by default as many as cores.
         lean: hold the weights once, at some cost in speed: no second copy in another layout, no arena.
+        profile: profile every run; the file that `end_profiling` writes starts with this path.
     """
     import onnxruntime as ort
 
@@ -239,6 +240,8 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
         options.enable_cpu_mem_arena = False
     if threads:
         options.intra_op_num_threads = threads
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -76,3 +76,14 @@ def relative_l2(value: np.ndarray, expected: np.ndarray) -> float:
 def relative_max(value: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference over the largest expected magnitude."""
     return float(np.abs(value - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(params=["kernels", "mindspore"])
+def cpu_operations(request, monkeypatch):
+    """Both ways in which operators can run on the CPU: C++ kernels and MindSpore's own operations."""
+    from neonext_ms.ops.cpu.library import SWITCH, library
+
+    if request.param == "mindspore":
+        monkeypatch.setenv(SWITCH, "0")
+    elif library() is None:
+        pytest.skip("no C++ compiler")

@@ -34,14 +34,16 @@ class Run:
     """A training process, or several under msrun, in one process group."""
 
     def __init__(self, output: Path, workers: int):
-        # msrun takes a script, not a module.
+        # msrun starts a script.
         script = output.parent / "train_script.py"
         script.write_text("import sys\nfrom neonext_ms.commands.train import main\nsys.exit(main())\n")
         command = [str(script), "--config", str(ROOT / "configs" / "digits.yaml"), *OPTIONS]
         command += [f"data.batch_size={36 // workers}", f"run.output={output}", "--resume", "auto"]
         if workers > 1:
-            launcher = [str(Path(sys.executable).with_name("msrun")), f"--worker_num={workers}", "--join=True"]
-            launcher += [f"--local_worker_num={workers}", f"--master_port={_free_port()}", f"--log_dir={output}-logs"]
+            # The module is what the command msrun runs.
+            launcher = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={workers}"]
+            launcher += ["--join=True", f"--local_worker_num={workers}", f"--master_port={_free_port()}"]
+            launcher += [f"--log_dir={output}-logs"]
             whole = [*launcher, *command]
         else:
             whole = [sys.executable, *command]
@@ -63,9 +65,10 @@ class Run:
         """Send a signal to the processes that train, and wait until all have ended."""
         # msrun gives each of its processes a session of its own, which a signal to it does not reach.
         listed = subprocess.run(["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True).stdout
-        inner = [int(line.split()[0]) for line in listed.splitlines() if "train_script.py" in line]
-        # The first of them is the scheduler, which ends with the workers.
-        chosen = [self.process.pid, *inner] if number == signal.SIGKILL else inner[1:] or [self.process.pid]
+        children = {int(line.split()[0]): line for line in listed.splitlines()}
+        inner = [pid for pid, line in children.items() if "train_script.py" in line and "tail -f" not in line]
+        # The first of them is the scheduler, which ends with the workers. Others show the logs.
+        chosen = [self.process.pid, *children] if number == signal.SIGKILL else inner[1:] or [self.process.pid]
         for pid in chosen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -88,7 +91,7 @@ def _free_port() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=int, default=40, help="half of them SIGKILL, half SIGTERM")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -27,6 +27,9 @@ OPTIONS = [
     "optimizer.lr_rule=none",
     "augmentation.mixup=0.8",
 ]
+# The program that `msrun` is.
+MSRUN = "mindspore.parallel.cluster.run"
+_SHARE = "communication"
 # What each process runs: `all` gives every worker the whole shard, `own` its part.
 WORKER = """
 import json, sys
@@ -53,7 +56,7 @@ def _run(name: str, folder: Path, workers: int, shard: str, *options: str) -> su
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         whole = [
-            str(Path(sys.executable).with_name("msrun")), f"--worker_num={workers}", f"--local_worker_num={workers}",
+            sys.executable, "-m", MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}",
             f"--master_port={port}", f"--log_dir={folder / name}-logs", "--join=True", *command,
         ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -70,11 +73,11 @@ def _finish(process: subprocess.Popen) -> dict:
     return json.loads(line.partition(" ")[2])
 
 
-def _speed(folder: Path) -> float:
-    with open(folder / "steps.csv", newline="") as file:
+def _speed(folder: Path) -> str:
+    with open(folder / "epochs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    # The first rows have the compilation in them.
-    return float(np.median([float(row["images_per_second"]) for row in rows[2:]]))
+    speed, share = (float(np.median([float(row[key] or 0) for row in rows])) for key in ("images_per_second", _SHARE))
+    return f"{speed:.0f} images/s" + (f", {100 * share:.1f} % of it communication" if share else "")
 
 
 def main() -> None:
@@ -89,8 +92,8 @@ def main() -> None:
         print("2 workers with the same shard each: weights and moving average are those of 1 worker, bit for bit")
         _finish(_run("shared", folder, 2, "own", "data.batch_size=16"))
         print(
-            f"images/s, 32 images a step: {_speed(folder / 'one'):.0f} with 1 worker, "
-            f"{_speed(folder / 'shared'):.0f} with 2 workers of 16 on {os.cpu_count()} processors"
+            f"32 images a step: 1 worker {_speed(folder / 'one')}; 2 workers of 16 images {_speed(folder / 'shared')} "
+            f"({os.cpu_count()} processors)"
         )
         process = _run("dies", folder, 2, "own", "schedule.epochs=50")
         log = folder / "dies" / "log.jsonl"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "tests" / "data" / "digits_64.pt"
+# Run by another interpreter, so no import would miss it.
+OFFICIAL = "assert (Path(m.__file__).parent / 'benchmarks/official/forward.py').is_file()"
 IMAGE = ROOT / "tests" / "data" / "digits" / "3" / "0023.png"
 
 
@@ -43,6 +45,13 @@ def main() -> None:
         _run(scripts / "neonext-info", "--list", cwd=folder)
         _run(scripts / "neonext-convert", DIGITS, folder / "digits.ckpt", "--shifts", "1,1,0,0", cwd=folder)
         _run(scripts / "neonext-validate", "--model", folder / "out/digits_64.onnx", IMAGE.parents[1], cwd=folder)
+        model = folder / "out/digits_64.onnx"
+        _run(scripts / "neonext-bench", "predict", model, "--soc", "Ascend310P3", "--batch", "8", cwd=folder)
+        _run(scripts / "neonext-bench", model, "--batch", "1", "--rounds", "8", "--seconds", "5", cwd=folder)
+        twin = ["--spec", '{"kernel": 4, "channels": 16, "shift": 1}', "--map", "8x8", "--soc", "Ascend310P3"]
+        _run(scripts / "neonext-ops", "twin", *twin, cwd=folder)
+        _run(scripts / "neonext-train", "--config", ROOT / "configs/digits.yaml", "schedule.epochs=1", cwd=folder)
+        _run(scripts / "python", "-c", f"from pathlib import Path; import neonext_ms as m; {OFFICIAL}", cwd=folder)
     print("the wheel works")
 
 

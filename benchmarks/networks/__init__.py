@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from ...export.flavour import Flavour
     from ...export.graph import DeployGraph
     from .builder import GraphBuilder
 
@@ -95,6 +96,7 @@ NETWORKS: dict[str, Network] = {
     "shufflenet_v2_x1_0": _mobile("shufflenet_v2", ((24, 116, 232, 464, 1024),), 2_278_604, 0.145, _TORCHVISION),
     "vit_b_16": _transformer("vit", (768, 12, 12, 16), 86_567_656, 17.564, _TORCHVISION),
     "vit_b_32": _transformer("vit", (768, 12, 12, 32), 88_224_232, 4.409, _TORCHVISION),
+    "vit_b_8": _transformer("vit", (768, 12, 12, 8), 86_576_872, 78.22, _TIMM),
     "vit_s_16": _transformer("vit", (384, 12, 6, 16), 22_050_664, 4.6, "arXiv 2012.12877, table 1 (22 M)"),
     "swin_t": _transformer("swin", (96, (2, 2, 6, 2), (3, 6, 12, 24), 7), 28_288_354, 4.491, _TORCHVISION),
     # timm's counter sees no convolution with padding="same", and counts BatchNorm: 51.10 with the depthwise ones.
@@ -181,6 +183,7 @@ def build(
     form: str = "plain",
     seed: int | None = 0,
     target: str = "onnx",
+    flavour: Flavour | None = None,
 ) -> onnx.ModelProto:
     """A network as ONNX.
 
@@ -192,6 +195,7 @@ def build(
         seed: of the random weights; for the plain form None leaves their values out, for who only counts.
         target: of the folded form: "onnx" for onnxruntime, "cann" for ATC (`export.flavour.CANN`). The plain form is
             the same for both.
+        flavour: of the folded form, instead of the target's.
 
     Returns:
         a model with input `input` (batch, 3, H, W) and output `logits` (batch, 1000), float32.
@@ -206,7 +210,7 @@ def build(
     _check(target, TARGETS, "target")
     if form == "plain":
         return assemble(name, batch, image_size, seed).model()
-    graph, flavour = _lowered(name, batch, image_size, seed, target)
+    graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
     return onnx_emitter.emit(graph, batch, flavour=flavour)
 
 
@@ -219,6 +223,7 @@ def write(
     image_size: tuple[int, int] = (224, 224),
     form: str = "folded",
     seed: int = 0,
+    flavour: Flavour | None = None,
 ) -> Path:
     """Write a network as an ONNX file, for a run elsewhere; the file is there as a whole or not at all.
 
@@ -245,20 +250,21 @@ def write(
         with atomic(path) as staged:
             onnx_emitter.write(model, staged)
     else:
-        graph, flavour = _lowered(name, batch, image_size, seed, target)
+        graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
         with atomic(path) as staged:
             onnx_emitter.save(graph, staged, batch, flavour)
     return Path(path)
 
 
-def _lowered(name, batch, image_size, seed, target):
-    from ...export.flavour import CANN, Flavour
+def _lowered(name, batch, image_size, seed, target, flavour):
+    from ...export.flavour import CANN, Flavour, lower
 
     if batch is not None and batch < 1:
         raise InputError(f"{name}: a batch has at least 1 image, got {batch}")
     if seed is None:
         raise UsageError(f"{name}: the folded form is made of its weights; give a seed")
-    return deploy_graph(name, image_size=image_size, seed=seed), CANN if target == "cann" else Flavour()
+    flavour = flavour or (CANN if target == "cann" else Flavour())
+    return lower(deploy_graph(name, image_size=image_size, seed=seed), flavour), flavour
 
 
 def _check(value: str, known: tuple[str, ...], what: str) -> None:

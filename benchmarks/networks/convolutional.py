@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ...errors import InputError
 from ...export.graph import INPUT, LOGITS
 from .builder import GraphBuilder
@@ -136,14 +138,29 @@ _INCEPTIONS = {
 }
 
 
+def _transformed_input(g: GraphBuilder) -> str:
+    """The image normalised once more, from ImageNet's statistics to a range of -1 to 1, as `transform_input` does."""
+    parts = []
+    _, height, width = g.shapes[INPUT]
+    for i, (mean, deviation) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+        name = f"transform.{i}"
+        x = g.node(
+            "Gather", [INPUT, g.constant(f"channel_{i}", i, np.int64)], f"{name}.channel", (height, width), axis=1
+        )
+        x = g.node("Unsqueeze", [x], f"{name}.map", (1, height, width), axes=[1])
+        x = g.node("Mul", [x, g.constant(f"{name}.factor", deviation / 0.5)], f"{name}.scaled", g.shapes[x])
+        parts.append(g.node("Add", [x, g.constant(f"{name}.shift", (mean - 0.5) / 0.5)], name, g.shapes[x]))
+    return g.concat(parts, "transform")
+
+
 def googlenet(g: GraphBuilder) -> str:
-    """GoogLeNet (arXiv 1409.4842) as torchvision has it: BatchNorm, and 3x3 where the paper says 5x5."""
+    """GoogLeNet (arXiv 1409.4842) as torchvision has it: BatchNorm, and 3x3 where the paper has 5x5."""
 
     def conv(x: str, name: str, channels: int, kernel: int = 1, stride: int = 1) -> str:
         y = g.conv(x, name, channels, kernel, stride=stride, padding=kernel // 2, norm=f"{name}.bn", norm_eps=1e-3)
         return g.relu(y, f"{name}.relu")
 
-    x = g.pool(conv(INPUT, "conv1", 64, 7, 2), "maxpool1", "MaxPool", 3, 2, ceil=True)
+    x = g.pool(conv(_transformed_input(g), "conv1", 64, 7, 2), "maxpool1", "MaxPool", 3, 2, ceil=True)
     x = g.pool(conv(conv(x, "conv2", 64), "conv3", 192, 3), "maxpool2", "MaxPool", 3, 2, ceil=True)
     for key, (one, three_in, three, five_in, five, behind) in _INCEPTIONS.items():
         if key in ("4a", "5a"):
@@ -198,7 +215,7 @@ _INCEPTION_V3 = {
 
 def inception_v3(g: GraphBuilder) -> str:
     """Inception v3 (arXiv 1512.00567), made for 299x299."""
-    x = _inception_branch(g, INPUT, "Conv2d_1a", ((32, 3, 2), (32, 3), (64, 3, 1, 1)))
+    x = _inception_branch(g, _transformed_input(g), "Conv2d_1a", ((32, 3, 2), (32, 3), (64, 3, 1, 1)))
     x = g.pool(x, "maxpool1", "MaxPool", 3, 2)
     x = g.pool(_inception_branch(g, x, "Conv2d_3b", ((80,), (192, 3))), "maxpool2", "MaxPool", 3, 2)
     for name, branches in _INCEPTION_V3.items():

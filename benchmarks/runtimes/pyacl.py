@@ -155,9 +155,7 @@ class PyAcl(Runtime):
         if PyAcl._device is None:
             PyAcl._device = _Device(acl, settings.device)
         elif PyAcl._device.number != settings.device:
-            raise InputError(
-                f"{path}: this process uses device {PyAcl._device.number} already; use one device in a run"
-            )
+            raise InputError(f"{path}: this run uses device {PyAcl._device.number} already; use one device in a run")
         self._model = self._got("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
         self._undo.append(("acl.mdl.unload", lambda: acl.mdl.unload(self._model)))
         self._desc = self._made("acl.mdl.create_desc", acl.mdl.create_desc())

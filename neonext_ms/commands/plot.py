@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError, ToolchainError
-from .common import Parser, run
+from .common import Parser, print_json, run
 
 DESCRIPTION = """\
 Draw loss, accuracy and learning rate of training runs.
@@ -23,6 +23,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="neonext-plot", description=DESCRIPTION)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs (run.output)")
     parser.add_argument("--output", metavar="FILE.png", help="the picture (default: curves.png in the first run)")
+    parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
     return parser
 
 
@@ -91,7 +92,10 @@ def _main(argv: Sequence[str] | None = None) -> None:
             panel.legend(fontsize="small")
     output = Path(args.output) if args.output else logs[0][0] / "curves.png"
     save_figure(figure, output)
-    print(output)
+    if args.json:
+        print_json({"plot": str(output), "runs": args.runs})
+    else:
+        print(output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +18,40 @@ Train a network as a configuration says.
   neonext-train --config configs/digits.yaml
   neonext-train --config configs/t_official.yaml data.path=/data/imagenet data.batch_size=64
   neonext-train --config configs/digits.yaml --resume auto
-  msrun --worker_num=8 --local_worker_num=8 --join=True neonext-train --config configs/t_official.yaml ...
+  msrun --worker_num=8 --local_worker_num=8 --join=True $(which neonext-train) --config configs/t_official.yaml ...
 
-key=value changes one value of the configuration, such as optimizer.lr=1e-3. A run writes into run.output (default:
-runs/ and the name of the configuration). SIGTERM and Ctrl-C save and end it with code 130. See docs/training.md."""
+key=value changes one value of the configuration, such as optimizer.lr=1e-3; --keys lists all of them. A run writes into
+run.output (default: runs/ and the name of the configuration), where no other run may be. SIGTERM and Ctrl-C save and
+end it with code 130. Several cards are started by msrun. See docs/training.md."""
+
+
+_OTHERS_END_SECONDS = 3
+
+
+class _Keys(argparse.Action):
+    """List the keys of a configuration and end, as --help does."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from ..training.config_keys import describe_keys
+
+        part = ""
+        for key, default, meaning in describe_keys():
+            if key.partition(".")[0] != part:
+                part = key.partition(".")[0]
+                print(f"{part}:")
+            print(textwrap.fill(f"{key}={default}  {meaning}", 110, initial_indent="  ", subsequent_indent=" " * 8))
+        parser.exit()
+
+
+class _Digits(argparse.Action):
+    """Write the digits to a folder and end."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from ..training.datasets import write_digits
+
+        write_digits(Path(values))
+        print(values)
+        parser.exit()
 
 
 def build_parser() -> Parser:
@@ -32,6 +65,10 @@ def build_parser() -> Parser:
         help="go on from the newest whole checkpoint of this run (start if there is none), or from a file or a run",
     )
     parser.add_argument("--init", metavar="CHECKPOINT", help="start from these weights, official or ours (fine-tuning)")
+    parser.add_argument("--keys", action=_Keys, nargs=0, help="list all keys with defaults and meaning, and end")
+    parser.add_argument(
+        "--write-digits", action=_Digits, metavar="FOLDER", help="write the images of data.dataset=digits, and end"
+    )
     parser.add_argument("--json", action="store_true", help="print what came out as JSON")
     return parser
 
@@ -60,8 +97,12 @@ def _main(argv: Sequence[str] | None = None) -> int:
     try:
         result = trainer.run()
     except StoppedError as stopped:
-        if trainer.cards.first:
-            note(f"stopped: {stopped}")
+        if not trainer.cards.first:
+            return 0
+        note(f"stopped: {stopped}")
+        if trainer.cards.world > 1:
+            # At the first exit code that is not 0, msrun kills the others; its scheduler waits long for one that was.
+            time.sleep(_OTHERS_END_SECONDS)
         return INTERRUPTED
     if not trainer.cards.first:
         return 0

@@ -132,10 +132,35 @@ def _size(model: ModelConfig, checkpoint, published, train: ImageSet) -> tuple[i
     return sides
 
 
+def check_network(found: Architecture, expected: Architecture, source: str, hint: str, classes: bool = True) -> None:
+    """Refuse weights of another network.
+
+    Args:
+        found: the network of the weights; its shifts do not matter.
+        expected: the one of the run.
+        source: name of the file.
+        hint: what to do about it.
+        classes: whether the number of classes matters.
+
+    Raises:
+        InputError: they differ; the message has one line and names the options.
+    """
+    options, wanted = found.to_dict(), expected.to_dict()
+    names = [name for name in options if name != "shifts" and (classes or name != "num_classes")]
+    different = [
+        f"{name} {options[name]} (this run: {wanted[name]})" for name in names if options[name] != wanted[name]
+    ]
+    if different:
+        raise InputError(f"{source}: a checkpoint of another architecture: {', '.join(different)}; {hint}")
+
+
 def _start_from(checkpoint, architecture: Architecture, fresh: dict, note: Callable[[str], None]) -> dict:
     """The checkpoint's weights; the head stays new where it has another number of classes."""
-    given = checkpoint.float32()
     found = checkpoint.architecture
+    check_network(
+        found, architecture, checkpoint.path, "leave out the options under model to take its own", classes=False
+    )
+    given = checkpoint.float32()
     if found.num_classes != architecture.num_classes:
         head = [name for name in given if name.startswith("head.fc.")]
         note(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..errors import InputError, nearest
+from ..errors import InputError, UsageError, nearest
 from ..files import explain
 
 BASE = "base"
@@ -22,12 +22,18 @@ class ModelConfig:
     """The network. Options that are left out are those of the named model.
 
     Attributes:
-        name: a registered model (`neonext-info --list`); None for one described by the options alone.
-        image_size: side of the input in pixels, or height and width; None: that of the named model.
-        num_classes: outputs; None: as many as the data has classes.
-        per_stage_layers, dims, kernel_spec, shifts, layer_scale_init_value, linear_bias, downsample, drop_path: see
-            `architecture.Architecture`.
-        conv_init: "xavier_uniform", "kaiming_normal", or None for PyTorch's default.
+        name: a registered model (`neonext-info --list`); null for one described by the options alone.
+        image_size: side of the input in pixels, or height and width; null: that of the named model.
+        num_classes: outputs; null: as many as the data has classes.
+        per_stage_layers: blocks in each of the four stages.
+        dims: channels in each stage.
+        kernel_spec: sizes of NeoCell's matrices: "7", "4+7", four of them with commas, or "default".
+        shifts: shift of each stage, such as [1, 1, 1, 0].
+        layer_scale_init_value: initial layer scale, 0 for no layer scale.
+        linear_bias: whether the linear layers of a block have a bias.
+        downsample: what lies between stages: "official" or "paper".
+        drop_path: rate of the last block; it grows linearly from 0.
+        conv_init: "xavier_uniform", "kaiming_normal", or null for PyTorch's default.
         neocell_init: "neoinit", or "normal" (the paper's ablation: its noise without the identity).
         init: a checkpoint to start from, official or ours.
         init_ema: take the moving average that this checkpoint holds.
@@ -57,9 +63,10 @@ class DataConfig:
     """The images.
 
     Attributes:
-        dataset: a name in `datasets.DATASETS`.
-        path: folder of the data; for "imagefolder" the one that holds `train` and `val`.
-        train, val: names of the two parts below `path` ("imagefolder").
+        dataset: digits, imagefolder, mindrecord, cifar10 or cifar100.
+        path: folder of the data; for "imagefolder" the one that holds `train` and `val`, for "mindrecord" what
+            `neonext-mindrecord` wrote.
+        train, val: name of this part below `path` ("imagefolder", "mindrecord").
         batch_size: images of one step on one card.
         val_batch_size: images at a time in validation, on one card.
         workers: processes or threads that read and augment, on one card.
@@ -100,9 +107,10 @@ class AugmentationConfig:
         interpolation: of the resize: "bilinear" or "bicubic".
         pad: pixels for "pad".
         flip: probability of a horizontal flip.
-        randaugment_ops, randaugment_magnitude: RandAugment; 0 operations for none.
+        randaugment_ops: operations of RandAugment on an image, 0 for none.
+        randaugment_magnitude: of each, from 0 to 30.
         erasing: probability of random erasing.
-        mixup, cutmix: the alpha of each, 0 for none.
+        mixup, cutmix: alpha of its beta distribution, 0 for none.
         switch: probability of CutMix where both are on.
         mix_probability: share of batches that are mixed.
     """
@@ -127,9 +135,9 @@ class OptimizerConfig:
     """The optimizer.
 
     Attributes:
-        name: a name in `optimizers.OPTIMIZERS`.
+        name: adamw or sgd.
         lr: learning rate for a global batch of `reference_batch` images.
-        reference_batch: see `lr_rule`.
+        reference_batch: images a step for which `lr` is given.
         lr_rule: how the rate follows the global batch: "linear", "sqrt" or "none".
         weight_decay: of tensors with two or more axes; bias, norm and layer scale have none.
         betas, eps: of AdamW.
@@ -158,13 +166,13 @@ class ScheduleConfig:
     """The learning rate over time.
 
     Attributes:
-        name: a name in `schedule.SCHEDULES`.
+        name: cosine, linear, constant or step.
         epochs: passes over the training images.
         warmup_epochs: of linear growth, step by step.
         warmup_lr: where it starts, relative to the full rate.
         final_lr: where it ends, relative to the full rate.
         milestones: for "step": epochs after which the rate is multiplied by `factor`.
-        factor: for "step".
+        factor: for "step": see milestones.
     """
 
     name: str = "cosine"
@@ -195,7 +203,7 @@ class PrecisionConfig:
     """Number formats.
 
     Attributes:
-        level: a name in `precision.LEVELS`: O0 (float32), O2 and O3 (float16), bf16.
+        level: O0 (float32), O2 and O3 (float16), bf16.
         loss_scale: "auto" (dynamic with float16, none otherwise), "dynamic", "none", or a number.
         initial_scale: of dynamic scaling.
         growth_interval: steps without overflow after which a dynamic scale doubles.
@@ -212,7 +220,7 @@ class RunConfig:
     """The run itself.
 
     Attributes:
-        output: its folder; None: `runs/` and the name of the configuration.
+        output: its folder; null: `runs/` and the name of the configuration.
         seed: of initial weights, order, augmentation, mixing and drop path.
         device: "auto", "CPU" or "Ascend".
         jit: compile the step; off it runs operation by operation, for debugging.
@@ -263,7 +271,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
         overrides: texts such as `optimizer.lr=1e-3`, applied in order.
 
     Raises:
-        InputError: a file cannot be read, a key is unknown (the nearest is named), or a value is wrong.
+        InputError: a file cannot be read, a key in it is unknown (the nearest is named), or a value is wrong.
+        UsageError: the same of an override.
     """
     values = _read(Path(path), ())
     for text in overrides:
@@ -277,8 +286,10 @@ def make_config(values: Mapping, source: str = "config") -> Config:
     Raises:
         InputError: a key is unknown, or a value has a wrong type or is out of its range; the message names it.
     """
+    from .config_check import check
+
     config = _build(Config, values, "", source)
-    _check(config, source)
+    check(config, source)
     return config
 
 
@@ -332,18 +343,21 @@ def _override(values: dict, text: str) -> None:
 
     key, equals, written = text.partition("=")
     if not equals:
-        raise InputError(f"{text!r}: expected key=value, such as optimizer.lr=1e-3")
+        raise UsageError(f"{text!r}: expected key=value, such as optimizer.lr=1e-3")
     known = known_keys()
     if key not in known:
         ending = [name for name in known if name.rpartition(".")[2] == key]
         hint = f"; did you mean {' or '.join(ending)}?" if ending else nearest(key, known)
-        raise InputError(f"{text!r}: unknown key {key!r}{hint}")
+        raise UsageError(f"{text!r}: unknown key {key!r}{hint}")
     try:
         value = yaml.safe_load(written)
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UsageError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
     part, _, leaf = key.partition(".")
-    _build(Config, {part: {leaf: value}}, "", repr(text))
+    try:
+        _build(Config, {part: {leaf: value}}, "", repr(text))
+    except InputError as error:
+        raise UsageError(str(error)) from error
     values[part] = {**(values.get(part) or {}), leaf: value}
 
 
@@ -429,118 +443,6 @@ def _fit(value: object, kind) -> tuple[object, bool]:
         # A kernel of 7, or a folder called 2024.
         return str(value), True
     return value, type(value) is kind
-
-
-def _check(config: Config, source: str) -> None:
-    """Ranges and choices; what only the data or the device can tell is checked where it is used."""
-    from .datasets import DATASETS
-    from .optimizers import LR_RULES, OPTIMIZERS
-    from .precision import LEVELS
-    from .schedule import SCHEDULES
-
-    choices = {
-        "model.neocell_init": ("neoinit", "normal"),
-        "data.dataset": tuple(DATASETS),
-        "data.val_interpolation": ("bilinear", "bicubic"),
-        "data.val_mode": ("auto", "resize", "as-is"),
-        "augmentation.crop": ("resized", "pad", "none"),
-        "augmentation.interpolation": ("bilinear", "bicubic"),
-        "optimizer.name": tuple(OPTIMIZERS),
-        "optimizer.lr_rule": tuple(LR_RULES),
-        "schedule.name": tuple(SCHEDULES),
-        "precision.level": tuple(LEVELS),
-        "run.device": ("auto", "CPU", "Ascend"),
-    }
-    for key, known in choices.items():
-        value = _get(config, key)
-        if value not in known:
-            raise InputError(f"{source}: {key} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
-    for key, (low, high, includes_high) in _RANGES.items():
-        value = _get(config, key)
-        inside = low <= value <= high if includes_high else low <= value < high
-        if not inside:
-            upper = "" if high == math.inf else f" and {'at most' if includes_high else 'below'} {high:g}"
-            raise InputError(f"{source}: {key} must be at least {low:g}{upper}, got {value:g}")
-    for key in ("optimizer.lr", "optimizer.eps", "precision.initial_scale"):
-        if not _get(config, key) > 0:
-            raise InputError(f"{source}: {key} must be above 0, got {_get(config, key):g}")
-    for key, count in _LENGTHS.items():
-        if len(_get(config, key)) != count:
-            raise InputError(f"{source}: {key} must be {count} numbers, got {list(_get(config, key))}")
-    for key in ("augmentation.scale", "augmentation.ratio"):
-        low, high = _get(config, key)
-        if not 0 < low <= high:
-            raise InputError(f"{source}: {key} must be a positive least and largest value, got {[low, high]}")
-    if config.augmentation.scale[1] > 1:
-        raise InputError(
-            f"{source}: augmentation.scale is a share of the area, at most 1, got {config.augmentation.scale[1]:g}"
-        )
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        raise InputError(
-            f"{source}: optimizer.betas must be at least 0 and below 1, got {list(config.optimizer.betas)}"
-        )
-    if isinstance(config.precision.loss_scale, str) and config.precision.loss_scale not in ("auto", "dynamic", "none"):
-        raise InputError(
-            f"{source}: precision.loss_scale must be auto, dynamic, none or a number, got "
-            f"{config.precision.loss_scale!r}"
-        )
-    if isinstance(config.precision.loss_scale, float) and config.precision.loss_scale <= 0:
-        raise InputError(f"{source}: precision.loss_scale must be above 0, got {config.precision.loss_scale:g}")
-    if config.schedule.warmup_epochs > config.schedule.epochs:
-        raise InputError(
-            f"{source}: schedule.warmup_epochs ({config.schedule.warmup_epochs:g}) is more than schedule.epochs "
-            f"({config.schedule.epochs})"
-        )
-
-
-# Key -> least value, largest value, whether the largest is allowed.
-_RANGES = {
-    "data.batch_size": (1, math.inf, True),
-    "data.val_batch_size": (1, math.inf, True),
-    "data.workers": (1, 256, True),
-    "data.broken_limit": (0, math.inf, True),
-    "augmentation.pad": (0, math.inf, True),
-    "augmentation.flip": (0, 1, True),
-    "augmentation.randaugment_ops": (0, 14, True),
-    "augmentation.randaugment_magnitude": (0, 30, True),
-    "augmentation.erasing": (0, 1, True),
-    "augmentation.mixup": (0, math.inf, True),
-    "augmentation.cutmix": (0, math.inf, True),
-    "augmentation.switch": (0, 1, True),
-    "augmentation.mix_probability": (0, 1, True),
-    "optimizer.reference_batch": (1, math.inf, True),
-    "optimizer.weight_decay": (0, math.inf, True),
-    "optimizer.momentum": (0, 1, False),
-    "optimizer.clip_norm": (0, math.inf, True),
-    "optimizer.accumulate": (1, math.inf, True),
-    "optimizer.layer_decay": (0.01, 1, True),
-    "schedule.epochs": (1, math.inf, True),
-    "schedule.warmup_epochs": (0, math.inf, True),
-    "schedule.warmup_lr": (0, 1, True),
-    "schedule.final_lr": (0, 1, True),
-    "schedule.factor": (0, 1, True),
-    "loss.smoothing": (0, 1, False),
-    "ema.decay": (0, 1, False),
-    "precision.growth_interval": (1, math.inf, True),
-    "run.seed": (0, 2**32, False),
-    "run.log_every": (1, math.inf, True),
-    "run.checkpoint_every": (0, math.inf, True),
-    "run.keep": (1, math.inf, True),
-    "run.validate_every": (1, math.inf, True),
-    "run.stop_after": (0, math.inf, True),
-}
-_LENGTHS = {
-    "data.mean": 3,
-    "data.std": 3,
-    "augmentation.scale": 2,
-    "augmentation.ratio": 2,
-    "optimizer.betas": 2,
-}
-
-
-def _get(config: Config, key: str):
-    part, _, leaf = key.partition(".")
-    return getattr(getattr(config, part), leaf)
 
 
 def _plain(value):

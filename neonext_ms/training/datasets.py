@@ -35,6 +35,10 @@ class ImageSet:
         """What messages call an image: its file, or its place in a file."""
         raise NotImplementedError
 
+    def file(self, index: int) -> str:
+        """What `neonext-validate` calls an image of a folder: `<class>/<file>`; else as `name`."""
+        return self.name(index)
+
     def read(self, index: int) -> Image.Image:
         """An image in mode RGB.
 
@@ -53,11 +57,15 @@ class FolderSet(ImageSet):
         tree = find_images(root)
         self.classes = tree.classes
         self.labels = tree.folders
+        self._files = tree.files
         self._paths = [str(tree.root / file) for file in tree.files]
         self._cache: dict[int, Image.Image] | None = {} if cache else None
 
     def name(self, index: int) -> str:
         return self._paths[index]
+
+    def file(self, index: int) -> str:
+        return self._files[index]
 
     def read(self, index: int) -> Image.Image:
         from ..images import read_image
@@ -103,7 +111,7 @@ def _digits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     order = np.random.RandomState(0).permutation(len(labels))
     parts = np.sort(order[:-DIGITS_VALIDATION]), np.sort(order[-DIGITS_VALIDATION:])
     classes = [str(digit) for digit in range(10)]
-    train, val = (ArraySet(pixels[p], labels[p], classes, [f"digit {i:04d}" for i in p]) for p in parts)
+    train, val = (ArraySet(pixels[p], labels[p], classes, [f"{labels[i]}/{i:04d}.png" for i in p]) for p in parts)
     return train, val
 
 
@@ -114,21 +122,32 @@ def write_digits(root: Path) -> None:
         InputError: a file cannot be written.
     """
     for part, images in zip(("train", "val"), _digits(DataConfig()), strict=True):
-        for i, label in enumerate(images.labels):
-            folder = root / part / images.classes[label]
-            with explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                images.read(i).save(folder / f"{images.name(i).rpartition(' ')[2]}.png")
+        for i in range(len(images)):
+            path = root / part / images.name(i)
+            with explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                images.read(i).save(path)
 
 
 def _folders(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     root = _root(config, "the folder that holds train/<class>/*.jpg and val/<class>/*.jpg")
-    train, val = FolderSet(root / config.train, config.cache), FolderSet(root / config.val, config.cache)
+    return open_folders(root, config.train, config.val, config.cache)
+
+
+def open_folders(
+    root: Path, train_name: str = "train", val_name: str = "val", cache: bool = False
+) -> tuple[FolderSet, FolderSet]:
+    """The images of `root/<train_name>/<class>/` and `root/<val_name>/<class>/`.
+
+    Raises:
+        InputError: a folder or class is missing or empty, or the two have different classes.
+    """
+    train, val = FolderSet(root / train_name, cache), FolderSet(root / val_name, cache)
     if train.classes != val.classes:
-        only_train = [f"{config.train}/{name}" for name in train.classes if name not in val.classes]
-        only_val = [f"{config.val}/{name}" for name in val.classes if name not in train.classes]
+        only_train = [f"{train_name}/{name}" for name in train.classes if name not in val.classes]
+        only_val = [f"{val_name}/{name}" for name in val.classes if name not in train.classes]
         raise InputError(
-            f"{root}: {config.train} and {config.val} must have the same class folders; {len(only_train)} are only in "
+            f"{root}: {train_name} and {val_name} must have the same class folders; {len(only_train)} are only in "
             f"the first and {len(only_val)} only in the second; rename, add or remove:\n{listed(only_train + only_val)}"
         )
     return train, val
@@ -185,10 +204,17 @@ def _root(config: DataConfig, what: str) -> Path:
     return Path(config.path)
 
 
+def _records(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    from .records import open_records
+
+    return open_records(config, _root(config, "the folder that neonext-mindrecord wrote"))
+
+
 # Name -> the training and the validation images.
 DATASETS: dict[str, Callable[[DataConfig], tuple[ImageSet, ImageSet]]] = {
     "digits": _digits,
     "imagefolder": _folders,
+    "mindrecord": _records,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
 }

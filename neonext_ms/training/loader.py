@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import mindspore.dataset as ds
 import numpy as np
 
-from ..errors import InputError, listed
+from ..errors import InputError
 from ..images import BrokenImageError, prepare
 from ..preprocessing import Preprocessing
 from .augment import augment, drop_path_factors, mix, soft_targets
@@ -211,7 +211,8 @@ def validation_batches(
     All cards have the same number of batches, all batches the same size; what is left over is filled with zeros.
 
     Yields:
-        images float32 (N, 3, H, W), labels (N,), which of them count (N,), and messages of those that are broken.
+        images float32 (N, 3, H, W), labels (N,), their places in the set (N,), -1 for what does not count, and messages
+        of those that are broken.
     """
     rank, world = shard
     batch = config.data.val_batch_size
@@ -219,37 +220,9 @@ def validation_batches(
     positions = [(b * world + rank) * batch + i for b in range(rounds) for i in range(batch)]
     samples = _ValSamples(images, positions, preprocessing, size)
     for pixels, indices, messages in _batches(samples, batch, config.data):
-        counts = indices >= 0
         labels = np.array([images.labels[i] if i >= 0 else 0 for i in indices])
-        yield pixels, labels, counts, _lines(messages)
+        yield pixels, labels, indices, _lines(messages)
 
 
 def _lines(messages: np.ndarray) -> list[str]:
     return [line for text in messages for line in str(text).splitlines()]
-
-
-class BrokenImages:
-    """Counts the broken images of a run, each once.
-
-    Args:
-        limit: how many may be left out.
-    """
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.messages: dict[str, None] = {}
-
-    def add(self, messages: Sequence[str]) -> list[str]:
-        """Note messages; return those that are new.
-
-        Raises:
-            InputError: there are more than the limit.
-        """
-        new = [text for text in dict.fromkeys(messages) if text not in self.messages]
-        self.messages.update(dict.fromkeys(new))
-        if len(self.messages) > self.limit:
-            raise InputError(
-                f"{len(self.messages)} images cannot be read, more than data.broken_limit={self.limit}; mend or remove "
-                f"them, or raise the limit:\n{listed(self.messages)}"
-            )
-        return new

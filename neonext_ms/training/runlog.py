@@ -1,4 +1,4 @@
-"""What a run writes down: every event as JSON lines, steps and epochs as CSV, and the circumstances."""
+"""What a run writes down: every event as JSON lines, steps and epochs as CSV and for TensorBoard, the circumstances."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from importlib import metadata
 from pathlib import Path
 
 from ..files import atomic, explained
+from .datasets import ImageSet
+from .tensorboard import EventFile
 
 EVENTS, STEPS, EPOCHS, RUN = "log.jsonl", "steps.csv", "epochs.csv", "run.json"
+PREDICTIONS = "best_predictions.csv"
 STEP_COLUMNS = ("step", "epoch", "loss", "accuracy", "rate", "norm", "scale", "skipped", "images_per_second")
-EPOCH_COLUMNS = ("step", "epoch", "loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5", "seconds")
+EPOCH_COLUMNS = (
+    "step", "epoch", "loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5", "seconds", "images_per_second",
+    "communication",
+)  # fmt: skip
 
 
 class RunLog:
@@ -31,15 +37,18 @@ class RunLog:
     def __init__(self, folder: Path, step: int = 0):
         self.folder = folder
         self._trim(step)
+        self._events = EventFile(folder, step + 1)
 
     def step(self, row: Mapping) -> None:
         """One line of the training log; keys are `STEP_COLUMNS`."""
         self._row(STEPS, STEP_COLUMNS, row)
+        self._scalars("train", STEP_COLUMNS, row)
         self.event("step", row)
 
     def epoch(self, row: Mapping) -> None:
         """The validation after an epoch; keys are `EPOCH_COLUMNS`."""
         self._row(EPOCHS, EPOCH_COLUMNS, row)
+        self._scalars("validation", EPOCH_COLUMNS, row)
         self.event("epoch", row)
 
     def event(self, kind: str, values: Mapping) -> None:
@@ -47,6 +56,10 @@ class RunLog:
         path = self.folder / EVENTS
         with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **values}) + "\n")
+
+    def _scalars(self, group: str, columns: Sequence[str], row: Mapping) -> None:
+        named = {f"{group}/{key}": row[key] for key in columns[1:] if row.get(key) is not None}
+        self._events.scalars(row["step"], named)
 
     def _row(self, name: str, columns: Sequence[str], row: Mapping) -> None:
         path = self.folder / name
@@ -80,6 +93,23 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     with explained(path), open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         return [row for row in reader if None not in row and None not in row.values()]
+
+
+def write_predictions(folder: Path, images: ImageSet, predicted: Sequence[int]) -> None:
+    """Write the validation images with their label and the predicted class as `neonext-validate` does.
+
+    Args:
+        folder: the run's.
+        images: the set.
+        predicted: class of each image, -1 for one that could not be read.
+    """
+    path = folder / PREDICTIONS
+    with atomic(path) as staged, open(staged, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "label", "predicted"))
+        for i, found in enumerate(predicted):
+            if found >= 0:
+                writer.writerow((images.file(i), images.classes[images.labels[i]], images.classes[found]))
 
 
 def describe_run(argv: Sequence[str]) -> dict:

@@ -142,6 +142,14 @@ class TrainStep:
         return [rate for stage in self.model.architecture.drop_path_rates() for rate in stage if rate > 0]
 
     @property
+    def messages(self) -> list[int]:
+        """Numbers in each message that a step sends to the other cards; see `_averages`."""
+        told = 2 + sum(statistic.size for statistic in self._statistics)
+        normalised = [cell.gamma.size for _, cell in self.model.cells_and_names() if _synchronised(cell)]
+        # Mean and variance, forward and backward.
+        return [*normalised * 4, told] * self.config.accumulate + [sum(w.size for w in self.optimizer.weights)]
+
+    @property
     def updates(self) -> int:
         """Updates made, skipped ones not counted."""
         return int(self._updates.asnumpy())
@@ -431,6 +439,10 @@ class _SyncBatchNorm(nn.Cell):
         ops.assign(moving_variance, moving_variance * BATCH_NORM_KEEP + unbiased * share)
         scale = gamma * ops.rsqrt(variance + BATCH_NORM_EPS)
         return centred * scale.reshape(1, -1, 1, 1) + beta.reshape(1, -1, 1, 1)
+
+
+def _synchronised(cell: nn.Cell) -> bool:
+    return isinstance(cell, BatchNorm) and isinstance(cell.exact, _SyncBatchNorm)
 
 
 def _synchronise_batch_norm(model: NeoNeXt, world: int) -> None:

@@ -18,19 +18,22 @@ from ..checkpoint import save_checkpoint
 from ..errors import InputError, UsageError, listed
 from ..files import atomic, exclusive, explained
 from ..models import NeoNeXt
+from ..recognise import read_architecture
 from ..signals import in_main_thread
 from . import distributed
-from .build import Plan, make_plan
+from .broken import BrokenImages
+from .build import Plan, check_network, make_plan
 from .config import Config, config_yaml
+from .console import ProgressLine
 from .datasets import open_dataset
 from .evaluate import Evaluation, Evaluator
-from .loader import BrokenImages, TrainBatch, TrainLoader, validation_batches
+from .loader import TrainBatch, TrainLoader, validation_batches
 from .optimizers import full_rate
 from .precision import check_precision
-from .runlog import RunLog, describe_run, write_run
+from .runlog import RunLog, describe_run, write_predictions, write_run
 from .schedule import learning_rate
 from .state import Checkpoints, Progress, load_state, save_state
-from .step import StepResult, TrainStep
+from .step import MODEL, StepResult, TrainStep
 
 CHECKPOINTS, CONFIG, FAILED = "checkpoints", "config.yaml", "failed"
 # What may differ when a run goes on, and still give the same weights.
@@ -133,15 +136,16 @@ class Trainer:
         schedule, per_epoch = self.config.schedule, self.loader.updates_per_epoch
         self._announce()
         last: dict[str, Evaluation] = {}
+        speed: dict[str, float] = {}
         line = ProgressLine(self.cards.first, schedule.epochs, per_epoch, self.global_batch)
         while self.progress.epoch < schedule.epochs:
             epoch_start = time.monotonic()
-            self._epoch(line)
+            speed = self._speed(self._epoch(line))
             line.clear()
             self.cards.check_same(self.step.weights(), "weights")
             epoch = self.progress.epoch
             if (epoch + 1) % self.config.run.validate_every == 0 or epoch + 1 == schedule.epochs:
-                last = self._validate(epoch, time.monotonic() - epoch_start)
+                last = self._validate(epoch, time.monotonic() - epoch_start, speed)
             self.progress = replace(self.progress, epoch=epoch + 1, done=0)
             self._save()
         if not last:
@@ -153,18 +157,23 @@ class Trainer:
             "epochs": schedule.epochs,
             "global_batch": self.global_batch,
             "best": self.progress.best,
-            "last": {name: vars(result) for name, result in last.items()},
+            "last": {name: result.figures() for name, result in last.items()},
             "files": self._write_final(),
             "skipped_images": len(self.broken.messages),
+            **speed,
             "seconds": round(time.monotonic() - start, 1),
         }
 
-    def _epoch(self, line: ProgressLine) -> None:
+    def _epoch(self, line: ProgressLine) -> float | None:
+        """Train for what is left of the epoch; seconds that a step took, or None if there was only the first one.
+
+        The first step of a process is not counted: it compiles.
+        """
         config, per_epoch = self.config, self.loader.updates_per_epoch
-        line.start(self.progress)
+        line.start()
         images = hits = 0
         losses: list[float] = []
-        since = time.monotonic()
+        since, counted_from, counted = time.monotonic(), None, 0
         for group in self._groups():
             self._note_broken([text for batch in group for text in batch.broken])
             rate = learning_rate(config.schedule, self.rate, self.progress.step, per_epoch)
@@ -176,6 +185,10 @@ class Trainer:
             losses.append(result.loss)
             line.show(self.progress, result, hits / images, self.step.scale)
             step = self.progress.step
+            if counted_from is None:
+                counted_from = time.monotonic()
+            else:
+                counted += 1
             if self.log and (step % config.run.log_every == 0 or self.progress.done == per_epoch):
                 seconds = time.monotonic() - since
                 self.log.step(
@@ -196,6 +209,17 @@ class Trainer:
                 self._stop(line)
             if config.run.checkpoint_every and step % config.run.checkpoint_every == 0:
                 self._save()
+        return (time.monotonic() - counted_from) / counted if counted else None
+
+    def _speed(self, seconds: float | None) -> dict[str, float]:
+        """Images a second, and with several cards the share of a step that its messages take when sent alone."""
+        if self.cards.world == 1:
+            return {"images_per_second": round(self.global_batch / seconds, 1)} if seconds else {}
+        exchange = self.cards.exchange_seconds(self.step.messages)
+        if not seconds:
+            return {}
+        speed = round(self.global_batch / seconds, 1)
+        return {"images_per_second": speed, "communication": round(min(1.0, exchange / seconds), 4)}
 
     def _groups(self) -> Iterator[list[TrainBatch]]:
         """The batches that are left of this epoch; workers that a signal ended do not look like a defect."""
@@ -260,7 +284,9 @@ class Trainer:
     def _evaluate(self) -> dict[str, Evaluation]:
         results = {}
         for name in ("model", "ema") if self.config.ema.decay else ("model",):
-            results[name] = self.evaluator(self.step.weights(ema=name == "ema"), self._validation())
+            results[name] = self.evaluator(
+                self.step.weights(ema=name == "ema"), self._validation(), len(self.val_images)
+            )
         return results
 
     def _validation(self):
@@ -271,21 +297,27 @@ class Trainer:
             self._note_broken(batch[3])
             yield batch
 
-    def _validate(self, epoch: int, seconds: float) -> dict[str, Evaluation]:
+    def _validate(self, epoch: int, seconds: float, speed: dict[str, float]) -> dict[str, Evaluation]:
         results = self._evaluate()
-        row = {"step": self.progress.step, "epoch": epoch, "seconds": round(seconds, 2)}
+        row = {"step": self.progress.step, "epoch": epoch, "seconds": round(seconds, 2), **speed}
         for name, result in results.items():
             prefix = "" if name == "model" else f"{name}_"
             row |= {f"{prefix}{key}": round(getattr(result, key), 6) for key in ("loss", "top1", "top5")}
         if self.log:
             self.log.epoch(row)
         text = ", ".join(f"{name} top-1 {100 * r.top1:.2f} % (loss {r.loss:.4f})" for name, r in results.items())
+        if speed:
+            text += f"  {speed['images_per_second']:g} images/s"
+        if "communication" in speed:
+            text += f", {100 * speed['communication']:.1f} % of it communication"
         self.report(f"epoch {epoch + 1}/{self.config.schedule.epochs}  {text}  {seconds:.1f} s")
         for name, result in results.items():
             if result.top1 > self.progress.best.get("top1", -1):
                 best = {"epoch": epoch, "step": self.progress.step, "weights": name, "top1": result.top1}
                 self.progress = replace(self.progress, best=best)
                 self._write_weights("best", name)
+                if self.cards.first:
+                    write_predictions(self.output, self.val_images, result.predicted)
         return results
 
     def _write_weights(self, stem: str, name: str) -> Path:
@@ -332,6 +364,9 @@ class Trainer:
         return path, *load_state(path)
 
     def _continue(self, path: Path, arrays, progress: Progress) -> None:
+        held = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
+        network = read_architecture(held, str(path))
+        check_network(network, self.plan.architecture, str(path), "resume with the configuration that it was made with")
         self.step.load_state(arrays, str(path))
         if changes := _changes(progress.config, self.progress.config):
             self.note("the configuration changed, so the run goes on but not as it would have:\n" + listed(changes))
@@ -408,46 +443,3 @@ def _changes(before: dict, after: dict) -> list[str]:
             if old != value and key not in _FREE and (part not in _FREE or leaf == "seed"):
                 found.append(f"{key}: {old} -> {value}")
     return found
-
-
-class ProgressLine:
-    """One line on the terminal that is written over and over: epoch, step, loss, accuracy, images/s, time left."""
-
-    def __init__(self, first: bool, epochs: int, per_epoch: int, images: int):
-        self.active = first and sys.stderr.isatty()
-        self.epochs, self.per_epoch, self.images = epochs, per_epoch, images
-        self._began, self._first, self._shown = time.monotonic(), None, 0.0
-
-    def start(self, progress: Progress) -> None:
-        """An epoch begins."""
-        self._began, self._first = time.monotonic(), progress.step
-
-    def show(self, progress: Progress, result: StepResult, accuracy: float, scale: float) -> None:
-        """Another step is done."""
-        now = time.monotonic()
-        if not self.active or now - self._shown < 0.1:
-            return
-        self._shown = now
-        steps = progress.step - self._first
-        speed = steps / (now - self._began)
-        left = (self.epochs - progress.epoch) * self.per_epoch - progress.done
-        eta = (
-            time.strftime("%H:%M:%S", time.gmtime(left / speed))
-            if left < 86400 * speed
-            else f"{left / speed / 3600:.0f} h"
-        )
-        parts = [
-            f"epoch {progress.epoch + 1}/{self.epochs}", f"step {progress.done}/{self.per_epoch}",
-            f"loss {result.loss:.4f}", f"accuracy {100 * accuracy:.1f} %", f"{speed * self.images:.1f} images/s",
-            f"left {eta}",
-        ]  # fmt: skip
-        if scale != 1:
-            parts.append(f"loss scale {scale:g}")
-        sys.stderr.write("\r\033[K" + "  ".join(parts))
-        sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Make room for another line."""
-        if self.active:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()

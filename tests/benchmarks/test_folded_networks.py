@@ -98,6 +98,10 @@ def test_a_file_for_atc(tmp_path):
     # Only what it cannot do without: LayerNorm over channels lies between two transposes.
     problems = cann_ops.check(model)
     assert problems and all("operator Transpose" in line and "TransData" in line for line in problems)
+    flavour = CANN.with_(opset=17, chains=False)
+    at_17 = networks.build("convnext_t", form="folded", flavour=flavour, image_size=(64, 64))
+    assert {line.split(": ")[-1] for line in cann_ops.check(at_17)} == {line.split(": ")[-1] for line in problems}
+    assert {"LayerNormalization", "Erf"} < {node.op_type for node in at_17.graph.node}
     assert not cann_ops.check(networks.build("resnet50", form="folded", target="cann", image_size=(64, 64)))
 
 

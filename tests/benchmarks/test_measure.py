@@ -54,7 +54,7 @@ def test_warm_up_that_never_settles_is_told(monkeypatch):
     assert found.stable == {"a": True, "b": False}
     assert found.warm_up_rounds == measure.WARM_UP_ROUNDS
     slow = interleave({"a": clock.subject(15.0)}, rounds=1)
-    assert slow.warm_up_rounds == 2 and slow.stable == {"a": False}
+    assert slow.warm_up_rounds == 3 and slow.stable == {"a": False}
 
 
 def test_time_limit_keeps_whole_rounds(monkeypatch):
@@ -140,6 +140,8 @@ def test_ratio_of_equals_is_not_ranked_and_of_unequals_is():
     faster = ratio(0.8 * steady[0], steady[1])
     assert faster.sure and faster.order == -1
     assert ratio(steady[1], 0.8 * steady[0]).order == 1
+    close = ratio(1.03 * steady[0], steady[1])
+    assert close.sure and close.low > 1 and close.order == 0
 
 
 @pytest.mark.parametrize(

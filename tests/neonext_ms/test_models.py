@@ -34,6 +34,7 @@ def test_logits_and_stages(case):
         assert relative_max(value.asnumpy(), expected[f"stage_{i + 1}"]) < 1e-5
 
 
+@pytest.mark.usefixtures("cpu_operations")
 @pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
 @pytest.mark.parametrize("case", goldens("NeoNeXt"))
 def test_gradients_and_statistics(case, jit):

@@ -16,6 +16,7 @@ def _tensors(arrays):
     return tuple(Tensor(np.float32(a)) for a in arrays)
 
 
+@pytest.mark.usefixtures("cpu_operations")
 @pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
 @pytest.mark.parametrize("case", goldens("neocell"))
 def test_golden(case, jit):
@@ -45,6 +46,7 @@ class _Cell(nn.Cell):
         return neo_cell(x, self.weights_a, self.weights_b, self.spec, self.bias)
 
 
+@pytest.mark.usefixtures("cpu_operations")
 @pytest.mark.parametrize(
     "groups",
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms.errors import InputError
+from neonext_ms.errors import InputError, UsageError
 from neonext_ms.registry import model_config
 from neonext_ms.training.config import Config, ScheduleConfig, config_yaml, load_config, make_config
 from neonext_ms.training.optimizers import full_rate
@@ -91,7 +91,7 @@ def test_wrong_values_are_named(tmp_path, text, expected):
     ],
 )
 def test_wrong_overrides_are_named(text, expected):
-    with pytest.raises(InputError, match=re.escape(expected)):
+    with pytest.raises(UsageError, match=re.escape(expected)):
         load_config(CONFIGS / "digits.yaml", [text])
 
 

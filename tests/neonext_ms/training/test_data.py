@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore.dataset import MindDataset
 from PIL import Image
 
 from conftest import DATA
+from neonext_ms.commands import mindrecord
 from neonext_ms.errors import InputError, UsageError
 from neonext_ms.imagefolder import find_images
 from neonext_ms.preprocessing import Preprocessing
 from neonext_ms.training import augment as aug
+from neonext_ms.training.broken import BrokenImages
 from neonext_ms.training.config import AugmentationConfig, make_config
 from neonext_ms.training.datasets import DATASETS, open_dataset, write_digits
-from neonext_ms.training.loader import BrokenImages, TrainLoader, validation_batches
+from neonext_ms.training.loader import TrainLoader, validation_batches
+from neonext_ms.training.records import write_records
 
 SIZE = (16, 16)
 
@@ -74,6 +80,79 @@ def test_missing_data_is_named(tmp_path):
     (_folder(tmp_path) / "train" / "empty").mkdir()
     with pytest.raises(InputError, match="no images in 1 of 3 class folders"):
         open_dataset(_folders_config(tmp_path).data)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_records_give_the_batches_of_the_folder(tmp_path, shards, capsys):
+    root, output = _folder(tmp_path / "data", (9, 8)), tmp_path / "records"
+    assert mindrecord.main([str(root), str(output), "--shards", str(shards), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["parts"]
+    assert written["train"]["images"] == 17 and len(written["val"]["files"]) == shards
+    config, records = _folders_config(root), _config(data={"dataset": "mindrecord", "path": str(output), "workers": 2})
+    (train, val), sets = open_dataset(config.data), open_dataset(records.data)
+    for one, other in zip((train, val), sets, strict=True):
+        assert (one.classes, list(one.labels)) == (other.classes, list(other.labels))
+        assert [one.file(i) for i in range(17)] == [other.file(i) for i in range(17)]
+    batches = zip(_epoch(config, train), _epoch(records, sets[0]), strict=True)
+    assert all(_equal(one, other) for one, other in batches)
+    # MindSpore's own reader sees the same files.
+    rows = MindDataset(str(output / written["train"]["files"][0]), shuffle=False)
+    for row in rows.create_dict_iterator(num_epochs=1, output_numpy=True):
+        position = int(row["position"])
+        assert bytes(row["image"]) == Path(train.name(position)).read_bytes() == sets[0].content(position)
+        assert train.file(position) == str(row["name"]) and train.labels[position] == row["label"]
+
+
+def test_pages_of_records(tmp_path, monkeypatch):
+    monkeypatch.setattr("neonext_ms.training.records._LEAST_PAGE", 1 << 15)
+    root = _folder(tmp_path / "data", (9, 9), size=48)
+    write_records(root, tmp_path / "records", shards=2)
+    train, _ = open_dataset(_config(data={"dataset": "mindrecord", "path": str(tmp_path / "records")}).data)
+    for i in range(18):
+        assert train.content(i) == (root / "train" / train.file(i)).read_bytes()
+
+
+def test_conversion_names_broken_images_and_leaves_nothing_half_written(tmp_path, capsys):
+    root, output = _folder(tmp_path / "data"), tmp_path / "records"
+    for i in range(2):
+        (root / "train" / "b" / f"{i}.png").write_bytes(b"x")
+    assert mindrecord.main([str(root), str(output), "--broken-limit", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "2 images cannot be read, more than --broken-limit=1" in error and "b/0.png" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert mindrecord.main([str(root), str(output), "--shards", "2"]) == 0
+    assert capsys.readouterr().err.count("left out:") == 2
+    train, _ = open_dataset(_config(data={"dataset": "mindrecord", "path": str(output)}).data)
+    assert [train.file(i) for i in range(6, 10)] == ["b/2.png", "b/3.png", "b/4.png", "b/5.png"]
+    assert mindrecord.main([str(root), str(output)]) == 1
+    assert "records: exists already" in capsys.readouterr().err
+
+
+def test_records_that_are_damaged_are_named(tmp_path):
+    write_records(_folder(tmp_path / "data"), tmp_path / "records", shards=2)
+    data = _config(data={"dataset": "mindrecord", "path": str(tmp_path / "records")}).data
+    shard = tmp_path / "records" / "train.mindrecord1"
+    whole, index = shard.read_bytes(), Path(f"{shard}.db").read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"in .*train\.mindrecord1: the record is truncated"):
+        for i in range(12):
+            open_dataset(data)[0].read(i)
+    shard.write_bytes(b"\xff" * 100)
+    with pytest.raises(InputError, match=r"train\.mindrecord1: not a MindRecord file"):
+        open_dataset(data)
+    shard.write_bytes(whole)
+    for content, expected in ((b"x" * 100, r"mindrecord1\.db: not an index"), (None, r"mindrecord1\.db: no such file")):
+        Path(f"{shard}.db").unlink()
+        if content:
+            Path(f"{shard}.db").write_bytes(content)
+        with pytest.raises(InputError, match=expected):
+            open_dataset(data)
+        Path(f"{shard}.db").write_bytes(index)
+    with pytest.raises(InputError, match="has no part 'test'; it has train, val"):
+        open_dataset(replace(data, val="test"))
+    (tmp_path / "records" / "index.json").unlink()
+    with pytest.raises(InputError, match=r"has no index\.json; expected a folder that neonext-mindrecord wrote"):
+        open_dataset(data)
 
 
 @pytest.mark.parametrize(("dataset", "label_bytes"), [("cifar10", 1), ("cifar100", 2)])
@@ -270,7 +349,7 @@ def test_validation_counts_every_image_once(tmp_path):
     for rank in (0, 1):
         batches = list(validation_batches(val, config, Preprocessing(), SIZE, (rank, 2)))
         assert [batch[0].shape for batch in batches] == [(4, 3, *SIZE)]
-        for _, labels, counts, broken in batches:
-            seen += labels[counts].tolist()
+        for _, labels, indices, broken in batches:
+            seen += labels[indices >= 0].tolist()
             messages += broken
     assert sorted(seen) == [0, 0, 1, 1] and len(messages) == 1 and "a/1.png" in messages[0]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,13 @@ from PIL import Image
 
 from neonext_ms import load_checkpoint, safetensors_format, save_checkpoint
 from neonext_ms.architecture import make_architecture
-from neonext_ms.commands import validate
+from neonext_ms.commands import ablate, validate
 from neonext_ms.commands.train import main
+from neonext_ms.export.command import main as export_main
 from neonext_ms.initialization import initial_arrays
+from neonext_ms.training.config import known_keys
+from neonext_ms.training.config_keys import describe_keys
+from neonext_ms.training.records import write_records
 from neonext_ms.training.runlog import read_csv
 from neonext_ms.training.state import Checkpoints, Progress, load_state
 from neonext_ms.training.step import TrainStep
@@ -79,8 +85,19 @@ def test_a_run_leaves_everything_that_is_needed_afterwards(folder, capsys):
         assert checkpoint.metadata["image_size"] == [32, 32] and checkpoint.metadata["preprocessing"]["crop"] == 0.875
     whole = load_checkpoint(run / "checkpoints" / "step-000000006.safetensors", ema=True)
     assert _same(whole.arrays, load_checkpoint(run / "final_ema.safetensors").arrays)
-    assert validate.main(["--model", str(run / "final.safetensors"), str(folder / "data" / "val"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["top1"]["accuracy"] == result["last"]["model"]["top1"]
+    export = ["--checkpoint", str(run / "best.safetensors"), "--target", "onnx", "--output", str(folder / "build")]
+    assert export_main(export) == 0
+    capsys.readouterr()
+    # The export agrees with the training's own validation, image by image.
+    predictions = ["--predictions", str(folder / "predictions.csv"), "--json", str(folder / "data" / "val")]
+    assert validate.main(["--model", str(folder / "build" / "best.onnx"), *predictions]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"]["accuracy"] == result["best"]["top1"]
+    validated = read_csv(folder / "predictions.csv")
+    assert [{**row} for row in read_csv(run / "best_predictions.csv")] == [
+        {key: row[key] for key in ("path", "label", "predicted")} for row in validated
+    ]
+    assert all(float(row["images_per_second"]) > 0 for row in read_csv(run / "epochs.csv"))
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
 
 
 def test_the_resolved_configuration_repeats_the_run(folder):
@@ -155,6 +172,69 @@ def test_nan_ends_the_run_with_step_files_and_state(folder, capsys):
     assert load_state(failed / "step-000000002.safetensors")[1].step == 1
 
 
+def test_an_overflow_skips_the_step_and_says_so(folder, capsys):
+    # In float32 too, gradients overflow with a loss scale that is large enough.
+    scaling = ["precision.loss_scale=dynamic", "precision.initial_scale=1.6e38", "schedule.epochs=1"]
+    assert _train(folder, "run", *scaling) == 0
+    error = capsys.readouterr().err
+    assert "overflowed and is skipped; loss scale 1.6e+38 -> 8e+37" in error
+    events = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    skipped = [event["step"] for event in events if event["event"] == "overflow"]
+    rows = read_csv(folder / "run" / "steps.csv")
+    assert skipped and int(rows[-1]["skipped"]) == len(skipped) and float(rows[-1]["scale"]) < 1.6e38
+
+
+def test_a_configuration_that_changed_is_listed(folder, capsys):
+    assert _train(folder, "run", "run.stop_after=1") == 130
+    assert _train(folder, "run", "--resume", "auto", "optimizer.lr=0.02", "run.log_every=2", "schedule.epochs=1") == 0
+    error = capsys.readouterr().err
+    assert "optimizer.lr: 0.01 -> 0.02" in error and "schedule.epochs: 2 -> 1" in error and "log_every" not in error
+
+
+WORKER = """\
+import sys
+from neonext_ms.training.config import load_config
+from neonext_ms.training.trainer import Trainer
+Trainer(load_config(sys.argv[1], sys.argv[2:]), shard=(0, 1)).run()
+"""
+
+
+def test_two_workers_with_one_shard_are_one_worker(folder, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launcher = ["-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2", "--join=True"]
+    launcher += [f"--master_port={port}", f"--log_dir={tmp_path / 'logs'}"]
+    arguments = [str(folder / "small.yaml"), "schedule.epochs=1", "optimizer.lr_rule=none"]
+    # msrun starts what `python` is on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ended = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "worker.py"), *arguments, f"run.output={folder / 'two'}"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert _train(folder, "one", "schedule.epochs=1") == 0
+    assert _same(*(_state(folder, run)[0] for run in ("one", "two")))
+    (row,) = read_csv(folder / "two" / "epochs.csv")
+    assert 0 < float(row["communication"]) <= 1 and read_csv(folder / "one" / "epochs.csv")[0]["communication"] == ""
+
+
+def test_an_ablation_goes_on_where_it_was(folder, capsys):
+    command = ["neoinit", "--config", str(folder / "small.yaml"), "--output", str(folder / "ablation"), "--json"]
+    command += ["schedule.epochs=1", "model.drop_path=0", "ema.decay=0"]
+    assert ablate.main([*command, "--seeds", "1", "run.stop_after=2"]) == 130
+    assert ablate.main([*command, "--seeds", "1"]) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)["summary"]
+    assert [row["runs"] for row in summary.values()] == [1, 1] and list(summary) == ["neoinit", "normal"]
+    assert "resumed from" in printed.err and len(read_csv(folder / "ablation" / "neoinit-0" / "steps.csv")) == 3
+    made = {path: path.read_bytes() for path in (folder / "ablation").glob("*/checkpoints/*")}
+    assert ablate.main([*command, "--seeds", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"] == summary
+    assert made == {path: path.read_bytes() for path in (folder / "ablation").glob("*/checkpoints/*")}
+
+
 def test_broken_images_end_the_run_beyond_the_limit(folder, capsys):
     for i in range(2):
         (folder / "data" / "train" / "red" / f"{i}.png").write_bytes(b"x")
@@ -194,10 +274,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, capsys):
     _train(folder, "run", "run.stop_after=1")
     path = str(Checkpoints(folder / "run" / "checkpoints", 1).paths()[0])
     assert _train(folder, "other", "--resume", path, "model.dims=[4,4,4,8]") == 1
-    error = capsys.readouterr().err
-    assert path in error and "misshapen: model.head.fc.weight is (2, 4), expected (2, 8)" in error
+    difference = f"{path}: a checkpoint of another architecture: dims [4, 4, 4, 4] (this run: [4, 4, 4, 8]); "
+    assert f"error: {difference}resume with the configuration that it was made with\n" in capsys.readouterr().err
     assert _train(folder, "other", "--init", path, "model.dims=[4,4,4,8]") == 1
-    assert "misshapen: head.fc.weight is (2, 4), expected (2, 8)" in capsys.readouterr().err
+    assert f"error: {difference}leave out the options under model to take its own\n" in capsys.readouterr().err
+    assert _train(folder, "other", "--resume", path, "ema.decay=0") == 1
+    assert "it does not fit this configuration (" in capsys.readouterr().err
     assert not (folder / "other").exists()
 
 
@@ -254,7 +336,35 @@ def test_mistakes_are_found_before_anything_is_written(folder, capsys, arguments
     assert not (folder / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "plot", "ablate"])
+def test_records_train_as_the_folder_does(folder):
+    write_records(folder / "data", folder / "records", shards=2)
+    _train(folder, "folder", "schedule.epochs=1")
+    records = ["data.dataset=mindrecord", f"data.path={folder / 'records'}"]
+    assert _train(folder, "records", "schedule.epochs=1", *records) == 0
+    assert _same(_state(folder, "folder")[0], _state(folder, "records")[0])
+    one, other = ((folder / run / "best_predictions.csv").read_text() for run in ("folder", "records"))
+    assert one == other and "blue/0.png,blue," in one
+
+
+def test_keys_are_listed_with_their_meaning(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--keys"])
+    listed = capsys.readouterr().out
+    assert all(f"  {key}=" in listed for key in known_keys())
+    assert "data.batch_size=128  images of one step on one card." in listed
+    assert all(meaning for _, _, meaning in describe_keys())
+
+
+def test_the_digits_can_be_written(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--write-digits", str(tmp_path / "digits")])
+    assert len(list((tmp_path / "digits" / "val").glob("*/*.png"))) == 360
+    (tmp_path / "file").write_text("")
+    assert main(["--write-digits", str(tmp_path / "file")]) == 1
+    assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "plot", "ablate", "mindrecord"])
 def test_help_imports_nothing_heavy(command):
     script = (
         f"import sys\nfrom neonext_ms.commands.{command} import main\n"

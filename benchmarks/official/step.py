@@ -1,37 +1,17 @@
 """Training steps of the official PyTorch code, one for each line of input; `train_step` starts it in torch's Python.
 
-python official_step.py REPOSITORY THREADS BATCH IMAGE_SIZE OPTIONS_AS_JSON
+python step.py REPOSITORY THREADS BATCH IMAGE_SIZE OPTIONS_AS_JSON
 
 Answers with one line of JSON each time: versions at first, then the seconds of a step.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
 import sys
 import time
-import types
-from pathlib import Path
 
-
-def _load(repository: Path):
-    """The module with the models, without the rest of its package, which needs more than torch."""
-    sys.path.insert(0, str(repository))
-    package = "ptvision.models.neonext"
-    folder = repository / "ptvision" / "models" / "neonext"
-    importlib.import_module("ptvision.models")
-    stub = types.ModuleType(package)
-    stub.__path__ = [str(folder)]
-    sys.modules[package] = stub
-    module = f"{package}.neonext_cpp_module"
-    if not (folder / "neonext_cpp_module.so").is_file():
-        from torch.utils.cpp_extension import load
-
-        sys.modules[module] = load("neonext_cpp_module", [str(folder / "csrc" / "neocell.cpp")])
-    stub.neonext_cpp_module = importlib.import_module(module)
-    return importlib.import_module(f"{package}.neonext")
+from model import load_official
 
 
 def _main(repository: str, threads: str, batch: str, size: str, options: str) -> None:
@@ -39,9 +19,7 @@ def _main(repository: str, threads: str, batch: str, size: str, options: str) ->
 
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    # The official code prints while it builds a model.
-    with contextlib.redirect_stdout(sys.stderr):
-        model = _load(Path(repository)).NeoNeXt(**json.loads(options))
+    model = load_official(repository, json.loads(options))
     model.train()
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(

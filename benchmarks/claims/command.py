@@ -1,0 +1,53 @@
+"""neonext-bench claims: what the paper claims, and what comes out here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ...commands.common import Parser, print_json, run
+from ...commands.predict import positive
+
+# Name -> what the paper claims. Each is a module of this package with `options`, `measure` and `lines`.
+CLAIMS = {
+    "complexity": "a NeoCell takes 2k multiply-adds for each value, a depthwise convolution k^2 (equations 4 and 5)",
+    "patchwise": "products with block-diagonal matrices are 15 times as fast as patch by patch; compiled code 3 times "
+    "as fast as Python (both on a V100, in PyTorch)",
+    "share": "NeoCells are a small part of the whole model",
+    "convnext": "NeoNeXt in place of ConvNeXt",
+}
+
+
+def build_parser() -> Parser:
+    """The command line of neonext-bench claims."""
+    parser = Parser(prog="neonext-bench claims", description=__doc__)
+    claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
+    for name, text in CLAIMS.items():
+        claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
+        claim.add_argument("--threads", type=positive, default=2)
+        claim.add_argument("--rounds", type=positive, help="timed calls of each, in turns")
+        claim.add_argument("--json", action="store_true")
+        import_module(f".{name}", __package__).options(claim)
+    return parser
+
+
+def _main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    claim = import_module(f".{args.claim}", __package__)
+    found = {"claim": CLAIMS[args.claim], "threads": args.threads, **claim.measure(args)}
+    if args.json:
+        print_json(found)
+        return
+    print(f"claim: {found['claim']}")
+    for line in claim.lines(found):
+        print(line)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`neonext-bench claims`; returns the exit code."""
+    return run(_main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

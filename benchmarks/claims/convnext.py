@@ -1,0 +1,104 @@
+"""NeoNeXt against ConvNeXt of the same depths and widths, both as they are exported and both folded with equal care."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+
+from ...errors import InputError
+
+ROUNDS = 30
+SIZES = ("t", "s", "b")
+PAIRS = (
+    ("convnext folded", "neonext folded"),
+    ("convnext plain", "neonext plain"),
+    ("convnext plain", "convnext folded"),
+    ("neonext plain", "neonext folded"),
+)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    from ...commands.common import parse_size
+    from ..command import batches
+
+    parser.add_argument("--sizes", default="t", help="of t, s and b, with commas (default t)")
+    parser.add_argument("--batch", type=batches, default=(1, 8))
+    parser.add_argument("--image-size", type=parse_size, default=(224, 224))
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Times of the four graphs of every size and batch."""
+    import numpy as np
+
+    from .. import costs, networks
+    from .forms import over, timed
+
+    rows = []
+    for size in (part.strip() for part in args.sizes.split(",")):
+        if size not in SIZES:
+            raise InputError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected {', '.join(SIZES)}")
+        graphs = _neonext(f"neonext_{size}.released_224", args.image_size)
+        for form, folded in (("plain", False), ("folded", True)):
+            graphs[f"convnext {form}"] = networks.deploy_graph(
+                f"convnext_{size}", image_size=args.image_size, folded=folded
+            )
+        counts = {name: costs.total(costs.of_graph(graph)).multiply_adds for name, graph in graphs.items()}
+        for batch in args.batch:
+            x = np.random.default_rng(0).standard_normal((batch, 3, *args.image_size), np.float32)
+            subjects = {name: _call(graph, x, args.threads) for name, graph in graphs.items()}
+            rounds = args.rounds or max(8, ROUNDS // (1 if batch == 1 else 3))
+            times, samples = timed(subjects, rounds)
+            rows.append(
+                {
+                    "size": size,
+                    "batch": batch,
+                    "rounds": rounds,
+                    "multiply_adds": counts,
+                    "ms": times,
+                    "ratios": [{"slow": a, "fast": b, **over(samples, a, b)} for a, b in PAIRS],
+                }
+            )
+    return {"image_size": list(args.image_size), "rows": rows}
+
+
+def _neonext(name: str, image_size: tuple[int, int]) -> dict:
+    from ...export import pipeline
+
+    return forms_of_source(pipeline.source_of_name(name), image_size)
+
+
+def forms_of_source(source, image_size: tuple[int, int]) -> dict:
+    """The two graphs of a NeoNeXt, an `export.pipeline.Source`: node by node, and folded."""
+    from ...export.fold import fold, neocell_to_matmul
+    from ...export.graph import unfolded
+
+    network = unfolded(source.architecture, source.arrays, image_size)
+    return {"neonext plain": neocell_to_matmul(network), "neonext folded": neocell_to_matmul(fold(network)[0])}
+
+
+def _call(graph, x, threads: int):
+    from ...export.graph import INPUT
+    from ...export.onnx_emitter import emit
+    from ...runtime import onnx_session
+
+    session = onnx_session(emit(graph).SerializeToString(), threads)
+    return lambda: session.run(None, {INPUT: x})
+
+
+def lines(found: Mapping) -> Iterator[str]:
+    """For a person."""
+    from .forms import shown
+
+    size = "x".join(map(str, found["image_size"]))
+    yield f"onnxruntime, {found['threads']} threads, {size}, float32, random weights"
+    for row in found["rows"]:
+        yield f"size {row['size'].upper()}, batch {row['batch']} ({row['rounds']} rounds)"
+        for name, value in row["ms"].items():
+            rate = 1e3 * row["batch"] / value
+            yield (
+                f"  {name:16} {value:8.1f} ms, {rate:6.1f} images/s, {row['multiply_adds'][name] / 1e9:.2f} G "
+                "multiply-adds in its products"
+            )
+        for ratio in row["ratios"]:
+            yield f"  {ratio['slow']} / {ratio['fast']}: {shown(ratio)}"

@@ -1,0 +1,140 @@
+"""Block-diagonal products against patches, and compiled code against Python.
+
+The paper's two factors were measured on a V100 in PyTorch. Here each is measured in what this package runs on, on the
+CPU: onnxruntime, MindSpore (a compiled graph, `ms.jit`) and NumPy. "patches" is equation 1 by reshape, transpose and
+batched products of k x k matrices; "loop" goes from patch to patch in Python. Compiled against Python: the NeoCell with
+the making of its matrices from the small ones, as a model computes it, by `ms.jit` against MindSpore's PyNative mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+
+from .complexity import MAPS, channels_of
+
+ROUNDS = 20
+# Batch 1 and one channel group of the maps keep the loop in Python short.
+LOOP_CHANNELS = 16
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    from ...commands.predict import positive
+    from ..command import batches
+
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--kernel", type=positive, default=7, help="k, which divides the sides (default 7)")
+    parser.add_argument("--maps", type=batches, default=tuple(side for _, side in MAPS))
+    parser.add_argument("--no-mindspore", action="store_true", help="leave MindSpore out")
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Times of every form on every map that k divides."""
+    from ...errors import UsageError
+
+    fitting = [side for side in args.maps if side % args.kernel == 0]
+    if not fitting:
+        raise UsageError(f"--kernel {args.kernel} divides none of the sides {', '.join(map(str, args.maps))}")
+    rows = []
+    for side in fitting:
+        shape = (args.batch, channels_of(side), side, side)
+        rows.append(_row(shape, args.kernel, args.threads, args.rounds or ROUNDS, not args.no_mindspore))
+    return {"batch": args.batch, "kernel": args.kernel, "rows": rows}
+
+
+def _row(shape, k: int, threads: int, rounds: int, mindspore: bool) -> dict:
+    import numpy as np
+
+    from ...ops import reference
+    from ...ops.spec import NeoCellSpec
+    from . import forms
+
+    generator = np.random.default_rng(0)
+    spec = NeoCellSpec({"kernel": k, "channels": shape[1], "shift": 0})
+    x = generator.standard_normal(shape, np.float32)
+    a, b = generator.standard_normal((2, shape[1], k, k), np.float32) / np.float32(k)
+    whole_a, whole_b = spec.matrices([a], [b], *shape[2:])
+    few = NeoCellSpec({"kernel": k, "channels": LOOP_CHANNELS, "shift": 0})
+    x_few, a_few, b_few = x[:1, :LOOP_CHANNELS], a[:LOOP_CHANNELS], b[:LOOP_CHANNELS]
+    subjects = {
+        "onnxruntime, block-diagonal": forms.call(forms.block_diagonal(whole_a, whole_b, shape), x, threads),
+        "onnxruntime, patches": forms.call(forms.patchwise(a, b, shape), x, threads),
+        "NumPy, block-diagonal": lambda: whole_a @ x @ whole_b,
+        "NumPy, patches": lambda: _patches(x, a, b),
+        "NumPy, block-diagonal, 16 channels": lambda: reference.forward(x_few, [a_few], [b_few], few),
+        "NumPy, loop, 16 channels": lambda: reference.forward_patchwise(x_few, [a_few], [b_few], few),
+    }
+    if mindspore:
+        subjects |= _in_mindspore(x, a, b, spec, threads)
+    times, samples = forms.timed(subjects, rounds)
+    pairs = [
+        ("onnxruntime, patches", "onnxruntime, block-diagonal"),
+        ("NumPy, patches", "NumPy, block-diagonal"),
+        ("NumPy, loop, 16 channels", "NumPy, block-diagonal, 16 channels"),
+    ]
+    if mindspore:
+        pairs += [
+            ("MindSpore graph, patches", "MindSpore graph, block-diagonal"),
+            ("MindSpore PyNative, block-diagonal", "MindSpore graph, block-diagonal"),
+        ]
+    return {
+        "map": shape[2],
+        "channels": shape[1],
+        "ms": times,
+        "ratios": [{"slow": s, "fast": f, **forms.over(samples, s, f)} for s, f in pairs],
+    }
+
+
+def _patches(x, a, b):
+    n, c, h, w = x.shape
+    k = a.shape[1]
+    cut = x.reshape(n, c, h // k, k, w // k, k).swapaxes(3, 4)
+    return (a[:, None, None] @ cut @ b[:, None, None]).swapaxes(3, 4).reshape(x.shape)
+
+
+def _in_mindspore(x, a, b, spec, threads: int) -> dict:
+    from ...runtime import load_mindspore
+
+    ms = load_mindspore(threads)
+    from mindspore import Tensor, ops
+
+    from ...ops.neocell import neo_cell
+
+    n, c, h, w = x.shape
+    k = a.shape[1]
+    product = ops.BatchMatMul()
+    inputs = Tensor(x), Tensor(a), Tensor(b)
+
+    def whole(x, a, b):
+        return neo_cell(x, (a,), (b,), spec)
+
+    def patches(x, a, b):
+        cut = x.reshape(n, c, h // k, k, w // k, k).transpose(0, 1, 2, 4, 3, 5)
+        size = (n, 1, h // k, w // k, 1, 1)
+        left = ops.tile(a.reshape(1, c, 1, 1, k, k), size)
+        right = ops.tile(b.reshape(1, c, 1, 1, k, k), size)
+        return product(product(left, cut), right).transpose(0, 1, 2, 4, 3, 5).reshape(n, c, h, w)
+
+    def waited(function):
+        # Reading the result waits for it.
+        return lambda: function(*inputs).asnumpy()
+
+    return {
+        "MindSpore graph, block-diagonal": waited(ms.jit(whole)),
+        "MindSpore graph, patches": waited(ms.jit(patches)),
+        "MindSpore PyNative, block-diagonal": waited(whole),
+    }
+
+
+def lines(found: Mapping) -> Iterator[str]:
+    """For a person."""
+    yield f"CPU, {found['threads']} threads, batch {found['batch']}, k = {found['kernel']}, no shift; milliseconds"
+    from .forms import shown
+
+    for row in found["rows"]:
+        yield f"map {row['map']}, {row['channels']} channels"
+        for name, value in row["ms"].items():
+            yield f"  {name:36} {value:9.3f}"
+        for ratio in row["ratios"]:
+            yield f"  {ratio['slow']} / {ratio['fast'].rpartition(', ')[2]}: {shown(ratio)}"

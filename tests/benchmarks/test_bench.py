@@ -1,0 +1,475 @@
+"""neonext-bench from the command line to its files, on models of a few kilobytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from acl_stand_in import StandIn
+from neonext_ms.benchmarks import command, gate, gemm, results, statistics
+from neonext_ms.benchmarks.report import markdown
+from neonext_ms.benchmarks.runtimes.onnx_runtime import OnnxRuntimeCpu
+from neonext_ms.benchmarks.runtimes.pyacl import PyAcl
+from neonext_ms.errors import InputError
+
+
+def net(path, shape=("n", 3, 8, 8), dtype=TensorProto.FLOAT, name="pixels", value=None, channels=4):
+    """A 3x3 and a 1x1 convolution, a depthwise one, a pooled Gemm: a file of 2 kB."""
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    rng = np.random.default_rng(0)
+
+    def weight(name, *dims):
+        array = rng.standard_normal(dims).astype(kind) / np.sqrt(np.prod(dims[1:])).astype(kind)
+        return numpy_helper.from_array(np.full(dims, value, kind) if value is not None else array, name)
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", [name, "k3"], ["a"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("Conv", ["b", "k1"], ["c"]),
+            helper.make_node("Conv", ["c", "dw"], ["d"], pads=[1, 1, 1, 1], group=channels),
+            helper.make_node("GlobalAveragePool", ["d"], ["e"]),
+            helper.make_node("Flatten", ["e"], ["f"]),
+            helper.make_node("Gemm", ["f", "fc"], ["logits"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info(name, dtype, shape)],
+        [helper.make_tensor_value_info("logits", dtype, [shape[0], 5])],
+        [
+            weight("k3", channels, 3, 3, 3),
+            weight("k1", channels, channels, 1, 1),
+            weight("dw", channels, 1, 3, 3),
+            weight("fc", channels, 5),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return str(path)
+
+
+def bench(capsys, *words):
+    """Exit code, standard output and error of neonext-bench."""
+    code = command.main(list(map(str, words)))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return net(tmp_path / "one.onnx"), net(tmp_path / "two.onnx", channels=8)
+
+
+def test_two_files_side_by_side(pair, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    code, out, err = bench(capsys, *pair, "--batch", "1,4", "--rounds", 9, "--output", output)
+    assert code == 0 and err == ""
+    assert "## SingleStream (batch 1): 9 rounds" in out and "## Batch 4: 9 rounds" in out
+    assert "Offline: images per second" in out and "GEMM of one.onnx" in out and "Preprocessing" in out
+    result = results.read(output)
+    assert result["partial"] is False and result["command"][0] == "neonext-bench"
+    assert {"cpu", "flags", "load"} <= set(result["machine"]) and "onnxruntime" in result["versions"]
+    assert result["settings"]["cores"] and result["settings"]["threads"] == len(result["settings"]["cores"])
+    rows = results.rows(result)
+    measured = [(f"{name}.onnx", batch) for batch in (1, 4) for name in ("one", "two")]
+    assert [(r.label, r.batch) for r in rows if not r.is_gemm] == measured
+    assert {len(row["samples"]) for group in result["batches"] for row in group["rows"]} == {9}
+    (second,) = [r for r in rows if r.label == "two.onnx" and r.batch == 4]
+    samples = {row["label"]: row["samples"] for row in result["batches"][1]["rows"]}
+    assert second.ratio == statistics.ratio(samples["two.onnx"], samples["one.onnx"])
+    assert second.share == statistics.ratio(samples["GEMM of two.onnx"], samples["two.onnx"])
+    assert second.images_per_second == pytest.approx(4 / np.mean(samples["two.onnx"]))
+    assert markdown(result) == out
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, words, batches, size",
+    [
+        ((2, 3, 8, 6), TensorProto.FLOAT, [], [2], [8, 6]),
+        (("n", 3, "h", "w"), TensorProto.FLOAT, ["--image-size", "16x12"], [1, 8], [16, 12]),
+        (("n", 3, 8, 8), TensorProto.FLOAT16, ["--batch", "3"], [3], [8, 8]),
+        (("n", "c", "h", "w"), TensorProto.FLOAT, ["--image-size", "9", "--batch", "1"], [1], [9, 9]),
+    ],
+)
+def test_models_of_other_makers(shape, dtype, words, batches, size, tmp_path, capsys):
+    path = net(tmp_path / "net.onnx", shape, dtype, name="input.1")
+    code, out, err = bench(capsys, path, *words, "--rounds", 2, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert [group["batch"] for group in result["batches"]] == batches
+    assert result["subjects"][0]["image_size"] == size
+    assert result["subjects"][0]["input"] == {
+        "name": "input.1",
+        "dtype": str(helper.tensor_dtype_to_np_dtype(dtype)),
+        "layout": "NCHW",
+    }
+
+
+def test_an_open_image_size_is_told(tmp_path, capsys):
+    path = net(tmp_path / "net.onnx", ("n", 3, "h", "w"))
+    code, out, _ = bench(capsys, path, "--batch", 1, "--rounds", 1, "--no-gemm")
+    assert code == 0 and "leaves the image size open; measured at 224x224" in out and "GEMM of" not in out
+
+
+def test_a_fixed_batch_beside_an_open_one(pair, tmp_path, capsys):
+    fixed = net(tmp_path / "fixed.onnx", (2, 3, 8, 8))
+    code, out, _ = bench(capsys, pair[0], fixed, "--rounds", 1, "--json")
+    result = json.loads(out)
+    assert code == 0 and [group["batch"] for group in result["batches"]] == [1, 2, 8]
+    assert "fixed.onnx does not take batches of 1, 8: left out there" in result["notes"]
+
+
+def bad(tmp_path):
+    (tmp_path / "text.onnx").write_text("hello")
+    good = net(tmp_path / "good.onnx")
+    fixed = net(tmp_path / "fixed.onnx", (2, 3, 8, 8))
+    clone = tmp_path / "clone"
+    (clone / "ptvision" / "models" / "neonext").mkdir(parents=True)
+    (clone / "ptvision" / "models" / "neonext" / "neonext.py").touch()
+    return {
+        "nothing": ([], 2, "nothing to measure"),
+        "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt'; did you mean neonext_t"),
+        "unknown name in a list": (["--models", "resnet51"], 1, "did you mean resnet50"),
+        "missing file": ([tmp_path / "none.onnx"], 1, "none.onnx: no such file"),
+        "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: not a whole ONNX model"),
+        "another kind of file": ([__file__], 2, "unknown kind of model '.py'"),
+        "image size": ([good, "--image-size", 16], 1, "float32 ?x3x8x8, so images of 16x16 do not fit"),
+        "batch": ([fixed, "--batch", "1,3"], 1, "takes batches of 2 only, not 1, 3"),
+        "NaN": ([net(tmp_path / "nan.onnx", value=np.nan)], 1, "nan.onnx: it returns NaN values"),
+        "zero rounds": ([good, "--rounds", 0], 2, "at least 1, got '0'"),
+        "negative batch": ([good, "--batch=1,-8"], 2, "at least 1, got '-8'"),
+        "zero seconds": ([good, "--seconds", 0], 2, "seconds above 0"),
+        "no seconds": ([good, "--seconds", "nan"], 2, "seconds above 0"),
+        "threads": ([good, "--threads", 0], 2, "at least 1"),
+        "too many threads": ([good, "--threads", 4096], 2, "this process may use"),
+        "device": ([good, "--device", -1], 2, "0 or more"),
+        "runtime": ([good, "--runtime", "onnx"], 2, "unknown runtime 'onnx'; did you mean"),
+        "missing runtime": ([good, "--runtime", "onnxruntime-cann"], 3, "pip install onnxruntime-cann"),
+        "missing board": ([tmp_path / "x.om"], 3, "install CANN"),
+        "output": ([good, "--output", tmp_path / "no" / "r.json"], 1, "no such file or folder"),
+        "output's name": ([good, "--output", tmp_path / "r.txt"], 2, "ending in .json"),
+        "torch alone": (["neonext_t", "--torch", sys.executable], 2, "needs both"),
+        "torch without NeoNeXt": ([good, "--torch", sys.executable, "--official", clone], 2, "--torch measures"),
+        "no repository": (["neonext_t", "--torch", sys.executable, "--official", tmp_path], 1, "not a clone"),
+        "option": ([good, "--round", 3], 2, "did you mean --rounds"),
+        "result": (["report", tmp_path / "text.onnx"], 1, "not a JSON file"),
+        "missing result": (["report", tmp_path / "none.json"], 1, "no such file"),
+        "limit": (["report", "a.json", "--compare", "b.json", "--fail-above", "0.9"], 2, "at least 1"),
+        "limit alone": (["report", "a.json", "--fail-above", "1.1"], 2, "--compare BASE.json"),
+    }
+
+
+BAD = (
+    "nothing", "unknown name", "unknown name in a list", "missing file", "no model", "another kind of file",
+    "image size", "batch", "NaN", "zero rounds", "negative batch", "zero seconds", "no seconds", "threads",
+    "too many threads", "device", "runtime", "missing runtime", "missing board", "output", "output's name",
+    "torch alone", "torch without NeoNeXt", "no repository", "option", "result", "missing result", "limit",
+    "limit alone",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_a_code(case, tmp_path, capsys):
+    cases = bad(tmp_path)
+    assert set(BAD) == set(cases)
+    words, expected, message = cases[case]
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        code, out, err = bench(capsys, *words)
+    except SystemExit as stop:
+        code = stop.code
+        out, err = capsys.readouterr()
+    assert code == expected and message in err and out == ""
+    assert "Traceback" not in err and "error: " in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "acl", stand_in)
+    monkeypatch.setattr(PyAcl, "_device", None)
+    tensor = {"name": "out", "dims": [-1, 5], "dtype": "float32"}
+    model = {"inputs": [{**tensor, "dims": [-1, 3, 8, 8]}], "outputs": [tensor], "batches": [1, 4]}
+    for name in ("one.om", "two.om"):
+        (tmp_path / name).write_text(json.dumps(model))
+    code, out, err = bench(capsys, tmp_path / "one.om", tmp_path / "two.om", net(tmp_path / "net.onnx"), "--rounds", 3)
+    assert code == 0 and err == ""
+    assert "## Batch 4: 3 rounds" in out and "pyacl, not run on a device" in out and "one.om, batch 1: copy_in" in out
+    assert stand_in.live == {} and stand_in.violations == [] and stand_in.calls[-1] == "acl.finalize"
+    again = StandIn({"acl.mdl.execute": 507011})
+    monkeypatch.setitem(sys.modules, "acl", again)
+    code, out, err = bench(capsys, tmp_path / "one.om", "--rounds", 3)
+    assert code == 1 and out == "" and "acl.mdl.execute failed with 507011" in err
+    assert again.live == {} and again.violations == []
+
+
+def interrupting(monkeypatch, after):
+    """Ctrl-C in the call of this number."""
+    calls = iter(range(after + 1))
+    timed = OnnxRuntimeCpu.timed
+
+    def call(self):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return timed(self)
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "timed", call)
+
+
+def test_interrupted_runs_keep_what_was_measured(pair, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("neonext_ms.benchmarks.measure.WARM_UP_ROUNDS", 2)
+    interrupting(monkeypatch, 2 * 4 + 6 * 4 + 1)
+    output = tmp_path / "result.json"
+    code, out, err = bench(capsys, *pair, "--batch", "1,2", "--rounds", 50, "--output", output)
+    assert code == 130 and f"interrupted: what was measured until then is in {output}" in err
+    assert "**Partial: the run was interrupted" in out
+    result = results.read(output)
+    assert result["partial"] is True and [group["rounds"] for group in result["batches"]] == [6]
+    assert {len(row["samples"]) for row in result["batches"][0]["rows"]} == {6}
+
+
+def test_interrupted_in_the_second_batch(pair, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("neonext_ms.benchmarks.measure.WARM_UP_ROUNDS", 2)
+    interrupting(monkeypatch, 2 * 4 + 3 * 4 + 1)
+    code, out, _ = bench(capsys, *pair, "--batch", "1,2", "--rounds", 3, "--json")
+    result = json.loads(out)
+    assert code == 130 and result["partial"] and [group["batch"] for group in result["batches"]] == [1]
+
+
+def test_interrupted_before_anything_was_measured(pair, tmp_path, capsys, monkeypatch):
+    interrupting(monkeypatch, 0)
+    output = tmp_path / "result.json"
+    code, out, err = bench(capsys, *pair, "--output", output)
+    assert code == 130 and out == "" and "interrupted" in err and not output.exists()
+
+
+def test_products_of_a_graph(tmp_path):
+    work = gemm.work_of(net(tmp_path / "net.onnx"), (2, 3, 8, 8))
+    shapes = [(p.m, p.k, p.n) for p in work.products]
+    assert shapes == [(128, 27, 4), (128, 4, 4), (2, 4, 5)]
+    assert work.gemm_multiply_adds == 128 * 27 * 4 + 128 * 16 + 40
+    assert work.multiply_adds == work.gemm_multiply_adds + 128 * 4 * 9
+    path = tmp_path / "gemm.onnx"
+    gemm.write_graph(work.products, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    with OnnxRuntimeCpu() as runtime:
+        from neonext_ms.benchmarks.runtimes import Settings
+
+        runtime.load(str(path), Settings(2, (8, 8)))
+        left = gemm.inputs_of(work.products)
+        (corners,) = runtime.run(left)
+    weights = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name.startswith("w")]
+    expected = [(left[i] @ weights[j])[0, 0] for i, j in enumerate(range(3))]
+    assert corners[0] == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_the_exported_network_is_its_products(tmp_path):
+    from neonext_ms.architecture import make_architecture
+    from neonext_ms.export import pipeline
+    from neonext_ms.export.request import Request
+    from neonext_ms.initialization import initial_arrays
+
+    architecture = make_architecture(7, (1, 1, 1, 1), (8, 16, 24, 32), shifts=(1, 1, 1, 0))
+    source = pipeline.Source(initial_arrays(architecture, rng=np.random.RandomState(0)), architecture, "tiny")
+    report = pipeline.export(source, Request(["onnx"], [(64, 64)]), tmp_path)
+    work = gemm.work_of(report.files["onnx"], (3, 3, 64, 64))
+    # Stem, three downsamplings (2x2), two linear layers in each of four blocks, head; no product of a NeoCell.
+    assert len(work.products) == 1 + 3 + 2 * 4 + 1
+    assert work.gemm_multiply_adds < work.multiply_adds
+    assert (work.products[0].m, work.products[0].k, work.products[0].n) == (3 * 16 * 16, 48, 8)
+
+
+def made_up(times, batch=1, noise=0.003, seed=0, rounds=30):
+    """A result of these seconds by label; the first is the base, "GEMM of a" a GEMM."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for label, seconds in times.items():
+        samples = list(seconds * np.exp(rng.normal(0, noise, rounds)))
+        row = {"label": label, "kind": "gemm" if label.startswith("GEMM") else "model", "samples": samples}
+        rows.append({**row, "stable": True, "parts": {}, "model": "a", "runtime": "onnxruntime"})
+    about = [
+        {
+            "label": row["label"], "model": row["label"], "form": "file", "runtime": "onnxruntime", "notes": [],
+            "image_size": [8, 8], "input": {"dtype": "float32"}, "relative_l2": None,
+        }
+        for row in rows if row["kind"] == "model"
+    ]  # fmt: skip
+    return {
+        "format": "neonext-bench", "version": 1, "partial": False, "command": ["neonext-bench", "a b.onnx"],
+        "started": "now", "machine": {}, "versions": {}, "subjects": about, "preprocessing": [], "notes": [],
+        "settings": {"threads": 1, "cores": [0]},
+        "batches": [{"batch": batch, "rounds": rounds, "warm_up_rounds": 6, "rows": rows}],
+    }  # fmt: skip
+
+
+def test_order_is_told_only_where_the_run_allows_it():
+    text = markdown(made_up({"a": 1.0, "b": 1.2, "c": 1.2}))
+    assert "a < b ~ c" in text or "a < c ~ b" in text
+    text = markdown(made_up({"a": 1.0, "b": 1.2}, noise=0.5))
+    assert "Too noisy to rank all: a ? b, but unsure is b / a = " in text or (
+        "b ? a" in text and "Noisy (spread" in text
+    )
+    assert "`neonext-bench 'a b.onnx'`" in text
+    assert "Too noisy to rank" in markdown(made_up({"a": 1.0, "b": 1.2}, rounds=4))
+
+
+def test_what_was_not_run_on_a_device_says_so_in_its_result():
+    result = made_up({"a": 1.0})
+    result["subjects"][0]["notes"] = ["not run on a device"]
+    assert "onnxruntime, not run on a device" in markdown(result)
+
+
+def write(path, result):
+    results.write(path, result)
+    return path
+
+
+@pytest.mark.parametrize(
+    "after, code, message",
+    [
+        ({"a": 2.0, "b": 2.4, "GEMM of a": 1.6}, 0, ""),
+        ({"a": 1.0, "b": 1.5, "GEMM of a": 0.8}, 1, "b at batch 1 takes 1.25 times as long as before"),
+        ({"a": 1.3, "b": 1.2, "GEMM of a": 0.8}, 1, "a at batch 1 takes 1.30 times as long as before"),
+        ({"a": 0.5, "b": 1.2, "GEMM of a": 0.8}, 0, ""),
+    ],
+)
+def test_gate(after, code, message, tmp_path, capsys):
+    before = write(tmp_path / "before.json", made_up({"a": 1.0, "b": 1.2, "GEMM of a": 0.8}))
+    now = write(tmp_path / "now.json", made_up(after, seed=1))
+    found, out, err = bench(capsys, "report", now, "--compare", before, "--fail-above", "1.1")
+    assert (found, err) == (code, "")
+    assert ("moved: " in out) == bool(message) and message in out
+    found, out, _ = bench(capsys, "report", now, "--compare", before, "--fail-above", "1.1", "--json")
+    assert found == code and bool(json.loads(out)["failed"]) == bool(message)
+    assert {move["anchor"] for move in json.loads(out)["moves"]} == {"GEMM of a"}
+
+
+def test_gate_without_gemm_and_with_another_anchor():
+    before, now = made_up({"a": 1.0, "b": 1.2, "c": 3.0}), made_up({"a": 1.0, "b": 1.8, "c": 3.0}, noise=0.1)
+    moves = gate.compare(now, before)
+    assert {m.label: m.anchor for m in moves} == {"b": "a", "c": "a"}
+    assert {m.label for m in gate.compare(now, before, "c")} == {"a", "b"}
+    (told,) = gate.failures(gate.compare(now, before), 1.1)
+    assert told.startswith("b at batch 1") and "too noisy to be sure" in told
+    for other, asked, message in (
+        (made_up({"x": 1.0}), None, "no model at the same batch in common"),
+        (made_up({"a": 1.0}), None, "have only a in common"),
+        (now, "aa", r"'aa' to hold it against is not in both; did you mean"),
+    ):
+        with pytest.raises(InputError, match=message):
+            gate.compare(other, before, asked) or pytest.fail("nothing raised")
+
+
+def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    result = made_up({"a": 1.0, "b": 1.2, "GEMM of a": 0.8})
+    result["batches"] += made_up({"a": 7.0, "b": 8.0, "GEMM of a": 6.0}, batch=8)["batches"]
+    path = write(tmp_path / "run.json", result)
+    code, out, err = bench(capsys, "report", path, "--output", tmp_path / "out")
+    assert code == 0 and out == ""
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["run.md", "run_latency.png", "run_share.png"]
+    text = (tmp_path / "out" / "run.md").read_text()
+    assert text.startswith("# ") and "![run_latency.png](run_latency.png)" in text and "run_share.png" in err
+    assert (tmp_path / "out" / "run_share.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = bench(capsys, "report", path, "--output", tmp_path / "plain")
+    assert code == 0 and [p.name for p in (tmp_path / "plain").iterdir()] == ["run.md"]
+    assert "no pictures: matplotlib is not installed" in err and len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: r.update(format="other"), "not a result of neonext-bench"),
+        (lambda r: r.update(version=9), "version 9 of the format"),
+        (lambda r: r.pop("batches"), "a damaged result"),
+        (lambda r: r["batches"][0]["rows"][0].update(samples=[]), "a damaged result"),
+        (lambda r: r.update(batches=[]), "a damaged result"),
+    ],
+)
+def test_damaged_results(change, message, tmp_path, capsys):
+    result = made_up({"a": 1.0, "b": 2.0})
+    change(result)
+    code, _, err = bench(capsys, "report", write(tmp_path / "r.json", result))
+    assert code == 1 and message in err
+
+
+def test_lists(capsys):
+    code, out, _ = bench(capsys, "--list-models")
+    assert code == 0 and {"neonext_t", "convnext_t", "resnet50"} <= set(out.split())
+    code, out, _ = bench(capsys, "--list-runtimes", "--json")
+    found = {row["runtime"]: row for row in json.loads(out)}
+    assert code == 0 and found["onnxruntime"]["missing"] is None
+    assert "CANN" in found["pyacl"]["missing"] and found["pyacl"]["note"] == "not run on a device"
+
+
+TORCH = """
+import contextlib
+__version__ = "stub"
+set_num_threads = lambda n: None
+get_num_threads = lambda: 1
+inference_mode = contextlib.nullcontext
+from_numpy = lambda array: array
+load = lambda path, weights_only: {"path": path} if weights_only else None
+"""
+NEONEXT = """
+import numpy as np
+print("the official code prints")
+class NeoNeXt:
+    def __init__(self, **options):
+        assert set(options) == {"num_classes", "per_stage_layers", "dims", "kernel_spec", "shifts", "linear_bias",
+                                "layer_scale_init_value"}, options
+    def load_state_dict(self, weights):
+        assert weights["path"].endswith(".pt")
+    def eval(self):
+        pass
+    def __call__(self, images):
+        return Logits(images)
+class Logits(np.ndarray):
+    def __new__(cls, images):
+        return np.resize(images, (len(images), 1000)).view(cls)
+    def numpy(self):
+        return np.asarray(self)
+"""
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """A repository and a torch that answer as the official ones do."""
+    package = tmp_path / "repository" / "ptvision" / "models" / "neonext"
+    torch = tmp_path / "stubs" / "torch" / "utils"
+    for folder in (package, torch):
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("")
+        (folder / "__init__.py").write_text("")
+    (package.parent.parent / "__init__.py").write_text("")
+    (package / "neonext.py").write_text(NEONEXT)
+    (torch.parent / "__init__.py").write_text(TORCH)
+    (torch / "cpp_extension.py").write_text("import types\nload = lambda name, sources: types.ModuleType(name)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stubs"))
+    return tmp_path / "repository"
+
+
+def test_official_model_in_its_own_process(official, tmp_path):
+    from neonext_ms.benchmarks.models import Choice, _official
+    from neonext_ms.benchmarks.runtimes import Settings
+    from neonext_ms.export.pipeline import source_of_name
+
+    choice = Choice(["neonext_t.released_224"], torch=(sys.executable, str(official)))
+    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), choice, tmp_path)
+    assert subject.label == "neonext_t.released_224/torch" and Path(subject.path).stat().st_size > 1e8
+    with subject.make() as runtime:
+        runtime.load(subject.path, Settings(2, (8, 8)))
+        assert runtime.found == {"torch": "stub", "threads": 1}
+        images = np.ones((2, 3, 8, 8), np.float32)
+        (logits,) = runtime.run([images])
+        assert logits.shape == (2, 1000) and runtime.timed()["execute"] > 0
+        process = runtime._process
+    assert process.returncode == 0
+    (official / "ptvision" / "models" / "neonext" / "neonext.py").write_text("raise ImportError('no module timm')")
+    with pytest.raises(InputError, match="no module timm"), subject.make() as runtime:
+        runtime.load(subject.path, Settings(2, (8, 8)))
