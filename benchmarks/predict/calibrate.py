@@ -47,7 +47,7 @@ BOUNDS = {
 }
 # How far, as a factor, a parameter may move for what one network's error of the same factor costs.
 _PRIOR = 4.0
-_SOFT = 0.4  # errors beyond this (natural logarithm) weigh less than their square
+_SOFT = 1.0  # errors beyond this (natural logarithm) weigh less than their square
 
 
 @dataclass(frozen=True)
