@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -504,7 +505,7 @@ def load_mindspore(threads: int | None = None):
     """MindSpore, imported and set to the CPU; `threads` counts only if it is not imported yet."""
     # Both are read when MindSpore is imported, and never again.
     os.environ.setdefault("GLOG_v", "3")
-    if threads:
+    if threads and "mindspore" not in sys.modules:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     with signals_later():
         import mindspore as ms

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.common import Parser, note, print_json, run
+from ...commands.predict import positive
 from ...errors import InputError, UsageError
 from ...ops.soc import SOCS
 from .. import documents, networks
@@ -32,10 +33,10 @@ def build_parser() -> Parser:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument("model", nargs="?", metavar="MODEL.onnx", help="a file, or the name of a built-in network")
     parser.add_argument("--soc", default="Ascend310P3", help="device, as atc --soc_version takes it (Ascend310P3)")
-    parser.add_argument("--batch", type=int, metavar="N", help="images of a run (default: as the model says, or 1)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="images of a run (default: the model's, or 1)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="int8: products in 8 bit (default: float16)")
     parser.add_argument("--aipp", action="store_true", help="images arrive as bytes (AIPP, small channels)")
-    parser.add_argument("--image-size", type=int, default=224, metavar="S", help="of a built-in network (224)")
+    parser.add_argument("--image-size", type=positive, default=224, metavar="S", help="of a built-in network (224)")
     parser.add_argument("--nodes", action="store_true", help="a line for every task")
     parser.add_argument("--roofline", metavar="FILE.png", help="draw the tasks under the device's limits")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")

@@ -29,17 +29,12 @@ Gemm gemm() {
 }
 
 constexpr int64_t kColumns = 192;
+constexpr int64_t kRows = 192;
 
-// Images that make one product, and the parts of its rows that are made separately so that no thread is idle.
-struct Split {
-  int64_t images, groups, parts;
-
-  Split(int64_t count, int64_t area) {
-    images = std::max<int64_t>(1, std::min(count, (kColumns + area - 1) / area));
-    groups = (count + images - 1) / images;
-    parts = groups % threads() == 0 ? 1 : threads();
-  }
-};
+// Images that make one product.
+int64_t images_together(int64_t count, int64_t area) {
+  return std::max<int64_t>(1, std::min(count, (kColumns + area - 1) / area));
+}
 
 std::vector<float> &scratch(int which, int64_t size) {
   static thread_local std::vector<float> buffers[2];
@@ -61,11 +56,12 @@ void gather(const float *from, float *to, int64_t images, int64_t stride, int64_
 // y[n] = matrix * x[n] + bias, the matrix (rows, inner), or its transpose (inner, rows) if transposed.
 void multiply(const float *matrix, bool transposed, const float *x, const float *bias, float *y, int64_t count,
               int64_t inner, int64_t rows, int64_t area) {
-  const Split split(count, area);
-  parallel(split.groups * split.parts, [=](int64_t index) {
-    const int64_t first = index / split.parts * split.images, images = std::min(split.images, count - first);
-    const int64_t part = index % split.parts, low = rows * part / split.parts,
-                  high = rows * (part + 1) / split.parts;
+  const int64_t together = images_together(count, area), groups = (count + together - 1) / together;
+  // A product's last bits follow its number of rows, so the parts do not follow the number of threads.
+  const int64_t parts = (rows + kRows - 1) / kRows;
+  parallel(groups * parts, [=](int64_t index) {
+    const int64_t first = index / parts * together, images = std::min(together, count - first);
+    const int64_t part = index % parts, low = rows * part / parts, high = rows * (part + 1) / parts;
     const int64_t columns = images * area;
     const float *source = x + first * inner * area;
     float *const target = y + (first * rows + low) * area;
@@ -142,8 +138,9 @@ NEONEXT_KERNEL(pointwise_grad_weight) {
   const float *const dy = static_cast<const float *>(data[1]);
   float *const dweight = static_cast<float *>(data[2]);
   float *const dbias = static_cast<float *>(data[3]);
-  const int64_t together = neonext::Split(images, area).images;
-  const int64_t parts = std::min<int64_t>(outputs, neonext::threads());
+  const int64_t together = neonext::images_together(images, area);
+  // Each part reads all of x, hence so few.
+  const int64_t parts = std::min<int64_t>(outputs, outputs > neonext::kRows ? 4 : 2);
   neonext::parallel(parts, [=](int64_t part) {
     const int64_t low = outputs * part / parts, rows = outputs * (part + 1) / parts - low;
     for (int64_t first = 0; first < images; first += together) {

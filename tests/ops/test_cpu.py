@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import subprocess
+import sys
 
 import mindspore as ms
 import numpy as np
@@ -57,6 +60,41 @@ def test_gelu(jit):
 def test_gelu_of_what_is_not_finite():
     y = operators.gelu(Tensor(np.array([np.nan, np.inf, 3e38, -3e38], np.float32))).asnumpy()
     assert np.isnan(y[0]) and y[1] == np.inf and y[2] == np.float32(3e38) and abs(y[3]) < 1e-30
+
+
+THREADS = """\
+import hashlib
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from neonext_ms.ops.cpu import operators
+ms.set_device("CPU")
+digest = hashlib.sha256()
+for n, inputs, outputs, side in ((2, 24, 400, 14), (5, 96, 9, 7), (3, 7, 200, 3)):
+    rng = np.random.RandomState(0)
+    shapes = (n, inputs, side, side), (outputs, inputs), outputs
+    x, w, b = (Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
+    step = ms.value_and_grad(lambda *a: (operators.pointwise(*a) ** 2).sum(), (0, 1, 2))
+    value, gradients = step(x, w, b)
+    for tensor in (value, *gradients, operators.sum_of_squares(x, Tensor(np.ones(1, np.float32)))):
+        digest.update(tensor.asnumpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+@needs_kernels
+def test_the_number_of_threads_changes_no_bit():
+    """Workers that share a machine have fewer threads than a run alone."""
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", THREADS],
+            env={**os.environ, "OMP_NUM_THREADS": count},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for count in ("1", "3")
+    ]
+    assert made[0] == made[1] and len(made[0]) > 60
 
 
 @needs_kernels
