@@ -143,3 +143,30 @@ def sha256(path: str | os.PathLike) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_yaml(path: str | os.PathLike, example: str):
+    """What a YAML file holds, as plain values; nothing in it is executed.
+
+    Args:
+        path: the file.
+        example: a file of this kind, for the message.
+
+    Raises:
+        InputError: the file cannot be read or is not YAML; the message has the line where that is known.
+    """
+    import yaml
+
+    name = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except OSError as error:
+        raise explain(error, path) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}, line {mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{where}: not valid YAML ({problem}); see {example}") from error

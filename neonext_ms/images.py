@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import InputError, nearest
-from .files import explain
+from .files import explain, read_yaml
 from .preprocessing import Preprocessing
 
 # Pillow can read more, but some of those formats start other programs (EPS), and none is a photograph.
@@ -312,23 +312,8 @@ def preprocessing_from_file(path: str | os.PathLike, base: Preprocessing | None 
         InputError: the file cannot be read, is not YAML, has an unknown key, or a value is out of its range; the
             message names the file, and the line of an error in the YAML.
     """
-    import yaml
-
     name = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise explain(error, path) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}, line {mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{where}: not valid YAML ({problem}); see configs/eval_imagenet.yaml") from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{name}: not valid YAML ({error}); see configs/eval_imagenet.yaml") from error
+    values = read_yaml(path, "configs/eval_imagenet.yaml")
     known = list((base or Preprocessing()).to_dict())
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__

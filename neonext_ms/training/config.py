@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..errors import InputError, UsageError, nearest
-from ..files import explain
+from ..files import read_yaml
 
 BASE = "base"
 
@@ -299,20 +299,7 @@ def known_keys() -> list[str]:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise explain(error, path) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else path
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{where}: not valid YAML ({problem}); see configs/digits.yaml") from error
+    values = read_yaml(path, "configs/digits.yaml")
     if values is None:
         values = {}
     if not isinstance(values, dict):
