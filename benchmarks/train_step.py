@@ -28,8 +28,6 @@ from .statistics import ratio, summary
 
 # A thread pool spins for some milliseconds after its work, which must not fall into the other's turn.
 _REST_SECONDS = 0.05
-# The step of T unrolls into deeper calls than MindSpore allows by default.
-_RECURSION = 20000
 
 
 class _Official:
@@ -195,7 +193,6 @@ def measure(args: argparse.Namespace) -> dict:
     from ..registry import model_config
 
     ms.set_device("CPU")
-    ms.set_recursion_limit(_RECURSION)
     config = model_config(args.model)
     result = {
         "model": args.model,
