@@ -45,8 +45,8 @@ bench: $(READY)
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
 	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
 	$(BIN)/python -m neonext_ms.benchmarks.train_step
-	$(BIN)/python -m neonext_ms.benchmarks.device_model --models t --image-size 224
-	$(BIN)/python -m neonext_ms.benchmarks.instructions
+	$(BIN)/python -m neonext_ms.benchmarks.latency.block_model --models t --image-size 224
+	$(BIN)/python -m neonext_ms.benchmarks.cost_watch
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from ..commands.common import INTERRUPTED, Parser, note, parse_size, print_json, run
-from ..commands.predict import positive
-from ..errors import UsageError
+from neonext_ms.commands.predict import positive
+from neonext_ms.common.cli import INTERRUPTED, Parser, note, parse_size, print_json, run
+from neonext_ms.common.errors import UsageError
 
 DESCRIPTION = """\
 Measure models side by side: files (.onnx, .mindir, .om, .ms) or names of networks with random weights.
@@ -31,7 +31,7 @@ Ratios are to the first model. See docs/benchmarks.md."""
 # First word -> where its command is.
 WORDS = {
     "report": "neonext_ms.benchmarks.report_command:main",
-    "predict": "neonext_ms.benchmarks.predict.command:main",
+    "predict": "neonext_ms.benchmarks.latency.command:main",
     "claims": "neonext_ms.benchmarks.claims.command:main",
     "profile": "neonext_ms.benchmarks.profiles:main",
     "variants": "neonext_ms.benchmarks.variants:main",
@@ -137,8 +137,10 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         raise UsageError(f"--threads {threads}: this process may use {cores} cores; ask for no more")
     if args.output and not args.output.lower().endswith(".json"):
         raise UsageError(f"--output {args.output}: expected a name ending in .json")
-    from ..files import explained
-    from . import models, results, session
+    from neonext_ms.common.files import explained
+
+    from . import results, session
+    from . import subjects as models
 
     if args.output:
         with explained(args.output):
@@ -213,7 +215,7 @@ def _profiles(subjects, result: dict, threads: int, watch) -> list[dict]:
 
 
 def _list_models(as_json: bool) -> None:
-    from .models import known_names
+    from .subjects import known_names
 
     names = known_names()
     if as_json:

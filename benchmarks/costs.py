@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import InputError
-from ..export.graph import INPUT, DeployGraph, Layer, output_shape
+from neonext_ms.common.errors import InputError
+from neonext_ms.export.graph import INPUT, DeployGraph, Layer, output_shape
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import InputError
-from ..files import atomic, explained
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import atomic, explained
 
 
 def _pattern(command: str) -> re.Pattern[str]:

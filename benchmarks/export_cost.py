@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands.common import Parser, print_json, run
+from neonext_ms.common.cli import Parser, print_json, run
 
 _MEASURED = """\
 import sys
@@ -30,7 +30,7 @@ print(int(peak) * 1024, "mindspore" in sys.modules)
 _WORK = {
     "idle": "import numpy",
     "weights": """\
-from neonext_ms.checkpoint import load_checkpoint, save_checkpoint
+from neonext_ms import load_checkpoint, save_checkpoint
 checkpoint = load_checkpoint({checkpoint!r})
 save_checkpoint({output!r} + "/weights.pt", checkpoint.arrays)
 """,
@@ -39,7 +39,7 @@ from pathlib import Path
 from neonext_ms.export import pipeline
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
-from neonext_ms.export.onnx_emitter import save
+from neonext_ms.export.onnx.emitter import save
 source = pipeline.source_of_checkpoint({checkpoint!r})
 graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, {size!r}))[0])
 save(graph, Path({output!r}) / "model.onnx")
@@ -69,8 +69,8 @@ def _once(work: str) -> tuple[float, float, bool]:
 
 def measure(model: str, rounds: int) -> dict:
     """Medians over `rounds` processes of each kind: seconds and peak bytes."""
-    from ..checkpoint import save_checkpoint
-    from ..export.pipeline import source_of_name
+    from neonext_ms.checkpoint.checkpoint import save_checkpoint
+    from neonext_ms.export.pipeline import source_of_name
 
     source = source_of_name(model)
     size = tuple(source.metadata["image_size"])

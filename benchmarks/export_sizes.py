@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands.common import Parser, print_json, run
+from neonext_ms.common.cli import Parser, print_json, run
 
 _EXPORT = """\
 import sys
@@ -29,8 +29,8 @@ sys.exit(code)
 
 def measure(size: str, targets: Sequence[str]) -> list[dict]:
     """One row for each target: seconds, peak bytes, and their ratio to the weights."""
-    from ..checkpoint import save_checkpoint
-    from ..export.pipeline import source_of_name
+    from neonext_ms.checkpoint.checkpoint import save_checkpoint
+    from neonext_ms.export.pipeline import source_of_name
 
     source = source_of_name(f"neonext_{size}.released_224")
     weights = sum(array.nbytes for array in source.arrays.values())

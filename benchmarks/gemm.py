@@ -14,9 +14,10 @@ from math import prod
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import atomic
-from ..runtime import one_line
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import atomic
+from neonext_ms.runtime.base import one_line
+
 from .inputs import read_onnx
 
 _DTYPES = {1: "float32", 10: "float16"}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
-from ..metadata import KEY
-from ..runtime import check_file, one_line
+from neonext_ms.checkpoint.metadata import KEY
+from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.base import check_file, one_line
 
 # Where a file leaves the image size open and nobody names one.
 DEFAULT_SIZE = (224, 224)

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..commands.common import Parser, parse_size, print_json, run
-from ..commands.predict import positive
-from ..errors import InputError
-from ..files import explained
+from neonext_ms.commands.predict import positive
+from neonext_ms.common.cli import Parser, parse_size, print_json, run
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import explained
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
 NOT_MET = "read by the published format; no real file of this tool has been met here"
@@ -192,7 +192,8 @@ def of_onnxruntime(
     Raises:
         InputError: no such model, an input that does not fit, or a batch, threads or runs below 1.
     """
-    from ..runtime import one_line, onnx_session
+    from neonext_ms.runtime.base import one_line, onnx_session
+
     from . import inputs
 
     for what, value in (("batch", batch), ("threads", threads), ("runs", runs)):

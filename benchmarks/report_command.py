@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands.common import Parser, note, print_json, run
-from ..errors import ToolchainError, UsageError
+from neonext_ms.common.cli import Parser, note, print_json, run
+from neonext_ms.common.errors import ToolchainError, UsageError
 
 DESCRIPTION = """\
 Show what neonext-bench --output kept.
@@ -49,18 +49,18 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         raise UsageError("--fail-above and --to belong to --compare BASE.json; name the earlier result")
     if args.compare and len(args.results) > 1:
         raise UsageError(f"--compare takes one result, not {len(args.results)}")
-    from . import gate, results
+    from . import regression, results
 
     found = {path: results.read(path) for path in args.results}
     if args.output:
         _write(found, Path(args.output))
     if args.compare:
-        moves = gate.compare(found[args.results[0]], results.read(args.compare), args.to)
-        failed = gate.failures(moves, args.fail_above)
+        moves = regression.compare(found[args.results[0]], results.read(args.compare), args.to)
+        failed = regression.failures(moves, args.fail_above)
         if args.json:
             print_json({"moves": [move.to_dict() for move in moves], "failed": failed})
         else:
-            print(gate.text(moves, args.fail_above))
+            print(regression.text(moves, args.fail_above))
         return 1 if failed else None
     if args.json:
         print_json([row.to_dict() for result in found.values() for row in results.rows(result)])
@@ -73,7 +73,8 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
 
 def _write(found: dict[str, dict], output: Path) -> None:
     """The page and its pictures: `output` itself if it is a Markdown file, else one in that folder."""
-    from ..files import atomic
+    from neonext_ms.common.files import atomic
+
     from . import plots
     from .report import markdown
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ..errors import InputError
-from ..files import atomic, explained
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import atomic, explained
+
 from .statistics import Ratio, Summary, ratio, summary
 
 FORMAT = "neonext-bench"
@@ -20,7 +21,7 @@ _PACKAGES = ("onnx", "onnxruntime", "onnxruntime-cann", "openvino", "onnxslim", 
 
 def circumstances(command: Sequence[str]) -> dict:
     """Command, time, versions, commit and machine of this process, as plain values."""
-    from ..training.runlog import describe_run
+    from neonext_ms.training.runlog import describe_run
 
     found = describe_run(command)
     found.pop("folder")

@@ -15,15 +15,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..commands.common import Parser, parse_size, print_json, progress, run
-from ..commands.predict import positive
-from ..errors import UsageError
-from ..export import onnx_emitter
-from ..export.command import parse_batch
-from ..export.flavour import Flavour, lower
-from ..export.fold import channels_last
-from ..export.graph import DeployGraph, Layer
-from ..runtime import onnx_session
+from neonext_ms.commands.predict import positive
+from neonext_ms.common.cli import Parser, parse_size, print_json, progress, run
+from neonext_ms.common.errors import UsageError
+from neonext_ms.export.command import parse_batch
+from neonext_ms.export.fold import channels_last
+from neonext_ms.export.graph import DeployGraph, Layer
+from neonext_ms.export.onnx import emitter
+from neonext_ms.export.onnx.format import Flavour, lower
+from neonext_ms.runtime.base import onnx_session
+
 from . import networks
 from .measure import interleave
 from .report import table
@@ -52,7 +53,7 @@ class Rewrite:
 def emitted(graph: DeployGraph, flavour: Flavour | None = None) -> onnx.ModelProto:
     """The form that `neonext-export` writes."""
     flavour = flavour or Flavour()
-    return onnx_emitter.emit(lower(graph, flavour), flavour=flavour)
+    return emitter.emit(lower(graph, flavour), flavour=flavour)
 
 
 def hidden_in_parts(graph: DeployGraph, parts: int, pixels: int) -> DeployGraph:
@@ -220,7 +221,7 @@ def folded(name: str, image_size: tuple[int, int]) -> DeployGraph:
     """
     if not name.startswith("neonext_"):
         return networks.deploy_graph(name, image_size=image_size)
-    from ..export import fold, graph, pipeline
+    from neonext_ms.export import fold, graph, pipeline
 
     source = pipeline.source_of_name(name)
     # A layer scale as it is initialised would hide from the logits what the blocks compute.

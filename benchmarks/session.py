@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import sha256
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import sha256
+
 from . import gemm, inputs, runtimes
 from .measure import Measurement, interleave
-from .models import Subject
 from .runtimes import Runtime, Settings
+from .subjects import Subject
 
 DEFAULT_BATCHES = (1, 8)
 PHOTO = (375, 500)
@@ -295,8 +296,8 @@ def _preprocessing(prepared: Sequence[_Prepared], watch) -> list[dict]:
 
     from PIL import Image
 
-    from ..images import load_images
-    from ..preprocessing import Preprocessing
+    from neonext_ms.images.images import load_images
+    from neonext_ms.images.preprocessing import Preprocessing
 
     watch("preprocessing")
     found = []

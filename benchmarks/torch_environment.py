@@ -18,9 +18,9 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands.common import Parser, note, print_json, run
-from ..errors import InputError, ToolchainError
-from ..files import explained
+from neonext_ms.common.cli import Parser, note, print_json, run
+from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.files import explained
 
 REPOSITORY = "https://github.com/HapKoM/neonext"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"

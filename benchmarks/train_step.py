@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..commands.common import Parser, print_json, run
-from ..commands.predict import positive
-from ..errors import ToolchainError
+from neonext_ms.commands.predict import positive
+from neonext_ms.common.cli import Parser, print_json, run
+from neonext_ms.common.errors import ToolchainError
+
 from .command import batches
 from .measure import EXECUTE, Parts, interleave
-from .models import check_torch, official_options
 from .statistics import ratio, summary
+from .subjects import check_torch, official_options
 
 # A thread pool spins for some milliseconds after its work, which must not fall into the other's turn.
 _REST_SECONDS = 0.05
@@ -78,8 +79,8 @@ class _Ours:
         import numpy as np
         from mindspore import Tensor
 
-        from ..models import create_model
-        from ..training.step import TrainStep, last, result_of
+        from neonext_ms.models.neonext import create_model
+        from neonext_ms.training.step import TrainStep, last, result_of
 
         self.ms, self.np = ms, np
         self._last, self._result_of = last, result_of
@@ -94,7 +95,7 @@ class _Ours:
 
     @staticmethod
     def _size(name: str) -> int:
-        from ..registry import model_config
+        from neonext_ms.models.registry import model_config
 
         return model_config(name).image_size[0]
 
@@ -189,8 +190,8 @@ def measure(args: argparse.Namespace) -> dict:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import mindspore as ms
 
-    from ..ops.cpu.operators import available
-    from ..registry import model_config
+    from neonext_ms.models.registry import model_config
+    from neonext_ms.ops.cpu.operators import available
 
     ms.set_device("CPU")
     config = model_config(args.model)

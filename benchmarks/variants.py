@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..commands.common import Parser, note, parse_shifts, parse_size, print_json, run
-from ..commands.predict import positive
-from ..errors import ToolchainError, UsageError, nearest
+from neonext_ms.commands.predict import positive
+from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, run
+from neonext_ms.common.errors import ToolchainError, UsageError, nearest
+
 from .command import batches
 
 BASE = "float32"
@@ -99,19 +100,19 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
     Raises:
         InputError: the network cannot take that size, or the file cannot be written.
     """
-    from ..export import int8, onnx_emitter
-    from ..export.flavour import Flavour, lower
-    from ..export.fold import fold
-    from ..export.graph import unfolded
-    from ..files import atomic
-    from ..metadata import KEY
+    from neonext_ms.checkpoint.metadata import KEY
+    from neonext_ms.common.files import atomic
+    from neonext_ms.export.fold import fold
+    from neonext_ms.export.graph import unfolded
+    from neonext_ms.export.onnx import emitter, int8
+    from neonext_ms.export.onnx.format import Flavour, lower
 
     graph, _ = fold(unfolded(source.architecture, source.arrays, image_size))
     metadata = {KEY: {**source.metadata, "image_size": list(image_size), "shifts": list(source.architecture.shifts)}}
     if variant and VARIANTS[variant][1]:
         return int8.write(graph, path, metadata=metadata)
     with atomic(path) as staged:
-        onnx_emitter.save(lower(graph, Flavour()), staged, None, Flavour(), metadata)
+        emitter.save(lower(graph, Flavour()), staged, None, Flavour(), metadata)
     return Path(path)
 
 
@@ -180,10 +181,10 @@ def labelled_images(images: str, preprocessing: Mapping | None, image_size: tupl
     """
     import numpy as np
 
-    from ..images import prepare
-    from ..preprocessing import Preprocessing
-    from ..training.config import DataConfig
-    from ..training.datasets import FolderSet, open_dataset
+    from neonext_ms.images.images import prepare
+    from neonext_ms.images.preprocessing import Preprocessing
+    from neonext_ms.training.config.schema import DataConfig
+    from neonext_ms.training.data.datasets import FolderSet, open_dataset
 
     chosen = open_dataset(DataConfig(dataset=DIGITS))[1] if images == DIGITS else FolderSet(Path(images))
     how = Preprocessing.from_dict(preprocessing or {})
@@ -225,7 +226,7 @@ def _usable(asked: Sequence[str]) -> list[str]:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     names = _usable(args.variants)
-    from ..export import pipeline
+    from neonext_ms.export import pipeline
 
     if args.checkpoint:
         source = pipeline.source_of_checkpoint(args.checkpoint, args.shifts)

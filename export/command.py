@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands.common import Parser, note, parse_shifts, parse_size, print_json, read_lines, run
-from ..errors import UsageError
+from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, read_lines, run
+from neonext_ms.common.errors import UsageError
+
 from .targets import TARGETS, Target, resolve_targets
 
 DESCRIPTION = """\
@@ -150,7 +151,7 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for the target om; give --soc too")
     preprocessing = None
     if args.preprocess:
-        from ..images import preprocessing_from_file
+        from neonext_ms.images.images import preprocessing_from_file
 
         preprocessing = preprocessing_from_file(args.preprocess)
     return Request(
@@ -176,7 +177,7 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
 
 def _keep_dtype(text: str) -> list[str]:
     if Path(text).is_file():
-        from .compare import OP_TYPE, read_keep_dtype
+        from .compare.compare import OP_TYPE, read_keep_dtype
 
         names, kinds = read_keep_dtype(text)
         return [*names, *(f"{OP_TYPE}{kind}" for kind in kinds)]
@@ -186,7 +187,7 @@ def _keep_dtype(text: str) -> list[str]:
 def _labels(path: str) -> list[str]:
     """Class names from a text file, or from the folders of a data set."""
     if Path(path).is_dir():
-        from ..imagefolder import find_images
+        from neonext_ms.images.folder import find_images
 
         return list(find_images(path).classes)
     return read_lines(path)

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ..ops import reference
+from neonext_ms.ops import reference
+
 from .graph import INPUT, DeployGraph, Layer, conv_margins, conv_strides
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])

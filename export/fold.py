@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
+
 from .graph import INPUT, NCHW, NHWC, DeployGraph, Layer
 
 Rule = Callable[[DeployGraph], DeployGraph]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..architecture import BATCH_NORM_EPS, LAYER_NORM_EPS, STAGES, STEM_STRIDE, Architecture
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
+from neonext_ms.models.architecture import BATCH_NORM_EPS, LAYER_NORM_EPS, STAGES, STEM_STRIDE, Architecture
 
 INPUT = "input"
 LOGITS = "logits"

@@ -12,19 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
-from ..architecture import Architecture
-from ..errors import InputError, ParityError, ToolchainError, UsageError
-from ..files import exclusive, explained, publish, sha256, staging
-from ..metadata import KEY
-from ..preprocessing import Preprocessing
-from ..registry import identify, model_config
-from ..runtime import load_mindspore
-from . import compare, om, onnx_emitter, parity, prove
-from .flavour import DEFAULT_OPSET, Flavour, lower, tolerance
+from neonext_ms import __version__
+from neonext_ms.checkpoint.metadata import KEY
+from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
+from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.architecture import Architecture
+from neonext_ms.models.registry import identify, model_config
+from neonext_ms.runtime.base import load_mindspore
+
+from . import verify
+from .compare import compare, parity
 from .fold import Folded, fold, neocell_to_matmul
 from .graph import DeployGraph, unfolded
-from .onnx_emitter import count_nodes
+from .om import job as om
+from .onnx import emitter
+from .onnx.emitter import count_nodes
+from .onnx.format import DEFAULT_OPSET, Flavour, lower, tolerance
 from .request import Request
 from .targets import Target
 
@@ -134,7 +138,7 @@ def source_of_checkpoint(path: str, shifts: Sequence[int] | None = None, ema: bo
         InputError: it cannot be read, or is no NeoNeXt.
         UsageError: its shifts are not known.
     """
-    from ..checkpoint import load_checkpoint, require_shifts
+    from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 
     checkpoint = load_checkpoint(path, shifts, ema=ema)
     architecture = require_shifts(checkpoint)
@@ -149,7 +153,7 @@ def source_of_name(name: str, shifts: Sequence[int] | None = None, seed: int = 0
     Raises:
         InputError: an unknown name.
     """
-    from ..initialization import initial_arrays
+    from neonext_ms.models.initialization import initial_arrays
 
     config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
     arrays = initial_arrays(config.architecture, rng=np.random.RandomState(seed))
@@ -160,7 +164,7 @@ def source_of_name(name: str, shifts: Sequence[int] | None = None, seed: int = 0
 
 def source_of_model(model, name: str = "neonext") -> Source:
     """A live `NeoNeXt` as a source; the model is only read."""
-    from ..models import model_arrays
+    from neonext_ms.models.neonext import model_arrays
 
     return Source(model_arrays(model), model.architecture, name)
 
@@ -297,12 +301,12 @@ class Build:
         metadata = {**metadata, "image_size": list(self.size)}
         batch = self.batch(target)
         if target.name == "mindir":
-            from . import mindir_emitter
+            from . import mindir
 
-            return mindir_emitter.write(graph, path, batch, flavour)
+            return mindir.write(graph, path, batch, flavour)
         if target.name == "om":
-            om.check_graph(onnx_emitter.skeleton(graph, batch, flavour), path.name, self.request.om.keep_dtype)
-        return onnx_emitter.save(graph, path, batch, flavour, {KEY: {**metadata, "batch": batch}})
+            om.check_graph(emitter.skeleton(graph, batch, flavour), path.name, self.request.om.keep_dtype)
+        return emitter.save(graph, path, batch, flavour, {KEY: {**metadata, "batch": batch}})
 
 
 def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, stage: Path, watch) -> None:
@@ -325,7 +329,7 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
             allowed = request.tolerance
             if allowed is None:
                 allowed = tolerance(flavour.precision, flavour.gelu)
-            found = prove.outputs(files[0], flavour, samples, build.batch(target))
+            found = verify.outputs(files[0], flavour, samples, build.batch(target))
             result = parity.compare(outputs, found, allowed)
             if not result.holds(allowed):
                 raise ParityError(
@@ -358,10 +362,10 @@ def _layers(build: Build, target: Target, path: Path, samples: np.ndarray, stage
     flavour = build.request.flavour(target)
     plain = Flavour(gelu=flavour.gelu, neocell=flavour.neocell.replace("custom", "matmul"))
     exact, rounded = stage / "float32.onnx", path
-    onnx_emitter.save(lower(build.folded, plain), exact)
-    if (form := prove.runnable(path, flavour)) is not None:
+    emitter.save(lower(build.folded, plain), exact)
+    if (form := verify.runnable(path, flavour)) is not None:
         rounded = stage / "runnable.onnx"
-        onnx_emitter.write(form, rounded)
+        emitter.write(form, rounded)
     one, other = (compare.open_side(file) for file in (exact, rounded))
     found = compare.compare_sides(one, other, samples[:1], layers=True)
     return [
@@ -441,7 +445,7 @@ def _provenance(source: Source) -> dict | None:
 def _samples(metadata: Mapping, size: tuple[int, int], images: Sequence[str], seed: int) -> np.ndarray:
     samples = parity.noise(NOISE_SAMPLES, size, seed)
     if images:
-        from ..images import load_images
+        from neonext_ms.images.images import load_images
 
         loaded = load_images(images, Preprocessing.from_dict(metadata["preprocessing"]), size)
         samples = np.concatenate([samples, loaded])
@@ -451,11 +455,11 @@ def _samples(metadata: Mapping, size: tuple[int, int], images: Sequence[str], se
 def _reference(build: Build, samples: np.ndarray, stage: Path) -> tuple[str, np.ndarray]:
     """The unfolded network's outputs: from MindSpore where that is loaded anyway, else from the node-by-node ONNX."""
     if any(target.mindspore for target in build.request.chosen):
-        return "the unfolded network in MindSpore", prove.model_outputs(build, samples)
+        return "the unfolded network in MindSpore", verify.model_outputs(build, samples)
     path = stage / "reference.onnx"
     with explained(stage.parent):
-        files = onnx_emitter.save(build.naive(), path)
-    outputs = prove.outputs(path, Flavour(), samples)
+        files = emitter.save(build.naive(), path)
+    outputs = verify.outputs(path, Flavour(), samples)
     for file in files:
         file.unlink()
     return "the unfolded network, node by node, in onnxruntime", outputs

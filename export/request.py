@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import UsageError
-from ..preprocessing import Preprocessing
-from .flavour import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
+from neonext_ms.common.errors import UsageError
+from neonext_ms.images.preprocessing import Preprocessing
+
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
 from .targets import Target, resolve_targets
 
 VIAS = ("atc", "lite")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ToolchainError, UsageError, nearest
+from neonext_ms.common.errors import ToolchainError, UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Target:
         """Whether what it needs is here, in words."""
         if self.name != "om":
             return "here"
-        from .. import toolchain
-        from . import atc, lite
+        from neonext_ms.common import external_tools
+
+        from .om import atc, lite
 
         found = []
         for tool in (atc.ATC, lite.CONVERTER):
             try:
-                found.append(str(toolchain.find(tool)))
+                found.append(str(external_tools.find(tool)))
             except ToolchainError:
                 continue
         return f"here: {', '.join(found)}" if found else "not here; the ONNX file and build_om.sh are written instead"

@@ -5,23 +5,23 @@ Names load on first use, so that a command which needs no MindSpore does not imp
 
 from __future__ import annotations
 
-from .lazy import lazy
+from neonext_ms.common.lazy import lazy
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Architecture": "architecture",
-    "Checkpoint": "checkpoint",
-    "NeoNeXt": "models",
-    "create_model": "models",
-    "list_models": "registry",
-    "load_checkpoint": "checkpoint",
-    "load_weights": "models",
-    "mindspore_name": "names",
-    "model_arrays": "models",
-    "model_config": "registry",
-    "official_name": "names",
-    "save_checkpoint": "checkpoint",
+    "Architecture": "models.architecture",
+    "Checkpoint": "checkpoint.checkpoint",
+    "NeoNeXt": "models.neonext",
+    "create_model": "models.neonext",
+    "list_models": "models.registry",
+    "load_checkpoint": "checkpoint.checkpoint",
+    "load_weights": "models.neonext",
+    "mindspore_name": "models.names",
+    "model_arrays": "models.neonext",
+    "model_config": "models.registry",
+    "official_name": "models.names",
+    "save_checkpoint": "checkpoint.checkpoint",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..lazy import lazy
+from neonext_ms.common.lazy import lazy
 
 _HOME = {
     "NeoCellGroup": "spec",

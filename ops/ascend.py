@@ -17,7 +17,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
+
 from .package import PROJECT, installed_package
 from .packing import LANES, RUN_ATTRIBUTES, plan
 from .spec import NeoCellSpec

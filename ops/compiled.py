@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ToolchainError
-from ..files import explained, publish, staging
+from neonext_ms.common.errors import ToolchainError
+from neonext_ms.common.files import explained, publish, staging
 
 _COMPILE_SECONDS = 600
 _SHOWN_LINES = 20

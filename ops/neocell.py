@@ -15,10 +15,11 @@ from functools import lru_cache
 import numpy as np
 from mindspore import Tensor, ops
 
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
+
 from .ascend import chosen
 from .ascend import neo_cell as _ascend_neo_cell
-from .cpu import operators as _cpu
+from .cpu import operators
 from .spec import Axis, NeoCellSpec
 
 _bmm = ops.BatchMatMul()
@@ -96,8 +97,8 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
         return _ascend_neo_cell(x, weights_a, weights_b, spec, bias)
     _, channels, height, width = x.shape
     axes, out_size = _plan(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
-    if _cpu.usable(x.dtype):
-        y = _cpu.neo_cell(x, weights_a, weights_b, spec)
+    if operators.usable(x.dtype):
+        y = operators.neo_cell(x, weights_a, weights_b, spec)
     else:
         y = _by_products(x, weights_a, weights_b, axes, out_size)
     if bias is not None:

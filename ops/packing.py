@@ -21,7 +21,8 @@ from itertools import groupby
 
 import numpy as np
 
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
+
 from .spec import Axis, NeoCellSpec, first_input
 
 LANES = 16

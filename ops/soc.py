@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
 
 PLATFORM_CONFIG = "CANN platform_config/{name}.ini (hicann/runtime, src/platform/platform_config/cann)"
 MACS_PER_CYCLE = 16 * 16 * 16

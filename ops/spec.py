@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..errors import InputError, nearest
+from neonext_ms.common.errors import InputError, nearest
 
 _KEYS = (
     "kernel",

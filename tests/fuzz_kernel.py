@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.soc import soc as soc_of
-from neonext_ms.ops.twin import neo_cell as twin
+from neonext_ms.ops.twin import neo_cell
 
 SOCS = ("Ascend310P3", "Ascend310B4", "Ascend910B3")
 
@@ -46,7 +46,7 @@ def check(seed: int) -> str:
     soc = soc_of(SOCS[rng.randint(len(SOCS))])
     dtype = ("float16", "float32", "bfloat16")[rng.randint(3 if soc.bf16 else 2)]
     wide = bool(rng.rand() < 0.5)
-    number = twin.DTYPES[dtype][0]
+    number = neo_cell.DTYPES[dtype][0]
     options = {
         "soc": soc.name,
         "dtype": dtype,
@@ -77,11 +77,11 @@ def check(seed: int) -> str:
 
     dx, grad_a, grad_b, _ = reference.backward(exact[0], exact_a, exact_b, spec, np.asarray(dy, np.float64))
     try:
-        run = twin.forward(x, a, b, spec, bias, accumulate_fp32=wide, **options)
+        run = neo_cell.forward(x, a, b, spec, bias, accumulate_fp32=wide, **options)
         near(run.outputs[0], reference.forward(exact[0], exact_a, exact_b, spec, bias), limit)
-        run = twin.forward(dy, a, b, spec, accumulate_fp32=wide, transposed=True, output_size=(h, w), **options)
+        run = neo_cell.forward(dy, a, b, spec, accumulate_fp32=wide, transposed=True, output_size=(h, w), **options)
         near(run.outputs[0], dx, limit)
-        run = twin.gradients(x, dy, a, b, spec, **options)
+        run = neo_cell.gradients(x, dy, a, b, spec, **options)
     except InputError as error:
         if "unified buffer" not in str(error) and "64 runs" not in str(error):
             raise

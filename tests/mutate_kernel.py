@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from neonext_ms.ops import NeoCellSpec, reference
-from neonext_ms.ops.twin import TwinError
-from neonext_ms.ops.twin import neo_cell as twin
+from neonext_ms.ops.twin import TwinError, neo_cell
 
 BASE, FORWARD, GRAD = "neo_cell_base.h", "neo_cell.cpp", "neo_cell_grad.cpp"
 MUTATIONS = (
@@ -110,15 +109,15 @@ def cases():
 
 def caught(folder: Path, gradient: bool) -> str | None:
     """What catches the kernels in a folder, or None."""
-    twin.KERNELS = folder
+    neo_cell.KERNELS = folder
     for spec, x, a, b, bias, dy, ub_bytes in cases():
         try:
             if gradient:
-                found = twin.gradients(x, dy, a, b, spec, dtype="float32").outputs
+                found = neo_cell.gradients(x, dy, a, b, spec, dtype="float32").outputs
                 exact = reference.backward(x, a, b, spec, dy)[1:3]
                 pairs = [pair for one, two in zip(found, exact, strict=True) for pair in zip(one, two, strict=True)]
             else:
-                run = twin.forward(x, a, b, spec, bias, dtype="float32", ub_bytes=ub_bytes, blocks=7)
+                run = neo_cell.forward(x, a, b, spec, bias, dtype="float32", ub_bytes=ub_bytes, blocks=7)
                 pairs = [(run.outputs[0], reference.forward(x, a, b, spec, bias))]
         except TwinError as error:
             return str(error).splitlines()[0]
@@ -130,7 +129,7 @@ def caught(folder: Path, gradient: bool) -> str | None:
 
 
 def main() -> None:
-    kernels, escaped = twin.KERNELS, []
+    kernels, escaped = neo_cell.KERNELS, []
     with tempfile.TemporaryDirectory() as name:
         for number, (what, file, old, new) in enumerate((("unchanged", FORWARD, "", ""), *MUTATIONS)):
             folder = Path(name) / str(number)

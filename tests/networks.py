@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from neonext_ms.architecture import Architecture, make_architecture
-from neonext_ms.initialization import initial_arrays
+from neonext_ms.models.architecture import Architecture, make_architecture
+from neonext_ms.models.initialization import initial_arrays
 
 
 @st.composite

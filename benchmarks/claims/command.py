@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ...commands.common import Parser, print_json, run
-from ...commands.predict import positive
+from neonext_ms.commands.predict import positive
+from neonext_ms.common.cli import Parser, print_json, run
 
 # Name -> what the paper claims. Each is a module of this package with `options`, `measure` and `lines`.
 CLAIMS = {

@@ -17,7 +17,8 @@ ROUNDS = 20
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from ...commands.predict import positive
+    from neonext_ms.commands.predict import positive
+
     from ..command import batches
 
     parser.add_argument("--batch", type=positive, default=1)
@@ -35,7 +36,7 @@ def channels_of(side: int) -> int:
 
 def counted(kernel: int, channels: int, side: int) -> dict[str, float]:
     """Multiply-adds for each value of a map: of the two equations, counted on the map, and with the zeros."""
-    from ...ops.spec import NeoCellSpec
+    from neonext_ms.ops.spec import NeoCellSpec
 
     spec = NeoCellSpec({"kernel": kernel, "channels": channels, "shift": 0})
     values = channels * side * side
@@ -51,7 +52,8 @@ def measure(args: argparse.Namespace) -> dict:
     """Counts and times for every map and k that fits into it."""
     import numpy as np
 
-    from ...ops.spec import NeoCellSpec
+    from neonext_ms.ops.spec import NeoCellSpec
+
     from .forms import block_diagonal, call, depthwise, over, timed
 
     generator, rows = np.random.default_rng(0), []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from ...errors import InputError
+from neonext_ms.common.errors import InputError
 
 ROUNDS = 30
 SIZES = ("t", "s", "b")
@@ -19,7 +19,8 @@ PAIRS = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from ...commands.common import parse_size
+    from neonext_ms.common.cli import parse_size
+
     from ..command import batches
 
     parser.add_argument("--sizes", default="t", help="of t, s and b, with commas (default t)")
@@ -63,24 +64,24 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def _neonext(name: str, image_size: tuple[int, int]) -> dict:
-    from ...export import pipeline
+    from neonext_ms.export import pipeline
 
     return forms_of_source(pipeline.source_of_name(name), image_size)
 
 
 def forms_of_source(source, image_size: tuple[int, int]) -> dict:
     """The two graphs of a NeoNeXt, an `export.pipeline.Source`: node by node, and folded."""
-    from ...export.fold import fold, neocell_to_matmul
-    from ...export.graph import unfolded
+    from neonext_ms.export.fold import fold, neocell_to_matmul
+    from neonext_ms.export.graph import unfolded
 
     network = unfolded(source.architecture, source.arrays, image_size)
     return {"neonext plain": neocell_to_matmul(network), "neonext folded": neocell_to_matmul(fold(network)[0])}
 
 
 def _call(graph, x, threads: int):
-    from ...export.graph import INPUT
-    from ...export.onnx_emitter import emit
-    from ...runtime import onnx_session
+    from neonext_ms.export.graph import INPUT
+    from neonext_ms.export.onnx.emitter import emit
+    from neonext_ms.runtime.base import onnx_session
 
     session = onnx_session(emit(graph).SerializeToString(), threads)
     return lambda: session.run(None, {INPUT: x})

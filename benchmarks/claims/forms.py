@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...runtime import onnx_session
+from neonext_ms.runtime.base import onnx_session
+
 from .. import measure, statistics
 
 if TYPE_CHECKING:

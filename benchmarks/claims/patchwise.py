@@ -20,7 +20,8 @@ LOOP_CHANNELS = 16
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from ...commands.predict import positive
+    from neonext_ms.commands.predict import positive
+
     from ..command import batches
 
     parser.add_argument("--batch", type=positive, default=8)
@@ -31,7 +32,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Times of every form on every map that k divides."""
-    from ...errors import UsageError
+    from neonext_ms.common.errors import UsageError
 
     fitting = [side for side in args.maps if side % args.kernel == 0]
     if not fitting:
@@ -46,8 +47,9 @@ def measure(args: argparse.Namespace) -> dict:
 def _row(shape, k: int, threads: int, rounds: int, mindspore: bool) -> dict:
     import numpy as np
 
-    from ...ops import reference
-    from ...ops.spec import NeoCellSpec
+    from neonext_ms.ops import reference
+    from neonext_ms.ops.spec import NeoCellSpec
+
     from . import forms
 
     generator = np.random.default_rng(0)
@@ -94,12 +96,12 @@ def _patches(x, a, b):
 
 
 def _in_mindspore(x, a, b, spec, threads: int) -> dict:
-    from ...runtime import load_mindspore
+    from neonext_ms.runtime.base import load_mindspore
 
     ms = load_mindspore(threads)
     from mindspore import Tensor, ops
 
-    from ...ops.neocell import neo_cell
+    from neonext_ms.ops.neocell import neo_cell
 
     n, c, h, w = x.shape
     k = a.shape[1]

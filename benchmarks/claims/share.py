@@ -22,7 +22,8 @@ def measure(args: argparse.Namespace) -> dict:
     import tempfile
     from pathlib import Path
 
-    from ...export import pipeline
+    from neonext_ms.export import pipeline
+
     from .. import profiles, variants
 
     models = [name.strip() for name in args.models.split(",") if name.strip()]
@@ -49,8 +50,9 @@ def measure(args: argparse.Namespace) -> dict:
 
 def count(source, image_size: tuple[int, int]) -> dict[str, float]:
     """Shares of the NeoCells in the folded network: multiply-adds by equation 5 and with zeros, learned numbers."""
-    from ...export.fold import fold, neocell_to_matmul
-    from ...export.graph import unfolded
+    from neonext_ms.export.fold import fold, neocell_to_matmul
+    from neonext_ms.export.graph import unfolded
+
     from .. import costs
 
     folded, _ = fold(unfolded(source.architecture, source.arrays, image_size))

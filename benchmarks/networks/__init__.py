@@ -11,15 +11,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import InputError, UsageError, nearest
+from neonext_ms.common.errors import InputError, UsageError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx
 
-    from ...export.flavour import Flavour
-    from ...export.graph import DeployGraph
+    from neonext_ms.export.graph import DeployGraph
+    from neonext_ms.export.onnx.format import Flavour
+
     from .builder import GraphBuilder
 
 FORMS = ("plain", "folded")
@@ -204,14 +205,14 @@ def build(
         InputError: an unknown network, or an image that it cannot take.
         UsageError: an unknown form or target, or a network that does not have the form.
     """
-    from ...export import onnx_emitter
+    from neonext_ms.export.onnx import emitter
 
     _check(form, FORMS, "form")
     _check(target, TARGETS, "target")
     if form == "plain":
         return assemble(name, batch, image_size, seed).model()
     graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
-    return onnx_emitter.emit(graph, batch, flavour=flavour)
+    return emitter.emit(graph, batch, flavour=flavour)
 
 
 def write(
@@ -240,24 +241,24 @@ def write(
     """
     from pathlib import Path
 
-    from ...export import onnx_emitter
-    from ...files import atomic
+    from neonext_ms.common.files import atomic
+    from neonext_ms.export.onnx import emitter
 
     _check(form, FORMS, "form")
     _check(target, TARGETS, "target")
     if form == "plain":
         model = assemble(name, batch, image_size, seed).model()
         with atomic(path) as staged:
-            onnx_emitter.write(model, staged)
+            emitter.write(model, staged)
     else:
         graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
         with atomic(path) as staged:
-            onnx_emitter.save(graph, staged, batch, flavour)
+            emitter.save(graph, staged, batch, flavour)
     return Path(path)
 
 
 def _lowered(name, batch, image_size, seed, target, flavour):
-    from ...export.flavour import CANN, Flavour, lower
+    from neonext_ms.export.onnx.format import CANN, Flavour, lower
 
     if batch is not None and batch < 1:
         raise InputError(f"{name}: a batch has at least 1 image, got {batch}")

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ...errors import InputError
-from ...export.graph import INPUT, LOGITS
+from neonext_ms.common.errors import InputError
+from neonext_ms.export.graph import INPUT, LOGITS
+
 from .weights import BATCH_NORM_EPS, STATISTICS, Weights
 
 OPSET = 11

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...commands.common import Parser, note, parse_size, print_json, progress, run
-from ...errors import UsageError
-from ...files import publish, staging
+from neonext_ms.common.cli import Parser, note, parse_size, print_json, progress, run
+from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import publish, staging
+
 from . import FORMS, NETWORKS, TARGETS, names, write
 
 DESCRIPTION = """\
@@ -24,8 +25,8 @@ neonext-export gives NeoNeXt's own files. None of this has run on a device."""
 
 def build_parser() -> Parser:
     """The command line of neonext-bench write."""
-    from ...export.atc import PRECISIONS
-    from ...export.command import parse_batch
+    from neonext_ms.export.command import parse_batch
+    from neonext_ms.export.om.atc import PRECISIONS
 
     parser = Parser(prog="neonext-bench write", description=DESCRIPTION)
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; see --list")
@@ -68,8 +69,8 @@ def write_all(args) -> list[dict]:
         for each network file its path, size, name, form, target, batch (None: dynamic) and image size; with a
         device, a last row for the script.
     """
-    from ...export import atc
-    from ...ops.soc import soc
+    from neonext_ms.export.om import atc
+    from neonext_ms.ops.soc import soc
 
     device = soc(args.soc) if args.soc else None
     target = args.target or ("cann" if device else "onnx")
@@ -103,9 +104,9 @@ def _advise(path: Path) -> None:
     """Say what ATC would refuse; what only costs it time is as it is."""
     import onnx
 
-    from ...export import cann_ops
+    from neonext_ms.export.om import parser_support
 
-    problems = [line for line in cann_ops.check(onnx.load(path)) if "TransData" not in line]
+    problems = [line for line in parser_support.check(onnx.load(path)) if "TransData" not in line]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         note(f"{path.name}: ATC may refuse it: {problems[0]}{more}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import InputError
-from ...export.graph import INPUT, LOGITS
+from neonext_ms.common.errors import InputError
+from neonext_ms.export.graph import INPUT, LOGITS
+
 from .builder import GraphBuilder
 
 # What the last BatchNorm of a residual branch is scaled by, so that random weights do not grow with depth.

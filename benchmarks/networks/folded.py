@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...export.fold import (
+from neonext_ms.export.fold import (
     batch_norm_into_conv,
     channels_first,
     layer_norm_into_next,
     layer_norm_to_depthwise,
     layer_scale_into_conv,
 )
-from ...export.graph import LOGITS, NCHW, NHWC, DeployGraph, LayerList
+from neonext_ms.export.graph import LOGITS, NCHW, NHWC, DeployGraph, LayerList
+
 from .builder import BATCH_NORM_EPS, LAYER_NORM_EPS
 
 RULES = (channels_first, batch_norm_into_conv, layer_norm_into_next, layer_norm_to_depthwise, layer_scale_into_conv)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...export.graph import INPUT
+from neonext_ms.export.graph import INPUT
+
 from .builder import GraphBuilder
 
 # What the last BatchNorm of a residual branch is scaled by, so that random weights do not grow with depth.

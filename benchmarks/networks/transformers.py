@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...errors import InputError
-from ...export.graph import INPUT, NCHW, NHWC
+from neonext_ms.common.errors import InputError
+from neonext_ms.export.graph import INPUT, NCHW, NHWC
+
 from .builder import GraphBuilder
 
 # The mean of random layer scales; a trained network's lie between 0.01 and 1.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from ...errors import ToolchainError, UsageError, nearest
+from neonext_ms.common.errors import ToolchainError, UsageError, nearest
+
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, check_finite
 
 # Name -> module and class. The first that takes a suffix is the default for it.

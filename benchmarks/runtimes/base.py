@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import InputError
+from neonext_ms.common.errors import InputError
+
 from ..inputs import ImageInput
 from ..measure import EXECUTE, Parts
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError
-from ...runtime import check_file, one_line
+from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.base import check_file, one_line
+
 from .. import inputs
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
 

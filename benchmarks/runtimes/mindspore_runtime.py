@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import InputError
-from ...runtime import check_file, load_mindir, load_mindspore, manifest_of, mindir_signature, one_line
-from ...signals import signals_later
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.signals import signals_later
+from neonext_ms.runtime.base import check_file, load_mindir, load_mindspore, manifest_of, mindir_signature, one_line
+
 from .. import inputs
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import InputError
-from ...runtime import load_onnx, one_line
+from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.base import load_onnx, one_line
+
 from .. import inputs
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
 

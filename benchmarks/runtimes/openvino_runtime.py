@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import InputError
-from ...runtime import one_line
+from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.base import one_line
+
 from .. import inputs
 from .base import Runtime, Settings
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...errors import InputError
-from ...runtime import check_file
+from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.base import check_file
+
 from .. import inputs
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
 

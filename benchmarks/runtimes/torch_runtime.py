@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError, ToolchainError
-from ...signals import signals_later
+from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.signals import signals_later
+
 from .. import inputs
 from ..measure import EXECUTE, Parts
 from .base import Runtime, Settings

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ToolchainError
-from .common import INTERRUPTED, Parser, note, print_json, run
+from neonext_ms.common.cli import INTERRUPTED, Parser, note, print_json, run
+from neonext_ms.common.errors import ToolchainError
+
 from .plot import pyplot, save_figure
 from .predict import positive
 
@@ -35,15 +36,15 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
-    from ..training.config import load_config
+    from neonext_ms.training.config.schema import load_config
 
     config = load_config(args.config, args.overrides)
     output = Path(args.output or f"runs/ablate_{args.ablation}")
-    from ..signals import signals_later
+    from neonext_ms.common.signals import signals_later
 
     with signals_later():
-        from ..training.ablation import run_trials, summarise, table
-        from ..training.trainer import StoppedError
+        from neonext_ms.training.ablation import run_trials, summarise, table
+        from neonext_ms.training.trainer import StoppedError
 
     def report(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout, flush=True)

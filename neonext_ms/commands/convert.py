@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .common import Parser, note, parse_shifts, print_json, read_lines, run
+from neonext_ms.common.cli import Parser, note, parse_shifts, print_json, read_lines, run
 
 _EXAMPLES = """\
 examples:
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
-    from ..checkpoint import format_for, load_checkpoint, save_checkpoint
-    from ..errors import UsageError
-    from ..registry import candidates
+    from neonext_ms.checkpoint.checkpoint import format_for, load_checkpoint, save_checkpoint
+    from neonext_ms.common.errors import UsageError
+    from neonext_ms.models.registry import candidates
 
     written_as = format_for(arguments.output)
     if _same_file(arguments.input, arguments.output):

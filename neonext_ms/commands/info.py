@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UsageError
-from .common import Parser, parse_shifts, parse_size, print_json, run
+from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
+from neonext_ms.common.errors import UsageError
 
 DESCRIPTION = """\
 Describe a named model, a checkpoint, or an exported file.
@@ -48,7 +48,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
 
 def _list_models() -> list[str]:
-    from ..registry import list_models
+    from neonext_ms.models.registry import list_models
 
     return list_models()
 
@@ -60,7 +60,7 @@ def describe(model: str, shifts: Sequence[int] | None = None, image_size: Sequen
         InputError: an unknown name, or a file that cannot be read.
         UsageError: an option that does not go with it.
     """
-    from ..runtime import CHECKPOINT_SUFFIXES
+    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
 
     suffix = Path(model).suffix.lower()
     if suffix in CHECKPOINT_SUFFIXES:
@@ -73,7 +73,7 @@ def describe(model: str, shifts: Sequence[int] | None = None, image_size: Sequen
 
 
 def _describe_name(name: str, image_size, shifts=None) -> dict:
-    from ..registry import model_config
+    from neonext_ms.models.registry import model_config
 
     config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
     return {
@@ -87,9 +87,9 @@ def _describe_name(name: str, image_size, shifts=None) -> dict:
 
 
 def _describe_checkpoint(path: str, shifts, image_size) -> dict:
-    from ..checkpoint import load_checkpoint
-    from ..files import sha256
-    from ..registry import candidates, model_config
+    from neonext_ms.checkpoint.checkpoint import load_checkpoint
+    from neonext_ms.common.files import sha256
+    from neonext_ms.models.registry import candidates, model_config
 
     checkpoint = load_checkpoint(path, shifts)
     models = candidates(checkpoint.architecture)
@@ -108,8 +108,8 @@ def _describe_checkpoint(path: str, shifts, image_size) -> dict:
 
 
 def _describe_export(path: str) -> dict:
-    from ..files import sha256
-    from ..runtime import describe_onnx, manifest_of, open_runtime
+    from neonext_ms.common.files import sha256
+    from neonext_ms.runtime.base import describe_onnx, manifest_of, open_runtime
 
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
@@ -123,8 +123,8 @@ def _describe_export(path: str) -> dict:
 def _describe_manifest(path: str) -> dict:
     import json
 
-    from ..errors import InputError
-    from ..files import explained
+    from neonext_ms.common.errors import InputError
+    from neonext_ms.common.files import explained
 
     try:
         with explained(path), open(path, encoding="utf-8") as file:
@@ -150,7 +150,7 @@ def _count(architecture, image_size) -> dict:
 
 def published_rows() -> list[dict]:
     """Every published figure with our counts, and whether a count rounds to the figure."""
-    from ..registry import PUBLISHED, model_config
+    from neonext_ms.models.registry import PUBLISHED, model_config
 
     rows = []
     for figure in PUBLISHED:

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .common import Parser, note, print_json, progress, run
+from neonext_ms.common.cli import Parser, note, print_json, progress, run
+
 from .predict import positive
 
 DESCRIPTION = """\
@@ -39,10 +40,10 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from ..signals import signals_later
+    from neonext_ms.common.signals import signals_later
 
     with signals_later():
-        from ..training.records import write_records
+        from neonext_ms.training.data.mindrecord import write_records
     written = write_records(
         args.folder,
         args.output,

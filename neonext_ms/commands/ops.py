@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import InputError, ParityError, ToolchainError, UsageError, listed, nearest
-from ..files import explained, publish, staging
-from ..ops.package import FAMILIES, OPERATORS, PROJECT, VENDOR, installed_package
-from .common import Parser, note, print_json, run
+from neonext_ms.common.cli import Parser, note, print_json, run
+from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError, listed, nearest
+from neonext_ms.common.files import explained, publish, staging
+from neonext_ms.ops.package import FAMILIES, OPERATORS, PROJECT, VENDOR, installed_package
 
 OLDEST_CANN = 8
 USUAL_PLACES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
@@ -59,8 +59,8 @@ def build_parser() -> Parser:
     check.add_argument("--package", metavar="DIR", help="its folder, .../vendors/<vendor> (default: where CANN looks)")
     check.add_argument("--soc", default="", help="devices that it must have kernels for (default: those that it has)")
 
-    twin = commands.add_parser("twin", help="run the kernels on this host", add_help=False)
-    twin.add_argument("arguments", nargs=argparse.REMAINDER)
+    simulate = commands.add_parser("twin", help="run the kernels on this host", add_help=False)
+    simulate.add_argument("arguments", nargs=argparse.REMAINDER)
 
     for command in (build, install):
         command.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
@@ -74,9 +74,9 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["twin"]:
         # The twin has a command line of its own, --help included.
-        from . import twin
+        from . import simulate
 
-        return twin.main(given[1:])
+        return simulate.main(given[1:])
     args = build_parser().parse_args(given)
     return {"build": _build, "install": _install, "check": _check}[args.command](args)
 
@@ -88,7 +88,7 @@ def families(text: str) -> list[str]:
         InputError: an unknown device.
         UsageError: one that the kernels are not made for, or a list that is empty.
     """
-    from ..ops.soc import soc
+    from neonext_ms.ops.soc import soc
 
     names = [name.strip() for name in text.split(",")]
     if not all(names):
@@ -148,22 +148,22 @@ def _require_tools(environ: Mapping[str, str]) -> None:
 
 
 def _build(args) -> None:
-    from .. import toolchain
+    from neonext_ms.common import external_tools
 
-    toolchain.check_timeout(args.timeout)
+    external_tools.check_timeout(args.timeout)
     chosen = families(args.soc) if args.soc else list(FAMILIES)
     environ = dict(os.environ)
     if args.dry_run:
         cann = Path(args.cann or environ.get("ASCEND_HOME_PATH") or "$ASCEND_HOME_PATH")
         command = _build_command(args.way, chosen, cann, Path("WORK"))
-        return print_json({"command": command, "soc": chosen}) if args.json else print(toolchain.quoted(command))
+        return print_json({"command": command, "soc": chosen}) if args.json else print(external_tools.quoted(command))
     cann, version = find_cann(args.cann, environ)
     _require_tools(environ)
     output = Path(args.output)
     note(f"CANN {version or 'of unknown version'} at {cann}; kernels for {', '.join(chosen)}")
     environ["ASCEND_HOME_PATH"] = str(cann)
     # A copy: an installed project may be read-only, and CANN builds inside it.
-    with staging(output) as stage, toolchain.work_folder(stage, "ops") as work:
+    with staging(output) as stage, external_tools.work_folder(stage, "ops") as work:
         with explained(PROJECT):
             shutil.copytree(PROJECT, work / "project", ignore=shutil.ignore_patterns("build", "__pycache__"))
         command = _build_command(args.way, chosen, cann, work)
@@ -172,15 +172,15 @@ def _build(args) -> None:
                 shutil.copytree(_mindspore_compiler(), work / "compiler")
         log = output / LOG
         staged = stage / f"{LOG}.part"
-        with toolchain.kept(staged, log):
+        with external_tools.kept(staged, log):
             folder = work / ("compiler" if args.way == "mindspore" else "project")
-            finished = toolchain.run(command, folder, staged, log, args.timeout, environ)
+            finished = external_tools.run(command, folder, staged, log, args.timeout, environ)
             made = sorted((work / "compiler" if args.way == "mindspore" else work / "out").rglob("custom_opp_*.run"))
             if finished.exit_code or not made or not made[0].stat().st_size:
                 raise _build_failure(finished, bool(made), log)
         final = output / made[0].name
         package = stage / made[0].name
-        toolchain.move(made[0], package)
+        external_tools.move(made[0], package)
         publish(package, final)
     facts = {"package": str(final), "bytes": final.stat().st_size, "soc": chosen, "cann": version, "log": str(log)}
     if args.json:
@@ -227,9 +227,9 @@ def _build_failure(finished, made: bool, log: Path) -> Exception:
 
 
 def _install(args) -> None:
-    from .. import toolchain
+    from neonext_ms.common import external_tools
 
-    toolchain.check_timeout(args.timeout)
+    external_tools.check_timeout(args.timeout)
     package = Path(args.package)
     if not package.is_file():
         raise InputError(f"{package}: no such file; `neonext-ops build` makes it")
@@ -245,9 +245,11 @@ def _install(args) -> None:
             "with --install-path"
         )
     if args.dry_run:
-        return print_json({"command": command}) if args.json else print(toolchain.quoted(command))
+        return print_json({"command": command}) if args.json else print(external_tools.quoted(command))
     with staging(package.resolve().parent) as stage:
-        finished = toolchain.run(command, stage, stage / "install.log", stage / "install.log", args.timeout, environ)
+        finished = external_tools.run(
+            command, stage, stage / "install.log", stage / "install.log", args.timeout, environ
+        )
         text = "\n".join(finished.tail)
     if finished.exit_code:
         raise InputError(f"the installation failed ({finished.how}); it said:\n{text}")
@@ -388,7 +390,7 @@ def run_on_device() -> list[dict]:
             f"the files are good; the operator itself was not run, for MindSpore finds no Ascend device here "
             f"({text[:120]}): run `neonext-ops check` on an Ascend host"
         ) from error
-    from ..ops import NeoCellSpec, ascend
+    from neonext_ms.ops import NeoCellSpec, ascend
 
     results = []
     for case, (groups, height, width) in CASES.items():

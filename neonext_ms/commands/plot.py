@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError, ToolchainError
-from .common import Parser, print_json, run
+from neonext_ms.common.cli import Parser, print_json, run
+from neonext_ms.common.errors import InputError, ToolchainError
 
 DESCRIPTION = """\
 Draw loss, accuracy and learning rate of training runs.
@@ -47,7 +47,7 @@ def pyplot():
 
 def save_figure(figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    from ..files import atomic
+    from neonext_ms.common.files import atomic
 
     with atomic(path) as staged:
         figure.savefig(staged, format="png", dpi=120)
@@ -68,7 +68,7 @@ _PANELS = {
 
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from ..training.runlog import EPOCHS, STEPS, read_csv
+    from neonext_ms.training.runlog import EPOCHS, STEPS, read_csv
 
     logs = []
     for folder in map(Path, args.runs):

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import InputError, nearest
-from ..preprocessing import INTERPOLATIONS, MODES
-from .common import Parser, note, parse_shifts, parse_size, print_json, progress, run
+from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, progress, run
+from neonext_ms.common.errors import InputError, nearest
+from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES
 
 DESCRIPTION = """\
 Classify images with a model: an ONNX or MindIR file, or a checkpoint.
@@ -85,7 +85,7 @@ def open_model(args: argparse.Namespace):
         InputError: the model or a YAML file is not what it has to be.
         UsageError: an option is missing or contradicts the model.
     """
-    from ..runtime import open_runtime
+    from neonext_ms.runtime.base import open_runtime
 
     # A wrong YAML file is found before a large model is loaded.
     preprocessing_for(args, {})
@@ -99,14 +99,14 @@ def preprocessing_for(args: argparse.Namespace, metadata: dict):
     """The `Preprocessing` from options, then the model's `metadata`, then the official values."""
     from dataclasses import replace
 
-    from ..preprocessing import Preprocessing
+    from neonext_ms.images.preprocessing import Preprocessing
 
     preprocessing = Preprocessing.from_dict(metadata.get("preprocessing") or {})
     changes = {name: getattr(args, name) for name in ("interpolation", "crop") if getattr(args, name) is not None}
     if args.preprocess in MODES:
         changes["mode"] = args.preprocess
     elif args.preprocess:
-        from ..images import preprocessing_from_file
+        from neonext_ms.images.images import preprocessing_from_file
 
         preprocessing = preprocessing_from_file(args.preprocess, preprocessing)
     return replace(preprocessing, **changes)
@@ -133,7 +133,7 @@ def classify(args: argparse.Namespace, runtime, preprocessing, paths: Sequence[s
 
     import numpy as np
 
-    from ..images import image_batches
+    from neonext_ms.images.images import image_batches
 
     # Pillow warns of oddities in files (damaged EXIF, superfluous bytes) without naming the file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -179,7 +179,7 @@ def build_parser() -> Parser:
 
 
 def _check_images(paths: Sequence[str]) -> None:
-    from ..files import explained
+    from neonext_ms.common.files import explained
 
     for path in paths:
         if os.path.isdir(path):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import INTERRUPTED, Parser, note, print_json, run
+from neonext_ms.common.cli import INTERRUPTED, Parser, note, print_json, run
 
 DESCRIPTION = """\
 Train a network as a configuration says.
@@ -32,7 +32,7 @@ class _Keys(argparse.Action):
     """List the keys of a configuration and end, as --help does."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from ..training.config_keys import describe_keys
+        from neonext_ms.training.config.describe import describe_keys
 
         part = ""
         for key, default, meaning in describe_keys():
@@ -47,7 +47,7 @@ class _Digits(argparse.Action):
     """Write the digits to a folder and end."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from ..training.datasets import write_digits
+        from neonext_ms.training.data.datasets import write_digits
 
         write_digits(Path(values))
         print(values)
@@ -77,17 +77,17 @@ def _main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     from dataclasses import replace
 
-    from ..training.config import load_config
+    from neonext_ms.training.config.schema import load_config
 
     config = load_config(args.config, args.overrides)
     if args.init:
         config = replace(config, model=replace(config.model, init=args.init))
     if config.run.output is None:
         config = replace(config, run=replace(config.run, output=os.path.join("runs", Path(args.config).stem)))
-    from ..signals import signals_later
+    from neonext_ms.common.signals import signals_later
 
     with signals_later():
-        from ..training.trainer import StoppedError, Trainer
+        from neonext_ms.training.trainer import StoppedError, Trainer
 
         def report(text: str) -> None:
             print(text, file=sys.stderr if args.json else sys.stdout, flush=True)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..errors import InputError
-from .common import Parser, note, print_json, run
+from neonext_ms.common.cli import Parser, note, print_json, run
+from neonext_ms.common.errors import InputError
+
 from .predict import add_model_options, classify, escape_output, open_model, positive, softmax
 
 DESCRIPTION = """\
@@ -42,8 +43,8 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     escape_output()
-    from ..files import explained, publish, staging
-    from ..imagefolder import class_indices, find_images
+    from neonext_ms.common.files import explained, publish, staging
+    from neonext_ms.images.folder import class_indices, find_images
 
     tree = find_images(args.folder)
     with ExitStack() as stack:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..lazy import lazy
+from neonext_ms.common.lazy import lazy
 
 _HOME = {
-    "Config": "config",
+    "Config": "config.schema",
     "TrainStep": "step",
     "Trainer": "trainer",
-    "load_config": "config",
-    "make_config": "config",
+    "load_config": "config.schema",
+    "make_config": "config.schema",
 }
 
 __all__ = sorted(_HOME)

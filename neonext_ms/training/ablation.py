@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..errors import InputError
-from .config import Config, make_config
+from neonext_ms.common.errors import InputError
+
+from .config.schema import Config, make_config
 
 # Name -> (key of the configuration, its values); the first value is the paper's proposal.
 ABLATIONS = {"neoinit": ("model.neocell_init", ("neoinit", "normal"))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from .state import Progress
+from .run_state import Progress
 from .step import StepResult
 
 

@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from ..errors import InputError
+from neonext_ms.common.errors import InputError
 
 
 def launched() -> bool:

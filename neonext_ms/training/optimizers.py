@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ..errors import InputError
-from .config import OptimizerConfig
+from neonext_ms.common.errors import InputError
+
+from .config.schema import OptimizerConfig
 
 # Name -> class in `updates`, which needs MindSpore.
 OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}

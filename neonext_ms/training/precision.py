@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
-from .config import PrecisionConfig
+from neonext_ms.common.errors import InputError
+
+from .config.schema import PrecisionConfig
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from ..files import atomic, explained
-from .datasets import ImageSet
+from neonext_ms.common.files import atomic, explained
+
+from .data.datasets import ImageSet
 from .tensorboard import EventFile
 
 EVENTS, STEPS, EPOCHS, RUN = "log.jsonl", "steps.csv", "epochs.csv", "run.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .config import ScheduleConfig
+from .config.schema import ScheduleConfig
 
 
 def _cosine(config: ScheduleConfig, progress: float, epoch: float) -> float:

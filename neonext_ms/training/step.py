@@ -9,12 +9,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from ..architecture import BATCH_NORM_EPS, STATISTICS
-from ..errors import InputError, listed
-from ..models import BATCH_NORM_KEEP, BatchNorm, DropPath, NeoNeXt
-from ..names import official_name
-from ..ops.cpu import operators as cpu
-from .config import OptimizerConfig, PrecisionConfig
+from neonext_ms.common.errors import InputError, listed
+from neonext_ms.models.architecture import BATCH_NORM_EPS, STATISTICS
+from neonext_ms.models.names import official_name
+from neonext_ms.models.neonext import BATCH_NORM_KEEP, BatchNorm, DropPath, NeoNeXt
+from neonext_ms.ops.cpu import operators
+
+from .config.schema import OptimizerConfig, PrecisionConfig
 from .optimizers import layer_rates, make_optimizer
 from .precision import cast_model, first_scale
 from .updates import each, partial
@@ -320,30 +321,30 @@ def _clear(total):
 
 
 def _squares(factor, tensor):
-    if cpu.usable(tensor.dtype):
-        return cpu.sum_of_squares(tensor, factor.reshape(1)).reshape(())
+    if operators.usable(tensor.dtype):
+        return operators.sum_of_squares(tensor, factor.reshape(1)).reshape(())
     tensor = tensor * factor
     return (tensor * tensor).sum()
 
 
 def _usable(factor, tensor):
     """The tensor times the factor; zeros for the factor 0, even where the tensor is not finite."""
-    if cpu.usable(tensor.dtype):
-        return cpu.scaled(tensor, factor.reshape(1))
+    if operators.usable(tensor.dtype):
+        return operators.scaled(tensor, factor.reshape(1))
     return ops.select(factor > 0, tensor * factor, ops.zeros_like(tensor))
 
 
 def last(result, done):
     """The result, once `done` is computed."""
     result = ops.depend(result, done)
-    if cpu.usable(result.dtype):
-        result = cpu.finished(result)
+    if operators.usable(result.dtype):
+        result = operators.finished(result)
     return result
 
 
 def result_of(graph, *inputs) -> np.ndarray:
     """What a graph that ends with `last` computes; other threads have the processor meanwhile."""
-    finish = cpu.Finish()
+    finish = operators.Finish()
     result = graph(*inputs)
     finish.wait()
     return result.asnumpy()

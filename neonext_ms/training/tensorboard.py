@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..files import explained
+from neonext_ms.common.files import explained
 
 PREFIX = "events.out.tfevents"
 _VERSION = b"brain.Event:2"

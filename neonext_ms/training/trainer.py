@@ -14,26 +14,27 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from ..checkpoint import save_checkpoint
-from ..errors import InputError, UsageError, listed
-from ..files import atomic, exclusive, explained
-from ..models import NeoNeXt
-from ..recognise import read_architecture
-from ..signals import in_main_thread
+from neonext_ms.checkpoint.checkpoint import save_checkpoint
+from neonext_ms.checkpoint.infer_architecture import read_architecture
+from neonext_ms.common.errors import InputError, UsageError, listed
+from neonext_ms.common.files import atomic, exclusive, explained
+from neonext_ms.common.signals import in_main_thread
+from neonext_ms.models.neonext import NeoNeXt
+
 from . import distributed
-from .broken import BrokenImages
-from .build import Plan, check_network, make_plan
-from .config import Config, config_yaml
+from .config.schema import Config, config_yaml
 from .console import ProgressLine
-from .datasets import open_dataset
-from .evaluate import Evaluation, Evaluator
-from .loader import TrainBatch, TrainLoader, validation_batches
+from .data.broken import BrokenImages
+from .data.datasets import open_dataset
+from .data.loader import TrainBatch, TrainLoader, validation_batches
 from .optimizers import full_rate
+from .plan import Plan, check_network, make_plan
 from .precision import check_precision
+from .run_state import Checkpoints, Progress, load_state, save_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
 from .schedule import learning_rate
-from .state import Checkpoints, Progress, load_state, save_state
 from .step import MODEL, StepResult, TrainStep
+from .validation import Evaluation, Evaluator
 
 CHECKPOINTS, CONFIG, FAILED = "checkpoints", "config.yaml", "failed"
 # What may differ when a run goes on, and still give the same weights.

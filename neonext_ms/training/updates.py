@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from .config import OptimizerConfig
+from .config.schema import OptimizerConfig
 from .optimizers import decays
 
 # A loop over hundreds of tensors would be unrolled in steps, each nested in the one before: minutes of compilation.

@@ -1,6 +1,6 @@
 // Gradients of BatchNorm in training, with the batch's statistics computed again, all sums in float64.
 //
-// MindSpore's own kernel adds in float32 one by one; see BatchNorm in neonext_ms/models.py for what that costs.
+// MindSpore's own kernel adds in float32 one by one; see BatchNorm in neonext_ms/models/neonext.py for what that costs.
 
 #include <cmath>
 

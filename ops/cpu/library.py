@@ -9,7 +9,8 @@ import os
 import platform
 from pathlib import Path
 
-from ...errors import NeoNextError
+from neonext_ms.common.errors import NeoNextError
+
 from ..compiled import processor, shared_object
 
 SWITCH = "NEONEXT_CPU_OPS"

@@ -6,7 +6,7 @@ work of each unit.
 
 from __future__ import annotations
 
-from ...lazy import lazy
+from neonext_ms.common.lazy import lazy
 
 _HOME = {
     "Finding": "kernel",

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...errors import InputError
-from ...files import explained, publish, staging
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import explained, publish, staging
+
 from ..compiled import attempt, cache_directory, compiler, compiler_version, messages
 from .host import has_host, without_host
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError, NeoNextError
-from ...files import explained
+from neonext_ms.common.errors import InputError, NeoNextError
+from neonext_ms.common.files import explained
+
 from ..soc import Soc
 from ..soc import soc as find_soc
 from .build import build

@@ -15,7 +15,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ...errors import InputError
+from neonext_ms.common.errors import InputError
+
 from ..packing import LANES, RUN_ATTRIBUTES, pack, pack_channels, plan, unpack_gradients
 from ..soc import Soc
 from ..soc import soc as soc_of

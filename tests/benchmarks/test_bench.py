@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from acl_stand_in import StandIn
-from neonext_ms.benchmarks import command, gate, gemm, results, statistics
+from neonext_ms.benchmarks import command, gemm, regression, results, statistics
 from neonext_ms.benchmarks.report import markdown
 from neonext_ms.benchmarks.runtimes.onnx_runtime import OnnxRuntimeCpu
 from neonext_ms.benchmarks.runtimes.pyacl import PyAcl
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 
 
 def net(path, shape=("n", 3, 8, 8), dtype=TensorProto.FLOAT, name="pixels", value=None, channels=4):
@@ -268,10 +268,10 @@ def test_products_of_a_graph(tmp_path):
 
 
 def test_the_exported_network_is_its_products(tmp_path):
-    from neonext_ms.architecture import make_architecture
     from neonext_ms.export import pipeline
     from neonext_ms.export.request import Request
-    from neonext_ms.initialization import initial_arrays
+    from neonext_ms.models.architecture import make_architecture
+    from neonext_ms.models.initialization import initial_arrays
 
     architecture = make_architecture(7, (1, 1, 1, 1), (8, 16, 24, 32), shifts=(1, 1, 1, 0))
     source = pipeline.Source(initial_arrays(architecture, rng=np.random.RandomState(0)), architecture, "tiny")
@@ -350,10 +350,10 @@ def test_gate(after, code, message, tmp_path, capsys):
 
 def test_gate_without_gemm_and_with_another_anchor():
     before, now = made_up({"a": 1.0, "b": 1.2, "c": 3.0}), made_up({"a": 1.0, "b": 1.8, "c": 3.0}, noise=0.1)
-    moves = gate.compare(now, before)
+    moves = regression.compare(now, before)
     assert {m.label: m.anchor for m in moves} == {"b": "a", "c": "a"}
-    assert {m.label for m in gate.compare(now, before, "c")} == {"a", "b"}
-    (told,) = gate.failures(gate.compare(now, before), 1.1)
+    assert {m.label for m in regression.compare(now, before, "c")} == {"a", "b"}
+    (told,) = regression.failures(regression.compare(now, before), 1.1)
     assert told.startswith("b at batch 1") and "too noisy to be sure" in told
     for other, asked, message in (
         (made_up({"x": 1.0}), None, "no model at the same batch in common"),
@@ -361,7 +361,7 @@ def test_gate_without_gemm_and_with_another_anchor():
         (now, "aa", r"'aa' to hold it against is not in both; did you mean"),
     ):
         with pytest.raises(InputError, match=message):
-            gate.compare(other, before, asked) or pytest.fail("nothing raised")
+            regression.compare(other, before, asked) or pytest.fail("nothing raised")
 
 
 def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
@@ -455,8 +455,8 @@ def official(tmp_path, monkeypatch):
 
 
 def test_official_model_in_its_own_process(official, tmp_path):
-    from neonext_ms.benchmarks.models import Choice, _official
     from neonext_ms.benchmarks.runtimes import Settings
+    from neonext_ms.benchmarks.subjects import Choice, _official
     from neonext_ms.export.pipeline import source_of_name
 
     choice = Choice(["neonext_t.released_224"], torch=(sys.executable, str(official)))

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 
 from neonext_ms.benchmarks import costs, networks
 from neonext_ms.commands import info
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
-from neonext_ms.initialization import initial_arrays
-from neonext_ms.registry import model_config
+from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.models.registry import model_config
 from networks import networks as random_networks
 
 

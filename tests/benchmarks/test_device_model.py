@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms.benchmarks import device_model, device_tables
-from neonext_ms.benchmarks.device_blocks import (
+from neonext_ms.benchmarks.latency import block_model, block_tables
+from neonext_ms.benchmarks.latency.block_counts import evened, full_strips, ideal_repeats, twin_counts
+from neonext_ms.benchmarks.latency.block_model import kernel_time, memory_bound
+from neonext_ms.benchmarks.latency.blocks import (
     FUSIONS,
     block_budget,
     block_predictions,
@@ -14,16 +16,14 @@ from neonext_ms.benchmarks.device_blocks import (
     task_time,
     weights_held,
 )
-from neonext_ms.benchmarks.device_counts import evened, full_strips, ideal_repeats, twin_counts
-from neonext_ms.benchmarks.device_figures import Costs, bank_ways, elementwise_cycles, gelu_cycles
-from neonext_ms.benchmarks.device_model import kernel_time, memory_bound
-from neonext_ms.commands.common import run
-from neonext_ms.errors import InputError, ToolchainError, UsageError
+from neonext_ms.benchmarks.latency.unit_costs import Costs, bank_ways, elementwise_cycles, gelu_cycles
+from neonext_ms.common.cli import run
+from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.models.registry import model_config
 from neonext_ms.ops.lanes import lane_multiply_adds
 from neonext_ms.ops.soc import soc
 from neonext_ms.ops.spec import NeoCellSpec
 from neonext_ms.ops.twin.build import compiler
-from neonext_ms.registry import model_config
 
 P3, B3 = soc("Ascend310P3"), soc("Ascend910B3")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "davinci.md"
@@ -135,8 +135,8 @@ def test_full_strips_by_hand():
 @needs_twin
 @pytest.mark.parametrize("batch", [1, 8])
 def test_ideal_arrangements_are_no_slower_than_the_kernel(batch):
-    choice = device_tables.Choice.parse("Ascend310P3,Ascend910B3", "t", "224", str(batch))
-    for row in device_tables.schedules_rows(choice):
+    choice = block_tables.Choice.parse("Ascend310P3,Ascend910B3", "t", "224", str(batch))
+    for row in block_tables.schedules_rows(choice):
         us = row["predicted_us"]
         assert us["full strips"] <= us["cores even"] <= us["as built"]
         assert us["full strips, starts overlap"] <= us["cores even, starts overlap"] <= us["as built, starts overlap"]
@@ -144,7 +144,7 @@ def test_ideal_arrangements_are_no_slower_than_the_kernel(batch):
 
 @needs_twin
 def test_repeats_of_released_t_stay_within_the_aim():
-    rows = device_tables.aims_rows(device_tables.Choice.parse("Ascend310P3", "t", "224", "1,8"))
+    rows = block_tables.aims_rows(block_tables.Choice.parse("Ascend310P3", "t", "224", "1,8"))
     assert [row["predicted_repeats_over_ideal"] <= 1.5 for row in rows if row["stage"] == "all"] == [True, True]
 
 
@@ -156,14 +156,14 @@ def test_the_memory_bound_counts_everything_once():
 
 def test_alternatives_by_hand():
     spec = NeoCellSpec({"kernel": 7, "channels": 32})
-    made = device_model.block_diagonal_matmuls(spec, 20, 20, 4, P3)
+    made = block_model.block_diagonal_matmuls(spec, 20, 20, 4, P3)
     # Two products of 32 x 32 x 32 for each of 128 maps: 8 tiles and a start each, on 8 cores.
     assert made.predicted_pipes_us["cube"] == pytest.approx(2 * 128 * (8 + 14) / 8 / 1060)
     assert made.launches == 2
-    assert device_model.block_diagonal_matmuls(spec, 20, 20, 4, P3, transposed=True).launches == 4
-    cube = device_model.depthwise_cube(spec, 20, 20, 4, P3)
+    assert block_model.block_diagonal_matmuls(spec, 20, 20, 4, P3, transposed=True).launches == 4
+    cube = block_model.depthwise_cube(spec, 20, 20, 4, P3)
     assert cube.predicted_pipes_us["cube"] == pytest.approx(4 * 2 * 25 * 49 / 8 / 1060)
-    vector = device_model.depthwise_vector(spec, 20, 20, 4, P3)
+    vector = block_model.depthwise_vector(spec, 20, 20, 4, P3)
     assert vector.predicted_pipes_us["V"] == pytest.approx(4 * 2 * 50 * (1 + 48 * 2) / 8 / 1060)
 
 
@@ -222,12 +222,12 @@ ABOUT = {"soc", "model", "image_size", "batch", "stage", "blocks", "float", "buf
 
 
 @needs_twin
-@pytest.mark.parametrize("table", device_tables.TABLES)
+@pytest.mark.parametrize("table", block_tables.TABLES)
 def test_every_figure_is_called_predicted(table):
-    choice = device_tables.Choice.parse("Ascend310P3", "t", "224", "1")
-    rows = getattr(device_tables, f"{table}_rows")(choice)
+    choice = block_tables.Choice.parse("Ascend310P3", "t", "224", "1")
+    rows = getattr(block_tables, f"{table}_rows")(choice)
     assert rows and all(key in ABOUT or key.startswith("predicted") for row in rows for key in row)
-    lines = getattr(device_tables, f"{table}_text")(rows).splitlines()
+    lines = getattr(block_tables, f"{table}_text")(rows).splitlines()
     titles = [line for line in lines if line and not line.startswith("|")]
     assert titles and sum(line.startswith("| ---") for line in lines) == len(titles)
     assert all("predicted" in line.lower() for line in titles)
@@ -235,7 +235,7 @@ def test_every_figure_is_called_predicted(table):
 
 @needs_twin
 def test_totals(capsys):
-    device_model._main(["--models", "t", "--image-size", "224", "--totals", "--json"])
+    block_model._main(["--models", "t", "--image-size", "224", "--totals", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [(row["soc"], row["batch"], row["stage"]) for row in rows] == [
         (name, batch, "all") for name in ("Ascend310P3", "Ascend910B3") for batch in (1, 8)
@@ -245,10 +245,10 @@ def test_totals(capsys):
 def test_without_a_compiler(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("sys.argv", ["device_model", "--batch", "3", "--models", "xl", "--image-size", "384"])
-    assert run(device_model._main) == 3
+    assert run(block_model._main) == 3
     assert "no-such-compiler" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["device_model", "--budgets", "--models", "t"])
-    assert run(device_model._main) == 0
+    assert run(block_model._main) == 0
 
 
 @pytest.mark.parametrize(
@@ -267,45 +267,47 @@ def test_without_a_compiler(monkeypatch, capsys):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
-        device_model._main(arguments)
+        block_model._main(arguments)
 
 
 def test_options_that_contradict_each_other():
     with pytest.raises(UsageError, match="--lanes has no sums"):
-        device_model._main(["--lanes", "--totals"])
+        block_model._main(["--lanes", "--totals"])
     with pytest.raises(SystemExit) as left:
-        device_model._main(["--lanes", "--blocks"])
+        block_model._main(["--lanes", "--blocks"])
     assert left.value.code == 2
 
 
-TABLES = device_model.tables_of(DOCUMENT.read_text(encoding="utf-8"))
+TABLES = block_model.tables_of(DOCUMENT.read_text(encoding="utf-8"))
 
 
 def test_the_document_has_its_tables():
     options = " ".join(arguments for arguments, _ in TABLES)
-    for table in device_tables.TABLES[1:]:
+    for table in block_tables.TABLES[1:]:
         assert f"--{table}" in options
 
 
 @pytest.mark.parametrize(("arguments", "printed"), TABLES, ids=[arguments for arguments, _ in TABLES])
 def test_a_table_of_the_document_is_what_the_command_prints(arguments, printed, capsys):
     try:
-        device_model._main(arguments.split())
+        block_model._main(arguments.split())
     except ToolchainError as error:
         pytest.skip(f"no twin here: {error}")
-    assert capsys.readouterr().out.strip() == printed, "run: python -m neonext_ms.benchmarks.device_model --update FILE"
+    assert capsys.readouterr().out.strip() == printed, (
+        "run: python -m neonext_ms.benchmarks.latency.block_model --update FILE"
+    )
 
 
 def test_a_document_is_updated_in_place(tmp_path):
-    command = "    python -m neonext_ms.benchmarks.device_model --budgets --models t --image-size 224 --soc Ascend310P3"
+    command = "    python -m neonext_ms.benchmarks.latency.block_model --budgets --models t --image-size 224 --soc Ascend310P3"
     page = tmp_path / "page.md"
     page.write_text(f"# One\n\n{command}\n\nold\n\n<!-- end of the table -->\n\nold\n", encoding="utf-8")
-    assert device_model.updated(page).endswith("1 of 1 tables changed")
-    assert device_model.updated(page).endswith("0 of 1 tables changed")
+    assert block_model.updated(page).endswith("1 of 1 tables changed")
+    assert block_model.updated(page).endswith("0 of 1 tables changed")
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"# One\n\n{command}\n\nAscend310P3") and text.endswith("<!-- end of the table -->\n\nold\n")
     with pytest.raises(InputError, match=r"none\.md"):
-        device_model.updated(tmp_path / "none.md")
+        block_model.updated(tmp_path / "none.md")
     page.write_bytes(b"\xff")
     with pytest.raises(InputError, match="not a UTF-8 text file"):
-        device_model.updated(page)
+        block_model.updated(page)

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from neonext_ms.benchmarks import instructions
-from neonext_ms.benchmarks.instructions import PIECES, compare, main
-from neonext_ms.errors import InputError
+from neonext_ms.benchmarks import cost_watch
+from neonext_ms.benchmarks.cost_watch import PIECES, compare, main
+from neonext_ms.common.errors import InputError
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """Counts by extra piece, which a test may change."""
     counts = {None: 1000, "exporter": 1100, "reader": 1200, "packers": 1300}
-    monkeypatch.setattr(instructions, "count", lambda how, extra: counts[extra])
-    monkeypatch.setattr(instructions.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(cost_watch, "count", lambda how, extra: counts[extra])
+    monkeypatch.setattr(cost_watch.shutil, "which", lambda name: f"/usr/bin/{name}")
     return counts
 
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_compared_is_said(counted, tmp_path, capsys):
     path = tmp_path / "none.json"
     assert main(["--method", "callgrind", "--baseline", str(path)]) == 0
     assert "not compared: the baseline has no figures by callgrind" in capsys.readouterr().out
-    stored = {"callgrind": {"versions": {**instructions.versions(), "numpy": "0.9"}, "costs": dict.fromkeys(PIECES, 1)}}
+    stored = {"callgrind": {"versions": {**cost_watch.versions(), "numpy": "0.9"}, "costs": dict.fromkeys(PIECES, 1)}}
     rows, reason = compare("callgrind", dict.fromkeys(PIECES, 100.0), stored)
     assert "numpy 0.9" in reason and not any(row.fails for row in rows)
 
@@ -57,20 +57,20 @@ def test_damaged_baseline(text, tmp_path):
     path = tmp_path / "b.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"b\.json"):
-        instructions.read_baseline(path)
+        cost_watch.read_baseline(path)
 
 
 def test_counters_of_the_tools():
-    assert instructions.parse_perf("12345,,instructions:u,1000,100.00,,\n") == 12345
-    assert instructions.parse_perf("<not supported>,,instructions:u,0,100.00,,\n") is None
-    assert instructions.parse_callgrind("==1== Collected : 654,338,678\n") == 654338678
-    assert instructions.parse_callgrind("==1== nothing") is None
+    assert cost_watch.parse_perf("12345,,instructions:u,1000,100.00,,\n") == 12345
+    assert cost_watch.parse_perf("<not supported>,,instructions:u,0,100.00,,\n") is None
+    assert cost_watch.parse_callgrind("==1== Collected : 654,338,678\n") == 654338678
+    assert cost_watch.parse_callgrind("==1== nothing") is None
 
 
 def test_the_pieces_run_and_the_ratio_needs_no_tool(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(instructions, "REPEATS", 1)
-    monkeypatch.setattr(instructions.shutil, "which", lambda name: None)
-    instructions.work("exporter")
+    monkeypatch.setattr(cost_watch, "REPEATS", 1)
+    monkeypatch.setattr(cost_watch.shutil, "which", lambda name: None)
+    cost_watch.work("exporter")
     assert main(["--baseline", str(tmp_path / "b.json"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == "ratio" and all(row["cost"] > 0 for row in found["rows"])
@@ -79,4 +79,4 @@ def test_the_pieces_run_and_the_ratio_needs_no_tool(monkeypatch, tmp_path, capsy
 
 
 def test_the_stored_baseline_is_whole():
-    assert set(instructions.read_baseline(instructions.BASELINE)) == {"callgrind", "ratio"}
+    assert set(cost_watch.read_baseline(cost_watch.BASELINE)) == {"callgrind", "ratio"}

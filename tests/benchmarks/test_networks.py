@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from neonext_ms.benchmarks import networks
-from neonext_ms.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, UsageError
 
 # One of each kind runs; its siblings are only counted.
 RUN = {

@@ -8,20 +8,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from neonext_ms.benchmarks import documents, networks
-from neonext_ms.benchmarks.predict import calibrate, command, figures, of_onnx, tables
-from neonext_ms.benchmarks.predict.cost import Demands, demand
-from neonext_ms.benchmarks.predict.neocell import spec_of
-from neonext_ms.benchmarks.predict.neonext import build
-from neonext_ms.benchmarks.predict.operators import BLOCKED, FRACTAL, blocked_size, operators
-from neonext_ms.benchmarks.predict.parameters import Parameters, fitted, stored
-from neonext_ms.benchmarks.predict.reader import Node, read
-from neonext_ms.benchmarks.predict.tasks import tasks
-from neonext_ms.errors import InputError, ToolchainError
-from neonext_ms.export.custom_op import attributes
+from neonext_ms.benchmarks.latency import calibrate, command, figures, of_onnx, tables
+from neonext_ms.benchmarks.latency.cost import Demands, demand
+from neonext_ms.benchmarks.latency.neocell import spec_of
+from neonext_ms.benchmarks.latency.neonext import build
+from neonext_ms.benchmarks.latency.operators import BLOCKED, FRACTAL, blocked_size, operators
+from neonext_ms.benchmarks.latency.parameters import Parameters, fitted, stored
+from neonext_ms.benchmarks.latency.reader import Node, read
+from neonext_ms.benchmarks.latency.tasks import tasks
+from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.export.onnx.neocell_node import attributes
+from neonext_ms.models.registry import model_config
 from neonext_ms.ops.soc import soc
 from neonext_ms.ops.spec import NeoCellSpec
 from neonext_ms.ops.twin.build import compiler
-from neonext_ms.registry import model_config
 
 P3 = soc("Ascend310P3")
 
@@ -132,9 +132,9 @@ def test_layer_norm_and_gelu_chains_become_one_operator():
 
 
 def test_the_tanh_form_of_gelu_is_found():
-    from neonext_ms.benchmarks.predict.neonext import _folded
-    from neonext_ms.export.flavour import CANN, lower
-    from neonext_ms.export.onnx_emitter import skeleton
+    from neonext_ms.benchmarks.latency.neonext import _folded
+    from neonext_ms.export.onnx.emitter import skeleton
+    from neonext_ms.export.onnx.format import CANN, lower
 
     flavour = CANN.with_(gelu="tanh")
     model = skeleton(lower(_folded("neonext_t.released_224", 224), flavour), 1, flavour)
@@ -366,7 +366,7 @@ def test_the_answer_of_the_document_is_what_is_predicted():
 
 def test_the_roofline_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    from neonext_ms.benchmarks.predict.roofline import draw
+    from neonext_ms.benchmarks.latency.roofline import draw
 
     model = networks.build("mobilenet_v1", batch=1, form="plain", seed=None)
     draw({"MobileNet-v1": of_onnx(model, "Ascend310P3")}, fitted(), tmp_path / "r.png")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from neonext_ms.benchmarks import profiles
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.export import pipeline
 from neonext_ms.export.request import Request
 

@@ -7,14 +7,14 @@ import onnx
 import pytest
 
 from conftest import relative_l2
-from neonext_ms.architecture import make_architecture
 from neonext_ms.benchmarks import networks, rewrites
 from neonext_ms.benchmarks.networks import folded
 from neonext_ms.benchmarks.networks.builder import GraphBuilder
 from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import unfolded
-from neonext_ms.initialization import initial_arrays
-from neonext_ms.runtime import onnx_session
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.runtime.base import onnx_session
 
 
 def neonext():

@@ -15,7 +15,7 @@ import lite_stand_in
 from acl_stand_in import StandIn
 from neonext_ms.benchmarks import inputs, runtimes
 from neonext_ms.benchmarks.runtimes import Settings, pyacl
-from neonext_ms.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 
 SIZE = (8, 8)
 

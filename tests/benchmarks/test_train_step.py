@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from neonext_ms.benchmarks import train_step
-from neonext_ms.benchmarks.models import official_options
-from neonext_ms.errors import InputError, ToolchainError
-from neonext_ms.registry import model_config
+from neonext_ms.benchmarks.subjects import official_options
+from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.models.registry import model_config
 
 
 def test_the_interpreter_and_the_repository_go_together(capsys):

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from neonext_ms.errors import InputError, UsageError
-from neonext_ms.export.aipp import aipp_config, crop_offsets, emulate, host_feed, host_pixels, parse
-from neonext_ms.images import prepare, resized_size
-from neonext_ms.preprocessing import Preprocessing
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.export.om.aipp import aipp_config, crop_offsets, emulate, host_feed, host_pixels, parse
+from neonext_ms.images.images import prepare, resized_size
+from neonext_ms.images.preprocessing import Preprocessing
 
 OFFICIAL = Preprocessing()
 RNG = np.random.RandomState(0)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms import toolchain
-from neonext_ms.errors import InputError, ToolchainError, UsageError
-from neonext_ms.export import atc
-from neonext_ms.files import staging
+from neonext_ms.common import external_tools
+from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.files import staging
+from neonext_ms.export.om import atc
 from neonext_ms.ops.soc import SOCS, soc
 
 OPTIONS = atc.OmOptions(soc("Ascend310P3"), (64, 48))
@@ -410,7 +410,7 @@ def _pids(tmp_path):
 
 @pytest.mark.parametrize("text", [HANGS, IGNORES], ids=["hangs", "ignores TERM"])
 def test_the_time_limit_ends_the_tool_and_its_children(text, onnx_file, tmp_path, environ, monkeypatch):
-    monkeypatch.setattr(toolchain, "GRACE", 0.3)
+    monkeypatch.setattr(external_tools, "GRACE", 0.3)
     write_atc(tmp_path / "tools", text)
     with pytest.raises(InputError) as error:
         compile_om(onnx_file, tmp_path, environ, timeout=0.7)
@@ -438,8 +438,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from neonext_ms.commands import common
-from neonext_ms.export import atc
-from neonext_ms.files import staging
+from neonext_ms.export.om import atc
+from neonext_ms.common.files import staging
 from neonext_ms.ops.soc import soc
 
 def body(argv=None):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from neonext_ms.architecture import make_architecture
-from neonext_ms.export import cann_ops, onnx_emitter
-from neonext_ms.export.flavour import CANN, Flavour, lower
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
-from neonext_ms.initialization import initial_arrays
+from neonext_ms.export.om import parser_support
+from neonext_ms.export.onnx import emitter
+from neonext_ms.export.onnx.format import CANN, Flavour, lower
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
 
 
 def _network(features_only=False, downsample="official"):
@@ -41,7 +42,7 @@ def _model(*nodes, opset=13, constants=(), domain=""):
 def test_what_the_cann_flavour_writes_is_taken(changes, downsample, features_only):
     flavour = CANN.with_(**changes)
     graph = lower(fold(_network(features_only, downsample))[0], flavour)
-    assert cann_ops.check(onnx_emitter.emit(graph, flavour=flavour)) == []
+    assert parser_support.check(emitter.emit(graph, flavour=flavour)) == []
 
 
 def test_every_operator_that_can_be_emitted_is_in_the_table():
@@ -50,51 +51,51 @@ def test_every_operator_that_can_be_emitted_is_in_the_table():
         for features_only in (False, True):
             network = _network(features_only)
             for graph in (lower(fold(network)[0], flavour), neocell_to_matmul(network)):
-                emitted |= {node.op_type for node in onnx_emitter.emit(graph, flavour=flavour).graph.node}
-    assert emitted - set(cann_ops.PARSERS) == {"Gelu"}
-    assert all(parser.source and parser.opsets for parser in cann_ops.PARSERS.values())
+                emitted |= {node.op_type for node in emitter.emit(graph, flavour=flavour).graph.node}
+    assert emitted - set(parser_support.PARSERS) == {"Gelu"}
+    assert all(parser.source and parser.opsets for parser in parser_support.PARSERS.values())
 
 
 def test_the_ordinary_flavours_are_refused_with_what_to_do():
     graph = neocell_to_matmul(fold(_network())[0])
-    problems = cann_ops.check(onnx_emitter.emit(graph, opset=20))
+    problems = parser_support.check(emitter.emit(graph, opset=20))
     gelu = next(p for p in problems if "Gelu" in p)
     assert gelu == (
         "node 'stage_1.0.ops.content.act', operator Gelu, opset 20: CANN has no parser for it; write it as a chain: "
         "--gelu erf or --gelu tanh"
     )
     assert any("operator Conv, opset 20" in p and "--opset 13" in p for p in problems)
-    assert cann_ops.check(onnx_emitter.emit(graph, opset=17)) == []
+    assert parser_support.check(emitter.emit(graph, opset=17)) == []
 
 
 def test_layouts_between_convolutions():
-    problems = cann_ops.check(onnx_emitter.emit(neocell_to_matmul(_network()), opset=13))
+    problems = parser_support.check(emitter.emit(neocell_to_matmul(_network()), opset=13))
     assert sum("between two convolutions" in p for p in problems) == 6
     assert all("chw2hwc" in p or "hwc2chw" in p for p in problems)
 
 
 def test_domains_and_imports():
     node = helper.make_node("Relu", ["x"], ["y"], name="n")
-    assert cann_ops.check(_model(node)) == [] == cann_ops.check(_model(node, domain="ai.onnx"))
+    assert parser_support.check(_model(node)) == [] == parser_support.check(_model(node, domain="ai.onnx"))
     two = _model(node)
     two.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert "E16005" in cann_ops.check(two)[0]
+    assert "E16005" in parser_support.check(two)[0]
     strange = _model(helper.make_node("FastGelu", ["x"], ["y"], name="n", domain="com.microsoft"))
-    assert "domain 'com.microsoft'" in cann_ops.check(strange)[0]
-    assert "no parser" in cann_ops.check(_model(helper.make_node("Celu", ["x"], ["y"])))[0]
-    assert "default domain" in cann_ops.check(_model(node, domain="npu"))[-1]
+    assert "domain 'com.microsoft'" in parser_support.check(strange)[0]
+    assert "no parser" in parser_support.check(_model(helper.make_node("Celu", ["x"], ["y"])))[0]
+    assert "default domain" in parser_support.check(_model(node, domain="npu"))[-1]
 
 
 def test_shape_arithmetic():
     shape = helper.make_node("Shape", ["x"], ["s"], name="shape")
     reshape = helper.make_node("Reshape", ["x", "s"], ["y"], name="reshape")
-    problems = cann_ops.check(_model(shape, reshape))
+    problems = parser_support.check(_model(shape, reshape))
     assert "'shape', operator Shape" in problems[0] and "input 1 (s) is computed" in problems[1]
-    assert cann_ops.check(_model(helper.make_node("Reshape", ["x", "s"], ["y"]), constants=["s"])) == []
+    assert parser_support.check(_model(helper.make_node("Reshape", ["x", "s"], ["y"]), constants=["s"])) == []
 
 
 def test_layer_normalization_at_two_opsets_only():
     node = helper.make_node("LayerNormalization", ["x", "s"], ["y"], name="n")
-    assert cann_ops.check(_model(node, opset=17, constants=["s"])) == []
+    assert parser_support.check(_model(node, opset=17, constants=["s"])) == []
     for opset in (13, 16, 19):
-        assert "opset 17 or 18" in cann_ops.check(_model(node, opset=opset, constants=["s"]))[0]
+        assert "opset 17 or 18" in parser_support.check(_model(node, opset=opset, constants=["s"]))[0]

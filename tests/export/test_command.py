@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from neonext_ms.errors import ParityError
-from neonext_ms.export import command, onnx_emitter, pipeline
+from neonext_ms.common.errors import ParityError
+from neonext_ms.export import command, pipeline
+from neonext_ms.export.onnx import emitter
 
 
 def _arguments(digits, output, *more, target="onnx"):
@@ -133,7 +134,7 @@ def test_a_disk_that_fails(digits, tmp_path, capsys, monkeypatch, reason):
         path.write_bytes(b"part of it")
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(onnx_emitter, "save", fail)
+    monkeypatch.setattr(emitter, "save", fail)
     code, _, err = _run(_arguments(digits, tmp_path / "out"), capsys)
     assert code == 1 and err.startswith(f"error: {tmp_path}/out/digits_64.onnx: ")
     assert not (tmp_path / "out").exists()
@@ -197,7 +198,7 @@ def test_two_exports_into_one_folder_do_not_mix(digits, tmp_path):
 
 @pytest.mark.parametrize("name", ["export", "compare", "convert", "predict", "validate", "info", "ops"])
 def test_help_is_quick_because_it_imports_nothing_heavy(name):
-    rooms = {"export": "neonext_ms.export.command", "compare": "neonext_ms.export.compare_command"}
+    rooms = {"export": "neonext_ms.export.command", "compare": "neonext_ms.export.compare.command"}
     module = rooms.get(name, f"neonext_ms.commands.{name}")
     code = (
         f"import sys, {module} as m\n"

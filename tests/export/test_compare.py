@@ -11,12 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from neonext_ms import load_checkpoint
-from neonext_ms.architecture import make_architecture
-from neonext_ms.errors import InputError, UsageError
-from neonext_ms.export import compare, compare_command, dumps, layers, onnx_emitter
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.export.compare import command, compare, dump_side, onnx_side
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
-from neonext_ms.initialization import initial_arrays
+from neonext_ms.export.onnx import emitter
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
 
 SHIFTS = ["--shifts", "1,1,0,0"]
 
@@ -32,7 +33,7 @@ def _models(folder, batch=None, opset=20, **options):
     network = _graph(**options)
     paths = folder / "naive.onnx", folder / "folded.onnx"
     for path, graph in zip(paths, (network, fold(network)[0]), strict=True):
-        onnx_emitter.write(onnx_emitter.emit(neocell_to_matmul(graph), batch, opset), path)
+        emitter.write(emitter.emit(neocell_to_matmul(graph), batch, opset), path)
     return paths
 
 
@@ -79,7 +80,7 @@ def _dump(source: Path, folder: Path, images, name_of, suffix=".npy", change=lam
 
 def _run(argv, capsys):
     try:
-        code = compare_command.main([str(a) for a in argv])
+        code = command.main([str(a) for a in argv])
     except SystemExit as stop:
         code = stop.code
     return code, *capsys.readouterr()
@@ -112,7 +113,7 @@ def test_layouts_are_told_apart_even_in_a_cube(tmp_path):
 
 def test_a_checkpoint_needs_no_mindspore(digits, tmp_path):
     code = (
-        "import sys; from neonext_ms.export import compare_command as c; "
+        "import sys; from neonext_ms.export.compare import command as c; "
         "code = c.main(sys.argv[1:]); assert code == 0, code; assert 'mindspore' not in sys.modules"
     )
     argv = [digits, digits, *SHIFTS, "--image-size", "64", "--samples", "1"]
@@ -175,8 +176,8 @@ def test_overflow_of_float16_is_found(tmp_path):
 def test_values_come_in_groups_of_bounded_size(tmp_path, monkeypatch):
     naive, folded = _models(tmp_path)
     whole = _compare(naive, folded).to_dict()
-    monkeypatch.setattr(layers, "GROUP_BYTES", 20_000)
-    monkeypatch.setattr(layers, "STEP", 1)
+    monkeypatch.setattr(onnx_side, "GROUP_BYTES", 20_000)
+    monkeypatch.setattr(onnx_side, "STEP", 1)
     side = compare.open_side(naive)
     groups = list(side._groups(side.names, 2))
     assert len(groups) > 5 and [name for group in groups for name in group] == list(side.names)
@@ -211,24 +212,24 @@ def test_a_foreign_model_is_compared_by_place(tmp_path, capsys):
 
 
 def test_mindir(digits, tmp_path, capsys):
-    from neonext_ms.export import mindir_emitter
+    from neonext_ms.export import mindir
 
-    mindir_emitter.write(_digits(digits), tmp_path / "d.mindir", None)
+    mindir.write(_digits(digits), tmp_path / "d.mindir", None)
     argv = [digits, tmp_path / "d.mindir", *SHIFTS, "--image-size", "64", "--layers", "--samples", "2"]
     code, out, err = _run(argv, capsys)
     assert code == 0 and "logits only" in err and "top-1 2/2" in out
 
 
 def test_shifts_and_size_come_from_the_other_file(digits, tmp_path, capsys):
-    model = onnx_emitter.emit(_digits(digits))
+    model = emitter.emit(_digits(digits))
     model.metadata_props.add(key="neonext_ms", value='{"shifts": [1, 1, 0, 0], "image_size": [64, 64]}')
-    onnx_emitter.write(model, tmp_path / "d.onnx")
+    emitter.write(model, tmp_path / "d.onnx")
     code, _, err = _run([digits, tmp_path / "d.onnx", "--samples", "1"], capsys)
     assert code == 0 and "shifts 1,1,0,0 as in the other file" in err
 
 
 def _mangled(node):
-    return dumps.mangled(node.name)
+    return dump_side.mangled(node.name)
 
 
 NAMINGS = {
@@ -278,13 +279,13 @@ def test_layouts_and_types_of_dumped_files(tmp_path, suffix, change):
 
 
 def test_a_dump_against_its_checkpoint(digits, tmp_path, capsys):
-    onnx_emitter.write(onnx_emitter.emit(_digits(digits)), tmp_path / "d.onnx")
+    emitter.write(emitter.emit(_digits(digits)), tmp_path / "d.onnx")
     images = compare.noise(2, (64, 64), 0)
     dump = _dump(tmp_path / "d.onnx", tmp_path / "dump", images, _mangled)
     argv = [dump, "--layers", "--samples", "2", "--image-size", "64", *SHIFTS]
     code, out, err = _run([digits, *argv], capsys)
     assert code == 0 and "skipped" not in out and out.count("e-0") > 100 and "BatchNorm" not in err
-    onnx_emitter.write(compare.open_side(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
+    emitter.write(compare.open_side(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
     code, out, err = _run([tmp_path / "naive.onnx", dump, "--layers", "--samples", "2"], capsys)
     assert "there is no BatchNorm in it" in err and "skipped   downsample_1.conv: " in out
 
@@ -474,7 +475,7 @@ def test_a_model_with_two_inputs(tmp_path):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, neonext_ms.export.compare_command as m\n"
+        "import sys, neonext_ms.export.compare.command as m\n"
         "try:\n    m.main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
         "print(sorted({'numpy', 'mindspore', 'onnx', 'onnxruntime', 'PIL'} & set(sys.modules)))"
     )

@@ -10,14 +10,15 @@ from onnx import numpy_helper
 
 from conftest import relative_max
 from neonext_ms import load_checkpoint
-from neonext_ms.architecture import make_architecture
-from neonext_ms.errors import InputError
-from neonext_ms.export import custom_op, onnx_emitter, parity
+from neonext_ms.common.errors import InputError
+from neonext_ms.export.compare import parity
 from neonext_ms.export.evaluate import evaluate
-from neonext_ms.export.flavour import CANN, Flavour, lower, tolerance
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import DeployGraph, Layer, unfolded
-from neonext_ms.initialization import initial_arrays
+from neonext_ms.export.onnx import emitter, neocell_node
+from neonext_ms.export.onnx.format import CANN, Flavour, lower, tolerance
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
 from neonext_ms.ops.packing import RUN_ATTRIBUTES
 from networks import networks
@@ -46,7 +47,7 @@ def folded(network):
 @pytest.fixture
 def expected(network):
     images = parity.noise(3, (64, 64), 0)
-    return images, _run(onnx_emitter.emit(neocell_to_matmul(network)), images)[0]
+    return images, _run(emitter.emit(neocell_to_matmul(network)), images)[0]
 
 
 def _types(model):
@@ -68,7 +69,7 @@ def test_every_flavour_equals_the_network(data):
     )
     graph = unfolded(architecture, arrays, size, features_only=draw(st.booleans()))
     images = parity.noise(2, size, 1)
-    reference = _run(onnx_emitter.emit(neocell_to_matmul(graph)), images)
+    reference = _run(emitter.emit(neocell_to_matmul(graph)), images)
     exact = evaluate(graph, images)
     # Some random networks cancel almost all of their last layer, or normalise next to nothing.
     assume(all(relative_max(r, exact[name]) < 1e-6 for r, name in zip(reference, graph.outputs, strict=True)))
@@ -77,14 +78,14 @@ def test_every_flavour_equals_the_network(data):
         values = evaluate(lower(folded, Flavour(gelu="tanh")), images)
         reference = [values[name] for name in graph.outputs]
     lowered = lower(folded, flavour)
-    model = onnx_emitter.emit(lowered, draw(st.sampled_from([None, 2])), flavour=flavour)
-    assert len(model.graph.node) == onnx_emitter.count_nodes(lowered, flavour=flavour)
+    model = emitter.emit(lowered, draw(st.sampled_from([None, 2])), flavour=flavour)
+    assert len(model.graph.node) == emitter.count_nodes(lowered, flavour=flavour)
     if flavour.neocell == "custom":
-        model = custom_op.expand_custom(model)
+        model = neocell_node.expand_custom(model)
     onnx.checker.check_model(model, full_check=True)
     assert [value.name for value in model.graph.output] == list(graph.outputs)
     if flavour.precision != "float32":
-        model = onnx_emitter.in_float32(model)
+        model = emitter.in_float32(model)
     for value, wanted in zip(_run(model, images), reference, strict=True):
         # Random tiny networks are worse conditioned than trained ones.
         assert relative_max(value, wanted) < (1e-5 if flavour.precision == "float32" else 3 * tolerance("float16"))
@@ -92,7 +93,7 @@ def test_every_flavour_equals_the_network(data):
 
 def test_the_cann_flavour(folded, expected):
     images, wanted = expected
-    model = onnx_emitter.emit(lower(folded, CANN), 3, flavour=CANN)
+    model = emitter.emit(lower(folded, CANN), 3, flavour=CANN)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 13)]
     assert {node.domain for node in model.graph.node} == {""}
     types = _types(model)
@@ -103,13 +104,13 @@ def test_the_cann_flavour(folded, expected):
     assert types[norm : norm + 9] == ["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
     assert types[norm - 2 : norm] == ["GlobalAveragePool", "Flatten"] and types[norm + 9 :] == ["Gemm"]
     assert parity.compare(wanted, _run(model, images)[0]).holds()
-    assert onnx_emitter.count_nodes(lower(folded, CANN), flavour=CANN) == len(types)
+    assert emitter.count_nodes(lower(folded, CANN), flavour=CANN) == len(types)
 
 
 @pytest.mark.parametrize("flavour", [CANN.with_(gelu="tanh"), Flavour(gelu="tanh")])
 def test_tanh(folded, expected, flavour):
     images, wanted = expected
-    model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    model = emitter.emit(lower(folded, flavour), flavour=flavour)
     result = parity.compare(wanted, _run(model, images)[0], tolerance("float32", "tanh"))
     assert result.holds(tolerance("float32", "tanh")) and not result.holds()
     types = _types(model)
@@ -123,14 +124,14 @@ def test_tanh(folded, expected, flavour):
 
 def test_erf_is_a_chain_whatever_the_opset(folded):
     flavour = Flavour(gelu="erf")
-    types = _types(onnx_emitter.emit(lower(folded, flavour), flavour=flavour))
+    types = _types(emitter.emit(lower(folded, flavour), flavour=flavour))
     assert "Gelu" not in types and "LayerNormalization" in types
 
 
 def test_padded_products_are_aligned_in_every_dimension(folded, expected):
     images, wanted = expected
     flavour = CANN.with_(neocell="padded")
-    model = onnx_emitter.emit(lower(folded, flavour), 1, flavour=flavour)
+    model = emitter.emit(lower(folded, flavour), 1, flavour=flavour)
     assert not {"Pad", "Slice"} & set(_types(model)) and "AveragePool" in _types(model)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.graph.value_info}
@@ -140,22 +141,22 @@ def test_padded_products_are_aligned_in_every_dimension(folded, expected):
     for node in products:
         for value in (*node.input, *node.output):
             assert all(side % 16 == 0 for side in shapes[value][-2:])
-    dynamic = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    dynamic = emitter.emit(lower(folded, flavour), flavour=flavour)
     assert parity.compare(wanted, _run(dynamic, images)[0]).holds()
 
 
 def test_a_custom_graph_is_proven_two_ways(folded, expected):
     images, wanted = expected
     flavour = CANN.with_(neocell="custom")
-    model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    model = emitter.emit(lower(folded, flavour), flavour=flavour)
     assert _types(model).count("NeoCell") == 5 and "MatMul" not in _types(model)
     for node in model.graph.node:
         if node.op_type == "NeoCell":
-            assert {a.name for a in node.attribute} == set(RUN_ATTRIBUTES) <= set(custom_op.ATTRIBUTES)
-            assert len(node.input) <= len(custom_op.INPUTS)
-    assert parity.compare(wanted, custom_op.run_reference(model, images)).holds()
+            assert {a.name for a in node.attribute} == set(RUN_ATTRIBUTES) <= set(neocell_node.ATTRIBUTES)
+            assert len(node.input) <= len(neocell_node.INPUTS)
+    assert parity.compare(wanted, neocell_node.run_reference(model, images)).holds()
     before = model.SerializeToString()
-    assert parity.compare(wanted, _run(custom_op.expand_custom(model), images)[0]).holds()
+    assert parity.compare(wanted, _run(neocell_node.expand_custom(model), images)[0]).holds()
     assert model.SerializeToString() == before
 
 
@@ -170,42 +171,42 @@ def test_a_custom_node_with_bias_and_other_sizes_of_a_and_b(precision):
     arrays["bias"] = np.float32([1, -2, 3])
     graph = DeployGraph((Layer("neocell", "cell", ("input",), "y", arrays, {"spec": spec}),), (7, 12), ("y",))
     flavour = CANN.with_(neocell="custom", precision=precision)
-    model = onnx_emitter.emit(lower(graph, flavour), flavour=flavour)
+    model = emitter.emit(lower(graph, flavour), flavour=flavour)
     assert [len(node.input) for node in model.graph.node if node.op_type == "NeoCell"] == [4]
     images = parity.noise(2, (7, 12), 0)
     wanted = evaluate(graph, images)["y"]
-    expanded = custom_op.expand_custom(model)
+    expanded = neocell_node.expand_custom(model)
     onnx.checker.check_model(expanded, full_check=True)
-    for value in (custom_op.run_reference(model, images), _run(expanded, images)[0]):
+    for value in (neocell_node.run_reference(model, images), _run(expanded, images)[0]):
         assert relative_max(value, wanted) < tolerance(precision)
 
 
 def test_a_custom_graph_with_wrong_coefficients_is_not_proven(folded, expected):
     images, wanted = expected
     flavour = CANN.with_(neocell="custom")
-    model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+    model = emitter.emit(lower(folded, flavour), flavour=flavour)
     node = next(n for n in model.graph.node if n.op_type == "NeoCell")
     weights = next(t for t in model.graph.initializer if t.name == node.input[1])
     right = numpy_helper.to_array(weights)
     weights.CopyFrom(numpy_helper.from_array(right[::-1].copy(), weights.name))
-    assert not parity.compare(wanted, _run(custom_op.expand_custom(model), images)[0]).holds()
+    assert not parity.compare(wanted, _run(neocell_node.expand_custom(model), images)[0]).holds()
     channels = next(a for a in node.attribute if a.name == "channels")
     channels.ints[0] += 16
     with pytest.raises(InputError, match="do not belong to the attributes"):
-        custom_op.expand_custom(model)
+        neocell_node.expand_custom(model)
     channels.name = "chanels"
     with pytest.raises(InputError, match="unknown attribute 'chanels'; did you mean channels"):
-        custom_op.expand_custom(model)
+        neocell_node.expand_custom(model)
     channels.name = "channels"
     next(a for a in node.attribute if a.name == "h_out").ints[0] = 1
     with pytest.raises(InputError, match="changes the size of its map"):
-        custom_op.expand_custom(model)
+        neocell_node.expand_custom(model)
 
 
 def test_half_precision_in_onnxruntime_and_rounded(folded, expected):
     images, wanted = expected
     for flavour in (CANN.with_(precision="float16"), Flavour(precision="float16", float32_io=False)):
-        model = onnx_emitter.emit(lower(folded, flavour), flavour=flavour)
+        model = emitter.emit(lower(folded, flavour), flavour=flavour)
         onnx.checker.check_model(model, full_check=True)
         kinds = {t.data_type for t in model.graph.initializer}
         assert kinds == {onnx.TensorProto.FLOAT16}
@@ -214,16 +215,16 @@ def test_half_precision_in_onnxruntime_and_rounded(folded, expected):
         assert native.dtype == outside.dtype
         limit = tolerance("float16")
         assert parity.compare(wanted, native.astype(np.float32), limit).holds(limit)
-        assert parity.compare(wanted, _run(onnx_emitter.in_float32(model), images)[0], limit).holds(limit)
+        assert parity.compare(wanted, _run(emitter.in_float32(model), images)[0], limit).holds(limit)
 
 
 def test_bfloat16_is_valid_and_proven_by_emulation(folded, expected):
     images, wanted = expected
-    model = onnx_emitter.emit(lower(folded, BFLOAT16), flavour=BFLOAT16)
+    model = emitter.emit(lower(folded, BFLOAT16), flavour=BFLOAT16)
     onnx.checker.check_model(model, full_check=True)
     assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.BFLOAT16}
     limit = tolerance("bfloat16")
-    result = parity.compare(wanted, _run(onnx_emitter.in_float32(model), images)[0], limit)
+    result = parity.compare(wanted, _run(emitter.in_float32(model), images)[0], limit)
     assert result.holds(limit) and result.relative_l2 > tolerance("float32")
 
 
@@ -233,7 +234,7 @@ def test_a_weight_that_float16_cannot_hold(folded):
     layers[0] = layers[0].__class__("conv", "stem.conv", ("input",), layers[0].output, arrays, layers[0].attributes)
     graph = lower(folded.__class__(tuple(layers), folded.image_size, folded.outputs), CANN)
     with pytest.raises(InputError, match=r"stem.conv.weight has values up to .* float16 cannot hold; use bfloat16"):
-        onnx_emitter.emit(graph, flavour=CANN.with_(precision="float16"))
+        emitter.emit(graph, flavour=CANN.with_(precision="float16"))
 
 
 @pytest.mark.parametrize("neocell", ["matmul", "padded", "custom"])
@@ -242,15 +243,15 @@ def test_features_have_names(neocell):
     arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
     graph = unfolded(architecture, arrays, (44, 72), features_only=True)
     flavour = CANN.with_(neocell=neocell)
-    model = onnx_emitter.emit(lower(fold(graph)[0], flavour), 2, flavour=flavour)
+    model = emitter.emit(lower(fold(graph)[0], flavour), 2, flavour=flavour)
     if neocell == "custom":
-        model = custom_op.expand_custom(model)
+        model = neocell_node.expand_custom(model)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output}
     assert shapes == {
         "stage_1": [2, 4, 11, 18], "stage_2": [2, 6, 5, 9], "stage_3": [2, 8, 2, 4], "stage_4": [2, 10, 1, 2],
     }  # fmt: skip
     images = parity.noise(2, (44, 72), 0)
-    wanted = _run(onnx_emitter.emit(neocell_to_matmul(graph)), images)
+    wanted = _run(emitter.emit(neocell_to_matmul(graph)), images)
     for one, two in zip(_run(model, images), wanted, strict=True):
         assert relative_max(one, two) < 2e-5
 
@@ -260,40 +261,40 @@ def test_features_have_names(neocell):
 def test_mindir_of_every_form(tmp_path, neocell, features_only):
     import mindspore as ms
 
-    from neonext_ms.export import mindir_emitter
+    from neonext_ms.export import mindir
 
     architecture = make_architecture(num_classes=3, dims=(4, 6, 8, 10), kernel_spec="2+3")
     arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
     graph = unfolded(architecture, arrays, (36, 40), features_only)
     flavour = Flavour(neocell=neocell, gelu="tanh" if features_only else "auto")
     lowered = lower(fold(graph)[0], flavour)
-    mindir_emitter.write(lowered, tmp_path / "m.mindir", 2, flavour)
+    mindir.write(lowered, tmp_path / "m.mindir", 2, flavour)
     images = parity.noise(2, (36, 40), 0)
     values = ms.nn.GraphCell(ms.load(str(tmp_path / "m.mindir")))(ms.Tensor(images))
     values = values if features_only else (values,)
-    wanted = _run(onnx_emitter.emit(lowered, flavour=flavour), images)
+    wanted = _run(emitter.emit(lowered, flavour=flavour), images)
     assert len(values) == len(wanted) == (4 if features_only else 1)
     for one, two in zip(values, wanted, strict=True):
         assert relative_max(one.asnumpy(), two) < 2e-5
 
 
 def test_mindir_refuses_what_it_cannot_prove(folded, tmp_path):
-    from neonext_ms.export import mindir_emitter
+    from neonext_ms.export import mindir
 
     with pytest.raises(InputError, match="no bfloat16 convolution"):
-        mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(opset=22, precision="bfloat16"))
+        mindir.write(folded, tmp_path / "m.mindir", None, Flavour(opset=22, precision="bfloat16"))
     with pytest.raises(InputError, match="MindIR has no form of a neocell layer"):
-        mindir_emitter.write(folded, tmp_path / "m.mindir", None, Flavour(neocell="custom"))
+        mindir.write(folded, tmp_path / "m.mindir", None, Flavour(neocell="custom"))
 
 
 @pytest.mark.parametrize("float32_io", [True, False])
 def test_mindir_in_float16(folded, expected, tmp_path, float32_io):
-    from neonext_ms.export import mindir_emitter, prove
+    from neonext_ms.export import mindir, verify
 
     images, logits = expected
     flavour = Flavour(precision="float16", neocell="padded", float32_io=float32_io)
-    (path,) = mindir_emitter.write(lower(folded, flavour), tmp_path / "m.mindir", None, flavour)
-    found = prove.outputs(path, flavour, images.astype(np.float32))
+    (path,) = mindir.write(lower(folded, flavour), tmp_path / "m.mindir", None, flavour)
+    found = verify.outputs(path, flavour, images.astype(np.float32))
     assert 1e-6 < relative_max(found, logits) < tolerance("float16")
 
 
@@ -301,14 +302,14 @@ def test_mindir_in_float16(folded, expected, tmp_path, float32_io):
 def test_large_models_get_a_second_file(folded, expected, tmp_path, monkeypatch, flavour):
     images, _ = expected
     graph = lower(folded, flavour)
-    model = onnx_emitter.emit(graph, flavour=flavour, metadata={"neonext_ms": {"a": 1}})
+    model = emitter.emit(graph, flavour=flavour, metadata={"neonext_ms": {"a": 1}})
     (wanted,) = _run(model, images)
-    assert onnx_emitter.save(graph, tmp_path / "whole.onnx", None, flavour) == [tmp_path / "whole.onnx"]
-    assert onnx_emitter.write(model, tmp_path / "message.onnx") == [tmp_path / "message.onnx"]
-    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 100_000)
+    assert emitter.save(graph, tmp_path / "whole.onnx", None, flavour) == [tmp_path / "whole.onnx"]
+    assert emitter.write(model, tmp_path / "message.onnx") == [tmp_path / "message.onnx"]
+    monkeypatch.setattr(emitter, "MAX_BYTES", 100_000)
     before = model.SerializeToString()
-    saved = onnx_emitter.save(graph, tmp_path / "saved.onnx", None, flavour, {"neonext_ms": {"a": 1}})
-    written = onnx_emitter.write(model, tmp_path / "written.onnx")
+    saved = emitter.save(graph, tmp_path / "saved.onnx", None, flavour, {"neonext_ms": {"a": 1}})
+    written = emitter.write(model, tmp_path / "written.onnx")
     assert model.SerializeToString() == before
     for name, files in (("saved", saved), ("written", written)):
         assert files == [tmp_path / f"{name}.onnx", tmp_path / f"{name}.onnx.data"]
@@ -327,10 +328,10 @@ def test_large_models_get_a_second_file(folded, expected, tmp_path, monkeypatch,
 
 
 def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(emitter, "MAX_BYTES", 100_000)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        onnx_emitter.save(neocell_to_matmul(folded), tmp_path / folder / "m.onnx")
+        emitter.save(neocell_to_matmul(folded), tmp_path / folder / "m.onnx")
     for name in ("m.onnx", "m.onnx.data"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -357,6 +358,6 @@ def test_what_has_no_custom_node(network, folded):
     with pytest.raises(InputError, match=r"downsample_1\.neocell: a NeoCell that changes the size"):
         lower(network, Flavour(neocell="custom"))
     with pytest.raises(InputError, match="has to be lowered before it is emitted"):
-        onnx_emitter.emit(folded)
+        emitter.emit(folded)
     with pytest.raises(InputError, match="precision must be one of"):
         tolerance("int8")

@@ -7,12 +7,12 @@ import pytest
 
 from conftest import goldens, relative_max
 from neonext_ms import load_checkpoint
-from neonext_ms.architecture import make_architecture
-from neonext_ms.errors import InputError
-from neonext_ms.export import fold as rules
+from neonext_ms.common.errors import InputError
+from neonext_ms.export import fold
 from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.graph import NCHW, NHWC, DeployGraph, Layer, unfolded
-from neonext_ms.initialization import initial_arrays
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
 
 RNG = np.random.RandomState(0)
@@ -86,12 +86,12 @@ def test_channels_first(bias):
         ("scale", {"gamma": _array(5)}, {"axis": -1}),
         ("transpose", {}, {"order": NCHW}),
     )
-    _check(rules.channels_first, graph, ["conv", "gelu", "scale"])
+    _check(fold.channels_first, graph, ["conv", "gelu", "scale"])
 
 
 def test_channels_first_leaves_other_transposes_alone():
     graph = _graph(("transpose", {}, {"order": NHWC}), ("linear", {"weight": _array(5, 3)}, {}))
-    _check(rules.channels_first, graph, ["transpose", "linear"])
+    _check(fold.channels_first, graph, ["transpose", "linear"])
 
 
 def test_channels_first_takes_a_layer_norm_along():
@@ -101,93 +101,93 @@ def test_channels_first_takes_a_layer_norm_along():
         ("linear", {"weight": _array(5, 3)}, {}),
         ("transpose", {}, {"order": NCHW}),
     )
-    folded = _check(rules.channels_first, graph, ["layer_norm", "conv"])
+    folded = _check(fold.channels_first, graph, ["layer_norm", "conv"])
     assert folded.layers[0].attributes["axis"] == 1
 
 
 def test_merge_stem():
     graph = _graph(("space_to_depth", {}, {"block": 4}), _conv(48, 5))
-    folded = _check(rules.merge_stem, graph, ["conv"])
+    folded = _check(fold.merge_stem, graph, ["conv"])
     assert folded.layers[0].arrays["weight"].shape == (5, 3, 4, 4)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 7)])
 def test_merge_downsample(size):
     graph = _graph(_conv(3, 4), _cell(HALVE), size=size)
-    assert _check(rules.merge_downsample, graph, ["conv"]).layers[0].arrays["weight"].shape == (4, 3, 2, 2)
+    assert _check(fold.merge_downsample, graph, ["conv"]).layers[0].arrays["weight"].shape == (4, 3, 2, 2)
 
 
 def test_merge_downsample_needs_a_convolution_without_bias():
-    _check(rules.merge_downsample, _graph(_conv(3, 4, bias=True), _cell(HALVE)), ["conv", "neocell"])
+    _check(fold.merge_downsample, _graph(_conv(3, 4, bias=True), _cell(HALVE)), ["conv", "neocell"])
 
 
 def test_merge_downsample_needs_a_reduction():
-    _check(rules.merge_downsample, _graph(_conv(3, 4), _cell(PAIR)), ["conv", "neocell"])
+    _check(fold.merge_downsample, _graph(_conv(3, 4), _cell(PAIR)), ["conv", "neocell"])
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_batch_norm_into_conv(bias):
-    _check(rules.batch_norm_into_conv, _graph(_conv(3, 5, 2, bias), _norm(5)), ["conv"])
+    _check(fold.batch_norm_into_conv, _graph(_conv(3, 5, 2, bias), _norm(5)), ["conv"])
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_batch_norm_into_next(bias):
     graph = _graph(_conv(3, 4), _cell(PAIR), _norm(4), _conv(4, 6, bias=bias))
-    _check(rules.batch_norm_into_next, graph, ["conv", "neocell", "conv"])
+    _check(fold.batch_norm_into_next, graph, ["conv", "neocell", "conv"])
 
 
 @pytest.mark.parametrize("attributes", [{"padding": 1}, {"stride": 2}])
 def test_only_a_linear_layer_on_every_pixel_counts_as_one(attributes):
     conv = _strided(_conv(4, 5), **attributes)
-    _check(rules.batch_norm_into_next, _graph(_conv(3, 4), _cell(PAIR), _norm(4), conv), [
+    _check(fold.batch_norm_into_next, _graph(_conv(3, 4), _cell(PAIR), _norm(4), conv), [
         "conv", "neocell", "batch_norm", "conv",
     ])  # fmt: skip
-    _check(rules.merge_downsample, _graph(_strided(_conv(3, 4), **attributes), _cell(HALVE)), ["conv", "neocell"])
-    _check(rules.batch_norm_into_conv, _graph(_strided(_conv(3, 4, 3), **attributes), _norm(4)), ["conv"])
+    _check(fold.merge_downsample, _graph(_strided(_conv(3, 4), **attributes), _cell(HALVE)), ["conv", "neocell"])
+    _check(fold.batch_norm_into_conv, _graph(_strided(_conv(3, 4, 3), **attributes), _norm(4)), ["conv"])
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_layer_norm_into_next(bias):
     for conv in (_conv(3, 5, 1, bias), _conv(3, 5, 2, bias), _strided(_conv(3, 5, 3, bias), stride=1)):
-        folded = _check(rules.layer_norm_into_next, _graph(_layer_norm(3, 1), conv), ["layer_norm", "conv"])
+        folded = _check(fold.layer_norm_into_next, _graph(_layer_norm(3, 1), conv), ["layer_norm", "conv"])
         assert not folded.layers[0].arrays
     linear = "linear", {"weight": _array(5, 3)} | ({"bias": _array(5)} if bias else {}), {}
     graph = _graph(("global_mean", {}, {}), _layer_norm(3, -1), linear)
-    assert not _check(rules.layer_norm_into_next, graph, ["global_mean", "layer_norm", "linear"]).layers[1].arrays
+    assert not _check(fold.layer_norm_into_next, graph, ["global_mean", "layer_norm", "linear"]).layers[1].arrays
     # The shift would not reach the zeros around the map.
     padded = _graph(_layer_norm(3, 1), _strided(_conv(3, 5, 3, bias), stride=1, padding=1))
-    assert _check(rules.layer_norm_into_next, padded, ["layer_norm", "conv"]).layers[0].arrays
+    assert _check(fold.layer_norm_into_next, padded, ["layer_norm", "conv"]).layers[0].arrays
 
 
 def test_layer_norm_to_depthwise():
-    _check(rules.layer_norm_to_depthwise, _graph(_layer_norm(3, 1)), ["layer_norm", "conv"])
+    _check(fold.layer_norm_to_depthwise, _graph(_layer_norm(3, 1)), ["layer_norm", "conv"])
     mean = "global_mean", {}, {}
-    _check(rules.layer_norm_to_depthwise, _graph(mean, _layer_norm(3, -1)), ["global_mean", "layer_norm"])
+    _check(fold.layer_norm_to_depthwise, _graph(mean, _layer_norm(3, -1)), ["global_mean", "layer_norm"])
 
 
 def test_batch_norm_into_neocell():
     graph = _graph(_conv(3, 4), _cell(PAIR), _norm(4), _norm(4), ("gelu", {}, {}))
-    folded = _check(rules.batch_norm_into_neocell, graph, ["conv", "neocell", "batch_norm", "gelu"])
-    _check(rules.batch_norm_into_neocell, folded, ["conv", "neocell", "gelu"])
+    folded = _check(fold.batch_norm_into_neocell, graph, ["conv", "neocell", "batch_norm", "gelu"])
+    _check(fold.batch_norm_into_neocell, folded, ["conv", "neocell", "gelu"])
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 7)])
 def test_reduction_to_depthwise(size):
-    graph = rules.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(HALVE), _norm(4), size=size))
-    _check(rules.reduction_to_depthwise, graph, ["conv", "conv"])
+    graph = fold.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(HALVE), _norm(4), size=size))
+    _check(fold.reduction_to_depthwise, graph, ["conv", "conv"])
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_layer_scale_into_conv(bias):
     graph = _graph(_conv(3, 5, bias=bias), ("scale", {"gamma": _array(5)}, {"axis": 1}))
-    _check(rules.layer_scale_into_conv, graph, ["conv"])
+    _check(fold.layer_scale_into_conv, graph, ["conv"])
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
 def test_neocell_to_matmul(size):
-    graph = rules.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
-    _check(rules.neocell_to_matmul, graph, ["conv", "left", "right", "shift"])
-    _check(rules.neocell_to_matmul, _graph(_conv(3, 4), _cell(PAIR), size=size), ["conv", "left", "right"])
+    graph = fold.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
+    _check(fold.neocell_to_matmul, graph, ["conv", "left", "right", "shift"])
+    _check(fold.neocell_to_matmul, _graph(_conv(3, 4), _cell(PAIR), size=size), ["conv", "left", "right"])
 
 
 def _padded(graph, padded):
@@ -208,8 +208,8 @@ def test_neocell_to_padded_matmul(downsample, size, multiple):
             arrays[name] = (RNG.standard_normal(array.shape) ** 2 + 0.2).astype(np.float32)
     x = RNG.standard_normal((1, 3, *size))
     for features_only in (False, True):
-        folded, _ = rules.fold(unfolded(architecture, arrays, size, features_only))
-        padded = rules.neocell_to_padded_matmul(folded, multiple)
+        folded, _ = fold.fold(unfolded(architecture, arrays, size, features_only))
+        padded = fold.neocell_to_padded_matmul(folded, multiple)
         shapes = padded.shapes()
         for layer in padded.layers:
             if layer.op in ("left", "right"):
@@ -226,23 +226,23 @@ def test_neocell_to_padded_matmul(downsample, size, multiple):
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
 def test_padded_products_of_a_neocell_with_bias(size):
-    graph = rules.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
+    graph = fold.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
     ops = ["conv", "left", "right", "shift", "crop"]
-    folded = _check(rules.neocell_to_padded_matmul, graph, ops)
+    folded = _check(fold.neocell_to_padded_matmul, graph, ops)
     assert folded.shapes()["v2.padded"] == (4, 16, 16)
 
 
 def test_the_input_itself_is_padded_by_rectangular_matrices():
     spec = NeoCellSpec([{"kernel": 2, "channels": 1}, {"h_in": 2, "h_out": 2, "w_in": 2, "w_out": 2, "channels": 2}])
-    folded = _check(rules.neocell_to_padded_matmul, _graph(_cell(spec), size=(5, 20)), ["left", "right", "crop"])
+    folded = _check(fold.neocell_to_padded_matmul, _graph(_cell(spec), size=(5, 20)), ["left", "right", "crop"])
     assert [layer.arrays["matrix"].shape for layer in folded.layers[:2]] == [(3, 16, 5), (3, 20, 32)]
 
 
 def test_a_mean_over_a_part_too_large_for_one_pooling_is_cropped():
     graph = _graph(_conv(3, 4), ("global_mean", {}, {}), size=(20, 40))
-    _check(rules.neocell_to_padded_matmul, graph, ["conv", "crop", "global_mean"])
+    _check(fold.neocell_to_padded_matmul, graph, ["conv", "crop", "global_mean"])
     graph = _graph(_conv(3, 4), ("global_mean", {}, {}), size=(7, 20))
-    assert _check(rules.neocell_to_padded_matmul, graph, ["conv", "global_mean"]).layers[1].attributes["size"] == (
+    assert _check(fold.neocell_to_padded_matmul, graph, ["conv", "global_mean"]).layers[1].attributes["size"] == (
         7,
         20,
     )
@@ -250,26 +250,26 @@ def test_a_mean_over_a_part_too_large_for_one_pooling_is_cropped():
 
 def test_padding_needs_a_folded_graph():
     with pytest.raises(InputError, match="fold the graph first"):
-        rules.neocell_to_padded_matmul(unfolded(make_architecture(), initial_arrays(make_architecture()), (32, 32)))
+        fold.neocell_to_padded_matmul(unfolded(make_architecture(), initial_arrays(make_architecture()), (32, 32)))
     with pytest.raises(InputError, match="multiple of at least 1"):
-        rules.neocell_to_padded_matmul(_graph(_conv(3, 4)), 0)
+        fold.neocell_to_padded_matmul(_graph(_conv(3, 4)), 0)
 
 
 def test_features_are_named_after_their_stages():
     architecture = make_architecture(dims=(4, 6, 8, 10), kernel_spec="2", per_stage_layers=(1, 0, 2, 0))
     graph = unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (32, 64), True)
     assert graph.outputs == ("stage_1", "stage_2", "stage_3", "stage_4")
-    folded, _ = rules.fold(graph)
+    folded, _ = fold.fold(graph)
     assert [folded.shapes()[name] for name in folded.outputs] == [(4, 8, 16), (6, 4, 8), (8, 2, 4), (10, 1, 2)]
 
 
 def test_values_with_two_readers_are_not_folded_away():
     graph = _graph(_conv(3, 4), _norm(4))
     graph = DeployGraph(graph.layers, graph.image_size, ("v0", "v1"))
-    assert [layer.op for layer in rules.batch_norm_into_conv(graph).layers] == ["conv", "batch_norm"]
+    assert [layer.op for layer in fold.batch_norm_into_conv(graph).layers] == ["conv", "batch_norm"]
     both = Layer("add", "v2", ("v0", "v1"), "v2")
     graph = DeployGraph((*graph.layers, both), graph.image_size, ("v2",))
-    assert [layer.op for layer in rules.batch_norm_into_conv(graph).layers] == ["conv", "batch_norm", "add"]
+    assert [layer.op for layer in fold.batch_norm_into_conv(graph).layers] == ["conv", "batch_norm", "add"]
 
 
 @pytest.mark.parametrize("case", goldens("NeoNeXt"))
@@ -280,7 +280,7 @@ def test_the_unfolded_graph_is_the_official_network(case):
         pytest.skip("float64 in NumPy is too slow for this size; onnxruntime checks it")
     values = evaluate(graph, case.load("_input.npy"))
     assert relative_max(values["logits"], case.load("_logits64.npy")) < 1e-12
-    folded, what = rules.fold(graph)
+    folded, what = fold.fold(graph)
     assert relative_max(evaluate(folded, case.load("_input.npy"))["logits"], case.load("_logits64.npy")) < 1e-6
     assert what.gone("batch_norm") == 9 and "batch_norm" not in what.after
     assert what.gone("scale") == (5 if case.options.get("layer_scale_init_value") else 0)
@@ -293,7 +293,7 @@ def test_the_papers_order_folds_to_two_convolutions_between_gelus():
         if ".norm" in name:
             arrays[name] = (np.abs(_array(*array.shape)) + 0.2).astype(np.float32)
     graph = unfolded(architecture, arrays, (36, 32))
-    folded, what = rules.fold(graph)
+    folded, what = fold.fold(graph)
     assert set(what.after) == {"conv", "neocell", "gelu", "add", "global_mean", "layer_norm", "linear"}
     between = [layer for layer in folded.layers if layer.name.startswith("downsample_1")]
     assert [layer.op for layer in between] == ["conv", "gelu", "conv", "gelu"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms.errors import InputError, ToolchainError, UsageError
-from neonext_ms.export import lite
-from neonext_ms.files import publish, staging
+from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.files import publish, staging
+from neonext_ms.export.om import lite
 from neonext_ms.ops.soc import soc
 
 OPTIONS = lite.LiteOptions(soc("Ascend310P3"), (64, 48))

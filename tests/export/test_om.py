@@ -187,7 +187,7 @@ def test_labels_from_the_folders_of_a_data_set(digits, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("form", [["--dtype", "bfloat16"], ["--neocell", "custom", "--opset", "15"]])
 def test_files_that_no_runtime_here_takes_are_compared(digits, tmp_path, capsys, form):
-    from neonext_ms.export import compare_command
+    from neonext_ms.export.compare import command as compare_command
 
     argv = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--target", "onnx", *form,
             "--output", str(tmp_path)]  # fmt: skip

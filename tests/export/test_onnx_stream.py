@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from neonext_ms.export.onnx_stream import write_streamed
+from neonext_ms.export.onnx.save import write_streamed
 
 ARRAYS = {
     "float": np.arange(24, dtype=np.float32).reshape(2, 3, 4),

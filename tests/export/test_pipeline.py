@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from conftest import goldens, relative_max
 from neonext_ms import load_checkpoint
-from neonext_ms.architecture import make_architecture
-from neonext_ms.errors import InputError, ParityError, UsageError
-from neonext_ms.export import parity, pipeline
-from neonext_ms.export.onnx_emitter import emit
+from neonext_ms.common.errors import InputError, ParityError, UsageError
+from neonext_ms.export import pipeline
+from neonext_ms.export.compare import parity
+from neonext_ms.export.onnx.emitter import emit
 from neonext_ms.export.request import Request
-from neonext_ms.initialization import initial_arrays
-from neonext_ms.runtime import open_runtime
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.runtime.base import open_runtime
 from networks import networks
 
 SHIFTS = (1, 1, 0, 0)
@@ -118,10 +119,10 @@ def test_the_papers_network_in_mindir_and_onnx(tmp_path):
 def test_weights_that_need_files_of_their_own(digits, tmp_path, monkeypatch, target):
     import mindspore.train.serialization as serialization
 
-    from neonext_ms.export import onnx_emitter
+    from neonext_ms.export.onnx import emitter
 
     monkeypatch.setattr(serialization, "TOTAL_SAVE", 1)
-    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(emitter, "MAX_BYTES", 1 << 20)
     report = _export(_digits(digits), [target], tmp_path, (64, 64))
     weights = {"onnx": "digits_64.onnx.data", "mindir": "digits_64_variables/data_0"}[target]
     assert (tmp_path / weights).stat().st_size > 2e6
@@ -192,12 +193,12 @@ def test_an_onnx_export_never_imports_mindspore(digits, tmp_path):
 
 
 def test_the_emitter_refuses_more_than_protobuf_can_hold(digits, monkeypatch):
-    from neonext_ms.export import onnx_emitter
     from neonext_ms.export.fold import neocell_to_matmul
     from neonext_ms.export.graph import unfolded
+    from neonext_ms.export.onnx import emitter
 
     source = _digits(digits)
-    monkeypatch.setattr(onnx_emitter, "MAX_BYTES", 1000)
+    monkeypatch.setattr(emitter, "MAX_BYTES", 1000)
     with pytest.raises(InputError, match="2 GB"):
         emit(neocell_to_matmul(unfolded(source.architecture, source.arrays, (64, 64))))
 

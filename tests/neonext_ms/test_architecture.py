@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from neonext_ms import list_models, model_config
-from neonext_ms.architecture import make_architecture
 from neonext_ms.commands.info import published_rows
-from neonext_ms.errors import InputError
-from neonext_ms.names import mindspore_name, official_name
-from neonext_ms.registry import identify
+from neonext_ms.common.errors import InputError
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.names import mindspore_name, official_name
+from neonext_ms.models.registry import identify
 
 
 def test_counts_of_the_issue():

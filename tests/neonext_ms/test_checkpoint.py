@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neonext_ms import mindspore_format, safetensors_format, torch_format
-from neonext_ms.architecture import DOWNSAMPLES, make_architecture
-from neonext_ms.checkpoint import (
+from neonext_ms.checkpoint import mindspore_ckpt, pytorch, safetensors_file
+from neonext_ms.checkpoint.checkpoint import (
     Checkpoint,
     load_checkpoint,
     read_architecture,
     require_shifts,
     save_checkpoint,
 )
-from neonext_ms.errors import InputError, UsageError
-from neonext_ms.mapped import BFLOAT16
-from neonext_ms.metadata import decode
-from neonext_ms.names import mindspore_name
-from neonext_ms.registry import identify, list_models, model_config
+from neonext_ms.checkpoint.mapped_file import BFLOAT16
+from neonext_ms.checkpoint.metadata import decode
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.models.architecture import DOWNSAMPLES, make_architecture
+from neonext_ms.models.names import mindspore_name
+from neonext_ms.models.registry import identify, list_models, model_config
 from pickles import number, tensor
 from pickles import text as pickled
 
@@ -75,7 +75,7 @@ def make_ckpt(path: Path, arrays: dict, extra: bytes = b"") -> Path:
 
 
 def make_pt(path: Path, arrays: dict) -> Path:
-    torch_format.write(path, arrays)
+    pytorch.write(path, arrays)
     return path
 
 
@@ -181,16 +181,16 @@ def test_the_suffix_does_not_matter_for_reading(tmp_path):
 def test_written_state_dicts_have_the_official_entries(tmp_path, digits):
     save_checkpoint(tmp_path / "x.pt", load_checkpoint(digits).arrays)
     save_checkpoint(tmp_path / "x.safetensors", load_checkpoint(digits).arrays)
-    official = {name.removeprefix("module."): array for name, array in torch_format.read(digits).items()}
-    written = torch_format.read(tmp_path / "x.pt")
+    official = {name.removeprefix("module."): array for name, array in pytorch.read(digits).items()}
+    written = pytorch.read(tmp_path / "x.pt")
     assert same(written, {name: a * 0 if a.dtype == np.int64 else a for name, a in official.items()})
-    assert set(safetensors_format.read(tmp_path / "x.safetensors")[0]) == set(official)
+    assert set(safetensors_file.read(tmp_path / "x.safetensors")[0]) == set(official)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
     path.write_text("before")
-    monkeypatch.setattr(torch_format, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(pytorch, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(InputError, match="disk is full"):
         save_checkpoint(path, random_arrays())
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"] and path.read_text() == "before"
@@ -284,7 +284,7 @@ def test_nan_infinity_and_negative_variances(tmp_path, dtype, suffix):
     elif suffix == ".pt":
         make_pt(path, arrays)
     else:
-        safetensors_format.write(path, arrays, {})
+        safetensors_file.write(path, arrays, {})
     text = message(path)
     assert "3 tensors" in text and "stem.conv.weight: NaN or infinity" in text
     assert "head.fc.bias: NaN" in text and "stem.norm.running_var: a negative variance" in text
@@ -372,17 +372,17 @@ def test_ckpt_wire_format(tmp_path):
         1, proto(1, b"p") + proto(2, proto(1, b"\x02\x05") + proto(2, b"Float32") + proto(3, whole.tobytes()))
     )
     path.write_bytes(b"".join(pieces) + packed + value("t", "text") + value("b", np.array([True])))
-    read = mindspore_format.read(path)
+    read = mindspore_ckpt.read(path)
     np.testing.assert_array_equal(read["w"], whole)
     np.testing.assert_array_equal(read["p"], whole)
     assert read["t"] == "text" and read["b"].dtype == bool and not read["p"].flags.writeable
     body = path.read_bytes()
     path.write_bytes(body + b"crc_num" + zlib.crc32(body).to_bytes(10, "big"))
-    assert set(mindspore_format.read(path)) == {"w", "p", "t", "b"}
+    assert set(mindspore_ckpt.read(path)) == {"w", "p", "t", "b"}
     path.write_bytes(body + b"crc_num" + (zlib.crc32(body) ^ 1).to_bytes(10, "big"))
     wrong = {
         "CRC-32": path.read_bytes(),
-        "encrypted": mindspore_format.ENCRYPTED_MAGIC + body,
+        "encrypted": mindspore_ckpt.ENCRYPTED_MAGIC + body,
         "truncated": body[:-1],
         "twice": pieces[0] + packed + pieces[1],
         "has 20 bytes": pieces[0],
@@ -401,7 +401,7 @@ def test_ckpt_wire_format(tmp_path):
     for words, data in wrong.items():
         path.write_bytes(data)
         with pytest.raises(InputError, match=words):
-            mindspore_format.read(path)
+            mindspore_ckpt.read(path)
 
 
 def test_mindspore_reads_what_is_written_and_the_other_way_round(tmp_path):
@@ -429,7 +429,7 @@ def test_safetensors_damage(tmp_path):
         path.write_bytes(struct.pack("<Q", len(text)) + text + body)
         return path
 
-    assert safetensors_format.read(make(header))[0]["w"].tolist() == [0, 0]
+    assert safetensors_file.read(make(header))[0]["w"].tolist() == [0, 0]
     wrong = {
         "truncated": make(header, bytes(7)).read_bytes(),
         "truncated in its header": make(header).read_bytes()[:20],
@@ -446,7 +446,7 @@ def test_safetensors_damage(tmp_path):
     for words, data in wrong.items():
         path.write_bytes(data)
         with pytest.raises(InputError, match=words):
-            safetensors_format.read(path)
+            safetensors_file.read(path)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_bad_metadata(tmp_path):
         b'{"counters": {"a.num_batches_tracked": -1}}': "counters",
     }
     for text, words in wrong.items():
-        torch_format.write(tmp_path / "x.pt", random_arrays(), {"neonext_ms.json": text})
+        pytorch.write(tmp_path / "x.pt", random_arrays(), {"neonext_ms.json": text})
         assert words in message(tmp_path / "x.pt")
     assert decode('{"shifts": null, "other": [1]}', "file") == ({"other": [1]}, {})
     for bad in (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms import torch_format
-from neonext_ms.checkpoint import load_checkpoint
+from neonext_ms.checkpoint import pytorch
+from neonext_ms.checkpoint.checkpoint import load_checkpoint
 from neonext_ms.commands.convert import main
 
 
@@ -28,8 +28,8 @@ def test_there_and_back_keeps_every_bit(tmp_path, digits, capsys):
         shifts = ["--shifts", "1,1,0,0"] if previous == digits else []
         assert main([previous, str(tmp_path / name), *shifts]) == 0
         previous = str(tmp_path / name)
-    original = {name.removeprefix("module."): array for name, array in torch_format.read(digits).items()}
-    back = torch_format.read(tmp_path / "c.pt")
+    original = {name.removeprefix("module."): array for name, array in pytorch.read(digits).items()}
+    back = pytorch.read(tmp_path / "c.pt")
     assert list(back) == list(original)
     assert all(back[name].tobytes() == array.tobytes() for name, array in original.items())
     assert load_checkpoint(tmp_path / "c.pt").architecture.shifts == (1, 1, 0, 0)

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from neonext_ms.errors import InputError
-from neonext_ms.files import atomic, exclusive, publish, sha256, staging
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import atomic, exclusive, publish, sha256, staging
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -55,7 +55,7 @@ def test_errors_name_the_path(tmp_path):
 
 _HOLD = """\
 import sys, time
-from neonext_ms.files import staging
+from neonext_ms.common.files import staging
 with staging(sys.argv[1]) as stage:
     (stage / "half").write_text("half")
     print(stage, flush=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neonext_ms.errors import InputError
-from neonext_ms.images import (
+from neonext_ms.common.errors import InputError
+from neonext_ms.images.images import (
     BrokenImageError,
     image_batches,
     load_images,
@@ -20,7 +20,7 @@ from neonext_ms.images import (
     read_image,
     resized_size,
 )
-from neonext_ms.preprocessing import Preprocessing
+from neonext_ms.images.preprocessing import Preprocessing
 
 ROOT = Path(__file__).parents[2]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms.commands import ops as command
+from neonext_ms.commands import ops
 from neonext_ms.ops.package import FAMILIES, OPERATORS, PROJECT, VENDOR
 
 BUILD = """\
@@ -73,7 +73,7 @@ def _cann(folder: Path, build: str = BUILD, version: str = "8.1.RC1") -> Path:
 
 
 def _run(capsys, *argv):
-    code = command.main(list(map(str, argv)))
+    code = ops.main(list(map(str, argv)))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -87,7 +87,7 @@ def test_build_lays_the_sources_into_the_toolkits_template(tmp_path, tools, monk
     facts = json.loads(out)
     assert facts["soc"] == ["ascend310p", "ascend910b"] and facts["cann"] == "8.1.RC1"
     package = output / "custom_opp_linux_x86_64.run"
-    assert sorted(path.name for path in output.iterdir()) == ["custom_opp_linux_x86_64.run", command.LOG]
+    assert sorted(path.name for path in output.iterdir()) == ["custom_opp_linux_x86_64.run", ops.LOG]
     variables = json.loads(package.read_text())["configurePresets"][0]["cacheVariables"]
     assert variables["ASCEND_COMPUTE_UNIT"]["value"] == "ascend310p;ascend910b"
     assert variables["ASCEND_CANN_PACKAGE_PATH"]["value"] == str(tmp_path / "cann")
@@ -123,9 +123,9 @@ def test_a_failed_build_leaves_its_log_alone(build, message, tmp_path, tools, ca
     output = tmp_path / "out"
     code, _, err = _run(capsys, "build", "--cann", _cann(tmp_path / "cann", build), "--output", output)
     assert code == 1
-    assert message in err + (output / command.LOG).read_text()
-    assert err.startswith("CANN 8.1.RC1") and "error: " in err and command.LOG in err
-    assert [path.name for path in output.iterdir()] == [command.LOG]
+    assert message in err + (output / ops.LOG).read_text()
+    assert err.startswith("CANN 8.1.RC1") and "error: " in err and ops.LOG in err
+    assert [path.name for path in output.iterdir()] == [ops.LOG]
 
 
 def test_a_build_that_hangs_is_stopped(tmp_path, tools, capsys):
@@ -135,7 +135,7 @@ def test_a_build_that_hangs_is_stopped(tmp_path, tools, capsys):
 
 
 def test_what_is_missing_is_named(tmp_path, tools, monkeypatch, capsys):
-    monkeypatch.setattr(command, "USUAL_PLACES", ())
+    monkeypatch.setattr(ops, "USUAL_PLACES", ())
     code, _, err = _run(capsys, "build", "--output", tmp_path / "out")
     assert code == 3 and "no CANN toolkit" in err and "ASCEND_HOME_PATH (not set)" in err
     (tmp_path / "runtime").mkdir()
@@ -202,7 +202,7 @@ def test_mindspores_compiler_runs_in_a_copy(tmp_path, tools, monkeypatch, capsys
         "folder.mkdir(parents=True)\n"
         "(folder / 'custom_opp_x.run').write_text('x')\n"
     )
-    monkeypatch.setattr(command, "_mindspore_compiler", lambda: compiler)
+    monkeypatch.setattr(ops, "_mindspore_compiler", lambda: compiler)
     output = tmp_path / "out"
     code, _, err = _run(capsys, "build", "--with", "mindspore", "--cann", _cann(tmp_path / "cann"), "--output", output)
     assert code == 0, err
@@ -211,7 +211,7 @@ def test_mindspores_compiler_runs_in_a_copy(tmp_path, tools, monkeypatch, capsys
 
 
 def test_mindspore_has_a_compiler():
-    assert (command._mindspore_compiler() / "start.sh").is_file()
+    assert (ops._mindspore_compiler() / "start.sh").is_file()
 
 
 def test_install_runs_the_package_and_looks_for_the_operator(tmp_path, monkeypatch, capsys):
@@ -274,9 +274,9 @@ def _package(folder: Path, families=("ascend310p",)) -> Path:
 @pytest.fixture
 def no_device(monkeypatch):
     def none():
-        raise command.ToolchainError("the files are good; no device")
+        raise ops.ToolchainError("the files are good; no device")
 
-    monkeypatch.setattr(command, "run_on_device", none)
+    monkeypatch.setattr(ops, "run_on_device", none)
 
 
 def test_check_without_a_device_says_that_the_files_are_good(tmp_path, no_device, monkeypatch, capsys):
@@ -315,10 +315,10 @@ def test_check_finds_a_family_an_operator_and_sources_that_are_not_there(tmp_pat
 def test_check_on_a_device_compares_with_the_reference(tmp_path, monkeypatch, capsys):
     package = _package(tmp_path / "neonext")
     entry = {"case": "ragged", "dtype": "float32", "of": "y", "difference": 1e-6, "tolerance": 1e-4}
-    monkeypatch.setattr(command, "run_on_device", lambda: [entry])
+    monkeypatch.setattr(ops, "run_on_device", lambda: [entry])
     assert _run(capsys, "check", "--package", package)[0] == 0
     for wrong in (0.1, float("nan")):
-        monkeypatch.setattr(command, "run_on_device", lambda wrong=wrong: [{**entry, "difference": wrong}])
+        monkeypatch.setattr(ops, "run_on_device", lambda wrong=wrong: [{**entry, "difference": wrong}])
         code, _, err = _run(capsys, "check", "--package", package)
         assert code == 4 and "ragged, float32, y" in err
 
@@ -333,7 +333,7 @@ def test_families_are_those_of_the_device_table():
     from neonext_ms.ops.soc import SOCS
 
     assert set(FAMILIES) <= {soc.family for soc in SOCS.values()}
-    assert command.families(",".join(SOCS[name].name for name in ("Ascend310B1", "Ascend910B4-1"))) == [
+    assert ops.families(",".join(SOCS[name].name for name in ("Ascend310B1", "Ascend910B4-1"))) == [
         "ascend310b",
         "ascend910b",
     ]

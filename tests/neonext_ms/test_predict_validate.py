@@ -16,8 +16,8 @@ from PIL import Image
 
 from conftest import FULL
 from neonext_ms.commands import predict, validate
-from neonext_ms.errors import InputError
-from neonext_ms.imagefolder import class_indices, find_images
+from neonext_ms.common.errors import InputError
+from neonext_ms.images.folder import class_indices, find_images
 
 DATA = Path(__file__).parents[1] / "data"
 COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from neonext_ms.errors import InputError, UsageError
-from neonext_ms.images import load_images
-from neonext_ms.preprocessing import Preprocessing
-from neonext_ms.runtime import OnnxRuntime, open_runtime
-from neonext_ms.signals import signals_later
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.signals import signals_later
+from neonext_ms.images.images import load_images
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.runtime.base import OnnxRuntime, open_runtime
 
 DATA = Path(__file__).parents[1] / "data"
 CLASSES = 5
@@ -201,7 +201,7 @@ def test_options_of_checkpoints(tmp_path):
 def test_onnx_needs_no_mindspore(tmp_path):
     path = onnx_file(tmp_path / "m.onnx")
     code = (
-        "import sys, numpy as np; from neonext_ms.runtime import open_runtime;"
+        "import sys, numpy as np; from neonext_ms.runtime.base import open_runtime;"
         f"open_runtime({str(path)!r}).run(np.zeros((2, 3, 8, 12), np.float32)); sys.exit('mindspore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from neonext_ms import torch_format
-from neonext_ms.errors import InputError
+from neonext_ms.checkpoint import pytorch
+from neonext_ms.common.errors import InputError
 from pickles import number, numbers, state_dict, storage, tensor, text
 
 CLASSES = {
@@ -61,7 +61,7 @@ def make_legacy(path, body: bytes, storages: dict[str, tuple[int, bytes]]) -> Pa
 
 def refuse(path, *words: str) -> str:
     with pytest.raises(InputError) as caught:
-        torch_format.read(path)
+        pytorch.read(path)
     message = str(caught.value)
     assert str(path) in message
     for word in words:
@@ -85,8 +85,8 @@ def test_every_dtype_round_trips_bit_for_bit(tmp_path, name):
         "scalar": np.array(1, dtype),
         "none": np.zeros((0, 2), dtype),
     }
-    torch_format.write(tmp_path / "x.pt", values)
-    read = torch_format.read(tmp_path / "x.pt")
+    pytorch.write(tmp_path / "x.pt", values)
+    read = pytorch.read(tmp_path / "x.pt")
     assert list(read) == list(values)
     for key, value in values.items():
         assert read[key].dtype == dtype and read[key].shape == value.shape
@@ -96,7 +96,7 @@ def test_every_dtype_round_trips_bit_for_bit(tmp_path, name):
 def test_written_pickle_is_plain_protocol_2_and_the_same_every_time(tmp_path):
     tensors = {"a": np.ones((2, 3), np.float32), "n": np.array(7)}
     for name in ("one.pt", "two.pt"):
-        torch_format.write(tmp_path / name, tensors, {"note.json": b"{}"})
+        pytorch.write(tmp_path / name, tensors, {"note.json": b"{}"})
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.pt") as archive:
         assert archive.testzip() is None
@@ -108,20 +108,20 @@ def test_written_pickle_is_plain_protocol_2_and_the_same_every_time(tmp_path):
         output = io.StringIO()
         pickletools.dis(archive.read("archive/data.pkl"), output)
     assert "highest protocol among opcodes = 2" in output.getvalue()
-    assert torch_format.read_with_extra(tmp_path / "one.pt")[1] == {"note.json": b"{}"}
-    array = torch_format.read(tmp_path / "one.pt")["a"]
+    assert pytorch.read_with_extra(tmp_path / "one.pt")[1] == {"note.json": b"{}"}
+    array = pytorch.read(tmp_path / "one.pt")["a"]
     assert array.ctypes.data % 64 == 0 and array.base is not None
 
 
 def test_non_contiguous_arrays_are_written_in_order(tmp_path):
     values = np.arange(12, dtype=np.float32).reshape(3, 4).T
-    torch_format.write(tmp_path / "x.pt", {"a": values})
-    np.testing.assert_array_equal(torch_format.read(tmp_path / "x.pt")["a"], values)
+    pytorch.write(tmp_path / "x.pt", {"a": values})
+    np.testing.assert_array_equal(pytorch.read(tmp_path / "x.pt")["a"], values)
 
 
 def test_a_type_that_pytorch_lacks_is_refused(tmp_path):
     with pytest.raises(InputError, match="w: cannot be written as complex128"):
-        torch_format.write(tmp_path / "x.pt", {"w": np.zeros(2, complex)})
+        pytorch.write(tmp_path / "x.pt", {"w": np.zeros(2, complex)})
 
 
 def test_views_shared_transposed_expanded(tmp_path):
@@ -133,7 +133,7 @@ def test_views_shared_transposed_expanded(tmp_path):
         empty=tensor(shape=(0, 5), strides=(5, 1)),
         scalar=tensor(offset=5, shape=(), strides=()),
     )
-    read = torch_format.read(make_zip(tmp_path / "x.pt", body))
+    read = pytorch.read(make_zip(tmp_path / "x.pt", body))
     whole = SIX.reshape(2, 3)
     np.testing.assert_array_equal(read["whole"], whole)
     np.testing.assert_array_equal(read["turned"], whole.T)
@@ -173,7 +173,7 @@ def test_containers_parameters_and_old_rebuilds(tmp_path):
         real=b"G" + struct.pack(">d", 0.5),
         several=b"](" + number(-5) + text("é") + b"e",
     )
-    read = torch_format.read(make_zip(tmp_path / "x.pt", body))
+    read = pytorch.read(make_zip(tmp_path / "x.pt", body))
     np.testing.assert_array_equal(read["parameter"], SIX)
     np.testing.assert_array_equal(read["first"], SIX)
     assert read["untyped"].tobytes() == SIX.tobytes() and read["untyped"].dtype == np.uint8
@@ -184,12 +184,12 @@ def test_containers_parameters_and_old_rebuilds(tmp_path):
 @pytest.mark.parametrize("protocol", range(1, 6))
 def test_plain_values_of_every_pickle_protocol(tmp_path, protocol):
     values = {"a": [1, -2, 300, 70000, 1 << 40, 0.25, True, None], "b": (1, (2, ()), {"c": ()}), "d": OrderedDict(x=1)}
-    assert torch_format.read(make_zip(tmp_path / "x.pt", pickle.dumps(values, protocol))) == values
+    assert pytorch.read(make_zip(tmp_path / "x.pt", pickle.dumps(values, protocol))) == values
 
 
 def test_big_endian_records(tmp_path):
     path = make_zip(tmp_path / "x.pt", state_dict(w=tensor()), {"0": SIX.astype(">f4").tobytes()}, order=b"big")
-    np.testing.assert_array_equal(torch_format.read(path)["w"], SIX)
+    np.testing.assert_array_equal(pytorch.read(path)["w"], SIX)
     refuse(make_zip(tmp_path / "y.pt", state_dict(w=tensor()), order=b"middle"), "byte order")
 
 
@@ -202,7 +202,7 @@ def test_legacy_format_with_a_storage_view(tmp_path):
     )
     data = {"22": (1, struct.pack("<q", 9)), "11": (6, SIX.tobytes()), "33": (2, b"\x80\x3f\x00\x40")}
     path = make_legacy(tmp_path / "x.pt", body, data)
-    read = torch_format.read(path)
+    read = pytorch.read(path)
     np.testing.assert_array_equal(read["w"], SIX.reshape(2, 3))
     np.testing.assert_array_equal(read["view"], [2, 3])
     assert read["count"] == 9 and read["half"].astype(np.float32).tolist() == [1, 2]
@@ -304,12 +304,12 @@ def test_abuse_of_the_known_ends_in_one_error(tmp_path, canary, name):
 
 
 def test_nested_values_need_no_recursion(tmp_path):
-    read = torch_format.read(make_zip(tmp_path / "x.pt", b"\x80\x02]" + b"2\x86" * 100_000 + b"."))
+    read = pytorch.read(make_zip(tmp_path / "x.pt", b"\x80\x02]" + b"2\x86" * 100_000 + b"."))
     assert type(read) is tuple
-    deep = torch_format.read(make_zip(tmp_path / "y.pt", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."))
+    deep = pytorch.read(make_zip(tmp_path / "y.pt", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."))
     assert type(deep) is list
     refuse(make_zip(tmp_path / "many.pt", b"\x80\x02(" + b"}" * 1_000_000 + b"t."), "too many")
-    itself = torch_format.read(make_zip(tmp_path / "z.pt", b"\x80\x02]q\x00h\x00a."))
+    itself = pytorch.read(make_zip(tmp_path / "z.pt", b"\x80\x02]q\x00h\x00a."))
     assert itself[0] is itself
 
 
@@ -342,7 +342,7 @@ def test_tensors_stay_inside_their_storage(tmp_path, name):
 def test_expansion_is_bounded_alone_and_together(tmp_path):
     refuse(make_zip(tmp_path / "x.pt", state_dict(w=tensor(shape=(1 << 40, 6), strides=(0, 1)))), "expanded", "64 MiB")
     allowed = tensor(shape=(1 << 20, 6), strides=(0, 1))
-    assert torch_format.read(make_zip(tmp_path / "y.pt", state_dict(w=allowed)))["w"].shape == (1 << 20, 6)
+    assert pytorch.read(make_zip(tmp_path / "y.pt", state_dict(w=allowed)))["w"].shape == (1 << 20, 6)
     refuse(make_zip(tmp_path / "z.pt", state_dict(a=allowed, b=allowed, c=allowed)), "expanded")
 
 
@@ -428,7 +428,7 @@ def test_mutations_never_escape(tmp_path, canary):
             data[at : at + chosen.choice((0, 1, 1, 1))] = bytes([chosen.randrange(256)])
         path.write_bytes(data)
         try:
-            torch_format.read(path)
+            pytorch.read(path)
             outcomes[0] += 1
         except InputError:
             outcomes[1] += 1
@@ -449,7 +449,7 @@ def test_mutated_pickles_never_escape(tmp_path, canary):
         at, start = chosen.randrange(len(data)), chosen.randrange(len(other))
         data[at : at + chosen.randint(0, 8)] = other[start : start + chosen.randint(0, 40)]
         try:
-            torch_format.read(make_zip(tmp_path / "x.pt", bytes(data)))
+            pytorch.read(make_zip(tmp_path / "x.pt", bytes(data)))
         except InputError:
             continue
 
@@ -459,8 +459,8 @@ def test_pytorch_agrees(tmp_path):
     values = {"a": torch.randn(3, 4).t(), "b": torch.randn(5).bfloat16(), "n": torch.tensor(3)}
     for flag in (True, False):
         torch.save(values, tmp_path / "x.pt", _use_new_zipfile_serialization=flag)
-        read = torch_format.read(tmp_path / "x.pt")
+        read = pytorch.read(tmp_path / "x.pt")
         assert all((read[k].astype(np.float32) == v.float().numpy()).all() for k, v in values.items())
-    torch_format.write(tmp_path / "y.pt", read, {"x.json": b"{}"})
+    pytorch.write(tmp_path / "y.pt", read, {"x.json": b"{}"})
     back = torch.load(tmp_path / "y.pt", weights_only=True)
     assert all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in values.items())

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from neonext_ms.commands import twin as command
+from neonext_ms.commands import simulate
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.twin import neo_cell
 
@@ -17,7 +17,7 @@ SPEC = '{"kernel": 4, "channels": 20, "shift": 1}'
 def test_result_difference_and_counts(tmp_path, capsys):
     out = tmp_path / "run.npz"
     options = ["--map", "9x13", "--batch", "2", "--dtype", "float32", "--gradients", "--bias", "--output", str(out)]
-    assert command.main(["--spec", SPEC, *options, "--json"]) == 0
+    assert simulate.main(["--spec", SPEC, *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["not_a_device"] and report["x"] == report["y"] == [2, 20, 9, 13]
     assert [operator["operator"].split()[0] for operator in report["operators"]] == [
@@ -36,11 +36,11 @@ def test_result_difference_and_counts(tmp_path, capsys):
 
 
 def test_text_of_a_named_model_and_of_a_file(tmp_path, capsys):
-    assert command.main(["--model", "neonext_t.released_224", "--stage", "4", "--soc", "Ascend910B3"]) == 0
+    assert simulate.main(["--model", "neonext_t.released_224", "--stage", "4", "--soc", "Ascend910B3"]) == 0
     assert "not a device" in capsys.readouterr().out
     path = tmp_path / "cell.json"
     path.write_text(f"[{SPEC}]")
-    assert command.main(["--spec", str(path), "--map", "8", "--blocks", "1"]) == 0
+    assert simulate.main(["--spec", str(path), "--map", "8", "--blocks", "1"]) == 0
     assert "NeoCell: 1 cores" in capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def test_text_of_a_named_model_and_of_a_file(tmp_path, capsys):
     ],
 )
 def test_bad_input(arguments, code, text, capsys):
-    assert command.main(arguments) == code
+    assert simulate.main(arguments) == code
     assert text in capsys.readouterr().err
 
 
@@ -72,11 +72,11 @@ def test_a_wrong_kernel_exits_with_4(tmp_path, monkeypatch, capsys):
     assert right in kernel.read_text()
     kernel.write_text(kernel.read_text().replace(right, "coefficients, t.runB"))
     monkeypatch.setattr(neo_cell, "KERNELS", folder)
-    assert command.main(["--spec", SPEC, "--map", "8", "--dtype", "float32"]) == 4
+    assert simulate.main(["--spec", SPEC, "--map", "8", "--dtype", "float32"]) == 4
     assert "the kernel differs from the reference: y by" in capsys.readouterr().err
 
 
 def test_without_a_compiler(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert command.main(["--spec", SPEC, "--map", "8"]) == 3
+    assert simulate.main(["--spec", SPEC, "--map", "8"]) == 3
     assert "no-such-compiler" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops.operations._custom_ops_utils import CustomCodeGenerator
 
 from conftest import relative_max
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops import NeoCellSpec, ascend, neocell, package, packing, reference
 
 ms.set_device("CPU")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import goldens, relative_max
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
+from neonext_ms.models.registry import model_config
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.soc import soc as soc_of
-from neonext_ms.ops.twin import neo_cell as twin
-from neonext_ms.registry import model_config
+from neonext_ms.ops.twin import neo_cell
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the twin needs g++")
 SOCS = ("Ascend310P3", "Ascend910B3")
@@ -61,11 +61,13 @@ def in_order(x, weights_a, weights_b, spec, bias=None, out=None):
 @pytest.mark.parametrize("case", goldens("neocell"))
 def test_golden(case, soc):
     z, spec, a, b = _golden(case)
-    run = twin.forward(z["x"], a, b, spec, soc=soc, dtype="float32")
+    run = neo_cell.forward(z["x"], a, b, spec, soc=soc, dtype="float32")
     assert relative_max(run.outputs[0], z["y"]) < 1e-5
-    back = twin.forward(z["dy"], a, b, spec, soc=soc, dtype="float32", transposed=True, output_size=z["x"].shape[2:])
+    back = neo_cell.forward(
+        z["dy"], a, b, spec, soc=soc, dtype="float32", transposed=True, output_size=z["x"].shape[2:]
+    )
     assert relative_max(back.outputs[0], z["dx"]) < 1e-5
-    grad_a, grad_b = twin.gradients(z["x"], z["dy"], a, b, spec, soc=soc, dtype="float32").outputs
+    grad_a, grad_b = neo_cell.gradients(z["x"], z["dy"], a, b, spec, soc=soc, dtype="float32").outputs
     for i in range(len(spec.groups)):
         assert relative_max(grad_a[i], z[f"grad/weight_a.{i}"]) < 1e-5
         assert relative_max(grad_b[i], z[f"grad/weight_b.{i}"]) < 1e-5
@@ -89,17 +91,17 @@ def test_golden_in_float16_on_any_number_of_cores(case, soc):
     first = None
     for blocks in range(1, soc_of(soc).vector_units + 1):
         options = {"soc": soc, "blocks": blocks}
-        np.testing.assert_array_equal(twin.forward(x, a, b, spec, **options).outputs[0], y)
-        back = twin.forward(dy, a, b, spec, transposed=True, output_size=size, **options)
+        np.testing.assert_array_equal(neo_cell.forward(x, a, b, spec, **options).outputs[0], y)
+        back = neo_cell.forward(dy, a, b, spec, transposed=True, output_size=size, **options)
         np.testing.assert_array_equal(back.outputs[0], dx)
         if blocks > len(x) * -(-spec.channels // 16):
             continue  # a core does whole maps
-        grads = [grad for side in twin.gradients(x, dy, a, b, spec, **options).outputs for grad in side]
+        grads = [grad for side in neo_cell.gradients(x, dy, a, b, spec, **options).outputs for grad in side]
         first = first or grads
         for grad, one, exact in zip(grads, first, (*exact_a, *exact_b), strict=True):
             assert relative_max(grad, exact) < 1e-5
             np.testing.assert_array_equal(grad, one)
-    wide = twin.forward(x, a, b, spec, soc=soc, accumulate_fp32=True)
+    wide = neo_cell.forward(x, a, b, spec, soc=soc, accumulate_fp32=True)
     assert relative_max(wide.outputs[0], reference.forward(x, a, b, spec)) < 2**-11
 
 
@@ -109,7 +111,7 @@ def test_a_bias_is_added_last():
     x = rng.standard_normal((2, 45, 13, 9)).astype(np.float16)
     a, b = _weights(spec, rng, np.float16)
     bias = rng.standard_normal(45).astype(np.float16)
-    np.testing.assert_array_equal(twin.forward(x, a, b, spec, bias).outputs[0], in_order(x, a, b, spec, bias))
+    np.testing.assert_array_equal(neo_cell.forward(x, a, b, spec, bias).outputs[0], in_order(x, a, b, spec, bias))
 
 
 def test_bfloat16_is_computed_in_float32():
@@ -117,13 +119,13 @@ def test_bfloat16_is_computed_in_float32():
     rng = np.random.RandomState(1)
     x = rng.standard_normal((1, 16, 21, 12)).astype(ml_dtypes.bfloat16)
     a, b = _weights(spec, rng, ml_dtypes.bfloat16)
-    run = twin.forward(x, a, b, spec, soc="Ascend910B3", dtype="bfloat16")
+    run = neo_cell.forward(x, a, b, spec, soc="Ascend910B3", dtype="bfloat16")
     exact = reference.forward(
         *(np.asarray(v, np.float64) for v in (x,)), *([np.float64(w) for w in v] for v in (a, b)), spec
     )
     assert relative_max(run.outputs[0].astype(np.float64), exact) < 2**-8
     with pytest.raises(InputError, match="Ascend310P3 has no bfloat16"):
-        twin.forward(x, a, b, spec, soc="Ascend310P3", dtype="bfloat16")
+        neo_cell.forward(x, a, b, spec, soc="Ascend310P3", dtype="bfloat16")
 
 
 def _shapes():
@@ -145,8 +147,8 @@ def test_every_shape_of_the_models(spec, size):
     exact = reference.forward(x, a, b, spec)
     halves = in_order(x, a, b, spec)
     for soc in SOCS:
-        assert relative_max(twin.forward(x, a, b, spec, soc=soc, dtype="float32").outputs[0], exact) < 1e-5
-        np.testing.assert_array_equal(twin.forward(x, a, b, spec, soc=soc).outputs[0], halves)
+        assert relative_max(neo_cell.forward(x, a, b, spec, soc=soc, dtype="float32").outputs[0], exact) < 1e-5
+        np.testing.assert_array_equal(neo_cell.forward(x, a, b, spec, soc=soc).outputs[0], halves)
 
 
 def test_repeats_and_bytes_of_released_t():
@@ -158,7 +160,7 @@ def test_repeats_and_bytes_of_released_t():
         spec, count = config.architecture.stage_spec(stage), config.architecture.per_stage_layers[stage]
         a, b = _weights(spec, np.random.RandomState(0), np.float16)
         x = np.zeros((1, spec.channels, h, w), np.float16)
-        counts = twin.forward(x, a, b, spec).counts
+        counts = neo_cell.forward(x, a, b, spec).counts
         repeats += count * counts["totals"]["V"]["repeats"]
         ideal += count * sum((g.h_in + g.w_in) * g.channels for g in spec.groups) * h * w / 128
         least = 2 * x.nbytes + sum(weights.nbytes for weights in (*a, *b))
@@ -203,8 +205,8 @@ def test_any_sizes_shifts_cores_and_buffers(problem):
     dy = rng.standard_normal((n, spec.channels, *spec.output_size(h, w))).astype(np.float32)
     options = {"dtype": "float32", "blocks": blocks, "ub_bytes": kib << 10, "c0": 8 if seed % 3 == 0 else 16}
     try:
-        run = twin.forward(x, a, b, spec, bias, **options)
-        back = twin.forward(dy, a, b, spec, transposed=True, output_size=(h, w), **options)
+        run = neo_cell.forward(x, a, b, spec, bias, **options)
+        back = neo_cell.forward(dy, a, b, spec, transposed=True, output_size=(h, w), **options)
     except InputError as error:
         # Groups that shrink the map differently read places far apart for one output.
         ratios = {
@@ -219,6 +221,6 @@ def test_any_sizes_shifts_cores_and_buffers(problem):
     np.testing.assert_allclose(run.outputs[0], reference.forward(x, a, b, spec, bias), rtol=0, atol=1e-4)
     np.testing.assert_allclose(back.outputs[0], exact_x, rtol=0, atol=1e-4)
     if kib == 256:
-        grad_a, grad_b = twin.gradients(x, dy, a, b, spec, **options).outputs
+        grad_a, grad_b = neo_cell.gradients(x, dy, a, b, spec, **options).outputs
         for found, exact in zip((*grad_a, *grad_b), (*exact_a, *exact_b), strict=True):
             np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4 * max(1, np.abs(exact).max()))

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from neonext_ms.export import custom_op
+from neonext_ms.export.onnx import neocell_node
 from neonext_ms.ops import package
 from neonext_ms.ops.packing import LANES, RUN_ATTRIBUTES
 from neonext_ms.ops.soc import SOCS
@@ -37,7 +37,7 @@ def test_attributes_of_the_operators_are_those_of_the_node():
     assert tuple(names) == tuple(RUN_ATTRIBUTES)
     for constant in ("OUTPUT_SIZE_ATTRIBUTE", "ACCUMULATE_ATTRIBUTE"):
         names += re.findall(rf'\b{constant} = "(\w+)"', HOST)
-    assert names == list(custom_op.ATTRIBUTES)
+    assert names == list(neocell_node.ATTRIBUTES)
     # In the order of the enumeration that tiling reads them by.
     order = re.search(r"enum AttributeIndex \{([^}]*)\}", HOST)[1].replace(" ", "").lower().split(",")
     assert order == names
@@ -45,28 +45,28 @@ def test_attributes_of_the_operators_are_those_of_the_node():
     for constant, name in (("OUTPUT_SIZE_ATTRIBUTE", "output_size"), ("ACCUMULATE_ATTRIBUTE", "accumulate_fp32")):
         kinds[name] = re.search(rf"Attr\({constant}\)\.AttrType\(ops::OPTIONAL\)\.(\w+)\(", HOST)[1]
     assert re.search(r"Attr\(name\)\.AttrType\(ops::REQUIRED\)\.ListInt\(\)", HOST)
-    assert kinds == {name: KINDS[kind] for name, kind in custom_op.ATTRIBUTES.items()}
+    assert kinds == {name: KINDS[kind] for name, kind in neocell_node.ATTRIBUTES.items()}
 
 
 def test_mindspore_passes_the_same_attributes():
     from neonext_ms.ops import ascend
 
     kinds = {"INTS": "listInt", "INT": "int"}
-    assert list(ascend.ATTRIBUTES.items()) == [(name, kinds[kind]) for name, kind in custom_op.ATTRIBUTES.items()]
+    assert list(ascend.ATTRIBUTES.items()) == [(name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()]
 
 
 def test_plugin_reads_every_attribute_by_its_type():
     ints = _strings(PLUGIN, "REQUIRED_INTS") + _strings(PLUGIN, "OPTIONAL_INTS")
     read = dict.fromkeys(ints, "INTS") | dict.fromkeys(_strings(PLUGIN, "OPTIONAL_INT"), "INT")
-    assert read == custom_op.ATTRIBUTES
+    assert read == neocell_node.ATTRIBUTES
     assert _strings(PLUGIN, "REQUIRED_INTS") == list(RUN_ATTRIBUTES)
 
 
 def test_plugin_is_registered_for_every_opset_that_the_exporter_writes():
-    assert re.search(r'REGISTER_CUSTOM_OP\("(\w+)"\)', PLUGIN)[1] == custom_op.OP_TYPE
+    assert re.search(r'REGISTER_CUSTOM_OP\("(\w+)"\)', PLUGIN)[1] == neocell_node.OP_TYPE
     found = re.findall(r'"ai\.onnx::(\d+)::(\w+)"', PLUGIN)
-    assert found == [(str(opset), custom_op.OP_TYPE) for opset in custom_op.OPSETS]
-    assert custom_op.DOMAIN == ""
+    assert found == [(str(opset), neocell_node.OP_TYPE) for opset in neocell_node.OPSETS]
+    assert neocell_node.DOMAIN == ""
 
 
 @pytest.mark.parametrize("kernel", package.OPERATORS)
@@ -85,10 +85,10 @@ def test_definition_and_kernel_have_the_same_parameters(kernel):
 
 def test_inputs_and_outputs_are_those_of_the_node():
     host = _source("op_host/neo_cell.cpp")
-    assert re.findall(r'definition\.Input\("(\w+)"\)', host) == list(custom_op.INPUTS)
-    assert re.findall(r'definition\.Output\("(\w+)"\)', host) == list(custom_op.OUTPUTS)
+    assert re.findall(r'definition\.Input\("(\w+)"\)', host) == list(neocell_node.INPUTS)
+    assert re.findall(r'definition\.Output\("(\w+)"\)', host) == list(neocell_node.OUTPUTS)
     (optional,) = re.findall(r'Input\("(\w+)"\)\.ParamType\(OPTIONAL\)', host)
-    assert "optional" in custom_op.INPUTS[optional]
+    assert "optional" in neocell_node.INPUTS[optional]
 
 
 def test_families_and_their_bfloat16_are_those_of_the_device_table():
@@ -206,10 +206,10 @@ def test_plugin_reads_the_node_that_the_exporter_writes():
     reader = _source("framework/onnx_plugin/onnx_attributes.h")
     numbers = dict(re.findall(r"TYPE_(\w+) = (\d+)", reader))
     assert {name: int(value) for name, value in numbers.items()} == {
-        kind: getattr(onnx.AttributeProto, kind) for kind in set(custom_op.ATTRIBUTES.values())
+        kind: getattr(onnx.AttributeProto, kind) for kind in set(neocell_node.ATTRIBUTES.values())
     }
     from neonext_ms.ops import NeoCellSpec
 
     spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}])
-    node = helper.make_node(custom_op.OP_TYPE, ["x"], ["y"], **custom_op.attributes(spec))
-    assert set(RUN_ATTRIBUTES) <= {attribute.name for attribute in node.attribute} <= set(custom_op.ATTRIBUTES)
+    node = helper.make_node(neocell_node.OP_TYPE, ["x"], ["y"], **neocell_node.attributes(spec))
+    assert set(RUN_ATTRIBUTES) <= {attribute.name for attribute in node.attribute} <= set(neocell_node.ATTRIBUTES)

@@ -14,7 +14,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from conftest import relative_max
-from neonext_ms.errors import ToolchainError
+from neonext_ms.common.errors import ToolchainError
 from neonext_ms.ops import NeoCellSpec, compiled, neo_cell, reference
 from neonext_ms.ops.cpu import library, operators
 from neonext_ms.ops.spec import Axis

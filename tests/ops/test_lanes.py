@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from neonext_ms.models.registry import model_config
 from neonext_ms.ops import NeoCellSpec
 from neonext_ms.ops.lanes import best_order, kinds, lane_multiply_adds, lane_ratio, taps
-from neonext_ms.registry import model_config
 
 
 @pytest.mark.parametrize("k", [2, 4, 7])

@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from conftest import goldens, relative_max
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops import NeoCellSpec, neo_cell, reference
 
 ms.set_device("CPU")

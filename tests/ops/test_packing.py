@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.packing import LANES, RUN_ATTRIBUTES, pack, pack_channels, plan, unpack, unpack_gradients
 

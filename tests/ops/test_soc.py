@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops.soc import SOCS, soc
 
 

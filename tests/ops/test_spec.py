@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops import NeoCellSpec
 
 

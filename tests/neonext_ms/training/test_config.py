@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from neonext_ms.errors import InputError, UsageError
-from neonext_ms.registry import model_config
-from neonext_ms.training.config import Config, ScheduleConfig, config_yaml, load_config, make_config
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.models.registry import model_config
+from neonext_ms.training.config.schema import Config, ScheduleConfig, config_yaml, load_config, make_config
 from neonext_ms.training.optimizers import full_rate
 from neonext_ms.training.schedule import learning_rate
 

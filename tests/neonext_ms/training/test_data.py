@@ -11,15 +11,15 @@ from PIL import Image
 
 from conftest import DATA
 from neonext_ms.commands import mindrecord
-from neonext_ms.errors import InputError, UsageError
-from neonext_ms.imagefolder import find_images
-from neonext_ms.preprocessing import Preprocessing
-from neonext_ms.training import augment as aug
-from neonext_ms.training.broken import BrokenImages
-from neonext_ms.training.config import AugmentationConfig, make_config
-from neonext_ms.training.datasets import DATASETS, open_dataset, write_digits
-from neonext_ms.training.loader import TrainLoader, validation_batches
-from neonext_ms.training.records import write_records
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.images.folder import find_images
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.training.config.schema import AugmentationConfig, make_config
+from neonext_ms.training.data import augment
+from neonext_ms.training.data.broken import BrokenImages
+from neonext_ms.training.data.datasets import DATASETS, open_dataset, write_digits
+from neonext_ms.training.data.loader import TrainLoader, validation_batches
+from neonext_ms.training.data.mindrecord import write_records
 
 SIZE = (16, 16)
 
@@ -104,7 +104,7 @@ def test_records_give_the_batches_of_the_folder(tmp_path, shards, capsys):
 
 
 def test_pages_of_records(tmp_path, monkeypatch):
-    monkeypatch.setattr("neonext_ms.training.records._LEAST_PAGE", 1 << 15)
+    monkeypatch.setattr("neonext_ms.training.data.mindrecord._LEAST_PAGE", 1 << 15)
     root = _folder(tmp_path / "data", (9, 9), size=48)
     write_records(root, tmp_path / "records", shards=2)
     train, _ = open_dataset(_config(data={"dataset": "mindrecord", "path": str(tmp_path / "records")}).data)
@@ -196,7 +196,7 @@ def test_augmentation_follows_its_generator(crop):
     config = AugmentationConfig(crop=crop, erasing=1.0)
     mean, std = np.zeros((3, 1, 1), np.float32), np.full((3, 1, 1), 255, np.float32)
     first, same, other = (
-        aug.augment(_image(), np.random.default_rng(seed), config, SIZE, mean, std) for seed in (0, 0, 1)
+        augment.augment(_image(), np.random.default_rng(seed), config, SIZE, mean, std) for seed in (0, 0, 1)
     )
     assert first.shape == (3, *SIZE) and first.dtype == np.float32
     assert np.array_equal(first, same) and not np.array_equal(first, other)
@@ -205,7 +205,7 @@ def test_augmentation_follows_its_generator(crop):
 def test_nothing_random_leaves_the_image_as_it_is():
     config = AugmentationConfig(crop="none", flip=0, randaugment_ops=0, erasing=0)
     mean, std = np.full((3, 1, 1), 128, np.float32), np.full((3, 1, 1), 64, np.float32)
-    pixels = aug.augment(_image((16, 16)), np.random.default_rng(0), config, SIZE, mean, std)
+    pixels = augment.augment(_image((16, 16)), np.random.default_rng(0), config, SIZE, mean, std)
     assert np.array_equal(pixels, (np.asarray(_image((16, 16)), np.float32).transpose(2, 0, 1) - 128) / 64)
 
 
@@ -217,33 +217,33 @@ def test_geometry_moves_the_way_torchvision_does():
         y, x = np.nonzero(np.asarray(moved)[..., 0])
         return list(zip(x.tolist(), y.tolist(), strict=True))
 
-    assert places(aug.apply_operation(image, "translate_x", 5 / 32)) == [(25, 16)]
-    assert places(aug.apply_operation(image, "translate_y", -5 / 32)) == [(20, 11)]
-    assert places(aug.apply_operation(image, "rotate", 90)) == [(16, 11)]
+    assert places(augment.apply_operation(image, "translate_x", 5 / 32)) == [(25, 16)]
+    assert places(augment.apply_operation(image, "translate_y", -5 / 32)) == [(20, 11)]
+    assert places(augment.apply_operation(image, "rotate", 90)) == [(16, 11)]
     # The row through the middle stays where it is, those below it move to the left.
-    assert places(aug.apply_operation(image, "shear_x", 0.3)) == [(20, 16)]
+    assert places(augment.apply_operation(image, "shear_x", 0.3)) == [(20, 16)]
     image = Image.new("RGB", (32, 32))
     image.putpixel((20, 26), (255, 0, 0))
-    ((x, y),) = places(aug.apply_operation(image, "shear_x", 0.3))
+    ((x, y),) = places(augment.apply_operation(image, "shear_x", 0.3))
     assert y == 26 and x == 17
 
 
-@pytest.mark.parametrize("name", aug.OPERATIONS)
+@pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_operations_keep_size_and_mode(name):
-    largest, signed, _ = aug._OPERATIONS[name]
+    largest, signed, _ = augment._OPERATIONS[name]
     for magnitude in {largest, -largest if signed else 0}:
-        assert aug.apply_operation(_image(), name, magnitude).size == (24, 20)
-    assert aug.apply_operation(_image(), name, 0).mode == "RGB"
+        assert augment.apply_operation(_image(), name, magnitude).size == (24, 20)
+    assert augment.apply_operation(_image(), name, 0).mode == "RGB"
 
 
 def test_random_resized_crop_of_odd_shapes():
     for size in ((200, 3), (3, 200), (1, 1)):
-        crop = aug.random_resized_crop(_image(size), np.random.default_rng(0), (8, 12), (0.08, 1), (0.75, 4 / 3))
+        crop = augment.random_resized_crop(_image(size), np.random.default_rng(0), (8, 12), (0.08, 1), (0.75, 4 / 3))
         assert crop.size == (12, 8)
 
 
 def test_soft_targets():
-    targets = aug.soft_targets(np.array([1, 0]), 4, 0.2)
+    targets = augment.soft_targets(np.array([1, 0]), 4, 0.2)
     np.testing.assert_allclose(targets, [[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]], rtol=1e-6)
 
 
@@ -254,26 +254,26 @@ def test_targets_are_mixed_like_the_pixels(mixup, cutmix):
     targets = np.eye(2, dtype=np.float32)
     shares = set()
     for seed in range(20):
-        mixed, soft = aug.mix(images, targets, np.random.default_rng(seed), config)
+        mixed, soft = augment.mix(images, targets, np.random.default_rng(seed), config)
         # The share of the second class is the mean of the pixels, since its pixels are 1 and the other's 0.
         np.testing.assert_allclose(mixed.mean((1, 2, 3)), soft[:, 1], atol=1e-6)
         np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
         shares.add(float(soft[0, 1]))
     assert len(shares) > 10 and images[0].max() == 0
-    kept, same = aug.mix(images, targets, np.random.default_rng(0), replace(config, mix_probability=0.0))
+    kept, same = augment.mix(images, targets, np.random.default_rng(0), replace(config, mix_probability=0.0))
     assert kept is images and same is targets
 
 
 def test_erasing_replaces_a_rectangle():
     pixels = np.full((3, 32, 32), 9, np.float32)
-    aug.erase(pixels, np.random.default_rng(0))
+    augment.erase(pixels, np.random.default_rng(0))
     changed = (pixels != 9).all(axis=0)
     rows, columns = changed.any(axis=1), changed.any(axis=0)
     assert 0.01 < changed.mean() < 0.4 and changed.sum() == rows.sum() * columns.sum()
 
 
 def test_drop_path_factors_have_mean_one():
-    factors = aug.drop_path_factors([0.25, 0.5], 20000, np.random.default_rng(0))
+    factors = augment.drop_path_factors([0.25, 0.5], 20000, np.random.default_rng(0))
     assert factors.shape == (2, 20000) and set(np.unique(factors)) == {0, np.float32(4 / 3), 2}
     np.testing.assert_allclose(factors.mean(axis=1), 1, atol=0.02)
 

@@ -6,10 +6,10 @@ import struct
 import pytest
 
 from neonext_ms.commands import plot
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.training import ablation
 from neonext_ms.training.ablation import Trial, run_trials, summarise, table
-from neonext_ms.training.config import make_config
+from neonext_ms.training.config.schema import make_config
 from neonext_ms.training.runlog import RunLog, read_csv
 from neonext_ms.training.tensorboard import EventFile, crc32c
 

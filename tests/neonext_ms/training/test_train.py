@@ -14,17 +14,18 @@ import pytest
 import safetensors
 from PIL import Image
 
-from neonext_ms import load_checkpoint, safetensors_format, save_checkpoint
-from neonext_ms.architecture import make_architecture
+from neonext_ms import load_checkpoint, save_checkpoint
+from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.commands import ablate, validate
 from neonext_ms.commands.train import main
 from neonext_ms.export.command import main as export_main
-from neonext_ms.initialization import initial_arrays
-from neonext_ms.training.config import known_keys
-from neonext_ms.training.config_keys import describe_keys
-from neonext_ms.training.records import write_records
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.training.config.describe import describe_keys
+from neonext_ms.training.config.schema import known_keys
+from neonext_ms.training.data.mindrecord import write_records
+from neonext_ms.training.run_state import Checkpoints, Progress, load_state
 from neonext_ms.training.runlog import read_csv
-from neonext_ms.training.state import Checkpoints, Progress, load_state
 from neonext_ms.training.step import TrainStep
 
 CONFIG = """\
@@ -193,7 +194,7 @@ def test_a_configuration_that_changed_is_listed(folder, capsys):
 
 WORKER = """\
 import sys
-from neonext_ms.training.config import load_config
+from neonext_ms.training.config.schema import load_config
 from neonext_ms.training.trainer import Trainer
 Trainer(load_config(sys.argv[1], sys.argv[2:]), shard=(0, 1)).run()
 """
@@ -245,7 +246,7 @@ def test_broken_images_end_the_run_beyond_the_limit(folder, capsys):
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(folder, monkeypatch, capsys):
-    save, calls = safetensors_format.save_file, []
+    save, calls = safetensors_file.save_file, []
 
     def full(tensors, path, metadata):
         if "checkpoints" in str(path) and len(calls) == 1:
@@ -254,7 +255,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(folder, monkeypatch, capsys):
         calls.append(path) if "checkpoints" in str(path) else None
         save(tensors, path, metadata)
 
-    monkeypatch.setattr(safetensors_format, "save_file", full)
+    monkeypatch.setattr(safetensors_file, "save_file", full)
     assert _train(folder, "run") == 1
     error = capsys.readouterr().err
     assert "step-000000006.safetensors: the disk is full; free some space" in error

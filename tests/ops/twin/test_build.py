@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from neonext_ms.errors import InputError, ToolchainError
+from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.ops import twin
 from neonext_ms.ops.compiled import cache_directory
 from neonext_ms.ops.twin import build

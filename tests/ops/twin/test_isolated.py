@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neonext_ms.errors import InputError
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops import twin
 
 KERNELS = Path(__file__).with_name("kernels")

@@ -50,7 +50,7 @@ static Status ParseNeoCell(const ge::Operator& from, ge::Operator& to)
     return SUCCESS;
 }
 
-// Opsets as in export/custom_op.py.
+// Opsets as in export/onnx/neocell_node.py.
 REGISTER_CUSTOM_OP("NeoCell")
     .FrameworkType(ONNX)
     .OriginOpType({

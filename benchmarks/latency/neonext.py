@@ -1,0 +1,39 @@
+"""NeoNeXt as ATC gets it, without the values of its weights: folded, at opset 13, in either form of NeoCell."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import onnx
+
+from neonext_ms.export.fold import fold
+from neonext_ms.export.graph import DeployGraph, unfolded
+from neonext_ms.export.onnx.emitter import skeleton
+from neonext_ms.export.onnx.format import CANN, lower
+from neonext_ms.models.architecture import Architecture
+from neonext_ms.models.registry import model_config
+
+FORMS = {"MatMul": "matmul", "AscendC": "custom"}
+
+
+@lru_cache(maxsize=2)
+def _folded(name: str, image_size: int) -> DeployGraph:
+    architecture: Architecture = model_config(name).architecture
+    # Zeros with a stride of 0: what is not folded takes no memory.
+    arrays = {key: np.broadcast_to(np.float32(1), shape) for key, shape in architecture.tensors().items()}
+    return fold(unfolded(architecture, arrays, (image_size, image_size)))[0]
+
+
+def build(size: str, image_size: int, batch: int, form: str) -> onnx.ModelProto:
+    """A released NeoNeXt as ONNX for ATC.
+
+    Args:
+        size: t, s, b, l or xl.
+        image_size: 224 or 384, with the shifts of that release.
+        batch: images of a run.
+        form: "MatMul" (two block-diagonal products for a NeoCell) or "AscendC" (our operator).
+    """
+    flavour = CANN.with_(neocell=FORMS[form])
+    graph = lower(_folded(f"neonext_{size}.released_{image_size}", image_size), flavour)
+    return skeleton(graph, batch, flavour)

@@ -1,0 +1,74 @@
+"""A roofline picture: the tasks of networks by how much they compute for each byte, under the limits of a device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from neonext_ms.common.errors import ToolchainError
+from neonext_ms.common.files import atomic
+from neonext_ms.ops.soc import MACS_PER_CYCLE
+
+from .parameters import Parameters
+from .prediction import Prediction
+
+_MARKS = {"conv": "o", "depthwise": "s", "matmul": "o", "batched matmul": "D", "neocell": "^"}
+
+
+def draw(predictions: Mapping[str, Prediction], parameters: Parameters, path: str | os.PathLike) -> None:
+    """Write a PNG. Tasks without multiply-adds have no place in it.
+
+    Args:
+        predictions: by the name to show, all on one device.
+        parameters: the reachable shares, drawn beside the full rates.
+        path: of the PNG.
+
+    Raises:
+        ToolchainError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ToolchainError("the roofline needs matplotlib: pip install neonext_ms[plot]") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    device = next(iter(predictions.values())).soc
+    peak = device.ai_cores * device.cube_mhz * 1e6 * MACS_PER_CYCLE / 1e12
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    x = np.geomspace(0.1, 3000, 400)
+    limits = {
+        "memory": parameters.memory_bytes_per_second(device),
+        "level-2 cache": device.l2_read_bytes_per_second * parameters.l2_share,
+    }
+    for (name, rate), style in zip(limits.items(), ("-", "--"), strict=True):
+        reach = np.minimum(x * rate / 1e12, peak * parameters.cube_share)
+        axes.plot(x, reach, style, color="0.35", lw=1.2, label=f"limit, from the {name} (fitted)")
+    axes.axhline(peak, color="0.6", lw=0.8, ls=":", label="peak of the cube, float16")
+    colours = pyplot.get_cmap("tab10").colors
+    for (name, prediction), colour in zip(predictions.items(), colours, strict=False):
+        for kind, mark in _MARKS.items():
+            nodes = [node for node in prediction.nodes if node.kind == kind and node.multiply_adds and node.bytes]
+            if not nodes:
+                continue
+            axes.scatter(
+                [node.multiply_adds / node.bytes for node in nodes],
+                [node.multiply_adds / node.predicted_us / 1e6 for node in nodes],
+                s=[8 + 500 * node.predicted_us / prediction.predicted_us for node in nodes],
+                marker=mark, color=colour, alpha=0.55, lw=0, label=f"{name}: {kind}",
+            )  # fmt: skip
+    axes.set(
+        xscale="log", yscale="log", xlabel="multiply-adds for each byte read and written", ylim=(1e-3, 2 * peak),
+        ylabel="predicted 10$^{12}$ multiply-adds a second", xlim=(x[0], x[-1]),
+        title=f"{device.name}: predicted, not measured; area: share of the network's time",
+    )  # fmt: skip
+    legend = axes.legend(fontsize=7, loc="lower right", ncol=2)
+    for handle in legend.legend_handles[3:]:
+        handle.set_sizes([30])
+    axes.grid(True, which="major", lw=0.3)
+    figure.tight_layout()
+    with atomic(path) as staged:
+        figure.savefig(staged, dpi=120, format="png")
+    pyplot.close(figure)

@@ -1,7 +1,0 @@
-"""Predicted time of any ONNX network on an Atlas device. Nothing here was run on one; `docs/predict.md`."""
-
-from ...lazy import lazy
-
-_HOME = {"of_onnx": "prediction", "Prediction": "prediction", "NodeTime": "prediction"}
-__getattr__ = lazy(__name__, _HOME)
-__all__ = ["NodeTime", "Prediction", "of_onnx"]

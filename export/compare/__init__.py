@@ -1,0 +1,1 @@
+"""Compare two representations of a network, layer by layer."""

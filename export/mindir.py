@@ -1,0 +1,259 @@
+"""A folded `DeployGraph` as a MindSpore cell, and that as a MindIR file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.signals import signals_later
+
+from .graph import INPUT, DeployGraph, Layer
+from .onnx.format import Flavour
+
+
+class _Conv(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        weight = layer.arrays["weight"]
+        kernel, groups = weight.shape[2:], layer.attributes["groups"]
+        self.weight = _parameter(layer, "weight")
+        self.bias = _parameter(layer, "bias") if "bias" in layer.arrays else None
+        pads = layer.attributes.get("pads", (0, 0))
+        padding = {"pad_mode": "pad", "pad": (0, pads[0], 0, pads[1])} if any(pads) else {"pad_mode": "valid"}
+        self.conv = ops.Conv2D(weight.shape[0], kernel, stride=kernel, group=groups, **padding)
+        self.add_bias = ops.BiasAdd()
+
+    def construct(self, x):
+        y = self.conv(x, self.weight)
+        if self.bias is not None:
+            y = self.add_bias(y, self.bias)
+        return y
+
+
+class _Product(nn.Cell):
+    """`matrix @ x` or `x @ matrix` for every channel; the CPU kernel does not broadcast over the batch."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.matrix = _parameter(layer, "matrix")
+        self.from_left = layer.op == "left"
+        self.product = ops.BatchMatMul()
+
+    def construct(self, x):
+        matrix = ops.tile(self.matrix.expand_dims(0), (x.shape[0], 1, 1, 1))
+        if self.from_left:
+            return self.product(matrix, x)
+        return self.product(x, matrix)
+
+
+class _Shift(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.bias = _parameter(layer, "bias")
+        self.add_bias = ops.BiasAdd()
+
+    def construct(self, x):
+        return self.add_bias(x, self.bias)
+
+
+class _Crop(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.height, self.width = layer.attributes["size"]
+
+    def construct(self, x):
+        return x[:, :, : self.height, : self.width]
+
+
+class _GlobalMean(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.crop = _Crop(layer) if "size" in layer.attributes else None
+
+    def construct(self, x):
+        if self.crop is not None:
+            x = self.crop(x)
+        return x.mean((2, 3))
+
+
+class _LayerNorm(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.weight = _parameter(layer, "weight")
+        self.bias = _parameter(layer, "bias")
+        self.norm = ops.LayerNorm(-1, -1, layer.attributes["eps"])
+
+    def construct(self, x):
+        return self.norm(x, self.weight, self.bias)[0]
+
+
+class _Linear(nn.Cell):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.weight = _parameter(layer, "weight")
+        self.bias = _parameter(layer, "bias")
+        self.product = ops.MatMul(transpose_b=True)
+
+    def construct(self, x):
+        return self.product(x, self.weight) + self.bias
+
+
+class _Add(nn.Cell):
+    def construct(self, x, y):
+        return x + y
+
+
+_CELLS = {
+    "conv": _Conv,
+    "left": _Product,
+    "right": _Product,
+    "shift": _Shift,
+    "gelu": lambda layer: nn.GELU(approximate=layer.attributes.get("approximate") == "tanh"),
+    "add": lambda layer: _Add(),
+    "global_mean": _GlobalMean,
+    "crop": _Crop,
+    "layer_norm": _LayerNorm,
+    "linear": _Linear,
+}
+
+
+def _parameter(layer: Layer, key: str) -> Parameter:
+    return Parameter(Tensor(np.ascontiguousarray(layer.arrays[key])), name=f"{layer.name}.{key}", requires_grad=False)
+
+
+class DeployCell(nn.Cell):
+    """The layers of a folded graph, one cell each, run in their order.
+
+    Args:
+        graph: a graph that `fold.fold` and `flavour.lower` (or `fold.neocell_to_matmul`) made.
+        dtype: of weights and arithmetic, `mindspore.float32` or `mindspore.float16`.
+        float32_io: whether input and outputs stay float32.
+
+    Inputs:
+        images: `(N, 3, H, W)`, float32, or `dtype` without `float32_io`.
+
+    Outputs:
+        the graph's outputs, in the type of the input; a single one is not wrapped in a tuple.
+
+    Raises:
+        InputError: a layer that MindIR does not express, such as a NeoCell that was left for a custom node.
+    """
+
+    def __init__(self, graph: DeployGraph, dtype=ms.float32, float32_io: bool = True):
+        super().__init__(auto_prefix=False)
+        self.dtype = dtype
+        self.outside = ms.float32 if float32_io else dtype
+        for layer in graph.layers:
+            if layer.op not in _CELLS:
+                instead = "write NeoCells as matmul or padded" if layer.op == "neocell" else "write ONNX"
+                raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer; {instead}")
+            if {"stride", "padding", "axis"} & set(layer.attributes):
+                raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer of this kind; write ONNX")
+        self.cells_in_order = nn.CellList([_CELLS[layer.op](layer) for layer in graph.layers], auto_prefix=False)
+        at = {INPUT: 0}
+        for i, layer in enumerate(graph.layers):
+            at[layer.output] = i + 1
+        self.sources = tuple(tuple(at[name] for name in layer.inputs) for layer in graph.layers)
+        self.results = tuple(at[name] for name in graph.outputs)
+        self.count = len(graph.layers)
+        for parameter in self.get_parameters() if dtype != ms.float32 else ():
+            parameter.set_dtype(dtype)
+
+    def construct(self, images):
+        values = (ops.cast(images, self.dtype),)
+        for i in range(self.count):
+            source = self.sources[i]
+            if len(source) == 2:
+                value = self.cells_in_order[i](values[source[0]], values[source[1]])
+            else:
+                value = self.cells_in_order[i](values[source[0]])
+            values = (*values, value)
+        if len(self.results) == 1:
+            return ops.cast(values[self.results[0]], self.outside)
+        outputs = ()
+        for result in self.results:
+            outputs = (*outputs, ops.cast(values[result], self.outside))
+        return outputs
+
+
+def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Flavour | None = None) -> list[Path]:
+    """Write a folded graph as MindIR.
+
+    Above 1 GiB MindSpore writes `<name>_graph.mindir`, and the weights into the folder `<name>_variables` beside it;
+    they have to stay together.
+
+    Args:
+        graph: as for `DeployCell`.
+        path: the file, ending in `.mindir`.
+        batch: fixed batch size, or None for a dynamic one.
+        flavour: its precision and `float32_io` count; what else it says, `flavour.lower` has done.
+
+    Returns:
+        the files that were written, the graph first.
+
+    Raises:
+        OSError: the file cannot be written.
+        InputError: MindSpore could not write it, or a precision that cannot be proven here.
+    """
+    flavour = flavour or Flavour()
+    if flavour.precision == "bfloat16":
+        raise InputError(
+            f"{path.name}: MindSpore's CPU backend has no bfloat16 convolution, so such a MindIR could not be proven; "
+            "write float32 and let converter_lite lower the precision, or take float16, or ONNX"
+        )
+    dtype = getattr(ms, flavour.precision)
+    if flavour.precision == "float16":
+        _check_range(graph)
+    cell = DeployCell(graph, dtype, flavour.float32_io)
+    cell.set_train(False)
+    images = Tensor(shape=[batch, 3, *graph.image_size], dtype=cell.outside)
+    # MindSpore reports a full disk in its log only, so the space is claimed first.
+    itemsize = 4 if flavour.precision == "float32" else 2
+    size = itemsize * sum(array.size for layer in graph.layers for array in layer.arrays.values())
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, max(size, 1))
+    finally:
+        os.close(descriptor)
+        os.unlink(path)
+    try:
+        with signals_later():
+            ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_canonical)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
+    files = [path]
+    if not path.is_file():
+        data = path.with_name(f"{path.stem}_variables")
+        files = [path.with_name(f"{path.stem}_graph.mindir"), *(sorted(data.iterdir()) if data.is_dir() else ())]
+    if sum(file.stat().st_size for file in files if file.is_file()) < size:
+        raise InputError(f"{path.name}: MindSpore wrote no whole MindIR file; is the disk full?")
+    return files
+
+
+def _canonical(model) -> None:
+    """Make two exports the same bytes: no time, no address, and the primitives in an order that is not that of memory.
+
+    Nodes refer to primitives by name.
+    """
+    for attribute in model.graph.attribute:
+        if attribute.name == "compile_phase":
+            attribute.s = b"export.mindir"
+    ordered = sorted(model.primitives, key=lambda primitive: primitive.name)
+    del model.primitives[:]
+    model.primitives.extend(ordered)
+
+
+def _check_range(graph: DeployGraph) -> None:
+    limit = float(np.finfo(np.float16).max)
+    for layer in graph.layers:
+        for key, array in layer.arrays.items():
+            largest = float(np.abs(array).max(initial=0.0))
+            if largest > limit:
+                raise InputError(
+                    f"{layer.name}.{key} has values up to {largest:.3g}, which float16 cannot hold; write float32"
+                )

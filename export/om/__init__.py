@@ -1,0 +1,1 @@
+"""OM files for Atlas devices: ATC, MindSpore Lite, AIPP, and checks against what CANN parses."""

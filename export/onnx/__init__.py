@@ -1,0 +1,1 @@
+"""ONNX files: emitter, serialization, variants of the format."""

@@ -1,0 +1,1 @@
+"""Checkpoint files: PyTorch, MindSpore and safetensors, read and written without PyTorch."""

@@ -1,0 +1,1 @@
+"""Images and class folders, and how images become model inputs."""

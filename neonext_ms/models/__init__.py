@@ -1,0 +1,1 @@
+"""Architectures, the MindSpore cells, and the registry of variants."""

@@ -1,0 +1,464 @@
+"""NeoNeXt as MindSpore cells: block, stage, net, and the named entry points.
+
+Architecture: "NeoNeXt: Novel neural network operator and architecture based on the patch-wise matrix
+multiplications", V. Korviakov and D. Koposov, arXiv:2403.11251, and the authors' PyTorch code (HapKoM/neonext,
+BSD-3-Clause). Cells, parameters and their shapes carry the official names, but for MindSpore's names of the
+normalisation parameters (`names.mindspore_name`).
+
+Maps stay NCHW throughout: the linear layers of a block are 1x1 convolutions here, which on MindSpore's CPU backend
+is faster than transposing for `Dense`, and what the deployment graph does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from neonext_ms.common.errors import InputError, listed
+from neonext_ms.ops.cpu import operators
+from neonext_ms.ops.neocell import neo_cell
+
+from .architecture import (
+    BATCH_NORM_EPS,
+    LAYER_NORM_EPS,
+    MLP_RATIO,
+    STAGES,
+    STEM_STRIDE,
+    Architecture,
+    make_architecture,
+)
+from .initialization import initial_arrays
+from .names import mindspore_name, official_name
+from .registry import model_config
+
+BATCH_NORM_KEEP = 0.9
+
+
+def _zeros(*shape: int) -> Parameter:
+    # Values come from `initial_arrays` or a checkpoint, once the whole net exists.
+    return Parameter(Tensor(np.zeros(shape, np.float32)))
+
+
+class NeoCell(nn.Cell):
+    """The operator with its learned matrices, `weight_a.i` and `weight_b.i` for every channel group i."""
+
+    def __init__(self, spec, bias: bool = False):
+        super().__init__()
+        self.spec = spec
+        self.weight_a = ParameterTuple([_named(f"weight_a.{i}", s) for i, s in enumerate(spec.shapes_a)])
+        self.weight_b = ParameterTuple([_named(f"weight_b.{i}", s) for i, s in enumerate(spec.shapes_b)])
+        self.bias = _zeros(spec.channels) if bias else None
+
+    def construct(self, x):
+        return neo_cell(x, self.weight_a, self.weight_b, self.spec, self.bias)
+
+
+def _named(name: str, shape: Sequence[int]) -> Parameter:
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
+
+
+class Pointwise(nn.Cell):
+    """A linear layer over the channels of an NCHW map; `weight` is `(outputs, inputs)` as in the official Linear."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool):
+        super().__init__()
+        self.weight = _zeros(outputs, inputs)
+        self.bias = _zeros(outputs) if bias else None
+        self.conv = ops.Conv2D(outputs, 1)
+
+    def construct(self, x):
+        if operators.products_usable(x.dtype):
+            return operators.pointwise(x, self.weight, self.bias)
+        outputs, inputs = self.weight.shape
+        y = self.conv(x, self.weight.reshape(outputs, inputs, 1, 1))
+        if self.bias is not None:
+            y = y + self.bias.reshape(1, -1, 1, 1)
+        return y
+
+
+class Conv1x1(nn.Cell):
+    """A 1x1 convolution without bias; `weight` is `(outputs, inputs, 1, 1)`."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = _zeros(outputs, inputs, 1, 1)
+        self.conv = ops.Conv2D(outputs, 1)
+
+    def construct(self, x):
+        if operators.products_usable(x.dtype):
+            outputs, inputs, _, _ = self.weight.shape
+            return operators.pointwise(x, self.weight.reshape(outputs, inputs))
+        return self.conv(x, self.weight)
+
+
+class Gelu(nn.Cell):
+    """GELU in its exact form."""
+
+    def construct(self, x):
+        if operators.usable(x.dtype):
+            return operators.gelu(x)
+        return ops.gelu(x, approximate="none")
+
+
+class Patchify(nn.Cell):
+    """Space to depth: `(N, C, H, W)` to `(N, C * p * p, H / p, W / p)`, channels in the order (C, p, p)."""
+
+    def __init__(self, patch: int):
+        super().__init__()
+        self.patch = patch
+
+    def construct(self, x):
+        _, c, h, w = x.shape
+        p = self.patch
+        x = x.reshape(-1, c, h // p, p, w // p, p).transpose(0, 1, 3, 5, 2, 4)
+        return x.reshape(-1, c * p * p, h // p, w // p)
+
+
+class LayerScale(nn.Cell):
+    """Multiplies every channel by a learned factor."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = _zeros(channels)
+
+    def construct(self, x):
+        if operators.usable(x.dtype):
+            return operators.layer_scale(x, self.gamma)
+        return x * self.gamma.reshape(1, -1, 1, 1)
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth: drops the branch of a whole sample with probability `rate` while training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.dropout = nn.Dropout(p=rate)
+
+    def construct(self, x):
+        return x * self.dropout(ops.ones_like(x[:, :1, :1, :1]))
+
+
+class _ExactBatchNorm(nn.Cell):
+    """MindSpore's fused training BatchNorm with a backward pass that sums accurately.
+
+    The CPU kernel of BatchNormGrad adds in float32 one by one. Its input gradient, whose sum should vanish, keeps a
+    small constant part, and the gradients of everything before it inherit that: at 224 pixels the bias of an early
+    BatchNorm is off by 3e-4. ReduceSum adds pairwise, the C++ kernel in float64.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.forward = ops.BatchNorm(is_training=True, epsilon=BATCH_NORM_EPS, momentum=1 - BATCH_NORM_KEEP)
+        self.sum = ops.ReduceSum(keep_dims=True)
+        self.epsilon = Tensor(np.full(1, BATCH_NORM_EPS, np.float32))
+
+    def construct(self, x, gamma, beta, moving_mean, moving_variance):
+        return self.forward(x, gamma, beta, moving_mean, moving_variance)[0]
+
+    def bprop(self, x, gamma, beta, moving_mean, moving_variance, out, dout):
+        zeros = ops.zeros_like(gamma)
+        if operators.usable(x.dtype):
+            return *operators.batch_norm_grad(x, dout, gamma, self.epsilon), zeros, zeros
+        axes = (0, 2, 3)
+        count = x.shape[0] * x.shape[2] * x.shape[3]
+        centred = x - self.sum(x, axes) / count
+        inverse = ops.rsqrt(self.sum(centred * centred, axes) / count + BATCH_NORM_EPS)
+        normalised = centred * inverse
+        dbeta = self.sum(dout, axes)
+        dgamma = self.sum(dout * normalised, axes)
+        dx = (dout - (dbeta + normalised * dgamma) / count) * (inverse * gamma.reshape(1, -1, 1, 1))
+        return dx, dgamma.reshape(-1), dbeta.reshape(-1), zeros, zeros
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm over `(N, H, W)`, with accurate gradients where MindSpore's kernel has none (on the CPU)."""
+
+    def __init__(self, channels: int):
+        # MindSpore's momentum is the share that is kept; PyTorch's default 0.1 is the share that is new.
+        super().__init__(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_KEEP)
+        self.exact = _ExactBatchNorm() if ms.get_context("device_target") == "CPU" else None
+
+    def construct(self, x):
+        if self.training and self.exact is not None:
+            return self.exact(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        return super().construct(x)
+
+
+class _Content(nn.Cell):
+    """NeoCell, BatchNorm, the two linear layers with GELU between them, layer scale."""
+
+    def __init__(self, spec, channels: int, layer_scale: bool, linear_bias: bool):
+        super().__init__()
+        self.neocell = NeoCell(spec)
+        self.norm = BatchNorm(channels)
+        self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
+        self.act = Gelu()
+        self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
+        self.layer_scale = LayerScale(channels) if layer_scale else None
+
+    def construct(self, x):
+        x = self.norm(self.neocell(x))
+        x = self.fc_2(self.act(self.fc_1(x)))
+        if self.layer_scale is not None:
+            x = self.layer_scale(x)
+        return x
+
+
+class _Residual(nn.Cell):
+    def __init__(self, content: nn.Cell, drop_path: float):
+        super().__init__()
+        self.content = content
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else None
+
+    def construct(self, x):
+        y = self.content(x)
+        if self.drop_path is not None:
+            y = self.drop_path(y)
+        return y + x
+
+
+class NeoBottleneck(nn.Cell):
+    """A block: `x + drop_path(layer_scale(fc_2(gelu(fc_1(norm(neocell(x)))))))`, `(N, C, H, W)` to the same."""
+
+    def __init__(self, spec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float):
+        super().__init__()
+        self.ops = _Residual(_Content(spec, channels, layer_scale, linear_bias), drop_path)
+
+    def construct(self, x):
+        return self.ops(x)
+
+
+class Downsample(nn.Cell):
+    """The official order: 1x1 conv, NeoCell (2 -> 1), BatchNorm."""
+
+    def __init__(self, spec, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = Conv1x1(inputs, outputs)
+        self.neocell = NeoCell(spec)
+        self.norm_1 = BatchNorm(outputs)
+
+    def construct(self, x):
+        return self.norm_1(self.neocell(self.conv(x)))
+
+
+class PaperDownsample(nn.Cell):
+    """The order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 conv, BatchNorm, GELU."""
+
+    def __init__(self, spec, inputs: int, outputs: int):
+        super().__init__()
+        self.neocell = NeoCell(spec)
+        self.norm_1 = BatchNorm(inputs)
+        self.act = Gelu()
+        self.conv = Conv1x1(inputs, outputs)
+        self.norm_2 = BatchNorm(outputs)
+
+    def construct(self, x):
+        x = self.act(self.norm_1(self.neocell(x)))
+        return self.act(self.norm_2(self.conv(x)))
+
+
+class Stem(nn.Cell):
+    """Space to depth by 4, 1x1 conv, BatchNorm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.patchify = Patchify(STEM_STRIDE)
+        self.conv = Conv1x1(3 * STEM_STRIDE**2, channels)
+        self.norm = BatchNorm(channels)
+
+    def construct(self, x):
+        return self.norm(self.conv(self.patchify(x)))
+
+
+class Head(nn.Cell):
+    """Mean over the map, LayerNorm, linear classifier: `(N, C, H, W)` to `(N, classes)`."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.ln = nn.LayerNorm((channels,), epsilon=LAYER_NORM_EPS)
+        self.fc = nn.Dense(channels, classes)
+
+    def construct(self, x):
+        return self.fc(self.ln(x.mean((2, 3))))
+
+
+class NeoNeXt(nn.Cell):
+    """NeoNeXt with the official keyword arguments.
+
+    Args:
+        num_classes: outputs of the classifier.
+        per_stage_layers: blocks in each of the four stages, numbers or `"3,3,9,3"`.
+        dims: channels in each stage.
+        drop_path: largest drop-path rate, reached in the last block.
+        conv_init: None (PyTorch's default), "xavier_uniform" or "kaiming_normal" for convolutions and linear layers.
+        shifts: shift step of NeoCell in each stage, 0 for none, numbers or `"1,1,1,0"`.
+        layer_scale_init_value: initial layer scale, 0 for none.
+        linear_bias: whether the linear layers of a block have a bias.
+        kernel_spec: "default", a code such as "4+7" for all stages, or four codes.
+        downsample: "official" or "paper" (the order of layers between stages, see `Architecture`).
+        features_only: return the outputs of the four stages instead of logits; there is no head then.
+
+    Inputs:
+        x: Tensor `(N, 3, H, W)`, float32, H and W multiples of 4 and at least 32; N may be dynamic.
+
+    Outputs:
+        logits `(N, num_classes)`, or with `features_only` a tuple of four maps `(N, dims[i], H / 4 / 2^i, ...)`.
+
+    Raises:
+        InputError: an option out of its range.
+
+    The initial weights come from NumPy's global generator, which `mindspore.set_seed` seeds.
+    """
+
+    def __init__(
+        self,
+        num_classes=1000,
+        per_stage_layers=(1, 1, 1, 1),
+        dims=(96, 192, 384, 768),
+        drop_path=0.0,
+        conv_init=None,
+        shifts=(1, 1, 1, 0),
+        layer_scale_init_value=0,
+        linear_bias=False,
+        kernel_spec="default",
+        downsample="official",
+        features_only=False,
+    ):
+        architecture = make_architecture(
+            num_classes, per_stage_layers, dims, drop_path, shifts, layer_scale_init_value, linear_bias, kernel_spec,
+            downsample,
+        )  # fmt: skip
+        self._build(architecture, features_only)
+        load_arrays(self, initial_arrays(architecture, conv_init or None))
+
+    def _build(self, architecture: Architecture, features_only: bool):
+        if architecture.shifts is None:
+            raise InputError("NeoNeXt: shifts are needed, such as (1, 1, 1, 0)")
+        super().__init__()
+        self.architecture = architecture
+        self.features_only = features_only
+        a = architecture
+        make_downsample = Downsample if a.downsample == "official" else PaperDownsample
+        self.stem = Stem(a.dims[0])
+        for stage, rates in enumerate(a.drop_path_rates()):
+            blocks = [
+                NeoBottleneck(a.stage_spec(stage), a.dims[stage], a.layer_scale, a.linear_bias, rate) for rate in rates
+            ]
+            setattr(self, f"stage_{stage + 1}", nn.SequentialCell(blocks))
+            if stage < STAGES - 1:
+                cell = make_downsample(a.downsample_spec(stage), a.dims[stage], a.dims[stage + 1])
+                setattr(self, f"downsample_{stage + 1}", cell)
+        self.head = None if features_only else Head(a.dims[3], a.num_classes)
+
+    @classmethod
+    def from_architecture(
+        cls, architecture: Architecture, arrays: Mapping[str, np.ndarray] | None = None, features_only: bool = False
+    ) -> NeoNeXt:
+        """A net with these options, and with weights under their official names (newly initialised if None)."""
+        self = cls.__new__(cls)
+        self._build(architecture, features_only)
+        load_arrays(self, initial_arrays(architecture) if arrays is None else arrays)
+        return self
+
+    def construct(self, x):
+        x_1 = self.stage_1(self.stem(x))
+        x_2 = self.stage_2(self.downsample_1(x_1))
+        x_3 = self.stage_3(self.downsample_2(x_2))
+        x_4 = self.stage_4(self.downsample_3(x_3))
+        if self.features_only:
+            return x_1, x_2, x_3, x_4
+        return self.head(x_4)
+
+
+def load_arrays(model: NeoNeXt, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give a model weights under their official names.
+
+    Args:
+        model: changed in place; its parameters keep their dtype (float32).
+        arrays: official name -> array; entries of a head are ignored by a `features_only` model.
+
+    Raises:
+        InputError: missing, unexpected or misshapen arrays, each listed by name; the model is then unchanged.
+    """
+    parameters = {parameter.name: parameter for parameter in model.get_parameters()}
+    given = {mindspore_name(name): array for name, array in arrays.items()}
+    given.pop(None, None)
+    if model.features_only:
+        given = {name: array for name, array in given.items() if not name.startswith("head.")}
+    problems = [f"missing: {official_name(name)}" for name in parameters if name not in given]
+    problems += [f"unexpected: {official_name(name)}" for name in given if name not in parameters]
+    problems += [
+        f"misshapen: {official_name(name)} is {tuple(array.shape)}, expected {tuple(parameters[name].shape)}"
+        for name, array in given.items()
+        if name in parameters and tuple(array.shape) != tuple(parameters[name].shape)
+    ]
+    if problems:
+        raise InputError(f"the weights do not fit the model ({len(problems)} problems):\n{listed(problems, 200)}")
+    for name, array in given.items():
+        parameters[name].set_data(Tensor(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def model_arrays(model: NeoNeXt) -> dict[str, np.ndarray]:
+    """Parameters and BatchNorm statistics of a model as float32 arrays under their official names."""
+    held = {official_name(parameter.name): parameter.asnumpy() for parameter in model.get_parameters()}
+    order = [name for name in model.architecture.tensors() if name in held]
+    return {name: np.array(held[name], np.float32) for name in order}
+
+
+def build_model(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> NeoNeXt:
+    """A model in evaluation mode with these options and weights (official names)."""
+    model = NeoNeXt.from_architecture(architecture, arrays)
+    model.set_train(False)
+    return model
+
+
+def load_weights(model: NeoNeXt, path: str, ema: bool = False) -> None:
+    """Give a model the weights of a `.pt`, `.pth`, `.ckpt` or `.safetensors` file.
+
+    Raises:
+        InputError: the file cannot be read, or is of another architecture (every tensor that differs is listed).
+    """
+    from neonext_ms.checkpoint.checkpoint import load_checkpoint
+
+    load_arrays(model, load_checkpoint(path, model.architecture.shifts, ema=ema).arrays)
+
+
+def create_model(name: str, checkpoint: str | None = None, features_only: bool = False, **options) -> NeoNeXt:
+    """A named model (see `list_models`).
+
+    Args:
+        name: such as "neonext_t" or "neonext_t.released_224".
+        checkpoint: weights to load, `.pt`, `.pth`, `.ckpt` or `.safetensors`; newly initialised if None.
+        features_only: return the outputs of the four stages; there is no head then.
+        options: official keyword arguments of `NeoNeXt` that differ from the named configuration.
+
+    Raises:
+        InputError: unknown name or option, or a checkpoint of another architecture.
+
+    Example:
+        >>> model = create_model("neonext_t.released_224", num_classes=10, drop_path=0.1)
+    """
+    conv_init = options.pop("conv_init", None)
+    architecture = model_config(name, **options).architecture
+    if checkpoint is None:
+        arrays = initial_arrays(architecture, conv_init)
+        return NeoNeXt.from_architecture(architecture, arrays, features_only)
+    from neonext_ms.checkpoint.checkpoint import load_checkpoint
+
+    arrays = load_checkpoint(checkpoint, architecture.shifts).arrays
+    return NeoNeXt.from_architecture(architecture, arrays, features_only)
+
+
+__all__ = [
+    "NeoBottleneck",
+    "NeoCell",
+    "NeoNeXt",
+    "build_model",
+    "create_model",
+    "load_arrays",
+    "load_weights",
+    "model_arrays",
+]

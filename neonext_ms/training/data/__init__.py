@@ -1,0 +1,1 @@
+"""Training data: image sets, augmentation, loading."""
