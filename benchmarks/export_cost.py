@@ -37,17 +37,18 @@ save_checkpoint({output!r} + "/weights.pt", checkpoint.arrays)
     "export": """\
 from pathlib import Path
 from neonext_ms.export import pipeline
-from neonext_ms.export.fold import fold, neocell_to_matmul
-from neonext_ms.export.graph import unfolded
+from neonext_ms.export.fold import fold
+from neonext_ms.export.lower import neocell_to_matmul
+from neonext_ms.export.graph import original_graph
 from neonext_ms.export.onnx.emitter import save
-source = pipeline.source_of_checkpoint({checkpoint!r})
-graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, {size!r}))[0])
+source = Source.from_checkpoint({checkpoint!r})
+graph = neocell_to_matmul(fold(original_graph(source.architecture, source.arrays, {size!r}))[0])
 save(graph, Path({output!r}) / "model.onnx")
 """,
     "proven": """\
 from neonext_ms.export import pipeline
 from neonext_ms.export.request import Request
-pipeline.export(pipeline.source_of_checkpoint({checkpoint!r}), Request(["onnx"], [{size!r}]), {output!r})
+pipeline.export(Source.from_checkpoint({checkpoint!r}), Request(["onnx"], [{size!r}]), {output!r})
 """,
 }
 
@@ -70,9 +71,9 @@ def _once(work: str) -> tuple[float, float, bool]:
 def measure(model: str, rounds: int) -> dict:
     """Medians over `rounds` processes of each kind: seconds and peak bytes."""
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
-    from neonext_ms.export.pipeline import source_of_name
+    from neonext_ms.export.source import Source
 
-    source = source_of_name(model)
+    source = Source.from_name(model)
     size = tuple(source.metadata["image_size"])
     seconds: dict[str, list[float]] = {name: [] for name in _WORK}
     memory: dict[str, list[float]] = {name: [] for name in _WORK}

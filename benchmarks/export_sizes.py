@@ -30,9 +30,9 @@ sys.exit(code)
 def measure(size: str, targets: Sequence[str]) -> list[dict]:
     """One row for each target: seconds, peak bytes, and their ratio to the weights."""
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
-    from neonext_ms.export.pipeline import source_of_name
+    from neonext_ms.export.source import Source
 
-    source = source_of_name(f"neonext_{size}.released_224")
+    source = Source.from_name(f"neonext_{size}.released_224")
     weights = sum(array.nbytes for array in source.arrays.values())
     rows = []
     with tempfile.TemporaryDirectory() as folder:

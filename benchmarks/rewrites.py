@@ -19,10 +19,11 @@ from neonext_ms.commands.predict import positive
 from neonext_ms.common.cli import Parser, parse_size, print_json, progress, run
 from neonext_ms.common.errors import UsageError
 from neonext_ms.export.command import parse_batch
-from neonext_ms.export.fold import channels_last
 from neonext_ms.export.graph import DeployGraph, Layer
+from neonext_ms.export.lower import lower
 from neonext_ms.export.onnx import emitter
-from neonext_ms.export.onnx.format import Flavour, lower
+from neonext_ms.export.onnx.format import Format
+from neonext_ms.export.onnx.int8 import channels_last
 from neonext_ms.runtime.base import onnx_session
 
 from . import networks
@@ -50,10 +51,10 @@ class Rewrite:
     exact: bool = True
 
 
-def emitted(graph: DeployGraph, flavour: Flavour | None = None) -> onnx.ModelProto:
+def emitted(graph: DeployGraph, format: Format | None = None) -> onnx.ModelProto:
     """The form that `neonext-export` writes."""
-    flavour = flavour or Flavour()
-    return emitter.emit(lower(graph, flavour), flavour=flavour)
+    format = format or Format()
+    return emitter.emit(lower(graph, format), format=format)
 
 
 def hidden_in_parts(graph: DeployGraph, parts: int, pixels: int) -> DeployGraph:
@@ -186,16 +187,16 @@ def _rewritten(model: onnx.ModelProto, rewrite: Callable) -> onnx.ModelProto:
 
 _COMMON = (
     Rewrite("MLP channels last: transposes and MatMul", lambda g: emitted(channels_last(g))),
-    Rewrite("GELU as the Erf chain", lambda g: emitted(g, Flavour(gelu="erf"))),
+    Rewrite("GELU as the Erf chain", lambda g: emitted(g, Format(gelu="erf"))),
     Rewrite("hidden channels in 2 parts, maps from 56x56", lambda g: emitted(hidden_in_parts(g, 2, 56 * 56))),
     Rewrite("hidden channels in 4 parts, maps from 56x56", lambda g: emitted(hidden_in_parts(g, 4, 56 * 56))),
     Rewrite("hidden channels in 2 parts, all maps", lambda g: emitted(hidden_in_parts(g, 2, 1))),
-    Rewrite("tanh form of GELU", lambda g: emitted(g, Flavour(gelu="tanh")), exact=False),
+    Rewrite("tanh form of GELU", lambda g: emitted(g, Format(gelu="tanh")), exact=False),
     Rewrite("bound: ReLU", lambda g: emitted(with_relu(g)), exact=False),
 )
 _NEONEXT = (
-    Rewrite("NeoCell from the right first", lambda g: emitted(right_first(lower(g, Flavour())))),
-    Rewrite("NeoCell on maps padded to 16", lambda g: emitted(g, Flavour(neocell="padded"))),
+    Rewrite("NeoCell from the right first", lambda g: emitted(right_first(lower(g, Format())))),
+    Rewrite("NeoCell on maps padded to 16", lambda g: emitted(g, Format(neocell="padded"))),
     Rewrite("2 channels in a product, maps to 14x14", lambda g: channels_merged(emitted(g), 2, 14)),
     Rewrite("4 channels in a product, maps to 7x7", lambda g: channels_merged(emitted(g), 4, 7)),
     Rewrite("bound: no NeoCell", lambda g: emitted(without(g, "neocell")), exact=False),
@@ -221,15 +222,16 @@ def folded(name: str, image_size: tuple[int, int]) -> DeployGraph:
     """
     if not name.startswith("neonext_"):
         return networks.deploy_graph(name, image_size=image_size)
-    from neonext_ms.export import fold, graph, pipeline
+    from neonext_ms.export import fold, graph
+    from neonext_ms.export.source import Source
 
-    source = pipeline.source_of_name(name)
+    source = Source.from_name(name)
     # A layer scale as it is initialised would hide from the logits what the blocks compute.
     arrays = {
         key: np.full_like(array, _LAYER_SCALE) if key.endswith(".gamma") else array
         for key, array in source.arrays.items()
     }
-    return fold.fold(graph.unfolded(source.architecture, arrays, image_size))[0]
+    return fold.fold(graph.original_graph(source.architecture, arrays, image_size))[0]
 
 
 def measure(

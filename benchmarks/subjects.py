@@ -133,8 +133,9 @@ def _of_name(name: str, choice: Choice, folder: Path) -> list[Subject]:
 def _of_neonext(name: str, choice: Choice, folder: Path) -> list[Subject]:
     from neonext_ms.export import pipeline
     from neonext_ms.export.request import Request
+    from neonext_ms.export.source import Source
 
-    source = pipeline.source_of_name(name, seed=choice.seed)
+    source = Source.from_name(name, seed=choice.seed)
     sizes = [choice.image_size] if choice.image_size else ()
     request = Request(["onnx", *(["onnx-naive"] if choice.naive else [])], sizes)
     report = pipeline.export(source, request, folder / name)

@@ -109,7 +109,7 @@ class OnnxSide(Side):
     Values inside a float32 model are made outputs of the model, as many at a time as `GROUP_BYTES` hold. A float16
     model is run operator by operator: onnxruntime's CPU computes float16 in float32 and does not always round in
     between, so that an overflow would not show. Each operator then reads and writes float16 and computes in float32.
-    NeoCell nodes and bfloat16, which it has no kernels for, are run as `emitter.runnable` writes them.
+    NeoCell nodes and bfloat16, which it has no kernels for, are run as `runnable_model` writes them.
 
     Args:
         path: the file; for a model in memory, what messages call it.
@@ -127,7 +127,7 @@ class OnnxSide(Side):
         super().__init__(path)
         import onnx
 
-        from ..onnx import emitter
+        from ..onnx.runnable import runnable_model
 
         if model is None:
             with explained(path):
@@ -141,7 +141,7 @@ class OnnxSide(Side):
             raise InputError(f"{self.path}: not an ONNX model, or one without nodes; export it again")
         weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
         self.dtype = "float16" if 10 in weights else "bfloat16" if 16 in weights else "float32"
-        self._model = model = emitter.runnable(model)
+        self._model = model = runnable_model(model)
         graph = model.graph
         constants = {tensor.name for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in constants]
@@ -413,8 +413,9 @@ class CheckpointSide(OnnxSide):
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
         from neonext_ms.models.registry import identify, model_config
 
-        from ..fold import fold, neocell_to_matmul
-        from ..graph import unfolded
+        from ..fold import fold
+        from ..graph import original_graph
+        from ..lower import neocell_to_matmul
         from ..onnx.emitter import emit
 
         checkpoint = load_checkpoint(path, shifts, ema=ema)
@@ -427,7 +428,7 @@ class CheckpointSide(OnnxSide):
             raise UsageError(
                 f"{os.fspath(path)}: the checkpoint does not say the size of the images; give --image-size"
             )
-        network = unfolded(architecture, checkpoint.float32(), tuple(size))
+        network = original_graph(architecture, checkpoint.float32(), tuple(size))
         super().__init__(path, tuple(size), emit(neocell_to_matmul(network)))
         self.metadata = {**metadata, "shifts": list(architecture.shifts)}
         # An operator of the folded graph makes the value behind everything that was folded into it.

@@ -100,7 +100,7 @@ PARSERS: Mapping[str, Parser] = {
 # What to write instead of an operator that has no parser at an opset.
 _INSTEAD = {
     "Gelu": "write it as a chain: --gelu erf or --gelu tanh",
-    "LayerNormalization": "write it as a chain, as the OM flavour does, or export with opset 17 or 18",
+    "LayerNormalization": "write it as a chain, as the OM format does, or export with opset 17 or 18",
     "GroupNormalization": "write it as InstanceNormalization, Mul and Add",
     "QuantizeLinear": "write AscendQuant",
     "DequantizeLinear": "write AscendDequant",

@@ -11,7 +11,7 @@ from neonext_ms.benchmarks import networks, rewrites
 from neonext_ms.benchmarks.networks import folded
 from neonext_ms.benchmarks.networks.builder import GraphBuilder
 from neonext_ms.export.fold import fold
-from neonext_ms.export.graph import unfolded
+from neonext_ms.export.graph import original_graph
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.runtime.base import onnx_session
@@ -19,7 +19,7 @@ from neonext_ms.runtime.base import onnx_session
 
 def neonext():
     architecture = make_architecture(5, (1, 1, 2, 1), (8, 12, 16, 20), kernel_spec="4+7", linear_bias=True)
-    return fold(unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (64, 96)))[0]
+    return fold(original_graph(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (64, 96)))[0]
 
 
 def convnext():
