@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.runtime.base import check_file
 
-from .. import inputs
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
+
+
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .manifest import read_manifest
 
 # aclDataType of acl_base.h.
 _DTYPES = {
@@ -121,7 +122,7 @@ class PyAcl(Runtime):
             return "the module acl is not here; install CANN (toolkit or nnrt) and source its set_env.sh"
         return None if hasattr(acl, "mdl") else f"{acl.__file__} is not pyACL; put CANN's python folder before it"
 
-    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
+    def describe(self, path: str, settings: Settings) -> Signature:
         try:
             self._open(path, settings)
             return self._input()
@@ -166,7 +167,7 @@ class PyAcl(Runtime):
     def _extra_inputs(self) -> int:
         return self._acl.mdl.get_num_inputs(self._desc) - 1
 
-    def _input(self) -> inputs.ImageInput:
+    def _input(self) -> Signature:
         """The image input; a second one is allowed where it only carries the batch size."""
         acl = self._acl
         dims = self._got("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
@@ -184,7 +185,7 @@ class PyAcl(Runtime):
         dtype = _DTYPES.get(acl.mdl.get_input_data_type(self._desc, 0), "unknown")
         # AIPP takes the channels last.
         layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
-        found = inputs.ImageInput(dims.get("name", ""), dtype, shape, tuple(batches), layout)
+        found = Signature(dims.get("name", ""), dtype, shape, tuple(batches), layout)
         return inputs.checked(self._path, found)
 
     def _dataset(self, side: str) -> int:
@@ -202,7 +203,7 @@ class PyAcl(Runtime):
             self._buffers[side].append((address, size))
         return dataset
 
-    def _output(self, index: int, found: inputs.ImageInput) -> tuple[tuple[int, ...], np.dtype]:
+    def _output(self, index: int, found: Signature) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of an output at the batch that was set; dims are those of the largest batch."""
         dims = self._got("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
         code = self._acl.mdl.get_output_data_type(self._desc, index)

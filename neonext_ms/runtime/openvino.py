@@ -7,17 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.runtime.base import one_line
 
-from .. import inputs
-from .base import Runtime, Settings
+from .base import Settings, one_line
+from .onnx import OnnxFileRuntime, onnx_signature
 
 
-class OpenVino(Runtime):
-    """OpenVINO's CPU plugin, compiled for the batch and image size that it is run with; one request at a time."""
+class OpenVino(OnnxFileRuntime):
+    """OpenVINO's CPU plugin, compiled for the batch and image size of its settings; one request at a time."""
 
     name = "openvino"
-    suffixes = (".onnx",)
     versions = ("openvino",)
     precision = "f32"
     capability = "FP32"
@@ -36,25 +34,19 @@ class OpenVino(Runtime):
             return f"this CPU has no {cls.capability} arithmetic that OpenVINO uses"
         return None
 
-    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
-        return inputs.of_onnx(path)
-
     def load(self, path: str, settings: Settings) -> None:
         import openvino
 
         self._path = path
-        options = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": settings.threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        options = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        if settings.threads:
+            options["INFERENCE_NUM_THREADS"] = settings.threads
         core = openvino.Core()
         try:
             model = core.read_model(path)
             if len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
-                channels = inputs.of_onnx(path).shape[1] or 3
-                model.reshape([settings.batch, channels, *settings.image_size])
+                # -1 leaves the batch open.
+                model.reshape([settings.batch or -1, onnx_signature(path).channels, *settings.image_size])
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error)})") from error
@@ -79,7 +71,7 @@ class OpenVino(Runtime):
 
 
 class OpenVinoBfloat16(OpenVino):
-    """The same with arithmetic in bfloat16, where the CPU has it."""
+    """OpenVINO with arithmetic in bfloat16, where the CPU has it."""
 
     name = "openvino-bf16"
     precision = "bf16"
