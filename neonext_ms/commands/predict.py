@@ -85,7 +85,7 @@ def open_model(args: argparse.Namespace):
         InputError: the model or a YAML file is not what it has to be.
         UsageError: an option is missing or contradicts the model.
     """
-    from neonext_ms.runtime.base import open_runtime
+    from neonext_ms.runtime.open import open_runtime
 
     # A wrong YAML file is found before a large model is loaded.
     preprocessing_for(args, {})

@@ -77,6 +77,10 @@ class Signature:
         """Number of input channels; 3 if the file leaves it open."""
         return self.shape[3 if self.layout == "NHWC" else 1] or 3
 
+    def shape_of(self, batch: int, image_size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of an input array."""
+        return (batch, *image_size, self.channels) if self.layout == "NHWC" else (batch, self.channels, *image_size)
+
     def size(self, path: str, asked: tuple[int, int] | None, default: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return height and width of the images: those of the graph, else `asked`, the metadata's, or `default`.
 
@@ -226,9 +230,3 @@ def check_file(path: str | os.PathLike) -> None:
     """Raise this package's error for a file that cannot be read, before a library raises its own."""
     with explained(path), open(path, "rb"):
         pass
-
-
-def one_line(error: Exception) -> str:
-    """Return the gist of a library's error, without source locations and C++ stacks."""
-    text = str(error).split("\n----")[0]
-    return " ".join(text.split())[:400] or type(error).__name__

@@ -51,9 +51,7 @@ class Classifier:
             self.batch = max(signature.batches) if signature.batches else None
             runtime.load(
                 path,
-                Settings(
-                    self.batch, self.input_size, settings.threads, settings.device, settings.shifts, settings.ema
-                ),
+                Settings(self.batch, self.input_size, settings.threads, settings.device, settings.shifts, settings.ema),
             )
             self.notes = [*runtime.notes, *([f"{self.name}: {runtime.label}"] if runtime.label else [])]
             self.classes = signature.classes or self._count_classes()
@@ -106,7 +104,7 @@ class Classifier:
     def _run(self, images: np.ndarray) -> np.ndarray:
         inputs = images.transpose(0, 2, 3, 1) if self._channels_last else images
         outputs = self._runtime.run([np.ascontiguousarray(inputs, self._dtype)])
-        if len(outputs) <= self._logits or (self._logits == 0 and len(outputs) != 1 and not self._named):
+        if len(outputs) != 1 and not self._named:
             raise InputError(f"{self.path}: expected a model with one output, found {len(outputs)}")
         logits = outputs[self._logits]
         if logits.ndim != 2 or len(logits) != len(images):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import one_line
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, one_line
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_manifest
 
 
@@ -20,14 +22,15 @@ class Lite(Runtime):
     """MindSpore Lite on the CPU. `.ms` is the format of its converter, `.mindir` that of MindSpore."""
 
     name = "mindspore-lite"
-    suffixes = (".ms", ".mindir")
+    suffixes: tuple[str, ...] = (".ms", ".mindir")
     label = NOT_RUN_ON_A_DEVICE
     target = "cpu"
 
     def __init__(self):
         self._path = ""
-        self._model = None
-        self._inputs, self._outputs = [], []
+        self._model: Any = None
+        self._inputs: list = []
+        self._outputs: list = []
 
     @classmethod
     def missing(cls) -> str | None:
@@ -80,7 +83,7 @@ class Lite(Runtime):
             model.build_from_file(path, kind, context)
             self._model, self._inputs = model, model.get_inputs()
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: MindSpore Lite cannot load it ({one_line(error)})") from error
+            raise InputError(f"{path}: MindSpore Lite cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         try:
@@ -91,13 +94,13 @@ class Lite(Runtime):
             for tensor, array in zip(self._inputs, arrays, strict=True):
                 tensor.set_data_from_numpy(array)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"{self._path}: MindSpore Lite rejects the input ({one_line(error)})") from error
+            raise InputError(f"{self._path}: MindSpore Lite rejects the input ({one_line(error, 400)})") from error
 
     def execute(self) -> None:
         try:
             self._outputs = self._model.predict(self._inputs)
         except RuntimeError as error:
-            raise InputError(f"{self._path}: MindSpore Lite cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: MindSpore Lite cannot run it ({one_line(error, 400)})") from error
 
     def copy_out(self) -> list[np.ndarray]:
         return [output.get_data_to_numpy() for output in self._outputs]

@@ -6,14 +6,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 from neonext_ms.common.signals import signals_later
+from neonext_ms.common.text import one_line
 
-from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, one_line
+from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_manifest
 
 
@@ -32,8 +34,10 @@ class MindSpore(Runtime):
 
     def __init__(self):
         self._path = ""
-        self._cell = self._checkpoint = None
-        self._inputs, self._outputs = [], []
+        self._cell: Any = None
+        self._checkpoint: Any = None
+        self._inputs: list = []
+        self._outputs: Sequence = ()
 
     @classmethod
     def missing(cls) -> str | None:
@@ -98,7 +102,7 @@ class MindSpore(Runtime):
                 self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
                 self._wait()
         except Exception as error:
-            raise InputError(f"{self._path}: MindSpore cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: MindSpore cannot run it ({_gist(error)})") from error
 
     def _wait(self) -> None:
         # On the CPU MindSpore has no other way to wait; the logits are small.
@@ -110,7 +114,7 @@ class MindSpore(Runtime):
 
     def close(self) -> None:
         self._cell = self._checkpoint = None
-        self._inputs, self._outputs = [], []
+        self._inputs, self._outputs = [], ()
 
 
 class MindSporeAscend(MindSpore):
@@ -139,9 +143,7 @@ class MindSporeAscend(MindSpore):
                 try:
                     ms.set_device("Ascend", settings.device)
                 except RuntimeError as error:
-                    raise InputError(
-                        f"--device {settings.device}: MindSpore cannot use it ({one_line(error)})"
-                    ) from error
+                    raise InputError(f"--device {settings.device}: MindSpore cannot use it ({_gist(error)})") from error
                 MindSporeAscend._device = settings.device
         return ms
 
@@ -177,7 +179,7 @@ def load_mindir(path: str):
     try:
         return ms.nn.GraphCell(ms.load(path))
     except Exception as error:
-        raise InputError(f"{path}: MindSpore cannot load it ({one_line(error)})") from error
+        raise InputError(f"{path}: MindSpore cannot load it ({_gist(error)})") from error
 
 
 def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int | None]:
@@ -189,7 +191,7 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
     Raises:
         InputError: not a MindIR file, or not one with a single input of images.
     """
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from mindspore.train import mind_ir_pb2
 
     model = mind_ir_pb2.ModelProto()
@@ -210,3 +212,8 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
     shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
     classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
     return shape, tuple(value.name for value in graph.output), classes
+
+
+def _gist(error: Exception) -> str:
+    """Return a MindSpore error on one line, without the C++ stack that follows it."""
+    return one_line(str(error).split("\n----")[0], 400)

@@ -1,16 +1,18 @@
-"""ONNX files: their signature, and onnxruntime on the CPU or, through its CANN execution provider, on an Ascend device."""
+"""ONNX files: their signature, and onnxruntime on the CPU or, through its CANN provider, on an Ascend device."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import one_line
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, one_line
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_metadata
 
 
@@ -31,7 +33,7 @@ class OnnxRuntime(OnnxFileRuntime):
 
     def __init__(self):
         self._path = ""
-        self._session = None
+        self._session: Any = None
         self._feeds: dict[str, np.ndarray] = {}
         self._outputs: list[np.ndarray] = []
 
@@ -44,7 +46,7 @@ class OnnxRuntime(OnnxFileRuntime):
         try:
             self._session = onnx_session(path, settings.threads)
         except Exception as error:
-            text = one_line(error).replace(f"Load model from {path} failed:", "")
+            text = one_line(error, 400).replace(f"Load model from {path} failed:", "")
             hint = "is it a whole ONNX file?"
             if any(sign in text for sign in ("No Op registered", "is not a registered function", "NOT_IMPLEMENTED")):
                 hint = "it has operators or types that a CPU lacks; export it for onnxruntime"
@@ -58,7 +60,7 @@ class OnnxRuntime(OnnxFileRuntime):
         try:
             self._outputs = self._session.run(None, self._feeds)
         except Exception as error:
-            raise InputError(f"{self._path}: onnxruntime cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
 
     def copy_out(self) -> list[np.ndarray]:
         return self._outputs
@@ -82,7 +84,8 @@ class OnnxRuntimeCann(OnnxFileRuntime):
 
     def __init__(self):
         self._path = ""
-        self._session = self._binding = None
+        self._session: Any = None
+        self._binding: Any = None
         self._device = 0
 
     @classmethod
@@ -104,7 +107,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
         try:
             session = onnxruntime.InferenceSession(path, providers=[(self.provider, options), "CPUExecutionProvider"])
         except Exception as error:
-            raise InputError(f"{path}: onnxruntime cannot load it with CANN ({one_line(error)})") from error
+            raise InputError(f"{path}: onnxruntime cannot load it with CANN ({one_line(error, 400)})") from error
         if self.provider not in session.get_providers():
             raise InputError(f"{path}: onnxruntime did not enable {self.provider}; is device {settings.device} there?")
         self._session = session
@@ -124,7 +127,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
             self._session.run_with_iobinding(self._binding)
             self._binding.synchronize_outputs()
         except Exception as error:
-            raise InputError(f"{self._path}: onnxruntime cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
 
     def copy_out(self) -> list[np.ndarray]:
         return self._binding.copy_outputs_to_cpu()
@@ -171,14 +174,14 @@ def read_onnx(path: str | os.PathLike, weights: bool = True):
         InputError: no such file, or not an ONNX file.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     path = os.fspath(path)
     check_file(path)
     try:
         model = onnx.load(path, load_external_data=weights)
     except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: not a whole ONNX file ({one_line(error)}); export it again") from error
+        raise InputError(f"{path}: not a whole ONNX file ({one_line(error, 400)}); export it again") from error
     if not model.graph.node:
         raise InputError(f"{path}: not an ONNX file; it has no nodes")
     return model

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from neonext_ms.common.errors import ToolchainError, UsageError, nearest
+from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.text import nearest
 
 from .base import CHECKPOINT_SUFFIXES, Runtime, Settings
 from .classifier import Classifier

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import one_line
 
-from .base import Settings, one_line
+from .base import Settings
 from .onnx import OnnxFileRuntime, onnx_signature
 
 
@@ -22,7 +24,7 @@ class OpenVino(OnnxFileRuntime):
 
     def __init__(self):
         self._path = ""
-        self._request = None
+        self._request: Any = None
 
     @classmethod
     def missing(cls) -> str | None:
@@ -44,12 +46,12 @@ class OpenVino(OnnxFileRuntime):
         core = openvino.Core()
         try:
             model = core.read_model(path)
-            if len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
+            if settings.image_size and len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
                 # -1 leaves the batch open.
                 model.reshape([settings.batch or -1, onnx_signature(path).channels, *settings.image_size])
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
-            raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error)})") from error
+            raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         import openvino
@@ -61,7 +63,7 @@ class OpenVino(OnnxFileRuntime):
         try:
             self._request.infer()
         except RuntimeError as error:
-            raise InputError(f"{self._path}: OpenVINO cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: OpenVINO cannot run it ({one_line(error, 400)})") from error
 
     def copy_out(self) -> list[np.ndarray]:
         return [np.array(tensor.data) for tensor in self._request.output_tensors]
