@@ -11,7 +11,9 @@ import onnx
 from neonext_ms.common.errors import InputError, ParityError
 from neonext_ms.common.text import one_line
 from neonext_ms.models.architecture import Architecture
-from neonext_ms.runtime.base import load_mindspore, onnx_session
+from neonext_ms.runtime.base import run_in_chunks
+from neonext_ms.runtime.mindspore import load_mindspore
+from neonext_ms.runtime.onnx import onnx_session
 
 from .compare import compare, parity
 from .graph import DeployGraph
@@ -133,20 +135,9 @@ def _in_two_batches(run: Run, samples: np.ndarray, batch: int | None) -> np.ndar
     """Return all outputs joined; the first image runs alone, the others together, so a dynamic batch is exercised."""
     rows = []
     for part in (samples[:1], samples[1:]):
-        results = _chunks(run, part, batch)
+        results = run_in_chunks(run, part, batch)
         rows.append(np.concatenate([np.asarray(r, np.float32).reshape(len(r), -1) for r in results], axis=1))
     return np.concatenate(rows)
-
-
-def _chunks(run: Run, images: np.ndarray, batch: int | None) -> list[np.ndarray]:
-    """Run a model of fixed batch in chunks, the last one filled up with zeros whose results are cut off."""
-    step = batch or len(images)
-    chunks = []
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), part.dtype)])
-        chunks.append([result[: len(part)] for result in run(np.ascontiguousarray(filled))])
-    return [np.concatenate(results) for results in zip(*chunks, strict=True)]
 
 
 def _numpy(result) -> list[np.ndarray]:
