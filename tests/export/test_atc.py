@@ -437,7 +437,7 @@ def test_a_time_limit_is_above_zero(timeout, onnx_file, tmp_path, environ):
 DRIVER = """
 import sys
 from pathlib import Path
-from neonext_ms.commands import common
+from neonext_ms.common import cli
 from neonext_ms.export.om import atc
 from neonext_ms.common.files import staging
 from neonext_ms.ops.soc import soc
@@ -448,7 +448,7 @@ def body(argv=None):
         options = atc.OmOptions(soc("Ascend310P3"), (64, 48))
         atc.compile_om(sys.argv[1], output, options, stage, output.with_suffix(".atc.log"))
 
-sys.exit(common.run(body) if sys.argv[3] == "command" else body())
+sys.exit(cli.run(body) if sys.argv[3] == "command" else body())
 """
 
 
