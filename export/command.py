@@ -140,9 +140,10 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
     """The request that the options make."""
     import shlex
 
-    from .request import Om, Request
+    from .om.options import OmOptions
+    from .request import Request
 
-    given = {"precision": args.precision, "via": args.via, "timeout": args.timeout}
+    given = {"precision_mode": args.precision, "via": args.via, "timeout": args.timeout}
     given = {option: value for option, value in given.items() if value is not None}
     given |= {option: True for option in ("aipp", "dry_run") if getattr(args, option)}
     if args.keep_dtype:
@@ -170,7 +171,7 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
         images=args.images,
         seed=args.seed,
         tolerance=args.tolerance,
-        om=Om(args.soc, **given) if args.soc else None,
+        om=OmOptions(args.soc, **given) if args.soc else None,
         command=shlex.join(["neonext-export", *(sys.argv[1:] if argv is None else argv)]),
     )
 

@@ -25,7 +25,7 @@ from . import verify
 from .compare import compare, parity
 from .fold import Folded, fold, neocell_to_matmul
 from .graph import DeployGraph, unfolded
-from .om import job as om
+from .om import target as om
 from .onnx import emitter
 from .onnx.emitter import count_nodes
 from .onnx.format import DEFAULT_OPSET, Flavour, lower, tolerance
@@ -282,13 +282,9 @@ class Build:
 
     def job(self, preprocessing: Mapping) -> om.Job:
         """The OM file of this size."""
-        return om.Job(
-            self.stem,
-            self.size,
-            tuple(self.request.batch) or (1,),
-            self.request.om,
-            Preprocessing.from_dict(preprocessing),
-        )
+        options, batch = self.request.om, tuple(self.request.batch) or (1,)
+        compiler = om.COMPILERS[options.via]
+        return om.Job(self.stem, self.size, batch, options, compiler, Preprocessing.from_dict(preprocessing))
 
     def batch(self, target: Target) -> int | None:
         """Batch size of a target's file, or None for a dynamic one."""
@@ -391,7 +387,7 @@ def _compile(jobs: Sequence[om.Job], report: Report, output: Path, stage: Path, 
         with _timed(report.seconds, "compile", watch):
             staged = om.compile_job(job, stage, output)
         extra = {
-            "soc": job.request.soc,
+            "soc": job.options.soc,
             "command": job.command(),
             "feed": job.feed(),
             "log": job.log,
