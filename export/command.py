@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, read_lines, run
+from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, run
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import read_lines
 
 from .targets import TARGETS, Target, resolve_targets
 
@@ -178,10 +179,9 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
 
 def _keep_dtype(text: str) -> list[str]:
     if Path(text).is_file():
-        from .compare.compare import OP_TYPE, read_keep_dtype
+        from .compare.keep_dtype import read_keep_dtype
 
-        names, kinds = read_keep_dtype(text)
-        return [*names, *(f"{OP_TYPE}{kind}" for kind in kinds)]
+        return read_keep_dtype(text)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

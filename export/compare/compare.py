@@ -20,7 +20,7 @@ from .side import Activations
 JUMP = 4.0
 # Suspects add at least this share of the largest added deviation.
 SHARE = 0.25
-_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Comparison:
         if most <= 0:
             return ()
         if math.isinf(most):
-            over = {layer.name for layer in self.layers if math.isinf(layer.added) or layer.max_value > _LARGEST_FLOAT16}
+            over = {layer.name for layer in self.layers if math.isinf(layer.added) or layer.max_value > _FLOAT16_MAX}
             return tuple(layer for layer in self.layers if layer.name in over or over & set(layer.sources))
         return tuple(layer for layer in self.layers if layer.added >= SHARE * most)
 
@@ -236,7 +236,10 @@ def _compare_inside(
 
 
 def _comparable(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether shapes are equal, or one is the other padded on the right and below (then the rest is compared)."""
+    """Return whether shapes are equal, or differ only by padding on the right and below.
+
+    Of padded maps the part that both sides have is compared.
+    """
     if tuple(one) == tuple(other):
         return True
     excess = [a - b for a, b in zip(one[1:], other[1:], strict=False)]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError, listed, nearest
+from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic, explained
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, list_names, nearest
 
 from .side import Activations, aligned
 
@@ -137,7 +137,7 @@ class DumpActivations(Activations):
         if not self._matched:
             raise InputError(
                 f"{self.path}: none of {len(self._files)} files belongs to a value of {other.path}; expected names "
-                f"such as {mangled((other.outputs or ('logits',))[0])}.npy; found:\n" + listed(self.unmatched, 8)
+                f"such as {mangled((other.outputs or ('logits',))[0])}.npy; found:\n" + list_names(self.unmatched, 8)
             )
         norms = [node.outputs[0] for node in other.nodes if node.op == "BatchNormalization"]
         inner = set(self._matched) - set(other.outputs)

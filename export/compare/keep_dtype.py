@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Sequence
 
-from neonext_ms.common.errors import InputError, listed
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import atomic, read_lines
 
-from ..graph import INPUT
 from .compare import Comparison
 from .side import Activations
-
-OP_TYPE = "OpType::"
 
 
 def suspect_nodes(comparison: Comparison, *sides: Activations) -> list[str]:
@@ -30,7 +27,7 @@ def suspect_nodes(comparison: Comparison, *sides: Activations) -> list[str]:
     if not graphs:
         raise InputError("neither side has operators to name. Compare with the ONNX file that ATC takes.")
     nodes = graphs[0].nodes
-    compared = {layer.name for layer in comparison.layers} | {INPUT}
+    compared = {layer.name for layer in comparison.layers}
     maker = {name: node for node in nodes for name in node.outputs}
     chosen = set()
     pending = [layer.name for layer in comparison.suspects if layer.name in maker]
@@ -57,37 +54,14 @@ def write_keep_dtype(path: str | os.PathLike, nodes: Sequence[str]) -> None:
         staged.write_text("".join(f"{name}\n" for name in dict.fromkeys(nodes)), encoding="utf-8")
 
 
-def read_keep_dtype(path: str | os.PathLike, known: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
-    """Read a file for ATC's `--keep_dtype`.
-
-    Args:
-        path: text file with one operator name, or `OpType::Name`, on a line; empty lines are ignored.
-        known: operator names of the graph. Older ATC fails on any other name.
-
-    Returns:
-        operator names, and operator types.
+def read_keep_dtype(path: str | os.PathLike) -> list[str]:
+    """Read operator names, or operator types as `OpType::Name`, one on a line; empty lines are ignored.
 
     Raises:
-        InputError: not a text file, a type that is not in PascalCase, or a name that is not known.
+        InputError: not a text file, or a type that is not in PascalCase.
     """
-    source = os.fspath(path)
-    try:
-        with explained(path):
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    lines = [line.strip() for line in lines if line.strip()]
-    types = [line.removeprefix(OP_TYPE) for line in lines if line.startswith(OP_TYPE)]
-    names = [line for line in lines if not line.startswith(OP_TYPE)]
-    for op_type in types:
-        if not (op_type.isascii() and op_type.isalnum() and op_type[0].isupper()):
-            raise InputError(f"{source}: {OP_TYPE}{op_type}: expected an operator type in PascalCase, as {OP_TYPE}MatMul")
-    if known is not None:
-        known = set(known)
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise InputError(
-                f"{source}: {len(unknown)} names are not operators of this graph (comments are not allowed). Write the "
-                f"list with a comparison of the same graph:\n{listed(unknown, 8)}"
-            )
-    return names, types
+    names = [line.strip() for line in read_lines(path) if line.strip()]
+    for name in names:
+        if re.match(r"OpType::(?![A-Z][A-Za-z0-9]*$)", name):
+            raise InputError(f"{os.fspath(path)}: {name}: expected a type in PascalCase, such as OpType::MatMul")
+    return names

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY, check
-from neonext_ms.common.errors import InputError, UsageError, nearest
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import explained
-from neonext_ms.common.text import format_size, one_line
+from neonext_ms.common.text import format_size, nearest, one_line
+from neonext_ms.runtime.base import chunks
 
 from .side import Activations, Node
 
@@ -188,13 +189,9 @@ class OnnxActivations(Activations):
             yield group
 
     def _chunks(self, images: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
-        """Split images into runs of `STEP`, or of the model's fixed batch, padded with zeros."""
-        step = self.batch or min(len(images), STEP)
-        chunks = [images[start : start + step].astype(dtype, copy=False) for start in range(0, len(images), step)]
-        lack = step - len(chunks[-1])
-        if lack and self.batch:
-            chunks[-1] = np.concatenate([chunks[-1], np.zeros((lack, *images.shape[1:]), dtype)])
-        return chunks
+        """Cut images into runs of `STEP`, or of the model's fixed batch, filled up with zeros."""
+        size = self.batch or min(len(images), STEP)
+        return [chunk for chunk, _ in chunks(images.astype(dtype, copy=False), size)]
 
     def _join(self, name: str, parts: Sequence[np.ndarray], count: int) -> np.ndarray:
         value = np.concatenate(parts)[:count]

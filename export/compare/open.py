@@ -9,11 +9,12 @@ from pathlib import Path
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.files import explained
 from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
+from neonext_ms.runtime.open import SUFFIXES
 
 from .checkpoint_side import CheckpointActivations
 from .dump_side import DumpActivations
-from .mindir_side import MindIRActivations
 from .onnx_side import OnnxActivations
+from .runtime_side import RuntimeActivations
 from .side import Activations
 
 
@@ -26,7 +27,7 @@ def open_activations(
     """Open one of two things to compare; the suffix decides what it is, and a folder is a dump.
 
     Args:
-        path: a checkpoint, an `.onnx` or `.mindir` file, or a folder of dumped values.
+        path: a checkpoint, an ONNX, MindIR, OM or MindSpore Lite file, or a folder of dumped values.
         image_size: height and width; required unless the file records them.
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         ema: whether to use the moving average of a checkpoint's weights.
@@ -42,11 +43,11 @@ def open_activations(
         return CheckpointActivations(path, image_size, shifts, ema)
     if suffix == ".onnx":
         return OnnxActivations(path, image_size)
-    if suffix == ".mindir":
-        return MindIRActivations(path, image_size)
+    if suffix in SUFFIXES:
+        return RuntimeActivations(path, image_size)
     with explained(path):
         os.stat(path)
     raise UsageError(
         f"{os.fspath(path)}: unknown kind of file {suffix!r}; expected a folder of dumped values, or a file ending in "
-        f".onnx, .mindir, {', '.join(CHECKPOINT_SUFFIXES)}"
+        f"{', '.join(SUFFIXES)}"
     )
