@@ -50,7 +50,7 @@ class CheckpointActivations(OnnxActivations):
             )
         network = unfolded(architecture, checkpoint.float32(), tuple(size))
         super().__init__(path, tuple(size), emit(neocell_to_matmul(network)))
-        self.metadata = {**metadata, "shifts": list(architecture.shifts)}
+        self.metadata = {**metadata, "shifts": list(architecture.shifts or ())}
         # An operator of the folded graph computes the value after everything that was folded into it.
         self.aliases = {layer.name: layer.output for layer in neocell_to_matmul(fold(network)[0]).layers}
         self.notes = list(checkpoint.notes)

@@ -175,7 +175,9 @@ def _images(args: argparse.Namespace, sides: list[Activations]) -> tuple[np.ndar
         from neonext_ms.images.images import load_images
         from neonext_ms.images.preprocessing import Preprocessing
 
-        recorded = next((side.metadata["preprocessing"] for side in sides if side.metadata.get("preprocessing")), {})
+        recorded: dict = next(
+            (side.metadata["preprocessing"] for side in sides if side.metadata.get("preprocessing")), {}
+        )
         images = load_images(args.images, Preprocessing.from_dict(recorded), size)
         description = plural(len(images), "image file")
     else:

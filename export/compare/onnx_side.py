@@ -222,9 +222,9 @@ class OnnxActivations(Activations):
         for node in self.nodes:
             for name in node.inputs:
                 readers[name] = readers.get(name, 0) + 1
-        dtype = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}.get(self._input_type)
-        if dtype is None:
+        if self._input_type not in (1, 10):
             raise InputError(f"{self.path}: expected an input of float32 or float16 images")
+        dtype = np.dtype(np.float16 if self._input_type == 10 else np.float32)
         live = {self.input: self._chunks(images, dtype)}
         waiting: dict[str, list[np.ndarray]] = {}
         wanted, turn = set(names), 0

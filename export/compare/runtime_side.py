@@ -32,7 +32,7 @@ class RuntimeActivations(Activations):
         self.metadata = self._runtime.metadata
         files = self.metadata.get("files") or ()
         # The graph hides its dtype behind casts at both ends; the manifest of its export names it.
-        form = next((file for file in files if file.get("file") == Path(path).name), {})
+        form: dict = next((file for file in files if file.get("file") == Path(path).name), {})
         self.dtype = form.get("dtype") or ("float16" if self.kind == "om" else "float32")
         self.gelu = "tanh" if form.get("gelu") == "tanh" else "auto"
         self.outputs = self.names = (LOGITS,)
