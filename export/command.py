@@ -94,7 +94,7 @@ def build_parser() -> Parser:
     proof.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="compare on these, besides noise")
     proof.add_argument("--seed", type=int, default=0, help="of the noise, and of random weights (default 0)")
     proof.add_argument("--tolerance", type=float, help="relative deviation that passes (default 2e-5 in float32)")
-    om = parser.add_argument_group("target om (docs/om.md; nothing of it has run on a device)")
+    om = parser.add_argument_group("target om (docs/deploy.md; nothing of it has run on a device)")
     om.add_argument("--soc", help="the device, such as Ascend310P3")
     om.add_argument("--precision", help="fp16 (default), mixed_float16, mixed_bfloat16, origin, cube_fp16in_fp32out")
     om.add_argument("--aipp", action="store_true", help="normalise on the device, from uint8 images")
