@@ -7,13 +7,13 @@ has run here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.external_tools import Tool
 
 from ..graph import INPUT
-from .cann_log import LogReport, read_log
+from .cann_log import Advice
 from .job import Invocation, Job
 
 # Options that contradict what the command sets in another way.
@@ -27,6 +27,8 @@ class Atc:
     script = "build_om.sh"
     success = success_text = "ATC run success"
     failure = "ATC run failed"
+    texts: Sequence[tuple[str, Advice]] = ()
+    other_output = ""
     needs_set_env = "! command -v atc >/dev/null 2>&1"
     setup = ""
     missing = "Install the CANN toolkit, source its set_env.sh, then run this script again"
@@ -62,14 +64,6 @@ class Atc:
             job.inputs(),
             configs if job.options.keep_dtype else {},
         )
-
-    def read_log(self, lines: Iterable[str]) -> LogReport:
-        """Summarize what ATC printed."""
-        return read_log(lines, self.success, self.failure)
-
-    def no_output_hint(self, others: Sequence[str]) -> str:
-        """Return an empty string: there is no typical reason."""
-        return ""
 
     def _arguments(self, job: Job) -> list[str]:
         arguments = [

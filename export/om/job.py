@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import Soc, soc
 
 from . import aipp
-from .cann_log import LogReport
+from .cann_log import Advice
 from .options import PRECISION_MODES, OmOptions
 
 ONNX_SUFFIX = "_cann.onnx"
@@ -47,6 +47,8 @@ class Compiler(Protocol):
         success: start of the line that reports success, as an extended regular expression.
         success_text: the same line, for messages.
         failure: start of the line that reports a failure.
+        texts: patterns of the tool's own error messages, and advice for each.
+        other_output: advice if the tool wrote only other files than its output.
         needs_set_env: shell condition under which the script looks for CANN's set_env.sh.
         setup: shell lines of the script that look for the tool outside PATH.
         missing: advice of the script if the tool is missing.
@@ -58,6 +60,8 @@ class Compiler(Protocol):
     success: str
     success_text: str
     failure: str
+    texts: Sequence[tuple[str, Advice]]
+    other_output: str
     needs_set_env: str
     setup: str
     missing: str
@@ -67,12 +71,6 @@ class Compiler(Protocol):
 
     def invocation(self, job: Job) -> Invocation:
         """Return the command for a checked job, the same for the same job."""
-
-    def read_log(self, lines: Iterable[str]) -> LogReport:
-        """Summarize what the tool printed."""
-
-    def no_output_hint(self, others: Sequence[str]) -> str:
-        """Return advice if the tool wrote only `others` instead of its output, or an empty string."""
 
 
 @dataclass(frozen=True)

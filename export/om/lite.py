@@ -6,13 +6,13 @@ places. No `converter_lite` has compiled for Ascend here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.external_tools import Tool
 
 from ..graph import INPUT
-from .cann_log import Advice, LogReport, read_log
+from .cann_log import Advice
 from .job import Invocation, Job
 
 # ATC's precision modes in the converter's words (kPrecision map in acl_utils.h). It has none for mixed_bfloat16.
@@ -61,6 +61,8 @@ class Lite:
     success = "CONVERT(ER)? RESULT SUCCESS:0([^0-9]|$)"
     success_text = "CONVERT RESULT SUCCESS:0"
     failure = "Convert failed"
+    texts: Sequence[tuple[str, Advice]] = _TEXTS
+    other_output = "; above 2 GB it writes a graph and a folder of weights, so use a smaller model, or `--via atc`"
     needs_set_env = '[ -z "${ASCEND_TOOLKIT_HOME:-}${ASCEND_HOME_PATH:-}" ]'
     setup = """\
 home=${LITE_HOME:-/nowhere}
@@ -116,13 +118,3 @@ fi
         # Without this the converter compiles for the device that it finds, and fails on a machine without one.
         lines += ["", "[acl_init_options]", f"ge.socVersion={job.soc.name}"]
         return Invocation(command, job.inputs(), {f"{job.plain}.lite.cfg": "\n".join(lines) + "\n"})
-
-    def read_log(self, lines: Iterable[str]) -> LogReport:
-        """Summarize what the converter, and CANN below it, printed."""
-        return read_log(lines, self.success, self.failure, _TEXTS)
-
-    def no_output_hint(self, others: Sequence[str]) -> str:
-        """Explain a graph file with a folder of weights, which the converter writes for large models."""
-        if any(name.endswith("_graph.mindir") for name in others):
-            return "; above 2 GB it splits graph and weights, so use a smaller model, or `--via atc`"
-        return ""

@@ -12,6 +12,7 @@ from neonext_ms.common.files import explained
 
 from . import aipp, build_script, parser_support
 from .atc import Atc
+from .cann_log import read_log
 from .job import ONNX_SUFFIX, Compiler, Job
 from .lite import Lite
 
@@ -135,7 +136,7 @@ def _check_result(job: Job, finished: external_tools.Finished, work: Path, log: 
         ToolchainError: its installation is incomplete.
     """
     compiler, name, suffix = job.compiler, job.compiler.tool.name, Path(job.output).suffix
-    report = compiler.read_log(external_tools.lines(finished.log))
+    report = read_log(external_tools.lines(finished.log), compiler.success, compiler.failure, compiler.texts)
     pattern = re.compile(re.escape(job.plain) + r"(_[A-Za-z0-9]+_[A-Za-z0-9_]+)?" + re.escape(suffix))
     files = sorted(path for path in work.glob(f"*{suffix}") if pattern.fullmatch(path.name))
     unused = f"; the {job.output} that it wrote is not used" if files else ""
@@ -154,8 +155,7 @@ def _check_result(job: Job, finished: external_tools.Finished, work: Path, log: 
     elif not files:
         others = sorted(path.name for path in work.rglob(f"*{suffix}"))
         problem = f"{name} reported success, but wrote no {job.output}"
-        problem += f" (only {', '.join(others[:3])})" if others else ""
-        problem += compiler.no_output_hint(others)
+        problem += f" (only {', '.join(others[:3])}){compiler.other_output}" if others else ""
     elif len(files) > 1:
         problem = f"{name} reported success, but wrote {len(files)} files ({', '.join(path.name for path in files)})"
     elif files[0].stat().st_size == 0:

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from aipp_stand_in import emulate, parse
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.export.om.aipp import aipp_config, crop_offsets, emulate, host_feed, host_pixels, parse
+from neonext_ms.export.om.aipp import aipp_config, crop_offsets, host_feed, host_pixels
 from neonext_ms.images.images import prepare, resized_size
 from neonext_ms.images.preprocessing import Preprocessing
 

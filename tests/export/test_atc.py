@@ -501,7 +501,7 @@ def test_a_model_that_is_not_there(tmp_path, environ):
 
 
 def explain(text):
-    return ATC.read_log(text.splitlines()).explanation
+    return cann_log.read_log(text.splitlines(), ATC.success, ATC.failure).explanation
 
 
 def test_first_code_wins_with_its_own_line():

@@ -53,7 +53,7 @@ def test_every_operator_that_can_be_emitted_is_in_the_table():
             for graph in (lower(fold(network)[0], flavour), neocell_to_matmul(network)):
                 emitted |= {node.op_type for node in emitter.emit(graph, flavour=flavour).graph.node}
     assert emitted - set(parser_support.PARSERS) == {"Gelu"}
-    assert all(parser.source and parser.opsets for parser in parser_support.PARSERS.values())
+    assert all(opsets and repository and file and ops for opsets, repository, file, ops in parser_support.PLUGINS)
 
 
 def test_the_ordinary_flavours_are_refused_with_what_to_do():

@@ -10,7 +10,7 @@ import pytest
 
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 from neonext_ms.common.files import publish, staging
-from neonext_ms.export.om import lite, target
+from neonext_ms.export.om import cann_log, lite, target
 from neonext_ms.export.om.aipp import aipp_config
 from neonext_ms.export.om.job import Job
 from neonext_ms.export.om.options import OmOptions
@@ -285,7 +285,7 @@ def test_the_script_is_as_strict(case, tmp_path, environ):
 
 def test_errors_of_the_converter_and_of_cann():
     def explain(line):
-        return LITE.read_log([line]).explanation
+        return cann_log.read_log([line], LITE.success, LITE.failure, LITE.texts).explanation
 
     assert "rejects an option" in explain("INPUT ILLEGAL: fmk must be")
     assert explain("E10001: x y z").startswith("E10001: x y z")
