@@ -13,9 +13,6 @@ from neonext_ms.common.files import explained
 from .cann_log import CODES, UNKNOWN
 from .job import Job
 
-# Where CANN's installers put it by default.
-_SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh"
-
 
 def write_script(path: Path, jobs: Sequence[Job]) -> None:
     """Write a POSIX shell script that compiles jobs of one compiler as strictly as `target.compile_job`.
@@ -33,7 +30,6 @@ def write_script(path: Path, jobs: Sequence[Job]) -> None:
         "SUFFIX": Path(jobs[0].output).suffix,
         "SUCCESS": shlex.quote(f"^[[:space:]]*{compiler.success}"),
         "FAILURE": shlex.quote(f"^[[:space:]]*{compiler.failure}"),
-        "PLACES": _SET_ENV,
         "NEEDS_SET_ENV": compiler.needs_set_env,
         "MISSING": shlex.quote(compiler.missing),
         "SETUP": compiler.setup,
@@ -86,7 +82,7 @@ if @NEEDS_SET_ENV@; then
     if [ -z "${NEONEXT_SET_ENV:-}" ]; then
         for file in "${ASCEND_TOOLKIT_HOME:-/nowhere}/set_env.sh" "${ASCEND_TOOLKIT_HOME:-/nowhere}/../set_env.sh" \
             "${ASCEND_HOME_PATH:-/nowhere}/set_env.sh" "${ASCEND_HOME_PATH:-/nowhere}/../set_env.sh" \
-            @PLACES@ \
+            /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh \
             "${HOME:-/nowhere}/Ascend/ascend-toolkit/set_env.sh" "${HOME:-/nowhere}/Ascend/cann/set_env.sh"; do
             [ -f "$file" ] || continue
             NEONEXT_SET_ENV=$file

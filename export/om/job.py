@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from neonext_ms.common import external_tools
-from neonext_ms.common.errors import UsageError, nearest
+from neonext_ms.common.errors import UsageError
+from neonext_ms.common.text import format_size, nearest
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import Soc, soc
 
@@ -152,8 +153,7 @@ class Job:
         if min(self.batch) < 1 or (len(self.batch) > 1 and max(self.batch) > MAX_BATCH):
             raise UsageError(f"batch {sizes}: sizes must be at least 1, and at most {MAX_BATCH} if there are several")
         if min(self.image_size) < 1:
-            height, width = self.image_size
-            raise UsageError(f"image size {height}x{width}: height and width must be above 0")
+            raise UsageError(f"image size {format_size(self.image_size)}: height and width must be above 0")
         mode = self.options.precision_mode
         if mode not in PRECISION_MODES:
             hint = nearest(mode, PRECISION_MODES)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neonext_ms.common import external_tools
-from neonext_ms.common.errors import InputError, ToolchainError, listed, nearest
+from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.files import explained
+from neonext_ms.common.text import list_names, nearest
 
 from . import aipp, build_script, parser_support
 from .atc import Atc
@@ -50,7 +51,7 @@ def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
             )
     problems = parser_support.check(model)
     if problems:
-        raise InputError(f"{path}: ATC would reject this graph:\n{listed(problems)}")
+        raise InputError(f"{path}: ATC would reject this graph:\n{list_names(problems)}")
 
 
 def write_companions(jobs: Sequence[Job], stage: Path) -> list[str]:
