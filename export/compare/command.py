@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,11 @@ def _main(argv: Sequence[str] | None = None) -> int:
     for path in args.sides:
         if not Path(path).exists():
             raise InputError(f"{path}: no such file or folder; check the path")
-    sides = _open(args)
+    with contextlib.ExitStack() as stack:
+        return _run(args, _open(args, stack))
+
+
+def _run(args: argparse.Namespace, sides: list[Activations]) -> int:
     images, description = _images(args, sides)
     if args.write_inputs:
         from .dump_side import write_inputs
@@ -121,8 +126,8 @@ def _compare(args: argparse.Namespace, sides: list[Activations], images: np.ndar
     return 0 if result.agrees else 4
 
 
-def _open(args: argparse.Namespace) -> list[Activations]:
-    """Open both sides, checkpoints last: what they do not record is taken from the other file."""
+def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Activations]:
+    """Open both sides until the stack ends, checkpoints last: what they do not record is taken from the other file."""
     from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
 
     from .open import open_activations
@@ -142,6 +147,7 @@ def _open(args: argparse.Namespace) -> list[Activations]:
                     raise
                 side = open_activations(path, size, shifts, args.ema)
                 note(f"note: {path}: uses the shifts {','.join(map(str, shifts))} of the other file")
+        stack.callback(side.close)
         sides[place] = side
         size = size or side.input_size
         shifts = shifts or side.metadata.get("shifts")

@@ -44,3 +44,6 @@ class RuntimeActivations(Activations):
             if name != LOGITS:
                 raise InputError(f"{self.path}: there is no value {name!r}; only its logits can be compared")
             yield name, self._runtime.run(images)
+
+    def close(self) -> None:
+        self._runtime.close()

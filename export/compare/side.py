@@ -77,6 +77,9 @@ class Activations(ABC):
         """Return the shape of a value without its batch axis, or None if it is not known."""
         return None
 
+    def close(self) -> None:  # noqa: B027  (most sides hold nothing)
+        """Free what a runtime holds; nothing can be read afterwards."""
+
     def _check_images(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         height, width = self.input_size or images.shape[2:]

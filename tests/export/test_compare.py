@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from acl_stand_in import StandIn
 from neonext_ms import load_checkpoint
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.export.compare import command, compare, dump_side, keep_dtype, onnx_side
@@ -23,6 +24,7 @@ from neonext_ms.export.onnx import emitter
 from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.runtime.acl import PyAcl
 
 SHIFTS = ["--shifts", "1,1,0,0"]
 
@@ -238,6 +240,20 @@ def test_mindir(digits, tmp_path, capsys):
     argv = [digits, tmp_path / "d.mindir", *SHIFTS, "--image-size", "64", "--layers", "--samples", "2"]
     code, out, err = _run(argv, capsys)
     assert code == 0 and "only the logits" in err and "top-1 2/2" in out
+
+
+def test_om_files_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "acl", stand_in)
+    monkeypatch.setattr(PyAcl, "_device", None)
+    tensor = {"name": "out", "dims": [2, 5], "dtype": "float32"}
+    paths = [tmp_path / "one.om", tmp_path / "two.om"]
+    for path in paths:
+        path.write_text(json.dumps({"inputs": [{**tensor, "dims": [2, 3, 8, 8]}], "outputs": [tensor]}))
+    code, out, err = _run([*paths, "--layers"], capsys)
+    assert code == 0 and "one.om (om, float16)" in out and "not run on a device" in err
+    PyAcl.shutdown()
+    assert stand_in.live == {} and stand_in.violations == []
 
 
 def test_shifts_and_size_come_from_the_other_file(digits, tmp_path, capsys):
