@@ -31,7 +31,7 @@ def make_job(stem="net", size=(64, 48), batch=(1,), soc="Ascend310P3", data=(), 
 
 JOB = make_job()
 
-# Takes what hicann/ge's api/atc/atc_flags.cc takes, refuses the rest, and checks what ATC checks.
+# Takes what hicann/ge's api/atc/atc_flags.cc takes, rejects the rest, and checks what ATC checks.
 STRICT = r"""
 import json, os, re, sys
 
@@ -335,7 +335,7 @@ def test_the_systems_name_in_the_file_name_is_kept(suffix, tmp_path, environ):
     assert leftovers(tmp_path / "out") == ["net.atc.log", made.name]
 
 
-def test_the_strict_stand_in_refuses_what_the_options_would_not(tmp_path, environ):
+def test_the_strict_stand_in_rejects_what_the_options_would_not(tmp_path, environ):
     write_atc(tmp_path / "tools")
     for options, model, code, advice in (
         ({"extra": ("--unknown=1",)}, {}, "E10001", "ATC rejects the value of an option"),

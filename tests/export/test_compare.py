@@ -128,7 +128,7 @@ def test_a_checkpoint_needs_no_mindspore(digits, tmp_path):
     assert done.returncode == 0 and "relative L2 0.0e+00" in done.stdout, done.stderr
 
 
-def test_where_they_part_and_what_to_keep(tmp_path, capsys):
+def test_where_they_diverge_and_what_to_keep(tmp_path, capsys):
     naive, folded = _models(tmp_path)
     bad = _spoiled(folded, tmp_path / "bad.onnx", "stage_3.0.ops.content.fc_1.weight", 1.5)
     keep = tmp_path / "keep.txt"
