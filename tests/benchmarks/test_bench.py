@@ -341,7 +341,7 @@ def write(path, result):
         ({"a": 0.5, "b": 1.2, "GEMM of a": 0.8}, 0, ""),
     ],
 )
-def test_gate(after, code, message, tmp_path, capsys):
+def test_regression(after, code, message, tmp_path, capsys):
     before = write(tmp_path / "before.json", made_up({"a": 1.0, "b": 1.2, "GEMM of a": 0.8}))
     now = write(tmp_path / "now.json", made_up(after, seed=1))
     found, out, err = bench(capsys, "report", now, "--compare", before, "--fail-above", "1.1")
@@ -352,7 +352,7 @@ def test_gate(after, code, message, tmp_path, capsys):
     assert {move["anchor"] for move in json.loads(out)["moves"]} == {"GEMM of a"}
 
 
-def test_gate_without_gemm_and_with_another_anchor():
+def test_regression_without_gemm_and_with_another_anchor():
     before, now = made_up({"a": 1.0, "b": 1.2, "c": 3.0}), made_up({"a": 1.0, "b": 1.8, "c": 3.0}, noise=0.1)
     moves = regression.compare(now, before)
     assert {m.label: m.anchor for m in moves} == {"b": "a", "c": "a"}
@@ -362,7 +362,7 @@ def test_gate_without_gemm_and_with_another_anchor():
     for other, asked, message in (
         (made_up({"x": 1.0}), None, "no model at the same batch in common"),
         (made_up({"a": 1.0}), None, "have only a in common"),
-        (now, "aa", r"'aa' to hold it against is not in both; did you mean"),
+        (now, "aa", r"the anchor 'aa' is not in both; did you mean"),
     ):
         with pytest.raises(InputError, match=message):
             regression.compare(other, before, asked) or pytest.fail("nothing raised")
