@@ -90,22 +90,21 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> int | None:
     args = build_parser().parse_args(argv)
-    if args.list_models:
-        return _list_models(args.json)
-    if args.list_runtimes:
-        return _list_runtimes(args.json)
+    if args.list_models or args.list_runtimes:
+        (_list_models if args.list_models else _list_runtimes)(args.json)
+        return None
     threads = _checked_threads(args.threads)
     _check_output(args.output)
     import tempfile
 
-    from . import results, session, subjects
+    from . import official_torch, results, session, subjects
 
     selection = subjects.Selection(
         models=[*args.models, *args.files],
         runtimes=args.runtime,
         image_size=args.image_size,
         naive=args.naive,
-        torch=subjects.check_torch(args.torch, args.official),
+        torch=official_torch.check_torch(args.torch, args.official),
         seed=args.seed,
     )
     conditions = session.Conditions(
@@ -218,26 +217,21 @@ def _list_runtimes(as_json: bool) -> None:
 
     from .report import table
 
-    runtimes = [
-        {
-            "runtime": name,
-            "takes": list(runtime_class(name).suffixes),
-            "missing": runtime_class(name).missing(),
-            "note": runtime_class(name).label,
-        }
-        for name in RUNTIMES
-    ]
+    rows = []
+    for name in RUNTIMES:
+        kind = runtime_class(name)
+        rows.append({"runtime": name, "takes": list(kind.suffixes), "missing": kind.missing(), "note": kind.label})
     if as_json:
-        print_json(runtimes)
+        print_json(rows)
         return
     body = [
         [
-            row["runtime"],
-            " ".join(row["takes"]),
-            row["note"] or "-",
+            str(row["runtime"]),
+            " ".join(row["takes"] or ()),
+            str(row["note"] or "-"),
             f"no: {row['missing']}" if row["missing"] else "yes",
         ]
-        for row in runtimes
+        for row in rows
     ]
     print(table(["runtime", "takes", "note", "here"], body))
 

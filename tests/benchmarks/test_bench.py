@@ -459,19 +459,19 @@ def official(tmp_path, monkeypatch):
 
 
 def test_official_model_in_its_own_process(official, tmp_path):
-    from neonext_ms.benchmarks.subjects import Selection, _official
+    from neonext_ms.benchmarks.subjects import _official
     from neonext_ms.export.pipeline import source_of_name
 
-    selection = Selection(["neonext_t.released_224"], torch=(sys.executable, str(official)))
-    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), selection, tmp_path)
+    torch = (sys.executable, str(official))
+    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), torch, tmp_path)
     assert subject.label == "neonext_t.released_224/torch" and Path(subject.path).stat().st_size > 1e8
     with subject.make() as runtime:
         runtime.load(subject.path, Settings(2, (8, 8), threads=1))
-        assert runtime.versions_found == {"torch": "stub", "threads": 1}
+        assert runtime.package_versions == {"torch": "stub", "threads": 1}
         images = np.ones((2, 3, 8, 8), np.float32)
         (logits,) = runtime.run([images])
         assert logits.shape == (2, 1000) and timed(runtime, [images])()["execute"] > 0
-        process = runtime._process
+        process = runtime._process._process
     assert process.returncode == 0
     (official / "ptvision" / "models" / "neonext" / "neonext.py").write_text("raise ImportError('no module timm')")
     with pytest.raises(InputError, match="no module timm"), subject.make() as runtime:
