@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.export.graph import INPUT, DeployGraph, Layer, output_shape
@@ -81,7 +82,8 @@ def _multiply_adds(layer: Layer, shape: tuple[int, ...], out: tuple[int, ...]) -
     if layer.op in ("conv", "linear"):
         return math.prod(out) * math.prod(layer.arrays["weight"].shape[1:])
     if layer.op == "neocell":
-        return layer.attributes["spec"].multiply_adds(*shape[1:])
+        spec: Any = layer.attributes["spec"]
+        return spec.multiply_adds(*shape[1:])
     if layer.op == "left":
         return math.prod(out) * shape[1]
     if layer.op == "right":

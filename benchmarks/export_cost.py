@@ -81,7 +81,7 @@ def measure(model: str, targets: Sequence[str], rounds: int) -> list[dict]:
     measured: dict[str, list[tuple[float, int, bool]]] = {kind: [] for kind in works}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = str(Path(folder) / "model.pt")
-        save_checkpoint(checkpoint, source.arrays, {"shifts": list(source.architecture.shifts)})
+        save_checkpoint(checkpoint, source.arrays, {"shifts": list(source.architecture.shifts or ())})
         weights = sum(array.nbytes for array in source.arrays.values())
         del source
         for _ in range(rounds):
