@@ -385,6 +385,27 @@ def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
     assert "no pictures: matplotlib is not installed" in err and len(err.splitlines()) == 2
 
 
+def test_reports_inside_a_page(tmp_path, capsys):
+    page, path = tmp_path / "page.md", write(tmp_path / "run.json", made_up({"a": 1.0, "b": 1.2}))
+    page.write_text(f"# Page\n\n    neonext-bench report {path}\n\nold\n\n<!-- end of the table -->\n\nEnd.\n")
+    assert bench(capsys, "report", "--update", page) == (0, f"{page}: 1 of 1 tables changed\n", "")
+    text = page.read_text()
+    assert "\n### SingleStream (batch 1)" in text and text.endswith("<!-- end of the table -->\n\nEnd.\n")
+    assert bench(capsys, "report", "--update", page)[1] == f"{page}: 0 of 1 tables changed\n"
+    code, _, err = bench(capsys, "report")
+    assert code == 2 and "expected results, or --update PAGE.md" in err
+
+
+def test_the_page_of_results_is_what_the_command_prints(monkeypatch):
+    from neonext_ms.benchmarks import documents, report_command
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    tables = documents.tables_of(Path("docs/results.md").read_text(encoding="utf-8"), report_command.COMMAND)
+    assert len(tables) == 3
+    for arguments, table in tables:
+        assert report_command._section(arguments.split()) == table
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
