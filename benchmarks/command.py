@@ -27,7 +27,7 @@ from neonext_ms.common.errors import UsageError
 WORDS = {
     "report": ("report_command", "tables and pictures of a result, or its comparison with an earlier one"),
     "estimate": ("latency.command", "predicted time of a model on an Ascend device"),
-    "claims": ("claims.command", "the paper's claims, measured here: complexity, patchwise, share, convnext, ..."),
+    "claims": ("claims.command", "claims of the paper, measured on this machine"),
     "variants": ("variants", "speed and deviation of bfloat16 and of 8 bit"),
     "profile": ("profiles", "time by layer of an ONNX model, or of a file of msprof"),
     "write": ("networks.command", "published networks as ONNX files, to compare with elsewhere"),
@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     models.add_argument("--list-runtimes", action="store_true", help="list the runtimes, and which can be used here")
     conditions = parser.add_argument_group("conditions")
     conditions.add_argument(
-        "--batch", type=comma_list(positive_int), metavar="1,8", help="batch sizes (default: 1,8 and those files fix)"
+        "--batch", type=comma_list(positive_int), metavar="1,8", help="batch sizes (default: 1,8, or fixed by files)"
     )
     conditions.add_argument(
         "--image-size", type=parse_size, help="224 or 256x320 (height x width), for models that leave it open"
