@@ -191,8 +191,8 @@ class PyAcl(Runtime):
             batches = self._calls.value("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
             if self._extra_inputs() != 1 or not batches:
                 raise InputError(
-                    f"{self._calls.place}: expected a model with one input, the images, or with --dynamic_batch_size; found "
-                    f"{self._extra_inputs() + 1} inputs"
+                    f"{self._calls.place}: expected a model with one input, the images, or with --dynamic_batch_size; "
+                    f"found {self._extra_inputs() + 1} inputs"
                 )
         if None in shape[1:] or not batches or None in batches:
             raise InputError(
