@@ -48,7 +48,7 @@ def test_shift_of_every_channel(channels, kernel, step, expected):
         ({"kernel": 4, "channels": 8, "shift": -1}, "at least 0"),
         ({"kernel": 0, "channels": 8}, "at least 1"),
         ({"kernel": 4, "channels": 8.5}, "whole number"),
-        ({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": 6, "shift": 1}, "only square matrices"),
+        ({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": 6, "shift": 1}, "Only square matrices"),
     ],
 )
 def test_bad_groups_are_refused(group, message):
