@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, read_lines, run
+from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, run
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import read_lines
 
 from .targets import TARGETS, Target, resolve_targets
 

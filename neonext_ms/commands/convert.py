@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from neonext_ms.common.cli import Parser, note, parse_shifts, print_json, read_lines, run
+from neonext_ms.common.cli import Parser, note, parse_shifts, print_json, run
+from neonext_ms.common.files import read_lines
 
 _EXAMPLES = """\
 examples:
