@@ -14,10 +14,8 @@ import logging
 from functools import lru_cache
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
-from . import reference
 from .package import PROJECT, installed_package
 from .packing import LANES, RUN_ATTRIBUTES, plan
 from .spec import NeoCellSpec
@@ -276,51 +274,3 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
         padded,
     )
     return from_blocks(y, channels)
-
-
-def compare_with_reference(
-    spec: NeoCellSpec, height: int, width: int, dtype: ms.Type, images: int = 2, seed: int = 0
-) -> dict[str, float]:
-    """Return the largest differences of the operator from `reference.py` on random inputs.
-
-    Each difference is relative to the largest reference value.
-
-    Returns:
-        "y" (output) and "x", "a", "b", "bias" (gradients) -> difference.
-    """
-    random = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return random.standard_normal(shape).astype(np.float32)
-
-    x = draw(images, spec.channels, height, width)
-    a, b = [draw(*shape) for shape in spec.shapes_a], [draw(*shape) for shape in spec.shapes_b]
-    bias = draw(spec.channels)
-    dy = draw(images, spec.channels, *spec.output_size(height, width))
-    arguments = [Tensor(value).astype(dtype) for value in (x, *a, *b, bias)]
-    groups = len(a)
-
-    def run(x, *rest):
-        return neo_cell(x, rest[:groups], rest[groups : 2 * groups], spec, rest[-1])
-
-    def as_float64(tensor):
-        return tensor.astype(ms.float32).asnumpy().astype(np.float64)
-
-    y = as_float64(run(*arguments))
-    scale = Tensor(dy).astype(dtype)
-    grads = ms.grad(lambda *args: (run(*args) * scale).sum(), tuple(range(len(arguments))))(*arguments)
-    # The reference gets the rounded inputs, so that the difference is the error of the operator alone.
-    rounded = [as_float64(value) for value in arguments]
-    x, a, b = rounded[0], rounded[1 : 1 + groups], rounded[1 + groups : -1]
-    d_x, d_a, d_b, d_bias = reference.backward(x, a, b, spec, as_float64(scale))
-    pairs = {
-        "y": ([y], [reference.forward(x, a, b, spec, rounded[-1])]),
-        "x": ([as_float64(grads[0])], [d_x]),
-        "a": ([as_float64(g) for g in grads[1 : 1 + groups]], d_a),
-        "b": ([as_float64(g) for g in grads[1 + groups : -1]], d_b),
-        "bias": ([as_float64(grads[-1])], [d_bias]),
-    }
-    return {
-        name: max(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(own, expected, strict=True))
-        for name, (own, expected) in pairs.items()
-    }

@@ -1,4 +1,4 @@
-"""Random NeoCells on the kernels in the twin, for as many minutes as asked: every type, device, buffer and core count.
+"""Random NeoCells on the kernels in the simulator, for as many minutes as asked: every type, device, buffer and core count.
 
 make fuzz-kernel
 """
@@ -40,7 +40,7 @@ def problem(rng: np.random.RandomState):
 
 
 def check(seed: int) -> str:
-    """One problem; returns what was run. Raises AssertionError or TwinError where the kernel is wrong."""
+    """One problem; returns what was run. Raises AssertionError or SimulatorError where the kernel is wrong."""
     rng = np.random.RandomState(seed)
     spec, n, (h, w) = problem(rng)
     soc = soc_of(SOCS[rng.randint(len(SOCS))])

@@ -1,4 +1,4 @@
-"""Mutations of the NeoCell kernels, each of which the twin or the reference has to catch.
+"""Mutations of the NeoCell kernels, each of which the simulator or the reference has to catch.
 
 make mutants
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from neonext_ms.ops import NeoCellSpec, reference
-from neonext_ms.ops.twin import TwinError, neo_cell
+from neonext_ms.ops.twin import SimulatorError, neo_cell
 
 BASE, FORWARD, GRAD = "neo_cell_base.h", "neo_cell.cpp", "neo_cell_grad.cpp"
 MUTATIONS = (
@@ -119,7 +119,7 @@ def caught(folder: Path, gradient: bool) -> str | None:
             else:
                 run = neo_cell.forward(x, a, b, spec, bias, dtype="float32", ub_bytes=ub_bytes, blocks=7)
                 pairs = [(run.outputs[0], reference.forward(x, a, b, spec, bias))]
-        except TwinError as error:
+        except SimulatorError as error:
             return str(error).splitlines()[0]
         for value, wanted in pairs:
             worst = np.abs(value - wanted).max() / np.abs(wanted).max()

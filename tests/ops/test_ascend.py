@@ -13,7 +13,7 @@ from mindspore.ops.operations._custom_ops_utils import CustomCodeGenerator
 
 from conftest import relative_max
 from neonext_ms.common.errors import InputError
-from neonext_ms.ops import NeoCellSpec, ascend, neocell, package, packing, reference
+from neonext_ms.ops import NeoCellSpec, ascend, device_check, neocell, package, packing, reference
 
 ms.set_device("CPU")
 
@@ -310,8 +310,8 @@ def test_wrong_arguments_are_refused_as_on_the_cpu(emulated):
 def test_comparison_for_the_device_sees_a_wrong_operator(emulated):
     spec = NeoCellSpec([{"kernel": 4, "channels": 6, "shift": 1}])
     emulation = emulated(spec)
-    assert max(ascend.compare_with_reference(spec, 6, 7, ms.float32).values()) < 1e-5
+    assert max(device_check.compare_with_reference(spec, 6, 7, ms.float32).values()) < 1e-5
     right = emulation.forward
     emulation.forward = lambda x, *rest: right(x, *rest) * np.float32(1.01)
-    differences = ascend.compare_with_reference(spec, 6, 7, ms.float32)
+    differences = device_check.compare_with_reference(spec, 6, 7, ms.float32)
     assert differences["y"] > 5e-3 and differences["x"] > 5e-3 and differences["a"] < 1e-5

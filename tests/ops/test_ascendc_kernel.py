@@ -1,4 +1,4 @@
-"""The AscendC kernels in the twin, against the golden vectors, the float64 reference and their own order of sums."""
+"""The AscendC kernels in the simulator, against the golden vectors, the float64 reference and their own order of sums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.soc import soc as soc_of
 from neonext_ms.ops.twin import neo_cell
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the twin needs g++")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the simulator needs g++")
 SOCS = ("Ascend310P3", "Ascend910B3")
 
 

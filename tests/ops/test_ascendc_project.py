@@ -52,7 +52,9 @@ def test_mindspore_passes_the_same_attributes():
     from neonext_ms.ops import ascend
 
     kinds = {"INTS": "listInt", "INT": "int"}
-    assert list(ascend.OPERATOR_ATTRIBUTES.items()) == [(name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()]
+    assert list(ascend.OPERATOR_ATTRIBUTES.items()) == [
+        (name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()
+    ]
 
 
 def test_plugin_reads_every_attribute_by_its_type():
