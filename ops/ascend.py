@@ -244,7 +244,7 @@ def from_blocks(y, channels):
 
 def _flat_with_zero(weights):
     """Concatenate the flattened matrices of all groups and a zero, the element behind every unused coefficient."""
-    parts = ()
+    parts: tuple = ()
     for weight in weights:
         parts = (*parts, weight.reshape(-1))
     return ops.concat((*parts, ops.zeros((1,), weights[0].dtype)), 0)

@@ -64,7 +64,7 @@ def _checked_geometry(spec, channels, height, width, shapes_a, shapes_b):
 
 def _shapes(weights):
     # `ms.jit` compiles this function too, hence a plain tuple.
-    shapes = ()
+    shapes: tuple = ()
     for weight in weights:
         shapes = (*shapes, weight.shape)
     return shapes
@@ -102,8 +102,8 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
 
 def _by_products(x, weights_a, weights_b, axes, out_size):
     _, _, height, width = x.shape
-    a = ()
-    b = ()
+    a: tuple = ()
+    b: tuple = ()
     for i in range(len(axes)):
         a = (*a, _full_matrix(weights_a[i], _placement_constants(axes[i][0], height, out_size[0], False)))
         # An Axis describes B transposed.

@@ -293,7 +293,7 @@ def neo_cell(x, weights_a, weights_b, spec):
 
 
 def _flat(weights):
-    parts = ()
+    parts: tuple = ()
     for weight in weights:
         parts = (*parts, weight.reshape(-1))
     return parts[0] if len(parts) == 1 else ops.concat(parts, 0)

@@ -62,7 +62,11 @@ def check_kernels(
     a = [draw(shape, shape[2] ** -0.5) for shape in spec.shapes_a]
     b = [draw(shape, shape[1] ** -0.5) for shape in spec.shapes_b]
     bias = draw((spec.channels,)) if with_bias else None
-    exact_x, exact_a, exact_b = np.float64(x), [np.float64(w) for w in a], [np.float64(w) for w in b]
+    exact_x, exact_a, exact_b = (
+        x.astype(np.float64),
+        [w.astype(np.float64) for w in a],
+        [w.astype(np.float64) for w in b],
+    )
     # A crash or an endless loop in a kernel must not take this process with it.
     options: dict[str, Any] = {"soc": soc, "dtype": dtype, "blocks": blocks, "isolated": True}
     forward_run = neo_cell.forward(x, a, b, spec, bias, accumulate_fp32=accumulate_fp32, **options)
@@ -76,7 +80,7 @@ def check_kernels(
     results = [_result("NeoCell", forward_run, {"y": (y, exact_y, tolerance)})]
     if with_gradients:
         dy = draw(y.shape)
-        dx, grad_a, grad_b, _ = reference.backward(exact_x, exact_a, exact_b, spec, np.float64(dy))
+        dx, grad_a, grad_b, _ = reference.backward(exact_x, exact_a, exact_b, spec, dy.astype(np.float64))
         back_run = neo_cell.forward(
             dy, a, b, spec, accumulate_fp32=accumulate_fp32, transposed=True, output_size=size, **options
         )
@@ -96,7 +100,7 @@ def check_kernels(
 def _result(operator: str, run: neo_cell.KernelRun, outputs: dict[str, tuple[np.ndarray, np.ndarray, float]]) -> dict:
     described = {}
     for name, (own, exact, tolerance) in outputs.items():
-        values = np.float64(own)
+        values = own.astype(np.float64)
         largest = float(np.abs(exact).max())
         worst = float(np.abs(values - exact).max())
         described[name] = {
