@@ -102,8 +102,7 @@ def best_order(spec: NeoCellSpec, height: int, width: int, lanes: int = 16) -> n
     members: dict[Kind, list[int]] = {}
     for channel, kind in enumerate(each):
         members.setdefault(kind, []).append(channel)
-    whole: list[list[int]] = []
-    rest: list[list[int]] = []
+    whole, rest = [], []
     for size in dict.fromkeys(kind[:4] for kind in members):
         counts = {kind: len(channels) for kind, channels in members.items() if kind[:4] == size}
         for block in _fill(counts, height, width, lanes, spec.output_size(height, width)):
