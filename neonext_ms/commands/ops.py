@@ -31,7 +31,10 @@ def build_parser() -> Parser:
     parser = Parser(prog="neonext-ops", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
-    build = commands.add_parser("build", help="build custom_opp_<system>_<machine>.run with an installed CANN")
+    def add(name: str, summary: str) -> Parser:
+        return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+
+    build = add("build", "build custom_opp_<system>_<machine>.run with an installed CANN")
     build.add_argument("--soc", default="", help="devices, such as Ascend310P3,Ascend910B3 (default: all families)")
     build.add_argument("--output", default=".", metavar="DIR", help="folder for the package (default: current folder)")
     build.add_argument(
@@ -44,16 +47,18 @@ def build_parser() -> Parser:
     )
     build.add_argument("--cann", metavar="DIR", help="CANN toolkit (default: ASCEND_HOME_PATH or the usual places)")
 
-    install = commands.add_parser("install", help="install a package that `build` wrote")
+    install = add("install", "install a package that `build` wrote")
     install.add_argument("package", metavar="FILE.run", help="package to install")
     install.add_argument("--install-path", metavar="DIR", help="absolute path (default: the operators of CANN)")
 
-    check = commands.add_parser("check", help="check the files of an installed package, and on Ascend its results")
+    check = add("check", "check the files of an installed package, and on Ascend its results")
     check.add_argument("--package", metavar="DIR", help="folder .../vendors/<vendor> (default: where CANN searches)")
     check.add_argument("--soc", default="", help="devices that need compiled kernels (default: those configured)")
 
     for command in (build, install):
-        command.add_argument("--timeout", type=seconds, default=3600.0, metavar="SECONDS", help="default: 3600")
+        command.add_argument(
+            "--timeout", type=seconds, default=3600.0, metavar="SECONDS", help="time limit (default: 3600)"
+        )
         command.add_argument("--dry-run", action="store_true", help="print the command without running it")
     for command in (build, install, check):
         command.add_argument("--json", action="store_true", help="print one JSON document on stdout")

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from neonext_ms.common.cli import Parser, non_negative_int, parse_size, positive_int, print_json
+from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json
 from neonext_ms.common.errors import InputError, ParityError, UsageError
 from neonext_ms.common.files import atomic, read_text
 
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--bias", action="store_true", help="add a bias")
     parser.add_argument("--gradients", action="store_true", help="compute dx, dA and dB too")
     parser.add_argument("--blocks", type=positive_int, help="number of cores (default: all cores of the device)")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the inputs (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the inputs (default: 0)")
     parser.add_argument("--output", metavar="FILE.npz", help="file for inputs and results")
     parser.add_argument("--json", action="store_true", help="print one JSON document with the counts of each core")
 
