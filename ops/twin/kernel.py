@@ -226,7 +226,7 @@ class Kernel:
         initialised: Iterable[int] = (),
         shared: Iterable[int] = (),
         tiling_key: int = 0,
-        hazards: str = "refuse",
+        hazards: str = "raise",
         pad: int = 0,
         isolated: bool = False,
         timeout: float = 600.0,
@@ -243,7 +243,7 @@ class Kernel:
                 workspace or an argument that is updated in place. All others count as unwritten at the start.
             shared: those of `outputs` in which several cores may write the same place.
             tiling_key: value that `TILING_KEY_IS` compares with.
-            hazards: "refuse" to raise an error at the first hazard, "report" to continue and list hazards in the
+            hazards: "raise" to raise an error at the first hazard, "report" to continue and list hazards in the
                 result. Rules that are not hazards always raise an error.
             pad: bytes after each argument that may be read and written, as frameworks round allocations up.
             isolated: True to run in a forked process, so that a crash or an endless loop of the kernel is a
@@ -313,8 +313,8 @@ class Kernel:
             raise InputError(f"{len(arguments)} arguments; the simulator takes at most {_MOST_ARGUMENTS}")
         if not 1 <= blocks <= _MOST_BLOCKS:
             raise InputError(f"blocks is {blocks}; expected 1 to {_MOST_BLOCKS}")
-        if hazards not in ("refuse", "report"):
-            raise InputError(f'hazards is {hazards!r}; expected "refuse" or "report"')
+        if hazards not in ("raise", "report"):
+            raise InputError(f'hazards is {hazards!r}; expected "raise" or "report"')
         if pad < 0:
             raise InputError(f"pad is {pad}; expected 0 or more bytes")
         if not 0 < timeout <= _MOST_SECONDS:

@@ -297,7 +297,7 @@ def test_on_the_cpu_nothing_is_said(caplog):
     assert not caplog.records
 
 
-def test_wrong_arguments_are_refused_as_on_the_cpu(emulated):
+def test_wrong_arguments_are_rejected_as_on_the_cpu(emulated):
     spec = NeoCellSpec([{"kernel": 4, "channels": 3}])
     emulated(spec)
     x, a, b, _ = _draw(spec, 5, 5)
