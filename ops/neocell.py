@@ -22,18 +22,14 @@ from .spec import Axis, NeoCellSpec
 _bmm = ops.BatchMatMul()
 
 
+# `ms.jit` cannot compile NumPy code, but it calls a constexpr while it compiles and keeps the result as a constant.
+@ops.constexpr
 @lru_cache(maxsize=64)
-def _placement(k_in: int, k_out: int, shift: int, channels: int, size_in: int, size_out: int, transposed: bool):
-    left, right, mask = Axis(k_in, k_out, shift, channels).placement(size_in, size_out)
+def _placement(axis, size_in, size_out, transposed):
+    left, right, mask = Axis(*axis).placement(size_in, size_out)
     if transposed:
         left, right, mask = (np.ascontiguousarray(part.swapaxes(1, 2)) for part in (right, left, mask))
     return Tensor(left), Tensor(right), Tensor(mask)
-
-
-# `ms.jit` cannot compile NumPy code, but it calls a constexpr while it compiles and keeps the result as a constant.
-@ops.constexpr
-def _placement_constants(axis, size_in, size_out, transposed):
-    return _placement(*axis, size_in, size_out, transposed)
 
 
 @ops.constexpr
@@ -105,9 +101,9 @@ def _by_products(x, weights_a, weights_b, axes, out_size):
     a: tuple = ()
     b: tuple = ()
     for i in range(len(axes)):
-        a = (*a, _full_matrix(weights_a[i], _placement_constants(axes[i][0], height, out_size[0], False)))
+        a = (*a, _full_matrix(weights_a[i], _placement(axes[i][0], height, out_size[0], False)))
         # An Axis describes B transposed.
-        b = (*b, _full_matrix(weights_b[i], _placement_constants(axes[i][1], width, out_size[1], True)))
+        b = (*b, _full_matrix(weights_b[i], _placement(axes[i][1], width, out_size[1], True)))
     full_a = a[0] if len(axes) == 1 else ops.concat(a, 0)
     full_b = b[0] if len(axes) == 1 else ops.concat(b, 0)
     # On the CPU, `tile` and BatchMatMul take half the time of the broadcasting `ops.matmul`.

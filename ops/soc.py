@@ -12,6 +12,7 @@ from typing import Any
 
 from neonext_ms.common.errors import InputError
 
+# Multiply-adds of a cube unit in float16.
 MACS_PER_CYCLE = 16 * 16 * 16
 
 
@@ -36,8 +37,6 @@ class Soc:
         l1_to_l0a_bytes_per_cycle, l1_to_l0b_bytes_per_cycle: rates that feed the cube unit of a core.
         l0c_to_ub_bytes_per_cycle: rate of results out of the cube unit. Where cube and vector units are separate cores,
             the results go through memory or the level-2 cache instead.
-        ub_to_l1_bytes_per_cycle: rate of vector results to the cube unit, where both share a core.
-        vector_bytes_per_cycle: width of a vector unit: 128 float16 or 64 float32 numbers.
         bf16: True if the device computes in bfloat16.
     """
 
@@ -59,14 +58,7 @@ class Soc:
     l1_to_l0a_bytes_per_cycle: int
     l1_to_l0b_bytes_per_cycle: int
     l0c_to_ub_bytes_per_cycle: int
-    ub_to_l1_bytes_per_cycle: int
-    vector_bytes_per_cycle: int
     bf16: bool
-
-    @property
-    def fp16_tflops(self) -> float:
-        """Return the peak of all cube units in 10^12 operations per second, two operations per multiply-add."""
-        return self.ai_cores * self.cube_mhz * 1e6 * MACS_PER_CYCLE * 2 / 1e12
 
     @property
     def split(self) -> bool:
@@ -104,13 +96,13 @@ class Soc:
 
 
 # Per family: architecture; KiB of UB, L1, L0A, L0B, L0C; bytes per cycle from L2, to L2, L1 to L0A, L1 to L0B,
-# L0C to UB, UB to L1, vector unit (vec_calc_size in float16 numbers, times two); bfloat16.
+# L0C to UB; bfloat16.
 _FAMILIES: dict[str, tuple] = {
-    "ascend310p": (2002, (256, 1024, 64, 64, 256), (114, 114, 512, 256, 512, 256, 256), False),
-    "ascend310b": (3002, (248, 1024, 64, 64, 128), (256, 128, 512, 256, 128, 128, 256), True),
-    "ascend910": (1001, (256, 1024, 64, 64, 256), (110, 86, 512, 256, 256, 128, 256), False),
-    "ascend910b": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256, 128, 256), True),
-    "ascend910_93": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256, 128, 256), True),
+    "ascend310p": (2002, (256, 1024, 64, 64, 256), (114, 114, 512, 256, 512), False),
+    "ascend310b": (3002, (248, 1024, 64, 64, 128), (256, 128, 512, 256, 128), True),
+    "ascend910": (1001, (256, 1024, 64, 64, 256), (110, 86, 512, 256, 256), False),
+    "ascend910b": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256), True),
+    "ascend910_93": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256), True),
 }
 
 # Name, family, AI cores, vector cores, cube MHz, MiB of L2, bytes per cycle from memory.

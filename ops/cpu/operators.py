@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import time
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import mindspore as ms
 import numpy as np
@@ -185,14 +185,14 @@ def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
 
 
 _CELLS = {"gelu": _Gelu, "layer_scale": _LayerScale, "pointwise": _Pointwise, "pointwise_bias": _PointwiseBias}
-# Each cell exists once: MindSpore compiles the graph of a new cell again.
-_cached_cell = lru_cache(maxsize=None)(lambda name: _CELLS[name]())
 _cached_neo_cell = lru_cache(maxsize=256)(_NeoCell)
 
 
+# Each cell exists once: MindSpore compiles the graph of a new cell again.
 @ops.constexpr
+@cache
 def _cell(name):
-    return _cached_cell(name)
+    return _CELLS[name]()
 
 
 @ops.constexpr

@@ -97,10 +97,11 @@ def build(
     key = _digest(compiler_version(command), *command, *options, str(source), entry or "")
     cache = cache_directory("twin")
     manifest = cache / f"{key}.json"
-    built = _read_manifest(manifest)
     # The key does not cover headers, which only the compiler knows; the manifest lists them with their digests.
-    if built is not None and _unchanged(built["files"]) and (cache / built["object"]).is_file():
-        return cache / built["object"]
+    if built := _read_manifest(manifest):
+        unchanged = all(_file_digest(path) == digest for path, digest in built["files"].items())
+        if unchanged and (cache / built["object"]).is_file():
+            return cache / built["object"]
     with staging(cache) as stage:
         staged = stage / "kernel.so"
         unit = source
@@ -154,10 +155,6 @@ def _read_manifest(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and {"object", "files"} <= content.keys() else None
-
-
-def _unchanged(files: Mapping[str, str]) -> bool:
-    return all(_file_digest(path) == digest for path, digest in files.items())
 
 
 def _file_digest(path: str | os.PathLike) -> str | None:

@@ -145,10 +145,8 @@ class _Library:
         return ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
 
 
-@functools.cache
-def _load(path: Path) -> _Library:
-    """Return one library per object, because the loader gives all kernels of an object the same state."""
-    return _Library(path)
+# One library per object, because the loader gives all kernels of an object the same state.
+_load = functools.cache(_Library)
 
 
 def _by_value(value: object, kind: str, place: int) -> np.ndarray:
