@@ -113,8 +113,8 @@ class Pool {
 };
 
 int count_threads() {
-  const char *given = std::getenv("OMP_NUM_THREADS");
-  int count = given != nullptr ? std::atoi(given) : 0;
+  const char *variable = std::getenv("OMP_NUM_THREADS");
+  int count = variable != nullptr ? std::atoi(variable) : 0;
   cpu_set_t allowed;
   if (count < 1 && sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
     count = CPU_COUNT(&allowed);

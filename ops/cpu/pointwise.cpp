@@ -27,8 +27,8 @@ Gemm find_gemm() {
 }
 
 Gemm gemm() {
-  static const Gemm found = find_gemm();
-  return found;
+  static const Gemm function = find_gemm();
+  return function;
 }
 
 // Least columns and most rows of one product.
