@@ -21,7 +21,7 @@ Measure models side by side: files (.onnx, .mindir, .om, .ms) or names of networ
   neonext-bench report result.json --output DIR
   neonext-bench report result.json --compare earlier.json --fail-above 1.1
   neonext-bench predict MODEL.onnx --soc Ascend310P3 --batch 8
-  neonext-bench claims complexity|patchwise|share|convnext
+  neonext-bench claims complexity|patchwise|share|convnext|neoinit
   neonext-bench variants                              (bfloat16 and 8 bit)
   neonext-bench profile MODEL.onnx|op_summary.csv
   neonext-bench write convnext_t resnet50 --soc Ascend310P3 --batch 1,8 --output peers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from neonext_ms.commands.plot import pyplot, save_figure
+from neonext_ms.common.figures import pyplot, save_figure
 
 from . import results
 

@@ -34,7 +34,7 @@ _SHARE = "communication"
 WORKER = """
 import json, sys
 from dataclasses import replace
-from neonext_ms.training.config.schema import load_config
+from neonext_ms.training.config.load import load_config
 from neonext_ms.training.trainer import Trainer
 config, output, shard, *options = sys.argv[1:]
 config = load_config(config, [*options, f"run.output={output}"])

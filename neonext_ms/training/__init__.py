@@ -8,8 +8,8 @@ _HOME = {
     "Config": "config.schema",
     "TrainStep": "step",
     "Trainer": "trainer",
-    "load_config": "config.schema",
-    "make_config": "config.schema",
+    "load_config": "config.load",
+    "make_config": "config.load",
 }
 
 __all__ = sorted(_HOME)
