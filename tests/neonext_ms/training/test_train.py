@@ -311,7 +311,7 @@ def test_the_network_of_a_checkpoint_needs_no_description(folder, capsys):
     ("arguments", "expected", "code"),
     [
         (["optimizer.lrr=1"], "did you mean optimizer.lr", 2),
-        (["precision.level=O2"], "CPU convolutions compute in float32 only", 1),
+        (["precision.level=O2"], "not supported on CPU, where MindSpore's convolutions compute in float32 only", 1),
         (["data.batch_size=100"], "are 100 images per update, but there are only 14", 1),
         (["model.num_classes=3"], "model.num_classes is 3, but the data has 2 classes", 1),
         (["model.image_size=30"], "multiples of 4", 1),
