@@ -295,7 +295,7 @@ class TrainStep:
             factor = ops.select(finite, unit, ops.zeros_like(unit))
             done = optimizer.update(each(partial(_usable, factor), gradients), rate, updates + 1, applied)
             if len(ema) > 0:
-                # The dependency on the update makes the average take the new weights.
+                # After the update, so that the average takes the new weights.
                 done = (done, each(partial(_average, ema_share * applied), ema, everything))
             ops.assign_add(updates, applied)
             if dynamic:
