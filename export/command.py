@@ -145,15 +145,17 @@ def _source(args: argparse.Namespace) -> Source:
 
 def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | None) -> Request:
     """Return the request that the options make."""
-    from .request import Om, Request
+    from .om.options import OmOptions
+    from .request import Request
 
-    om: dict[str, Any] = {"precision": args.precision, "via": args.via, "timeout": args.timeout}
+    om: dict[str, Any] = {"precision_mode": args.precision, "via": args.via, "timeout": args.timeout}
     om = {option: value for option, value in om.items() if value is not None}
     om |= {option: True for option in ("aipp", "dry_run") if getattr(args, option)}
     if args.keep_dtype:
         om["keep_dtype"] = tuple(_keep_dtype(args.keep_dtype))
     if om and args.soc is None:
-        raise UsageError(f"--{next(iter(om)).replace('_', '-')} belongs to the target om. Give --soc too")
+        option = "precision" if "precision_mode" in om else next(iter(om)).replace("_", "-")
+        raise UsageError(f"--{option} belongs to the target om. Give --soc too")
     preprocessing = None
     if args.preprocess:
         from neonext_ms.images.images import preprocessing_from_file
@@ -175,17 +177,16 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         images=args.images,
         seed=args.seed,
         tolerance=args.tolerance,
-        om=Om(args.soc, **om) if args.soc else None,
+        om=OmOptions(args.soc, **om) if args.soc else None,
         command=shlex.join(["neonext-export", *(sys.argv[1:] if argv is None else argv)]),
     )
 
 
 def _keep_dtype(text: str) -> list[str]:
     if Path(text).is_file():
-        from .compare.compare import OP_TYPE, read_keep_dtype
+        from .compare.keep_dtype import read_keep_dtype
 
-        names, kinds = read_keep_dtype(text)
-        return [*names, *(f"{OP_TYPE}{kind}" for kind in kinds)]
+        return read_keep_dtype(text)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -231,12 +232,12 @@ def _availability(target: Target) -> str:
         return "here"
     from neonext_ms.common import external_tools
 
-    from .om import atc, lite
+    from .om.target import COMPILERS
 
     paths = []
-    for tool in (atc.ATC, lite.CONVERTER):
+    for compiler in COMPILERS.values():
         try:
-            paths.append(str(external_tools.find(tool)))
+            paths.append(str(external_tools.find(compiler.tool)))
         except ToolchainError:
             continue
     return f"here: {', '.join(paths)}" if paths else "not here; the ONNX file and build_om.sh are written instead"

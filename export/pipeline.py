@@ -29,7 +29,7 @@ from .compare import parity
 from .fold import FoldSummary, fold
 from .graph import DeployGraph, original_graph
 from .lower import lower, neocell_to_matmul
-from .om import job as om
+from .om import target as om
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .report import ExportedFile, Report
@@ -181,9 +181,10 @@ class _SizedNetwork:
 
     def job(self, preprocessing: Mapping[str, Any]) -> om.Job:
         """Return the OM file of this size."""
-        assert self.request.om is not None
-        batch = tuple(self.request.batch) or (1,)
-        return om.Job(self.stem, self.size, batch, self.request.om, Preprocessing.from_dict(preprocessing))
+        options, batch = self.request.om, tuple(self.request.batch) or (1,)
+        assert options is not None
+        compiler = om.COMPILERS[options.via]
+        return om.Job(self.stem, self.size, batch, options, compiler, Preprocessing.from_dict(preprocessing))
 
     def write(self, target: Target, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         """Write the file of a target and return all files, the named one first."""
@@ -276,7 +277,7 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
         with steps("compile"):
             staged = om.compile_job(job, stage, output)
         details = {
-            "soc": job.request.soc,
+            "soc": job.options.soc,
             "command": job.command(),
             "feed": job.feed(),
             "log": job.log,

@@ -15,7 +15,9 @@ from neonext_ms.runtime.base import run_in_chunks
 from neonext_ms.runtime.mindspore import load_mindspore
 from neonext_ms.runtime.onnx import onnx_session
 
-from .compare import compare, parity
+from .compare import parity
+from .compare.compare import compare_activations
+from .compare.open import open_activations
 from .graph import DeployGraph
 from .lower import lower, neocell_to_matmul
 from .onnx import emitter
@@ -47,7 +49,7 @@ def verify(
     """
     limit = tolerance(format.dtype, format.gelu) if limit is None else limit
     result = parity.compare(expected, file_outputs(path, format, samples, batch), limit)
-    if not result.holds(limit):
+    if not result.agrees(limit):
         raise ParityError(
             f"{path.name} does not compute what the network computes: relative L2 {result.relative_l2:.1e}, largest "
             f"difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on {result.top1_agree} of "
@@ -122,8 +124,7 @@ def layer_deviations(path: Path, format: Format, folded: DeployGraph, samples: n
     if not _runs_as_it_is(format):
         rounded = folder / "runnable.onnx"
         write_model(runnable_model(onnx.load(path)), rounded)
-    sides = [compare.open_side(file) for file in (exact, rounded)]
-    result = compare.compare_sides(sides[0], sides[1], samples, layers=True)
+    result = compare_activations(open_activations(exact), open_activations(rounded), samples, layers=True)
     keys = ("name", "relative_l2", "max_abs", "added")
     return [{key: getattr(layer, key) for key in keys} for layer in result.layers]
 

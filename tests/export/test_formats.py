@@ -127,7 +127,7 @@ def test_the_format_for_cann(folded, expected):
     norm = types.index("ReduceMean")
     assert types[norm : norm + 9] == ["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
     assert types[norm - 2 : norm] == ["GlobalAveragePool", "Flatten"] and types[norm + 9 :] == ["Gemm"]
-    assert parity.compare(wanted, _run(model, images)[0]).holds()
+    assert parity.compare(wanted, _run(model, images)[0]).agrees()
     assert emitter.count_nodes(lower(folded, CANN), format=CANN) == len(types)
 
 
@@ -136,7 +136,7 @@ def test_tanh(folded, expected, format):
     images, wanted = expected
     model = emitter.emit(lower(folded, format), format=format)
     result = parity.compare(wanted, _run(model, images)[0], tolerance("float32", "tanh"))
-    assert result.holds(tolerance("float32", "tanh")) and not result.holds()
+    assert result.agrees(tolerance("float32", "tanh")) and not result.agrees()
     types = _types(model)
     if format.chains:
         assert types.count("Tanh") == 5
@@ -166,7 +166,7 @@ def test_padded_products_are_aligned_in_every_dimension(folded, expected):
         for value in (*node.input, *node.output):
             assert all(side % 16 == 0 for side in shapes[value][-2:])
     dynamic = emitter.emit(lower(folded, format), format=format)
-    assert parity.compare(wanted, _run(dynamic, images)[0]).holds()
+    assert parity.compare(wanted, _run(dynamic, images)[0]).agrees()
 
 
 def test_a_custom_graph_is_verified_two_ways(folded, expected):
@@ -178,9 +178,9 @@ def test_a_custom_graph_is_verified_two_ways(folded, expected):
         if node.op_type == "NeoCell":
             assert {a.name for a in node.attribute} == set(RUN_ATTRIBUTES) <= set(neocell_node.ATTRIBUTES)
             assert len(node.input) <= len(neocell_node.INPUTS)
-    assert parity.compare(wanted, _run_reference(model, images)).holds()
+    assert parity.compare(wanted, _run_reference(model, images)).agrees()
     before = model.SerializeToString()
-    assert parity.compare(wanted, _run(expand_custom(model), images)[0]).holds()
+    assert parity.compare(wanted, _run(expand_custom(model), images)[0]).agrees()
     assert model.SerializeToString() == before
 
 
@@ -213,7 +213,7 @@ def test_a_custom_graph_with_wrong_coefficients_is_not_verified(folded, expected
     weights = next(t for t in model.graph.initializer if t.name == node.input[1])
     right = numpy_helper.to_array(weights)
     weights.CopyFrom(numpy_helper.from_array(right[::-1].copy(), weights.name))
-    assert not parity.compare(wanted, _run(expand_custom(model), images)[0]).holds()
+    assert not parity.compare(wanted, _run(expand_custom(model), images)[0]).agrees()
     channels = next(a for a in node.attribute if a.name == "channels")
     channels.ints[0] += 16
     with pytest.raises(InputError, match="do not belong to the attributes"):
@@ -238,8 +238,8 @@ def test_half_precision_in_onnxruntime_and_rounded(folded, expected):
         (native,) = _run(model, outside)
         assert native.dtype == outside.dtype
         limit = tolerance("float16")
-        assert parity.compare(wanted, native.astype(np.float32), limit).holds(limit)
-        assert parity.compare(wanted, _run(in_float32(model), images)[0], limit).holds(limit)
+        assert parity.compare(wanted, native.astype(np.float32), limit).agrees(limit)
+        assert parity.compare(wanted, _run(in_float32(model), images)[0], limit).agrees(limit)
 
 
 def test_bfloat16_is_valid_and_verified_by_emulation(folded, expected):
@@ -249,7 +249,7 @@ def test_bfloat16_is_valid_and_verified_by_emulation(folded, expected):
     assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.BFLOAT16}
     limit = tolerance("bfloat16")
     result = parity.compare(wanted, _run(in_float32(model), images)[0], limit)
-    assert result.holds(limit) and result.relative_l2 > tolerance("float32")
+    assert result.agrees(limit) and result.relative_l2 > tolerance("float32")
 
 
 def test_a_weight_that_float16_cannot_hold(folded):
