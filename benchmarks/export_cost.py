@@ -39,11 +39,11 @@ save_checkpoint({output!r} + "/weights.pt", checkpoint.arrays)
 """,
     "emit": """\
 from pathlib import Path
-from neonext_ms.export import pipeline
 from neonext_ms.export.fold import fold
-from neonext_ms.export.lower import neocell_to_matmul
 from neonext_ms.export.graph import original_graph
+from neonext_ms.export.lower import neocell_to_matmul
 from neonext_ms.export.onnx.emitter import save
+from neonext_ms.export.source import Source
 source = Source.from_checkpoint({checkpoint!r})
 graph = neocell_to_matmul(fold(original_graph(source.architecture, source.arrays, (224, 224)))[0])
 save(graph, Path({output!r}) / "model.onnx")

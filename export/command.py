@@ -60,43 +60,43 @@ def build_parser() -> Parser:
     """Return the argument parser of neonext-export."""
     targets = "\n".join(f"  {target.name:12}{target.summary}" for target in TARGETS.values())
     parser = Parser(prog="neonext-export", description=DESCRIPTION.format(targets=targets))
-    source = parser.add_argument_group("source")
-    source.add_argument("--checkpoint", metavar="FILE", help=".pt, .pth, .ckpt or .safetensors file")
-    source.add_argument("--model", metavar="NAME", help="named model with random weights, for benchmarks")
-    source.add_argument("--shifts", type=parse_shifts, help="NeoCell shifts of the four stages, such as 1,1,1,0")
-    source.add_argument("--ema", action="store_true", help="take the moving average of the weights")
-    form = parser.add_argument_group("form of the files")
-    form.add_argument("--target", metavar="NAMES", help="one or more of the targets above, separated by commas")
-    form.add_argument("--image-size", type=parse_sizes, default=(), help="224, 256x320 (height x width), or 224,384")
-    form.add_argument("--batch", type=parse_batch, default=(), help="fixed batch size, or dynamic (default; om: 1)")
-    form.add_argument("--features-only", action="store_true", help="output the maps of the four stages, no logits")
-    form.add_argument("--dtype", default="float32", help="dtype of weights and arithmetic: float32, float16, bfloat16")
-    form.add_argument("--half-io", action="store_true", help="input and outputs in that dtype too, not in float32")
-    form.add_argument("--opset", type=int, help="ONNX opset, 11 to 21 (default 20; 13 for om; 22 for bfloat16)")
-    form.add_argument("--gelu", default="auto", help="erf (exact), tanh (approximation), or auto (exact, one node)")
-    form.add_argument("--neocell", default="matmul", help="matmul, padded or custom (docs/export.md)")
-    om = parser.add_argument_group("target om (docs/deploy.md; no OM file has run on a device yet)")
-    om.add_argument("--soc", help="device, such as Ascend310P3")
-    om.add_argument("--precision", help="fp16 (default), mixed_float16, mixed_bfloat16, origin, cube_fp16in_fp32out")
-    om.add_argument("--aipp", action="store_true", help="normalize on the device, from uint8 images")
-    om.add_argument("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file of "
-                    "neonext-compare, or names separated by commas")  # fmt: skip
-    om.add_argument("--via", help="compiler: atc (default) or lite, MindSpore Lite's converter")
-    om.add_argument("--dry-run", action="store_true", help="print the exact commands and write nothing")
-    om.add_argument("--timeout", type=seconds, metavar="S", help="time limit for each file in seconds (default 3600)")
-    verification = parser.add_argument_group("verification against the original network")
-    verification.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="images to compare on, besides "
-                              "noise")  # fmt: skip
-    verification.add_argument("--seed", type=int, default=0, help="random seed of noise and random weights (default 0)")
-    verification.add_argument("--tolerance", type=float, help="largest relative deviation (default 2e-5 in float32)")
-    output = parser.add_argument_group("output")
-    output.add_argument("--output", metavar="FOLDER", help="folder of the files, or the file of a single target")
-    output.add_argument("--name", help="base name of the files (default: the checkpoint's name)")
-    output.add_argument("--labels", metavar="FILE|FOLDER", help="class names to record: one per line, or a folder with "
-                        "a folder for each class")  # fmt: skip
-    output.add_argument("--preprocess", metavar="FILE.yaml", help="preprocessing to record")
-    output.add_argument("--list-targets", action="store_true", help="list the targets and what each needs, and exit")
-    output.add_argument("--json", action="store_true", help="print one JSON document")
+    add = parser.add_argument_group("source").add_argument
+    add("--checkpoint", metavar="FILE", help=".pt, .pth, .ckpt or .safetensors file")
+    add("--model", metavar="NAME", help="named model with random weights, for benchmarks")
+    add("--shifts", type=parse_shifts, metavar="A,B,C,D", help="NeoCell shifts of the four stages, such as 1,1,1,0")
+    add("--ema", action="store_true", help="take the moving average of the weights")
+    add = parser.add_argument_group("form of the files").add_argument
+    add("--target", metavar="NAMES", help="one or more of the targets above, separated by commas")
+    add("--image-size", type=parse_sizes, default=(), metavar="SIZES", help="224, 256x320 (height x width), or 224,384")
+    add("--batch", type=parse_batch, default=(), help="fixed batch size, or dynamic (default; om: 1)")
+    add("--features-only", action="store_true", help="output the maps of the four stages, no logits")
+    add("--dtype", default="float32", metavar="TYPE", help="weights and arithmetic: float32, float16 or bfloat16")
+    add("--half-io", action="store_true", help="input and outputs in that dtype too, not in float32")
+    add("--opset", type=int, metavar="N", help="11 to 21 (default 20; 13 for om; 22 for bfloat16)")
+    add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation) or auto (exact, one node)")
+    add("--neocell", default="matmul", metavar="FORM", help="matmul, padded or custom (docs/export.md)")
+    add = parser.add_argument_group("target om (docs/deploy.md; no OM file has run on a device yet)").add_argument
+    add("--soc", metavar="NAME", help="device, such as Ascend310P3")
+    add("--precision", metavar="MODE", help="fp16 (default), mixed_float16, mixed_bfloat16, origin or "
+        "cube_fp16in_fp32out")  # fmt: skip
+    add("--aipp", action="store_true", help="normalize on the device, from uint8 images")
+    add("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file of neonext-compare, or names "
+        "separated by commas")  # fmt: skip
+    add("--via", metavar="TOOL", help="compiler: atc (default) or lite, the converter of MindSpore Lite")
+    add("--dry-run", action="store_true", help="print the exact commands and write nothing")
+    add("--timeout", type=seconds, metavar="S", help="time limit for each file in seconds (default 3600)")
+    add = parser.add_argument_group("verification against the original network").add_argument
+    add("--images", nargs="+", default=[], metavar="IMAGE", help="images to compare on, besides noise")
+    add("--seed", type=int, default=0, metavar="N", help="random seed of noise and of random weights (default 0)")
+    add("--tolerance", type=float, metavar="X", help="largest relative deviation (default 2e-5 in float32)")
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="FOLDER", help="folder of the files, or the file of a single target")
+    add("--name", help="base name of the files (default: the checkpoint's name)")
+    add("--labels", metavar="FILE|FOLDER", help="class names to record: one per line, or a folder with a folder for each "
+        "class")  # fmt: skip
+    add("--preprocess", metavar="FILE.yaml", help="preprocessing to record")
+    add("--list-targets", action="store_true", help="list the targets and what each needs, and exit")
+    add("--json", action="store_true", help="print one JSON document")
     return parser
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from neonext_ms.export import fold
 from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.graph import NCHW, NHWC, DeployGraph, Layer, original_graph
 from neonext_ms.export.lower import neocell_to_matmul, neocell_to_padded_matmul
+from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
@@ -309,3 +313,13 @@ def test_shifts_and_sizes_are_checked():
         original_graph(architecture, {}, (64, 64))
     with pytest.raises(InputError, match="multiples of 4"):
         original_graph(make_architecture(), {}, (65, 64))
+
+
+def test_the_page_lists_every_rule_and_tolerance():
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    rows = re.findall(r"(?m)^\| `(\w+)` \|", page)
+    assert [row for row in rows if hasattr(fold, row)] == [
+        *(rule.__name__ for rule in fold.RULES), "layer_norm_into_next", "layer_norm_to_depthwise",
+    ]  # fmt: skip
+    for dtype in TOLERANCES:
+        assert f"| {dtype} | {tolerance(dtype):.1e} | {tolerance(dtype, 'tanh'):.1e} |" in page
