@@ -53,7 +53,7 @@ bench: $(READY) ## measure the ratios of README on this machine
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
 	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
 	$(BIN)/python -m neonext_ms.benchmarks.train_step
-	$(BIN)/python -m neonext_ms.benchmarks.latency.block_model --models t --image-size 224
+	$(BIN)/neonext-bench estimate blocks neocell --models t --image-size 224
 	$(BIN)/python -m neonext_ms.benchmarks.cost_watch
 
 clean: ## delete the environment and everything that was built
