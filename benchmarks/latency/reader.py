@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
+from neonext_ms.common.text import one_line
 from neonext_ms.export.onnx.neocell_node import DOMAIN, OP_TYPE
+from neonext_ms.runtime.onnx import read_onnx
 
 # Constants up to this many numbers are read: shapes, axes, exponents.
 _SMALL = 256
@@ -95,7 +95,7 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
     if isinstance(model, onnx.ModelProto):
         name = "the model"
     else:
-        name, model = os.fspath(model), _load(Path(model))
+        name, model = os.fspath(model), read_onnx(model, weights=False)
     if not model.graph.node or not model.graph.input:
         raise InputError(f"{name}: no ONNX graph in it (no nodes or no input). Expected a model exported as .onnx.")
     copy = _without_weights(model)
@@ -129,17 +129,6 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
             )
     ends = (tuple(value.name for value in inputs), tuple(value.name for value in copy.graph.output))
     return Graph(name, tuple(nodes), shapes, frozenset(constants), numbers, *ends, images)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    with explained(path):
-        content = path.read_bytes()
-    try:
-        return onnx.load_model_from_string(content)
-    except (DecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an ONNX file (protobuf cannot parse it). Expected a model as .onnx.") from error
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -237,8 +226,7 @@ def _shapes(name: str, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         try:
             inferred = shape_inference.infer_shapes(model, data_prop=True).graph
         except shape_inference.InferenceError as error:
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"{name}: the shapes of its values contradict each other ({text})") from error
+            raise InputError(f"{name}: the shapes of its values contradict each other ({one_line(error)})") from error
         known = len(shapes)
         for value in (*inferred.input, *inferred.value_info, *inferred.output):
             dims = value.type.tensor_type.shape.dim

@@ -267,7 +267,7 @@ def test_a_shape_that_is_not_known_names_the_node():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["{file}"], "not an ONNX file"),
+        (["{file}"], "not a whole ONNX file"),
         (["missing.onnx"], "no such file"),
         (["resnet18", "--soc", "Ascend310P4"], "did you mean Ascend310P"),
         (["--table", "rowz"], "did you mean rows"),
