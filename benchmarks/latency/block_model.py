@@ -157,7 +157,7 @@ def _divided(
 
 
 def _uneven(number: int, groups: int) -> float:
-    """Return how many times larger the largest of `groups` shares of so many tiles is than their mean."""
+    """Return the largest of `groups` shares of so many tiles over the mean share."""
     return tiles(number, groups) * groups / number
 
 

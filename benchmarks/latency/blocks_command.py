@@ -15,10 +15,10 @@ Predict NeoCell kernels and whole blocks of the released models on Ascend device
   neonext-bench estimate blocks fusions --soc Ascend310P3 --models t --image-size 224
   neonext-bench estimate blocks buffers --models t --image-size 224
 
-Tables: neocell (one NeoCell beside what one would use instead), fusions (what bounds a block, and which fusion pays),
-buffers (the tiles of a whole block in the buffers of one core). All times are predicted by the device model, none is
-measured. neocell and fusions count the kernel's instructions in the simulator, which needs a C++ compiler (exit code 3
-without one). See docs/device-model.md."""
+Tables: neocell (one NeoCell beside its alternatives), fusions (the bounds of a block, and which fusion pays), buffers
+(tiles of a whole block in the buffers of one core). All times are predicted by the device model, none is measured.
+neocell and fusions count the kernel's instructions in the simulator, which needs a C++ compiler (exit code 3 without
+one). See docs/device-model.md."""
 TABLES = ("neocell", "fusions", "buffers")
 _MODELS = ("t", "s", "b", "l", "xl")
 _IMAGES = ("224", "384")

@@ -130,8 +130,8 @@ def error_factors(ratios: Sequence[float]) -> dict[str, float]:
 
 def fixed_split(rows: Sequence[MeasuredRow]) -> tuple[list[MeasuredRow], list[MeasuredRow]]:
     """Return the rows of the networks that the project was given, and all others."""
-    given = [row for row in rows if row.figure.model in GIVEN]
-    return given, [row for row in rows if row.figure.model not in GIVEN]
+    first = [row for row in rows if row.figure.model in GIVEN]
+    return first, [row for row in rows if row.figure.model not in GIVEN]
 
 
 def calibrate(quiet: bool = True) -> dict:
@@ -139,8 +139,8 @@ def calibrate(quiet: bool = True) -> dict:
     figures = read_figures()
     rows = measured_rows((figure for figure in figures if not figure.uncertain), quiet)
     parameters = fit(rows)
-    given, others = fixed_split(rows)
-    from_given = fit(given)
+    first, others = fixed_split(rows)
+    from_first = fit(first)
     left_out = []
     for model in progress(list(dict.fromkeys(row.figure.model for row in rows)), what="leaving out", quiet=quiet):
         without = fit([row for row in rows if row.figure.model != model])
@@ -157,7 +157,7 @@ def calibrate(quiet: bool = True) -> dict:
         "errors": {
             "fitted": error_factors([row.ratio(parameters) for row in rows]),
             LEFT_OUT: error_factors([ratio for _, ratio in left_out]),
-            "given networks fitted, the others": error_factors([row.ratio(from_given) for row in others]),
+            "given networks fitted, the others": error_factors([row.ratio(from_first) for row in others]),
         },
         "rows": [entry(row, left_out_ratio=round(ratio, 3)) for row, ratio in left_out],
         "unused": [entry(row, why=row.figure.uncertain) for row in unused],

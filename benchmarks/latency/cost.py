@@ -1,4 +1,4 @@
-"""Time of a task: its launch, and the longest of what the cube, the vector units and memory have to do for it."""
+"""Time of a task: its launch, and the longest of the cube's, the vector units' and memory's work for it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Demand:
         matrices: products of two values that the busiest core starts.
         vector_us: microseconds of all vector units.
         weights: bytes of constants that come from memory.
-        tensors: bytes of each value read, then of what is written.
-        between: bytes that other work touched since each of those values was; 0 for what is written.
+        tensors: bytes of each value read, then of the output.
+        between: bytes that other tasks touched since each of those values was last touched; 0 for the output.
         l2_read, l2_written: bytes that all cores together read from and write to the level-2 cache.
         fixed_us: microseconds that no parameter scales: the cube's results on their way out, or a kernel with a model
             of its own.
@@ -75,7 +75,7 @@ def network_demands(
     """Return the tasks of a network on a device, and the work of each."""
     launched = tasks(graph, int8=int8, aipp=aipp, split=device.split)
     demands = [_demand(task, graph, device) for task in launched]
-    # L2 may hold all weights from one run to the next, beside what the largest task works on.
+    # L2 may hold all weights from one run to the next, beside the values of the largest task.
     largest = max((sum(demand.tensors) for demand in demands), default=0)
     if sum(demand.weights for demand in demands) + largest <= device.l2_bytes:
         demands = [replace(demand, weights=0) for demand in demands]
@@ -157,7 +157,7 @@ class Demands:
     def times(self, parameters: Parameters) -> TaskTimes:
         """Predict the tasks' times with these shares of the device's rates."""
         p, device = parameters, self.device
-        # Of a value as large as the held part, with what was touched since, half is still found.
+        # Half of a value is still found when it and the bytes touched since its last use fill the held part of L2.
         filled = ((self.tensors + self.between) / (p.l2_held * device.l2_bytes)) ** _EVICTION
         missed = (self.tensors * filled / (1 + filled)).sum(axis=1)
         memory = (missed + self.weights) / p.memory_bytes_per_second(device)

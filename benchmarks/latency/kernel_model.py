@@ -1,4 +1,4 @@
-"""Predicted time of NeoCell kernels on Ascend devices, and of what one would use instead. Nothing here was measured.
+"""Predicted time of NeoCell kernels on Ascend devices, and of their alternatives. Nothing here was measured.
 
 A kernel takes as long as the busiest pipe of its slowest core, as if all pipes overlapped (double buffering), plus its
 launch. Device figures come from `ops/soc.py`, all other costs from `unit_costs.py`. The instructions of the NeoCell
@@ -29,7 +29,7 @@ class KernelTime:
 
     Attributes:
         predicted_us: microseconds with launches.
-        predicted_bound: what takes longest: a pipe ("V", "MTE2", "MTE3", "S", "cube", "MTE1"), "memory", "L2" or
+        predicted_bound: longest part: a pipe ("V", "MTE2", "MTE3", "S", "cube", "MTE1"), "memory", "L2" or
             "launch".
         predicted_pipes_us: microseconds of each of those, in the slowest core.
         launches: number of kernels.

@@ -91,7 +91,7 @@ def with_band(images_per_second: float) -> str:
 
 
 def neonext_table(sizes: Sequence[str] = SIZES, images: Sequence[int] = IMAGES, socs: Sequence[str] = SOCS) -> str:
-    """Return the predicted rates of NeoNeXt in both forms of NeoCell, and what bounds them."""
+    """Return the predicted rates of NeoNeXt in both forms of NeoCell, and the units that bound them."""
     head = ["model", "image", "batch"]
     head += [f"{soc.removeprefix('Ascend')}, {form}" for soc in socs for form in FORMS]
     body = []

@@ -119,12 +119,12 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
             nodes.append(OnnxNode(label, original.op_type, tuple(original.input), tuple(original.output), attributes))
             continue
         constants.update(original.output)
-    for made in nodes:
+    for kept in nodes:
         # Second outputs, such as masks, may stay unknown.
-        unknown = [v for v in (*made.inputs, *made.outputs[:1]) if v and v not in shapes and v not in constants]
+        unknown = [v for v in (*kept.inputs, *kept.outputs[:1]) if v and v not in shapes and v not in constants]
         if unknown:
             raise InputError(
-                f"{name}: the shape of {unknown[0]!r} at node {made.name!r} ({made.op}) is not known, because onnx's "
+                f"{name}: the shape of {unknown[0]!r} at node {kept.name!r} ({kept.op}) is not known, because onnx's "
                 "shape inference does not find it. Export the model with fixed sizes."
             )
     ends = (tuple(value.name for value in inputs), tuple(value.name for value in copy.graph.output))

@@ -103,7 +103,7 @@ def _write_all(args: argparse.Namespace) -> list[dict]:
 
 
 def _warn(path: Path) -> None:
-    """Print what ATC would reject; what only costs it time is left as it is."""
+    """Print the operators that ATC may reject, but not those that only cost it time."""
     import onnx
 
     from neonext_ms.export.om import parser_support
