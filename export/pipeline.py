@@ -164,7 +164,7 @@ def source_of_name(name: str, shifts: Sequence[int] | None = None, seed: int = 0
 
 def source_of_model(model, name: str = "neonext") -> Source:
     """A live `NeoNeXt` as a source; the model is only read."""
-    from neonext_ms.models.neonext import model_arrays
+    from neonext_ms.models.weights import model_arrays
 
     return Source(model_arrays(model), model.architecture, name)
 

@@ -447,7 +447,7 @@ class CheckpointRuntime(_MindSporeRuntime):
         self.classes = architecture.num_classes
         self._check_labels()
         ms = load_mindspore(threads)
-        from neonext_ms.models.neonext import build_model
+        from neonext_ms.models.factory import build_model
 
         # Op by op it takes three to twenty times as long; compiling pays from the second batch on.
         self._cell = ms.jit(build_model(architecture, checkpoint.arrays).construct)
