@@ -3,7 +3,7 @@
 A file is a protobuf message, read here field by field: `Checkpoint { repeated Value value = 1 }`,
 `Value { string tag = 1; TensorProto tensor = 2; MapTensorProto maptensor = 3 }`,
 `TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }`. A tensor above 512 MiB is
-cut into several values with one tag, each with the dims of the whole. `crc_num` and ten bytes may follow.
+split into several values with one tag, each with the dims of the whole. `crc_num` and ten bytes may follow.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray | str]:
-    """Tensors and strings of a MindSpore checkpoint, by their names in the file.
+    """Read the tensors and strings of a MindSpore checkpoint, by their names in the file.
 
     Returns:
-        Read-only arrays that are views of the file (bfloat16 has the type of ml_dtypes), and `str` for the strings
+        Read-only arrays that are views of the file (bfloat16 has the dtype of ml_dtypes), and `str` for the strings
         of `append_dict`. Numbers of `append_dict` are arrays without axes.
 
     Raises:
-        InputError: the file is not there, encrypted, damaged, truncated, or no MindSpore checkpoint.
+        InputError: the file is missing, encrypted, damaged, truncated, or not a MindSpore checkpoint.
     """
     source = os.fspath(path)
     data = map_file(path)
     with damage_named(path, "a MindSpore checkpoint"):
         if data[:4] == ENCRYPTED_MAGIC:
             raise InputError(
-                f"{source}: is an encrypted MindSpore checkpoint; load it with mindspore.load_checkpoint(dec_key=...) "
-                "and save it without enc_key"
+                f"{source}: an encrypted MindSpore checkpoint. Load it with mindspore.load_checkpoint(dec_key=...) and "
+                "save it without enc_key."
             )
         return _read(_without_crc(data, source), source)
 
@@ -68,7 +68,7 @@ def _without_crc(data: memoryview, source: str) -> memoryview:
     if len(data) < trailer or data[-trailer:-_CRC_SIZE] != _CRC_MARK:
         return data
     if zlib.crc32(data[:-trailer]) != int.from_bytes(data[-_CRC_SIZE:], "big"):
-        raise InputError(f"{source}: damaged, its CRC-32 is wrong; get the file again")
+        raise InputError(f"{source}: damaged, its CRC-32 is wrong. Get the file again.")
     return data[:-trailer]
 
 
@@ -76,53 +76,62 @@ def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
     parts: dict[str, tuple[list[int], str, list[memoryview]]] = {}
     last = None
     for count, (field, value) in enumerate(_fields(data, source)):
-        if field != 1 or not isinstance(value, memoryview):
-            raise ValueError(f"field {field} is none of a checkpoint")
+        if field != 1:
+            raise ValueError(f"a checkpoint has no field {field}")
         if count >= _MAX_VALUES:
-            raise InputError(f"{source}: has more than {_MAX_VALUES} values, too many for a checkpoint of a NeoNeXt")
-        tag, dims, kind, content = _value(value, source)
+            raise InputError(f"{source}: too many values for a NeoNeXt (expected at most {_MAX_VALUES})")
+        tag, dims, kind, content = _value(_view(field, value), source)
         if tag not in parts:
             parts[tag] = (dims, kind, [content])
         elif tag == last and parts[tag][:2] == (dims, kind):
+            # The next piece of a large tensor.
             parts[tag][2].append(content)
         else:
-            raise InputError(f"{source}: damaged, it holds {printable(tag)} twice; get the file again")
+            raise InputError(f"{source}: damaged, it holds {printable(tag)} twice. Get the file again.")
         last = tag
     return {tag: _decode(source, tag, *part) for tag, part in parts.items()}
 
 
 def _value(data: memoryview, source: str) -> tuple[str, list[int], str, memoryview]:
-    tag = tensor = None
+    """Return name, dims, type and bytes of a value."""
+    tag = tensor = kind = None
     for field, value in _fields(data, source):
         if field == 1:
-            tag = str(value, "utf-8")
+            tag = str(_view(field, value), "utf-8")
         elif field == 2:
-            tensor = value
+            tensor = _view(field, value)
         elif field == 3:
-            raise InputError(f"{source}: {printable(tag)} is a MapParameter (a hash table); a NeoNeXt has none")
+            raise InputError(f"{source}: {printable(tag)} is a MapParameter (a hash table). A NeoNeXt has none.")
     if tag is None or tensor is None:
         raise ValueError("a value has no name or no tensor")
     dims: list[int] = []
-    kind, content = None, memoryview(b"")
+    content = memoryview(b"")
     for field, value in _fields(tensor, source):
         if field == 1:
             dims += _dims(value, source)
             if len(dims) > _MAX_AXES:
                 raise ValueError(f"{printable(tag)} has more than {_MAX_AXES} axes")
         elif field == 2:
-            kind = str(value, "utf-8")
+            kind = str(_view(field, value), "utf-8")
         elif field == 3:
-            content = memoryview(value)
+            content = _view(field, value)
     if kind is None:
         raise ValueError(f"{printable(tag)} has no type")
     return tag, dims, kind, content
 
 
+def _view(field: int, value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError(f"field {field} is a number")
+    return value
+
+
 def _dims(value: int | memoryview, source: str) -> list[int]:
-    """One number, or several packed ones as newer protobuf may write them."""
+    """Return one number, or several packed ones, as newer versions of protobuf write them."""
     if isinstance(value, int):
         return [value]
-    dims, at = [], 0
+    dims: list[int] = []
+    at = 0
     while at < len(value) and len(dims) <= _MAX_AXES:
         number, at = _varint(value, at, source)
         dims.append(number)
@@ -135,21 +144,22 @@ def _decode(source: str, tag: str, dims: list[int], kind: str, pieces: list[memo
         return str(content, "utf-32-le").rstrip("\0")
     if kind not in _DTYPES:
         raise InputError(
-            f"{source}: {printable(tag)} has the type {printable(kind)}; expected one of {', '.join(_DTYPES)}"
+            f"{source}: {printable(tag)} has an unsupported type (got type {printable(kind)}, expected one of "
+            f"{', '.join(_DTYPES)})"
         )
     dtype = _DTYPES[kind]
     # MindSpore writes [0] for a tensor without axes.
     shape = () if dims == [0] and len(content) == dtype.itemsize else tuple(dims)
     if math.prod(shape) * dtype.itemsize != len(content):
         raise InputError(
-            f"{source}: damaged, {printable(tag)} of shape {shape} and type {kind} has {len(content)} bytes; get the "
-            "file again"
+            f"{source}: damaged, {printable(tag)} of shape {shape} and type {kind} has {len(content)} bytes. Get the "
+            "file again."
         )
     return array_view(content, dtype, shape)
 
 
 def _fields(data: memoryview, source: str) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and content of every field of a message: an int for a varint, else a view."""
+    """Yield number and content of every field of a message: an int for a varint, else a view."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at, source)
@@ -163,21 +173,22 @@ def _fields(data: memoryview, source: str) -> Iterator[tuple[int, int | memoryvi
         elif wire in (_FIXED64, _FIXED32):
             size = 8 if wire == _FIXED64 else 4
         else:
-            raise ValueError(f"wire type {wire} is none of a checkpoint")
+            raise ValueError(f"a checkpoint has no wire type {wire}")
         if at + size > len(data):
             raise InputError(
-                f"{source}: is truncated or no MindSpore checkpoint: a field of {size} bytes has {len(data) - at}; get "
-                "the file again"
+                f"{source}: truncated, or not a MindSpore checkpoint: a field of {size} bytes has {len(data) - at}. "
+                "Get the file again."
             )
         yield field, data[at : at + size]
         at += size
 
 
 def _varint(data: memoryview, at: int, source: str) -> tuple[int, int]:
+    """Return the number at a position, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise InputError(f"{source}: is truncated or no MindSpore checkpoint; get the file again")
+            raise InputError(f"{source}: truncated, or not a MindSpore checkpoint. Get the file again.")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -187,15 +198,15 @@ def _varint(data: memoryview, at: int, source: str) -> tuple[int, int]:
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], strings: Mapping[str, str] | None = None) -> None:
-    """Write a checkpoint with `mindspore.save_checkpoint`.
+    """Write a checkpoint with `mindspore.save_checkpoint`; not atomic, see `files.atomic`.
 
     Args:
-        path: where to write, ending in `.ckpt`. Not atomic: see `files.atomic`.
-        tensors: arrays by their names in the file; the types are kept.
-        strings: entries for its `append_dict`.
+        path: file to write, ending in `.ckpt`.
+        tensors: arrays by their names in the file; their dtypes are kept.
+        strings: entries of its `append_dict`.
 
     Raises:
-        InputError: an error of the operating system.
+        InputError: the operating system reports an error.
     """
     import mindspore as ms
 

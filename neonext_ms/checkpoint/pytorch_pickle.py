@@ -1,7 +1,7 @@
-"""The pickle inside a torch.save file, read by an interpreter that has nothing to execute.
+"""The pickle inside a torch.save file, read by an interpreter that cannot execute anything.
 
-It knows the opcodes that build plain values. A global is never imported: it is a name in a short table or the file
-is refused, and what the table holds are functions of this package that take checked arguments.
+It knows the opcodes that build plain values. A global is never imported: a file is rejected unless the name is in a
+short table, and the functions of that table belong to this package and check their arguments.
 """
 
 from __future__ import annotations
@@ -13,55 +13,56 @@ from neonext_ms.common.errors import InputError
 
 from .mapped_file import printable
 
-# A tensor takes some fifty opcodes, and the training checkpoint of the largest model has 2,000 tensors.
+# A tensor takes about fifty opcodes, and the training checkpoint of the largest model has 2,000 tensors.
 _MAX_OPCODES = 1_000_000
 _MAX_BYTES = 16 << 20
-# Keys are hashed and compared. Only for these does that take a bounded time: nested tuples can take forever.
+# Keys are hashed and compared. Only these types bound the time of that: nested tuples can take forever.
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
-HINT = "re-save it where it was made, with torch.save(model.state_dict(), 'weights.pt')"
+HINT = "Re-save it where it was made, with torch.save(model.state_dict(), 'weights.pt')."
 
 
-class Known:
-    """A global that a file may name: calling it (the opcode REDUCE) runs `build` on the arguments."""
+class PickleFunction:
+    """A function that a file may call (with the opcode REDUCE)."""
 
-    __slots__ = ("build", "name")
+    __slots__ = ("function",)
 
-    def __init__(self, name: str, build: Callable | None = None):
-        self.name = name
-        self.build = build
+    def __init__(self, function: Callable):
+        self.function = function
 
 
 def load_pickle(
     data: memoryview,
     start: int,
     source: str,
-    known: Mapping[tuple[str, str], Known],
+    known: Mapping[tuple[str, str], object],
     persistent: Callable[[object], object],
 ) -> tuple[object, int]:
-    """The value of the pickle that starts at `start`, and where it ends.
+    """Load the pickle that starts at `start`, and return its value and the position of its end.
 
     Args:
         data: bytes that hold the pickle.
-        start: its first byte.
-        source: name of the file, for messages.
-        known: the globals that the pickle may name, by module and name.
-        persistent: makes a value of a persistent id.
+        start: position of its first byte.
+        source: name of the file in messages.
+        known: globals that the pickle may name, by module and name; only a `PickleFunction` can be called.
+        persistent: function that turns a persistent id into a value.
 
     Returns:
-        Plain values (`OrderedDict` becomes `dict`) and what `known` and `persistent` return. A hostile file can
-        make it contain itself.
+        A value made of plain values (`OrderedDict` becomes `dict`) and those of `known` and `persistent`. That of a
+        hostile file can contain itself.
 
     Raises:
-        InputError: the file names another global, or needs an opcode that torch.save never writes.
-        Exception: one of those that `mapped.damage_named` catches, for a damaged pickle.
+        InputError: the file names another global, or uses an opcode that torch.save never writes.
+        Exception: the pickle is damaged; `mapped_file.damage_named` catches every type that occurs.
     """
     machine = _Machine(data[: start + _MAX_BYTES], start, source, known, persistent)
     return machine.run(), machine.at
 
 
 class _Machine:
-    def __init__(self, data, start, source, known, persistent):
+    """The stack machine of a pickle: one method for each opcode that is allowed."""
+
+    def __init__(self, data: memoryview, start: int, source: str, known: Mapping, persistent: Callable):
         self.data = data
         self.at = start
         self.source = source
@@ -78,11 +79,9 @@ class _Machine:
                 return self.stack.pop()
             operation = _OPERATIONS.get(code)
             if operation is None:
-                self.refuse_opcode(code)
+                raise self.rejected_opcode(code)
             operation(self)
-        raise InputError(
-            f"{self.source}: its pickle has more than {_MAX_OPCODES} steps, too many for a checkpoint; {HINT}"
-        )
+        raise InputError(f"{self.source}: too many steps in its pickle (expected at most {_MAX_OPCODES}). {HINT}")
 
     def take(self, count: int) -> memoryview:
         taken = self.data[self.at : self.at + count]
@@ -109,22 +108,22 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def refuse_opcode(self, code: int):
-        raise InputError(
-            f"{self.source}: its pickle uses the opcode {_REFUSED.get(code, hex(code))}, which torch.save does not "
-            f"write for a state dict; nothing of it was executed; {HINT}"
+    def rejected_opcode(self, code: int) -> InputError:
+        return InputError(
+            f"{self.source}: the pickle uses the opcode {_REJECTED.get(code, hex(code))}, which torch.save does not "
+            f"write for a state dict; nothing of it was executed. {HINT}"
         )
 
     def find(self, module, name) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("the name of a global is no text")
-        found = self.known.get((module, name))
-        if found is None:
+            raise ValueError("the name of a global is not a text")
+        value = self.known.get((module, name))
+        if value is None:
             raise InputError(
                 f"{self.source}: contains {printable(module)}.{printable(name)}; nothing of it was executed, because "
-                f"only tensors and plain containers are read; {HINT}"
+                f"only tensors and plain containers are read. {HINT}"
             )
-        self.push(found)
+        self.push(value)
 
     def global_(self) -> None:
         self.find(self.line(), self.line())
@@ -134,27 +133,28 @@ class _Machine:
         self.find(module, name)
 
     def inst(self) -> None:
+        # Naming the global says more than naming the opcode.
         self.global_()
-        self.refuse_opcode(0x69)
+        raise self.rejected_opcode(0x69)
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not Known or function.build is None or type(arguments) is not tuple:
-            raise InputError(f"{self.source}: its pickle calls something that is no function; nothing was executed")
-        self.push(function.build(*arguments))
+        if type(function) is not PickleFunction or type(arguments) is not tuple:
+            raise InputError(f"{self.source}: the pickle calls an object that is not a function; nothing was executed")
+        self.push(function.function(*arguments))
 
     def build(self) -> None:
-        # A state dict carries its `_metadata` this way. It says nothing about the tensors.
+        # A state dict carries its `_metadata` this way. It says nothing about the tensors, so it is dropped.
         state = self.stack.pop()
         if type(self.stack[-1]) is not dict or type(state) is not dict:
-            raise InputError(f"{self.source}: its pickle sets the state of something that is no dictionary; {HINT}")
+            raise InputError(f"{self.source}: the pickle sets the state of an object that is not a dictionary. {HINT}")
 
     def persistent_id(self) -> None:
         self.push(self.persistent(self.stack.pop()))
 
     def set_items(self, target, items: list) -> None:
         if type(target) is not dict or len(items) % 2:
-            raise ValueError("items are set on something that is no dictionary")
+            raise ValueError("items are set on an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in _KEY_TYPES:
                 raise ValueError(f"a dictionary has a key of type {type(key).__name__}")
@@ -175,7 +175,7 @@ class _Machine:
 
     def extend(self, items: list) -> None:
         if type(self.stack[-1]) is not list:
-            raise ValueError("items are appended to something that is no list")
+            raise ValueError("items are appended to an object that is not a list")
         self.stack[-1].extend(items)
 
     def append(self) -> None:
@@ -186,7 +186,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise IndexError("the pickle takes more than there is")
+            raise IndexError("the pickle takes more values than its stack has")
         items = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(items)
@@ -227,7 +227,7 @@ class _Machine:
         self.take(count)
 
 
-_OPERATIONS: dict[int, Callable[[_Machine], None]] = {
+_OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     0x80: lambda m: m.skip(1),  # PROTO
     0x95: lambda m: m.skip(8),  # FRAME
     0x28: _Machine.mark,
@@ -282,7 +282,8 @@ _OPERATIONS: dict[int, Callable[[_Machine], None]] = {
     0x51: _Machine.persistent_id,  # BINPERSID
 }
 
-_REFUSED = {
+# Names for messages.
+_REJECTED = {
     0x69: "INST",
     0x6F: "OBJ",
     0x81: "NEWOBJ",

@@ -28,8 +28,8 @@ def test_there_and_back_keeps_every_bit(tmp_path, digits, capsys):
         shifts = ["--shifts", "1,1,0,0"] if previous == digits else []
         assert main([previous, str(tmp_path / name), *shifts]) == 0
         previous = str(tmp_path / name)
-    original = {name.removeprefix("module."): array for name, array in pytorch.read(digits).items()}
-    back = pytorch.read(tmp_path / "c.pt")
+    original = {name.removeprefix("module."): array for name, array in pytorch.read(digits)[0].items()}
+    back = pytorch.read(tmp_path / "c.pt")[0]
     assert list(back) == list(original)
     assert all(back[name].tobytes() == array.tobytes() for name, array in original.items())
     assert load_checkpoint(tmp_path / "c.pt").architecture.shifts == (1, 1, 0, 0)
