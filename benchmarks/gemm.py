@@ -16,9 +16,8 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic
-from neonext_ms.runtime.base import one_line
-
-from .inputs import read_onnx
+from neonext_ms.common.text import one_line
+from neonext_ms.runtime.onnx import read_onnx
 
 _DTYPES = {1: "float32", 10: "float16"}
 
@@ -80,7 +79,7 @@ def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:
         raise InputError(
-            f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error)})"
+            f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error, 400)})"
         ) from error
     shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):

@@ -6,9 +6,15 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from neonext_ms.runtime.base import Runtime
+
+from .official_torch import OfficialTorch
 
 # Warm-up goes on until the medians of the last `WINDOW` calls and of the `WINDOW` before differ by at most `STABLE`
 # for every subject, or until one of the limits is reached, but never for less than `WINDOW` rounds.
@@ -25,6 +31,31 @@ class Parts(dict):
 
     The step "execute" becomes the sample; the others (copies to and from a device, conversion) are kept beside it.
     """
+
+
+def timed(runtime: Runtime, arrays: Sequence[np.ndarray]) -> Callable[[], Parts]:
+    """Return a subject for `interleave`: one call of a loaded model, as "copy_in", "execute" and "copy_out".
+
+    Args:
+        runtime: runtime that has loaded the model.
+        arrays: inputs of the model.
+    """
+    if isinstance(runtime, OfficialTorch):
+        # It times itself: neither the pipe nor the files of images and logits count.
+        runtime.copy_in(arrays)
+        return lambda: Parts({EXECUTE: runtime.execute_timed()})
+
+    def call() -> Parts:
+        start = time.perf_counter()
+        runtime.copy_in(arrays)
+        copied = time.perf_counter()
+        runtime.execute()
+        executed = time.perf_counter()
+        runtime.copy_out()
+        end = time.perf_counter()
+        return Parts({"copy_in": copied - start, EXECUTE: executed - copied, "copy_out": end - executed})
+
+    return call
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from neonext_ms.commands.plot import pyplot, save_figure
+from neonext_ms.common.figures import pyplot, save_figure
 
 from . import results
 
@@ -34,7 +34,7 @@ def _machine(result: Mapping) -> str:
 
 def _latency(plt, result: Mapping):
     """Time per image against batch: one line for each model."""
-    rows = [row for row in results.rows(result) if not row.is_gemm]
+    rows = [row for row in results.entries(result) if not row.is_gemm]
     figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     batches = sorted({row.batch for row in rows})
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -71,7 +71,7 @@ def _latency(plt, result: Mapping):
 
 def _shares(plt, result: Mapping):
     """Share of the GEMM rate by model and batch; None if none was measured."""
-    rows = [row for row in results.rows(result) if row.share is not None]
+    rows = [row for row in results.entries(result) if row.share is not None]
     if not rows:
         return None
     labels = list(dict.fromkeys(row.label for row in rows))

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, parse_size, print_json, run
+from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json, run
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
+from neonext_ms.common.text import one_line
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
 NOT_MET = "read by the published format; no real file of this tool has been met here"
@@ -192,24 +192,24 @@ def of_onnxruntime(
     Raises:
         InputError: no such model, an input that does not fit, or a batch, threads or runs below 1.
     """
-    from neonext_ms.runtime.base import one_line, onnx_session
+    from neonext_ms.runtime.onnx import onnx_session, onnx_signature
 
-    from . import inputs
+    from .inputs import DEFAULT_SIZE, check_batches, random_images
 
     for what, value in (("batch", batch), ("threads", threads), ("runs", runs)):
         if value < 1:
             raise InputError(f"{what} must be at least 1, got {value}")
     path = os.fspath(path)
-    found = inputs.of_onnx(path)
-    inputs.check_batches(path, found, [batch])
-    images = found.images(batch, found.size(path, image_size))
+    signature = onnx_signature(path)
+    check_batches(path, signature, [batch])
+    images = random_images(signature, batch, signature.size(path, image_size, DEFAULT_SIZE))
     with tempfile.TemporaryDirectory() as folder:
         try:
             session = onnx_session(path, threads, profile=str(Path(folder) / "profile"))
             for _ in range(WARM_UP + runs):
-                session.run(None, {found.name: images})
+                session.run(None, {signature.name: images})
         except Exception as error:
-            raise InputError(f"{path}: onnxruntime cannot run it ({one_line(error)})") from error
+            raise InputError(f"{path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
         return of_onnxruntime_file(session.end_profiling(), skip=WARM_UP)
 
 
@@ -348,9 +348,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
         "from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.",
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
-    parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--rounds", type=positive, default=RUNS, help=f"runs of a model (default {RUNS})")
+    parser.add_argument("--batch", type=positive_int, default=1)
+    parser.add_argument("--threads", type=positive_int, default=2)
+    parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="for a model that leaves it open")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)

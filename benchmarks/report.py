@@ -8,7 +8,7 @@ from itertools import pairwise
 from neonext_ms.common.external_tools import quoted
 
 from . import results
-from .results import Row
+from .results import Entry
 from .statistics import ALLOWED_HALVES, ALLOWED_INTERVAL, FEWEST_ROUNDS, TOLERANCE, Ratio, ratio
 
 MILLI = 1e3
@@ -22,7 +22,7 @@ def markdown(result: Mapping, pictures: Sequence[str] = (), title: str | None = 
         pictures: names of image files beside the report.
         title: a heading, or None for a report without.
     """
-    rows = results.rows(result)
+    rows = results.entries(result)
     parts = [f"# {title}"] if title else []
     parts += [_circumstances(result)]
     if result["partial"]:
@@ -76,7 +76,7 @@ def _heading(group: Mapping) -> str:
     return f"## {name}: {group['rounds']} rounds after {group['warm_up_rounds']} of warm-up"
 
 
-def _latency(rows: Sequence[Row], base: str) -> str:
+def _latency(rows: Sequence[Entry], base: str) -> str:
     head = ["ms per call", "mean", "min", "p50", "p90", "p99", f"/ {base}", "of GEMM rate", "spread", "drift"]
     body = []
     for row in rows:
@@ -106,7 +106,7 @@ def _interval(found: Ratio) -> str:
     return text if found.sure else f"{text}, unsure"
 
 
-def _verdict(rows: Sequence[Row], group: Mapping) -> str:
+def _verdict(rows: Sequence[Entry], group: Mapping) -> str:
     """The models from fast to slow, as far as the run allows to say so."""
     samples = {row["label"]: row["samples"] for row in group["rows"]}
     models = sorted((row for row in rows if not row.is_gemm), key=lambda row: row.latency.p50)
@@ -129,12 +129,12 @@ def _verdict(rows: Sequence[Row], group: Mapping) -> str:
     return f"By median time, `~` for level (closer than {100 * TOLERANCE:.0f} %): {order}. {_noise(rows)}".strip()
 
 
-def _noise(rows: Sequence[Row]) -> str:
+def _noise(rows: Sequence[Entry]) -> str:
     noisy = [row.label for row in rows if row.noisy]
     return f"Noisy (spread or drift above 10 %, or not settled in warm-up): {', '.join(noisy)}." if noisy else ""
 
 
-def _offline(rows: Sequence[Row]) -> str:
+def _offline(rows: Sequence[Entry]) -> str:
     models = [row for row in rows if not row.is_gemm]
     batches = sorted({row.batch for row in models})
     speed = {(row.label, row.batch): row.images_per_second for row in models}
@@ -145,7 +145,7 @@ def _offline(rows: Sequence[Row]) -> str:
     return "## Offline: images per second\n\n" + table(["model", *(f"batch {b}" for b in batches)], body)
 
 
-def _beside(result: Mapping, rows: Sequence[Row]) -> str:
+def _beside(result: Mapping, rows: Sequence[Entry]) -> str:
     """What is not execution: copies and preprocessing."""
     lines = []
     for found in result["preprocessing"]:

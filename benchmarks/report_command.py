@@ -63,7 +63,7 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
             print(regression.text(moves, args.fail_above))
         return 1 if failed else None
     if args.json:
-        print_json([row.to_dict() for result in found.values() for row in results.rows(result)])
+        print_json([row.to_dict() for result in found.values() for row in results.entries(result)])
     elif not args.output:
         from .report import markdown
 

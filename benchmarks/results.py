@@ -19,7 +19,7 @@ VERSION = 1
 _PACKAGES = ("onnx", "onnxruntime", "onnxruntime-cann", "openvino", "onnxslim", "ml_dtypes")
 
 
-def circumstances(command: Sequence[str]) -> dict:
+def environment(command: Sequence[str]) -> dict:
     """Command, time, versions, commit and machine of this process, as plain values."""
     from neonext_ms.training.runlog import describe_run
 
@@ -95,7 +95,7 @@ def read(path: str | os.PathLike) -> dict:
     if result.get("version") != VERSION:
         raise InputError(f"{path}: version {result.get('version')!r} of the format; this program reads {VERSION}")
     try:
-        if not rows(result):
+        if not entries(result):
             raise ValueError("there are no samples")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: a damaged result ({type(error).__name__}: {error}); measure again") from error
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike) -> dict:
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """What the samples of one subject at one batch say.
 
     Attributes:
@@ -168,7 +168,7 @@ def base(result: Mapping) -> str:
     return result["subjects"][0]["label"]
 
 
-def rows(result: Mapping) -> list[Row]:
+def entries(result: Mapping) -> list[Entry]:
     """A row for each subject and GEMM at each batch, in the order measured; computed from the samples."""
     about = {subject["label"]: subject for subject in result["subjects"]}
     found = []
@@ -181,16 +181,16 @@ def rows(result: Mapping) -> list[Row]:
             key = (subject["model"], subject["runtime"])
             # The official PyTorch model is held against the products in the default runtime of its ONNX file.
             reach = gemms.get(key) or gemms.get((subject["model"], "onnxruntime"))
-            found.append(_row(row, subject, group["batch"], first, samples.get(reach), base(result)))
+            found.append(_entry(row, subject, group["batch"], first, samples.get(reach), base(result)))
     return found
 
 
-def _row(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Row:
+def _entry(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Entry:
     values = row["samples"]
     latency = summary(values)
     is_gemm = row["kind"] == "gemm"
     work = row.get("multiply_adds")
-    return Row(
+    return Entry(
         label=row["label"],
         model=subject["model"],
         form="gemm" if is_gemm else subject["form"],

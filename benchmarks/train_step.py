@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, print_json, run
+from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
 from neonext_ms.common.errors import ToolchainError
 
-from .command import batches
 from .measure import EXECUTE, Parts, interleave
 from .statistics import ratio, summary
 from .subjects import check_torch, official_options
@@ -232,9 +230,11 @@ def measure(args: argparse.Namespace) -> dict:
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
     parser.add_argument("--model", default="neonext_t.released_224", help="a named model with random weights")
-    parser.add_argument("--batch", type=batches, default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)")
-    parser.add_argument("--rounds", type=positive, default=15, help="timed steps of each (default 15)")
-    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument(
+        "--batch", type=comma_list(positive_int), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
+    parser.add_argument("--threads", type=positive_int, default=2)
     parser.add_argument("--torch", metavar="PYTHON", help="also the official PyTorch model, in this interpreter ...")
     parser.add_argument("--official", metavar="REPOSITORY", help="... from this clone of HapKoM/neonext")
     parser.add_argument("--no-parts", action="store_true", help="leave out the times by part")

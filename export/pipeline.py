@@ -19,7 +19,7 @@ from neonext_ms.common.files import exclusive, explained, publish, sha256, stagi
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
-from neonext_ms.runtime.base import load_mindspore
+from neonext_ms.runtime.mindspore import load_mindspore
 
 from . import verify
 from .compare import compare, parity

@@ -32,8 +32,10 @@ class Context:
 
 
 class Tensor:
+    layout = Format.NCHW
+
     def __init__(self, shape):
-        self.name, self.dtype, self.format, self.shape = "image", DataType.FLOAT32, Format.NCHW, list(shape)
+        self.name, self.dtype, self.format, self.shape = "image", DataType.FLOAT32, self.layout, list(shape)
         self.data = None
 
     def set_data_from_numpy(self, array):

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, print_json, run
+from neonext_ms.common.cli import Parser, positive_int, print_json, run
 
 # Name -> what the paper claims. Each is a module of this package with `options`, `measure` and `lines`.
 CLAIMS = {
@@ -25,8 +24,8 @@ def build_parser() -> Parser:
     claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
     for name, text in CLAIMS.items():
         claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
-        claim.add_argument("--threads", type=positive, default=2)
-        claim.add_argument("--rounds", type=positive, help="timed calls of each, in turns")
+        claim.add_argument("--threads", type=positive_int, default=2)
+        claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true")
         import_module(f".{name}", __package__).options(claim)
     return parser

@@ -17,14 +17,15 @@ ROUNDS = 20
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from neonext_ms.commands.predict import positive
+    from neonext_ms.common.cli import comma_list, positive_int
 
-    from ..command import batches
-
-    parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--kernels", type=batches, default=KERNELS, help="sizes k (default 2 to 14)")
+    parser.add_argument("--batch", type=positive_int, default=1)
+    parser.add_argument("--kernels", type=comma_list(positive_int), default=KERNELS, help="sizes k (default 2 to 14)")
     parser.add_argument(
-        "--maps", type=batches, default=tuple(side for _, side in MAPS), help="sides (default 56,28,14,7)"
+        "--maps",
+        type=comma_list(positive_int),
+        default=tuple(side for _, side in MAPS),
+        help="sides (default 56,28,14,7)",
     )
 
 

@@ -19,12 +19,10 @@ PAIRS = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from neonext_ms.common.cli import parse_size
-
-    from ..command import batches
+    from neonext_ms.common.cli import comma_list, parse_size, positive_int
 
     parser.add_argument("--sizes", default="t", help="of t, s and b, with commas (default t)")
-    parser.add_argument("--batch", type=batches, default=(1, 8))
+    parser.add_argument("--batch", type=comma_list(positive_int), default=(1, 8))
     parser.add_argument("--image-size", type=parse_size, default=(224, 224))
 
 
@@ -81,7 +79,7 @@ def forms_of_source(source, image_size: tuple[int, int]) -> dict:
 def _call(graph, x, threads: int):
     from neonext_ms.export.graph import INPUT
     from neonext_ms.export.onnx.emitter import emit
-    from neonext_ms.runtime.base import onnx_session
+    from neonext_ms.runtime.onnx import onnx_session
 
     session = onnx_session(emit(graph).SerializeToString(), threads)
     return lambda: session.run(None, {INPUT: x})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neonext_ms.runtime.base import onnx_session
+from neonext_ms.runtime.onnx import onnx_session
 
 from .. import measure, statistics
 

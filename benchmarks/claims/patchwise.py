@@ -20,13 +20,11 @@ LOOP_CHANNELS = 16
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from neonext_ms.commands.predict import positive
+    from neonext_ms.common.cli import comma_list, positive_int
 
-    from ..command import batches
-
-    parser.add_argument("--batch", type=positive, default=8)
-    parser.add_argument("--kernel", type=positive, default=7, help="k, which divides the sides (default 7)")
-    parser.add_argument("--maps", type=batches, default=tuple(side for _, side in MAPS))
+    parser.add_argument("--batch", type=positive_int, default=8)
+    parser.add_argument("--kernel", type=positive_int, default=7, help="k, which divides the sides (default 7)")
+    parser.add_argument("--maps", type=comma_list(positive_int), default=tuple(side for _, side in MAPS))
     parser.add_argument("--no-mindspore", action="store_true", help="leave MindSpore out")
 
 
@@ -96,7 +94,7 @@ def _patches(x, a, b):
 
 
 def _in_mindspore(x, a, b, spec, threads: int) -> dict:
-    from neonext_ms.runtime.base import load_mindspore
+    from neonext_ms.runtime.mindspore import load_mindspore
 
     ms = load_mindspore(threads)
     from mindspore import Tensor, ops

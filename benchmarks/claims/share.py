@@ -11,10 +11,10 @@ MODELS = tuple(f"neonext_{size}.released_224" for size in "tsb")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Its part of the command line."""
-    from ..command import batches
+    from neonext_ms.common.cli import comma_list, positive_int
 
     parser.add_argument("--models", default=",".join(MODELS), help="names with commas; the first one is timed too")
-    parser.add_argument("--batch", type=batches, default=(1, 8))
+    parser.add_argument("--batch", type=comma_list(positive_int), default=(1, 8))
 
 
 def measure(args: argparse.Namespace) -> dict:

@@ -18,7 +18,8 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY, check
 from neonext_ms.common.errors import InputError, UsageError, nearest
 from neonext_ms.common.files import explained
-from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, open_runtime
+from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
+from neonext_ms.runtime.open import open_runtime
 
 from ..graph import LOGITS
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from neonext_ms.common.errors import ParityError
-from neonext_ms.runtime.base import Runtime
+from neonext_ms.runtime.classifier import Classifier
 
 # Float32 against float32. Measured deviations are around 1e-6; a wrong epsilon already makes 4e-5.
 TOLERANCE = 2e-5
@@ -82,6 +82,6 @@ def noise(samples: int, image_size: tuple[int, int], seed: int) -> np.ndarray:
     return np.random.RandomState(seed).standard_normal((samples, 3, *image_size)).astype(np.float32)
 
 
-def run(runtime: Runtime, images: np.ndarray) -> np.ndarray:
+def run(runtime: Classifier, images: np.ndarray) -> np.ndarray:
     """Logits of a runtime: the first image alone, the others together, so that a dynamic batch is exercised."""
     return np.concatenate([runtime.run(images[:1]), runtime.run(images[1:])])

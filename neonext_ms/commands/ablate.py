@@ -8,8 +8,8 @@ from pathlib import Path
 
 from neonext_ms.common.cli import INTERRUPTED, Parser, note, print_json, run
 from neonext_ms.common.errors import ToolchainError
+from neonext_ms.common.figures import pyplot, save_figure
 
-from .plot import pyplot, save_figure
 from .predict import positive
 
 DESCRIPTION = """\

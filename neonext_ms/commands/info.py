@@ -109,12 +109,14 @@ def _describe_checkpoint(path: str, shifts, image_size) -> dict:
 
 def _describe_export(path: str) -> dict:
     from neonext_ms.common.files import sha256
-    from neonext_ms.runtime.base import describe_onnx, manifest_of, open_runtime
+    from neonext_ms.runtime.manifest import read_manifest
+    from neonext_ms.runtime.onnx import describe_onnx
+    from neonext_ms.runtime.open import open_runtime
 
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
         return {"file": path, "sha256": sha256(path), **describe_onnx(path)}
-    manifest = manifest_of(path)
+    manifest, _ = read_manifest(path)
     with open_runtime(path) as runtime:
         facts = {"runtime": runtime.name, "input": [runtime.batch, 3, *runtime.input_size], "classes": runtime.classes}
     return {"file": path, "sha256": sha256(path), **facts, "metadata": manifest}

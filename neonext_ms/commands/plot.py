@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neonext_ms.common.cli import Parser, print_json, run
-from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.figures import pyplot, save_figure
 
 DESCRIPTION = """\
 Draw loss, accuracy and learning rate of training runs.
@@ -25,32 +26,6 @@ def build_parser() -> Parser:
     parser.add_argument("--output", metavar="FILE.png", help="the picture (default: curves.png in the first run)")
     parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
     return parser
-
-
-def pyplot():
-    """matplotlib's pyplot for files, without a display.
-
-    Raises:
-        ToolchainError: it is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ToolchainError(
-            'matplotlib is not installed, and drawing needs it; install it with: pip install "neonext_ms[plot]"'
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save_figure(figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    from neonext_ms.common.files import atomic
-
-    with atomic(path) as staged:
-        figure.savefig(staged, format="png", dpi=120)
 
 
 # Title of a panel -> (file of the log, column, label) of its curves.

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, progress, run
+from neonext_ms.common.cli import Parser, non_negative_int, note, parse_shifts, parse_size, print_json, progress, run
 from neonext_ms.common.errors import InputError, nearest
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES
 
@@ -64,6 +64,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--ema", action="store_true", help="the moving average of a checkpoint's weights")
     model.add_argument("--batch-size", type=positive, default=32, help="images at a time (default 32)")
     model.add_argument("--threads", type=positive, help="threads to compute with (default: all cores)")
+    model.add_argument("--runtime", metavar="NAME", help="runtime (default: by suffix); neonext-bench --list-runtimes")
+    model.add_argument(
+        "--device", type=non_negative_int, default=0, metavar="N", help="number of the accelerator (default 0)"
+    )
     images = parser.add_argument_group("preprocessing (what is not given here: as the model file says, else official)")
     images.add_argument(
         "--preprocess",
@@ -85,11 +89,11 @@ def open_model(args: argparse.Namespace):
         InputError: the model or a YAML file is not what it has to be.
         UsageError: an option is missing or contradicts the model.
     """
-    from neonext_ms.runtime.base import open_runtime
+    from neonext_ms.runtime.open import open_runtime
 
     # A wrong YAML file is found before a large model is loaded.
     preprocessing_for(args, {})
-    runtime = open_runtime(args.model, args.shifts, args.image_size, args.threads, args.ema)
+    runtime = open_runtime(args.model, args.shifts, args.image_size, args.threads, args.ema, args.runtime, args.device)
     for text in runtime.notes:
         note(f"note: {text}")
     return runtime, preprocessing_for(args, runtime.metadata)

@@ -20,7 +20,7 @@ from neonext_ms.export.onnx.emitter import emit
 from neonext_ms.export.request import Request
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.runtime.base import open_runtime
+from neonext_ms.runtime.open import open_runtime
 from networks import networks
 
 SHIFTS = (1, 1, 0, 0)

@@ -7,7 +7,7 @@ import pytest
 from neonext_ms.commands import info
 from neonext_ms.export import pipeline
 from neonext_ms.export.request import Request
-from neonext_ms.runtime.base import open_runtime
+from neonext_ms.runtime.open import open_runtime
 
 
 def _run(capsys, *argv):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.runtime.base import check_file
 
-from .. import inputs
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .manifest import read_manifest
 
 # aclDataType of acl_base.h.
 _DTYPES = {
@@ -38,7 +38,7 @@ _MEANING = {
     207001: "out of device memory",
     207004: "no device; is the driver installed?",
     207018: "out of device memory",
-    545000: "an internal error of CANN's executor; its log says more",
+    545000: "an internal error of CANN's executor; see its log",
     545001: "CANN's executor cannot load the model; was it built for this device and version of CANN?",
 }
 
@@ -48,53 +48,57 @@ class _Device:
 
     def __init__(self, acl, number: int):
         self.acl, self.number = acl, number
-        # What has to be undone, the last first; every call that takes something adds the call that gives it back.
+        # Calls that free what was taken, to be made in reverse order.
         self._undo: list[tuple[str, Callable[[], int]]] = []
         try:
-            done("pyACL", "acl.init", acl.init())
+            _check("pyACL", "acl.init", acl.init())
             self._undo.append(("acl.finalize", acl.finalize))
-            done(f"device {number}", "acl.rt.set_device", acl.rt.set_device(number))
+            _check(f"device {number}", "acl.rt.set_device", acl.rt.set_device(number))
             self._undo.append(("acl.rt.reset_device", lambda: acl.rt.reset_device(number)))
-            context = got(f"device {number}", "acl.rt.create_context", acl.rt.create_context(number))
+            context = _value(f"device {number}", "acl.rt.create_context", acl.rt.create_context(number))
             self._undo.append(("acl.rt.destroy_context", lambda: acl.rt.destroy_context(context)))
         except BaseException:
             self.release()
             raise
 
     def release(self) -> list[str]:
-        """Give everything back; returns what failed."""
-        return undo(self._undo)
+        """Free everything, and return what failed."""
+        return _undo_all(self._undo)
 
 
-def done(where: str, call: str, code: int) -> None:
+def _check(where: str, call: str, code: int) -> None:
     """Raises:
     InputError: a pyACL call returned something else than 0.
     """
     if code:
-        raise InputError(
-            f"{where}: {call} failed with {code} ({_MEANING.get(code, 'see aclError in the docs of CANN')})"
-        )
+        meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
+        raise InputError(f"{where}: {call} failed with {code} ({meaning})")
 
 
-def got(where: str, call: str, result: tuple):
-    """The value of a pyACL call that returns it with a code.
+def _value(where: str, call: str, result: tuple):
+    """Return the value of a pyACL call that returns it with a code.
 
     Raises:
         InputError: the code is not 0.
     """
     value, code = result
-    done(where, call, code)
+    _check(where, call, code)
     return value
 
 
-def undo(steps: list[tuple[str, Callable[[], int]]]) -> list[str]:
-    """Make the calls that give resources back, the last first; one that fails does not stop the others."""
+def _undo_all(steps: list[tuple[str, Callable[[], int]]]) -> list[str]:
+    """Free resources in reverse order, and return what failed; one failure does not stop the others."""
     failed = []
     while steps:
         name, call = steps.pop()
         if code := call():
             failed.append(f"{name} returned {code}")
     return failed
+
+
+def _report(where: str, failed: list[str]) -> None:
+    if failed:
+        raise InputError(f"{where}: not everything could be freed: {'; '.join(failed)}")
 
 
 class PyAcl(Runtime):
@@ -121,28 +125,28 @@ class PyAcl(Runtime):
             return "the module acl is not here; install CANN (toolkit or nnrt) and source its set_env.sh"
         return None if hasattr(acl, "mdl") else f"{acl.__file__} is not pyACL; put CANN's python folder before it"
 
-    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
+    def describe(self, path: str, settings: Settings) -> Signature:
         try:
             self._open(path, settings)
-            return self._input()
+            return self._signature()
         finally:
             self.close()
 
     def load(self, path: str, settings: Settings) -> None:
         try:
             self._open(path, settings)
-            found = self._input()
+            signature = self._signature()
             self._datasets = {side: self._dataset(side) for side in ("input", "output")}
             if self._extra_inputs():
-                index = self._got(
+                index = self._value(
                     "acl.mdl.get_input_index_by_name", self._acl.mdl.get_input_index_by_name(self._desc, _DYNAMIC_INPUT)
                 )
-                self._done(
+                self._check(
                     "acl.mdl.set_dynamic_batch_size",
                     self._acl.mdl.set_dynamic_batch_size(self._model, self._datasets["input"], index, settings.batch),
                 )
             self._batch = settings.batch
-            self._shapes = [self._output(i, found) for i in range(len(self._buffers["output"]))]
+            self._shapes = [self._output(i, signature) for i in range(len(self._buffers["output"]))]
         except BaseException:
             self.close()
             raise
@@ -157,23 +161,23 @@ class PyAcl(Runtime):
             PyAcl._device = _Device(acl, settings.device)
         elif PyAcl._device.number != settings.device:
             raise InputError(f"{path}: this run uses device {PyAcl._device.number} already; use one device in a run")
-        self._model = self._got("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
+        self._model = self._value("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
         self._undo.append(("acl.mdl.unload", lambda: acl.mdl.unload(self._model)))
-        self._desc = self._made("acl.mdl.create_desc", acl.mdl.create_desc())
+        self._desc = self._address("acl.mdl.create_desc", acl.mdl.create_desc())
         self._undo.append(("acl.mdl.destroy_desc", lambda: acl.mdl.destroy_desc(self._desc)))
-        self._done("acl.mdl.get_desc", acl.mdl.get_desc(self._desc, self._model))
+        self._check("acl.mdl.get_desc", acl.mdl.get_desc(self._desc, self._model))
 
     def _extra_inputs(self) -> int:
         return self._acl.mdl.get_num_inputs(self._desc) - 1
 
-    def _input(self) -> inputs.ImageInput:
-        """The image input; a second one is allowed where it only carries the batch size."""
+    def _signature(self) -> Signature:
+        """Read the signature; a second input is allowed if it only carries the batch size."""
         acl = self._acl
-        dims = self._got("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
+        dims = self._value("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
         shape = tuple(size if size > 0 else None for size in dims["dims"])
-        batches = shape[:1]
+        batches: Sequence[int | None] = shape[:1]
         if self._extra_inputs():
-            batches = self._got("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
+            batches = self._value("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
             if self._extra_inputs() != 1 or not batches:
                 raise InputError(
                     f"{self._path}: expected a model with one input, the images, or with --dynamic_batch_size; found "
@@ -184,34 +188,38 @@ class PyAcl(Runtime):
         dtype = _DTYPES.get(acl.mdl.get_input_data_type(self._desc, 0), "unknown")
         # AIPP takes the channels last.
         layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
-        found = inputs.ImageInput(dims.get("name", ""), dtype, shape, tuple(batches), layout)
-        return inputs.checked(self._path, found)
+        metadata = read_manifest(self._path)[0]
+        name = dims.get("name", "")
+        signature = Signature(
+            name, dtype, shape, tuple(b for b in batches if b), layout, metadata=metadata, source="its manifest"
+        )
+        return signature.checked(self._path)
 
     def _dataset(self, side: str) -> int:
-        """A dataset with device memory for every input or output, of the size of the largest batch."""
+        """Create a dataset with device memory for every input or output, of the size of the largest batch."""
         acl, mdl = self._acl, self._acl.mdl
-        dataset = self._made("acl.mdl.create_dataset", mdl.create_dataset())
+        dataset = self._address("acl.mdl.create_dataset", mdl.create_dataset())
         self._undo.append(("acl.mdl.destroy_dataset", lambda: mdl.destroy_dataset(dataset)))
         for index in range(getattr(mdl, f"get_num_{side}s")(self._desc)):
             size = getattr(mdl, f"get_{side}_size_by_index")(self._desc, index)
-            address = self._got("acl.rt.malloc", acl.rt.malloc(size, _HUGE_PAGES_FIRST))
-            self._undo.append(("acl.rt.free", lambda address=address: acl.rt.free(address)))
-            buffer = self._made("acl.create_data_buffer", acl.create_data_buffer(address, size))
-            self._undo.append(("acl.destroy_data_buffer", lambda buffer=buffer: acl.destroy_data_buffer(buffer)))
-            self._got("acl.mdl.add_dataset_buffer", mdl.add_dataset_buffer(dataset, buffer))
+            address = self._value("acl.rt.malloc", acl.rt.malloc(size, _HUGE_PAGES_FIRST))
+            self._undo.append(("acl.rt.free", partial(acl.rt.free, address)))
+            buffer = self._address("acl.create_data_buffer", acl.create_data_buffer(address, size))
+            self._undo.append(("acl.destroy_data_buffer", partial(acl.destroy_data_buffer, buffer)))
+            self._value("acl.mdl.add_dataset_buffer", mdl.add_dataset_buffer(dataset, buffer))
             self._buffers[side].append((address, size))
         return dataset
 
-    def _output(self, index: int, found: inputs.ImageInput) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of an output at the batch that was set; dims are those of the largest batch."""
-        dims = self._got("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
+    def _output(self, index: int, signature: Signature) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and dtype of an output at the batch that was set; its dims are those of the largest batch."""
+        dims = self._value("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
         code = self._acl.mdl.get_output_data_type(self._desc, index)
         if code not in _DTYPES:
-            raise InputError(f"{self._path}: output {index} has the data type {code}, which NumPy lacks")
-        shape = (self._batch, *dims[1:]) if dims and len(found.batches or ()) > 1 else tuple(dims)
+            raise InputError(f"{self._path}: output {index} has the data type {code}, which NumPy does not have")
+        shape = (self._batch, *dims[1:]) if dims and len(signature.batches or ()) > 1 else tuple(dims)
         dtype = np.dtype(_DTYPES[code])
         if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self._buffers["output"][index][1]:
-            raise InputError(f"{self._path}: output {index} says {dtype} {shape}, more than its buffer holds")
+            raise InputError(f"{self._path}: output {index} is {dtype} {shape}, which its buffer cannot hold")
         return shape, dtype
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
@@ -220,46 +228,41 @@ class PyAcl(Runtime):
         if len(self._buffers["input"]) == 1 and array.nbytes != size:
             raise InputError(f"{self._path}: its input takes {size} bytes, these images are {array.nbytes}")
         result = self._acl.rt.memcpy(address, size, array.ctypes.data, array.nbytes, _HOST_TO_DEVICE)
-        self._done("acl.rt.memcpy", result)
+        self._check("acl.rt.memcpy", result)
 
     def execute(self) -> None:
         data = self._datasets
-        self._done("acl.mdl.execute", self._acl.mdl.execute(self._model, data["input"], data["output"]))
+        self._check("acl.mdl.execute", self._acl.mdl.execute(self._model, data["input"], data["output"]))
 
     def copy_out(self) -> list[np.ndarray]:
         outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes]
         for (address, _), output in zip(self._buffers["output"], outputs, strict=True):
             result = self._acl.rt.memcpy(output.ctypes.data, output.nbytes, address, output.nbytes, _DEVICE_TO_HOST)
-            self._done("acl.rt.memcpy", result)
+            self._check("acl.rt.memcpy", result)
         return outputs
 
     def close(self) -> None:
         self._datasets, self._shapes = {}, []
         self._buffers = {"input": [], "output": []}
-        _tell(self._path, undo(self._undo))
+        _report(self._path, _undo_all(self._undo))
 
     @classmethod
     def shutdown(cls) -> None:
         device, PyAcl._device = PyAcl._device, None
         if device is not None:
-            _tell(f"device {device.number}", device.release())
+            _report(f"device {device.number}", device.release())
 
-    def _done(self, call: str, code: int) -> None:
-        done(self._path, call, code)
+    def _check(self, call: str, code: int) -> None:
+        _check(self._path, call, code)
 
-    def _got(self, call: str, result: tuple):
-        return got(self._path, call, result)
+    def _value(self, call: str, result: tuple):
+        return _value(self._path, call, result)
 
-    def _made(self, call: str, value):
+    def _address(self, call: str, value):
         if not value:
-            raise InputError(f"{self._path}: {call} gave nothing; is the device out of memory?")
+            raise InputError(f"{self._path}: {call} returned nothing; is the device out of memory?")
         return value
 
 
-def _tell(where: str, failed: list[str]) -> None:
-    if failed:
-        raise InputError(f"{where}: not everything could be given back: {'; '.join(failed)}")
-
-
-# For users of the class who forget it; the command calls it itself.
+# A command that opens a single model does not call it.
 atexit.register(PyAcl.shutdown)

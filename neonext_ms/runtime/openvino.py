@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.runtime.base import one_line
+from neonext_ms.common.text import one_line
 
-from .. import inputs
-from .base import Runtime, Settings
+from .base import Settings
+from .onnx import OnnxFileRuntime, onnx_signature
 
 
-class OpenVino(Runtime):
-    """OpenVINO's CPU plugin, compiled for the batch and image size that it is run with; one request at a time."""
+class OpenVino(OnnxFileRuntime):
+    """OpenVINO's CPU plugin, compiled for the batch and image size of its settings; one request at a time."""
 
     name = "openvino"
-    suffixes = (".onnx",)
     versions = ("openvino",)
     precision = "f32"
     capability = "FP32"
 
     def __init__(self):
         self._path = ""
-        self._request = None
+        self._request: Any = None
 
     @classmethod
     def missing(cls) -> str | None:
@@ -36,28 +36,22 @@ class OpenVino(Runtime):
             return f"this CPU has no {cls.capability} arithmetic that OpenVINO uses"
         return None
 
-    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
-        return inputs.of_onnx(path)
-
     def load(self, path: str, settings: Settings) -> None:
         import openvino
 
         self._path = path
-        options = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": settings.threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        options = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        if settings.threads:
+            options["INFERENCE_NUM_THREADS"] = settings.threads
         core = openvino.Core()
         try:
             model = core.read_model(path)
-            if len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
-                channels = inputs.of_onnx(path).shape[1] or 3
-                model.reshape([settings.batch, channels, *settings.image_size])
+            if settings.image_size and len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
+                # -1 leaves the batch open.
+                model.reshape([settings.batch or -1, onnx_signature(path).channels, *settings.image_size])
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
-            raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error)})") from error
+            raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         import openvino
@@ -69,7 +63,7 @@ class OpenVino(Runtime):
         try:
             self._request.infer()
         except RuntimeError as error:
-            raise InputError(f"{self._path}: OpenVINO cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: OpenVINO cannot run it ({one_line(error, 400)})") from error
 
     def copy_out(self) -> list[np.ndarray]:
         return [np.array(tensor.data) for tensor in self._request.output_tensors]
@@ -79,7 +73,7 @@ class OpenVino(Runtime):
 
 
 class OpenVinoBfloat16(OpenVino):
-    """The same with arithmetic in bfloat16, where the CPU has it."""
+    """OpenVINO with arithmetic in bfloat16, where the CPU has it."""
 
     name = "openvino-bf16"
     precision = "bf16"

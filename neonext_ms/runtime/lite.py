@@ -7,28 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.runtime.base import check_file, one_line
+from neonext_ms.common.text import one_line
 
-from .. import inputs
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .manifest import read_manifest
 
 
-class LiteCpu(Runtime):
+class Lite(Runtime):
     """MindSpore Lite on the CPU. `.ms` is the format of its converter, `.mindir` that of MindSpore."""
 
     name = "mindspore-lite"
-    suffixes = (".ms", ".mindir")
+    suffixes: tuple[str, ...] = (".ms", ".mindir")
     label = NOT_RUN_ON_A_DEVICE
     target = "cpu"
 
     def __init__(self):
         self._path = ""
-        self._model = None
-        self._inputs, self._outputs = [], []
+        self._model: Any = None
+        self._inputs: list = []
+        self._outputs: list = []
 
     @classmethod
     def missing(cls) -> str | None:
@@ -38,17 +40,25 @@ class LiteCpu(Runtime):
             return "mindspore_lite is not installed; it is not on PyPI: see https://www.mindspore.cn/lite, Downloads"
         return None
 
-    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
+    def describe(self, path: str, settings: Settings) -> Signature:
         try:
-            self._build(path, settings)
+            self.load(path, settings)
             if len(self._inputs) != 1:
                 raise InputError(f"{path}: expected a model with one input, the images; found {len(self._inputs)}")
             tensor = self._inputs[0]
             shape = tuple(size if size > 0 else None for size in tensor.shape)
-            dtype = tensor.dtype.name.lower()
             # Lite's converter keeps the channels last on the CPU.
             layout = "NHWC" if tensor.format.name == "NHWC" else "NCHW"
-            return inputs.checked(path, inputs.ImageInput(tensor.name, dtype, shape, self._batches(shape), layout))
+            signature = Signature(
+                tensor.name,
+                tensor.dtype.name.lower(),
+                shape,
+                self._batches(shape),
+                layout,
+                metadata=read_manifest(path)[0],
+                source="its manifest",
+            )
+            return signature.checked(path)
         finally:
             self.close()
 
@@ -56,14 +66,15 @@ class LiteCpu(Runtime):
         # On the CPU a model takes any batch after a resize.
         return None
 
-    def _build(self, path: str, settings: Settings) -> None:
+    def load(self, path: str, settings: Settings) -> None:
         import mindspore_lite as lite
 
         check_file(path)
         self._path = path
         context = lite.Context()
         context.target = [self.target]
-        context.cpu.thread_num = settings.threads
+        if settings.threads:
+            context.cpu.thread_num = settings.threads
         if self.target == "ascend":
             context.ascend.device_id = settings.device
         kind = lite.ModelType.MINDIR_LITE if Path(path).suffix.lower() == ".ms" else lite.ModelType.MINDIR
@@ -72,10 +83,7 @@ class LiteCpu(Runtime):
             model.build_from_file(path, kind, context)
             self._model, self._inputs = model, model.get_inputs()
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: MindSpore Lite cannot load it ({one_line(error)})") from error
-
-    def load(self, path: str, settings: Settings) -> None:
-        self._build(path, settings)
+            raise InputError(f"{path}: MindSpore Lite cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         try:
@@ -86,13 +94,13 @@ class LiteCpu(Runtime):
             for tensor, array in zip(self._inputs, arrays, strict=True):
                 tensor.set_data_from_numpy(array)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"{self._path}: MindSpore Lite refuses the input ({one_line(error)})") from error
+            raise InputError(f"{self._path}: MindSpore Lite rejects the input ({one_line(error, 400)})") from error
 
     def execute(self) -> None:
         try:
             self._outputs = self._model.predict(self._inputs)
         except RuntimeError as error:
-            raise InputError(f"{self._path}: MindSpore Lite cannot run it ({one_line(error)})") from error
+            raise InputError(f"{self._path}: MindSpore Lite cannot run it ({one_line(error, 400)})") from error
 
     def copy_out(self) -> list[np.ndarray]:
         return [output.get_data_to_numpy() for output in self._outputs]
@@ -102,7 +110,7 @@ class LiteCpu(Runtime):
         self._inputs, self._outputs = [], []
 
 
-class LiteAscend(LiteCpu):
+class LiteAscend(Lite):
     """MindSpore Lite on an Ascend device; the file fixes its sizes."""
 
     name = "mindspore-lite-ascend"
@@ -110,4 +118,4 @@ class LiteAscend(LiteCpu):
     target = "ascend"
 
     def _batches(self, shape: tuple[int | None, ...]) -> tuple[int, ...] | None:
-        return shape[:1] if shape[0] else None
+        return (shape[0],) if shape[0] else None

@@ -13,16 +13,13 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.signals import signals_later
+from neonext_ms.runtime.base import Runtime, Settings, Signature
 
-from .. import inputs
-from ..measure import EXECUTE, Parts
-from .base import Runtime, Settings
-
-_WORKER = Path(__file__).parent.parent / "official" / "forward.py"
+_WORKER = Path(__file__).parent / "official" / "forward.py"
 
 
 class OfficialTorch(Runtime):
-    """A process that stays, told by one line for each call, so that its turns interleave with the others'.
+    """A process that runs until `close`, controlled by one line for each call, so that its calls can be interleaved.
 
     Only the forward pass is timed, by the process itself: neither the pipe nor the files of images and logits count.
 
@@ -41,17 +38,17 @@ class OfficialTorch(Runtime):
         self._process: subprocess.Popen | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
         self._log = None
-        self.found: dict = {}
+        self.versions_found: dict = {}
 
     @classmethod
     def missing(cls) -> str | None:
         return None
 
-    def describe(self, path: str, settings: Settings) -> inputs.ImageInput:
-        return inputs.ImageInput("", "float32", (None, 3, None, None))
+    def describe(self, path: str, settings: Settings) -> Signature:
+        return Signature("", "float32", (None, 3, None, None))
 
     def load(self, path: str, settings: Settings) -> None:
-        threads = str(settings.threads)
+        threads = str(settings.threads or os.cpu_count() or 1)
         self._folder = tempfile.TemporaryDirectory(prefix="neonext-")
         self._log = open(Path(self._folder.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
         try:
@@ -62,7 +59,7 @@ class OfficialTorch(Runtime):
                     stdout=subprocess.PIPE,
                     stderr=self._log,
                     text=True,
-                    # Ctrl-C is for this process, which then lets the other end.
+                    # Ctrl-C is for this process, which then ends the other one.
                     start_new_session=True,
                     env={**os.environ, "OMP_NUM_THREADS": threads},
                 )
@@ -70,28 +67,26 @@ class OfficialTorch(Runtime):
             raise ToolchainError(
                 f"--torch {self._command[0]}: cannot be started ({error.strerror or error})"
             ) from error
-        self.found = self._answer()
+        self.versions_found = self._answer()
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         path = Path(self._folder.name) / "images.npy"
         np.save(path, arrays[0])
-        self._tell(f"images {path}")
+        self._send(f"images {path}")
 
     def execute(self) -> None:
-        self._tell("run")
+        self.execute_timed()
+
+    def execute_timed(self) -> float:
+        """Compute, and return the seconds that the process measured."""
+        return self._send("run")["seconds"]
 
     def copy_out(self) -> list[np.ndarray]:
         path = Path(self._folder.name) / "logits.npy"
-        self._tell(f"logits {path}")
+        self._send(f"logits {path}")
         return [np.load(path)]
 
-    def feed(self, arrays: Sequence[np.ndarray]) -> None:
-        self.copy_in(arrays)
-
-    def timed(self) -> Parts:
-        return Parts({EXECUTE: self._tell("run")["seconds"]})
-
-    def _tell(self, line: str) -> dict:
+    def _send(self, line: str) -> dict:
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
