@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import INTERRUPTED, Parser, note, print_json, run
+from neonext_ms.common.cli import INTERRUPTED, Parser, note, positive_int, print_json, run
 from neonext_ms.common.errors import ToolchainError
 from neonext_ms.common.figures import pyplot, save_figure
 
-from .predict import positive
 
 DESCRIPTION = """\
 Repeat an ablation of the paper on the data at hand.
@@ -28,7 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument("ablation", choices=("neoinit",), help="what is compared")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that differ from the configuration")
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="the configuration of all runs")
-    parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="runs of each kind (default 5)")
+    parser.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="runs of each kind (default 5)")
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default: runs/ablate_<name>)")
     parser.add_argument("--json", action="store_true", help="print what came out as JSON")
     return parser
