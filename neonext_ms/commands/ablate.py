@@ -10,7 +10,6 @@ from neonext_ms.common.cli import INTERRUPTED, Parser, note, positive_int, print
 from neonext_ms.common.errors import ToolchainError
 from neonext_ms.common.figures import pyplot, save_figure
 
-
 DESCRIPTION = """\
 Repeat an ablation of the paper on the data at hand.
 
