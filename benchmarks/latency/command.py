@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import positive_int as positive
 from neonext_ms.common.cli import Parser, note, print_json, run
+from neonext_ms.common.cli import positive_int as positive
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.ops.soc import SOCS
 

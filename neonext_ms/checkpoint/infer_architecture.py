@@ -115,10 +115,8 @@ def _check(shapes: Shapes, architecture: Architecture, source: str) -> None:
     weight, bias = shapes.get("head.fc.weight", ()), shapes.get("head.fc.bias", ())
     if len(weight) == 2 and len(bias) == 1 and weight[0] != bias[0]:
         problems.append(f"head.fc.weight is for {weight[0]} classes, head.fc.bias for {bias[0]}: one of them is wrong")
-    dims, depths = (",".join(map(str, values)) for values in (architecture.dims, architecture.per_stage_layers))
     raise InputError(
-        f"{source}: does not fit the NeoNeXt that its other tensors form (dims {dims}, blocks {depths}, kernels "
-        f"{architecture.kernel_spec}, {architecture.downsample} downsample, {architecture.num_classes} classes)\n"
+        f"{source}: does not fit the NeoNeXt that its other tensors form ({architecture.summary()})\n"
         + "\n".join(problems)
     )
 
@@ -140,13 +138,13 @@ def _dims(shapes: Shapes, blocks: list[Blocks], source: str) -> Shape:
         if shape is not None and len(shape) == axes and shape[axis] > 0 and shape[axis] % ratio == 0:
             votes[stage][shape[axis] // ratio] += 1
 
-    normalisation = ("weight", "bias", "running_mean", "running_var")
+    normalization = ("weight", "bias", "running_mean", "running_var")
     vote(0, shapes.get("stem.conv.weight"), 4, 0)
-    for name in normalisation:
+    for name in normalization:
         vote(0, shapes.get(f"stem.norm.{name}"), 1, 0)
     for stage in range(STAGES):
         for names in blocks[stage].values():
-            for name in (*(f"norm.{n}" for n in normalisation), "layer_scale.gamma", "fc_2.bias"):
+            for name in (*(f"norm.{n}" for n in normalization), "layer_scale.gamma", "fc_2.bias"):
                 vote(stage, names.get(name), 1, 0)
             vote(stage, names.get("fc_1.bias"), 1, 0, MLP_RATIO)
             for name, outside in (("fc_1.weight", 1), ("fc_2.weight", 0)):
@@ -159,7 +157,7 @@ def _dims(shapes: Shapes, blocks: list[Blocks], source: str) -> Shape:
         prefix = f"downsample_{stage + 1}"
         vote(stage, shapes.get(f"{prefix}.conv.weight"), 4, 1)
         vote(stage + 1, shapes.get(f"{prefix}.conv.weight"), 4, 0)
-        for name in normalisation:
+        for name in normalization:
             vote(stage + (not paper), shapes.get(f"{prefix}.norm_1.{name}"), 1, 0)
             vote(stage + 1, shapes.get(f"{prefix}.norm_2.{name}"), 1, 0)
     for name in ("weight", "bias"):

@@ -18,6 +18,22 @@ from neonext_ms.common.files import explained
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype("float16"), BFLOAT16, np.dtype("float32"), np.dtype("float64"))
+# NumPy's dtype and its name in torch, torch's storage class, MindSpore and safetensors; PyTorch lacks some.
+DTYPES = (
+    (np.dtype("<f2"), "float16", "HalfStorage", "Float16", "F16"),
+    (BFLOAT16, "bfloat16", "BFloat16Storage", "BFloat16", "BF16"),
+    (np.dtype("<f4"), "float32", "FloatStorage", "Float32", "F32"),
+    (np.dtype("<f8"), "float64", "DoubleStorage", "Float64", "F64"),
+    (np.dtype("i1"), "int8", "CharStorage", "Int8", "I8"),
+    (np.dtype("u1"), "uint8", "ByteStorage", "UInt8", "U8"),
+    (np.dtype("<i2"), "int16", "ShortStorage", "Int16", "I16"),
+    (np.dtype("<u2"), "", "", "UInt16", "U16"),
+    (np.dtype("<i4"), "int32", "IntStorage", "Int32", "I32"),
+    (np.dtype("<u4"), "", "", "UInt32", "U32"),
+    (np.dtype("<i8"), "int64", "LongStorage", "Int64", "I64"),
+    (np.dtype("<u8"), "", "", "UInt64", "U64"),
+    (np.dtype("?"), "bool", "BoolStorage", "Bool", "BOOL"),
+)
 
 # Every exception that a damaged or hostile file can cause in a reader; LookupError and ValueError include KeyError and
 # UnicodeError.

@@ -18,23 +18,9 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import BFLOAT16, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, array_view, damage_named, map_file, printable
 
-_DTYPES = {
-    "Float16": np.dtype("<f2"),
-    "BFloat16": BFLOAT16,
-    "Float32": np.dtype("<f4"),
-    "Float64": np.dtype("<f8"),
-    "Int8": np.dtype("i1"),
-    "UInt8": np.dtype("u1"),
-    "Int16": np.dtype("<i2"),
-    "UInt16": np.dtype("<u2"),
-    "Int32": np.dtype("<i4"),
-    "UInt32": np.dtype("<u4"),
-    "Int64": np.dtype("<i8"),
-    "UInt64": np.dtype("<u8"),
-    "Bool": np.dtype("?"),
-}
+_DTYPES = {kind: dtype for dtype, _, _, kind, _ in DTYPES}
 ENCRYPTED_MAGIC = b"\xd8\x5e\x3a\x7f"
 _CRC_MARK, _CRC_SIZE = b"crc_num", 10
 _MAX_VALUES = 100_000

@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +18,32 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import BFLOAT16, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, array_view, damage_named, map_file, printable
 from .pytorch_pickle import HINT, PickleFunction, load_pickle
 from .pytorch_zip import StoredZip, write_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
-# Name of torch's dtype -> its storage class and NumPy's dtype.
-_DTYPES = {
-    "float16": ("HalfStorage", np.dtype("<f2")),
-    "bfloat16": ("BFloat16Storage", BFLOAT16),
-    "float32": ("FloatStorage", np.dtype("<f4")),
-    "float64": ("DoubleStorage", np.dtype("<f8")),
-    "int8": ("CharStorage", np.dtype("i1")),
-    "uint8": ("ByteStorage", np.dtype("u1")),
-    "int16": ("ShortStorage", np.dtype("<i2")),
-    "int32": ("IntStorage", np.dtype("<i4")),
-    "int64": ("LongStorage", np.dtype("<i8")),
-    "bool": ("BoolStorage", np.dtype("?")),
-}
-_STORAGES = {dtype: storage for storage, dtype in _DTYPES.values()}
+_STORAGES = {dtype: storage for dtype, _, storage, *_ in DTYPES if storage}
 
 # NumPy 1.26 allows 32.
 _MAX_AXES = 32
 
 
+@dataclass(frozen=True)
 class _StorageType:
     """A storage class or a dtype of torch, such as torch.FloatStorage; `dtype` is None for UntypedStorage."""
 
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: np.dtype | None):
-        self.dtype = dtype
+    dtype: np.dtype | None
 
 
+@dataclass(frozen=True)
 class _Storage:
     """Bytes that tensors share; `data` is None while their place in the file is unknown."""
 
-    __slots__ = ("data", "dtype")
-
-    def __init__(self, dtype: np.dtype | None, data: memoryview | None):
-        self.dtype = dtype
-        self.data = data
+    dtype: np.dtype | None
+    data: memoryview | None
 
 
 class _Tensors:
@@ -82,9 +66,10 @@ class _Tensors:
             ("torch.storage", "UntypedStorage"): _StorageType(None),
             ("torch", "UntypedStorage"): _StorageType(None),
         }
-        for name, (storage, dtype) in _DTYPES.items():
-            table["torch", name] = _StorageType(dtype)
-            table["torch", storage] = table["torch.cuda", storage] = _StorageType(dtype)
+        for dtype, name, storage, *_ in DTYPES:
+            if storage:
+                for key in (("torch", name), ("torch", storage), ("torch.cuda", storage)):
+                    table[key] = _StorageType(dtype)
         return table
 
     def rebuild(self, storage, offset, shape, strides, dtype: np.dtype | None = None) -> np.ndarray | None:

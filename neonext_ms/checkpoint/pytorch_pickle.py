@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from neonext_ms.common.errors import InputError
 
@@ -22,13 +23,11 @@ _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 HINT = "Re-save it where it was made, with torch.save(model.state_dict(), 'weights.pt')."
 
 
+@dataclass(frozen=True)
 class PickleFunction:
     """A function that a file may call (with the opcode REDUCE)."""
 
-    __slots__ = ("function",)
-
-    def __init__(self, function: Callable):
-        self.function = function
+    function: Callable
 
 
 def load_pickle(
@@ -109,9 +108,12 @@ class _Machine:
         return items
 
     def rejected_opcode(self, code: int) -> InputError:
+        from pickletools import code2op
+
+        name = code2op[chr(code)].name if chr(code) in code2op else hex(code)
         return InputError(
-            f"{self.source}: the pickle uses the opcode {_REJECTED.get(code, hex(code))}, which torch.save does not "
-            f"write for a state dict; nothing of it was executed. {HINT}"
+            f"{self.source}: the pickle uses the opcode {name}, which torch.save does not write for a state dict; "
+            f"nothing of it was executed. {HINT}"
         )
 
     def find(self, module, name) -> None:
@@ -280,23 +282,4 @@ _OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     0x52: _Machine.reduce,
     0x62: _Machine.build,
     0x51: _Machine.persistent_id,  # BINPERSID
-}
-
-# Names for messages.
-_REJECTED = {
-    0x69: "INST",
-    0x6F: "OBJ",
-    0x81: "NEWOBJ",
-    0x92: "NEWOBJ_EX",
-    0x82: "EXT1",
-    0x83: "EXT2",
-    0x84: "EXT4",
-    0x50: "PERSID",
-    0x53: "STRING",
-    0x8F: "EMPTY_SET",
-    0x90: "ADDITEMS",
-    0x91: "FROZENSET",
-    0x96: "BYTEARRAY8",
-    0x97: "NEXT_BUFFER",
-    0x98: "READONLY_BUFFER",
 }

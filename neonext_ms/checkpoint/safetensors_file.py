@@ -13,23 +13,9 @@ from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import BFLOAT16, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, array_view, damage_named, map_file, printable
 
-_DTYPES = {
-    "F16": np.dtype("<f2"),
-    "BF16": BFLOAT16,
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "I16": np.dtype("<i2"),
-    "U16": np.dtype("<u2"),
-    "I32": np.dtype("<i4"),
-    "U32": np.dtype("<u4"),
-    "I64": np.dtype("<i8"),
-    "U64": np.dtype("<u8"),
-    "BOOL": np.dtype("?"),
-}
+_DTYPES = {kind: dtype for dtype, *_, kind in DTYPES}
 # The header of a NeoNeXt has 100 bytes a tensor; the library itself allows 100 MB.
 _MAX_HEADER = 32 << 20
 

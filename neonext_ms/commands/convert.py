@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from neonext_ms.common.cli import Parser, note, parse_shifts, print_json, run
-
-if TYPE_CHECKING:
-    from neonext_ms.models.architecture import Architecture
 
 _EXAMPLES = """\
 examples:
@@ -81,7 +76,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         return
     elements = sum(array.size for array in checkpoint.arrays.values())
     print(f"read     {args.input} ({checkpoint.format})")
-    print(f"model    {name or 'not a registered one'}: {_summary(architecture)}")
+    print(f"model    {name or 'not a registered one'}: {architecture.summary()}")
     print(f"tensors  {len(checkpoint.arrays)} of {', '.join(checkpoint.dtypes)}, {elements:,} numbers")
     print(f"written  {args.output} ({written_as}, {size:,} bytes)")
     if metadata:
@@ -96,26 +91,6 @@ def _is_same_file(one: str, other: str) -> bool:
     return os.path.abspath(one) == os.path.abspath(other)
 
 
-def _summary(architecture: Architecture) -> str:
-    def commas(values: Sequence[int] | None) -> str:
-        return "unknown" if values is None else ",".join(map(str, values))
-
-    parts = [
-        f"dims {commas(architecture.dims)}",
-        f"blocks {commas(architecture.per_stage_layers)}",
-        f"kernels {architecture.kernel_spec}",
-        f"shifts {commas(architecture.shifts)}",
-        f"{architecture.downsample} downsample",
-        f"{architecture.num_classes} classes",
-    ]
-    parts += ["linear bias"] * architecture.linear_bias + ["layer scale"] * architecture.layer_scale
-    return "; ".join(parts)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-convert and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

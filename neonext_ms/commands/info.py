@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,18 +125,13 @@ def _describe_export(path: str) -> dict:
 
 
 def _describe_manifest(path: str) -> dict:
-    import json
-
     from neonext_ms.common.errors import InputError
-    from neonext_ms.common.files import explained
+    from neonext_ms.common.files import read_text
+    from neonext_ms.runtime.manifest import read_metadata
 
-    try:
-        with explained(path), open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file ({error}, expected the manifest of an export)") from error
-    if not isinstance(values, dict) or "neonext_ms" not in values:
-        raise InputError(f"{path}: not the manifest of an export; neonext-export writes one beside its files")
+    values = read_metadata(read_text(path), path)
+    if "neonext_ms" not in values:
+        raise InputError(f"{path}: not the manifest of an export. neonext-export writes one beside its files.")
     return values
 
 
@@ -242,7 +236,3 @@ def _item(value: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-info and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

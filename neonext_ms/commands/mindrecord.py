@@ -6,9 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neonext_ms.common.cli import Parser, note, print_json, progress, run
-
-from .predict import positive
+from neonext_ms.common.cli import Parser, note, positive_int, print_json, progress, run
 
 DESCRIPTION = """\
 Write the images of FOLDER/train/<class>/ and FOLDER/val/<class>/ to MindRecord files in OUTPUT, a new folder.
@@ -25,14 +23,18 @@ def build_parser() -> Parser:
     parser = Parser(prog="neonext-mindrecord", description=DESCRIPTION)
     parser.add_argument("folder", metavar="FOLDER", help="images in one folder per class, below train and val")
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write; it must not exist yet")
-    parser.add_argument("--shards", type=positive, default=8, metavar="N", help="files of each part (default 8)")
+    parser.add_argument("--shards", type=positive_int, default=8, metavar="N", help="files of each part (default 8)")
     parser.add_argument("--train", default="train", metavar="NAME", help="training images below FOLDER")
     parser.add_argument("--val", default="val", metavar="NAME", help="validation images below FOLDER")
     parser.add_argument(
         "--broken-limit", type=int, default=10, metavar="N", help="broken images before it is an error (default 10)"
     )
     parser.add_argument(
-        "--workers", type=positive, default=min(8, os.cpu_count() or 1), metavar="N", help="threads that check images"
+        "--workers",
+        type=positive_int,
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="threads that check images",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     return parser

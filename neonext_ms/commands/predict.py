@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 
 from neonext_ms.common.cli import Parser, positive_int, print_json, run
@@ -84,7 +83,3 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-predict and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

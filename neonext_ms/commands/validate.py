@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -160,7 +159,3 @@ def _print(report: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-validate and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -170,7 +170,7 @@ def needs_resize(original: tuple[int, int], preprocessing: Preprocessing, size: 
 def prepare(
     image: Image.Image, preprocessing: Preprocessing, size: tuple[int, int], name: str | os.PathLike = "image"
 ) -> np.ndarray:
-    """Resize, crop and normalise an image into the input of a model.
+    """Resize, crop and normalize an image into the input of a model.
 
     Args:
         image: Pillow image of any mode.

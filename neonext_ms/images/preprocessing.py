@@ -1,4 +1,4 @@
-"""The transformation of an image into the input of a model: resize, crop, interpolation, normalisation."""
+"""The transformation of an image into the input of a model: resize, crop, interpolation, normalization."""
 
 from __future__ import annotations
 

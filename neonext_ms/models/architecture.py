@@ -198,6 +198,16 @@ class Architecture:
                 total += self.downsample_spec(stage).multiply_adds(height, width, padded)
         return total + self.dims[3] * self.num_classes
 
+    def summary(self) -> str:
+        """Return the options on one line, such as `dims 24,48,96,192; blocks 1,1,2,1; kernels 4+7; ...`."""
+        dims, blocks, shifts = (
+            ",".join(map(str, values)) if values else "unknown"
+            for values in (self.dims, self.per_stage_layers, self.shifts)
+        )
+        text = f"dims {dims}; blocks {blocks}; kernels {self.kernel_spec}; shifts {shifts}; "
+        text += f"{self.downsample} downsample; {self.num_classes} classes"
+        return text + "; linear bias" * self.linear_bias + "; layer scale" * self.layer_scale
+
     def to_dict(self) -> dict:
         """Return plain values for JSON, under the official option names plus `downsample` and `layer_scale`.
 

@@ -21,7 +21,7 @@ def initial_arrays(
     """Make new weights: NeoInit for the matrices of NeoCell, PyTorch's defaults for the rest.
 
     Args:
-        architecture: the model to initialise.
+        architecture: the model to initialize.
         conv_init: scheme for the weights of convolutions and linear layers: None for PyTorch's default (uniform
             within 1 / sqrt(fan_in)), "xavier_uniform" or "kaiming_normal"; biases keep the default.
         rng: source of randomness; NumPy's global one if None, which `mindspore.set_seed` seeds.

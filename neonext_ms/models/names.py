@@ -15,7 +15,7 @@ _NORMALISATION = re.compile(r"^(.*\.norm(?:_\d+)?|head\.ln)\.(\w+)$")
 def mindspore_name(official: str) -> str | None:
     """Return MindSpore's name of an official tensor.
 
-    Only the normalisation layers differ: `weight, bias, running_mean, running_var` are `gamma, beta, moving_mean,
+    Only the normalization layers differ: `weight, bias, running_mean, running_var` are `gamma, beta, moving_mean,
     moving_variance`. `num_batches_tracked` has no counterpart, so the result is None.
 
     Example:

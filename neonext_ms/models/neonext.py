@@ -2,10 +2,10 @@
 
 Paper: "NeoNeXt: Novel neural network operator and architecture based on the patch-wise matrix multiplications",
 V. Korviakov and D. Koposov, arXiv:2403.11251: equations 1 and 2 define NeoCell, equation 5 its cost, section 3.7 its
-initialisation, Table 1 the sizes. Code of the authors: HapKoM/neonext (PyTorch, BSD-3-Clause, see NOTICE). This file
+initialization, Table 1 the sizes. Code of the authors: HapKoM/neonext (PyTorch, BSD-3-Clause, see NOTICE). This file
 is under Apache-2.0.
 
-Cells, parameters and shapes carry the official names, except for MindSpore's names of the normalisation parameters
+Cells, parameters and shapes carry the official names, except for MindSpore's names of the normalization parameters
 (`names.mindspore_name`). `factory` has the named models.
 
 Maps stay NCHW throughout. The linear layers of a block are 1x1 convolutions here, because that is faster on MindSpore's
@@ -168,10 +168,10 @@ class _ExactBatchNorm(nn.Cell):
         count = x.shape[0] * x.shape[2] * x.shape[3]
         centred = x - self.sum(x, axes) / count
         inverse = ops.rsqrt(self.sum(centred * centred, axes) / count + BATCH_NORM_EPS)
-        normalised = centred * inverse
+        normalized = centred * inverse
         dbeta = self.sum(dout, axes)
-        dgamma = self.sum(dout * normalised, axes)
-        dx = (dout - (dbeta + normalised * dgamma) / count) * (inverse * gamma.reshape(1, -1, 1, 1))
+        dgamma = self.sum(dout * normalized, axes)
+        dx = (dout - (dbeta + normalized * dgamma) / count) * (inverse * gamma.reshape(1, -1, 1, 1))
         return dx, dgamma.reshape(-1), dbeta.reshape(-1), zeros, zeros
 
 

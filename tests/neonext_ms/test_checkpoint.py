@@ -457,7 +457,7 @@ def test_safetensors_damage(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"hello\n", "text file"),
-        (b"\nhello", "no MindSpore checkpoint"),
+        (b"\nhello", "not a MindSpore checkpoint"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"\x93NUMPY", "NumPy array"),
         (b"\x00" * 64, "unknown format"),

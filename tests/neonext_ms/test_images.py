@@ -330,7 +330,7 @@ def test_prepare_takes_any_mode():
 
 def test_elongated_image(tmp_path):
     path = saved(tmp_path, Image.new("RGB", (60000, 1)))
-    with pytest.raises(InputError, match=r"image\.png: 1x60000 .* would become 1024x"):
+    with pytest.raises(InputError, match=r"image\.png: too elongated; 1x60000 .* would become 1024x"):
         load_images([path], Preprocessing(), (896, 896))
 
 
