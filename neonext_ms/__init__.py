@@ -16,41 +16,26 @@ from typing import TYPE_CHECKING
 from neonext_ms.common.lazy import lazy
 from neonext_ms.common.version import __version__
 
-# For type checkers and editors, which cannot follow the table below. A test holds both to `__all__`.
+# For type checkers and editors, which cannot follow the table below; `as` marks a name as public. A test holds the two
+# to each other.
 if TYPE_CHECKING:
-    from neonext_ms.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from neonext_ms.export.pipeline import export_checkpoint
-    from neonext_ms.export.report import Report
-    from neonext_ms.images.images import load_images
-    from neonext_ms.images.preprocessing import Preprocessing
-    from neonext_ms.models.architecture import Architecture
-    from neonext_ms.models.factory import create_model, load_weights
-    from neonext_ms.models.names import mindspore_name, official_name
-    from neonext_ms.models.neonext import NeoNeXt
-    from neonext_ms.models.registry import list_models, model_config
-    from neonext_ms.models.weights import model_arrays
-    from neonext_ms.runtime.open import open_runtime
-
-__all__ = [
-    "Architecture",
-    "Checkpoint",
-    "NeoNeXt",
-    "Preprocessing",
-    "Report",
-    "__version__",
-    "create_model",
-    "export_checkpoint",
-    "list_models",
-    "load_checkpoint",
-    "load_images",
-    "load_weights",
-    "mindspore_name",
-    "model_arrays",
-    "model_config",
-    "official_name",
-    "open_runtime",
-    "save_checkpoint",
-]
+    from neonext_ms.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from neonext_ms.checkpoint.checkpoint import load_checkpoint as load_checkpoint
+    from neonext_ms.checkpoint.checkpoint import save_checkpoint as save_checkpoint
+    from neonext_ms.export.pipeline import export_checkpoint as export_checkpoint
+    from neonext_ms.export.report import Report as Report
+    from neonext_ms.images.images import load_images as load_images
+    from neonext_ms.images.preprocessing import Preprocessing as Preprocessing
+    from neonext_ms.models.architecture import Architecture as Architecture
+    from neonext_ms.models.factory import create_model as create_model
+    from neonext_ms.models.factory import load_weights as load_weights
+    from neonext_ms.models.names import mindspore_name as mindspore_name
+    from neonext_ms.models.names import official_name as official_name
+    from neonext_ms.models.neonext import NeoNeXt as NeoNeXt
+    from neonext_ms.models.registry import list_models as list_models
+    from neonext_ms.models.registry import model_config as model_config
+    from neonext_ms.models.weights import model_arrays as model_arrays
+    from neonext_ms.runtime.open import open_runtime as open_runtime
 
 _HOME = {
     "Architecture": "models.architecture",
@@ -71,6 +56,7 @@ _HOME = {
     "open_runtime": "runtime.open",
     "save_checkpoint": "checkpoint.checkpoint",
 }
+__all__ = ["__version__", *_HOME]
 __getattr__ = lazy(__name__, _HOME)
 
 

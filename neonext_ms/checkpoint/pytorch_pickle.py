@@ -108,9 +108,9 @@ class _Machine:
         return items
 
     def rejected_opcode(self, code: int) -> InputError:
-        from pickletools import code2op
+        from pickletools import opcodes
 
-        name = code2op[chr(code)].name if chr(code) in code2op else hex(code)
+        name = next((opcode.name for opcode in opcodes if opcode.code == chr(code)), hex(code))
         return InputError(
             f"{self.source}: the pickle uses the opcode {name}, which torch.save does not write for a state dict; "
             f"nothing of it was executed. {HINT}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,17 +163,9 @@ def published_rows() -> list[dict]:
                 "counted": architecture.multiply_adds(size),
                 "counted_block_diagonal": architecture.multiply_adds(size, padded=True),
             }
-        rows.append(
-            {
-                "model": figure.model,
-                "quantity": figure.quantity,
-                "image_size": figure.image_size,
-                "published": figure.value,
-                "source": figure.source,
-                **counts,
-                "agrees": {key: round(value, -figure.digits) == figure.value for key, value in counts.items()},
-            }
-        )
+        agrees = {key: round(value, -figure.digits) == figure.published for key, value in counts.items()}
+        facts = {key: value for key, value in asdict(figure).items() if key != "digits"}
+        rows.append({**facts, **counts, "agrees": agrees})
     return rows
 
 

@@ -55,7 +55,7 @@ class Published:
         model: registered name.
         quantity: "parameters" or "multiply_adds".
         image_size: side of the image in pixels.
-        value: the published number.
+        published: the published number.
         digits: power of ten that the number was rounded to.
         source: the publication.
     """
@@ -63,7 +63,7 @@ class Published:
     model: str
     quantity: str
     image_size: int
-    value: float
+    published: float
     digits: int
     source: str
 
