@@ -50,6 +50,10 @@ _DAMAGE = (
 )
 
 
+class DamageError(ValueError):
+    """An error about damaged content; `damage_named` adds the name of the file and the advice."""
+
+
 def map_file(path: str | os.PathLike) -> memoryview:
     """Map the bytes of a file, read-only; they stay mapped as long as any view of them lives.
 
@@ -74,10 +78,10 @@ def damage_named(path: str | os.PathLike, kind: str) -> Iterator[None]:
     except InputError:
         raise
     except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {printable(error, 200)}"
-        raise InputError(
-            f"{os.fspath(path)}: damaged, cannot be read as {kind} ({reason}). Get the file again."
-        ) from error
+        problem = f"cannot be read as {kind} ({type(error).__name__}: {printable(error, 200)})"
+        if isinstance(error, DamageError):
+            problem = str(error)
+        raise InputError(f"{os.fspath(path)}: damaged, {problem}. Get the file again.") from error
 
 
 def array_view(
@@ -93,11 +97,11 @@ def array_view(
         strides: non-negative strides in bytes; None for C order.
 
     Raises:
-        ValueError: a number is negative, or an element lies outside of `data`.
+        DamageError: a number is negative, or an element lies outside of `data`.
     """
     numbers = (*shape, offset, *(strides or ()))
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("negative size, offset or stride")
+        raise DamageError("a tensor has a negative size, offset or stride")
     if 0 in shape:
         array = np.empty(shape, dtype)
     else:
@@ -107,7 +111,7 @@ def array_view(
         else:
             last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if offset + last + dtype.itemsize > len(data):
-            raise ValueError("a tensor reaches beyond its data")
+            raise DamageError("a tensor reaches beyond its data")
         array = np.ndarray(shape, dtype, data, offset, strides)
     array.flags.writeable = False
     return array

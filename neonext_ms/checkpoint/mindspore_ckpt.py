@@ -18,7 +18,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import DTYPES, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, _, _, kind, _ in DTYPES}
 ENCRYPTED_MAGIC = b"\xd8\x5e\x3a\x7f"
@@ -46,24 +46,24 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray | str]:
                 f"{source}: an encrypted MindSpore checkpoint. Load it with mindspore.load_checkpoint(dec_key=...) and "
                 "save it without enc_key."
             )
-        return _read(_without_crc(data, source), source)
+        return _read(_without_crc(data), source)
 
 
-def _without_crc(data: memoryview, source: str) -> memoryview:
+def _without_crc(data: memoryview) -> memoryview:
     trailer = len(_CRC_MARK) + _CRC_SIZE
     if len(data) < trailer or data[-trailer:-_CRC_SIZE] != _CRC_MARK:
         return data
     if zlib.crc32(data[:-trailer]) != int.from_bytes(data[-_CRC_SIZE:], "big"):
-        raise InputError(f"{source}: damaged, its CRC-32 is wrong. Get the file again.")
+        raise DamageError("its CRC-32 is wrong")
     return data[:-trailer]
 
 
 def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
     parts: dict[str, tuple[list[int], str, list[memoryview]]] = {}
     last = None
-    for count, (field, value) in enumerate(_fields(data, source)):
+    for count, (field, value) in enumerate(_fields(data)):
         if field != 1:
-            raise ValueError(f"a checkpoint has no field {field}")
+            raise DamageError(f"a checkpoint has no field {field}")
         if count >= _MAX_VALUES:
             raise InputError(f"{source}: too many values for a NeoNeXt (expected at most {_MAX_VALUES})")
         tag, dims, kind, content = _value(_view(field, value), source)
@@ -73,7 +73,7 @@ def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
             # The next piece of a large tensor.
             parts[tag][2].append(content)
         else:
-            raise InputError(f"{source}: damaged, it holds {printable(tag)} twice. Get the file again.")
+            raise DamageError(f"it holds {printable(tag)} twice")
         last = tag
     return {tag: _decode(source, tag, *part) for tag, part in parts.items()}
 
@@ -81,7 +81,7 @@ def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
 def _value(data: memoryview, source: str) -> tuple[str, list[int], str, memoryview]:
     """Return name, dims, type and bytes of a value."""
     tag = tensor = kind = None
-    for field, value in _fields(data, source):
+    for field, value in _fields(data):
         if field == 1:
             tag = str(_view(field, value), "utf-8")
         elif field == 2:
@@ -89,37 +89,37 @@ def _value(data: memoryview, source: str) -> tuple[str, list[int], str, memoryvi
         elif field == 3:
             raise InputError(f"{source}: {printable(tag)} is a MapParameter (a hash table). A NeoNeXt has none.")
     if tag is None or tensor is None:
-        raise ValueError("a value has no name or no tensor")
+        raise DamageError("a value has no name or no tensor")
     dims: list[int] = []
     content = memoryview(b"")
-    for field, value in _fields(tensor, source):
+    for field, value in _fields(tensor):
         if field == 1:
-            dims += _dims(value, source)
+            dims += _dims(value)
             if len(dims) > _MAX_AXES:
-                raise ValueError(f"{printable(tag)} has more than {_MAX_AXES} axes")
+                raise DamageError(f"{printable(tag)} has more than {_MAX_AXES} axes")
         elif field == 2:
             kind = str(_view(field, value), "utf-8")
         elif field == 3:
             content = _view(field, value)
     if kind is None:
-        raise ValueError(f"{printable(tag)} has no type")
+        raise DamageError(f"{printable(tag)} has no type")
     return tag, dims, kind, content
 
 
 def _view(field: int, value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError(f"field {field} is a number")
+        raise DamageError(f"field {field} is a number")
     return value
 
 
-def _dims(value: int | memoryview, source: str) -> list[int]:
+def _dims(value: int | memoryview) -> list[int]:
     """Return one number, or several packed ones, as newer versions of protobuf write them."""
     if isinstance(value, int):
         return [value]
     dims: list[int] = []
     at = 0
     while at < len(value) and len(dims) <= _MAX_AXES:
-        number, at = _varint(value, at, source)
+        number, at = _varint(value, at)
         dims.append(number)
     return dims
 
@@ -137,50 +137,44 @@ def _decode(source: str, tag: str, dims: list[int], kind: str, pieces: list[memo
     # MindSpore writes [0] for a tensor without axes.
     shape = () if dims == [0] and len(content) == dtype.itemsize else tuple(dims)
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise InputError(
-            f"{source}: damaged, {printable(tag)} of shape {shape} and type {kind} has {len(content)} bytes. Get the "
-            "file again."
-        )
+        raise DamageError(f"{printable(tag)} of shape {shape} and type {kind} has {len(content)} bytes")
     return array_view(content, dtype, shape)
 
 
-def _fields(data: memoryview, source: str) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield number and content of every field of a message: an int for a varint, else a view."""
     at = 0
     while at < len(data):
-        key, at = _varint(data, at, source)
+        key, at = _varint(data, at)
         field, wire = key >> 3, key & 7
         if wire == _VARINT:
-            value, at = _varint(data, at, source)
+            value, at = _varint(data, at)
             yield field, value
             continue
         if wire == _BYTES:
-            size, at = _varint(data, at, source)
+            size, at = _varint(data, at)
         elif wire in (_FIXED64, _FIXED32):
             size = 8 if wire == _FIXED64 else 4
         else:
-            raise ValueError(f"a checkpoint has no wire type {wire}")
+            raise DamageError(f"a checkpoint has no wire type {wire}")
         if at + size > len(data):
-            raise InputError(
-                f"{source}: truncated, or not a MindSpore checkpoint: a field of {size} bytes has {len(data) - at}. "
-                "Get the file again."
-            )
+            raise DamageError("it is truncated, or not a MindSpore checkpoint")
         yield field, data[at : at + size]
         at += size
 
 
-def _varint(data: memoryview, at: int, source: str) -> tuple[int, int]:
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
     """Return the number at a position, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise InputError(f"{source}: truncated, or not a MindSpore checkpoint. Get the file again.")
+            raise DamageError("it is truncated, or not a MindSpore checkpoint")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number has more than ten bytes")
+    raise DamageError("a number has more than ten bytes")
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], strings: Mapping[str, str] | None = None) -> None:

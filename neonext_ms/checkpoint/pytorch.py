@@ -18,7 +18,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import DTYPES, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 from .pytorch_pickle import HINT, PickleFunction, load_pickle
 from .pytorch_zip import StoredZip, write_zip
 
@@ -74,15 +74,15 @@ class _Tensors:
 
     def rebuild(self, storage, offset, shape, strides, dtype: np.dtype | None = None) -> np.ndarray | None:
         if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
-            raise ValueError("a tensor is not built from a storage")
+            raise DamageError("a tensor is not built from a storage")
         if len(shape) != len(strides) or len(shape) > _MAX_AXES:
-            raise ValueError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+            raise DamageError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
         dtype = dtype or storage.dtype
         if dtype is None:
-            raise ValueError("a tensor has no dtype")
+            raise DamageError("a tensor has no dtype")
         # Before the sizes are multiplied: they may be of any type.
         if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
-            raise ValueError("a tensor has a negative size, offset or stride")
+            raise DamageError("a tensor has a negative size, offset or stride")
         self.budget -= math.prod(shape) * dtype.itemsize
         if self.budget < 0:
             raise InputError(
@@ -101,7 +101,7 @@ class _Tensors:
     def rebuild_v3(self, storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
         self._reject_metadata(metadata)
         if type(dtype) is not _StorageType:
-            raise ValueError("a tensor has no dtype")
+            raise DamageError("a tensor has no dtype")
         return self.rebuild(storage, offset, shape, strides, dtype.dtype)
 
     def _reject_metadata(self, metadata) -> None:
@@ -113,17 +113,17 @@ class _Tensors:
 def _ordered_dict(items=()) -> dict:
     result = {}
     if type(items) not in (tuple, list):
-        raise ValueError("an OrderedDict is not made of pairs")
+        raise DamageError("an OrderedDict is not made of pairs")
     for pair in items:
         if type(pair) not in (tuple, list) or len(pair) != 2 or type(pair[0]) not in (str, int):
-            raise ValueError("an OrderedDict is not made of pairs")
+            raise DamageError("an OrderedDict is not made of pairs")
         result[pair[0]] = pair[1]
     return result
 
 
 def _rebuild_parameter(data, requires_grad=True, hooks=None):
     if data is not None and type(data) is not np.ndarray:
-        raise ValueError("a parameter is not built from a tensor")
+        raise DamageError("a parameter is not built from a tensor")
     return data
 
 
@@ -162,7 +162,7 @@ def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
     if f"{root}/byteorder" in archive.entries:
         order = bytes(archive.read(f"{root}/byteorder")[:16]).decode("ascii").strip()
     if order not in ("little", "big"):
-        raise InputError(f"{source}: damaged, unknown byte order (got {printable(order)}, expected little or big)")
+        raise DamageError(f"its byte order is {printable(order)}")
     storages: dict[str, _Storage] = {}
 
     def persistent(value) -> _Storage:
@@ -171,9 +171,7 @@ def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
             step = kind.dtype.itemsize if kind.dtype else 1
             name = f"{root}/data/{key}"
             if archive.size(name) < count * step:
-                raise InputError(
-                    f"{source}: damaged, {printable(name)} has {archive.size(name)} bytes of {count * step}"
-                )
+                raise DamageError(f"{printable(name)} has {archive.size(name)} bytes of {count * step}")
             body = archive.read(name)[: count * step]
             if order == "big":
                 if kind.dtype is None:
@@ -181,7 +179,7 @@ def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
                 body = memoryview(np.frombuffer(body, f"u{step}").byteswap().tobytes())
             storages[key] = _Storage(kind.dtype, body)
         if kind.dtype != storages[key].dtype and order == "big":
-            raise ValueError("a storage has two dtypes")
+            raise DamageError("a storage has two dtypes")
         return _Storage(kind.dtype, storages[key].data)
 
     tensors = _Tensors(source, len(data))
@@ -194,16 +192,16 @@ def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
 def _persistent_storage(value, length: int) -> tuple[_StorageType, str, int]:
     """Return type, key and number of elements of a storage from its persistent id."""
     if type(value) is not tuple or len(value) != length or value[0] != "storage":
-        raise ValueError("a persistent id is not that of a storage")
+        raise DamageError("a persistent id is not that of a storage")
     kind, key, _, count = value[1:5]
     if type(kind) is not _StorageType or type(key) is not str or type(count) is not int or count < 0:
-        raise ValueError("a persistent id is not that of a storage")
+        raise DamageError("a persistent id is not that of a storage")
     return kind, key, count
 
 
 def _read_legacy(data: memoryview, source: str) -> object:
     def rejected(value):
-        raise ValueError("a persistent id where none belongs")
+        raise DamageError("a persistent id where none belongs")
 
     known = _Tensors(source, len(data)).known()
     if data[:1] != b"\x80":
@@ -224,33 +222,33 @@ def _read_legacy(data: memoryview, source: str) -> object:
     def persistent(value) -> _Storage:
         kind, key, count = _persistent_storage(value, 6)
         if kind.dtype is None:
-            raise ValueError("a storage has no dtype")
+            raise DamageError("a storage has no dtype")
         view = value[5]
         if sizes.setdefault(key, (kind.dtype, count)) != (kind.dtype, count):
-            raise ValueError("a storage has two sizes")
+            raise DamageError("a storage has two sizes")
         whole = storages.get(key)
         if view is None or whole is None:
             return _Storage(kind.dtype, whole)
         if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
-            raise ValueError("a view of a storage is not described by its key, offset and size")
+            raise DamageError("a view of a storage is not described by its key, offset and size")
         step = kind.dtype.itemsize
         first, last = view[1] * step, (view[1] + view[2]) * step
         if last > len(whole):
-            raise ValueError("a view reaches beyond its storage")
+            raise DamageError("a view reaches beyond its storage")
         return _Storage(kind.dtype, whole[first:last])
 
     start = at
     _, at = load_pickle(data, start, source, known, persistent)
     keys, at = load_pickle(data, at, source, known, rejected)
     if type(keys) is not list or any(type(key) is not str for key in keys) or set(keys) != set(sizes):
-        raise ValueError("the list of storages does not agree with the tensors")
+        raise DamageError("the list of storages does not agree with the tensors")
     for key in keys:
         dtype, count = sizes[key]
         size = count * dtype.itemsize
         if at + 8 + size > len(data):
-            raise InputError(f"{source}: truncated, the bytes of its tensors end early. Get the file again.")
+            raise DamageError("it is truncated: the bytes of its tensors end early")
         if struct.unpack_from("<q", data, at)[0] != count:
-            raise ValueError("a storage and its tensors disagree about its size")
+            raise DamageError("a storage and its tensors disagree about its size")
         storages[key] = data[at + 8 : at + 8 + size]
         at += 8 + size
     return load_pickle(data, start, source, _Tensors(source, len(data)).known(), persistent)[0]

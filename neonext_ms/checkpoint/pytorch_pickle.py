@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import printable
+from .mapped_file import DamageError, printable
 
 # A tensor takes about fifty opcodes, and the training checkpoint of the largest model has 2,000 tensors.
 _MAX_OPCODES = 1_000_000
@@ -85,7 +85,7 @@ class _Machine:
     def take(self, count: int) -> memoryview:
         taken = self.data[self.at : self.at + count]
         if len(taken) != count:
-            raise EOFError("the pickle is truncated")
+            raise DamageError("the pickle is truncated")
         self.at += count
         return taken
 
@@ -98,7 +98,7 @@ class _Machine:
                 text = bytes(self.data[self.at : end]).decode("utf-8")
                 self.at = end + 1
                 return text
-        raise EOFError("a line of the pickle has no end")
+        raise DamageError("a line of the pickle has no end")
 
     def push(self, value) -> None:
         self.stack.append(value)
@@ -118,7 +118,7 @@ class _Machine:
 
     def find(self, module, name) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("the name of a global is not a text")
+            raise DamageError("the name of a global is not a text")
         value = self.known.get((module, name))
         if value is None:
             raise InputError(
@@ -156,10 +156,10 @@ class _Machine:
 
     def set_items(self, target, items: list) -> None:
         if type(target) is not dict or len(items) % 2:
-            raise ValueError("items are set on an object that is not a dictionary")
+            raise DamageError("items are set on an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in _KEY_TYPES:
-                raise ValueError(f"a dictionary has a key of type {type(key).__name__}")
+                raise DamageError(f"a dictionary has a key of type {type(key).__name__}")
             target[key] = value
 
     def set_item(self) -> None:
@@ -177,7 +177,7 @@ class _Machine:
 
     def extend(self, items: list) -> None:
         if type(self.stack[-1]) is not list:
-            raise ValueError("items are appended to an object that is not a list")
+            raise DamageError("items are appended to an object that is not a list")
         self.stack[-1].extend(items)
 
     def append(self) -> None:
@@ -188,7 +188,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise IndexError("the pickle takes more values than its stack has")
+            raise DamageError("the pickle takes more values than its stack has")
         items = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(items)
@@ -218,7 +218,7 @@ class _Machine:
     def long(self, layout: str) -> None:
         count = self.number(layout)
         if not 0 <= count <= 1024:
-            raise ValueError("a number is too long")
+            raise DamageError("a number is too long")
         self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def int_line(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import printable
+from .mapped_file import DamageError, printable
 from .pytorch_pickle import HINT
 
 # PyTorch's alignment of tensors, so that they can be used in place.
@@ -32,13 +32,12 @@ class StoredZip:
         source: name of the file in messages.
 
     Raises:
-        InputError: the file is a TorchScript archive, its directory is missing or damaged, or an entry is compressed,
-            encrypted, beyond the end of the file, overlapping another one, or duplicated.
+        InputError: the file is a TorchScript archive, or an entry is compressed or encrypted.
+        DamageError: the directory is missing or wrong, or entries overlap or reach beyond the end of the file.
     """
 
     def __init__(self, data: memoryview, source: str):
         self.data = data
-        self.source = source
         # Name -> (first byte, size, CRC-32).
         self.entries: dict[str, tuple[int, int, int]] = {}
         spans = []
@@ -57,51 +56,49 @@ class StoredZip:
                     "could become a huge one). Unpack and re-save it with torch.save."
                 )
             if name in self.entries:
-                raise InputError(f"{source}: damaged, its entry {printable(name)} is there twice.")
+                raise DamageError(f"its entry {printable(name)} is there twice")
             start = self._body(header, name)
             if start + size > len(data):
-                raise InputError(f"{source}: damaged, its entry {printable(name)} reaches beyond the end of the file")
+                raise DamageError(f"its entry {printable(name)} reaches beyond the end of the file")
             self.entries[name] = (start, size, crc)
             spans.append((header, start + size, name))
         spans.sort()
         for (_, end, name), (header, _, other) in pairwise(spans):
             if header < end:
-                raise InputError(
-                    f"{source}: damaged, its entries {printable(name)} and {printable(other)} share the same bytes"
-                )
+                raise DamageError(f"its entries {printable(name)} and {printable(other)} share the same bytes")
         # torch.serialization.set_crc32_options(False) writes 0 everywhere.
         self.checked = any(crc for _, _, crc in self.entries.values())
 
     def _body(self, header: int, name: str) -> int:
         local = self.data[header : header + 30]
         if len(local) < 30 or local[:4] != _LOCAL:
-            raise InputError(f"{self.source}: damaged, the entry {printable(name)} is not where the directory says")
+            raise DamageError(f"its entry {printable(name)} is not where the directory says")
         (name_size,), (extra_size,) = struct.unpack_from("<H", local, 26), struct.unpack_from("<H", local, 28)
         if self.data[header + 30 : header + 30 + name_size] != name.encode("utf-8"):
-            raise InputError(f"{self.source}: damaged, the entry {printable(name)} has another name in its own header")
+            raise DamageError(f"its entry {printable(name)} has another name in its own header")
         return header + 30 + name_size + extra_size
 
     def size(self, name: str) -> int:
         """Return the number of bytes of an entry.
 
         Raises:
-            InputError: the archive has no entry of this name.
+            DamageError: the archive has no entry of this name.
         """
         if name not in self.entries:
-            raise InputError(f"{self.source}: damaged, its entry {printable(name)} is missing. Get the file again.")
+            raise DamageError(f"its entry {printable(name)} is missing")
         return self.entries[name][1]
 
     def read(self, name: str) -> memoryview:
         """Return the bytes of an entry.
 
         Raises:
-            InputError: the archive has no entry of this name, or its CRC-32 is wrong.
+            DamageError: the archive has no entry of this name, or its CRC-32 is wrong.
         """
         size = self.size(name)
         start, _, crc = self.entries[name]
         body = self.data[start : start + size]
         if self.checked and zlib.crc32(body) != crc:
-            raise InputError(f"{self.source}: damaged, the CRC-32 of {printable(name)} is wrong. Get the file again.")
+            raise DamageError(f"the CRC-32 of {printable(name)} is wrong")
         return body
 
 
@@ -111,9 +108,7 @@ def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, i
     tail = bytes(data[-(22 + 0xFFFF) :])
     position = tail.rfind(_END)
     if position < 0 or len(tail) - position < 22:
-        raise InputError(
-            f"{source}: is truncated, the directory at the end of its zip archive is missing. Get the file again."
-        )
+        raise DamageError("it is truncated: the directory at the end of its zip archive is missing")
     end = len(data) - len(tail) + position
     _, _, _, _, count, size, at, _ = struct.unpack_from("<IHHHHIIH", data, end)
     locator = data[max(0, end - 20) : end]
@@ -121,16 +116,16 @@ def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, i
         (position,) = struct.unpack_from("<Q", locator, 8)
         record = data[position : position + 56]
         if len(record) < 56 or record[:4] != b"PK\x06\x06":
-            raise InputError(f"{source}: damaged, its zip64 directory is not where it should be. Get the file again.")
+            raise DamageError("its zip64 directory is not where it should be")
         count, size, at = struct.unpack_from("<QQQ", record, 32)
     if count > _MAX_ENTRIES:
         raise InputError(f"{source}: too many zip entries (got {count}, expected at most {_MAX_ENTRIES})")
     if at + size > end:
-        raise InputError(f"{source}: damaged, its zip directory reaches beyond the end of the file. Get it again.")
+        raise DamageError("its zip directory reaches beyond the end of the file")
     for _ in range(count):
         header = data[at : at + 46]
         if len(header) < 46 or header[:4] != _CENTRAL:
-            raise InputError(f"{source}: damaged, its zip directory has fewer entries than it says. Get it again.")
+            raise DamageError("its zip directory has fewer entries than it says")
         flags, method = struct.unpack_from("<HH", header, 8)
         crc, packed, unpacked, name_size, extra_size, comment_size = struct.unpack_from("<IIIHHH", header, 16)
         (local,) = struct.unpack_from("<I", header, 42)

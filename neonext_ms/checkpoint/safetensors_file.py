@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import DTYPES, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, *_, kind in DTYPES}
 # The header of a NeoNeXt has 100 bytes a tensor; the library itself allows 100 MB.
@@ -44,12 +44,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
         if size > _MAX_HEADER:
             raise InputError(f"{source}: the header is too long (got {size} bytes, expected at most {_MAX_HEADER})")
         if 8 + size > len(data):
-            raise InputError(f"{source}: truncated in its header. Get the file again.")
+            raise DamageError("it is truncated in its header")
         header = json.loads(bytes(data[8 : 8 + size]))
         metadata = header.pop("__metadata__", {})
         end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if end > len(data):
-            raise InputError(f"{source}: truncated (got {len(data)} bytes, expected {end}). Get the file again.")
+            raise DamageError(f"it is truncated (got {len(data)} bytes, expected {end})")
         _check(source)
         body = data[8 + size :]
         return {name: _array(source, name, entry, body) for name, entry in header.items()}, metadata
@@ -61,9 +61,7 @@ def _check(source: str) -> None:
         with safetensors.safe_open(source, framework="np"):
             pass
     except safetensors.SafetensorError as error:
-        raise InputError(
-            f"{source}: damaged, not a valid safetensors file ({printable(error, 200)}). Get the file again."
-        ) from error
+        raise DamageError(f"not a valid safetensors file ({printable(error, 200)})") from error
 
 
 def _array(source: str, name: str, entry: Mapping, body: memoryview) -> np.ndarray:
