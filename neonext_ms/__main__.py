@@ -12,7 +12,6 @@ COMMANDS = {
     "neonext-ops": "build, install and check the NeoCell operator for Ascend, or simulate it",
     "neonext-train": "train a model by a configuration, resume a run, or fine-tune",
     "neonext-plot": "draw the loss and accuracy of training runs",
-    "neonext-ablate": "compare two ways of training over several seeds",
     "neonext-mindrecord": "pack a folder of images into MindRecord files",
     "neonext-bench": "measure models side by side, or estimate their speed on a device",
 }
