@@ -10,9 +10,11 @@ IMAGE ?= tests/data/digits/3/0023.png
 # Processes that run tests. Each file stays in one process, so that its fixtures are shared and its order is kept.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 MINUTES ?= 5
+TORCH ?= build/torch
+OFFICIAL ?= $(TORCH)/neonext
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs-check bench kill-test kill-train mutants fuzz-kernel wheel-test clean
+.PHONY: help demo test lint docs-check bench torch-env kill-test kill-train mutants fuzz-kernel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -51,10 +53,20 @@ fuzz-kernel: $(READY) ## run random NeoCells in the simulator for MINUTES
 bench: $(READY) ## measure the ratios of README on this machine
 	$(BIN)/neonext-bench --models neonext_t.released_224,convnext_t --naive --batch 1,8
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
-	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
 	$(BIN)/python -m neonext_ms.benchmarks.train_step
 	$(BIN)/python -m neonext_ms.benchmarks.latency.block_model --models t --image-size 224
 	$(BIN)/python -m neonext_ms.benchmarks.cost_watch
+
+# It finds what it lacks in .venv, so that neonext-bench runs in it too; nothing of it reaches .venv.
+torch-env: $(READY) ## create an environment in TORCH with PyTorch and the official code, to measure them (downloads)
+	@test ! -e $(TORCH) -o -f $(TORCH)/pyvenv.cfg || { echo "error: $(TORCH) is not an environment of this target. Name another folder: make torch-env TORCH=FOLDER" >&2; exit 1; }
+	test -x $(TORCH)/bin/python || $(BIN)/python -m venv $(TORCH)
+	for folder in $(TORCH)/lib/python*/site-packages; do \
+		$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $$folder/zz_neonext_ms.pth; \
+	done
+	$(TORCH)/bin/python -m pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch
+	$(TORCH)/bin/python -m pip install --quiet ninja onnxslim
+	test -d $(OFFICIAL) || git clone --depth 1 https://github.com/HapKoM/neonext $(OFFICIAL)
 
 clean: ## delete the environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -27,7 +27,7 @@ from neonext_ms.common.errors import UsageError
 WORDS = {
     "report": ("report_command", "tables and pictures of a result, or its comparison with an earlier one"),
     "estimate": ("latency.command", "predicted time of a model on an Ascend device"),
-    "claims": ("claims.command", "the paper's claims, measured here: complexity, patchwise, share, convnext, ..."),
+    "claims": ("claims.command", "claims of the paper, measured on this machine"),
     "variants": ("variants", "speed and deviation of bfloat16 and of 8 bit"),
     "profile": ("profiles", "time by layer of an ONNX model, or of a file of msprof"),
     "write": ("networks.command", "published networks as ONNX files, to compare with elsewhere"),
@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     models.add_argument("--list-runtimes", action="store_true", help="list the runtimes, and which can be used here")
     conditions = parser.add_argument_group("conditions")
     conditions.add_argument(
-        "--batch", type=comma_list(positive_int), metavar="1,8", help="batch sizes (default: 1,8 and those files fix)"
+        "--batch", type=comma_list(positive_int), metavar="1,8", help="batch sizes (default: 1,8, or fixed by files)"
     )
     conditions.add_argument(
         "--image-size", type=parse_size, help="224 or 256x320 (height x width), for models that leave it open"
@@ -90,22 +90,21 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> int | None:
     args = build_parser().parse_args(argv)
-    if args.list_models:
-        return _list_models(args.json)
-    if args.list_runtimes:
-        return _list_runtimes(args.json)
+    if args.list_models or args.list_runtimes:
+        (_list_models if args.list_models else _list_runtimes)(args.json)
+        return None
     threads = _checked_threads(args.threads)
     _check_output(args.output)
     import tempfile
 
-    from . import results, session, subjects
+    from . import official_torch, results, session, subjects
 
     selection = subjects.Selection(
         models=[*args.models, *args.files],
         runtimes=args.runtime,
         image_size=args.image_size,
         naive=args.naive,
-        torch=subjects.check_torch(args.torch, args.official),
+        torch=official_torch.check_torch(args.torch, args.official),
         seed=args.seed,
     )
     conditions = session.Conditions(
@@ -218,26 +217,21 @@ def _list_runtimes(as_json: bool) -> None:
 
     from .report import table
 
-    runtimes = [
-        {
-            "runtime": name,
-            "takes": list(runtime_class(name).suffixes),
-            "missing": runtime_class(name).missing(),
-            "note": runtime_class(name).label,
-        }
-        for name in RUNTIMES
-    ]
+    rows = []
+    for name in RUNTIMES:
+        kind = runtime_class(name)
+        rows.append({"runtime": name, "takes": list(kind.suffixes), "missing": kind.missing(), "note": kind.label})
     if as_json:
-        print_json(runtimes)
+        print_json(rows)
         return
     body = [
         [
-            row["runtime"],
-            " ".join(row["takes"]),
-            row["note"] or "-",
+            str(row["runtime"]),
+            " ".join(row["takes"] or ()),
+            str(row["note"] or "-"),
             f"no: {row['missing']}" if row["missing"] else "yes",
         ]
-        for row in runtimes
+        for row in rows
     ]
     print(table(["runtime", "takes", "note", "here"], body))
 

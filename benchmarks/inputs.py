@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def random_images(signature: Signature, batch: int, image_size: tuple[int, int],
     generator = np.random.default_rng(seed)
     shape = signature.shape_of(batch, image_size)
     if signature.dtype in ("uint8", "int8"):
-        limits = np.iinfo(signature.dtype)
-        return generator.integers(limits.min, limits.max, shape, signature.dtype, endpoint=True)
+        dtype: Any = np.dtype(signature.dtype)
+        return generator.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     return generator.standard_normal(shape, np.float32).astype(signature.dtype)
 
 

@@ -110,7 +110,8 @@ def run(
     with _bound_to(conditions.threads) as cores:
         try:
             prepared = _prepare(subjects, conditions, notes, status)
-            batches, partial = [], False
+            batches: list[dict] = []
+            partial = False
             for batch in sorted({b for p in prepared for b in p.batches}):
                 try:
                     group = [p for p in prepared if batch in p.batches]
@@ -133,7 +134,7 @@ def run(
                 preprocessing, partial = [], True
         finally:
             for make in used.values():
-                if isinstance(make, type):
+                if isinstance(make, type) and issubclass(make, Runtime):
                     make.shutdown()
     return {
         "partial": partial,
@@ -205,9 +206,9 @@ def _measure_batch(group, batch: int, conditions: Conditions, folder: Path, note
             _compare(p, result, outputs)
             calls[p.subject.label] = timed(runtime, [images])
             rows.append({"label": p.subject.label, "kind": "model"})
-        for label, p, work in _reachable(group, batch, conditions, notes):
+        for label, p, products in _reachable(group, batch, conditions, notes):
             status(f"batch {batch}: {label}")
-            call = _load_gemm(stack, p, work, batch, conditions, folder, notes)
+            call = _load_gemm(stack, p, products, batch, conditions, folder, notes)
             if call is not None:
                 calls[label] = call
                 rows.append({"label": label, "kind": "gemm", "model": p.subject.model, "runtime": p.subject.runtime})

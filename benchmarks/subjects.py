@@ -6,17 +6,17 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import nearest
-from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import list_models
 from neonext_ms.runtime.base import Runtime
 from neonext_ms.runtime.open import SUFFIXES, choose_runtimes, default_runtime, runtime_class
 
 from . import networks
-from .official_torch import OfficialTorch
+from .official_torch import OfficialTorch, official_options
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _of_name(name: str, selection: Selection, folder: Path) -> list[Subject]:
 
     size = selection.image_size or (224, 224)
     folded = name in networks.names("folded")
-    result = []
+    result: list[Subject] = []
     for form in (["folded"] if folded else []) + (["plain"] if selection.naive or not folded else []):
         path = folder / f"{name}_{form}.onnx"
         onnx.save(networks.build(name, batch=None, image_size=size, form=form, seed=selection.seed), path)
@@ -153,7 +153,7 @@ def _of_neonext(name: str, selection: Selection, folder: Path) -> list[Subject]:
         if source.architecture.downsample != "official":
             selection.notes.append(f"{name}: the official PyTorch code lacks the downsampling of the paper; omitted")
         else:
-            result.append(_official(name, source, selection, folder))
+            result.append(_official(name, source, selection.torch, folder))
     return result
 
 
@@ -172,36 +172,13 @@ def _slimmed(name: str, path: Path, selection: Selection) -> list[Subject]:
     return _in_runtimes(f"{name}/onnxslim", name, "onnxslim", str(slim), selection)
 
 
-def _official(name: str, source, selection: Selection, folder: Path) -> Subject:
+def _official(name: str, source, torch: tuple[str, str], folder: Path) -> Subject:
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
 
     options = official_options(source.architecture)
     path = folder / f"{name}.pt"
     save_checkpoint(path, source.arrays)
-    python, repository = selection.torch
-    return Subject(
-        f"{name}/torch", name, "torch", str(path), "torch", lambda: OfficialTorch(python, repository, options)
-    )
-
-
-def official_options(architecture: Architecture) -> dict:
-    """Return the keyword arguments of the official code's `NeoNeXt`, as values that JSON can hold.
-
-    Raises:
-        InputError: the official code cannot build this model.
-    """
-    if architecture.downsample != "official" or "," in architecture.kernel_spec:
-        raise InputError("the official code cannot build this model. Measure another one, or omit --torch.")
-    names = (
-        "num_classes",
-        "per_stage_layers",
-        "dims",
-        "kernel_spec",
-        "shifts",
-        "layer_scale_init_value",
-        "linear_bias",
-    )
-    return {name: getattr(architecture, name) for name in names}
+    return Subject(f"{name}/torch", name, "torch", str(path), "torch", partial(OfficialTorch, *torch, options))
 
 
 def _in_runtimes(label: str, model: str, form: str, path: str, selection: Selection) -> list[Subject]:
@@ -218,24 +195,3 @@ def _in_runtimes(label: str, model: str, form: str, path: str, selection: Select
         )
         for runtime in choose_runtimes(path, selection.runtimes)
     ]
-
-
-def check_torch(python: str | None, repository: str | None) -> tuple[str, str] | None:
-    """Return interpreter and repository of the official model, or None if neither is given.
-
-    Raises:
-        UsageError: only one is given.
-        InputError: the repository is not one.
-        ToolchainError: the interpreter does not exist.
-    """
-    import shutil
-
-    if python is None and repository is None:
-        return None
-    if python is None or repository is None:
-        raise UsageError("the official model needs both: --torch PYTHON (that has torch) and --official REPOSITORY")
-    if not (Path(repository) / "ptvision" / "models" / "neonext" / "neonext.py").is_file():
-        raise InputError(f"{repository}: not a clone of HapKoM/neonext; it has no ptvision/models/neonext/neonext.py")
-    if shutil.which(python) is None:
-        raise ToolchainError(f"--torch {python}: no such program; give a Python that has torch")
-    return python, str(Path(repository).resolve())

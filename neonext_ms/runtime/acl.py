@@ -9,6 +9,7 @@ reset_device, finalize (once).
 from __future__ import annotations
 
 import atexit
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -43,62 +44,73 @@ _MEANING = {
 }
 
 
-class _Device:
+class _Calls:
+    """Checked pyACL calls, and the calls that free what they took.
+
+    Args:
+        place: file or device that messages name.
+    """
+
+    def __init__(self, place: str):
+        self.place = place
+        self._undo: list[tuple[str, Callable[[], int]]] = []
+
+    def check(self, call: str, code: int) -> None:
+        """Raises:
+        InputError: a call returned something else than 0.
+        """
+        if code:
+            meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
+            raise InputError(f"{self.place}: {call} failed with {code} ({meaning})")
+
+    def value(self, call: str, result: tuple):
+        """Return the value of a call that returns it with a code, which has to be 0."""
+        value, code = result
+        self.check(call, code)
+        return value
+
+    def handle(self, call: str, handle):
+        """Return the result of a call that returns 0 or None on failure."""
+        if not handle:
+            raise InputError(f"{self.place}: {call} returned nothing; is the device out of memory?")
+        return handle
+
+    def later(self, call: str, function: Callable, *arguments) -> None:
+        """Add a call for `free`."""
+        self._undo.append((call, partial(function, *arguments)))
+
+    def free(self) -> None:
+        """Make the calls of `later` in reverse order; one failure does not stop the others.
+
+        Raises:
+            InputError: a call failed.
+        """
+        failed = []
+        while self._undo:
+            call, function = self._undo.pop()
+            if code := function():
+                failed.append(f"{call} returned {code}")
+        if failed:
+            raise InputError(f"{self.place}: not everything could be freed: {'; '.join(failed)}")
+
+
+class _Device(_Calls):
     """The device of this process. CANN lets a process initialise pyACL once, so all models share it until the end."""
 
     def __init__(self, acl, number: int):
-        self.acl, self.number = acl, number
-        # Calls that free what was taken, to be made in reverse order.
-        self._undo: list[tuple[str, Callable[[], int]]] = []
+        super().__init__(f"device {number}")
+        self.number = number
         try:
-            _check("pyACL", "acl.init", acl.init())
-            self._undo.append(("acl.finalize", acl.finalize))
-            _check(f"device {number}", "acl.rt.set_device", acl.rt.set_device(number))
-            self._undo.append(("acl.rt.reset_device", lambda: acl.rt.reset_device(number)))
-            context = _value(f"device {number}", "acl.rt.create_context", acl.rt.create_context(number))
-            self._undo.append(("acl.rt.destroy_context", lambda: acl.rt.destroy_context(context)))
+            self.check("acl.init", acl.init())
+            self.later("acl.finalize", acl.finalize)
+            self.check("acl.rt.set_device", acl.rt.set_device(number))
+            self.later("acl.rt.reset_device", acl.rt.reset_device, number)
+            context = self.value("acl.rt.create_context", acl.rt.create_context(number))
+            self.later("acl.rt.destroy_context", acl.rt.destroy_context, context)
         except BaseException:
-            self.release()
+            with contextlib.suppress(InputError):
+                self.free()
             raise
-
-    def release(self) -> list[str]:
-        """Free everything, and return what failed."""
-        return _undo_all(self._undo)
-
-
-def _check(where: str, call: str, code: int) -> None:
-    """Raises:
-    InputError: a pyACL call returned something else than 0.
-    """
-    if code:
-        meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
-        raise InputError(f"{where}: {call} failed with {code} ({meaning})")
-
-
-def _value(where: str, call: str, result: tuple):
-    """Return the value of a pyACL call that returns it with a code.
-
-    Raises:
-        InputError: the code is not 0.
-    """
-    value, code = result
-    _check(where, call, code)
-    return value
-
-
-def _undo_all(steps: list[tuple[str, Callable[[], int]]]) -> list[str]:
-    """Free resources in reverse order, and return what failed; one failure does not stop the others."""
-    failed = []
-    while steps:
-        name, call = steps.pop()
-        if code := call():
-            failed.append(f"{name} returned {code}")
-    return failed
-
-
-def _report(where: str, failed: list[str]) -> None:
-    if failed:
-        raise InputError(f"{where}: not everything could be freed: {'; '.join(failed)}")
 
 
 class PyAcl(Runtime):
@@ -111,8 +123,7 @@ class PyAcl(Runtime):
     _device: _Device | None = None
 
     def __init__(self):
-        self._path = ""
-        self._undo: list[tuple[str, Callable[[], int]]] = []
+        self._calls = _Calls("")
         self._buffers: dict[str, list[tuple[int, int]]] = {"input": [], "output": []}
         self._shapes: list[tuple[tuple[int, ...], np.dtype]] = []
         self._batch: int | None = None
@@ -138,10 +149,10 @@ class PyAcl(Runtime):
             signature = self._signature()
             self._datasets = {side: self._dataset(side) for side in ("input", "output")}
             if self._extra_inputs():
-                index = self._value(
+                index = self._calls.value(
                     "acl.mdl.get_input_index_by_name", self._acl.mdl.get_input_index_by_name(self._desc, _DYNAMIC_INPUT)
                 )
-                self._check(
+                self._calls.check(
                     "acl.mdl.set_dynamic_batch_size",
                     self._acl.mdl.set_dynamic_batch_size(self._model, self._datasets["input"], index, settings.batch),
                 )
@@ -156,16 +167,16 @@ class PyAcl(Runtime):
 
         self.close()
         check_file(path)
-        self._path, self._acl = path, acl
+        self._calls, self._acl = _Calls(path), acl
         if PyAcl._device is None:
             PyAcl._device = _Device(acl, settings.device)
         elif PyAcl._device.number != settings.device:
             raise InputError(f"{path}: this run uses device {PyAcl._device.number} already; use one device in a run")
-        self._model = self._value("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
-        self._undo.append(("acl.mdl.unload", lambda: acl.mdl.unload(self._model)))
-        self._desc = self._address("acl.mdl.create_desc", acl.mdl.create_desc())
-        self._undo.append(("acl.mdl.destroy_desc", lambda: acl.mdl.destroy_desc(self._desc)))
-        self._check("acl.mdl.get_desc", acl.mdl.get_desc(self._desc, self._model))
+        self._model = self._calls.value("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
+        self._calls.later("acl.mdl.unload", acl.mdl.unload, self._model)
+        self._desc = self._calls.handle("acl.mdl.create_desc", acl.mdl.create_desc())
+        self._calls.later("acl.mdl.destroy_desc", acl.mdl.destroy_desc, self._desc)
+        self._calls.check("acl.mdl.get_desc", acl.mdl.get_desc(self._desc, self._model))
 
     def _extra_inputs(self) -> int:
         return self._acl.mdl.get_num_inputs(self._desc) - 1
@@ -173,95 +184,86 @@ class PyAcl(Runtime):
     def _signature(self) -> Signature:
         """Read the signature; a second input is allowed if it only carries the batch size."""
         acl = self._acl
-        dims = self._value("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
+        dims = self._calls.value("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
         shape = tuple(size if size > 0 else None for size in dims["dims"])
         batches: Sequence[int | None] = shape[:1]
         if self._extra_inputs():
-            batches = self._value("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
+            batches = self._calls.value("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
             if self._extra_inputs() != 1 or not batches:
                 raise InputError(
-                    f"{self._path}: expected a model with one input, the images, or with --dynamic_batch_size; found "
-                    f"{self._extra_inputs() + 1} inputs"
+                    f"{self._calls.place}: expected a model with one input, the images, or with --dynamic_batch_size; "
+                    f"found {self._extra_inputs() + 1} inputs"
                 )
         if None in shape[1:] or not batches or None in batches:
-            raise InputError(f"{self._path}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
+            raise InputError(
+                f"{self._calls.place}: its input is {shape}; build it with static sizes or --dynamic_batch_size"
+            )
         dtype = _DTYPES.get(acl.mdl.get_input_data_type(self._desc, 0), "unknown")
         # AIPP takes the channels last.
         layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
-        metadata = read_manifest(self._path)[0]
+        metadata = read_manifest(self._calls.place)[0]
         name = dims.get("name", "")
         signature = Signature(
             name, dtype, shape, tuple(b for b in batches if b), layout, metadata=metadata, source="its manifest"
         )
-        return signature.checked(self._path)
+        return signature.checked(self._calls.place)
 
     def _dataset(self, side: str) -> int:
         """Create a dataset with device memory for every input or output, of the size of the largest batch."""
         acl, mdl = self._acl, self._acl.mdl
-        dataset = self._address("acl.mdl.create_dataset", mdl.create_dataset())
-        self._undo.append(("acl.mdl.destroy_dataset", lambda: mdl.destroy_dataset(dataset)))
+        dataset = self._calls.handle("acl.mdl.create_dataset", mdl.create_dataset())
+        self._calls.later("acl.mdl.destroy_dataset", mdl.destroy_dataset, dataset)
         for index in range(getattr(mdl, f"get_num_{side}s")(self._desc)):
             size = getattr(mdl, f"get_{side}_size_by_index")(self._desc, index)
-            address = self._value("acl.rt.malloc", acl.rt.malloc(size, _HUGE_PAGES_FIRST))
-            self._undo.append(("acl.rt.free", partial(acl.rt.free, address)))
-            buffer = self._address("acl.create_data_buffer", acl.create_data_buffer(address, size))
-            self._undo.append(("acl.destroy_data_buffer", partial(acl.destroy_data_buffer, buffer)))
-            self._value("acl.mdl.add_dataset_buffer", mdl.add_dataset_buffer(dataset, buffer))
+            address = self._calls.value("acl.rt.malloc", acl.rt.malloc(size, _HUGE_PAGES_FIRST))
+            self._calls.later("acl.rt.free", acl.rt.free, address)
+            buffer = self._calls.handle("acl.create_data_buffer", acl.create_data_buffer(address, size))
+            self._calls.later("acl.destroy_data_buffer", acl.destroy_data_buffer, buffer)
+            self._calls.value("acl.mdl.add_dataset_buffer", mdl.add_dataset_buffer(dataset, buffer))
             self._buffers[side].append((address, size))
         return dataset
 
     def _output(self, index: int, signature: Signature) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype of an output at the batch that was set; its dims are those of the largest batch."""
-        dims = self._value("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
+        dims = self._calls.value("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
         code = self._acl.mdl.get_output_data_type(self._desc, index)
         if code not in _DTYPES:
-            raise InputError(f"{self._path}: output {index} has the data type {code}, which NumPy does not have")
+            raise InputError(f"{self._calls.place}: output {index} has the data type {code}, which NumPy does not have")
         shape = (self._batch, *dims[1:]) if dims and len(signature.batches or ()) > 1 else tuple(dims)
         dtype = np.dtype(_DTYPES[code])
         if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self._buffers["output"][index][1]:
-            raise InputError(f"{self._path}: output {index} is {dtype} {shape}, which its buffer cannot hold")
+            raise InputError(f"{self._calls.place}: output {index} is {dtype} {shape}, which its buffer cannot hold")
         return shape, dtype
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         address, size = self._buffers["input"][0]
         array = np.ascontiguousarray(arrays[0])
         if len(self._buffers["input"]) == 1 and array.nbytes != size:
-            raise InputError(f"{self._path}: its input takes {size} bytes, these images are {array.nbytes}")
+            raise InputError(f"{self._calls.place}: its input takes {size} bytes, these images are {array.nbytes}")
         result = self._acl.rt.memcpy(address, size, array.ctypes.data, array.nbytes, _HOST_TO_DEVICE)
-        self._check("acl.rt.memcpy", result)
+        self._calls.check("acl.rt.memcpy", result)
 
     def execute(self) -> None:
         data = self._datasets
-        self._check("acl.mdl.execute", self._acl.mdl.execute(self._model, data["input"], data["output"]))
+        self._calls.check("acl.mdl.execute", self._acl.mdl.execute(self._model, data["input"], data["output"]))
 
     def copy_out(self) -> list[np.ndarray]:
         outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes]
         for (address, _), output in zip(self._buffers["output"], outputs, strict=True):
             result = self._acl.rt.memcpy(output.ctypes.data, output.nbytes, address, output.nbytes, _DEVICE_TO_HOST)
-            self._check("acl.rt.memcpy", result)
+            self._calls.check("acl.rt.memcpy", result)
         return outputs
 
     def close(self) -> None:
         self._datasets, self._shapes = {}, []
         self._buffers = {"input": [], "output": []}
-        _report(self._path, _undo_all(self._undo))
+        self._calls.free()
 
     @classmethod
     def shutdown(cls) -> None:
         device, PyAcl._device = PyAcl._device, None
         if device is not None:
-            _report(f"device {device.number}", device.release())
-
-    def _check(self, call: str, code: int) -> None:
-        _check(self._path, call, code)
-
-    def _value(self, call: str, result: tuple):
-        return _value(self._path, call, result)
-
-    def _address(self, call: str, value):
-        if not value:
-            raise InputError(f"{self._path}: {call} returned nothing; is the device out of memory?")
-        return value
+            device.free()
 
 
 # A command that opens a single model does not call it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,34 +37,41 @@ class Classifier:
 
     def __init__(self, runtime: Runtime, path: str, settings: Settings):
         self.name, self.path, self._runtime = runtime.name, path, runtime
+        self._largest = 0
         try:
-            signature = runtime.describe(path, settings)
-            self._dtype, self._channels_last = signature.dtype, signature.layout == "NHWC"
-            if signature.dtype not in ("float32", "float16", "float64") or signature.channels != 3:
-                raise InputError(
-                    f"{path}: expected an input of floating-point images (N, 3, H, W), found {signature.name!r} of "
-                    f"{signature.describe()}. Export the model without built-in preprocessing."
-                )
-            self._logits = self._index_of_logits(signature.outputs)
-            self.metadata = dict(signature.metadata)
-            self.input_size = signature.size(path, settings.image_size)
-            self.batch = max(signature.batches) if signature.batches else None
-            runtime.load(
-                path,
-                Settings(self.batch, self.input_size, settings.threads, settings.device, settings.shifts, settings.ema),
-            )
-            self.notes = [*runtime.notes, *([f"{self.name}: {runtime.label}"] if runtime.label else [])]
-            self.classes = signature.classes or self._count_classes()
-            labels = self.metadata.get("labels")
-            if labels and len(labels) != self.classes:
-                raise InputError(
-                    f"{path}: its metadata has {len(labels)} labels, but the model has {self.classes} classes. "
-                    "Export it again with the right labels."
-                )
+            self._open(settings)
         except BaseException:
             runtime.close()
             raise
-        self._largest = 0
+
+    def _open(self, settings: Settings) -> None:
+        signature = self._runtime.describe(self.path, settings)
+        if signature.dtype not in ("float32", "float16", "float64") or signature.channels != 3:
+            raise InputError(
+                f"{self.path}: expected an input of floating-point images (N, 3, H, W), found {signature.name!r} of "
+                f"{signature.describe()}. Export the model without built-in preprocessing."
+            )
+        named = "logits" in signature.outputs
+        if len(signature.outputs) > 1 and not named:
+            names = ", ".join(signature.outputs)
+            raise InputError(f"{self.path}: expected one output, or one called 'logits'; found {names}")
+        self._logits = signature.outputs.index("logits") if named else None
+        self._dtype, self._channels_last = signature.dtype, signature.layout == "NHWC"
+        self.metadata = dict(signature.metadata)
+        self.input_size = signature.size(self.path, settings.image_size)
+        self.batch = max(signature.batches) if signature.batches else None
+        self._runtime.load(self.path, replace(settings, batch=self.batch, image_size=self.input_size))
+        label = self._runtime.label
+        self.notes = [*self._runtime.notes, *([f"{self.name}: {label}"] if label else [])]
+        # A model that does not state its number of classes is run on zeros.
+        zeros = np.zeros((self.batch or 1, 3, *self.input_size), np.float32)
+        self.classes: int = signature.classes or self._run(zeros).shape[1]
+        labels = self.metadata.get("labels")
+        if labels and len(labels) != self.classes:
+            raise InputError(
+                f"{self.path}: its metadata has {len(labels)} labels, but the model has {self.classes} classes. "
+                "Export it again with the right labels."
+            )
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Compute the logits of prepared images.
@@ -104,26 +111,15 @@ class Classifier:
     def _run(self, images: np.ndarray) -> np.ndarray:
         inputs = images.transpose(0, 2, 3, 1) if self._channels_last else images
         outputs = self._runtime.run([np.ascontiguousarray(inputs, self._dtype)])
-        if len(outputs) != 1 and not self._named:
+        if self._logits is None and len(outputs) != 1:
             raise InputError(f"{self.path}: expected a model with one output, found {len(outputs)}")
-        logits = outputs[self._logits]
+        logits = outputs[self._logits or 0]
         if logits.ndim != 2 or len(logits) != len(images):
             raise InputError(
                 f"{self.path}: expected logits of shape ({len(images)}, classes) for {len(images)} images, got "
                 f"{logits.shape}; is it a classifier?"
             )
         return logits
-
-    def _index_of_logits(self, outputs: Sequence[str]) -> int:
-        """Return the index of the only output, or of the one called "logits"."""
-        self._named = "logits" in outputs
-        if len(outputs) > 1 and not self._named:
-            raise InputError(f"{self.path}: expected one output, or one called 'logits'; found {', '.join(outputs)}")
-        return outputs.index("logits") if self._named else 0
-
-    def _count_classes(self) -> int:
-        """Return the number of classes by running the model on zeros, for a file that does not state it."""
-        return self._run(np.zeros((self.batch or 1, 3, *self.input_size), np.float32)).shape[1]
 
     def close(self) -> None:
         """Free the model; `run` cannot be called afterwards."""

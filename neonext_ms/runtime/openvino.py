@@ -11,7 +11,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
 
 from .base import Settings
-from .onnx import OnnxFileRuntime, onnx_signature
+from .onnx import OnnxFileRuntime
 
 
 class OpenVino(OnnxFileRuntime):
@@ -47,8 +47,10 @@ class OpenVino(OnnxFileRuntime):
         try:
             model = core.read_model(path)
             if settings.image_size and len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
+                channels = model.input().partial_shape[1]
                 # -1 leaves the batch open.
-                model.reshape([settings.batch or -1, onnx_signature(path).channels, *settings.image_size])
+                shape = [settings.batch or -1, 3 if channels.is_dynamic else channels, *settings.image_size]
+                model.reshape(shape)
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error

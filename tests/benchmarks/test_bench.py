@@ -341,7 +341,7 @@ def write(path, result):
         ({"a": 0.5, "b": 1.2, "GEMM of a": 0.8}, 0, ""),
     ],
 )
-def test_gate(after, code, message, tmp_path, capsys):
+def test_regression(after, code, message, tmp_path, capsys):
     before = write(tmp_path / "before.json", made_up({"a": 1.0, "b": 1.2, "GEMM of a": 0.8}))
     now = write(tmp_path / "now.json", made_up(after, seed=1))
     found, out, err = bench(capsys, "report", now, "--compare", before, "--fail-above", "1.1")
@@ -352,7 +352,7 @@ def test_gate(after, code, message, tmp_path, capsys):
     assert {move["anchor"] for move in json.loads(out)["moves"]} == {"GEMM of a"}
 
 
-def test_gate_without_gemm_and_with_another_anchor():
+def test_regression_without_gemm_and_with_another_anchor():
     before, now = made_up({"a": 1.0, "b": 1.2, "c": 3.0}), made_up({"a": 1.0, "b": 1.8, "c": 3.0}, noise=0.1)
     moves = regression.compare(now, before)
     assert {m.label: m.anchor for m in moves} == {"b": "a", "c": "a"}
@@ -362,7 +362,7 @@ def test_gate_without_gemm_and_with_another_anchor():
     for other, asked, message in (
         (made_up({"x": 1.0}), None, "no model at the same batch in common"),
         (made_up({"a": 1.0}), None, "have only a in common"),
-        (now, "aa", r"'aa' to hold it against is not in both; did you mean"),
+        (now, "aa", r"the anchor 'aa' is not in both; did you mean"),
     ):
         with pytest.raises(InputError, match=message):
             regression.compare(other, before, asked) or pytest.fail("nothing raised")
@@ -383,6 +383,27 @@ def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
     code, _, err = bench(capsys, "report", path, "--output", tmp_path / "plain")
     assert code == 0 and [p.name for p in (tmp_path / "plain").iterdir()] == ["run.md"]
     assert "no pictures: matplotlib is not installed" in err and len(err.splitlines()) == 2
+
+
+def test_reports_inside_a_page(tmp_path, capsys):
+    page, path = tmp_path / "page.md", write(tmp_path / "run.json", made_up({"a": 1.0, "b": 1.2}))
+    page.write_text(f"# Page\n\n    neonext-bench report {path}\n\nold\n\n<!-- end of the table -->\n\nEnd.\n")
+    assert bench(capsys, "report", "--update", page) == (0, f"{page}: 1 of 1 tables changed\n", "")
+    text = page.read_text()
+    assert "\n### SingleStream (batch 1)" in text and text.endswith("<!-- end of the table -->\n\nEnd.\n")
+    assert bench(capsys, "report", "--update", page)[1] == f"{page}: 0 of 1 tables changed\n"
+    code, _, err = bench(capsys, "report")
+    assert code == 2 and "expected results, or --update PAGE.md" in err
+
+
+def test_the_page_of_results_is_what_the_command_prints(monkeypatch):
+    from neonext_ms.benchmarks import documents, report_command
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    tables = documents.tables_of(Path("docs/results.md").read_text(encoding="utf-8"), report_command.COMMAND)
+    assert len(tables) == 3
+    for arguments, table in tables:
+        assert report_command._section(arguments.split()) == table
 
 
 @pytest.mark.parametrize(
@@ -459,19 +480,19 @@ def official(tmp_path, monkeypatch):
 
 
 def test_official_model_in_its_own_process(official, tmp_path):
-    from neonext_ms.benchmarks.subjects import Selection, _official
+    from neonext_ms.benchmarks.subjects import _official
     from neonext_ms.export.pipeline import source_of_name
 
-    selection = Selection(["neonext_t.released_224"], torch=(sys.executable, str(official)))
-    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), selection, tmp_path)
+    torch = (sys.executable, str(official))
+    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), torch, tmp_path)
     assert subject.label == "neonext_t.released_224/torch" and Path(subject.path).stat().st_size > 1e8
     with subject.make() as runtime:
         runtime.load(subject.path, Settings(2, (8, 8), threads=1))
-        assert runtime.versions_found == {"torch": "stub", "threads": 1}
+        assert runtime.package_versions == {"torch": "stub", "threads": 1}
         images = np.ones((2, 3, 8, 8), np.float32)
         (logits,) = runtime.run([images])
         assert logits.shape == (2, 1000) and timed(runtime, [images])()["execute"] > 0
-        process = runtime._process
+        process = runtime._process._process
     assert process.returncode == 0
     (official / "ptvision" / "models" / "neonext" / "neonext.py").write_text("raise ImportError('no module timm')")
     with pytest.raises(InputError, match="no module timm"), subject.make() as runtime:
