@@ -166,7 +166,8 @@ def labelled_images(images: str, preprocessing: Mapping | None, image_size: tupl
     from neonext_ms.images.images import prepare
     from neonext_ms.images.preprocessing import Preprocessing
     from neonext_ms.training.config.schema import DataConfig
-    from neonext_ms.training.data.datasets import FolderSet, open_dataset
+    from neonext_ms.training.data.datasets import open_dataset
+    from neonext_ms.training.data.image_sets import FolderSet
 
     image_set = open_dataset(DataConfig(dataset=DIGITS))[1] if images == DIGITS else FolderSet(Path(images))
     steps = Preprocessing.from_dict(preprocessing or {})

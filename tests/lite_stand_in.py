@@ -1,4 +1,4 @@
-"""A stand-in for mindspore_lite, by its Python API: what it is given, what it refuses, in what order it is called."""
+"""A stand-in for mindspore_lite, by its Python API: what it is given, what it rejects, in what order it is called."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ CLAIMS = {
     "as fast as Python (both on a V100, in PyTorch)",
     "share": "NeoCells are a small part of the whole model",
     "convnext": "NeoNeXt in place of ConvNeXt",
+    "neoinit": "networks train better from NeoInit than from noise alone (Table 3)",
 }
 
 

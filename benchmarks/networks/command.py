@@ -26,7 +26,7 @@ neonext-export gives NeoNeXt's own files. None of this has run on a device."""
 def build_parser() -> Parser:
     """The command line of neonext-bench write."""
     from neonext_ms.export.command import parse_batch
-    from neonext_ms.export.om.atc import PRECISIONS
+    from neonext_ms.export.om.options import PRECISION_MODES
 
     parser = Parser(prog="neonext-bench write", description=DESCRIPTION)
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; see --list")
@@ -38,7 +38,7 @@ def build_parser() -> Parser:
         "--batch", type=parse_batch, default=(1,), help="dynamic, or sizes with a file each (default 1)"
     )
     parser.add_argument("--soc", help="the device for build_om.sh, such as Ascend310P3")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="for build_om.sh (default fp16)")
+    parser.add_argument("--precision", choices=PRECISION_MODES, default="fp16", help="for build_om.sh (default fp16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     parser.add_argument("--output", default=".", metavar="DIR", help="folder for the files (default: this one)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -69,11 +69,10 @@ def write_all(args) -> list[dict]:
         for each network file its path, size, name, form, target, batch (None: dynamic) and image size; with a
         device, a last row for the script.
     """
-    from neonext_ms.export.om import atc
-    from neonext_ms.ops.soc import soc
+    from neonext_ms.export.om.options import OmOptions
+    from neonext_ms.export.om.target import COMPILERS, Job, write_script
 
-    device = soc(args.soc) if args.soc else None
-    target = args.target or ("cann" if device else "onnx")
+    target = args.target or ("cann" if args.soc else "onnx")
     output, rows, jobs = Path(args.output), [], []
     with staging(output) as stage:
         todo = [(name, batch) for name in dict.fromkeys(args.names) for batch in args.batch or (None,)]
@@ -87,11 +86,12 @@ def write_all(args) -> list[dict]:
             rows.append({"file": path.name, "bytes": path.stat().st_size, **row})
             if target == "cann":
                 _advise(path)
-            if device:
-                options = atc.OmOptions(device, tuple(size), (batch,), args.precision)
-                jobs.append(atc.OmJob(path.name, stem, options))
+            if args.soc:
+                options = OmOptions(args.soc, args.precision)
+                jobs.append(Job(stem, tuple(size), (batch,), options, COMPILERS["atc"], onnx_suffix=".onnx"))
+                jobs[-1].check()
         if jobs:
-            rows.append({"file": atc.write_script(stage / atc.SCRIPT, jobs).name})
+            rows.append({"file": write_script(jobs, stage)})
         for row in rows:
             row["file"] = str(publish(stage / row["file"], output / row["file"]))
     if jobs:

@@ -1,4 +1,4 @@
-"""Figures with matplotlib, which is an optional dependency (the extra `plot`)."""
+"""Figures with matplotlib, without a display."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .files import atomic
 
 
 def pyplot():
-    """Import matplotlib's pyplot for files, without a display.
+    """Return matplotlib's pyplot for figures that are written to files.
 
     Raises:
         ToolchainError: matplotlib is not installed.
@@ -18,7 +18,7 @@ def pyplot():
         import matplotlib
     except ImportError as error:
         raise ToolchainError(
-            'matplotlib is not installed, and drawing needs it. Install it with: pip install "neonext_ms[plot]"'
+            'matplotlib is required for drawing, but not installed. Install it with: pip install "neonext_ms[plot]"'
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

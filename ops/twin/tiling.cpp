@@ -1,4 +1,5 @@
-// The operators' tiling function for Python: numbers in, bytes of NeoCellTiling out.
+// The operators' tiling function for Python (neo_cell.py): numbers in, the bytes of NeoCellTiling out. Python treats
+// those bytes as opaque, so the struct may change without a change here.
 #include "neo_cell_tiling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -8,7 +9,8 @@ EXPORT int32_t neo_cell_tiling_bytes()
     return static_cast<int32_t>(sizeof(NeoCellTiling));
 }
 
-// `numbers`: cores, UB bytes, then NeoCellProblem in its order, with 7 numbers for each run. Returns nullptr or why not.
+// `numbers`: cores, UB bytes, then the fields of NeoCellProblem in order, with 7 numbers per run. Returns nullptr, or
+// the reason why there is no tiling.
 EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* tiling)
 {
     NeoCellProblem problem{};
@@ -29,7 +31,7 @@ EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* t
     return NeoCellMakeTiling(problem, device, *tiling);
 }
 
-// Rows of coefficients of either side and the cores used: what a caller has to know of a tiling.
+// The fields that a caller of the kernel needs, in the order of _FACTS in neo_cell.py.
 EXPORT void neo_cell_tiling_facts(const NeoCellTiling* tiling, int32_t* facts)
 {
     facts[0] = tiling->totalA;

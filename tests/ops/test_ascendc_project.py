@@ -52,7 +52,9 @@ def test_mindspore_passes_the_same_attributes():
     from neonext_ms.ops import ascend
 
     kinds = {"INTS": "listInt", "INT": "int"}
-    assert list(ascend.ATTRIBUTES.items()) == [(name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()]
+    assert list(ascend.OPERATOR_ATTRIBUTES.items()) == [
+        (name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()
+    ]
 
 
 def test_plugin_reads_every_attribute_by_its_type():
@@ -97,7 +99,7 @@ def test_families_and_their_bfloat16_are_those_of_the_device_table():
     for soc in SOCS.values():
         if soc.family in families:
             assert families[soc.family] == str(soc.bf16).lower(), soc.name
-    # The older 910 is the one family that the kernels are not made for.
+    # The older 910 is the one family that the kernels do not support.
     assert {soc.family for soc in SOCS.values()} - set(families) == {"ascend910"}
 
 
@@ -193,7 +195,7 @@ def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
 
     assert read(json.dumps({"attribute": attributes})) == expected
     assert read('{"attribute": []}') == []
-    # Cut off anywhere, it is refused, and never read beyond its end.
+    # Cut off anywhere, it is rejected, and never read beyond its end.
     assert all(read(whole[:length]) == ["refused"] for length in range(0, len(whole) - 1, 7))
     assert read('{"other": []}') == read("") == read("[]") == ["refused"]
 

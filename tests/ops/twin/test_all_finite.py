@@ -66,8 +66,8 @@ def test_finds_what_is_not_finite(kernel, dtype, blocks, bad):
 def test_its_unordered_padding_is_named(kernel):
     """CopyInPad fills the buffer on V and copies over it on MTE2 with no event between the two."""
     x = np.zeros(TILE - 77, np.float16)
-    with pytest.raises(twin.TwinError) as caught:
-        _launch(kernel, x, 1, "refuse")
+    with pytest.raises(twin.SimulatorError) as caught:
+        _launch(kernel, x, 1, "raise")
     assert caught.value.rule == "write-after-write"
     line = Path(caught.value.file).read_text().splitlines()[caught.value.line - 1]
     assert line.strip().startswith("DataCopyPad(")

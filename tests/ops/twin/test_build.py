@@ -147,5 +147,5 @@ def test_a_bare_pointer_beyond_the_end(source):
         '#include "kernel_operator.h"\n'
         'extern "C" __global__ __aicore__ void put(GM_ADDR gy) { reinterpret_cast<int32_t*>(gy)[1] = 7; }\n'
     )
-    with pytest.raises(twin.TwinError, match="bare pointer"):
+    with pytest.raises(twin.SimulatorError, match="bare pointer"):
         _put(source)

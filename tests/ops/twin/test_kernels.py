@@ -269,7 +269,7 @@ def test_atomic_sum_of_cores_and_padded_copies():
     y = np.ones(45, np.float32)
     _kernel("add_up").launch([x, y], blocks=4, outputs=(1,), initialised=(1,))
     assert np.array_equal(y, 1 + 4 * x)
-    with pytest.raises(twin.TwinError, match="gm-unwritten"):
+    with pytest.raises(twin.SimulatorError, match="gm-unwritten"):
         _kernel("add_up").launch([x, y], blocks=4, outputs=(1,))
 
 

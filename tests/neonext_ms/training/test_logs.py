@@ -6,10 +6,6 @@ import struct
 import pytest
 
 from neonext_ms.commands import plot
-from neonext_ms.common.errors import InputError
-from neonext_ms.training import ablation
-from neonext_ms.training.ablation import Trial, run_trials, summarise, table
-from neonext_ms.training.config.schema import make_config
 from neonext_ms.training.runlog import RunLog, read_csv
 from neonext_ms.training.tensorboard import EventFile, crc32c
 
@@ -72,41 +68,3 @@ def test_plot_without_a_log_or_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     assert plot.main([str(_log(tmp_path / "run"))]) == 3
     assert 'pip install "neonext_ms[plot]"' in capsys.readouterr().err
-
-
-def test_summary_leaves_out_what_diverged():
-    trials = [Trial("neoinit", seed, top1, 1.0, False) for seed, top1 in enumerate((0.5, 0.7))]
-    trials += [Trial("normal", 0, 0.4, 1.0, False), Trial("normal", 1, 0.0, None, True)]
-    summary = summarise(trials)
-    assert summary["neoinit"]["mean"] == pytest.approx(0.6) and summary["neoinit"]["diverged"] == 0
-    assert summary["neoinit"]["deviation"] == pytest.approx(0.2 / 2**0.5)
-    assert (summary["normal"]["mean"], summary["normal"]["deviation"], summary["normal"]["diverged"]) == (0.4, None, 1)
-    assert [line.split()[0] for line in table(summary)[1:]] == ["neoinit", "normal"]
-    with pytest.raises(InputError, match="no runs"):
-        summarise([])
-
-
-def test_trials_differ_in_one_value_and_the_seed(tmp_path, monkeypatch):
-    from neonext_ms.training import trainer
-
-    seen = []
-
-    class FakeTrainer:
-        train_images = type("Images", (), {"classes": tuple("ab")})
-
-        def __init__(self, config, *arguments):
-            seen.append(config)
-
-        def run(self):
-            if seen[-1].run.seed == 1:
-                raise trainer.NotFiniteError("nan")
-            return {"last": {"model": {"top1": 0.9, "loss": 0.1}}}
-
-    monkeypatch.setattr(trainer, "Trainer", FakeTrainer)
-    trials = run_trials("neoinit", make_config({}), range(2), tmp_path, print, print)
-    assert [(t.value, t.seed, t.diverged) for t in trials] == [
-        ("neoinit", 0, False), ("normal", 0, False), ("neoinit", 1, True), ("normal", 1, True),
-    ]  # fmt: skip
-    assert [config.model.neocell_init for config in seen] == ["neoinit", "normal"] * 2
-    assert [config.run.seed for config in seen] == [0, 0, 1, 1]
-    assert len({config.run.output for config in seen}) == 4 and ablation.ABLATIONS.keys() == {"neoinit"}

@@ -1,4 +1,4 @@
-"""Every rule of the twin is broken by a small kernel; the refusal names the rule, the line and the numbers."""
+"""Every rule of the simulator is broken by a small kernel; the error names the rule, the line and the numbers."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from neonext_ms.ops import twin
+from neonext_ms.ops.twin.build import INCLUDE
 
 KERNELS = Path(__file__).with_name("kernels")
 SOURCE = KERNELS / "refused.cpp"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "operator.md"
+# (id, text, "true" for a hazard) of every rule in the table of the headers.
+RULES = re.findall(
+    r'\{Rule::\w+,\s*"([\w-]+)",\s*"([^"]+)",\s*(true|false)\}', (INCLUDE / "twin" / "rules.h").read_text()
+)
 
 
 def _cases():
@@ -34,19 +40,24 @@ def _kernel(entry):
 
 
 @pytest.mark.parametrize(("entry", "blocks", "line", "rule", "text"), CASES)
-def test_a_mistake_is_refused(entry, blocks, line, rule, text, arguments):
-    with pytest.raises(twin.TwinError) as caught:
+def test_a_mistake_is_an_error(entry, blocks, line, rule, text, arguments):
+    with pytest.raises(twin.SimulatorError) as caught:
         alone = {"isolated": True, "timeout": 0.3} if rule in ("crash", "time-out") else {}
         _kernel(entry).launch(arguments, blocks=blocks, outputs=(1,), **alone)
     error = caught.value
     assert (error.rule, error.line, Path(error.file)) == (rule, line, SOURCE), str(error)
     assert text in error.finding.text
     assert f"{SOURCE}:{line}: " in str(error)
-    assert np.all(arguments[1] == 7), "a refused kernel leaves its outputs alone"
+    assert np.all(arguments[1] == 7), "a kernel that breaks a rule leaves its outputs alone"
 
 
 def test_every_rule_has_a_bad_kernel():
-    assert {case.values[3] for case in CASES} == set(twin.rules())
+    assert {case.values[3] for case in CASES} == {name for name, _, _ in RULES}
+
+
+def test_the_table_of_rules_in_the_docs():
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", DOCS.read_text(), re.MULTILINE)
+    assert rows == [(name, ("*hazard*: " if hazard == "true" else "") + text) for name, text, hazard in RULES]
 
 
 @pytest.mark.parametrize("entry", ["copy_onto_a_fill", "set_for_nobody", "ub_never_written", "gm_read_back_at_once"])
@@ -57,5 +68,5 @@ def test_hazards_can_be_listed(entry, arguments):
 
 
 def test_other_rules_are_never_only_listed(arguments):
-    with pytest.raises(twin.TwinError, match="ub-bounds"):
+    with pytest.raises(twin.SimulatorError, match="ub-bounds"):
         _kernel("ub_copy_past_the_end").launch(arguments, blocks=1, outputs=(1,), hazards="report")
