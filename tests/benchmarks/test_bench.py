@@ -382,7 +382,7 @@ def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = bench(capsys, "report", path, "--output", tmp_path / "plain")
     assert code == 0 and [p.name for p in (tmp_path / "plain").iterdir()] == ["run.md"]
-    assert "no pictures: matplotlib is not installed" in err and len(err.splitlines()) == 2
+    assert "no pictures: matplotlib is required" in err and len(err.splitlines()) == 2
 
 
 def test_reports_inside_a_page(tmp_path, capsys):
