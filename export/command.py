@@ -158,7 +158,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         raise UsageError(f"--{option} belongs to the target om. Give --soc too")
     preprocessing = None
     if args.preprocess:
-        from neonext_ms.images.images import preprocessing_from_file
+        from neonext_ms.images.preprocessing import preprocessing_from_file
 
         preprocessing = preprocessing_from_file(args.preprocess)
     return Request(
