@@ -288,7 +288,7 @@ def _metadata(source: Source, request: Request, sizes: Sequence[Size]) -> dict[s
     labels = list(request.labels if request.labels is not None else source.metadata.get("labels") or [])
     if labels and len(labels) != architecture.num_classes:
         raise InputError(
-            f"{len(labels)} labels for {architecture.num_classes} classes. Give one label for each class, in order"
+            f"{len(labels)} labels for {architecture.num_classes} classes. Pass one label for each class, in order."
         )
     preprocessing = request.preprocessing or Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
     return {

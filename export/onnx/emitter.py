@@ -56,7 +56,7 @@ def emit(
     if sum(array.size for layer in graph.layers for array in layer.arrays.values()) * itemsize > files.MAX_BYTES:
         raise InputError(
             "the model is over protobuf's limit of 2 GB. Write it with its weights in a second file (emitter.save), or "
-            "export a smaller one"
+            "export a smaller one."
         )
     return _emit(graph, batch, format, metadata, None)
 
@@ -195,8 +195,8 @@ class _Emitter:
             half = array.astype(self.dtype)
         if not np.isfinite(half).all() and np.isfinite(array).all():
             raise InputError(
-                f"{name} has values up to {np.abs(array).max():.3g}, which {self.dtype} cannot hold; "
-                "use bfloat16 or float32"
+                f"{name} has values up to {np.abs(array).max():.3g}, which {self.dtype} cannot hold. "
+                "Use bfloat16 or float32."
             )
         return half
 
@@ -231,7 +231,7 @@ class _Emitter:
 
     def neocell(self, layer: Layer) -> None:
         if self.format.neocell != "custom":
-            raise InputError(f"{layer.name}: a NeoCell has to be lowered before it is emitted; see lower.lower")
+            raise InputError(f"{layer.name}: a NeoCell has to be lowered before it is emitted. Call lower.lower.")
         spec = layer.attributes["spec"]
         coef_a, coef_b = pack(spec, *neocell_weights(layer))
         inputs = [self.tensor(f"{layer.name}.coef_a", coef_a), self.tensor(f"{layer.name}.coef_b", coef_b)]
