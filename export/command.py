@@ -153,7 +153,7 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for the target om; give --soc too")
     preprocessing = None
     if args.preprocess:
-        from neonext_ms.images.images import preprocessing_from_file
+        from neonext_ms.images.preprocessing import preprocessing_from_file
 
         preprocessing = preprocessing_from_file(args.preprocess)
     return Request(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from neonext_ms import __version__
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
+from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
@@ -166,7 +166,7 @@ def source_of_name(name: str, shifts: Sequence[int] | None = None, seed: int = 0
 
 def source_of_model(model, name: str = "neonext") -> Source:
     """A live `NeoNeXt` as a source; the model is only read."""
-    from neonext_ms.models.neonext import model_arrays
+    from neonext_ms.models.weights import model_arrays
 
     return Source(model_arrays(model), model.architecture, name)
 
