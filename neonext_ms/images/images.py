@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from neonext_ms.common.errors import InputError, nearest
-from neonext_ms.common.files import explain, read_yaml
+from neonext_ms.common.files import explain
+from neonext_ms.common.yaml_file import read_yaml
 
 from .preprocessing import Preprocessing
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError, UsageError, nearest
-from neonext_ms.common.files import read_yaml
+from neonext_ms.common.yaml_file import read_yaml
 
 BASE = "base"
 
