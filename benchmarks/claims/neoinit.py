@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="configuration of all runs")
     parser.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="runs of each kind (default 5)")
     parser.add_argument("--output", default="runs/ablate_neoinit", metavar="FOLDER", help="folder of the runs")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change in the configuration, after all options")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change, after all options")
 
 
 def measure(args: argparse.Namespace) -> dict:
