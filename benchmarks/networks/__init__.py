@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from neonext_ms.export.graph import DeployGraph
-    from neonext_ms.export.onnx.format import Flavour
+    from neonext_ms.export.onnx.format import Format
 
     from .builder import GraphBuilder
 
@@ -184,7 +184,7 @@ def build(
     form: str = "plain",
     seed: int | None = 0,
     target: str = "onnx",
-    flavour: Flavour | None = None,
+    format: Format | None = None,
 ) -> onnx.ModelProto:
     """A network as ONNX.
 
@@ -194,9 +194,9 @@ def build(
         image_size: height and width in pixels.
         form: "plain" is the graph that PyTorch's exporter gives, "folded" the deployment form.
         seed: of the random weights; for the plain form None leaves their values out, for who only counts.
-        target: of the folded form: "onnx" for onnxruntime, "cann" for ATC (`export.flavour.CANN`). The plain form is
+        target: of the folded form: "onnx" for onnxruntime, "cann" for ATC (`export.format.CANN`). The plain form is
             the same for both.
-        flavour: of the folded form, instead of the target's.
+        format: of the folded form, instead of the target's.
 
     Returns:
         a model with input `input` (batch, 3, H, W) and output `logits` (batch, 1000), float32.
@@ -211,8 +211,8 @@ def build(
     _check(target, TARGETS, "target")
     if form == "plain":
         return assemble(name, batch, image_size, seed).model()
-    graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
-    return emitter.emit(graph, batch, flavour=flavour)
+    graph, format = _lowered(name, batch, image_size, seed, target, format)
+    return emitter.emit(graph, batch, format=format)
 
 
 def write(
@@ -224,7 +224,7 @@ def write(
     image_size: tuple[int, int] = (224, 224),
     form: str = "folded",
     seed: int = 0,
-    flavour: Flavour | None = None,
+    format: Format | None = None,
 ) -> Path:
     """Write a network as an ONNX file, for a run elsewhere; the file is there as a whole or not at all.
 
@@ -243,29 +243,31 @@ def write(
 
     from neonext_ms.common.files import atomic
     from neonext_ms.export.onnx import emitter
+    from neonext_ms.export.onnx.save import write_model
 
     _check(form, FORMS, "form")
     _check(target, TARGETS, "target")
     if form == "plain":
         model = assemble(name, batch, image_size, seed).model()
         with atomic(path) as staged:
-            emitter.write(model, staged)
+            write_model(model, staged)
     else:
-        graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
+        graph, format = _lowered(name, batch, image_size, seed, target, format)
         with atomic(path) as staged:
-            emitter.save(graph, staged, batch, flavour)
+            emitter.save(graph, staged, batch, format)
     return Path(path)
 
 
-def _lowered(name, batch, image_size, seed, target, flavour):
-    from neonext_ms.export.onnx.format import CANN, Flavour, lower
+def _lowered(name, batch, image_size, seed, target, format):
+    from neonext_ms.export.lower import lower
+    from neonext_ms.export.onnx.format import CANN, Format
 
     if batch is not None and batch < 1:
         raise InputError(f"{name}: a batch has at least 1 image, got {batch}")
     if seed is None:
         raise UsageError(f"{name}: the folded form is made of its weights; give a seed")
-    flavour = flavour or (CANN if target == "cann" else Flavour())
-    return lower(deploy_graph(name, image_size=image_size, seed=seed), flavour), flavour
+    format = format or (CANN if target == "cann" else Format())
+    return lower(deploy_graph(name, image_size=image_size, seed=seed), format), format
 
 
 def _check(value: str, known: tuple[str, ...], what: str) -> None:
