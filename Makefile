@@ -54,7 +54,7 @@ bench: $(READY) ## measure the ratios of README on this machine
 	$(BIN)/neonext-bench --models neonext_t.released_224,convnext_t --naive --batch 1,8
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
 	$(BIN)/python -m neonext_ms.benchmarks.train_step
-	$(BIN)/python -m neonext_ms.benchmarks.latency.block_model --models t --image-size 224
+	$(BIN)/neonext-bench estimate blocks neocell --models t --image-size 224
 	$(BIN)/python -m neonext_ms.benchmarks.cost_watch
 
 # It finds what it lacks in .venv, so that neonext-bench runs in it too; nothing of it reaches .venv.

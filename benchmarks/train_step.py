@@ -53,7 +53,7 @@ class _Ours:
         import numpy as np
         from mindspore import Tensor
 
-        from neonext_ms.models.neonext import create_model
+        from neonext_ms.models.factory import create_model
         from neonext_ms.models.registry import model_config
         from neonext_ms.training.step import TrainStep, last, result_of
 

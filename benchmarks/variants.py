@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from neonext_ms.common.cli import Parser, comma_list, note, parse_shifts, parse_size, positive_int, print_json, run
 from neonext_ms.common.errors import ToolchainError, UsageError
@@ -26,7 +27,7 @@ BASE = "float32"
 # Name -> runtime, and whether the variant has a file of its own.
 VARIANTS = {"bf16": ("openvino-bf16", False), "int8": ("onnxruntime", True)}
 ROUNDS = 30
-DIGITS = "digits"
+DIGITS: Final = "digits"
 
 
 def deviation(reference, logits, labels: Sequence[int]) -> dict:

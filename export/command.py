@@ -80,8 +80,8 @@ def build_parser() -> Parser:
     add("--precision", metavar="MODE", help="fp16 (default), mixed_float16, mixed_bfloat16, origin or "
         "cube_fp16in_fp32out")  # fmt: skip
     add("--aipp", action="store_true", help="normalize on the device, from uint8 images")
-    add("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file of neonext-compare, or names "
-        "separated by commas")  # fmt: skip
+    add("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file of neonext-compare, or "
+        "names separated by commas")  # fmt: skip
     add("--via", metavar="TOOL", help="compiler: atc (default) or lite, the converter of MindSpore Lite")
     add("--dry-run", action="store_true", help="print the exact commands and write nothing")
     add("--timeout", type=seconds, metavar="S", help="time limit for each file in seconds (default 3600)")
@@ -92,8 +92,8 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar="FOLDER", help="folder of the files, or the file of a single target")
     add("--name", help="base name of the files (default: the checkpoint's name)")
-    add("--labels", metavar="FILE|FOLDER", help="class names to record: one per line, or a folder with a folder for each "
-        "class")  # fmt: skip
+    add("--labels", metavar="FILE|FOLDER", help="class names to record: one per line, or a folder with a folder for "
+        "each class")  # fmt: skip
     add("--preprocess", metavar="FILE.yaml", help="preprocessing to record")
     add("--list-targets", action="store_true", help="list the targets and what each needs, and exit")
     add("--json", action="store_true", help="print one JSON document")
@@ -158,7 +158,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         raise UsageError(f"--{option} belongs to the target om. Give --soc too")
     preprocessing = None
     if args.preprocess:
-        from neonext_ms.images.images import preprocessing_from_file
+        from neonext_ms.images.preprocessing import preprocessing_from_file
 
         preprocessing = preprocessing_from_file(args.preprocess)
     return Request(

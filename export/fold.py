@@ -69,7 +69,9 @@ def channels_first(graph: DeployGraph) -> DeployGraph:
     changes = []
     for start in graph.layers:
         run = _run_in_nhwc(graph, start, consumers)
+        # At least one layer between two transposes; a run that ends otherwise needs its layout.
         if len(run) > 2 and run[-1].op == "transpose" and run[-1].attributes["order"] == NCHW:
+            # Values inside keep their names in another layout; `neonext-compare` transposes them.
             inside = [_in_nchw(layer) for layer in run[1:-1]]
             inside[0] = replace(inside[0], inputs=start.inputs)
             inside[-1] = replace(inside[-1], output=run[-1].output)

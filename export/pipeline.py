@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from neonext_ms import __version__
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
 from neonext_ms.common.text import format_size
+from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.registry import identify
 from neonext_ms.runtime.mindspore import load_mindspore

@@ -80,7 +80,7 @@ class Source:
     @classmethod
     def from_model(cls, model: NeoNeXt, name: str = "neonext") -> Source:
         """Copy the weights of a live model."""
-        from neonext_ms.models.neonext import model_arrays
+        from neonext_ms.models.weights import model_arrays
 
         return cls(model_arrays(model), model.architecture, name)
 

@@ -23,7 +23,7 @@ from .spec import NeoCellSpec
 # Limits of the kernels (ops/ascendc/op_kernel/neo_cell_tiling.h).
 MOST_RUNS = 64
 LARGEST_MATRIX = 32
-DTYPES = (ms.float16, ms.float32, ms.bfloat16)
+OPERATOR_DTYPES = (ms.float16, ms.float32, ms.bfloat16)
 
 FORWARD = "aclnnNeoCell"
 GRADIENT = "aclnnNeoCellGrad"
@@ -43,7 +43,7 @@ def operator_available(spec: NeoCellSpec, dtype: ms.Type) -> bool:
 def _supported(spec: NeoCellSpec, dtype: ms.Type) -> bool:
     runs = plan(spec).attributes
     sizes = [size for name in ("h_in", "h_out", "w_in", "w_out") for size in runs[name]]
-    return dtype in DTYPES and len(runs["channels"]) <= MOST_RUNS and max(sizes) <= LARGEST_MATRIX
+    return dtype in OPERATOR_DTYPES and len(runs["channels"]) <= MOST_RUNS and max(sizes) <= LARGEST_MATRIX
 
 
 @lru_cache(maxsize=1)

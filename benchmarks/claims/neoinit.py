@@ -47,13 +47,13 @@ def measure(args: argparse.Namespace) -> dict:
     except StoppedError as stopped:
         note(f"stopped: {stopped}")
         raise KeyboardInterrupt from stopped
-    figure: Path | None = Path(args.output) / "neoinit.png"
+    plot: str | None = str(Path(args.output) / "neoinit.png")
     try:
-        _draw(summary, figure)
+        _draw(summary, Path(args.output) / "neoinit.png")
     except ToolchainError as error:
         note(f"note: no figure: {error}")
-        figure = None
-    return {"summary": summary, "plot": str(figure) if figure else None}
+        plot = None
+    return {"summary": summary, "plot": plot}
 
 
 def run_trials(config, seeds: Sequence[int], output: Path) -> list[dict]:

@@ -214,6 +214,7 @@ class _Emitter:
     def space_to_depth(self, layer: Layer) -> None:
         p = layer.attributes["block"]
         c, h, w = self.shapes[layer.inputs[0]]
+        # -1 stands for the batch, which may be dynamic.
         split = self.tensor(f"{layer.name}.split_shape", np.array([-1, c, h // p, p, w // p, p], np.int64))
         merged = self.tensor(f"{layer.name}.merged_shape", np.array([-1, c * p * p, h // p, w // p], np.int64))
         x = self.node("Reshape", [layer.inputs[0], split], f"{layer.name}.split")
@@ -258,7 +259,7 @@ class _Emitter:
 
     def linear(self, layer: Layer) -> None:
         if len(self.shapes[layer.inputs[0]]) == 1:
-            # The classifier: one node with its bias, which also works on a single axis of features only.
+            # The classifier: Gemm has the bias in the same node, and takes one axis of features only.
             self.node("Gemm", [*layer.inputs, *self.tensors(layer)], layer.output, layer.name, transB=1)
             return
         inputs = [*layer.inputs, self.tensor(f"{layer.name}.weight", layer.arrays["weight"].T)]
@@ -328,6 +329,7 @@ class _Emitter:
         self.node("Flatten", [x], layer.output, layer.name)
 
     def crop(self, layer: Layer) -> None:
+        # From opset 10 on, Slice takes its bounds as inputs.
         ends = self.tensor(f"{layer.name}.ends", np.array(layer.attributes["size"], np.int64))
         starts, axes = self.constant("origin", [0, 0], np.int64), self.constant("map_axes", [2, 3], np.int64)
         self.node("Slice", [*layer.inputs, starts, ends, axes], layer.output, layer.name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json
 from neonext_ms.common.errors import InputError, ParityError, UsageError
 from neonext_ms.common.files import atomic, read_text
+from neonext_ms.common.text import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,8 +131,8 @@ def _print(report: dict[str, Any]) -> None:
     for result in report["operators"]:
         tiling, counts = result["tiling"], result["counts"]
         print(
-            f"{result['operator']}: {tiling['cores']} cores, strips of {tiling['strip_rows']} rows and "
-            f"{tiling['strip_columns']} columns"
+            f"{result['operator']}: {plural(tiling['cores'], 'core')}, strips of {plural(tiling['strip_rows'], 'row')} "
+            f"and {plural(tiling['strip_columns'], 'column')}"
         )
         for name, value in result["outputs"].items():
             print(

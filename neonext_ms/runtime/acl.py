@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 
@@ -45,51 +45,60 @@ _MEANING = {
 
 
 class _Calls:
-    """Checked pyACL calls, and the calls that free what they took.
+    """Checked calls of pyACL by name, and the calls that free what they took.
 
     Args:
         place: file or device that messages name.
+
+    Raises:
+        InputError: a call fails; the message names it.
     """
 
     def __init__(self, place: str):
         self.place = place
-        self._undo: list[tuple[str, Callable[[], int]]] = []
+        self._undo: list[tuple] = []
 
-    def check(self, call: str, code: int) -> None:
-        """Raises:
-        InputError: a call returned something else than 0.
-        """
+    @staticmethod
+    def plain(name: str, *arguments):
+        """Return the result of a call that cannot fail, such as `mdl.get_num_inputs`."""
+        import acl
+
+        return attrgetter(name)(acl)(*arguments)
+
+    def check(self, name: str, *arguments) -> None:
+        """Make a call that returns a code, 0 for success."""
+        if code := self.plain(name, *arguments):
+            raise self._failure(name, code)
+
+    def value(self, name: str, *arguments):
+        """Return the value of a call that returns a value and a code."""
+        value, code = self.plain(name, *arguments)
         if code:
-            meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
-            raise InputError(f"{self.place}: {call} failed with {code} ({meaning})")
-
-    def value(self, call: str, result: tuple):
-        """Return the value of a call that returns it with a code, which has to be 0."""
-        value, code = result
-        self.check(call, code)
+            raise self._failure(name, code)
         return value
 
-    def handle(self, call: str, handle):
+    def _failure(self, name: str, code: int) -> InputError:
+        meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
+        return InputError(f"{self.place}: acl.{name} failed with {code} ({meaning})")
+
+    def handle(self, name: str, *arguments):
         """Return the result of a call that returns 0 or None on failure."""
+        handle = self.plain(name, *arguments)
         if not handle:
-            raise InputError(f"{self.place}: {call} returned nothing; is the device out of memory?")
+            raise InputError(f"{self.place}: acl.{name} returned nothing; is the device out of memory?")
         return handle
 
-    def later(self, call: str, function: Callable, *arguments) -> None:
+    def later(self, name: str, *arguments) -> None:
         """Add a call for `free`."""
-        self._undo.append((call, partial(function, *arguments)))
+        self._undo.append((name, *arguments))
 
     def free(self) -> None:
-        """Make the calls of `later` in reverse order; one failure does not stop the others.
-
-        Raises:
-            InputError: a call failed.
-        """
+        """Make the calls of `later` in reverse order; one failure does not stop the others."""
         failed = []
         while self._undo:
-            call, function = self._undo.pop()
-            if code := function():
-                failed.append(f"{call} returned {code}")
+            name, *arguments = self._undo.pop()
+            if code := self.plain(name, *arguments):
+                failed.append(f"acl.{name} returned {code}")
         if failed:
             raise InputError(f"{self.place}: not everything could be freed: {'; '.join(failed)}")
 
@@ -97,16 +106,15 @@ class _Calls:
 class _Device(_Calls):
     """The device of this process. CANN lets a process initialise pyACL once, so all models share it until the end."""
 
-    def __init__(self, acl, number: int):
+    def __init__(self, number: int):
         super().__init__(f"device {number}")
         self.number = number
         try:
-            self.check("acl.init", acl.init())
-            self.later("acl.finalize", acl.finalize)
-            self.check("acl.rt.set_device", acl.rt.set_device(number))
-            self.later("acl.rt.reset_device", acl.rt.reset_device, number)
-            context = self.value("acl.rt.create_context", acl.rt.create_context(number))
-            self.later("acl.rt.destroy_context", acl.rt.destroy_context, context)
+            self.check("init")
+            self.later("finalize")
+            self.check("rt.set_device", number)
+            self.later("rt.reset_device", number)
+            self.later("rt.destroy_context", self.value("rt.create_context", number))
         except BaseException:
             with contextlib.suppress(InputError):
                 self.free()
@@ -149,13 +157,9 @@ class PyAcl(Runtime):
             signature = self._signature()
             self._datasets = {side: self._dataset(side) for side in ("input", "output")}
             if self._extra_inputs():
-                index = self._calls.value(
-                    "acl.mdl.get_input_index_by_name", self._acl.mdl.get_input_index_by_name(self._desc, _DYNAMIC_INPUT)
-                )
-                self._calls.check(
-                    "acl.mdl.set_dynamic_batch_size",
-                    self._acl.mdl.set_dynamic_batch_size(self._model, self._datasets["input"], index, settings.batch),
-                )
+                index = self._calls.value("mdl.get_input_index_by_name", self._desc, _DYNAMIC_INPUT)
+                dataset = self._datasets["input"]
+                self._calls.check("mdl.set_dynamic_batch_size", self._model, dataset, index, settings.batch)
             self._batch = settings.batch
             self._shapes = [self._output(i, signature) for i in range(len(self._buffers["output"]))]
         except BaseException:
@@ -163,76 +167,76 @@ class PyAcl(Runtime):
             raise
 
     def _open(self, path: str, settings: Settings) -> None:
-        import acl
-
         self.close()
         check_file(path)
-        self._calls, self._acl = _Calls(path), acl
+        calls = self._calls = _Calls(path)
         if PyAcl._device is None:
-            PyAcl._device = _Device(acl, settings.device)
+            PyAcl._device = _Device(settings.device)
         elif PyAcl._device.number != settings.device:
             raise InputError(f"{path}: this run uses device {PyAcl._device.number} already; use one device in a run")
-        self._model = self._calls.value("acl.mdl.load_from_file", acl.mdl.load_from_file(path))
-        self._calls.later("acl.mdl.unload", acl.mdl.unload, self._model)
-        self._desc = self._calls.handle("acl.mdl.create_desc", acl.mdl.create_desc())
-        self._calls.later("acl.mdl.destroy_desc", acl.mdl.destroy_desc, self._desc)
-        self._calls.check("acl.mdl.get_desc", acl.mdl.get_desc(self._desc, self._model))
+        self._model = calls.value("mdl.load_from_file", path)
+        calls.later("mdl.unload", self._model)
+        self._desc = calls.handle("mdl.create_desc")
+        calls.later("mdl.destroy_desc", self._desc)
+        calls.check("mdl.get_desc", self._desc, self._model)
 
     def _extra_inputs(self) -> int:
-        return self._acl.mdl.get_num_inputs(self._desc) - 1
+        return self._calls.plain("mdl.get_num_inputs", self._desc) - 1
 
     def _signature(self) -> Signature:
         """Read the signature; a second input is allowed if it only carries the batch size."""
-        acl = self._acl
-        dims = self._calls.value("acl.mdl.get_input_dims", acl.mdl.get_input_dims(self._desc, 0))
+        calls = self._calls
+        dims = calls.value("mdl.get_input_dims", self._desc, 0)
         shape = tuple(size if size > 0 else None for size in dims["dims"])
         batches: Sequence[int | None] = shape[:1]
         if self._extra_inputs():
-            batches = self._calls.value("acl.mdl.get_dynamic_batch", acl.mdl.get_dynamic_batch(self._desc))["batch"]
+            batches = calls.value("mdl.get_dynamic_batch", self._desc)["batch"]
             if self._extra_inputs() != 1 or not batches:
                 raise InputError(
-                    f"{self._calls.place}: expected a model with one input, the images, or with --dynamic_batch_size; "
-                    f"found {self._extra_inputs() + 1} inputs"
+                    f"{calls.place}: expected a model with one input, the images, or with --dynamic_batch_size; found "
+                    f"{self._extra_inputs() + 1} inputs"
                 )
         if None in shape[1:] or not batches or None in batches:
-            raise InputError(
-                f"{self._calls.place}: its input is {shape}; build it with static sizes or --dynamic_batch_size"
-            )
-        dtype = _DTYPES.get(acl.mdl.get_input_data_type(self._desc, 0), "unknown")
+            raise InputError(f"{calls.place}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
+        dtype = _DTYPES.get(calls.plain("mdl.get_input_data_type", self._desc, 0), "unknown")
         # AIPP takes the channels last.
         layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
-        metadata = read_manifest(self._calls.place)[0]
-        name = dims.get("name", "")
-        signature = Signature(
-            name, dtype, shape, tuple(b for b in batches if b), layout, metadata=metadata, source="its manifest"
-        )
-        return signature.checked(self._calls.place)
+        return Signature(
+            dims.get("name", ""),
+            dtype,
+            shape,
+            tuple(batch for batch in batches if batch),
+            layout,
+            metadata=read_manifest(calls.place)[0],
+            source="its manifest",
+        ).checked(calls.place)
 
     def _dataset(self, side: str) -> int:
         """Create a dataset with device memory for every input or output, of the size of the largest batch."""
-        acl, mdl = self._acl, self._acl.mdl
-        dataset = self._calls.handle("acl.mdl.create_dataset", mdl.create_dataset())
-        self._calls.later("acl.mdl.destroy_dataset", mdl.destroy_dataset, dataset)
-        for index in range(getattr(mdl, f"get_num_{side}s")(self._desc)):
-            size = getattr(mdl, f"get_{side}_size_by_index")(self._desc, index)
-            address = self._calls.value("acl.rt.malloc", acl.rt.malloc(size, _HUGE_PAGES_FIRST))
-            self._calls.later("acl.rt.free", acl.rt.free, address)
-            buffer = self._calls.handle("acl.create_data_buffer", acl.create_data_buffer(address, size))
-            self._calls.later("acl.destroy_data_buffer", acl.destroy_data_buffer, buffer)
-            self._calls.value("acl.mdl.add_dataset_buffer", mdl.add_dataset_buffer(dataset, buffer))
+        calls = self._calls
+        dataset = calls.handle("mdl.create_dataset")
+        calls.later("mdl.destroy_dataset", dataset)
+        for index in range(calls.plain(f"mdl.get_num_{side}s", self._desc)):
+            size = calls.plain(f"mdl.get_{side}_size_by_index", self._desc, index)
+            address = calls.value("rt.malloc", size, _HUGE_PAGES_FIRST)
+            calls.later("rt.free", address)
+            buffer = calls.handle("create_data_buffer", address, size)
+            calls.later("destroy_data_buffer", buffer)
+            calls.value("mdl.add_dataset_buffer", dataset, buffer)
             self._buffers[side].append((address, size))
         return dataset
 
     def _output(self, index: int, signature: Signature) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype of an output at the batch that was set; its dims are those of the largest batch."""
-        dims = self._calls.value("acl.mdl.get_output_dims", self._acl.mdl.get_output_dims(self._desc, index))["dims"]
-        code = self._acl.mdl.get_output_data_type(self._desc, index)
+        place = self._calls.place
+        dims = self._calls.value("mdl.get_output_dims", self._desc, index)["dims"]
+        code = self._calls.plain("mdl.get_output_data_type", self._desc, index)
         if code not in _DTYPES:
-            raise InputError(f"{self._calls.place}: output {index} has the data type {code}, which NumPy does not have")
+            raise InputError(f"{place}: output {index} has the data type {code}, which NumPy does not have")
         shape = (self._batch, *dims[1:]) if dims and len(signature.batches or ()) > 1 else tuple(dims)
         dtype = np.dtype(_DTYPES[code])
         if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self._buffers["output"][index][1]:
-            raise InputError(f"{self._calls.place}: output {index} is {dtype} {shape}, which its buffer cannot hold")
+            raise InputError(f"{place}: output {index} is {dtype} {shape}, which its buffer cannot hold")
         return shape, dtype
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
@@ -240,18 +244,15 @@ class PyAcl(Runtime):
         array = np.ascontiguousarray(arrays[0])
         if len(self._buffers["input"]) == 1 and array.nbytes != size:
             raise InputError(f"{self._calls.place}: its input takes {size} bytes, these images are {array.nbytes}")
-        result = self._acl.rt.memcpy(address, size, array.ctypes.data, array.nbytes, _HOST_TO_DEVICE)
-        self._calls.check("acl.rt.memcpy", result)
+        self._calls.check("rt.memcpy", address, size, array.ctypes.data, array.nbytes, _HOST_TO_DEVICE)
 
     def execute(self) -> None:
-        data = self._datasets
-        self._calls.check("acl.mdl.execute", self._acl.mdl.execute(self._model, data["input"], data["output"]))
+        self._calls.check("mdl.execute", self._model, self._datasets["input"], self._datasets["output"])
 
     def copy_out(self) -> list[np.ndarray]:
         outputs = [np.empty(shape, dtype) for shape, dtype in self._shapes]
         for (address, _), output in zip(self._buffers["output"], outputs, strict=True):
-            result = self._acl.rt.memcpy(output.ctypes.data, output.nbytes, address, output.nbytes, _DEVICE_TO_HOST)
-            self._calls.check("acl.rt.memcpy", result)
+            self._calls.check("rt.memcpy", output.ctypes.data, output.nbytes, address, output.nbytes, _DEVICE_TO_HOST)
         return outputs
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class MindSpore(Runtime):
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         ms = self._import(settings)
-        from neonext_ms.models.neonext import build_model
+        from neonext_ms.models.factory import build_model
 
         # Operator by operator it takes three to twenty times as long; compiling pays from the second batch on.
         self._cell = ms.jit(build_model(architecture, self._checkpoint.arrays).construct)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from neonext_ms.common.text import one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_metadata
+
+# onnxruntime's names of types -> NumPy's, where they differ.
+_NUMPY = {"float": "float32", "double": "float64"}
 
 
 class OnnxFileRuntime(Runtime):
@@ -25,10 +28,11 @@ class OnnxFileRuntime(Runtime):
         return onnx_signature(path)
 
 
-class OnnxRuntime(OnnxFileRuntime):
+class OnnxRuntime(Runtime):
     """onnxruntime's CPU execution provider. Inputs and outputs are the host's arrays; nothing is copied."""
 
     name = "onnxruntime"
+    suffixes = (".onnx",)
     versions = ("onnxruntime",)
 
     def __init__(self):
@@ -41,7 +45,20 @@ class OnnxRuntime(OnnxFileRuntime):
     def missing(cls) -> str | None:
         return None
 
+    def describe(self, path: str, settings: Settings) -> Signature:
+        # The session states what the file does; reading the file by `onnx_signature` as well would double the time.
+        self.load(path, settings)
+        return _signature(
+            path,
+            [_Value(v.name, _NUMPY.get(v.type[7:-1], v.type[7:-1]), v.shape) for v in self._session.get_inputs()],
+            [_Value(v.name, "", v.shape) for v in self._session.get_outputs()],
+            self._session.get_modelmeta().custom_metadata_map.get(KEY),
+        )
+
     def load(self, path: str, settings: Settings) -> None:
+        if self._session is not None and self._path == path:
+            return
+        check_file(path)
         self._path = path
         try:
             self._session = onnx_session(path, settings.threads)
@@ -194,24 +211,16 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
         InputError: no such file, not an ONNX file, or not a model with one input (N, C, H, W).
     """
     model = read_onnx(path, weights=False)
-    path = os.fspath(path)
     weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise InputError(f"{path}: expected a model with one input, the images; found {len(inputs)}: {names}")
-    shape = _shape(inputs[0])
-    outputs = tuple(value.name for value in model.graph.output)
-    logits = model.graph.output[outputs.index("logits") if "logits" in outputs else 0]
-    return Signature(
-        name=inputs[0].name,
-        dtype=_dtype(inputs[0].type.tensor_type.elem_type),
-        shape=shape,
-        batches=shape[:1] if shape and shape[0] else None,  # type: ignore[arg-type]
-        outputs=outputs,
-        classes=_shape(logits)[1] if len(_shape(logits)) == 2 else None,
-        metadata=_metadata(model, path),
-    ).checked(path)
+    inputs, outputs = (
+        [
+            _Value(value.name, _dtype(value.type.tensor_type.elem_type), [d.dim_value for d in _dims(value)])
+            for value in values
+            if value.name not in weights
+        ]
+        for values in (model.graph.input, model.graph.output)
+    )
+    return _signature(os.fspath(path), inputs, outputs, _metadata_text(model))
 
 
 def describe_onnx(path: str | os.PathLike) -> dict:
@@ -227,21 +236,51 @@ def describe_onnx(path: str | os.PathLike) -> dict:
     def values(tensors):
         return {
             v.name: f"{onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower()} "
-            + "x".join(d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim)
+            + "x".join(d.dim_param or str(d.dim_value) for d in _dims(v))
             for v in tensors
         }
 
+    text = _metadata_text(model)
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "nodes": len(model.graph.node),
         "inputs": values(model.graph.input),
         "outputs": values(model.graph.output),
-        "metadata": _metadata(model, os.fspath(path)),
+        "metadata": {} if text is None else read_metadata(text, f"{os.fspath(path)}: metadata {KEY!r}"),
     }
 
 
-def _shape(value) -> tuple[int | None, ...]:
-    return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
+class _Value(NamedTuple):
+    """An input or output of a graph; `shape` has a positive int for each dimension that is fixed."""
+
+    name: str
+    dtype: str
+    shape: Sequence
+
+
+def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], metadata: str | None) -> Signature:
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise InputError(f"{path}: expected a model with one input, the images; found {len(inputs)}: {names}")
+    shape = _fixed(inputs[0].shape)
+    classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
+    return Signature(
+        name=inputs[0].name,
+        dtype=inputs[0].dtype,
+        shape=shape,
+        batches=(shape[0],) if shape and shape[0] else None,
+        outputs=tuple(value.name for value in outputs),
+        classes=classes[0] if len(classes) == 1 else None,
+        metadata={} if metadata is None else read_metadata(metadata, f"{path}: metadata {KEY!r}"),
+    ).checked(path)
+
+
+def _fixed(shape: Sequence) -> tuple[int | None, ...]:
+    return tuple(d if isinstance(d, int) and d > 0 else None for d in shape)
+
+
+def _dims(value):
+    return value.type.tensor_type.shape.dim
 
 
 def _dtype(code: int) -> str:
@@ -253,6 +292,5 @@ def _dtype(code: int) -> str:
         return onnx.TensorProto.DataType.Name(code).lower() if code else "unknown"
 
 
-def _metadata(model, path: str) -> dict:
-    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
-    return {} if text is None else read_metadata(text, f"{path}: metadata {KEY!r}")
+def _metadata_text(model) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)

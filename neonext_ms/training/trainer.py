@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
-from neonext_ms.checkpoint.infer_architecture import read_architecture
+from neonext_ms.checkpoint.infer_architecture import infer_architecture
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.signals import in_main_thread
@@ -386,7 +386,7 @@ class Trainer:
 
     def _continue(self, path: Path, arrays, progress: Progress) -> None:
         shapes = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
-        network = read_architecture(shapes, str(path))
+        network = infer_architecture(shapes, str(path))
         check_network(network, self.plan.architecture, str(path), "Resume with the configuration of that run.")
         self.step.load_state(arrays, str(path))
         if changes := _changes(progress.config, self.progress.config):

@@ -137,7 +137,7 @@ def bad(tmp_path):
         "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt'; did you mean neonext_t"),
         "unknown name in a list": (["--models", "resnet51"], 1, "did you mean resnet50"),
         "missing file": ([tmp_path / "none.onnx"], 1, "none.onnx: no such file"),
-        "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: not a whole ONNX file"),
+        "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: onnxruntime cannot load it"),
         "another kind of file": ([__file__], 2, "unknown kind of model '.py'"),
         "image size": ([good, "--image-size", 16], 1, "float32 ?x3x8x8, so images of 16x16 do not fit"),
         "batch": ([fixed, "--batch", "1,3"], 1, "takes batches of 2 only (got 1, 3)"),
@@ -383,7 +383,7 @@ def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = bench(capsys, "report", path, "--output", tmp_path / "plain")
     assert code == 0 and [p.name for p in (tmp_path / "plain").iterdir()] == ["run.md"]
-    assert "no pictures: matplotlib is not installed" in err and len(err.splitlines()) == 2
+    assert "no pictures: matplotlib is required" in err and len(err.splitlines()) == 2
 
 
 def test_reports_inside_a_page(tmp_path, capsys):

@@ -15,13 +15,17 @@ from conftest import goldens, relative_max
 from neonext_ms import load_checkpoint
 from neonext_ms.common.errors import InputError, ParityError, UsageError
 from neonext_ms.export import pipeline, verify
+from neonext_ms.export.command import main
 from neonext_ms.export.compare import parity
+from neonext_ms.export.compare.compare import compare_activations, tolerance_for
+from neonext_ms.export.compare.open import open_activations
 from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.graph import original_graph
 from neonext_ms.export.onnx import save
 from neonext_ms.export.onnx.emitter import emit
 from neonext_ms.export.request import Request
 from neonext_ms.export.source import Source
+from neonext_ms.export.tolerances import tolerance
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.runtime.open import open_runtime
@@ -210,3 +214,32 @@ def test_source_of_a_checkpoint_keeps_the_architecture(digits):
     source = _digits(digits)
     assert source.architecture == load_checkpoint(digits, SHIFTS).architecture
     assert source.name == "digits_64"
+
+
+def test_export_checkpoint_writes_what_the_command_writes(digits, tmp_path, capsys):
+    report = pipeline.export_checkpoint(digits, "onnx,onnx-naive", (1, 1, 0, 0), 64, tmp_path / "a", batch=2, opset=17)
+    argv = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--target", "onnx,onnx-naive"]
+    assert main([*argv, "--output", str(tmp_path / "b"), "--batch", "2", "--opset", "17"]) == 0
+    assert sorted(report.files) == ["onnx", "onnx-naive"] and report.missing is None
+    for path in report.files.values():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    printed = capsys.readouterr().out.replace(str(tmp_path / "b"), str(tmp_path / "a"))
+    assert str(report).split("seconds")[0] == printed.split("seconds")[0]
+    with pytest.raises(UsageError, match="--image-size"):
+        pipeline.export_checkpoint(digits, shifts=(1, 1, 0, 0), output=tmp_path / "c")
+    with pytest.raises(TypeError, match="opsett"):
+        pipeline.export_checkpoint(digits, shifts=(1, 1, 0, 0), output=tmp_path / "c", opsett=17)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_verified_file_in_half_precision_passes_neonext_compare(digits, tmp_path, dtype):
+    report = _export(_digits(digits), ["onnx", "onnx-naive"], tmp_path, (64, 64), dtype=dtype)
+    sides = [open_activations(report.files[target]) for target in ("onnx-naive", "onnx")]
+    assert tolerance_for(*sides) == tolerance(dtype)
+    assert compare_activations(*sides, parity.noise(2, (64, 64), 3)).agrees
+
+
+def test_the_opset_of_bfloat16_may_be_given(digits, tmp_path):
+    report = _export(_digits(digits), ["onnx"], tmp_path, (64, 64), dtype="bfloat16", opset=22)
+    assert report.exported[0].details["opset"] == 22 and report.nodes == (81, 38)

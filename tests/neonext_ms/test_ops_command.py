@@ -43,7 +43,7 @@ def no_cann(monkeypatch):
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """A PATH with stand-ins for the compilers, whatever this host has."""
+    """A PATH with stand-ins for the compilers, whether or not this host has them."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("cmake", "make", "g++"):
@@ -250,7 +250,7 @@ def test_install_rejects_what_it_cannot_do(tmp_path, capsys):
 
 
 def _package(folder: Path, families=("ascend310p",)) -> Path:
-    """A package with every file that a build makes (as in the one that MindSpore's wheel carries)."""
+    """Write a package with every file of a real build (as in the one inside MindSpore's wheel)."""
     tbe = "op_impl/ai_core/tbe"
     texts = {f"op_api/include/aclnn_{name}.h": "x" for name in OPERATORS}
     texts |= {

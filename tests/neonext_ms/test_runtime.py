@@ -118,7 +118,7 @@ def test_images_that_do_not_fit(tmp_path):
     [
         ({"inputs": 2}, "one input, the images; found 2: x0, x1"),
         ({"outputs": ("y", "z")}, "expected one output, or one called 'logits'; found y, z"),
-        ({"shape": ("n", 3, 8, 12, 1)}, r"expected an input of floating-point images|one input of images"),
+        ({"shape": ("n", 3, 8, 12, 1)}, r"expected an input of floating-point images|cannot load it"),
         ({"shape": ("n", 1, 8, 12)}, "expected an input of floating-point images|cannot load it"),
         ({"kind": TensorProto.DOUBLE}, "operators or types that a CPU lacks"),
         ({"metadata": {"labels": ["a"]}}, "1 labels, but the model has 5 classes"),
@@ -165,7 +165,7 @@ def test_truncated_onnx(tmp_path, share):
     path = onnx_file(tmp_path / "m.onnx")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"m\.onnx: not (a whole|an) ONNX file"):
+    with pytest.raises(InputError, match=r"m\.onnx: onnxruntime cannot load it"):
         open_runtime(path)
 
 

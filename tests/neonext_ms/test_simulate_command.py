@@ -43,7 +43,7 @@ def test_text_of_a_named_model_and_of_a_file(tmp_path, capsys):
     path = tmp_path / "cell.json"
     path.write_text(f"[{SPEC}]")
     assert ops.main(["simulate", "--spec", str(path), "--map", "8", "--blocks", "1"]) == 0
-    assert "NeoCell: 1 cores" in capsys.readouterr().out
+    assert "NeoCell: 1 core, strips of " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The MindSpore side of the AscendC operator, on the CPU: an emulation takes the place of the operator itself."""
+"""The MindSpore side of the AscendC operator on the CPU, with an emulation in place of the operator itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPECS = {
 
 
 class Emulation:
-    """What the operators compute, from their arguments alone but for the specs that may occur."""
+    """The operators in NumPy, computed from their arguments and the list of specs that may occur."""
 
     def __init__(self, *specs):
         self.specs = specs
@@ -60,8 +60,8 @@ class Emulation:
 
     def neo_cell_grad(self, x, dy, coef_a, coef_b, *arguments):
         self.calls.append("neo_cell_grad")
-        made = self.gradients(*(_array(v) for v in (x, dy, coef_a, coef_b)), *arguments)
-        return tuple(Tensor(value) for value in made)
+        gradients = self.gradients(*(_array(v) for v in (x, dy, coef_a, coef_b)), *arguments)
+        return tuple(Tensor(value) for value in gradients)
 
     def gradients(self, x, dy, coef_a, coef_b, *arguments):
         runs = {name: list(map(int, value)) for name, value in zip(packing.RUN_ATTRIBUTES, arguments, strict=False)}
@@ -84,7 +84,7 @@ def _array(value):
 
 
 class _InGraph(nn.Cell):
-    """The emulation inside a compiled graph, for square matrices: there both directions have the same attributes."""
+    """The emulation inside a compiled graph, for square matrices, whose attributes are the same in both directions."""
 
     def __init__(self, function, shape, dtype):
         super().__init__()
@@ -238,7 +238,7 @@ def test_shapes_and_types_for_the_graph():
     ("name", "tensors", "results"), [(ascend.FORWARD, 4, 1), (ascend.GRADIENT, 4, 2)], ids=["forward", "gradient"]
 )
 def test_registration_gives_the_signature_of_the_generated_function(name, tensors, results):
-    """CANN's op_build makes these parameters of aclnnNeoCell(Grad)GetWorkspaceSize; MindSpore compares their number."""
+    """CANN's op_build generates these parameters of aclnnNeoCell(Grad)GetWorkspaceSize; MindSpore checks their number."""
     types = CustomCodeGenerator().get_api_types_by_reg_info(ascend.registration(name))
     expected = ["aclTensor*"] * tensors + ["aclIntArray*"] * 8 + ["int64_t"] + ["aclTensor*"] * results
     assert types[:-2] == expected

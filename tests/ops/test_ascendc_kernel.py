@@ -32,7 +32,7 @@ def _golden(case):
 
 
 def in_order(x, weights_a, weights_b, spec, bias=None, out=None):
-    """Both products in the type of x, taps ascending, every product and sum rounded once, as the kernel does it."""
+    """Compute both products in the dtype of x in the order of the kernel: taps ascending, each multiply-add rounded once."""
 
     def product(x, weights, axes, size):
         y = np.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
@@ -129,7 +129,7 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def _shapes():
-    """Every different NeoCell of T, S, B and L at 224 and 384, with the released shifts."""
+    """Return every distinct NeoCell of T, S, B and L at 224 and 384, with the released shifts."""
     found = {}
     for name in "tsbl":
         for variant in ("released_224", "released_384"):

@@ -1,4 +1,4 @@
-"""The operator project's C++ sources agree with what the Python side writes and calls."""
+"""The C++ sources of the operator project agree with the tables and calls of the Python side."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ KINDS = {"INTS": "ListInt", "INT": "Int"}
 
 
 def _source(name: str) -> str:
-    """A source without its comments."""
+    """Return a source without its comments."""
     return re.sub(r"//[^\n]*", "", (PROJECT / name).read_text(encoding="utf-8"))
 
 
 def _strings(source: str, name: str) -> list[str]:
-    """The strings of `const char* const NAME[] = {...}`."""
+    """Return the strings of `const char* const NAME[] = {...}`."""
     return re.findall(r'"([^"]*)"', re.search(rf"\b{name}\[\] = \{{([^}}]*)\}}", source)[1])
 
 
@@ -177,7 +177,7 @@ int main(int, char** argv)
 
 @compiler
 def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
-    """CANN's parser makes JSON of the node's attributes: indent of two, keys in alphabetical order."""
+    """CANN's parser passes the attributes of a node as JSON, indented by two, with keys in alphabetical order."""
     attributes = [
         {"ints": [24, 24, 48], "name": "channels", "type": 7},
         {"doc_string": 'a "quoted" {[,]} note', "i": 1, "name": "accumulate_fp32", "type": 2},
@@ -201,7 +201,7 @@ def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
 
 
 def test_plugin_reads_the_node_that_the_exporter_writes():
-    """Every attribute of a node is one that the plugin reads, by ONNX's own type numbers."""
+    """The plugin reads every attribute of a node, by the type numbers of ONNX."""
     import onnx
     from onnx import helper
 

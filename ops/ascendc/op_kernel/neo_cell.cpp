@@ -8,7 +8,7 @@
 //   A first, because then neighbouring strips share input rows (loaded once, kept in UB by a copy) and never results.
 //   The next strip is loaded while this one is computed, and the one before stored.
 //
-// Arithmetic behind the tiling (docs/davinci.md has the sources; none of it was measured on a device by us)
+// Arithmetic behind the tiling (docs/device-model.md has the sources; none of it was measured on a device by us)
 //   - Repeats: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products. A repeat of
 //     MulAddDst is given with 2 cycles, an instruction with about 22 besides: repeats for an instruction matter as much
 //     as repeats. So the rows of a strip lie in UB phase by phase (rows r, r + k, r + 2 k, ...; the copies from and to
@@ -30,10 +30,10 @@
 //   - Rows in their order: 1.6 to 2.7 times the instructions at 56 and 28, though 10 % fewer repeats.
 //   - An odd row pitch, so that rows below each other lie in different banks: the one long line of A x gets a ragged end
 //     (4453 instructions for stage 1 of T instead of 3069), and columns as blocks have no conflict for odd k anyway.
-//   - Another order of the channels: shifts that share a block of 16 are neighbours already (ops/lanes.py).
+//   - Another order of the channels: shifts that share a block of 16 are neighbours already (docs/device-model.md).
 //   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do not.
 //   Not tried: several images or planes of a small map in one strip; two block-diagonal products on the cube, which need
-//   every channel's map as a matrix of its own, but are predicted near this kernel at 224 (docs/davinci.md).
+//   every channel's map as a matrix of its own, but are predicted near this kernel at 224 (docs/device-model.md).
 #include "neo_cell_base.h"
 
 namespace NeoCell {

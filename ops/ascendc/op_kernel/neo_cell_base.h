@@ -416,7 +416,7 @@ protected:
     }
 
     // Cycles of a step on a grid, about: 22 to start an instruction, 2 for a repeat of MulAddDst, more where the blocks
-    // of a repeat lie in the same of the 16 groups of banks. docs/davinci.md has the sources.
+    // of a repeat lie in the same of the 16 groups of banks. docs/device-model.md has the sources.
     __aicore__ static inline int32_t Cost(const Grid& given)
     {
         const Grid grid = Flat(given);

@@ -9,7 +9,7 @@ import pytest
 from conftest import DATA, FULL, SMALL, Golden, relative_l2
 from neonext_ms import NeoNeXt, load_checkpoint
 from neonext_ms.common.errors import InputError
-from neonext_ms.models.neonext import load_arrays
+from neonext_ms.models.weights import load_arrays
 from neonext_ms.training.config.schema import OptimizerConfig, PrecisionConfig
 from neonext_ms.training.optimizers import layer_rates
 from neonext_ms.training.step import TrainStep

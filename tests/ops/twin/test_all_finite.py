@@ -24,7 +24,7 @@ def kernel():
 
 
 def _tiling(count, blocks, dtype):
-    """What the operator's host code computes: elements, tile, tail, loops, real tail and padding, for all cores but
+    """Return what the operator's host code computes: elements, tile, tail, loops, real tail and padding, for all cores but
     the last and for the last; then the number of buffers and the data type."""
     size = np.dtype(dtype).itemsize
     share = -(-count // (blocks * TILE)) * TILE
@@ -41,12 +41,12 @@ def _tiling(count, blocks, dtype):
 
 
 def _launch(kernel, x, blocks, hazards):
-    found = np.zeros(16, np.uint16)
-    arguments = [x, found, None, _tiling(x.size, blocks, x.dtype.type)]
+    flag = np.zeros(16, np.uint16)
+    arguments = [x, flag, None, _tiling(x.size, blocks, x.dtype.type)]
     # Every core that finds something writes the same place.
     places = {"outputs": (1,), "initialised": (1,), "shared": (1,)}
     counts = kernel.launch(arguments, blocks=blocks, **places, hazards=hazards)
-    return bool(found[0]), counts
+    return bool(flag[0]), counts
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

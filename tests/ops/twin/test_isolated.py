@@ -1,4 +1,4 @@
-"""A kernel in a process of its own: same results, and Python survives what the kernel does."""
+"""A kernel in a forked process gives the same results, and Python survives its crash."""
 
 import signal
 import threading

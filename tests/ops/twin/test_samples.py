@@ -1,4 +1,4 @@
-"""Kernels as public samples have them: host code in the same file, templates, parameters by value, parts of headers."""
+"""Features of public samples: host code in the same file, templates, parameters by value, partial headers."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,13 +9,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from neonext_ms.benchmarks import documents, networks
-from neonext_ms.benchmarks.latency import calibrate, command, figures, of_onnx, tables
-from neonext_ms.benchmarks.latency.cost import Demands, demand
-from neonext_ms.benchmarks.latency.neocell import spec_of
+from neonext_ms.benchmarks.latency import blocks_command, calibrate, command, estimate, figures, network_tables
+from neonext_ms.benchmarks.latency.cost import Demands, network_demands
 from neonext_ms.benchmarks.latency.neonext import build
-from neonext_ms.benchmarks.latency.operators import BLOCKED, FRACTAL, blocked_size, operators
+from neonext_ms.benchmarks.latency.network_model import DTYPES
+from neonext_ms.benchmarks.latency.operators import BLOCKED, FRACTAL, neocell_spec, operators, padded_size
 from neonext_ms.benchmarks.latency.parameters import Parameters, fitted, stored
-from neonext_ms.benchmarks.latency.reader import Node, read
+from neonext_ms.benchmarks.latency.reader import OnnxNode, read
 from neonext_ms.benchmarks.latency.tasks import tasks
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.export.onnx.neocell_node import attributes
@@ -24,6 +25,7 @@ from neonext_ms.ops.spec import NeoCellSpec
 from neonext_ms.ops.twin.build import compiler
 
 P3 = soc("Ascend310P3")
+PAGE = Path(__file__).parents[2] / command.PAGE
 
 
 def _compiler():
@@ -34,7 +36,7 @@ def _compiler():
     return True
 
 
-needs_twin = pytest.mark.skipif(not _compiler(), reason="no C++ compiler for the twin")
+needs_twin = pytest.mark.skipif(not _compiler(), reason="no C++ compiler for the simulator")
 
 
 def _model(nodes, shape=(2, 32, 8, 8), weights=(), batch=None):
@@ -91,8 +93,8 @@ def test_sizes_by_hand():
     (operator,) = operators(read(_model([_node("Conv", ["x", "w", "b"], "y", pads=[1] * 4)], weights=W)))
     assert operator.multiply_adds == 2 * 64 * 48 * 32 * 9
     assert (operator.product.rows, operator.product.columns, operator.product.depth) == (2 * 4, 3, 18)
-    assert blocked_size((2, 3, 5, 5), BLOCKED) == 2 * 16 * 25
-    assert blocked_size((2, 17, 40), FRACTAL) == 2 * 32 * 48
+    assert padded_size((2, 3, 5, 5), BLOCKED) == 2 * 16 * 25
+    assert padded_size((2, 17, 40), FRACTAL) == 2 * 32 * 48
 
 
 @pytest.mark.parametrize(
@@ -199,19 +201,19 @@ def test_more_work_never_takes_less_time():
     rates = {}
     for batch in (1, 2, 8, 32):
         model = networks.build("resnet18", batch=batch, form="plain", seed=None)
-        rates[batch] = of_onnx(model, "Ascend310P3").predicted_us
+        rates[batch] = estimate(model, "Ascend310P3").predicted_us
     assert sorted(rates.values()) == list(rates.values())
     small = networks.build("resnet18", batch=8, form="plain", seed=None)
-    assert of_onnx(small, "Ascend310P3").predicted_us < of_onnx(small, "Ascend310B1").predicted_us
-    assert of_onnx(small, "Ascend310P3", dtype="int8").predicted_us < of_onnx(small, "Ascend310P3").predicted_us
+    assert estimate(small, "Ascend310P3").predicted_us < estimate(small, "Ascend310B1").predicted_us
+    assert estimate(small, "Ascend310P3", dtype="int8").predicted_us < estimate(small, "Ascend310P3").predicted_us
 
 
 def test_a_task_takes_launch_longest_and_a_part_of_the_rest():
     model = networks.build("resnet18", batch=8, form="plain", seed=None)
-    made = of_onnx(model, "Ascend310P3")
+    made = estimate(model, "Ascend310P3")
     p = fitted()
-    assert made.predicted_us == pytest.approx(p.run_us + sum(n.predicted_us for n in made.nodes))
-    for node in made.nodes:
+    assert made.predicted_us == pytest.approx(p.run_us + sum(task.predicted_us for task in made.tasks))
+    for node in made.tasks:
         units = [node.predicted_units_us[name] for name in ("cube", "vector", "memory")]
         longest = max(units)
         assert node.predicted_us == pytest.approx(p.launch_us + longest + p.serial_share * (sum(units) - longest))
@@ -221,9 +223,9 @@ def test_a_task_takes_launch_longest_and_a_part_of_the_rest():
 def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
     def memory(batch):
         model = _model([_node("Relu", ["x"], "y")], (batch, 64, 128, 128))
-        graph = read(model)
-        needs = Demands([demand(task, graph, P3) for task in tasks(graph)], P3)
-        return needs.times(Parameters(l2_held=1.0)).memory[1] / batch
+        _, demands = network_demands(read(model), P3)
+        memory = Demands(demands, P3).times(Parameters(l2_held=1.0)).units[2]
+        return memory[1] / batch
 
     assert memory(32) > 3 * memory(4)
 
@@ -231,25 +233,25 @@ def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
 @needs_twin
 def test_neocell_nodes_are_known():
     spec = model_config("neonext_t.released_224").architecture.stage_spec(0)
-    assert spec_of(Node("n", "NeoCell", (), (), attributes(spec))) == spec
-    matmul, custom = (of_onnx(build("t", 224, 1, form), "Ascend310P3") for form in ("MatMul", "AscendC"))
-    assert sum(n.kind == "neocell" for n in custom.nodes) == 18
-    assert sum(n.kind == "batched matmul" for n in matmul.nodes) == 36
+    assert neocell_spec(OnnxNode("n", "NeoCell", (), (), attributes(spec))) == spec
+    matmul, custom = (estimate(build("t", 224, 1, form), "Ascend310P3") for form in ("MatMul", "AscendC"))
+    assert sum(n.kind == "neocell" for n in custom.tasks) == 18
+    assert sum(n.kind == "batched matmul" for n in matmul.tasks) == 36
     assert custom.predicted_us < matmul.predicted_us
 
 
-def test_runs_that_no_neocell_has_are_refused():
+def test_runs_that_no_neocell_has_are_rejected():
     given = attributes(NeoCellSpec({"kernel": 4, "channels": 16, "shift": 1}))
     with pytest.raises(InputError, match="n: no NeoCell has these runs"):
-        spec_of(Node("n", "NeoCell", (), (), {**given, "shift_a": [3, 2, 1, 0]}))
-    with pytest.raises(InputError, match="attribute shift_b is missing"):
-        spec_of(Node("n", "NeoCell", (), (), {k: v for k, v in given.items() if k != "shift_b"}))
+        neocell_spec(OnnxNode("n", "NeoCell", (), (), {**given, "shift_a": [3, 2, 1, 0]}))
+    with pytest.raises(InputError, match="n: attribute shift_b is missing"):
+        neocell_spec(OnnxNode("n", "NeoCell", (), (), {k: v for k, v in given.items() if k != "shift_b"}))
 
 
 def test_a_dynamic_batch_is_set():
     model = networks.build("vit_s_16", batch=None, form="plain", seed=None)
     assert read(model, 3).shapes["logits"] == (3, 1000)
-    with pytest.raises(InputError, match=r"'input' has the dynamic axis 0 \(batch\); give its batch"):
+    with pytest.raises(InputError, match=r"'input' has the dynamic axis 0 \(batch\). Give its batch"):
         read(model)
     with pytest.raises(InputError, match="fixed to batch 1, not 8"):
         read(networks.build("resnet18", batch=1, form="plain", seed=None), 8)
@@ -259,14 +261,14 @@ def test_a_shape_that_is_not_known_names_the_node():
     model = _model([_node("NonZero", ["x"], "z"), _node("Relu", ["z"], "y")])
     with pytest.raises(InputError, match="node 'NonZero_z' \\(NonZero\\) is not known"):
         read(model)
-    with pytest.raises(InputError, match=r"dynamic axis 2 \(h\); export it with a fixed size"):
+    with pytest.raises(InputError, match=r"dynamic axis 2 \(h\). Export it with a fixed size"):
         read(_model([_node("Relu", ["x"], "y")], (1, 3, "h", 8)), 1)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["{file}"], "not an ONNX file"),
+        (["{file}"], "not a whole ONNX file"),
         (["missing.onnx"], "no such file"),
         (["resnet18", "--soc", "Ascend310P4"], "did you mean Ascend310P"),
         (["--table", "rowz"], "did you mean rows"),
@@ -283,6 +285,16 @@ def test_without_a_model_it_is_a_usage_error(capsys):
     assert _main(capsys)[0] == 2
 
 
+def test_the_command_offers_every_dtype(capsys):
+    assert all(dtype in command.build_parser().format_help() for dtype in DTYPES)
+
+
+@needs_twin
+def test_blocks_is_a_command_of_its_own(capsys):
+    code, out, _ = _main(capsys, "blocks", "buffers", "--models", "t", "--image-size", "224", "--json")
+    assert code == 0 and len(json.loads(out)) == 8
+
+
 @pytest.mark.parametrize("arguments", [["resnet18", "--batch", "0"], ["resnet18", "--image-size", "-1"]])
 def test_a_wrong_count_is_a_usage_error(arguments):
     with pytest.raises(SystemExit, match="2"):
@@ -291,8 +303,8 @@ def test_a_wrong_count_is_a_usage_error(arguments):
 
 def test_the_command_says_predicted_and_its_range(capsys):
     code, out, _ = _main(capsys, "resnet18", "--batch", "8", "--nodes")
-    assert code == 0 and "PREDICTED, not measured" in out and "left out of the fit" in out
-    low, high = tables.band()
+    assert code == 0 and "predicted (device model, not measured)" in out and "left out of the fit" in out
+    low, high = network_tables.band()
     assert 0.5 <= low < 1 < high <= 2
 
 
@@ -315,7 +327,7 @@ def test_figures_are_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def rows():
-    return calibrate.rows(figure for figure in figures.read() if not figure.uncertain)
+    return calibrate.measured_rows(figure for figure in figures.read() if not figure.uncertain)
 
 
 def test_fitting_again_gives_the_stored_parameters(rows):
@@ -328,41 +340,68 @@ def test_fitting_again_gives_the_stored_parameters(rows):
 def test_errors_hold(rows):
     made = stored()["errors"]
     ratios = [row.ratio(fitted()) for row in rows]
-    now = calibrate.errors(ratios)
+    now = calibrate.error_factors(ratios)
     assert now == pytest.approx(made["fitted"], rel=0.1)
     assert now["median"] <= 1.2 and now["worst"] <= 2.0 and made["one network left out"]["worst"] <= 2.1
     assert [round(ratio, 3) for ratio in sorted(ratios)] == pytest.approx(
         sorted(row["fitted_ratio"] for row in stored()["rows"]), abs=0.2
     )
     # Rows that the parameters were not fitted to.
-    given, others = calibrate.split(rows)
+    given, others = calibrate.fixed_split(rows)
     assert len(others) > 90 and not {r.figure.model for r in given} & {r.figure.model for r in others}
     parameters = calibrate.fit(given)
-    away = calibrate.errors([row.ratio(parameters) for row in others])
+    away = calibrate.error_factors([row.ratio(parameters) for row in others])
     assert away["median"] <= 1.3 and away["worst"] <= 2.0
     assert made["one network left out"]["median"] <= 1.3
 
 
-def test_the_document_holds_what_its_commands_print(tmp_path):
-    from pathlib import Path
+TABLES = documents.tables_of(PAGE.read_text(encoding="utf-8"), command.COMMAND)
 
-    path = Path(__file__).parents[2] / "docs" / "predict.md"
-    found = dict(documents.tables_of(path.read_text(), command.COMMAND))
-    assert set(found) == {f"--table {name}" for name in tables.TABLES}
-    for name in ("parameters", "errors", "rows"):
-        assert found[f"--table {name}"] == tables.printed(name)
+
+def test_the_page_has_every_table():
+    assert {f"--table {name}" for name in network_tables.TABLES} < {arguments for arguments, _ in TABLES}
+    assert {f"blocks {name}" for name in blocks_command.TABLES} == {
+        " ".join(arguments.split()[:2]) for arguments, _ in TABLES if arguments.startswith("blocks")
+    }
+
+
+QUICK = [(arguments, printed) for arguments, printed in TABLES if arguments != "--table neonext"]
+
+
+@pytest.mark.parametrize(("arguments", "printed"), QUICK, ids=[arguments for arguments, _ in QUICK])
+def test_a_table_of_the_page_is_what_the_command_prints(arguments, printed):
+    try:
+        assert command.printed_table(arguments.split()) == printed, "run: neonext-bench estimate --update"
+    except ToolchainError as error:
+        pytest.skip(f"no simulator here: {error}")
 
 
 @needs_twin
-def test_the_answer_of_the_document_is_what_is_predicted():
-    from pathlib import Path
+def test_the_predictions_of_the_page_are_those_of_the_model():
+    """Only those of T at 224 on one device: all of them take minutes."""
 
-    path = Path(__file__).parents[2] / "docs" / "predict.md"
-    found = dict(documents.tables_of(path.read_text(), command.COMMAND))
-    assert found["--table answer"] == tables.printed("answer")
-    small = tables.neonext_text(tables.cases(("t",), (224,), socs=("Ascend310P3",)))
-    for line in small.splitlines()[-2:]:
-        assert line in found["--table neonext"]
+    def rows(text):
+        return [[cell.strip() for cell in line.split("|")[1:6]] for line in text.splitlines() if line.startswith("| T")]
+
+    small = rows(network_tables.neonext_table(("t",), (224,), ("Ascend310P3",)))
+    assert small == rows(dict(TABLES)["--table neonext"])[:2]
+
+
+def test_a_page_is_updated_in_place(tmp_path):
+    line = "    neonext-bench estimate blocks buffers --models t --image-size 224 --soc Ascend310P3"
+    page = tmp_path / "page.md"
+    page.write_text(f"# One\n\n{line}\n\nold\n\n<!-- end of the table -->\n\nold\n", encoding="utf-8")
+    assert documents.updated(page, command.COMMAND, command.printed_table).endswith("1 of 1 tables changed")
+    assert documents.updated(page, command.COMMAND, command.printed_table).endswith("0 of 1 tables changed")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# One\n\n{line}\n\nAscend310P3") and text.endswith("<!-- end of the table -->\n\nold\n")
+    with pytest.raises(InputError, match=r"none\.md"):
+        documents.updated(tmp_path / "none.md", command.COMMAND, command.printed_table)
+    page.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="not a UTF-8 text file"):
+        documents.updated(page, command.COMMAND, command.printed_table)
+    with pytest.raises(InputError, match="not a table"):
+        command.printed_table(["resnet18"])
 
 
 def test_the_roofline_is_drawn(tmp_path):
@@ -370,5 +409,5 @@ def test_the_roofline_is_drawn(tmp_path):
     from neonext_ms.benchmarks.latency.roofline import draw
 
     model = networks.build("mobilenet_v1", batch=1, form="plain", seed=None)
-    draw({"MobileNet-v1": of_onnx(model, "Ascend310P3")}, fitted(), tmp_path / "r.png")
+    draw({"MobileNet-v1": estimate(model, "Ascend310P3")}, tmp_path / "r.png")
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
