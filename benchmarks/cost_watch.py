@@ -79,9 +79,10 @@ def prepare(folder: Path) -> dict[str, Callable[[], object]]:
 
     from neonext_ms.checkpoint.checkpoint import load_checkpoint, save_checkpoint
     from neonext_ms.export.fold import fold
-    from neonext_ms.export.graph import unfolded
+    from neonext_ms.export.graph import original_graph
+    from neonext_ms.export.lower import lower
     from neonext_ms.export.onnx.emitter import save
-    from neonext_ms.export.onnx.format import Flavour, lower
+    from neonext_ms.export.onnx.format import Format
     from neonext_ms.models.architecture import make_architecture
     from neonext_ms.models.initialization import initial_arrays
     from neonext_ms.ops import packing
@@ -97,8 +98,8 @@ def prepare(folder: Path) -> dict[str, Callable[[], object]]:
     a, b = ([np.ones(shape, np.float32) for shape in shapes] for shapes in (spec.shapes_a, spec.shapes_b))
 
     def exporter():
-        graph, _ = fold(unfolded(architecture, arrays, (64, 64)))
-        save(lower(graph, Flavour()), folder / "model.onnx")
+        graph, _ = fold(original_graph(architecture, arrays, (64, 64)))
+        save(lower(graph, Format()), folder / "model.onnx")
 
     def packers():
         # A model packs each of its NeoCells once: the plan is part of it.
