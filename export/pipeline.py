@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -109,7 +110,7 @@ def export(
         stems = [name if len(sizes) == 1 else f"{name}_{format_size(size)}" for size in sizes]
         networks = [_SizedNetwork(source, request, size, stem) for size, stem in zip(sizes, stems, strict=True)]
         # What is folded does not depend on the size.
-        summary, nodes = networks[0].summary, networks[0].count_nodes()
+        (_, summary), nodes = networks[0].folded, networks[0].count_nodes()
     jobs = [network.job(metadata["preprocessing"]) for network in networks] if request.om else []
     for job in jobs:
         job.check()
@@ -157,27 +158,20 @@ class _SizedNetwork:
     def __init__(self, source: Source, request: Request, size: Size, stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
         self.original = original_graph(source.architecture, source.arrays, size, request.features_only)
-        self._folded: tuple[DeployGraph, FoldSummary] | None = None
 
-    @property
-    def folded(self) -> DeployGraph:
-        """The folded graph. It has weights of its own, up to `release_folded`."""
-        self._folded = self._folded or fold(self.original)
-        return self._folded[0]
-
-    @property
-    def summary(self) -> FoldSummary:
-        self._folded = self._folded or fold(self.original)
-        return self._folded[1]
+    @functools.cached_property
+    def folded(self) -> tuple[DeployGraph, FoldSummary]:
+        """The folded graph, with weights of its own up to `release_folded`, and what was folded."""
+        return fold(self.original)
 
     def release_folded(self) -> None:
-        """Free the folded weights. The property would fold again."""
-        self._folded = None
+        """Free the folded weights; the next access folds again."""
+        self.__dict__.pop("folded", None)
 
     def count_nodes(self) -> tuple[int, int]:
         """Return the number of ONNX nodes before and after folding, in the same format."""
         format = Format(min(self.request.opset or DEFAULT_OPSET, MAX_OPSET))
-        return emitter.count_nodes(self.original, format), emitter.count_nodes(self.folded, format)
+        return emitter.count_nodes(self.original, format), emitter.count_nodes(self.folded[0], format)
 
     def job(self, preprocessing: Mapping[str, Any]) -> om.Job:
         """Return the OM file of this size."""
@@ -189,7 +183,7 @@ class _SizedNetwork:
     def write(self, target: Target, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         """Write the file of a target and return all files, the named one first."""
         format, batch = self.request.format(target), self.request.batch_of(target)
-        graph = lower(self.folded, format) if target.folded else neocell_to_matmul(self.original)
+        graph = lower(self.folded[0], format) if target.folded else neocell_to_matmul(self.original)
         if target.name == "mindir":
             from . import mindir
 
@@ -228,7 +222,7 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             details["opset"] = format.opset
             # MindSpore does not expose the intermediate values of a MindIR file.
             if format.dtype != "float32":
-                details["layers"] = verify.layer_deviations(path, format, network.folded, samples[:1], stage)
+                details["layers"] = verify.layer_deviations(path, format, network.folded[0], samples[:1], stage)
         name = "onnx for om" if target.name == "om" else target.name
         report.exported.append(ExportedFile(name, network.size, output / path.name, result, details))
         for weights in paths[1:]:

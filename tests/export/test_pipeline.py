@@ -201,7 +201,7 @@ def test_an_onnx_export_never_imports_mindspore(digits, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_emitter_refuses_more_than_protobuf_can_hold(digits, monkeypatch):
+def test_the_emitter_rejects_more_than_protobuf_can_hold(digits, monkeypatch):
     from neonext_ms.export.lower import neocell_to_matmul
 
     source = _digits(digits)
