@@ -52,7 +52,7 @@ inline void append_number(std::string& out, const char* name, uint64_t value, bo
     out += "\": " + std::to_string(value);
 }
 
-inline void append_refusal(std::string& out, const Refusal& refusal)
+inline void append_violation(std::string& out, const Violation& refusal)
 {
     out += "{\"rule\": ";
     append_string(out, rule_of(refusal.rule).id);
@@ -134,7 +134,7 @@ inline std::string counts_json()
     out += "}, \"hazards\": [";
     for (size_t i = 0; i < machine.hazards.size(); ++i) {
         out += i == 0 ? "" : ", ";
-        append_refusal(out, machine.hazards[i]);
+        append_violation(out, machine.hazards[i]);
     }
     out += "], \"notes\": [";
     for (size_t i = 0; i < machine.notes.size(); ++i) {
@@ -259,9 +259,9 @@ inline int launch(const LaunchSettings& settings, const LaunchArgument* argument
             }
             machine.end_core();
         }
-    } catch (const Refusal& refusal) {
+    } catch (const Violation& refusal) {
         result.clear();
-        append_refusal(result, refusal);
+        append_violation(result, refusal);
         return 1;
     }
     result = counts_json();
@@ -294,13 +294,13 @@ inline void dying(int signal)
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     ::alarm(2);
     const bool late = signal == SIGALRM;
-    Refusal refusal{late ? Rule::time_out : Rule::crash, "", machine.where.file, machine.where.line, machine.core};
+    Violation refusal{late ? Rule::time_out : Rule::crash, "", machine.where.file, machine.where.line, machine.core};
     const char* name = signal == SIGFPE ? "division by zero" : signal == SIGABRT ? "abort" : "access outside of memory";
     refusal.text = late ? "the kernel did not end within its time" : std::string("the kernel crashed: ") + name;
     refusal.text += refusal.line == 0 ? std::string(", before its first call")
                                       : std::string(", in or after ") + machine.api + " in this line";
     result.clear();
-    append_refusal(result, refusal);
+    append_violation(result, refusal);
     send_result('1');
     ::_exit(1);
 }
@@ -370,7 +370,7 @@ inline int launch_isolated(const LaunchSettings& settings, const LaunchArgument*
     if (answer.empty() || answer.back() != '}') {
         const std::string how = WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
                                                     : "exit code " + std::to_string(WEXITSTATUS(status));
-        append_refusal(result, Refusal{Rule::crash, "the kernel's process ended with " + how, "", 0, 0});
+        append_violation(result, Violation{Rule::crash, "the kernel's process ended with " + how, "", 0, 0});
         return 1;
     }
     result = answer.substr(1);
