@@ -1,4 +1,4 @@
-"""Mutations of the NeoCell kernels, each of which the twin or the reference has to catch.
+"""Mutate the NeoCell kernels; the simulator or the reference has to catch every mutation.
 
 make mutants
 """
@@ -19,14 +19,14 @@ MUTATIONS = (
     (
         "a stride off by one: the repeat stride of the inputs",
         BASE,
-        "grid.srcAlong = p.kIn *",
-        "grid.srcAlong = (p.kIn + 1) *",
+        "grid.srcAlong = range.from.Step(p.kIn) *",
+        "grid.srcAlong = (range.from.Step(p.kIn) + 1) *",
     ),
     (
         "a stride off by one: the gap of a copy",
         BASE,
-        "(columns - width) * pixel), 0));",
-        "(columns - width) * pixel + 1), 0));",
+        "rows.columns - width) * pixel);",
+        "rows.columns - width) * pixel + 1);",
     ),
     ("a dropped EnQue of the output", FORWARD, "        output_.EnQue(stored);\n", ""),
     ("a dropped EnQue of the input", FORWARD, "        input_.EnQue(local);\n", ""),
@@ -39,8 +39,8 @@ MUTATIONS = (
     (
         "swapped coefficients: the next tap's",
         BASE,
-        "coefficients[row * NEO_CELL_LANES], grid",
-        "coefficients[(row + 1) * NEO_CELL_LANES], grid",
+        "coefficients[row * NEO_CELL_LANES], all",
+        "coefficients[(row + 1) * NEO_CELL_LANES], all",
     ),
     ("one tap too many", BASE, "p.start[phase] + sweep >= p.stop[phase]", "p.start[phase] + sweep > p.stop[phase]"),
     ("the first tap of a cut block added twice", BASE, "cut && tap <= 0", "cut && tap < 0"),
@@ -63,7 +63,7 @@ MUTATIONS = (
         "NeoCellMax(0, current.bottom - next.top + 1)",
     ),
     ("the mask of a ragged end left out", BASE, "SetBlocks(rest);", "SetBlocks(NEO_CELL_GROUP);"),
-    ("two cores with the same row", BASE, "core < tiling.extra ? 1 : 0", "core <= tiling.extra ? 1 : 0"),
+    ("two cores with the same row", BASE, "tiling.first[core + 1] : 0", "tiling.first[core + 1] + 1 : 0"),
     ("a third buffer that does not fit", FORWARD, "InitBuffer(input_, 2,", "InitBuffer(input_, 9,"),
     (
         "an unaligned copy",

@@ -1,4 +1,4 @@
-// The operators' tiling function for Python: numbers in, bytes of NeoCellTiling out.
+// The operators' tiling function for Python: it takes numbers and fills the bytes of a NeoCellTiling.
 #include "neo_cell_tiling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -8,15 +8,17 @@ EXPORT int32_t neo_cell_tiling_bytes()
     return static_cast<int32_t>(sizeof(NeoCellTiling));
 }
 
-// `numbers`: cores, UB bytes, then NeoCellProblem in its order, with 7 numbers for each run. Returns nullptr or why not.
+// `numbers`: cores, UB bytes, then the fields of NeoCellProblem in order, with 7 numbers for each run. Returns nullptr
+// on success, else the reason why there is no tiling.
 EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* tiling)
 {
     NeoCellProblem problem{};
     const NeoCellDevice device{static_cast<int32_t>(numbers[0]), static_cast<int32_t>(numbers[1])};
     const int64_t* next = numbers + 2;
     int32_t* const fields[] = {
-        &problem.images, &problem.planes,       &problem.c0,           &problem.hIn,     &problem.wIn,      &problem.hOut,
-        &problem.wOut,   &problem.elementBytes, &problem.computeBytes, &problem.hasBias, &problem.gradient, &problem.runs};
+        &problem.images,       &problem.planes,       &problem.c0,      &problem.hIn,
+        &problem.wIn,          &problem.hOut,         &problem.wOut,    &problem.elementBytes,
+        &problem.computeBytes, &problem.hasBias,      &problem.gradient, &problem.runs};
     for (int32_t* field : fields) {
         *field = static_cast<int32_t>(*next++);
     }
@@ -29,7 +31,7 @@ EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* t
     return NeoCellMakeTiling(problem, device, *tiling);
 }
 
-// Rows of coefficients of either side and the cores used: what a caller has to know of a tiling.
+// The facts that a caller needs: rows of coefficients of either side, cores, output size, and the size of a strip.
 EXPORT void neo_cell_tiling_facts(const NeoCellTiling* tiling, int32_t* facts)
 {
     facts[0] = tiling->totalA;

@@ -1,17 +1,17 @@
 // Functions that work lane by lane: arithmetic, larger and smaller, bits, shifts, multiply-add.
 //
 // half and bfloat16_t lanes are computed in float and rounded once, to nearest even. MulAddDst, Axpy, FusedMulAdd and
-// the like round the sum of half lanes but not the product: the product of two halves is exact in float, and no document
-// says more. With NEONEXT_TWIN_ROUND_PRODUCT defined, the product is rounded to half first. In float the product is
-// rounded, then the sum.
+// the like round the sum of half lanes but not the product: the product of two halves is exact in float, and no
+// document says more. With NEONEXT_TWIN_ROUND_PRODUCT defined, the product is rounded to half first. In float the
+// product is rounded, then the sum.
 #pragma once
 
 #include "vector.h"
 
 namespace neonext_twin {
 
-/// Return an integer result's low bits, the documented default (CTRL[53]) where the documents name one. The arithmetic is
-/// unsigned, because signed overflow is undefined in C++.
+/// Return an integer result's low bits, the documented default (CTRL[53]) where the documents name one. The arithmetic
+/// is unsigned, because signed overflow is undefined in C++.
 template <typename T, typename F>
 inline T wrapped(T a, T b, F f)
 {
@@ -79,8 +79,8 @@ constexpr bool is_float_or_half = std::is_same_v<T, half> || std::is_same_v<T, f
 
 }  // namespace neonext_twin
 
-// dst = EXPRESSION of x and y, lanes of src0 and src1, and, if ACCUMULATE, of o, the destination's lane before. C is the
-// type that lanes of T are computed in. REUSES: the documents let src1 be the destination of earlier repeats.
+// dst = EXPRESSION of x and y, lanes of src0 and src1, and, if ACCUMULATE, of o, the destination's lane before. C is
+// the type that lanes of T are computed in. REUSES: the documents let src1 be the destination of earlier repeats.
 #define NEONEXT_TWIN_BINARY(NAME, ACCUMULATE, REUSES, EXPRESSION)                                                   \
     namespace neonext_twin {                                                                                        \
     template <typename T>                                                                                           \

@@ -457,7 +457,8 @@ public:
             return one.base != nullptr && base >= one.base && base <= one.base + one.padded;
         });
         if (base == nullptr) {
-            stop(Rule::gm_bounds, "%s has no address: SetGlobalBuffer was not called, or the argument is None", operand);
+            stop(Rule::gm_bounds, "%s has no address: SetGlobalBuffer was not called, or the argument is None",
+                 operand);
         }
         if (region == regions.end()) {
             stop(Rule::gm_bounds, "%s starts outside every argument of the kernel", operand);

@@ -1,8 +1,8 @@
 // Events, barriers, TPipe and the queues.
 //
-// A queue sets and waits for the very events that the real one does: EnQue sets one that DeQue waits for, and FreeTensor
-// one that the next AllocTensor of the same buffer waits for. So the order of a kernel's instructions comes from the
-// same places as on the device, and an order that is missing there is missing here.
+// A queue sets and waits for the very events that the real one does: EnQue sets one that DeQue waits for, and
+// FreeTensor one that the next AllocTensor of the same buffer waits for. So the order of a kernel's instructions comes
+// from the same places as on the device, and an order that is missing there is missing here.
 #pragma once
 
 #include <initializer_list>
@@ -236,7 +236,7 @@ private:
         return (len + ONE_BLK_SIZE - 1) / ONE_BLK_SIZE * ONE_BLK_SIZE;
     }
 
-    neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+    [[gnu::noinline]] neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
     {
         if (used_ >= capacity) {
             owner().too_many();

@@ -26,7 +26,8 @@ inline void run_gather(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, c
             }
             const uint64_t at = (static_cast<uint64_t>(repeat) * lanes.per_repeat + lane) * sizeof(uint32_t);
             uint32_t offset;
-            std::memcpy(&offset, offsets.twin_view().read(pipe_v, tick, at, sizeof(offset), "srcOffset"), sizeof(offset));
+            const uint8_t* bytes = offsets.twin_view().read(pipe_v, tick, at, sizeof(offset), "srcOffset");
+            std::memcpy(&offset, bytes, sizeof(offset));
             const uint64_t from = base + offset;
             if (from % sizeof(T) != 0) {
                 machine.reject(Rule::alignment, "srcOffset: lane %d of repeat %d is at byte %llu, between two elements",

@@ -109,8 +109,8 @@ inline Operand reduce_source(const AscendC::LocalTensor<T>& src, int64_t block_s
     return operand_of(src, "src", block_stride, repeat_stride);
 }
 
-/// Call reduce(tick, repeat, lanes) for every repeat. The destination may cover the source, because results go to places
-/// whose lanes were read before.
+/// Call reduce(tick, repeat, lanes) for every repeat. The destination may cover the source, because results go to
+/// places whose lanes were read before.
 template <typename T, typename F>
 inline void run_reduce(const Lanes& lanes, const Operand& src, const View& dst, uint32_t alignment, F reduce)
 {

@@ -90,8 +90,8 @@ inline void run_Compare(const AscendC::LocalTensor<U>& dst, const AscendC::Local
     const auto operands = binary_operands(dst.template ReinterpretCast<T>(), src0, src1, form.strides, per_repeat);
     Source<T> a(operands.a);
     Source<T> b(operands.b);
-    run_compare(compare_lanes(form, per_repeat), &dst.twin_view(), [mode](auto x, auto y) { return compare(x, y, mode); },
-                a, b);
+    run_compare(compare_lanes(form, per_repeat), &dst.twin_view(),
+                [mode](auto x, auto y) { return compare(x, y, mode); }, a, b);
 }
 
 template <typename T, typename U>
@@ -104,7 +104,8 @@ inline void run_Compares(const char* name, const AscendC::LocalTensor<U>& dst, c
     constexpr int per_repeat = lanes_per_repeat<T>();
     Source<T> a(unary_operands(src, src, form.strides, per_repeat).a);
     const auto s = static_cast<compute_t<T>>(scalar);
-    run_compare(compare_lanes(form, per_repeat), &dst.twin_view(), [s, mode](auto x) { return compare(x, s, mode); }, a);
+    run_compare(compare_lanes(form, per_repeat), &dst.twin_view(),
+                [s, mode](auto x) { return compare(x, s, mode); }, a);
 }
 
 /// The bits by which Select chooses: for every repeat its own (`each`), or the same for all. Without a tensor they come
@@ -135,7 +136,8 @@ private:
     std::vector<uint8_t> bits_;
 };
 
-/// dst = bit ? src0 : src1, where src1 is a tensor or, if that is none, a scalar. Lanes move as bits, whatever they mean.
+/// dst = bit ? src0 : src1, where src1 is a tensor or, if that is none, a scalar. Lanes move as bits, whatever they
+/// mean.
 template <typename T>
 inline void run_select(const Lanes& lanes, const BinaryOperands& operands, bool has_tensor, T scalar, const View* mask,
                        bool each)

@@ -66,7 +66,7 @@ struct View {
     }
 
     /// Reject a tensor that may not be used now, or not by an instruction that needs this alignment.
-    void check_aligned(const char* operand, uint32_t alignment = block_bytes) const
+    [[gnu::noinline]] void check_aligned(const char* operand, uint32_t alignment = block_bytes) const
     {
         check(operand);
         if (address % alignment != 0) {
@@ -76,7 +76,8 @@ struct View {
     }
 
     /// Check and record that an instruction reads bytes of the tensor; return where they are.
-    const uint8_t* read(Pipe pipe, uint32_t tick, uint64_t offset, uint64_t bytes, const char* operand) const
+    [[gnu::noinline]] const uint8_t* read(Pipe pipe, uint32_t tick, uint64_t offset, uint64_t bytes,
+                                          const char* operand) const
     {
         check_range(operand, offset, bytes);
         const uint32_t start = address + static_cast<uint32_t>(offset);
@@ -85,7 +86,8 @@ struct View {
     }
 
     /// Check and record that an instruction writes bytes of the tensor; return where they are.
-    uint8_t* write(Pipe pipe, uint32_t tick, uint64_t offset, uint64_t bytes, const char* operand) const
+    [[gnu::noinline]] uint8_t* write(Pipe pipe, uint32_t tick, uint64_t offset, uint64_t bytes,
+                                     const char* operand) const
     {
         check_range(operand, offset, bytes);
         const uint32_t start = address + static_cast<uint32_t>(offset);

@@ -202,8 +202,8 @@ constexpr PipePair pipes_of(AscendC::HardEvent event)
     return pairs[static_cast<int>(event)];
 }
 
-/// An integer member or argument that the device keeps in the narrow type T, which the real headers fill by silent
-/// truncation. It keeps the value that was given, so that an instruction can refuse one that does not fit.
+/// An integer member or argument that the device keeps in the narrow type T. The real headers truncate silently; this
+/// keeps the value as it was given, so that an instruction can reject one that does not fit.
 template <typename T>
 class Field {
 public:
@@ -232,11 +232,11 @@ public:
     Field& operator*=(int64_t other) { return *this = Field(value_ * other); }
     Field& operator++() { return *this += 1; }
 
-    /// The value, or a refusal that names the field.
+    /// Return the value; reject one that does not fit, by the field's name.
     T checked(const char* name, Rule rule = Rule::stride) const
     {
         if (!fits()) {
-            machine.reject(rule, "%s is %lld; the field holds %lld to %lld and would truncate it", name,
+            machine.reject(rule, "%s is %lld, but its field holds %lld to %lld and would truncate it", name,
                            static_cast<long long>(value_), static_cast<long long>(std::numeric_limits<T>::min()),
                            static_cast<long long>(std::numeric_limits<T>::max()));
         }

@@ -4,6 +4,8 @@
 // mask has lanes in: what lies in the others, or beyond the buffer, is nobody's business.
 #pragma once
 
+#include <initializer_list>
+
 #include "support.h"
 #include "tensor.h"
 
@@ -134,7 +136,7 @@ inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
 }
 
 /// Return the lanes of a call with a count, which leaves the mask register reset and in normal mode.
-inline Lanes lanes_of_count(int per_repeat, int64_t count)
+[[gnu::noinline]] inline Lanes lanes_of_count(int per_repeat, int64_t count)
 {
     if (count < 0 || (count == 0 && !zero_does_nothing())) {
         machine.reject(Rule::count, "a count of %lld elements", static_cast<long long>(count));
@@ -148,7 +150,8 @@ inline Lanes lanes_of_count(int per_repeat, int64_t count)
 }
 
 /// Return the lanes of a call with a mask and repeats. Without `sets`, the caller has set the mask register.
-inline Lanes lanes_of_mask(int per_repeat, const Mask& mask, const Field<uint8_t>& repeats, bool sets = true)
+[[gnu::noinline]] inline Lanes lanes_of_mask(int per_repeat, const Mask& mask, const Field<uint8_t>& repeats,
+                                             bool sets = true)
 {
     if (sets) {
         set_mask(mask, per_repeat);
@@ -248,7 +251,7 @@ enum class Access { read, write };
 
 /// Check one operand of an instruction: state, alignment, bounds, and the shadow of every active block.
 template <Access access>
-inline void check_operand(uint32_t tick, const Lanes& lanes, const Operand& operand)
+[[gnu::noinline]] inline void check_operand(uint32_t tick, const Lanes& lanes, const Operand& operand)
 {
     operand.view->check_aligned(operand.name);
     if (lanes.repeats == 0 || lanes.active == 0) {
@@ -322,7 +325,7 @@ private:
 inline Stamps stamps;
 
 /// Reject a destination that puts two lanes of a repeat into one place.
-inline void check_destination(const Lanes& lanes, const Operand& destination)
+[[gnu::noinline]] inline void check_destination(const Lanes& lanes, const Operand& destination)
 {
     if (destination.block_stride == 0 && lanes.repeats > 0 && lanes.active > 0 &&
         Pattern(lanes, 0, destination.element).last_block() > 0) {
@@ -430,7 +433,7 @@ inline void scatter_repeat(const Operand& operand, int repeat, const Pattern& pa
     }
 }
 
-inline void count_vector(uint64_t repeats, uint64_t elements, uint64_t macs = 0)
+[[gnu::noinline]] inline void count_vector(uint64_t repeats, uint64_t elements, uint64_t macs = 0)
 {
     machine.count(pipe_v, {1, repeats, elements, macs});
 }
@@ -478,23 +481,37 @@ struct Source {
     }
 };
 
-/// Run one instruction lane by lane: out = f(old, source...), with `old` the destination's lane if `accumulate`.
-///
-/// Every vector instruction on whole lanes comes through here, so this is the order of its checks: overlap first, then
-/// the sources as the instruction finds them, then the destination.
-template <bool accumulate, typename D, typename F, typename... S>
-inline void run_lanes(const Lanes& lanes, const Operand& dst, F f, Source<S>&... sources)
+struct SourceOperand {
+    const Operand* operand;
+    bool accumulates;
+};
+
+/// Check and count a vector instruction on whole lanes: first the overlap of its operands, then its sources as it finds
+/// them, then its destination. No template, so that a kernel compiles these checks once.
+[[gnu::noinline]] inline void start_lanes(const Lanes& lanes, const Operand& dst, bool accumulate,
+                                          std::initializer_list<SourceOperand> sources)
 {
     const uint32_t tick = machine.issue(pipe_v);
     check_destination(lanes, dst);
-    (check_overlap(lanes, dst, sources.operand, sources.accumulates), ...);
-    (check_operand<Access::read>(tick, lanes, sources.operand), ...);
-    if constexpr (accumulate) {
+    for (const SourceOperand& source : sources) {
+        check_overlap(lanes, dst, *source.operand, source.accumulates);
+    }
+    for (const SourceOperand& source : sources) {
+        check_operand<Access::read>(tick, lanes, *source.operand);
+    }
+    if (accumulate) {
         check_overlap(lanes, dst, dst);
         check_operand<Access::read>(tick, lanes, dst);
     }
     check_operand<Access::write>(tick, lanes, dst);
     count_vector(lanes, accumulate);
+}
+
+/// Run one instruction lane by lane: out = f(old, source...), with `old` the destination's lane if `accumulate`.
+template <bool accumulate, typename D, typename F, typename... S>
+inline void run_lanes(const Lanes& lanes, const Operand& dst, F f, Source<S>&... sources)
+{
+    start_lanes(lanes, dst, accumulate, {SourceOperand{&sources.operand, sources.accumulates}...});
     if (lanes.active == 0) {
         return;
     }
@@ -575,7 +592,7 @@ inline UnaryOperands unary_operands(const AscendC::LocalTensor<D>& dst, const As
 /// Run dst = f(old, a, b) in either form. `may_reuse`: where dst or b stays in place from repeat to repeat, b may read
 /// what earlier repeats wrote.
 template <bool accumulate, typename D, typename A, typename F>
-inline void run_binary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
+[[gnu::noinline]] inline void run_binary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
                        const AscendC::LocalTensor<A>& b, const Form<AscendC::BinaryRepeatParams>& form, F f,
                        bool may_reuse = false)
 {
@@ -588,7 +605,7 @@ inline void run_binary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalT
 
 /// Run dst = f(old, a) in either form.
 template <bool accumulate, typename D, typename A, typename F>
-inline void run_unary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
+[[gnu::noinline]] inline void run_unary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
                       const Form<AscendC::UnaryRepeatParams>& form, F f)
 {
     constexpr int per_repeat = lanes_per_repeat<D, A>();
