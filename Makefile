@@ -1,4 +1,4 @@
-# Everything happens in .venv; the first target that needs it makes it. Needs Python 3.10 to 3.12 and make.
+# Everything happens in .venv; the first target that needs it creates it. Requires Python 3.10 to 3.12 and make.
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -7,53 +7,72 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && { echo $$p; break; }; \
 	done)
 IMAGE ?= tests/data/digits/3/0023.png
+# Processes that run tests. Each file stays in one process, so that its fixtures are shared and its order is kept.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+MINUTES ?= 5
+TORCH ?= build/torch
+OFFICIAL ?= $(TORCH)/neonext
 
-.PHONY: demo test lint bench kill-test kill-train mutants fuzz-kernel wheel-test clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs-check bench torch-env kill-test kill-train mutants fuzz-kernel wheel-test clean
 
-demo: $(READY)
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+demo: $(READY) ## install, export the digits checkpoint to ONNX and MindIR, classify IMAGE
 	$(BIN)/neonext-export --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --image-size 64 --target onnx,mindir --output build/digits
 	$(BIN)/neonext-predict --model build/digits/digits_64.onnx $(IMAGE)
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(READY) ## run all tests in JOBS processes
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# Not part of `make test`: builds a wheel, installs it in a fresh environment, runs the commands from another folder.
-wheel-test: $(TOOLS)
+lint: $(TOOLS) ## check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+docs-check: $(TOOLS) ## run the commands that README and docs show (several minutes)
+	$(BIN)/python tests/docs_check.py
+
+wheel-test: $(TOOLS) ## build a wheel, install it in a fresh environment, run the commands from another folder
 	$(BIN)/python tests/wheel_check.py
 
-# Not part of `make test`: SIGKILL at 50 random moments of an export.
-kill-test: $(READY)
+kill-test: $(READY) ## kill an export at 50 random moments
 	$(BIN)/python tests/kill_export.py
 
-# Not part of `make test`: training killed at random steps and resumed, one process and two.
-kill-train: $(READY)
+kill-train: $(READY) ## kill training runs at random steps and resume them, with one process and with two
 	$(BIN)/python tests/kill_train.py
 	$(BIN)/python tests/kill_train.py --workers 2
 
-# Not part of `make test`: wrong versions of the AscendC kernels, each of which has to be caught.
-mutants: $(READY)
+mutants: $(READY) ## check that wrong versions of the AscendC kernels are caught
 	$(BIN)/python tests/mutate_kernel.py
 
-# Not part of `make test`: random NeoCells on the kernels in the twin, for MINUTES.
-MINUTES ?= 5
-fuzz-kernel: $(READY)
+fuzz-kernel: $(READY) ## run random NeoCells in the simulator for MINUTES
 	$(BIN)/python tests/fuzz_kernel.py $(MINUTES)
 
-# Ratios on this machine; not part of `make test`.
-bench: $(READY)
+bench: $(READY) ## measure the ratios of README on this machine
 	$(BIN)/neonext-bench --models neonext_t.released_224,convnext_t --naive --batch 1,8
 	$(BIN)/python -m neonext_ms.benchmarks.export_cost
-	$(BIN)/python -m neonext_ms.benchmarks.export_sizes
 	$(BIN)/python -m neonext_ms.benchmarks.train_step
-	$(BIN)/python -m neonext_ms.benchmarks.latency.block_model --models t --image-size 224
+	$(BIN)/neonext-bench estimate blocks neocell --models t --image-size 224
 	$(BIN)/python -m neonext_ms.benchmarks.cost_watch
 
-lint: $(TOOLS)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+# It finds what it lacks in .venv, so that neonext-bench runs in it too; nothing of it reaches .venv.
+torch-env: $(READY) ## create an environment in TORCH with PyTorch and the official code, to measure them (downloads)
+	@test ! -e $(TORCH) -o -f $(TORCH)/pyvenv.cfg || { echo "error: $(TORCH) is not an environment of this target. Name another folder: make torch-env TORCH=FOLDER" >&2; exit 1; }
+	test -x $(TORCH)/bin/python || $(BIN)/python -m venv $(TORCH)
+	for folder in $(TORCH)/lib/python*/site-packages; do \
+		$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $$folder/zz_neonext_ms.pth; \
+	done
+	$(TORCH)/bin/python -m pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch
+	$(TORCH)/bin/python -m pip install --quiet ninja onnxslim
+	test -d $(OFFICIAL) || git clone --depth 1 https://github.com/HapKoM/neonext $(OFFICIAL)
+
+clean: ## delete the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(READY): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or run: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 was found. Install one, or run: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	@touch $@
@@ -61,6 +80,3 @@ $(READY): pyproject.toml
 $(TOOLS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
-
-clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

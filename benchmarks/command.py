@@ -1,160 +1,113 @@
-"""neonext-bench: how fast a model is here, against what one would use instead and what the machine allows."""
+"""neonext-bench: measure models on this machine, against other models and against the GEMM rate of the machine."""
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import INTERRUPTED, Parser, note, parse_size, print_json, run
+from neonext_ms.common.cli import (
+    INTERRUPTED,
+    Parser,
+    StatusLine,
+    comma_list,
+    non_negative_int,
+    note,
+    parse_size,
+    positive_int,
+    print_json,
+    run,
+    seconds,
+)
 from neonext_ms.common.errors import UsageError
 
-DESCRIPTION = """\
-Measure models side by side: files (.onnx, .mindir, .om, .ms) or names of networks with random weights.
+# First word -> module with `main`, and its line in --help.
+WORDS = {
+    "report": ("report_command", "tables and pictures of a result, or its comparison with an earlier one"),
+    "estimate": ("latency.command", "predicted time of a model on an Ascend device"),
+    "claims": ("claims.command", "claims of the paper, measured on this machine"),
+    "variants": ("variants", "speed and deviation of bfloat16 and of 8 bit"),
+    "profile": ("profiles", "time by layer of an ONNX model, or of a file of msprof"),
+    "write": ("networks.command", "published networks as ONNX files, to compare with elsewhere"),
+}
 
+DESCRIPTION = """\
+Measure models side by side: model files (.onnx, .mindir, .om, .ms, checkpoints) or named networks with random
+weights. Ratios are relative to the first model.
+
+examples:
   neonext-bench neonext_t.onnx other.onnx --batch 1,8
   neonext-bench --models neonext_t,convnext_t,resnet50 --image-size 224 --batch 1,8
   neonext-bench --models neonext_t --naive --torch PYTHON --official REPOSITORY --output result.json
-  neonext-bench report result.json --output DIR
   neonext-bench report result.json --compare earlier.json --fail-above 1.1
-  neonext-bench predict MODEL.onnx --soc Ascend310P3 --batch 8
-  neonext-bench claims complexity|patchwise|share|convnext
-  neonext-bench variants                              (bfloat16 and 8 bit)
-  neonext-bench profile MODEL.onnx|op_summary.csv
-  neonext-bench write convnext_t resnet50 --soc Ascend310P3 --batch 1,8 --output peers
+  neonext-bench estimate MODEL.onnx --soc Ascend310P3 --batch 8
 
-Ratios are to the first model. See docs/benchmarks.md."""
-
-# First word -> where its command is.
-WORDS = {
-    "report": "neonext_ms.benchmarks.report_command:main",
-    "predict": "neonext_ms.benchmarks.latency.command:main",
-    "claims": "neonext_ms.benchmarks.claims.command:main",
-    "profile": "neonext_ms.benchmarks.profiles:main",
-    "variants": "neonext_ms.benchmarks.variants:main",
-    "write": "neonext_ms.benchmarks.networks.command:main",
-}
-
-
-def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
-    return names
-
-
-def batches(text: str) -> tuple[int, ...]:
-    """Batch sizes from a command line, such as `1,8`."""
-    return tuple(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return seconds
-
-
-def _device(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected the number of a device, 0 or more, got {text!r}")
-    return number
+subcommands (each has its own --help):
+""" + "\n".join(f"  {word:10}{text}" for word, (_, text) in WORDS.items())
 
 
 def build_parser() -> Parser:
-    """The command line of neonext-bench, without its first words."""
-    parser = Parser(prog="neonext-bench", description=DESCRIPTION)
-    what = parser.add_argument_group("what")
-    what.add_argument("files", nargs="*", metavar="MODEL", help="files and names")
-    what.add_argument("--models", type=_names, default=[], metavar="A,B", help="the same, separated by commas")
-    what.add_argument(
-        "--runtime", type=_names, default=[], metavar="A,B", help="runtimes (default: by the kind of file)"
+    """Return the parser of neonext-bench, without its subcommands."""
+    parser = Parser(prog="neonext-bench", description=DESCRIPTION, epilog="See docs/benchmarking.md.")
+    models = parser.add_argument_group("models")
+    models.add_argument("files", nargs="*", metavar="MODEL", help="model files and names of networks")
+    models.add_argument("--models", type=comma_list(), default=(), metavar="A,B", help="the same, as one list")
+    models.add_argument(
+        "--runtime", type=comma_list(), default=(), metavar="A,B", help="runtimes (default: chosen by the suffix)"
     )
-    what.add_argument("--naive", action="store_true", help="also networks node by node, and through onnxslim")
-    what.add_argument("--torch", metavar="PYTHON", help="also the official PyTorch model, in this interpreter ...")
-    what.add_argument("--official", metavar="REPOSITORY", help="... from this clone of HapKoM/neonext")
-    what.add_argument("--no-gemm", action="store_true", help="without the matrix products alone")
-    what.add_argument("--list-models", action="store_true", help="names of networks")
-    what.add_argument("--list-runtimes", action="store_true", help="runtimes, and whether they can be used here")
-    how = parser.add_argument_group("how")
-    how.add_argument("--batch", type=batches, metavar="1,8", help="batch sizes (default: 1,8 and what files fix)")
-    how.add_argument("--image-size", type=parse_size, help="224 or 256x320 (height x width), where it is open")
-    how.add_argument("--rounds", type=positive, default=100, help="timed calls of each at each batch (default 100)")
-    how.add_argument("--seconds", type=_seconds, default=60.0, help="at most so long at each batch (default 60)")
-    how.add_argument("--threads", type=positive, help="of a model on the CPU (default: all cores)")
-    how.add_argument("--device", type=_device, default=0, help="number of the accelerator (default 0)")
-    how.add_argument("--seed", type=_device, default=0, help="of weights, images and order (default 0)")
-    how.add_argument("--profile", action="store_true", help="then where the time of each ONNX model goes")
-    out = parser.add_argument_group("output")
-    out.add_argument("--output", metavar="FILE.json", help="keep everything: machine, versions, every sample")
-    out.add_argument("--json", action="store_true", help="the same on standard output instead of tables")
+    models.add_argument("--naive", action="store_true", help="add networks node by node, and through onnxslim")
+    models.add_argument("--torch", metavar="PYTHON", help="add the official PyTorch model, in this interpreter")
+    models.add_argument("--official", metavar="REPOSITORY", help="clone of HapKoM/neonext, for --torch")
+    models.add_argument("--list-models", action="store_true", help="list the names of networks")
+    models.add_argument("--list-runtimes", action="store_true", help="list the runtimes, and which can be used here")
+    conditions = parser.add_argument_group("conditions")
+    conditions.add_argument(
+        "--batch", type=comma_list(positive_int), metavar="1,8", help="batch sizes (default: 1,8, or fixed by files)"
+    )
+    conditions.add_argument(
+        "--image-size", type=parse_size, help="224 or 256x320 (height x width), for models that leave it open"
+    )
+    conditions.add_argument(
+        "--rounds", type=positive_int, default=100, help="timed calls of each model at each batch (default 100)"
+    )
+    conditions.add_argument(
+        "--seconds", type=seconds, default=60.0, help="time limit at each batch, without warm-up (default 60)"
+    )
+    conditions.add_argument("--threads", type=positive_int, help="intra-op threads (default: number of CPU cores)")
+    conditions.add_argument("--device", type=non_negative_int, default=0, help="number of the accelerator (default 0)")
+    conditions.add_argument(
+        "--seed", type=non_negative_int, default=0, help="random seed of weights, images and order (default 0)"
+    )
+    conditions.add_argument("--no-gemm", action="store_true", help="omit the models' matrix products")
+    conditions.add_argument("--profile", action="store_true", help="profile each ONNX model afterwards")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="FILE.json", help="write the result: machine, versions, every sample")
+    output.add_argument("--json", action="store_true", help="print the result as JSON instead of tables")
     return parser
-
-
-class _Progress:
-    """One line on stderr, if that is a terminal."""
-
-    def __init__(self):
-        self._on = sys.stderr.isatty()
-        self._step = ""
-
-    def watch(self, step: str) -> None:
-        self._step = step
-        self._show(step)
-
-    def rounds(self, step: str, done: int, most: int) -> None:
-        self._show(f"{self._step}: {step}, round {done} of at most {most}")
-
-    def _show(self, text: str) -> None:
-        if self._on:
-            print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        self._show("")
 
 
 def _main(argv: Sequence[str] | None = None) -> int | None:
     args = build_parser().parse_args(argv)
-    if args.list_models:
-        return _list_models(args.json)
-    if args.list_runtimes:
-        return _list_runtimes(args.json)
-    import os
+    if args.list_models or args.list_runtimes:
+        (_list_models if args.list_models else _list_runtimes)(args.json)
+        return None
+    threads = _checked_threads(args.threads)
+    _check_output(args.output)
+    import tempfile
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = args.threads or cores
-    if threads > cores:
-        raise UsageError(f"--threads {threads}: this process may use {cores} cores; ask for no more")
-    if args.output and not args.output.lower().endswith(".json"):
-        raise UsageError(f"--output {args.output}: expected a name ending in .json")
-    from neonext_ms.common.files import explained
+    from . import official_torch, results, session, subjects
 
-    from . import results, session
-    from . import subjects as models
-
-    if args.output:
-        with explained(args.output):
-            if not Path(args.output).absolute().parent.is_dir():
-                raise FileNotFoundError(2, "no such folder")
-    choice = models.Choice(
+    selection = subjects.Selection(
         models=[*args.models, *args.files],
         runtimes=args.runtime,
         image_size=args.image_size,
         naive=args.naive,
-        torch=models.check_torch(args.torch, args.official),
+        torch=official_torch.check_torch(args.torch, args.official),
         seed=args.seed,
     )
-    plan = session.Plan(
+    conditions = session.Conditions(
         batches=args.batch,
         image_size=args.image_size,
         rounds=args.rounds,
@@ -164,25 +117,60 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         gemm=not args.no_gemm,
         seed=args.seed,
     )
-    words = list(sys.argv[1:] if argv is None else argv)
-    about = results.circumstances(["neonext-bench", *words])
-    show = _Progress()
-    with models.temporary_folder() as folder:
-        subjects = models.subjects(choice, Path(folder), show.watch)
-        result = {**about, **session.run(subjects, plan, Path(folder), show.watch, show.rounds)}
-        show.clear()
-        result["notes"] = [*choice.notes, *result["notes"]]
-        result["summary"] = [row.to_dict() for row in results.rows(result)]
+    environment = results.environment(["neonext-bench", *(sys.argv[1:] if argv is None else argv)])
+    status = _Status()
+    with tempfile.TemporaryDirectory(prefix="neonext-bench-") as folder:
+        selected = subjects.subjects(selection, Path(folder), status.step)
+        result = {
+            **environment,
+            **session.run(selected, conditions, Path(folder), status.step, status.round),
+        }
+        result["notes"] = [*selection.notes, *result["notes"]]
+        result["summary"] = [entry.to_dict() for entry in results.entries(result)]
         if args.profile and not result["partial"]:
-            result["profiles"] = _profiles(subjects, result, threads, show.watch)
-            show.clear()
+            result["profiles"] = _profiles(selected, result, threads, status.step)
+        status.line.clear()
         if args.output:
             results.write(args.output, result)
         _print(result, args.json)
     if result["partial"]:
-        note(f"interrupted: what was measured until then is {f'in {args.output}' if args.output else 'above'}")
+        note(f"interrupted: the result so far is {f'in {args.output}' if args.output else 'above'}")
         return INTERRUPTED
     return None
+
+
+def _checked_threads(asked: int | None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked and asked > cores:
+        raise UsageError(f"--threads {asked}: this process may use {cores} cores only. Pass a smaller number.")
+    return asked or cores
+
+
+def _check_output(output: str | None) -> None:
+    from neonext_ms.common.files import explained
+
+    if output is None:
+        return
+    if not output.lower().endswith(".json"):
+        raise UsageError(f"--output {output}: expected a name ending in .json")
+    with explained(output):
+        if not Path(output).absolute().parent.is_dir():
+            raise FileNotFoundError(2, "no such folder")
+
+
+class _Status:
+    """Progress of a run in one line on stderr."""
+
+    def __init__(self):
+        self.line = StatusLine()
+        self._step = ""
+
+    def step(self, name: str) -> None:
+        self._step = name
+        self.line.show(name)
+
+    def round(self, phase: str, done: int, limit: int) -> None:
+        self.line.show(f"{self._step}: {phase}, round {done} of at most {limit}")
 
 
 def _print(result: dict, as_json: bool) -> None:
@@ -194,24 +182,24 @@ def _print(result: dict, as_json: bool) -> None:
     print(markdown(result), end="")
 
 
-def _profiles(subjects, result: dict, threads: int, watch) -> list[dict]:
-    """Where the time of each ONNX model in onnxruntime goes; Ctrl-C leaves the rest out and marks the result."""
+def _profiles(subjects, result: dict, threads: int, status) -> list[dict]:
+    """Profile each ONNX model in onnxruntime; Ctrl-C omits the rest and marks the result as partial."""
     from . import profiles
 
     sizes = {subject["label"]: tuple(subject["image_size"]) for subject in result["subjects"]}
-    found = []
+    profiled = []
     try:
         for group in result["batches"]:
             for subject in subjects:
                 if subject.runtime == "onnxruntime" and subject.label in {row["label"] for row in group["rows"]}:
-                    watch(f"profiling {subject.label}, batch {group['batch']}")
+                    status(f"profiling {subject.label}, batch {group['batch']}")
                     profile = profiles.of_onnxruntime(
                         subject.path, group["batch"], threads, image_size=sizes[subject.label]
                     )
-                    found.append({"model": subject.label, "batch": group["batch"], **profile.to_dict()})
+                    profiled.append({"model": subject.label, "batch": group["batch"], **profile.to_dict()})
     except KeyboardInterrupt:
         result["partial"] = True
-    return found
+    return profiled
 
 
 def _list_models(as_json: bool) -> None:
@@ -225,42 +213,34 @@ def _list_models(as_json: bool) -> None:
 
 
 def _list_runtimes(as_json: bool) -> None:
-    from . import runtimes
+    from neonext_ms.runtime.open import RUNTIMES, runtime_class
+
     from .report import table
 
-    found = []
-    for name in runtimes.names():
-        runtime = runtimes.runtime(name)
-        reason = runtime.missing()
-        found.append({"runtime": name, "takes": list(runtime.suffixes), "missing": reason, "note": runtime.label})
+    rows = []
+    for name in RUNTIMES:
+        kind = runtime_class(name)
+        rows.append({"runtime": name, "takes": list(kind.suffixes), "missing": kind.missing(), "note": kind.label})
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
     body = [
         [
-            row["runtime"],
-            " ".join(row["takes"]),
-            row["note"] or "-",
+            str(row["runtime"]),
+            " ".join(row["takes"] or ()),
+            str(row["note"] or "-"),
             f"no: {row['missing']}" if row["missing"] else "yes",
         ]
-        for row in found
+        for row in rows
     ]
     print(table(["runtime", "takes", "note", "here"], body))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of neonext-bench; returns the exit code."""
+    """Run neonext-bench or one of its subcommands; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in WORDS:
-        module, name = WORDS[words[0]].split(":")
-        try:
-            command = getattr(import_module(module), name)
-        except ModuleNotFoundError as error:
-            if not module.startswith(error.name or "?"):
-                raise
-            print(f"error: neonext-bench {words[0]} is not part of this installation", file=sys.stderr)
-            return 1
-        return command(words[1:])
+        return import_module(f"{__package__}.{WORDS[words[0]][0]}").main(words[1:])
     return run(_main, words)
 
 

@@ -1,15 +1,16 @@
-"""Regression watch: what the exporter, the checkpoint reader and the packers cost, against a stored baseline.
+"""Cost of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
 
     python -m neonext_ms.benchmarks.cost_watch [--update]
 
-Counted are instructions, with `perf stat` where the machine has counters, else with valgrind's callgrind; they hardly
-vary from run to run. Where neither is there, the CPU time of a piece over that of fixed work in Python and NumPy is
-taken instead. A piece that needs more than 1.1 times its baseline (1.5 times for ratios of time) fails: exit code 1.
-Counts depend on the interpreter and the libraries, so a baseline of other versions is reported and not compared.
+The cost of a piece is its number of instructions, which hardly varies from run to run: by `perf stat` where the machine
+has counters, else by valgrind's callgrind. Without both, it is the CPU time over that of fixed work in Python and
+NumPy. The exit code is 1 if a piece needs more than 1.1 times its baseline (1.5 times for ratios of time). Counts
+depend on the interpreter and the libraries, so a baseline of other versions is reported and not compared.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -20,20 +21,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from neonext_ms.common.cli import Parser, print_json, progress, run
 from neonext_ms.common.errors import InputError, NeoNextError, ToolchainError, UsageError
 from neonext_ms.common.files import atomic, explained
 
-BASELINE = Path(__file__).parent / "data" / "instructions.json"
-# What a piece may need of its baseline; times vary more than counts.
+BASELINE = Path(__file__).parent / "data" / "cost_watch.json"
+# Largest allowed ratio to the baseline; times vary more than counts.
 LIMITS = {"perf": 1.1, "callgrind": 1.1, "ratio": 1.5}
 PIECES = ("exporter", "reader", "packers")
 PACKAGES = ("numpy", "onnx", "protobuf")
 TIMEOUT = 900.0
-# Repetitions in the time of a piece, whose smallest counts.
+# Repetitions of a timed piece, of which the fastest counts.
 REPEATS = 15
 
 
@@ -42,13 +43,13 @@ class RegressionError(NeoNextError):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A piece beside its baseline.
+class PieceCost:
+    """Cost of a piece and its baseline.
 
     Attributes:
         piece: one of `PIECES`.
         cost: instructions, or CPU time over that of the reference work.
-        baseline: the same, stored; None if there is none for these versions.
+        baseline: stored cost; None if there is none for these versions.
         limit: largest allowed ratio.
     """
 
@@ -59,22 +60,21 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Cost over baseline."""
+        """Return cost over baseline."""
         return None if self.baseline is None else self.cost / self.baseline
 
     @property
     def fails(self) -> bool:
-        """Whether it needs more than it may."""
+        """Return whether the cost exceeds the limit."""
         return self.ratio is not None and self.ratio > self.limit
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        return {"piece": self.piece, "cost": self.cost, "baseline": self.baseline, "ratio": self.ratio,
-                "limit": self.limit, "fails": self.fails}  # fmt: skip
+        """Return plain values for JSON."""
+        return {**asdict(self), "ratio": self.ratio, "fails": self.fails}
 
 
 def prepare(folder: Path) -> dict[str, Callable[[], object]]:
-    """The pieces, each as a function; what they read lies in `folder`."""
+    """Return the pieces as functions; the files that they read are in `folder`."""
     import numpy as np
 
     from neonext_ms.checkpoint.checkpoint import load_checkpoint, save_checkpoint
@@ -92,9 +92,9 @@ def prepare(folder: Path) -> dict[str, Callable[[], object]]:
     )  # fmt: skip
     arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
     checkpoint = folder / "model.pt"
-    save_checkpoint(checkpoint, arrays, {"shifts": list(architecture.shifts)})
+    save_checkpoint(checkpoint, arrays, {"shifts": [1, 1, 1, 0]})
     spec = architecture.stage_spec(2)
-    small = [[np.ones(shape, np.float32) for shape in shapes] for shapes in (spec.shapes_a, spec.shapes_b)]
+    a, b = ([np.ones(shape, np.float32) for shape in shapes] for shapes in (spec.shapes_a, spec.shapes_b))
 
     def exporter():
         graph, _ = fold(unfolded(architecture, arrays, (64, 64)))
@@ -103,13 +103,13 @@ def prepare(folder: Path) -> dict[str, Callable[[], object]]:
     def packers():
         # A model packs each of its NeoCells once: the plan is part of it.
         packing.plan.cache_clear()
-        packing.pack(spec, *small)
+        packing.pack(spec, a, b)
 
     return {"exporter": exporter, "reader": lambda: load_checkpoint(checkpoint).float32(), "packers": packers}
 
 
 def work(extra: str | None) -> None:
-    """Every piece once, so that what is loaded or kept at first use is there, and one of them once more."""
+    """Run every piece once, so that imports and caches are warm, and one of them once more."""
     with tempfile.TemporaryDirectory() as folder:
         pieces = prepare(Path(folder))
         for piece in pieces.values():
@@ -119,28 +119,28 @@ def work(extra: str | None) -> None:
 
 
 def method() -> str:
-    """The best way that works here: "perf", "callgrind" or "ratio"."""
+    """Return the most precise method that works here: "perf", "callgrind" or "ratio"."""
     if shutil.which("perf"):
-        found = subprocess.run(["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True)
-        if found.returncode == 0 and parse_perf(found.stderr) is not None:
+        trial = subprocess.run(["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True)
+        if trial.returncode == 0 and parse_perf(trial.stderr) is not None:
             return "perf"
     return "callgrind" if shutil.which("valgrind") else "ratio"
 
 
 def parse_perf(text: str) -> int | None:
-    """Instructions from what `perf stat -x,` printed, or None if the machine does not count them."""
+    """Parse the output of `perf stat -x,`; return None if the machine does not count instructions."""
     match = re.search(r"^(\d+),[^,\n]*,instructions", text, re.MULTILINE)
     return int(match[1]) if match else None
 
 
 def parse_callgrind(text: str) -> int | None:
-    """Instructions from what callgrind printed, or None."""
+    """Parse the output of callgrind; return None if it has no count."""
     match = re.search(r"Collected\s*:\s*([\d,]+)", text)
     return int(match[1].replace(",", "")) if match else None
 
 
 def count(how: str, extra: str | None) -> int:
-    """Instructions of a process that does `work(extra)`.
+    """Count the instructions of a process that runs `work(extra)`.
 
     Raises:
         ToolchainError: the tool failed.
@@ -150,31 +150,31 @@ def count(how: str, extra: str | None) -> int:
         "callgrind": (["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"], parse_callgrind),
     }
     tool, parse = tools[how]
-    # One thread and one seed of hashes: the same instructions in every run.
+    # With one thread and one hash seed, every run executes the same instructions.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     command = [*tool, sys.executable, "-m", __spec__.name if __spec__ else __name__, "--work", extra or ""]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
+        process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise ToolchainError(f"{tool[0]} took more than {TIMEOUT:.0f} s; is the machine busy?") from error
-    found = parse(done.stderr) if done.returncode == 0 else None
-    if found is None:
-        tail = " ".join(done.stderr.split())[-300:]
-        raise ToolchainError(f"{tool[0]} counted nothing (exit code {done.returncode}): {tail}; try --method ratio")
-    return found
+    instructions = parse(process.stderr) if process.returncode == 0 else None
+    if instructions is None:
+        tail = " ".join(process.stderr.split())[-300:]
+        raise ToolchainError(f"{tool[0]} counted nothing (exit code {process.returncode}): {tail}. Try --method ratio.")
+    return instructions
 
 
 def costs(how: str) -> dict[str, float]:
-    """What every piece costs, by a method.
+    """Return the cost of every piece by a method.
 
     Raises:
-        ToolchainError: the tool of that method failed.
+        ToolchainError: the tool of the method failed.
     """
     if how == "ratio":
         return _ratios()
     steps = progress([None, *PIECES], what=how)
-    found = {extra: count(how, extra) for extra in steps}
-    return {piece: float(found[piece] - found[None]) for piece in PIECES}
+    counts = {extra: count(how, extra) for extra in steps}
+    return {piece: float(counts[piece] - counts[None]) for piece in PIECES}
 
 
 def _ratios() -> dict[str, float]:
@@ -198,7 +198,7 @@ def _ratios() -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """What counts depend on besides this package."""
+    """Return the versions that counts depend on."""
     from importlib.metadata import version
 
     python = ".".join(platform.python_version_tuple()[:2])
@@ -206,7 +206,7 @@ def versions() -> dict[str, str]:
 
 
 def read_baseline(path: str | os.PathLike) -> dict:
-    """The stored baseline; empty if there is no such file.
+    """Read the stored baseline; it is empty if there is no such file.
 
     Raises:
         InputError: the file is damaged.
@@ -215,18 +215,18 @@ def read_baseline(path: str | os.PathLike) -> dict:
         return {}
     try:
         with explained(path):
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-        for entry in found.values():
+            baseline = json.loads(Path(path).read_text(encoding="utf-8"))
+        for entry in baseline.values():
             entry["versions"].items()
             if not all(float(entry["costs"][piece]) > 0 for piece in PIECES):
                 raise ValueError("a cost is not positive")
-        return found
+        return baseline
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{os.fspath(path)}: not a baseline of this command; write it anew with --update") from error
+        raise InputError(f"{os.fspath(path)}: not a baseline of this command. Write it anew with --update.") from error
 
 
-def compare(how: str, found: Mapping[str, float], baseline: Mapping) -> tuple[list[Row], str | None]:
-    """Costs beside the baseline of the same method, and why there is nothing to compare with, or None."""
+def compare(how: str, measured: Mapping[str, float], baseline: Mapping) -> tuple[list[PieceCost], str | None]:
+    """Return the costs with the baseline of the same method, and the reason if there is nothing to compare with."""
     entry, reason = baseline.get(how), None
     if entry is None:
         reason = f"the baseline has no figures by {how}"
@@ -235,16 +235,16 @@ def compare(how: str, found: Mapping[str, float], baseline: Mapping) -> tuple[li
                  if entry["versions"].get(key) != value]  # fmt: skip
         reason = f"the baseline is of other versions ({'; '.join(other)})"
     stored = {} if entry is None or reason else entry["costs"]
-    return [Row(piece, found[piece], stored.get(piece), LIMITS[how]) for piece in PIECES], reason
+    return [PieceCost(piece, measured[piece], stored.get(piece), LIMITS[how]) for piece in PIECES], reason
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=__doc__)
-    parser.add_argument("--method", help=f"{', '.join(LIMITS)} (default: the first of them that works here)")
-    parser.add_argument("--baseline", default=str(BASELINE), metavar="FILE")
-    parser.add_argument("--update", action="store_true", help="store what was found as the baseline")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--work", help="for the counted process")
+    parser.add_argument("--method", help=f"{', '.join(LIMITS)} (default: the first that works here)")
+    parser.add_argument("--baseline", default=str(BASELINE), metavar="FILE", help="file of the baseline")
+    parser.add_argument("--update", action="store_true", help="store the measured costs as the baseline")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work is not None:
         return work(args.work or None)
@@ -253,37 +253,36 @@ def _main(argv: Sequence[str] | None = None) -> None:
     how = args.method or method()
     tool = {"perf": "perf", "callgrind": "valgrind"}.get(how)
     if tool and shutil.which(tool) is None:
-        raise ToolchainError(f"{tool} is not installed; install it, or pass --method ratio")
+        raise ToolchainError(f"{tool} is not installed. Install it, or pass --method ratio.")
     baseline = read_baseline(args.baseline)
-    found = costs(how)
+    measured = costs(how)
     if args.update:
-        whole = {**baseline, how: {"versions": versions(), "costs": found}}
+        baseline[how] = {"versions": versions(), "costs": measured}
         with atomic(args.baseline) as staged:
-            staged.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        baseline = whole
-    rows, reason = compare(how, found, baseline)
+            staged.write_text(json.dumps(baseline, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    rows, reason = compare(how, measured, baseline)
     if args.json:
         print_json({"method": how, "not_compared": reason, "rows": [row.to_dict() for row in rows]})
     else:
         _print(how, rows, reason)
     if failed := [row for row in rows if row.fails]:
         pieces = ", ".join(f"{row.piece} ({row.ratio:.2f} times its baseline)" for row in failed)
-        raise RegressionError(f"{pieces}: allowed is {failed[0].limit}; make it cheaper, or accept it with --update")
+        raise RegressionError(f"{pieces}: allowed is {failed[0].limit}. Make it cheaper, or accept it with --update.")
 
 
-def _print(how: str, rows: Sequence[Row], reason: str | None) -> None:
+def _print(how: str, rows: Sequence[PieceCost], reason: str | None) -> None:
     unit = "CPU time over that of reference work" if how == "ratio" else f"instructions by {how}"
-    print(f"{unit}, of one more call of each piece")
+    print(f"{unit}, for one more call of each piece")
     for row in rows:
         cost = f"{row.cost:.3f}" if how == "ratio" else f"{row.cost:,.0f}"
-        beside = "" if row.ratio is None else f"  {row.ratio:.3f} of the baseline (allowed {row.limit})"
-        print(f"{row.piece:10}{cost:>16}{beside}")
+        comparison = "" if row.ratio is None else f"  {row.ratio:.3f} of the baseline (allowed {row.limit})"
+        print(f"{row.piece:10}{cost:>16}{comparison}")
     if reason:
-        print(f"not compared: {reason}; --update stores these")
+        print(f"not compared: {reason}; --update stores these figures")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     return run(_main, argv)
 
 

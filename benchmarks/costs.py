@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.export.graph import INPUT, DeployGraph, Layer, output_shape
@@ -12,16 +13,16 @@ from neonext_ms.export.graph import INPUT, DeployGraph, Layer, output_shape
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What a layer costs for a whole batch.
+    """Cost of a layer for a whole batch.
 
     Attributes:
-        name: of the layer.
-        op: its kind, as in `export.graph.OPS`; "total" for a sum.
-        multiply_adds: of convolutions, linear layers and NeoCells, as published figures count. Products with
-            block-diagonal matrices (`left`, `right`) count their zeros too, a NeoCell that is still one does not.
-        weight_bytes: its constants.
-        read_bytes: the activations it reads.
-        written_bytes: the activations it writes.
+        name: name of the layer.
+        op: kind of the layer, as in `export.graph.OPS`; "total" for a sum.
+        multiply_adds: multiply-adds of convolutions, linear layers and NeoCells, as published figures count them.
+            Products with block-diagonal matrices (`left`, `right`) count their zeros; a `neocell` layer does not.
+        weight_bytes: bytes of its constants.
+        read_bytes: bytes of the activations that it reads.
+        written_bytes: bytes of the activations that it writes.
     """
 
     name: str
@@ -33,24 +34,24 @@ class LayerCost:
 
     @property
     def bytes(self) -> int:
-        """Everything that moves if nothing stays in a cache."""
+        """Return all bytes that move if nothing stays in a cache."""
         return self.weight_bytes + self.read_bytes + self.written_bytes
 
 
 def of_graph(graph: DeployGraph, batch: int = 1, itemsize: int = 4) -> list[LayerCost]:
-    """The cost of each layer, in the order of the graph.
+    """Return the cost of each layer, in the order of the graph.
 
     Args:
-        graph: folded or not.
-        batch: images.
-        itemsize: bytes of a number: 4 in float32, 2 in float16.
+        graph: graph, folded or not.
+        batch: number of images.
+        itemsize: bytes per value: 4 for float32, 2 for float16.
 
     Raises:
-        InputError: a batch or an itemsize below 1.
+        InputError: `batch` or `itemsize` is below 1.
     """
     for name, value in (("batch", batch), ("itemsize", itemsize)):
         if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+            raise InputError(f"{name} must be at least 1 (got {value})")
     shapes: dict[str, tuple[int, ...]] = {INPUT: (3, *graph.image_size)}
     costs = []
     for layer in graph.layers:
@@ -71,7 +72,7 @@ def of_graph(graph: DeployGraph, batch: int = 1, itemsize: int = 4) -> list[Laye
 
 
 def total(costs: Iterable[LayerCost], name: str = "total") -> LayerCost:
-    """Their sum."""
+    """Return the sum of costs."""
     costs = list(costs)
     fields = ("multiply_adds", "weight_bytes", "read_bytes", "written_bytes")
     return LayerCost(name, "total", *(sum(getattr(cost, field) for cost in costs) for field in fields))
@@ -81,7 +82,8 @@ def _multiply_adds(layer: Layer, shape: tuple[int, ...], out: tuple[int, ...]) -
     if layer.op in ("conv", "linear"):
         return math.prod(out) * math.prod(layer.arrays["weight"].shape[1:])
     if layer.op == "neocell":
-        return layer.attributes["spec"].multiply_adds(*shape[1:])
+        spec: Any = layer.attributes["spec"]
+        return spec.multiply_adds(*shape[1:])
     if layer.op == "left":
         return math.prod(out) * shape[1]
     if layer.op == "right":

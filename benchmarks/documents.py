@@ -1,4 +1,4 @@
-"""Tables inside documents: each is printed by the command above it, and can be printed anew in its place."""
+"""Tables inside documents, each printed by the command above it, and printed anew in its place."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def _pattern(command: str) -> re.Pattern[str]:
 
 
 def tables_of(text: str, command: str) -> list[tuple[str, str]]:
-    """Arguments and text of every table of a command: the command, indented, the table, and a comment behind it."""
+    """Return arguments and text of every table of a command: the command, indented, the table, and a comment."""
     return [(match["arguments"], match["table"]) for match in _pattern(command).finditer(text)]
 
 
 def updated(path: str | os.PathLike, command: str, printed: Callable[[Sequence[str]], str]) -> str:
-    """Replace every table of a command in a document by what it prints now; say how many changed.
+    """Print every table of a command in a document anew, and return a line that counts the changes.
 
     Args:
-        path: of the document.
-        command: as the document writes it, without arguments.
-        printed: what the command prints for arguments.
+        path: path of the document.
+        command: command as the document writes it, without arguments.
+        printed: function that returns the output of the command for given arguments.
 
     Raises:
         InputError: the document cannot be read, or is not text.
@@ -42,9 +42,9 @@ def updated(path: str | os.PathLike, command: str, printed: Callable[[Sequence[s
     parts, end, changed = [], 0, 0
     tables = list(_pattern(command).finditer(text))
     for match in tables:
-        made = printed(match["arguments"].split())
-        changed += made != match["table"]
-        parts += [text[end : match.start("table")], made]
+        table = printed(match["arguments"].split())
+        changed += table != match["table"]
+        parts += [text[end : match.start("table")], table]
         end = match.end("table")
     with atomic(path) as staged:
         staged.write_text("".join([*parts, text[end:]]), encoding="utf-8")

@@ -1,10 +1,12 @@
-"""What an ONNX export costs, against only reading and writing the weights: time and peak memory.
+"""Time and peak memory of exports, in comparison with only reading and writing the weights.
 
-    python -m neonext_ms.benchmarks.export_cost [--model neonext_t.released_224]
+    python -m neonext_ms.benchmarks.export_cost
+    python -m neonext_ms.benchmarks.export_cost --models t,s,b,l,xl --targets onnx,mindir --rounds 1
 
-Every measurement is a process of its own, taking turns: `weights` reads a float32 checkpoint and writes its arrays,
-`export` reads the same checkpoint, folds it and writes the ONNX file, `proven` is the whole `neonext-export` with its
-parity run. Peak memory is the largest resident set of the process (Linux only); `idle` is the interpreter with NumPy.
+Each measurement is a process of its own, and the kinds take turns: `idle` is the interpreter with NumPy, `weights`
+reads a float32 checkpoint and writes its arrays, `emit` reads it, folds it and writes the ONNX file, and `onnx` and
+`mindir` are a whole `neonext-export`, verification included. Peak memory is the largest resident set of the process,
+mapped files included (Linux only).
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, print_json, run
+from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
+from neonext_ms.common.text import format_bytes
 
-_MEASURED = """\
+_PROCESS = """\
 import sys
 {work}
 # Not getrusage: its maximum counts the parent's memory from before this program was loaded.
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak) * 1024, "mindspore" in sys.modules)
+print("peak", int(peak) * 1024, "mindspore" in sys.modules)
 """
 _WORK = {
     "idle": "import numpy",
@@ -34,85 +37,97 @@ from neonext_ms import load_checkpoint, save_checkpoint
 checkpoint = load_checkpoint({checkpoint!r})
 save_checkpoint({output!r} + "/weights.pt", checkpoint.arrays)
 """,
-    "export": """\
+    "emit": """\
 from pathlib import Path
 from neonext_ms.export import pipeline
 from neonext_ms.export.fold import fold, neocell_to_matmul
 from neonext_ms.export.graph import unfolded
 from neonext_ms.export.onnx.emitter import save
 source = pipeline.source_of_checkpoint({checkpoint!r})
-graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, {size!r}))[0])
+graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, (224, 224)))[0])
 save(graph, Path({output!r}) / "model.onnx")
 """,
-    "proven": """\
-from neonext_ms.export import pipeline
-from neonext_ms.export.request import Request
-pipeline.export(pipeline.source_of_checkpoint({checkpoint!r}), Request(["onnx"], [{size!r}]), {output!r})
-""",
 }
+_EXPORT = """\
+from neonext_ms.export.command import main
+arguments = ["--checkpoint", {checkpoint!r}, "--image-size", "224", "--target", {kind!r}, "--output", {output!r}]
+assert main(arguments) == 0
+"""
 
 
-def _once(work: str) -> tuple[float, float, bool]:
+def _measure_once(work: str) -> tuple[float, int, bool]:
+    """Run a process; return its seconds, its peak memory in bytes, and whether it imported MindSpore."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED.format(work=work)],
-        capture_output=True,
+    process = subprocess.run(
+        [sys.executable, "-c", _PROCESS.format(work=work)],
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
     # Wall time of the whole process: starting the interpreter and importing count.
     seconds = time.perf_counter() - start
-    memory, mindspore = done.stdout.split()
-    return seconds, float(memory), mindspore == "True"
+    peak, mindspore = process.stdout.split("peak ")[-1].split()
+    return seconds, int(peak), mindspore == "True"
 
 
-def measure(model: str, rounds: int) -> dict:
-    """Medians over `rounds` processes of each kind: seconds and peak bytes."""
+def measure(model: str, targets: Sequence[str], rounds: int) -> list[dict]:
+    """Return medians of seconds and peak bytes over `rounds` processes of each kind, one row for each."""
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
     from neonext_ms.export.pipeline import source_of_name
 
-    source = source_of_name(model)
-    size = tuple(source.metadata["image_size"])
-    seconds: dict[str, list[float]] = {name: [] for name in _WORK}
-    memory: dict[str, list[float]] = {name: [] for name in _WORK}
+    source = source_of_name(f"neonext_{model}.released_224")
+    works = {**_WORK, **dict.fromkeys(targets, _EXPORT)}
+    measured: dict[str, list[tuple[float, int, bool]]] = {kind: [] for kind in works}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = str(Path(folder) / "model.pt")
-        save_checkpoint(checkpoint, source.arrays, {"shifts": list(source.architecture.shifts)})
+        save_checkpoint(checkpoint, source.arrays, {"shifts": list(source.architecture.shifts or ())})
+        weights = sum(array.nbytes for array in source.arrays.values())
+        del source
         for _ in range(rounds):
-            for name, work in _WORK.items():
-                taken, peak, mindspore = _once(work.format(checkpoint=checkpoint, output=folder, size=size))
-                seconds[name].append(taken)
-                memory[name].append(peak)
-                if mindspore:
-                    raise RuntimeError(f"{name} imported MindSpore")
-    weights = sum(array.nbytes for array in source.arrays.values())
-    return {
-        "model": model,
-        "rounds": rounds,
-        "weights_bytes": weights,
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "peak_bytes": {name: statistics.median(values) for name, values in memory.items()},
-    }
+            for kind, work in works.items():
+                output = str(Path(folder) / kind)
+                Path(output).mkdir(exist_ok=True)
+                measured[kind].append(_measure_once(work.format(checkpoint=checkpoint, output=output, kind=kind)))
+    if any(mindspore for kind in measured if kind != "mindir" for _, _, mindspore in measured[kind]):
+        raise RuntimeError("an export of ONNX imported MindSpore")
+    return [
+        {
+            "model": f"neonext_{model}",
+            "kind": kind,
+            "rounds": rounds,
+            "weights_bytes": weights,
+            "seconds": statistics.median(seconds for seconds, _, _ in values),
+            "peak_bytes": statistics.median(peak for _, peak, _ in values),
+        }
+        for kind, values in measured.items()
+    ]
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=__doc__)
-    parser.add_argument("--model", default="neonext_t.released_224", help="a named model with random weights")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--models", type=comma_list(), default=("t",), metavar="t,s", help="sizes (default t)")
+    parser.add_argument("--targets", type=comma_list(), default=("onnx",), help="onnx,mindir (default onnx)")
+    parser.add_argument("--rounds", type=positive_int, default=7, help="processes of each kind (default 7)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    result = measure(args.model, args.rounds)
+    result = []
+    for model in args.models:
+        rows = measure(model, args.targets, args.rounds)
+        result += rows
+        if args.json:
+            continue
+        baseline = next(row for row in rows if row["kind"] == "weights")
+        print(f"neonext_{model}, {format_bytes(baseline['weights_bytes'])} of weights, medians of {args.rounds}")
+        for row in rows:
+            print(
+                f"  {row['kind']:8}{row['seconds']:7.2f} s ({row['seconds'] / baseline['seconds']:.2f} of `weights`), "
+                f"peak {format_bytes(row['peak_bytes'])} ({row['peak_bytes'] / row['weights_bytes']:.2f} times the "
+                "weights)",
+                flush=True,
+            )
     if args.json:
         print_json(result)
-        return
-    seconds, peak = result["seconds"], result["peak_bytes"]
-    print(f"{result['model']}, {result['weights_bytes'] / 1e6:.0f} MB of weights, medians of {result['rounds']}")
-    for name in _WORK:
-        print(
-            f"{name:8} {seconds[name]:6.2f} s ({seconds[name] / seconds['weights']:.2f} x weights), peak "
-            f"{peak[name] / 1e6:5.0f} MB ({peak[name] / peak['weights']:.2f} x weights)"
-        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The matrix products inside a model as a graph of plain MatMuls: what the same runtime reaches at best with them.
+"""Matrix products of a model as a graph of plain MatMuls, whose time is the GEMM rate that a runtime reaches with them.
 
-A 1x1 convolution of M = N * H * W positions, K input and N output channels is the product (M, K) x (K, N); a larger
-kernel that of its unrolled patches, K = channels * height * width of the kernel. Grouped and depthwise convolutions,
-products of two activations, and products with one matrix for each channel (NeoCell) are no such products: they count
-among the multiply-adds of a model, but not here.
+A 1x1 convolution with M output positions, K input channels and N output channels is the product (M, K) x (K, N). A
+larger kernel is the product of its unrolled patches, with K = channels * height * width of the kernel. Grouped and
+depthwise convolutions, products of two activations, and products with one matrix for each channel (NeoCell) count among
+the multiply-adds of a model, but are not part of this graph.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic
-from neonext_ms.runtime.base import one_line
-
-from .inputs import read_onnx
+from neonext_ms.common.text import one_line
+from neonext_ms.runtime.onnx import read_onnx
 
 _DTYPES = {1: "float32", 10: "float16"}
 
@@ -34,18 +33,18 @@ class Product:
 
     @property
     def multiply_adds(self) -> int:
-        """m * k * n."""
+        """Return m * k * n."""
         return self.m * self.k * self.n
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a model computes in one call.
+    """Work of a model in one call.
 
     Attributes:
-        products: its matrix products with weights, in the order of its nodes.
-        multiply_adds: of these and of all other convolutions and products, as the graph has them: zeros inside the
-            matrices of a NeoCell count.
+        products: matrix products with weights, in the order of the nodes.
+        multiply_adds: multiply-adds of all convolutions and products as the graph has them; zeros inside the matrices
+            of a NeoCell count.
     """
 
     products: tuple[Product, ...]
@@ -53,12 +52,12 @@ class Work:
 
     @property
     def gemm_multiply_adds(self) -> int:
-        """Multiply-adds of `products`."""
+        """Return the multiply-adds of `products`."""
         return sum(product.multiply_adds for product in self.products)
 
 
 def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
-    """Count the work of an ONNX model on an input of a shape.
+    """Count the work of an ONNX model on an input of the given shape.
 
     Raises:
         InputError: not an ONNX model, or its shapes cannot be inferred for that input.
@@ -72,7 +71,7 @@ def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
             for dimension, size in zip(value.type.tensor_type.shape.dim, shape, strict=False):
                 dimension.Clear()
                 dimension.dim_value = size
-    # What was inferred for an open batch would stand against what follows from this one.
+    # Shapes that were inferred for an open batch would contradict those of this batch.
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -80,7 +79,7 @@ def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:
         raise InputError(
-            f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error)})"
+            f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error, 400)})"
         ) from error
     shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
@@ -118,8 +117,8 @@ def _attribute(node, name: str, default: int) -> int:
 def write_graph(products: tuple[Product, ...], path: str | os.PathLike, seed: int = 0) -> None:
     """Write an ONNX model of these products, each with weights of its own.
 
-    Products with the same left side share an input: `inputs_of` makes them in order. One element of every product is
-    an output, so none can be left out, and no memory is spent on keeping them.
+    Products with the same left side share an input; `inputs_of` returns the inputs in order. One element of every
+    product is an output, so that no runtime can skip a product and no memory is spent on keeping them.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -154,7 +153,7 @@ def write_graph(products: tuple[Product, ...], path: str | os.PathLike, seed: in
 
 
 def inputs_of(products: tuple[Product, ...], seed: int = 0) -> list[np.ndarray]:
-    """Arrays for the model of `write_graph`, in the order of its inputs."""
+    """Return arrays for the model of `write_graph`, in the order of its inputs."""
     generator = np.random.default_rng(seed)
     return [generator.standard_normal((p.m, p.k), np.float32).astype(p.dtype) for p in _lefts(products)]
 
@@ -164,5 +163,5 @@ def _left(product: Product) -> str:
 
 
 def _lefts(products: tuple[Product, ...]) -> list[Product]:
-    """One product for each distinct left side."""
+    """Return one product for each distinct left side."""
     return list({_left(product): product for product in products}.values())

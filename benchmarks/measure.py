@@ -1,4 +1,4 @@
-"""Measuring several things in one run, round by round, so that a slow spell of the machine hits all alike."""
+"""Time several subjects in one run, round by round, so that a slow spell of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-# Warm-up goes on until the medians of the last `WINDOW` calls and of the `WINDOW` before differ by at most `STABLE`
-# for every subject, or until one of the limits is reached, but never for less than `WINDOW` rounds.
+import numpy as np
+
+from neonext_ms.runtime.base import Runtime
+
+from .official_torch import OfficialTorch
+
+# Warm-up ends when, for every subject, the medians of the last `WINDOW` calls and of the `WINDOW` before differ by at
+# most `STABLE`, or at one of the limits, but never before `WINDOW` rounds.
 WINDOW = 3
 STABLE = 0.05
 WARM_UP_ROUNDS = 30
@@ -21,23 +27,48 @@ EXECUTE = "execute"
 
 
 class Parts(dict):
-    """Seconds of the steps of one call, by name; a subject that returns this has timed itself.
+    """Seconds of the steps of one call, by name, returned by a subject that times itself.
 
-    The step "execute" becomes the sample; the others (copies to and from a device, conversion) are kept beside it.
+    The step "execute" becomes the sample. The others (copies to and from a device, conversion) are kept separately.
     """
+
+
+def timed(runtime: Runtime, arrays: Sequence[np.ndarray]) -> Callable[[], Parts]:
+    """Return a subject for `interleave`: one call of a loaded model, as "copy_in", "execute" and "copy_out".
+
+    Args:
+        runtime: runtime that has loaded the model.
+        arrays: inputs of the model.
+    """
+    if isinstance(runtime, OfficialTorch):
+        # It times itself: neither the pipe nor the files of images and logits count.
+        runtime.copy_in(arrays)
+        return lambda: Parts({EXECUTE: runtime.execute_timed()})
+
+    def call() -> Parts:
+        start = time.perf_counter()
+        runtime.copy_in(arrays)
+        copied = time.perf_counter()
+        runtime.execute()
+        executed = time.perf_counter()
+        runtime.copy_out()
+        end = time.perf_counter()
+        return Parts({"copy_in": copied - start, EXECUTE: executed - copied, "copy_out": end - executed})
+
+    return call
 
 
 @dataclass
 class Measurement:
-    """What `interleave` measured.
+    """Result of `interleave`.
 
     Attributes:
-        samples: seconds of every call by subject, in the order of rounds; all lists are of the same length.
+        samples: seconds of every call, by subject, in the order of rounds; all lists have the same length.
         parts: seconds of the other steps of every call, by subject and step, for subjects that return `Parts`.
-        warm_up_rounds: rounds before the first sample.
-        stable: by subject, whether warm-up ended because its time no longer changed, not because of a limit.
-        partial: whether the run was interrupted; every round in it is complete.
-        seconds: the timed rounds took.
+        warm_up_rounds: number of rounds before the first sample.
+        stable: by subject, whether its time had settled when warm-up ended.
+        partial: whether the run was interrupted; only complete rounds are kept.
+        seconds: duration of the timed rounds.
     """
 
     samples: dict[str, list[float]]
@@ -49,7 +80,7 @@ class Measurement:
 
     @property
     def rounds(self) -> int:
-        """Number of complete rounds."""
+        """Return the number of complete rounds."""
         return min((len(values) for values in self.samples.values()), default=0)
 
 
@@ -61,31 +92,31 @@ def interleave(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Measurement:
-    """Time calls in turns: one call of every subject is a round, in an order drawn anew for each round.
+    """Time subjects in turns. A round is one call of every subject, in an order drawn anew for each round.
 
     Before the first sample, rounds are run until the time of every subject is stable: the medians of its last three
-    calls and of the three before differ by at most 5 %. After 30 rounds, or 20 s and three rounds, it goes on
-    regardless, and `stable` says so. Python's garbage collector rests meanwhile.
+    calls and of the three before differ by at most 5 %. Warm-up ends in any case after 30 rounds, or after 20 s and
+    three rounds. Python's garbage collector is off during the run.
 
-    Ctrl-C ends the run: the round that it hits is dropped, what was measured before is returned with `partial` set.
+    Ctrl-C ends the run. The incomplete round is dropped, and the result is marked `partial`.
 
     Args:
-        subjects: what to time by name. A call that returns `Parts` has timed itself.
+        subjects: functions to time, by name.
         rounds: number of timed rounds, at least 1.
-        seconds: stop after this time even if `rounds` are not reached (at least one round is measured).
-        seed: of the order inside a round.
-        progress: called with "warm-up" or "measuring", the rounds done, and the rounds to do at most.
+        seconds: time limit of the timed rounds, of which at least one is run.
+        seed: random seed of the order inside a round.
+        progress: function that is called with "warm-up" or "measuring", the number of rounds done, and their limit.
 
     Raises:
-        ValueError: no subject, or less than one round.
-        Exception: whatever a subject raises.
+        ValueError: there is no subject, or `rounds` is below 1.
+        Exception: any exception of a subject.
     """
     if not subjects or rounds < 1:
-        raise ValueError(f"expected subjects and at least one round, got {len(subjects)} subjects and {rounds} rounds")
+        raise ValueError(f"expected subjects and at least one round (got {len(subjects)} subjects and {rounds} rounds)")
     report = progress or (lambda step, done, total: None)
     result = Measurement({name: [] for name in subjects}, stable=dict.fromkeys(subjects, False))
     order = random.Random(seed)
-    with _garbage_collector_resting():
+    with _garbage_collector_off():
         try:
             _warm_up(subjects, order, result, report)
             start = time.perf_counter()
@@ -111,8 +142,8 @@ def _warm_up(subjects, order: random.Random, result: Measurement, report) -> Non
         result.warm_up_rounds = done
         result.stable = {name: _is_stable(values) for name, values in seen.items()}
         report("warm-up", done, WARM_UP_ROUNDS)
-        over = done >= WINDOW and time.perf_counter() - start > WARM_UP_SECONDS
-        if over or all(result.stable.values()):
+        too_long = done >= WINDOW and time.perf_counter() - start > WARM_UP_SECONDS
+        if too_long or all(result.stable.values()):
             return
 
 
@@ -125,15 +156,15 @@ def _is_stable(values: list[float]) -> bool:
 
 def _round(subjects, order: random.Random) -> dict[str, Mapping[str, float]]:
     names = list(subjects)
-    # In a fixed order a subject would always meet the caches that the same neighbour left.
+    # In a fixed order a subject would always find the caches as the same neighbour left them.
     order.shuffle(names)
-    times = {}
+    times: dict[str, Mapping[str, float]] = {}
     for name in names:
         call = subjects[name]
         start = time.perf_counter()
-        found = call()
-        taken = time.perf_counter() - start
-        times[name] = found if isinstance(found, Parts) else {EXECUTE: taken}
+        parts = call()
+        seconds = time.perf_counter() - start
+        times[name] = parts if isinstance(parts, Parts) else {EXECUTE: seconds}
     return times
 
 
@@ -152,7 +183,7 @@ def _drop_incomplete(result: Measurement) -> None:
 
 
 @contextmanager
-def _garbage_collector_resting() -> Iterator[None]:
+def _garbage_collector_off() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

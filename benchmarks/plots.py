@@ -1,11 +1,11 @@
-"""Pictures of a result: latency against batch, and the share of the GEMM rate. Needs the extra `plot`."""
+"""Pictures of a result: latency by batch size, and share of the GEMM rate. They need the extra `plot`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from neonext_ms.commands.plot import pyplot, save_figure
+from neonext_ms.common.figures import pyplot, save_figure
 
 from . import results
 
@@ -33,8 +33,8 @@ def _machine(result: Mapping) -> str:
 
 
 def _latency(plt, result: Mapping):
-    """Time per image against batch: one line for each model."""
-    rows = [row for row in results.rows(result) if not row.is_gemm]
+    """Draw time per image by batch size, one line for each model."""
+    rows = [row for row in results.entries(result) if not row.is_gemm]
     figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     batches = sorted({row.batch for row in rows})
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -44,7 +44,7 @@ def _latency(plt, result: Mapping):
         middle = [1e3 * row.latency.p50 / row.batch for row in own]
         up = [1e3 * (row.latency.p90 - row.latency.p50) / row.batch for row in own]
         down = [1e3 * (row.latency.p50 - row.latency.min) / row.batch for row in own]
-        # Side by side, so that the whiskers of one batch do not cover each other.
+        # Shifted, so that the whiskers of one batch size do not cover each other.
         shift = 1 + 0.012 * (index - (len(labels) - 1) / 2)
         axis.errorbar(
             [row.batch * shift for row in own],
@@ -70,8 +70,8 @@ def _latency(plt, result: Mapping):
 
 
 def _shares(plt, result: Mapping):
-    """Share of the GEMM rate by model and batch; None if none was measured."""
-    rows = [row for row in results.rows(result) if row.share is not None]
+    """Draw the share of the GEMM rate by model and batch size; return None if none was measured."""
+    rows = [row for row in results.entries(result) if row.share is not None]
     if not rows:
         return None
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -79,7 +79,7 @@ def _shares(plt, result: Mapping):
     height = 0.8 / len(batches)
     figure, axis = plt.subplots(figsize=(8, 1.4 + 0.45 * len(labels)), layout="constrained")
     for index, batch in enumerate(batches):
-        own = {row.label: row.share for row in rows if row.batch == batch}
+        own = {row.label: row.share for row in rows if row.batch == batch and row.share}
         places = [labels.index(label) + (index - (len(batches) - 1) / 2) * height for label in own]
         middle = [100 * share.median_ratio for share in own.values()]
         error = [

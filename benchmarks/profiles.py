@@ -1,7 +1,7 @@
-"""Where the time goes inside a model: per layer kind, and its slowest nodes.
+"""neonext-bench profile: time inside a model by layer kind, and its slowest nodes.
 
-`of_onnxruntime` runs an ONNX model with onnxruntime's own profiler. What msprof and ais_bench wrote on a board is
-read by `of_msprof` and `of_ais_bench`; both follow the published formats and have met no real file here.
+`of_onnxruntime` runs an ONNX model with onnxruntime's own profiler. `of_msprof` and `of_ais_bench` read files that
+msprof and ais_bench wrote on a board; both follow the published formats and were not tested with real files.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import re
 import statistics
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, parse_size, print_json, run
+from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json, run
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
+from neonext_ms.common.text import one_line
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
-NOT_MET = "read by the published format; no real file of this tool has been met here"
-# Operators that move numbers and compute nothing: of ONNX, of onnxruntime's blocked layout, and of CANN.
+UNTESTED = "read by the published format; not tested with a real file of this tool"
+# Operators that move values and compute nothing: of ONNX, of onnxruntime's blocked layout, and of CANN.
 _LAYOUT = (
     "ReorderInput", "ReorderOutput", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity",
     "TransData", "TransposeD", "Concat", "ConcatD", "Slice", "StridedSliceD", "MemcpyAsync",
@@ -37,14 +37,14 @@ _PRODUCTS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "Conv2D", "Co
 
 
 @dataclass(frozen=True)
-class Node:
-    """One node.
+class ProfiledNode:
+    """Time of one node.
 
     Attributes:
-        name: in the profile.
-        op: its operator.
-        kind: of its layer, as `kind_of` says.
-        microseconds: of one run of the model, the median over the runs.
+        name: name in the profile.
+        op: operator.
+        kind: kind of its layer, by `kind_of`.
+        microseconds: time in one run of the model, as the median over the runs.
     """
 
     name: str
@@ -55,38 +55,38 @@ class Node:
 
 @dataclass(frozen=True)
 class Profile:
-    """Time by node.
+    """Time of a model by node.
 
     Attributes:
         source: "onnxruntime" or "msprof".
-        runs: of the model, that the figures are medians of.
-        nodes: in the order in which they first ran.
-        label: what a reader has to know of the figures.
+        runs: number of runs behind each median.
+        nodes: nodes in the order in which they first ran.
+        label: remark for readers of the figures.
     """
 
     source: str
     runs: int
-    nodes: tuple[Node, ...]
+    nodes: tuple[ProfiledNode, ...]
     label: str = ""
 
     @property
     def microseconds(self) -> float:
-        """Sum over the nodes; what passes between them does not count."""
+        """Return the sum over the nodes, without the time between them."""
         return sum(node.microseconds for node in self.nodes)
 
     def kinds(self) -> dict[str, float]:
-        """Microseconds by layer kind, the largest first."""
+        """Return microseconds by layer kind, largest first."""
         sums: dict[str, float] = defaultdict(float)
         for node in self.nodes:
             sums[node.kind] += node.microseconds
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
-    def slowest(self, count: int = SLOWEST) -> list[Node]:
-        """The slowest nodes, the slowest first."""
+    def slowest(self, count: int = SLOWEST) -> list[ProfiledNode]:
+        """Return the slowest nodes, slowest first."""
         return sorted(self.nodes, key=lambda node: -node.microseconds)[:count]
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "source": self.source,
             "label": self.label,
@@ -98,13 +98,11 @@ class Profile:
         }
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the lines to print."""
         total = self.microseconds or 1.0
         lines = [f"{self.source}: {self.microseconds:,.0f} us in {len(self.nodes)} nodes, medians of {self.runs} runs"]
         lines += [f"note: {self.label}"] if self.label else []
-        counts = defaultdict(int)
-        for node in self.nodes:
-            counts[node.kind] += 1
+        counts = Counter(node.kind for node in self.nodes)
         lines += [
             f"{kind:12} {100 * time / total:5.1f} % {time:10,.0f} us  {counts[kind]:4} nodes"
             for kind, time in self.kinds().items()
@@ -120,38 +118,38 @@ class Profile:
 
 @dataclass(frozen=True)
 class AisBench:
-    """Summary of a run of ais_bench: no time by node.
+    """Summary of a run of ais_bench, which has no time by node.
 
     Attributes:
-        batch: images of one call.
+        batch: images per call.
         throughput: images per second, as printed.
-        milliseconds: for "H2D_latency", "NPU_compute_time" and "D2H_latency", as far as printed: `min`, `max`, `mean`,
-            `median`, `percentile(99%)`.
-        label: what a reader has to know of the figures.
+        milliseconds: `min`, `max`, `mean`, `median` and `percentile(99%)` of "H2D_latency", "NPU_compute_time" and
+            "D2H_latency", as far as they were printed.
+        label: remark for readers of the figures.
     """
 
     batch: float
     throughput: float
     milliseconds: Mapping[str, Mapping[str, float]]
-    label: str = NOT_MET
+    label: str = UNTESTED
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"source": "ais_bench", **asdict(self)}
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the lines to print."""
         lines = [f"ais_bench: batch {self.batch:g}, {self.throughput:.1f} images/s", f"note: {self.label}"]
-        for what, values in self.milliseconds.items():
-            lines.append(f"{what:17}" + ", ".join(f"{name} {value:.3f}" for name, value in values.items()) + " ms")
-        return [*lines, "it has no time by node; for that, run msprof and read its op_summary_*.csv"]
+        for step, values in self.milliseconds.items():
+            lines.append(f"{step:17}" + ", ".join(f"{name} {value:.3f}" for name, value in values.items()) + " ms")
+        return [*lines, "ais_bench gives no time by node; for that, run msprof and read its op_summary_*.csv"]
 
 
 def kind_of(name: str, op: str) -> str:
-    """Kind of the layer that a node belongs to, from the names that our exporter gives.
+    """Return the kind of the layer that a node belongs to, by the names that our exporter gives.
 
-    "NeoCell", "MLP" (with what is fused into it), "GELU", "downsample", "stem", "head", "layout" for what only moves
-    numbers, "residual" and "norm"; for a node of another network its operator.
+    Kinds are "NeoCell", "MLP" (with the operators fused into it), "GELU", "downsample", "stem", "head", "residual",
+    "norm", and "layout" for operators that only move values. A node of another network has its operator as its kind.
     """
     if op in _LAYOUT:
         return "layout"
@@ -185,43 +183,43 @@ def of_onnxruntime(
     Args:
         path: the file.
         batch: images per call.
-        threads: of a single operator.
-        runs: calls whose median counts, after a few for warming up.
-        image_size: for a file that leaves it open.
+        threads: intra-op threads.
+        runs: number of timed calls, after some for warm-up.
+        image_size: height and width, for a file that leaves them open.
 
     Raises:
-        InputError: no such model, an input that does not fit, or a batch, threads or runs below 1.
+        InputError: no such model, its input does not fit, or `batch`, `threads` or `runs` is below 1.
     """
-    from neonext_ms.runtime.base import one_line, onnx_session
+    from neonext_ms.runtime.onnx import onnx_session, onnx_signature
 
-    from . import inputs
+    from .inputs import DEFAULT_SIZE, check_batches, random_images
 
-    for what, value in (("batch", batch), ("threads", threads), ("runs", runs)):
+    for name, value in (("batch", batch), ("threads", threads), ("runs", runs)):
         if value < 1:
-            raise InputError(f"{what} must be at least 1, got {value}")
+            raise InputError(f"{name} must be at least 1 (got {value})")
     path = os.fspath(path)
-    found = inputs.of_onnx(path)
-    inputs.check_batches(path, found, [batch])
-    images = found.images(batch, found.size(path, image_size))
+    signature = onnx_signature(path)
+    check_batches(path, signature, [batch])
+    images = random_images(signature, batch, signature.size(path, image_size, DEFAULT_SIZE))
     with tempfile.TemporaryDirectory() as folder:
         try:
             session = onnx_session(path, threads, profile=str(Path(folder) / "profile"))
             for _ in range(WARM_UP + runs):
-                session.run(None, {found.name: images})
+                session.run(None, {signature.name: images})
         except Exception as error:
-            raise InputError(f"{path}: onnxruntime cannot run it ({one_line(error)})") from error
+            raise InputError(f"{path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
         return of_onnxruntime_file(session.end_profiling(), skip=WARM_UP)
 
 
 def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
-    """The profile that onnxruntime wrote (`SessionOptions.enable_profiling`).
+    """Read a profile of onnxruntime (`SessionOptions.enable_profiling`).
 
     Args:
-        path: its JSON file.
-        skip: runs at the beginning that do not count.
+        path: the JSON file.
+        skip: number of runs at the beginning to ignore.
 
     Raises:
-        InputError: it is not such a file.
+        InputError: not such a file.
     """
     try:
         events = json.loads(_text(path))
@@ -235,21 +233,21 @@ def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
 
 
 def of_msprof(path: str | os.PathLike) -> Profile:
-    """msprof's `op_summary_*.csv`: one row for every execution of an operator.
+    """Read msprof's `op_summary_*.csv`, which has one row for every execution of an operator.
 
-    Columns by the documentation of CANN 8.5 and MindStudio 7.0 (op_summary, Operator Details): `Op Name`, `OP Type`
-    and `Task Duration(us)` are used. Rows without a duration, such as those of communication, are left out.
+    The columns `Op Name`, `OP Type` and `Task Duration(us)` are used, as documented for CANN 8.5 and MindStudio 7.0
+    (op_summary, Operator Details). Rows without a duration, such as those of communication, are ignored.
 
     Raises:
-        InputError: it is not such a file.
+        InputError: not such a file.
     """
     rows = list(csv.DictReader(_text(path).splitlines(), skipinitialspace=True))
     columns = ("Op Name", "OP Type", "Task Duration(us)")
     missing = [column for column in columns if not rows or column not in rows[0]]
     if missing:
         raise InputError(
-            f"{os.fspath(path)}: not msprof's op_summary: it has no column {missing[0]!r} or no rows; take "
-            "op_summary_*.csv from the folder mindstudio_profiler_output"
+            f"{os.fspath(path)}: not msprof's op_summary: it has no column {missing[0]!r} or no rows. Use "
+            "op_summary_*.csv of the folder mindstudio_profiler_output."
         )
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
@@ -258,19 +256,19 @@ def of_msprof(path: str | os.PathLike) -> Profile:
         except (TypeError, ValueError):
             continue
         times[row[columns[0]], row[columns[1]]].append(microseconds)
-    return _profile(os.fspath(path), "msprof", times, 0, NOT_MET)
+    return _profile(os.fspath(path), "msprof", times, 0, UNTESTED)
 
 
 def _profile(path: str, source: str, times: Mapping[tuple, list[float]], skip: int, label: str = "") -> Profile:
     if not times:
-        raise InputError(f"{path}: there is no time of a node in it")
-    # A name can stand for several nodes, so a node counts as often as it ran per run of the model.
+        raise InputError(f"{path}: it has no time of any node")
+    # Several nodes may share a name, so a name counts as often as it ran per run of the model.
     runs = max(statistics.multimode(len(values) for values in times.values()))
     nodes = []
     for (name, op), values in times.items():
         per_run = max(1, round(len(values) / runs))
         kept = values[skip * per_run :] or values
-        nodes.append(Node(name, op, kind_of(name, op), per_run * statistics.median(kept)))
+        nodes.append(ProfiledNode(name, op, kind_of(name, op), per_run * statistics.median(kept)))
     return Profile(source, max(1, runs - skip), tuple(nodes), label)
 
 
@@ -282,10 +280,10 @@ _THROUGHPUT = re.compile(
 
 
 def of_ais_bench(path: str | os.PathLike) -> AisBench:
-    """What `ais_bench --model FILE.om ...` printed, or the `*_summary.json` that it wrote.
+    """Read the output of `ais_bench --model FILE.om ...`, or its `*_summary.json`.
 
     Raises:
-        InputError: it is neither.
+        InputError: neither of them.
     """
     text = _text(path)
     if text.lstrip().startswith("{"):
@@ -294,19 +292,19 @@ def of_ais_bench(path: str | os.PathLike) -> AisBench:
              for match in _TIMES.finditer(text)}  # fmt: skip
     throughput = _THROUGHPUT.search(text)
     if not times.get("NPU_compute_time") or throughput is None:
-        raise InputError(f"{os.fspath(path)}: not the output of ais_bench: its Performance Summary is not there")
+        raise InputError(f"{os.fspath(path)}: not the output of ais_bench: it has no Performance Summary")
     return AisBench(float(throughput[1]), float(throughput[2]), times)
 
 
 def _ais_bench_json(path: str, text: str) -> AisBench:
     try:
-        found = json.loads(text)
+        summary = json.loads(text)
         times = {
-            what: {name: float(value) for name, value in found[what].items() if name != "count"}
-            for what in ("H2D_latency", "NPU_compute_time", "D2H_latency")
-            if what in found
+            step: {name: float(value) for name, value in summary[step].items() if name != "count"}
+            for step in ("H2D_latency", "NPU_compute_time", "D2H_latency")
+            if step in summary
         }
-        throughput = float(found["throughput"])
+        throughput = float(summary["throughput"])
         batch = throughput * times["NPU_compute_time"]["mean"] / 1e3
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a summary of ais_bench; it has no throughput and NPU_compute_time") from error
@@ -314,10 +312,10 @@ def _ais_bench_json(path: str, text: str) -> AisBench:
 
 
 def read(path: str | os.PathLike) -> Profile | AisBench:
-    """A file of any of the three tools, told apart by what is in it.
+    """Read a file of any of the three tools, recognised by its content.
 
     Raises:
-        InputError: it is none of theirs.
+        InputError: not a file of these tools.
     """
     text = _text(path).lstrip()
     if text.startswith("["):
@@ -328,8 +326,8 @@ def read(path: str | os.PathLike) -> Profile | AisBench:
     if "NPU_compute_time" in text:
         return of_ais_bench(path)
     raise InputError(
-        f"{os.fspath(path)}: not a profile that is known; expected an .onnx model, onnxruntime's JSON, msprof's "
-        "op_summary_*.csv, or what ais_bench printed"
+        f"{os.fspath(path)}: unknown kind of profile; expected an .onnx model, onnxruntime's JSON, msprof's "
+        "op_summary_*.csv, or the output of ais_bench"
     )
 
 
@@ -344,33 +342,29 @@ def _text(path: str | os.PathLike) -> str:
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="neonext-bench profile",
-        description="Time per layer kind and the ten slowest nodes: of an ONNX model, which is run in onnxruntime, or "
-        "from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.",
+        description="Print time by layer kind and the ten slowest nodes, of an ONNX model that is run in onnxruntime, "
+        "or from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.",
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
-    parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--rounds", type=positive, default=RUNS, help=f"runs of a model (default {RUNS})")
-    parser.add_argument("--image-size", type=parse_size, help="for a model that leaves it open")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--batch", type=positive_int, default=1, help="images per call (default 1)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+    parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"timed runs of a model (default {RUNS})")
+    parser.add_argument("--image-size", type=parse_size, help="height x width, for a model that leaves it open")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
+    profile: Profile | AisBench
     if Path(args.file).suffix.lower() == ".onnx":
-        found = of_onnxruntime(args.file, args.batch, args.threads, args.rounds, args.image_size)
+        profile = of_onnxruntime(args.file, args.batch, args.threads, args.rounds, args.image_size)
     else:
-        found = read(args.file)
+        profile = read(args.file)
     if args.json:
-        print_json(found.to_dict())
+        print_json(profile.to_dict())
     else:
-        _print(found.lines())
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
+        print("\n".join(profile.lines()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`neonext-bench profile FILE`; returns the exit code."""
+    """Run neonext-bench profile; return the exit code."""
     return run(_main, argv)
 
 

@@ -1,4 +1,4 @@
-"""A result held against an earlier one: ratios to a common anchor, never times of one machine against another's."""
+"""Comparison of a result with an earlier one, by ratios to a common anchor, since times differ between machines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .statistics import Ratio, ratio
 
 
 @dataclass(frozen=True)
-class Move:
-    """How a ratio to the anchor moved.
+class Change:
+    """Change of a model's ratio to the anchor.
 
     Attributes:
-        label: the model.
-        anchor: what it is held against.
+        label: name of the model.
+        anchor: name of the model or GEMM that it is compared with.
         batch: images per call.
-        before, after: its ratio in the earlier and in the later result.
+        before, after: ratio in the earlier and in the later result.
     """
 
     label: str
@@ -31,16 +31,16 @@ class Move:
 
     @property
     def factor(self) -> float:
-        """After over before; above 1: it became slower."""
+        """Return after over before; above 1 the model became slower."""
         return self.after.median_ratio / self.before.median_ratio
 
     @property
     def sure(self) -> bool:
-        """Whether both ratios are."""
+        """Return whether both ratios are."""
         return self.before.sure and self.after.sure
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "label": self.label,
             "anchor": self.anchor,
@@ -52,42 +52,42 @@ class Move:
         }
 
 
-def compare(after: Mapping, before: Mapping, anchor: str | None = None) -> list[Move]:
-    """The ratios that both results have.
+def compare(after: Mapping, before: Mapping, anchor: str | None = None) -> list[Change]:
+    """Compare the ratios that two results have in common.
 
     Args:
         after: the later result.
-        before: the earlier one.
-        anchor: label of what every model is held against; by default the GEMM of the first model, because then that
-            model itself is watched too; without one the first model that both have.
+        before: the earlier result.
+        anchor: label that every model is compared with (default: the GEMM of the first model, so that this model is
+            covered too; without a GEMM, the first model that both results have).
 
     Raises:
         InputError: the results have nothing to compare in common.
     """
-    one, other = _samples(before), _samples(after)
-    common = [key for key in other if key in one]
+    earlier, later = _samples(before), _samples(after)
+    common = [key for key in later if key in earlier]
     if not common:
         raise InputError(
             f"the results have no model at the same batch in common: {_names(before)} against {_names(after)}"
         )
-    moves = []
+    changes = []
     for batch in dict.fromkeys(batch for _, batch in common):
         labels = [label for label, b in common if b == batch]
-        held = _anchor(labels, results.base(after), anchor)
-        if held is None:
+        reference = _anchor(labels, results.base(after), anchor)
+        if reference is None:
             continue
         for label in labels:
-            if label != held and not label.startswith("GEMM of "):
-                ratios = [ratio(side[label, batch], side[held, batch]) for side in (one, other)]
-                moves.append(Move(label, held, batch, *ratios))
-    if not moves:
+            if label != reference and not label.startswith("GEMM of "):
+                ratios = [ratio(side[label, batch], side[reference, batch]) for side in (earlier, later)]
+                changes.append(Change(label, reference, batch, *ratios))
+    if not changes:
         raise InputError(
             f"the results have only {', '.join(dict.fromkeys(label for label, _ in common))} in common"
-            f"{f' and {anchor!r} to hold it against is not in both' if anchor else ''}"
-            f"{nearest(anchor, {label for label, _ in common}) if anchor else ''}; measure with a second model, or "
-            "with its GEMM (without --no-gemm)"
+            f"{f' and the anchor {anchor!r} is not in both' if anchor else ''}"
+            f"{nearest(anchor, {label for label, _ in common}) if anchor else ''}. Measure with a second model, or "
+            "with its GEMM (without --no-gemm)."
         )
-    return moves
+    return changes
 
 
 def _samples(result: Mapping) -> dict[tuple[str, int], list[float]]:
@@ -106,34 +106,34 @@ def _anchor(labels: list[str], base: str, asked: str | None) -> str | None:
     return (own or products or ([base] if base in labels else []) or labels)[0]
 
 
-def text(moves: list[Move], limit: float | None) -> str:
-    """The moves as a table, with a line for each that is beyond `limit`."""
+def text(changes: list[Change], limit: float | None) -> str:
+    """Return the changes as a table, with a line for each that exceeds `limit`."""
     body = [
         [
-            move.label,
-            str(move.batch),
-            move.anchor,
-            f"{move.before.median_ratio:.3f}",
-            f"{move.after.median_ratio:.3f}",
-            f"{move.factor:.3f}",
-            "" if move.sure else "a run was too noisy to be sure",
+            change.label,
+            str(change.batch),
+            change.anchor,
+            f"{change.before.median_ratio:.3f}",
+            f"{change.after.median_ratio:.3f}",
+            f"{change.factor:.3f}",
+            "" if change.sure else "a run was too noisy to be sure",
         ]
-        for move in moves
+        for change in changes
     ]
-    found = table(["model", "batch", "held against", "before", "after", "after / before", ""], body)
-    worst = max(abs(move.factor - 1) for move in moves)
-    lines = [found, "", f"The ratios differ by at most {100 * worst:.1f} %."]
-    if not all(move.sure for move in moves):
+    lines = [table(["model", "batch", "relative to", "before", "after", "after / before", ""], body)]
+    worst = max(abs(change.factor - 1) for change in changes)
+    lines += ["", f"The ratios differ by at most {100 * worst:.1f} %."]
+    if not all(change.sure for change in changes):
         lines.append("Where a run was too noisy to be sure, measure again on a quiet machine, or longer.")
-    return "\n".join(lines + [f"moved: {line}" for line in failures(moves, limit)])
+    return "\n".join(lines + [f"moved: {line}" for line in failures(changes, limit)])
 
 
-def failures(moves: list[Move], limit: float | None) -> list[str]:
-    """One line for each move beyond `limit`."""
+def failures(changes: list[Change], limit: float | None) -> list[str]:
+    """Return one line for each change that exceeds `limit`."""
     return [
-        f"{move.label} at batch {move.batch} takes {move.factor:.2f} times as long as before, held against "
-        f"{move.anchor} ({move.before.median_ratio:.3f} -> {move.after.median_ratio:.3f}); allowed is {limit:g}"
-        + ("" if move.sure else " (a run was too noisy to be sure)")
-        for move in moves
-        if limit is not None and move.factor > limit
+        f"{change.label} at batch {change.batch} takes {change.factor:.2f} times as long as before, relative to "
+        f"{change.anchor} ({change.before.median_ratio:.3f} -> {change.after.median_ratio:.3f}; allowed is {limit:g})"
+        + ("" if change.sure else " (a run was too noisy to be sure)")
+        for change in changes
+        if limit is not None and change.factor > limit
     ]

@@ -1,4 +1,4 @@
-"""A result as Markdown: tables, what is faster than what, and what the machine did not allow to say."""
+"""A result as Markdown: tables, the order of the models as far as the run allows to tell, noise."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from neonext_ms.common.external_tools import quoted
+from neonext_ms.common.text import format_size
 
 from . import results
-from .results import Row
+from .results import Entry
 from .statistics import ALLOWED_HALVES, ALLOWED_INTERVAL, FEWEST_ROUNDS, TOLERANCE, Ratio, ratio
 
 MILLI = 1e3
 
 
 def markdown(result: Mapping, pictures: Sequence[str] = (), title: str | None = None) -> str:
-    """The whole report of a result.
+    """Return the report of a result.
 
     Args:
-        result: as `results.read` gives it.
+        result: result as `results.read` returns it.
         pictures: names of image files beside the report.
-        title: a heading, or None for a report without.
+        title: heading of the report, or None for none.
     """
-    rows = results.rows(result)
+    rows = results.entries(result)
     parts = [f"# {title}"] if title else []
-    parts += [_circumstances(result)]
+    parts += [_environment(result)]
     if result["partial"]:
-        parts.append("**Partial: the run was interrupted; what is here was measured before that.**")
+        parts.append("**Partial: the run was interrupted, and the figures were measured before that.**")
     for group in result["batches"]:
         own = [row for row in rows if row.batch == group["batch"]]
         parts += [_heading(group), _latency(own, results.base(result)), _verdict(own, group)]
@@ -39,7 +40,7 @@ def markdown(result: Mapping, pictures: Sequence[str] = (), title: str | None = 
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too."""
+    """Return a Markdown table whose columns are aligned in a terminal too."""
     lines = [list(head), *map(list, body)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
@@ -47,19 +48,19 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
-def _circumstances(result: Mapping) -> str:
+def _environment(result: Mapping) -> str:
     machine, settings, versions = result["machine"], result["settings"], result["versions"]
     commit = result.get("git") or {}
-    changed = ", with changes on top" if commit.get("changed") else ""
+    changed = ", with uncommitted changes" if commit.get("changed") else ""
     numbers = [f"{key} {machine[key]}" for key in ("cpu_family", "model", "stepping") if machine.get(key) is not None]
-    cpu = machine.get("cpu") or "CPU of unknown name"
-    features = ", ".join(flag for flag in machine.get("flags", ()) if flag in _TOLD) or "none that matter here"
+    cpu = machine.get("cpu") or "unknown CPU"
+    features = ", ".join(flag for flag in machine.get("flags", ()) if flag in _FEATURES) or "none of interest"
     virtual = ", a virtual machine" if machine.get("hypervisor") else ""
     lines = [
         f"Measured on: {cpu} ({', '.join(numbers)}){virtual}, {machine.get('processors')} cores, "
         f"{(machine.get('memory_bytes') or 0) / 2**30:.0f} GiB, {machine.get('system')}; instruction sets: {features}.",
-        f"Threads: {settings['threads']}, bound to cores {', '.join(map(str, settings['cores'])) or 'of any number'}; "
-        f"governor: {machine.get('governor') or 'not told'}; load before: {(machine.get('load') or [0])[0]:.1f}.",
+        f"Threads: {settings['threads']}, bound to cores {', '.join(map(str, settings['cores'])) or '(all)'}; "
+        f"governor: {machine.get('governor') or 'unknown'}; load before: {(machine.get('load') or [0])[0]:.1f}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}; "
         f"commit {(commit.get('commit') or 'unknown')[:12]}{changed}; {result.get('started')}.",
         f"Command: `{quoted(result['command'])}`",
@@ -67,7 +68,18 @@ def _circumstances(result: Mapping) -> str:
     return "  \n".join(lines)
 
 
-_TOLD = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve", "i8mm")
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+    "i8mm",
+)
 
 
 def _heading(group: Mapping) -> str:
@@ -76,7 +88,7 @@ def _heading(group: Mapping) -> str:
     return f"## {name}: {group['rounds']} rounds after {group['warm_up_rounds']} of warm-up"
 
 
-def _latency(rows: Sequence[Row], base: str) -> str:
+def _latency(rows: Sequence[Entry], base: str) -> str:
     head = ["ms per call", "mean", "min", "p50", "p90", "p99", f"/ {base}", "of GEMM rate", "spread", "drift"]
     body = []
     for row in rows:
@@ -95,46 +107,47 @@ def _latency(rows: Sequence[Row], base: str) -> str:
     return table(head, body)
 
 
-def _share(found: Ratio | None) -> str:
-    if found is None:
+def _share(share: Ratio | None) -> str:
+    if share is None:
         return "-"
-    return f"{100 * found.median_ratio:.0f} %{'' if found.sure else ', unsure'}"
+    return f"{100 * share.median_ratio:.0f} %{'' if share.sure else ', unsure'}"
 
 
-def _interval(found: Ratio) -> str:
-    text = f"{found.median_ratio:.3f} ({found.low:.3f} to {found.high:.3f})"
-    return text if found.sure else f"{text}, unsure"
+def _interval(value: Ratio) -> str:
+    text = f"{value.median_ratio:.3f} ({value.low:.3f} to {value.high:.3f})"
+    return text if value.sure else f"{text}, unsure"
 
 
-def _verdict(rows: Sequence[Row], group: Mapping) -> str:
-    """The models from fast to slow, as far as the run allows to say so."""
+def _verdict(rows: Sequence[Entry], group: Mapping) -> str:
+    """Return the models from fast to slow, as far as the run allows to rank them."""
     samples = {row["label"]: row["samples"] for row in group["rows"]}
     models = sorted((row for row in rows if not row.is_gemm), key=lambda row: row.latency.p50)
     if len(models) < 2:
         return _noise(rows)
-    told, unsure = [models[0].label], []
+    ranked, unsure = [models[0].label], []
     for fast, slow in pairwise(models):
-        found = ratio(samples[slow.label], samples[fast.label])
-        told.append(f"{'<' if found.order > 0 else '~' if found.sure else '?'} {slow.label}")
-        if not found.sure:
-            unsure.append(f"{slow.label} / {fast.label} = {_interval(found)}")
-    order = " ".join(told)
+        step = ratio(samples[slow.label], samples[fast.label])
+        ranked.append(f"{'<' if step.order > 0 else '~' if step.sure else '?'} {slow.label}")
+        if not step.sure:
+            unsure.append(f"{slow.label} / {fast.label} = {_interval(step)}")
+    order = " ".join(ranked)
     if unsure:
         return (
-            f"Too noisy to rank all: {order}, but unsure is {'; '.join(unsure)}. Unsure: fewer than {FEWEST_ROUNDS} "
-            f"rounds, an interval wider than {100 * ALLOWED_INTERVAL:.1f} %, or halves of the run that differ by more "
-            f"than {100 * ALLOWED_HALVES:.1f} %, so that another run may differ by more than {100 * TOLERANCE:.0f} %. "
-            f"Measure again on a quiet machine, or longer (--rounds, --seconds). {_noise(rows)}".strip()
+            f"Too noisy to rank all: {order}, but unsure is {'; '.join(unsure)}. A ratio is unsure after fewer than "
+            f"{FEWEST_ROUNDS} rounds, with an interval wider than {100 * ALLOWED_INTERVAL:.1f} %, or if the halves of "
+            f"the run differ by more than {100 * ALLOWED_HALVES:.1f} %; another run may then differ by more than "
+            f"{100 * TOLERANCE:.0f} %. Measure again on a quiet machine, or longer (--rounds, --seconds). "
+            f"{_noise(rows)}".strip()
         )
-    return f"By median time, `~` for level (closer than {100 * TOLERANCE:.0f} %): {order}. {_noise(rows)}".strip()
+    return f"By median time; `~` means level (closer than {100 * TOLERANCE:.0f} %): {order}. {_noise(rows)}".strip()
 
 
-def _noise(rows: Sequence[Row]) -> str:
+def _noise(rows: Sequence[Entry]) -> str:
     noisy = [row.label for row in rows if row.noisy]
     return f"Noisy (spread or drift above 10 %, or not settled in warm-up): {', '.join(noisy)}." if noisy else ""
 
 
-def _offline(rows: Sequence[Row]) -> str:
+def _offline(rows: Sequence[Entry]) -> str:
     models = [row for row in rows if not row.is_gemm]
     batches = sorted({row.batch for row in models})
     speed = {(row.label, row.batch): row.images_per_second for row in models}
@@ -145,23 +158,21 @@ def _offline(rows: Sequence[Row]) -> str:
     return "## Offline: images per second\n\n" + table(["model", *(f"batch {b}" for b in batches)], body)
 
 
-def _beside(result: Mapping, rows: Sequence[Row]) -> str:
-    """What is not execution: copies and preprocessing."""
+def _beside(result: Mapping, rows: Sequence[Entry]) -> str:
+    """Return the times besides execution: copies and preprocessing."""
     lines = []
-    for found in result["preprocessing"]:
-        values = sorted(found["samples"])
-        height, width = found["image_size"]
-        photo = "x".join(map(str, found["photo"]))
+    for row in result["preprocessing"]:
+        values = sorted(row["samples"])
         lines.append(
-            f"- Preprocessing of a {photo} JPEG to {height}x{width}, one thread: "
-            f"{MILLI * values[len(values) // 2]:.3g} ms per image, not in the times above."
+            f"- Preprocessing of a {format_size(row['photo'])} JPEG to {format_size(row['image_size'])}, one thread: "
+            f"{MILLI * values[len(values) // 2]:.3g} ms per image, not included above."
         )
     slow = [row for row in rows if not row.is_gemm and sum(row.copies.values()) > 0.01 * row.latency.mean]
-    for row in slow:
-        steps = ", ".join(f"{name} {MILLI * seconds:.3g} ms" for name, seconds in row.copies.items())
-        lines.append(f"- {row.label}, batch {row.batch}: {steps}, not in the times above.")
+    for entry in slow:
+        steps = ", ".join(f"{name} {MILLI * seconds:.3g} ms" for name, seconds in entry.copies.items())
+        lines.append(f"- {entry.label}, batch {entry.batch}: {steps}, not included above.")
     if not slow:
-        lines.append("- Copies of inputs and outputs take less than 1 % everywhere; they are not in the times above.")
+        lines.append("- Copies of inputs and outputs take less than 1 % everywhere; they are not included above.")
     return "\n".join(lines)
 
 
@@ -175,17 +186,17 @@ def _subjects(result: Mapping) -> str:
     body = []
     for subject in result["subjects"]:
         total, products = work.get(subject["label"], (None, None))
-        same = subject.get("relative_l2")
+        deviation = subject.get("relative_l2")
         body.append(
             [
                 subject["label"],
                 subject["form"],
                 ", ".join([subject["runtime"], *subject["notes"]]),
-                "x".join(map(str, subject["image_size"])),
+                format_size(subject["image_size"]),
                 subject["input"]["dtype"],
                 f"{total / 1e9:.3f}" if total else "-",
                 f"{products / 1e9:.3f}" if products else "-",
-                f"{same:.1e}" if same is not None else "-",
+                f"{deviation:.1e}" if deviation is not None else "-",
             ]
         )
     head = ["model", "form", "runtime", "images", "input", "10^9 multiply-adds", "in GEMMs", "relative L2"]

@@ -1,7 +1,8 @@
-"""The JSON of a run: machine, versions, commit, command and every sample; and what follows from it."""
+"""The JSON result of a run (machine, versions, commit, command, every sample), and the figures computed from it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,24 +20,22 @@ VERSION = 1
 _PACKAGES = ("onnx", "onnxruntime", "onnxruntime-cann", "openvino", "onnxslim", "ml_dtypes")
 
 
-def circumstances(command: Sequence[str]) -> dict:
-    """Command, time, versions, commit and machine of this process, as plain values."""
+def environment(command: Sequence[str]) -> dict:
+    """Return command, time, versions, commit and machine of this process, as plain values."""
     from neonext_ms.training.runlog import describe_run
 
-    found = describe_run(command)
-    found.pop("folder")
+    values = describe_run(command)
+    del values["folder"]
     for name in _PACKAGES:
-        try:
-            found["versions"][name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    found["versions"] = {name: version for name, version in found["versions"].items() if version}
-    found["machine"] |= _machine()
-    return {"format": FORMAT, "version": VERSION, **found}
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            values["versions"][name] = metadata.version(name)
+    values["versions"] = {name: version for name, version in values["versions"].items() if version}
+    values["machine"] |= _machine()
+    return {"format": FORMAT, "version": VERSION, **values}
 
 
 def _machine() -> dict:
-    """CPU, its instruction sets that matter to a model, memory, load; empty values where the system does not tell."""
+    """Return CPU, its instruction sets that matter to a model, memory and load; None where the system hides them."""
     cpu: dict[str, str] = {}
     flags: set[str] = set()
     for line in _lines("/proc/cpuinfo"):
@@ -69,10 +68,10 @@ def _lines(path: str) -> list[str]:
 
 
 def write(path: str | os.PathLike, result: Mapping) -> None:
-    """Write a result, whole or not at all.
+    """Write a result atomically.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: the file cannot be written.
     """
     with atomic(path) as staged:
         staged.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -82,20 +81,22 @@ def read(path: str | os.PathLike) -> dict:
     """Read a result.
 
     Raises:
-        InputError: no such file, or not the result of a run of neonext-bench.
+        InputError: no such file, or not a result of neonext-bench.
     """
     path = os.fspath(path)
     try:
         with explained(path):
             result = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}); expected what neonext-bench --output wrote") from error
+        raise InputError(f"{path}: not a JSON file ({error}); expected a file of neonext-bench --output") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise InputError(f"{path}: not a result of neonext-bench; expected what neonext-bench --output wrote")
+        raise InputError(f"{path}: not a result of neonext-bench; expected a file of neonext-bench --output")
     if result.get("version") != VERSION:
-        raise InputError(f"{path}: version {result.get('version')!r} of the format; this program reads {VERSION}")
+        raise InputError(
+            f"{path}: version {result.get('version')!r} of the format; this program reads version {VERSION}"
+        )
     try:
-        if not rows(result):
+        if not entries(result):
             raise ValueError("there are no samples")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: a damaged result ({type(error).__name__}: {error}); measure again") from error
@@ -103,20 +104,20 @@ def read(path: str | os.PathLike) -> dict:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What the samples of one subject at one batch say.
+class Entry:
+    """Figures of one subject, or of its matrix products, at one batch size.
 
     Attributes:
-        label, model, form, runtime: of the subject; the form of a GEMM is "gemm".
+        label, model, form, runtime: as in `subjects.Subject`; the form of matrix products is "gemm".
         batch: images per call.
-        latency: seconds of a call, execution alone.
-        images_per_second: batch over mean latency; for a GEMM, as if it were the model.
-        ratio: latency over that of `base`; None for the base itself.
-        share: how near the model comes to the GEMM rate: time of its matrix products alone over its time; None without.
+        latency: seconds of a call, without copies.
+        images_per_second: batch size over mean latency.
+        ratio: latency over the latency of the first subject; None for the first subject itself.
+        share: time of the model's matrix products alone over the time of the model; None if they were not timed.
         copies: mean seconds of each copy.
-        stable: whether it had settled before it was timed.
-        rate: multiply-adds per second of what the row computes, or None where they were not counted.
-        label_note: what a reader has to know, such as "not run on a device".
+        stable: whether its time had settled when warm-up ended.
+        rate: multiply-adds per second, or None if they were not counted.
+        notes: remarks for readers, such as "not run on a device".
     """
 
     label: str
@@ -135,16 +136,16 @@ class Row:
 
     @property
     def is_gemm(self) -> bool:
-        """Whether this is a model's matrix products alone."""
+        """Return whether these are a model's matrix products alone."""
         return self.form == "gemm"
 
     @property
     def noisy(self) -> bool:
-        """Whether the samples say little: far apart, drifting, or taken before the time had settled."""
+        """Return whether the samples are far apart, drift, or were taken before the time had settled."""
         return self.latency.spread > 0.1 or abs(self.latency.drift) > 0.1 or not self.stable
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "label": self.label,
             "model": self.model,
@@ -164,33 +165,33 @@ class Row:
 
 
 def base(result: Mapping) -> str:
-    """Label of the subject that all are compared with: the first."""
+    """Return the label of the subject that all are compared with, the first."""
     return result["subjects"][0]["label"]
 
 
-def rows(result: Mapping) -> list[Row]:
-    """A row for each subject and GEMM at each batch, in the order measured; computed from the samples."""
-    about = {subject["label"]: subject for subject in result["subjects"]}
-    found = []
+def entries(result: Mapping) -> list[Entry]:
+    """Compute an entry for each subject and GEMM at each batch from the samples, in the order measured."""
+    subjects = {subject["label"]: subject for subject in result["subjects"]}
+    computed = []
     for group in result["batches"]:
         samples = {row["label"]: row["samples"] for row in group["rows"]}
         gemms = {(row["model"], row["runtime"]): row["label"] for row in group["rows"] if row["kind"] == "gemm"}
         first = samples.get(base(result))
         for row in group["rows"]:
-            subject = row if row["kind"] == "gemm" else about[row["label"]]
+            subject = row if row["kind"] == "gemm" else subjects[row["label"]]
             key = (subject["model"], subject["runtime"])
-            # The official PyTorch model is held against the products in the default runtime of its ONNX file.
+            # The official PyTorch model is compared with the products in the default runtime of its ONNX file.
             reach = gemms.get(key) or gemms.get((subject["model"], "onnxruntime"))
-            found.append(_row(row, subject, group["batch"], first, samples.get(reach), base(result)))
-    return found
+            computed.append(_entry(row, subject, group["batch"], first, samples.get(reach), base(result)))
+    return computed
 
 
-def _row(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Row:
+def _entry(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Entry:
     values = row["samples"]
     latency = summary(values)
     is_gemm = row["kind"] == "gemm"
     work = row.get("multiply_adds")
-    return Row(
+    return Entry(
         label=row["label"],
         model=subject["model"],
         form="gemm" if is_gemm else subject["form"],

@@ -1,20 +1,22 @@
-"""What is measured: files as they are, and named networks written as ONNX files in the forms that are asked for."""
+"""Subjects of a measurement: files as they are, and named networks written as ONNX files in the selected forms."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from neonext_ms.common.errors import InputError, ToolchainError, UsageError, nearest
-from neonext_ms.models.architecture import Architecture
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.text import nearest
 from neonext_ms.models.registry import list_models
+from neonext_ms.runtime.base import Runtime
+from neonext_ms.runtime.open import SUFFIXES, choose_runtimes, default_runtime, runtime_class
 
-from . import networks, runtimes
-from .runtimes import Runtime
+from . import networks
+from .official_torch import OfficialTorch, official_options
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class Subject:
     """One model in one form and one runtime.
 
     Attributes:
-        label: what it is called in results.
-        model: the network or the file's name; subjects that share it compute the same function.
-        form: "file", "folded", "plain" (as PyTorch exports it), "naive" (node by node), "onnxslim" (that, optimised)
-            or "torch".
+        label: name in results.
+        model: name of the network or the file; subjects that share it compute the same function.
+        form: "file", "folded", "plain" (as PyTorch exports it), "naive" (node by node), "onnxslim" (naive, optimised
+            by onnxslim) or "torch".
         path: the file.
         runtime: name of the runtime.
-        make: gives a runtime, not loaded.
-        notes: what a reader should know.
+        make: function that returns a runtime, not loaded.
+        notes: remarks for readers of the results.
     """
 
     label: str
@@ -42,16 +44,18 @@ class Subject:
 
 
 @dataclass
-class Choice:
-    """What the command line asks for.
+class Selection:
+    """Models to measure, as the command line names them.
 
     Attributes:
         models: names and files.
-        runtimes: names, or empty for the default of each file.
-        image_size: for what leaves it open.
-        naive: also the node-by-node form of named networks, and what onnxslim makes of it where that is installed.
+        runtimes: names of runtimes, or empty for the default of each file.
+        image_size: height and width for models that leave them open.
+        naive: whether to add the node-by-node form of named networks, and its optimisation by onnxslim if that is
+            installed.
         torch: interpreter and repository of the official model, or None.
-        seed: of random weights.
+        seed: random seed of the weights.
+        notes: messages to show to the user; `subjects` adds to them.
     """
 
     models: Sequence[str]
@@ -64,143 +68,121 @@ class Choice:
 
 
 def known_names() -> list[str]:
-    """Names of all networks that can be measured without a file."""
+    """Return the names of all networks that can be measured without a file."""
     return [*list_models(), *networks.names()]
 
 
 def check_name(name: str) -> bool:
-    """Whether this is the name of a network; otherwise it is a file.
+    """Return whether this is the name of a network; otherwise it is a file.
 
     Raises:
-        InputError: it looks like neither; the nearest name is in the message.
+        InputError: it looks like neither.
     """
     if name in known_names():
         return True
-    if Path(name).suffix.lower() in runtimes.SUFFIXES or Path(name).exists():
+    if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():
         return False
     raise InputError(
         f"unknown model {name!r}{nearest(name, known_names())}; expected a name (neonext-bench --list-models) or a "
-        f"file ending in {', '.join(runtimes.SUFFIXES)}"
+        f"file ending in {', '.join(SUFFIXES)}"
     )
 
 
-def subjects(choice: Choice, folder: Path, watch: Callable[[str], None] = lambda step: None) -> list[Subject]:
-    """Everything to measure, in the order asked for; files of named networks are written to `folder`.
+def subjects(selection: Selection, folder: Path, status: Callable[[str], None] = lambda step: None) -> list[Subject]:
+    """Return everything to measure, in the selected order; files of named networks are written to `folder`.
 
     Raises:
-        InputError, UsageError, ToolchainError: as the message says.
+        InputError: a model is unknown or cannot be written.
+        UsageError: nothing is selected, or options contradict each other.
+        ToolchainError: a runtime cannot be used here.
     """
-    if not choice.models:
+    if not selection.models:
         raise UsageError("nothing to measure; name models or files, such as: neonext-bench neonext_t resnet50")
-    named = {name: check_name(name) for name in dict.fromkeys(choice.models)}
-    for name in choice.runtimes:
-        runtimes.runtime(name)
-    # What cannot work is said before minutes are spent on the rest.
+    named = {name: check_name(name) for name in dict.fromkeys(selection.models)}
+    for name in selection.runtimes:
+        runtime_class(name)
+    # A runtime that is missing is reported before minutes are spent on writing networks.
     for name, is_network in named.items():
-        runtimes.choose("network.onnx" if is_network else name, list(choice.runtimes))
-    found: list[Subject] = []
+        choose_runtimes("network.onnx" if is_network else name, selection.runtimes)
+    result: list[Subject] = []
     files = [Path(name).name for name, is_network in named.items() if not is_network]
-    if choice.torch and not any(name.startswith("neonext_") for name, is_network in named.items() if is_network):
+    if selection.torch and not any(name.startswith("neonext_") for name, is_network in named.items() if is_network):
         raise UsageError("--torch measures the official code of the NeoNeXt networks that are named; name one")
     for name, is_network in named.items():
         if is_network:
-            watch(f"writing {name}")
-            found += _of_name(name, choice, folder)
+            status(f"writing {name}")
+            result += _of_name(name, selection, folder)
         else:
             label = Path(name).name if files.count(Path(name).name) == 1 else name
-            found += _in_runtimes(label, label, "file", name, choice)
-    return found
+            result += _in_runtimes(label, label, "file", name, selection)
+    return result
 
 
-def _of_name(name: str, choice: Choice, folder: Path) -> list[Subject]:
+def _of_name(name: str, selection: Selection, folder: Path) -> list[Subject]:
     if name.startswith("neonext_"):
-        return _of_neonext(name, choice, folder)
+        return _of_neonext(name, selection, folder)
     import onnx
 
-    size = choice.image_size or (224, 224)
+    size = selection.image_size or (224, 224)
     folded = name in networks.names("folded")
-    found = []
-    for form in (["folded"] if folded else []) + (["plain"] if choice.naive or not folded else []):
+    result: list[Subject] = []
+    for form in (["folded"] if folded else []) + (["plain"] if selection.naive or not folded else []):
         path = folder / f"{name}_{form}.onnx"
-        onnx.save(networks.build(name, batch=None, image_size=size, form=form, seed=choice.seed), path)
-        label = name if not found else f"{name}/{form}"
-        found += _in_runtimes(label, name, form, str(path), choice)
-        if choice.naive and form == "plain":
-            found += _slimmed(name, path, choice)
-    return found
+        onnx.save(networks.build(name, batch=None, image_size=size, form=form, seed=selection.seed), path)
+        label = name if not result else f"{name}/{form}"
+        result += _in_runtimes(label, name, form, str(path), selection)
+        if selection.naive and form == "plain":
+            result += _slimmed(name, path, selection)
+    return result
 
 
-def _of_neonext(name: str, choice: Choice, folder: Path) -> list[Subject]:
+def _of_neonext(name: str, selection: Selection, folder: Path) -> list[Subject]:
     from neonext_ms.export import pipeline
     from neonext_ms.export.request import Request
 
-    source = pipeline.source_of_name(name, seed=choice.seed)
-    sizes = [choice.image_size] if choice.image_size else ()
-    request = Request(["onnx", *(["onnx-naive"] if choice.naive else [])], sizes)
+    source = pipeline.source_of_name(name, seed=selection.seed)
+    sizes = [selection.image_size] if selection.image_size else ()
+    request = Request(["onnx", *(["onnx-naive"] if selection.naive else [])], sizes)
     report = pipeline.export(source, request, folder / name)
-    found = _in_runtimes(name, name, "folded", str(report.files["onnx"]), choice)
-    if choice.naive:
+    result = _in_runtimes(name, name, "folded", str(report.files["onnx"]), selection)
+    if selection.naive:
         path = report.files["onnx-naive"]
-        found += _in_runtimes(f"{name}/naive", name, "naive", str(path), choice)
-        found += _slimmed(name, path, choice)
-    if choice.torch:
+        result += _in_runtimes(f"{name}/naive", name, "naive", str(path), selection)
+        result += _slimmed(name, path, selection)
+    if selection.torch:
         if source.architecture.downsample != "official":
-            choice.notes.append(f"{name}: the official PyTorch code has no downsampling of the paper; left out")
+            selection.notes.append(f"{name}: the official PyTorch code lacks the downsampling of the paper; omitted")
         else:
-            found.append(_official(name, source, choice, folder))
-    return found
+            result.append(_official(name, source, selection.torch, folder))
+    return result
 
 
-def _slimmed(name: str, path: Path, choice: Choice) -> list[Subject]:
+def _slimmed(name: str, path: Path, selection: Selection) -> list[Subject]:
     try:
         import onnxslim
     except ImportError:
-        choice.notes.append("onnxslim is not installed, so there is no column for it; pip install onnxslim")
+        selection.notes.append(
+            "onnxslim is not installed, so that form is omitted; install it with: pip install onnxslim"
+        )
         return []
     slim = path.with_name(f"{path.stem}_onnxslim.onnx")
-    # It prints a table of what it did.
+    # It prints a table of its changes.
     with contextlib.redirect_stdout(io.StringIO()):
         onnxslim.slim(str(path), str(slim))
-    return _in_runtimes(f"{name}/onnxslim", name, "onnxslim", str(slim), choice)
+    return _in_runtimes(f"{name}/onnxslim", name, "onnxslim", str(slim), selection)
 
 
-def _official(name: str, source, choice: Choice, folder: Path) -> Subject:
+def _official(name: str, source, torch: tuple[str, str], folder: Path) -> Subject:
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
-
-    from .runtimes.torch_runtime import OfficialTorch
 
     options = official_options(source.architecture)
     path = folder / f"{name}.pt"
     save_checkpoint(path, source.arrays)
-    python, repository = choice.torch
-    return Subject(
-        f"{name}/torch", name, "torch", str(path), "torch", lambda: OfficialTorch(python, repository, options)
-    )
+    return Subject(f"{name}/torch", name, "torch", str(path), "torch", partial(OfficialTorch, *torch, options))
 
 
-def official_options(architecture: Architecture) -> dict:
-    """Keyword arguments of the official code's `NeoNeXt`, as JSON can carry them.
-
-    Raises:
-        InputError: the official code cannot build this model.
-    """
-    if architecture.downsample != "official" or "," in architecture.kernel_spec:
-        raise InputError("the official code cannot build this model; measure another one, or leave out --torch")
-    names = (
-        "num_classes",
-        "per_stage_layers",
-        "dims",
-        "kernel_spec",
-        "shifts",
-        "layer_scale_init_value",
-        "linear_bias",
-    )
-    return {name: getattr(architecture, name) for name in names}
-
-
-def _in_runtimes(label: str, model: str, form: str, path: str, choice: Choice) -> list[Subject]:
-    chosen = runtimes.choose(path, list(choice.runtimes))
-    default = runtimes.choose_default(path)
+def _in_runtimes(label: str, model: str, form: str, path: str, selection: Selection) -> list[Subject]:
+    default = default_runtime(path)
     return [
         Subject(
             label if runtime.name == default else f"{label}@{runtime.name}",
@@ -211,31 +193,5 @@ def _in_runtimes(label: str, model: str, form: str, path: str, choice: Choice) -
             runtime,
             (runtime.label,) if runtime.label else (),
         )
-        for runtime in chosen
+        for runtime in choose_runtimes(path, selection.runtimes)
     ]
-
-
-def check_torch(python: str | None, repository: str | None) -> tuple[str, str] | None:
-    """Interpreter and repository of the official model, if both are given.
-
-    Raises:
-        UsageError: only one is given.
-        InputError: the repository is not one.
-        ToolchainError: the interpreter is not there.
-    """
-    import shutil
-
-    if python is None and repository is None:
-        return None
-    if python is None or repository is None:
-        raise UsageError("the official model needs both: --torch PYTHON (that has torch) and --official REPOSITORY")
-    if not (Path(repository) / "ptvision" / "models" / "neonext" / "neonext.py").is_file():
-        raise InputError(f"{repository}: not a clone of HapKoM/neonext; it has no ptvision/models/neonext/neonext.py")
-    if shutil.which(python) is None:
-        raise ToolchainError(f"--torch {python}: no such program; give a Python that has torch")
-    return python, str(Path(repository).resolve())
-
-
-def temporary_folder() -> tempfile.TemporaryDirectory:
-    """Where the files of named networks are until the end of a run."""
-    return tempfile.TemporaryDirectory(prefix="neonext-bench-")

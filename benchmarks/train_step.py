@@ -1,10 +1,10 @@
-"""A training step on this CPU against the official PyTorch code, round by round, and its time by part.
+"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
 
-python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
-    [--torch PYTHON --official REPOSITORY]
+    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
+        [--torch PYTHON --official REPOSITORY]
 
-`step` is the step of `neonext-train`, with its check of gradients and statistics; `bare` is forward, backward and
-AdamW alone, which is what the official code is timed with. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
+`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
+AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
 """
 
 from __future__ import annotations
@@ -12,99 +12,68 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, print_json, run
-from neonext_ms.common.errors import ToolchainError
+from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
+from neonext_ms.common.errors import InputError, ToolchainError
 
-from .command import batches
 from .measure import EXECUTE, Parts, interleave
+from .official_torch import OfficialProcess, check_torch, official_options
 from .statistics import ratio, summary
-from .subjects import check_torch, official_options
 
-# A thread pool spins for some milliseconds after its work, which must not fall into the other's turn.
+# A thread pool spins for some milliseconds after its work, which must not overlap the turn of the other code.
 _REST_SECONDS = 0.05
 
 
-class _Official:
-    """The official code in a process of its own, which makes a step when told."""
+def _official(args: argparse.Namespace, options: dict, size: int, batch: int) -> OfficialProcess:
+    """Start the official code, which makes a step for each line.
 
-    def __init__(self, args: argparse.Namespace, options: dict, size: int, batch: int):
-        script = Path(__file__).parent / "official" / "step.py"
-        command = [args.torch, script, args.official, args.threads, batch, size, json.dumps(options)]
-        try:
-            self._process = subprocess.Popen(
-                list(map(str, command)),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
-            )
-        except OSError as error:
-            raise ToolchainError(
-                f"--torch {args.torch}: cannot be run ({error.strerror}); it takes a Python that has torch"
-            ) from error
-        self.versions = self._read()
+    Raises:
+        ToolchainError: the interpreter of `--torch` cannot run it.
+    """
+    try:
+        return OfficialProcess(args.torch, "step.py", args.official, args.threads, batch, size, json.dumps(options))
+    except InputError as error:
+        raise ToolchainError(str(error)) from error
 
-    def step(self) -> Parts:
-        """Make a step, which the process times itself."""
-        time.sleep(_REST_SECONDS)
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return Parts({EXECUTE: self._read()["seconds"]})
 
-    def _read(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            lines = self._process.stderr.read().strip().splitlines() or ["no message"]
-            raise ToolchainError(f"the official code did not run: {lines[-1]}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+def _official_step(official: OfficialProcess) -> Parts:
+    time.sleep(_REST_SECONDS)
+    return Parts({EXECUTE: official.send("step")["seconds"]})
 
 
 class _Ours:
-    """Steps of one model at one batch."""
+    """Training steps of one model at one batch size."""
 
     def __init__(self, name: str, batch: int):
         import mindspore as ms
         import numpy as np
         from mindspore import Tensor
 
-        from neonext_ms.models.neonext import create_model
+        from neonext_ms.models.factory import create_model
+        from neonext_ms.models.registry import model_config
         from neonext_ms.training.step import TrainStep, last, result_of
 
         self.ms, self.np = ms, np
         self._last, self._result_of = last, result_of
         self.model = create_model(name)
         self.trainer = TrainStep(self.model)
-        classes, size = self.model.architecture.num_classes, self._size(name)
+        classes, size = self.model.architecture.num_classes, model_config(name).image_size[0]
         images = np.random.RandomState(0).standard_normal((batch, 3, size, size)).astype(np.float32)
         targets = np.eye(classes, dtype=np.float32)[np.arange(batch) % 10]
         self._batch = images, targets
         self._tensors = Tensor(images), Tensor(targets)
         self.bare = self._make_bare()
 
-    @staticmethod
-    def _size(name: str) -> int:
-        from neonext_ms.models.registry import model_config
-
-        return model_config(name).image_size[0]
-
     def step(self) -> Parts:
-        """The step of `neonext-train`."""
+        """Make a step of `neonext-train`."""
         return _timed(lambda: self.trainer([self._batch], 1e-3))
 
     def _make_bare(self) -> Callable[[], Parts]:
-        """Forward, backward and AdamW, nothing else."""
+        """Return a step of forward, backward and AdamW only."""
         ms, ops, last = self.ms, self.ms.ops, self._last
         model, optimizer = self.model, self.trainer.optimizer
         rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1e-3, 100, 1))
@@ -116,23 +85,23 @@ class _Ours:
 
         @ms.jit
         def step(images, targets):
-            loss, found = gradients(images, targets)
-            return last(loss.reshape(1), optimizer.update(found, rate, count, keep))
+            loss, computed = gradients(images, targets)
+            return last(loss.reshape(1), optimizer.update(computed, rate, count, keep))
 
         return lambda: _timed(lambda: self._result_of(step, *self._tensors))
 
     def parts(self, rounds: int) -> dict[str, float]:
-        """Milliseconds, forward and backward, of the parts of the network: medians of each alone, times its number."""
-        found: dict[str, float] = {}
+        """Return milliseconds, forward and backward, by part of the network: median of one times its number."""
+        milliseconds: dict[str, float] = {}
         x = self.ms.Tensor(self._batch[0])
         for name, cell, count in self._cells():
-            found[name] = found.get(name, 0.0) + count * self._time(cell, x, rounds)
+            milliseconds[name] = milliseconds.get(name, 0.0) + count * self._time(cell, x, rounds)
             x = cell(x)
-        found["AdamW"] = self._time_optimizer(rounds)
-        return found
+        milliseconds["AdamW"] = self._time_optimizer(rounds)
+        return milliseconds
 
     def _cells(self):
-        """Every part once for each shape in the order of the data: name, cell, how often it occurs."""
+        """Yield name, cell and number of occurrences of every part, once for each shape, in the order of the data."""
         model, depths = self.model, self.model.architecture.per_stage_layers
         yield "stem", model.stem, 1
         for stage, depth in enumerate(depths):
@@ -152,7 +121,7 @@ class _Ours:
         def product(x):
             return (cell(x) * upstream).sum()
 
-        # Without weights only the input's gradient is asked for.
+        # A cell without weights has only the gradient of its input.
         gradient = ms.grad(product, 0, weights) if len(weights) else ms.grad(product, 0)
 
         @ms.jit
@@ -173,8 +142,8 @@ class _Ours:
         return self._median(update, [zeros], rounds)
 
     def _median(self, graph, inputs: Sequence, rounds: int) -> float:
-        found = interleave({"": lambda: self._result_of(graph, *inputs)}, rounds=rounds)
-        return summary(found.samples[""]).p50 * 1e3
+        measured = interleave({"": lambda: self._result_of(graph, *inputs)}, rounds=rounds)
+        return summary(measured.samples[""]).p50 * 1e3
 
 
 def _timed(call: Callable[[], object]) -> Parts:
@@ -185,8 +154,8 @@ def _timed(call: Callable[[], object]) -> Parts:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Medians in milliseconds, and ratios to the official code if it is given, by batch size."""
-    # Read when MindSpore is imported.
+    """Return medians in milliseconds by batch size, and ratios to the official code if it is given."""
+    # MindSpore reads it when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import mindspore as ms
 
@@ -195,7 +164,7 @@ def measure(args: argparse.Namespace) -> dict:
 
     ms.set_device("CPU")
     config = model_config(args.model)
-    result = {
+    result: dict = {
         "model": args.model,
         "threads": args.threads,
         "mindspore": ms.__version__,
@@ -204,25 +173,25 @@ def measure(args: argparse.Namespace) -> dict:
     }
     for batch in args.batch:
         ours = _Ours(args.model, batch)
-        work = {"step": ours.step, "bare": ours.bare}
+        work: dict[str, Callable[[], Parts]] = {"step": ours.step, "bare": ours.bare}
         official = None
         if args.torch:
-            official = _Official(args, official_options(config.architecture), config.image_size[0], batch)
+            official = _official(args, official_options(config.architecture), config.image_size[0], batch)
             result["torch"] = official.versions["torch"]
-            work["official"] = official.step
+            work["official"] = partial(_official_step, official)
         load = os.getloadavg()[0]
         try:
-            found = interleave(work, rounds=args.rounds)
+            measured = interleave(work, rounds=args.rounds)
         finally:
             if official is not None:
                 official.close()
-        if found.partial:
+        if measured.partial:
             raise KeyboardInterrupt
-        row = {"rounds": args.rounds, "load_before": load}
-        for name, seconds in found.samples.items():
+        row: dict = {"rounds": args.rounds, "load_before": load}
+        for name, seconds in measured.samples.items():
             row[name] = {"seconds": summary(seconds).to_dict(), "samples": seconds}
             if official is not None and name != "official":
-                row[name]["ratio"] = ratio(seconds, found.samples["official"]).to_dict()
+                row[name]["ratio"] = ratio(seconds, measured.samples["official"]).to_dict()
         if not args.no_parts:
             row["parts_ms"] = ours.parts(max(3, args.rounds))
         result["batches"][batch] = row
@@ -231,14 +200,16 @@ def measure(args: argparse.Namespace) -> dict:
 
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
-    parser.add_argument("--model", default="neonext_t.released_224", help="a named model with random weights")
-    parser.add_argument("--batch", type=batches, default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)")
-    parser.add_argument("--rounds", type=positive, default=15, help="timed steps of each (default 15)")
-    parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--torch", metavar="PYTHON", help="also the official PyTorch model, in this interpreter ...")
-    parser.add_argument("--official", metavar="REPOSITORY", help="... from this clone of HapKoM/neonext")
-    parser.add_argument("--no-parts", action="store_true", help="leave out the times by part")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
+    parser.add_argument(
+        "--batch", type=comma_list(positive_int), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="threads of each code (default 2)")
+    parser.add_argument("--torch", metavar="PYTHON", help="add the official PyTorch model, in this interpreter")
+    parser.add_argument("--official", metavar="REPOSITORY", help="clone of HapKoM/neonext, for --torch")
+    parser.add_argument("--no-parts", action="store_true", help="omit the times by part")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     check_torch(args.torch, args.official)
     result = measure(args)
@@ -256,16 +227,15 @@ def _main(argv: Sequence[str] | None = None) -> None:
                 continue
             seconds = row[name]["seconds"]
             line = f"  {name:9} {seconds['p50'] * 1e3:7.0f} ms (spread {seconds['spread']:.0%})"
-            if "ratio" in row[name]:
-                found = row[name]["ratio"]
-                sure = "" if found["sure"] else "; too noisy to rely on"
+            if other := row[name].get("ratio"):
+                noise = "" if other["sure"] else "; too noisy to rely on"
                 line += (
-                    f", {found['median_ratio']:.2f} times the official code "
-                    f"(95 % interval {found['low']:.2f} to {found['high']:.2f}{sure})"
+                    f", {other['median_ratio']:.2f} times the official code "
+                    f"(95 % interval {other['low']:.2f} to {other['high']:.2f}{noise})"
                 )
             print(line)
-        for name, spent in row.get("parts_ms", {}).items():
-            print(f"  {name:12} {spent:7.1f} ms forward and backward, alone")
+        for name, milliseconds in row.get("parts_ms", {}).items():
+            print(f"  {name:12} {milliseconds:7.1f} ms forward and backward, alone")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Faster variants of an exported network on a CPU: what they gain, and how far they are from float32.
+"""neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation from float32.
 
     neonext-bench variants --model neonext_t.released_224
     neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
 
-`bf16` is the float32 file in OpenVINO with its arithmetic in bfloat16; `int8` is a file of its own (`export.int8`) in
-onnxruntime. Times are of random images, interleaved; the deviation is that of logits on labelled images, each variant
-in batches of the first `--batch`, against float32 in onnxruntime.
+`bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
+(`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
+labelled images from float32 in onnxruntime, in batches of the first `--batch`.
 """
 
 from __future__ import annotations
@@ -15,86 +15,60 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, run
-from neonext_ms.common.errors import ToolchainError, UsageError, nearest
-
-from .command import batches
+from neonext_ms.common.cli import Parser, comma_list, note, parse_shifts, parse_size, positive_int, print_json, run
+from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.text import format_size, nearest
 
 BASE = "float32"
-# Name -> runtime, and whether it has a file of its own.
+# Name -> runtime, and whether the variant has a file of its own.
 VARIANTS = {"bf16": ("openvino-bf16", False), "int8": ("onnxruntime", True)}
 ROUNDS = 30
-DIGITS = "digits"
+DIGITS: Final = "digits"
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """How far a variant's logits are from those of float32 on the same images.
-
-    Attributes:
-        images: how many.
-        top1_changes: images whose best class is another one.
-        relative_l2: norm of the difference over the norm of the float32 logits.
-        correct: images whose best class is the label.
-        correct_float32: the same of float32.
-    """
-
-    images: int
-    top1_changes: int
-    relative_l2: float
-    correct: int
-    correct_float32: int
-
-
-def deviation(reference, logits, labels: Sequence[int]) -> Deviation:
-    """Compare logits `(N, classes)` with those of float32.
+def deviation(reference, logits, labels: Sequence[int]) -> dict:
+    """Compare logits of a variant with those of float32 on the same images.
 
     Args:
-        reference: of float32.
-        logits: of the variant.
+        reference: logits (N, classes) of float32.
+        logits: logits (N, classes) of the variant.
         labels: class of every image.
+
+    Returns:
+        `images`, `top1_changes` (images whose best class differs), `relative_l2` (norm of the difference over the norm
+        of the float32 logits), and `correct` and `correct_float32` (images whose best class is the label).
     """
-    import numpy as np
+    from neonext_ms.export.compare import parity
 
     best, expected = logits.argmax(1), reference.argmax(1)
-    return Deviation(
-        images=len(reference),
-        top1_changes=int((best != expected).sum()),
-        relative_l2=float(np.linalg.norm(logits - reference) / np.linalg.norm(reference)),
-        correct=int((best == labels).sum()),
-        correct_float32=int((expected == labels).sum()),
-    )
+    return {
+        "images": len(reference),
+        "top1_changes": int((best != expected).sum()),
+        "relative_l2": parity.compare(reference, logits).relative_l2,
+        "correct": int((best == labels).sum()),
+        "correct_float32": int((expected == labels).sum()),
+    }
 
 
-def parse_variants(text: str) -> tuple[str, ...]:
-    """`bf16,int8` as names, each once.
-
-    Raises:
-        argparse.ArgumentTypeError: an unknown one, or none.
-    """
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in names:
-        if name not in VARIANTS:
-            raise argparse.ArgumentTypeError(
-                f"unknown variant {name!r}{nearest(name, VARIANTS)}; known: {', '.join(VARIANTS)}"
-            )
-    if not names:
-        raise argparse.ArgumentTypeError(f"no variant; known: {', '.join(VARIANTS)}")
-    return names
+def _variant(text: str) -> str:
+    if text not in VARIANTS:
+        raise argparse.ArgumentTypeError(
+            f"unknown variant {text!r}{nearest(text, VARIANTS)}; known: {', '.join(VARIANTS)}"
+        )
+    return text
 
 
 def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant: str | None = None) -> Path:
-    """Write the file that a variant runs, with an open batch.
+    """Write the file of a variant, with an open batch.
 
     Args:
-        source: an `export.pipeline.Source`.
+        source: `export.pipeline.Source` of the network.
         image_size: height and width in pixels.
-        path: the file.
+        path: the file to write.
         variant: one of `VARIANTS`, or None for float32.
 
     Raises:
@@ -116,38 +90,31 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
     return Path(path)
 
 
-@contextlib.contextmanager
-def _loaded(files: Mapping[str, Path], batch: int, image_size, threads: int) -> Iterator[dict]:
-    """The runtimes of float32 and of variants, each with its file loaded for a batch."""
-    from .runtimes import Settings, runtime
-
-    with contextlib.ExitStack() as stack:
-        found = {}
-        for name, path in files.items():
-            found[name] = stack.enter_context(runtime(VARIANTS[name][0] if name != BASE else "onnxruntime")())
-            found[name].load(str(path), Settings(batch, image_size, threads))
-        yield found
-
-
 def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], threads: int, rounds: int) -> dict:
-    """Medians in milliseconds, and how many times as fast as float32 each variant is.
+    """Return medians in milliseconds, and the speed of each variant relative to float32.
 
     Args:
-        files: of float32 and of the variants, by name.
+        files: files of float32 and of the variants, by name.
         batch: images per call.
         image_size: height and width in pixels.
-        threads: to compute with.
+        threads: intra-op threads.
         rounds: timed calls of each.
     """
     import numpy as np
 
+    from neonext_ms.runtime.base import Settings
+    from neonext_ms.runtime.open import runtime_class
+
     from . import measure, statistics
 
     images = np.random.default_rng(0).standard_normal((batch, 3, *image_size), np.float32)
-    with _loaded(files, batch, image_size, threads) as runtimes:
-        for loaded in runtimes.values():
-            loaded.feed([images])
-        measured = measure.interleave({name: loaded.timed for name, loaded in runtimes.items()}, rounds=rounds)
+    with contextlib.ExitStack() as stack:
+        calls = {}
+        for name, path in files.items():
+            runtime = stack.enter_context(runtime_class(_runtime(name))())
+            runtime.load(str(path), Settings(batch, image_size, threads))
+            calls[name] = measure.timed(runtime, [images])
+        measured = measure.interleave(calls, rounds=rounds)
     samples = measured.samples
     return {
         "batch": batch,
@@ -157,24 +124,40 @@ def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], th
     }
 
 
-def deviations(
-    files: Mapping[str, Path], images, labels: Sequence[int], batch: int, threads: int
-) -> dict[str, Deviation]:
-    """The deviation of every variant on prepared images, float32 `(N, 3, H, W)`, in whole batches."""
+def deviations(files: Mapping[str, Path], images, labels: Sequence[int], batch: int, threads: int) -> dict:
+    """Return the deviation of every variant from float32 on prepared images, float32 (N, 3, H, W), as plain values.
+
+    Args:
+        files: files of float32 and of the variants, by name.
+        images: prepared images.
+        labels: class of every image.
+        batch: images per call.
+        threads: intra-op threads.
+    """
     import numpy as np
 
+    from neonext_ms.runtime.base import chunks
+    from neonext_ms.runtime.open import open_runtime
+
     logits = {}
-    filled = -len(images) % batch
-    padded = np.concatenate([images, np.zeros((filled, *images.shape[1:]), images.dtype)])
-    with _loaded(files, batch, images.shape[2:], threads) as runtimes:
-        for name, loaded in runtimes.items():
-            parts = [loaded.run([padded[i : i + batch]])[0] for i in range(0, len(padded), batch)]
-            logits[name] = np.concatenate(parts)[: len(images)].astype(np.float64)
-    return {name: deviation(logits[BASE], found, labels) for name, found in logits.items() if name != BASE}
+    for name, path in files.items():
+        with open_runtime(path, image_size=images.shape[2:], threads=threads, runtime=_runtime(name)) as model:
+            parts = [model.run(chunk)[:count] for chunk, count in chunks(images, batch)]
+            logits[name] = np.concatenate(parts)
+    return {name: deviation(logits[BASE], values, labels) for name, values in logits.items() if name != BASE}
+
+
+def _runtime(variant: str) -> str:
+    return "onnxruntime" if variant == BASE else VARIANTS[variant][0]
 
 
 def labelled_images(images: str, preprocessing: Mapping | None, image_size: tuple[int, int]):
-    """Prepared images and their labels: a folder per class, or "digits" for the 360 validation images of that set.
+    """Return prepared images and their labels, of a folder with one folder per class or of the validation digits.
+
+    Args:
+        images: the folder, or "digits" for the 360 validation images of that set.
+        preprocessing: metadata of the model, or None for the official preprocessing.
+        image_size: height and width in pixels.
 
     Raises:
         InputError: the folder holds no labelled images.
@@ -184,40 +167,46 @@ def labelled_images(images: str, preprocessing: Mapping | None, image_size: tupl
     from neonext_ms.images.images import prepare
     from neonext_ms.images.preprocessing import Preprocessing
     from neonext_ms.training.config.schema import DataConfig
-    from neonext_ms.training.data.datasets import FolderSet, open_dataset
+    from neonext_ms.training.data.datasets import open_dataset
+    from neonext_ms.training.data.image_sets import FolderSet
 
-    chosen = open_dataset(DataConfig(dataset=DIGITS))[1] if images == DIGITS else FolderSet(Path(images))
-    how = Preprocessing.from_dict(preprocessing or {})
-    prepared = [prepare(chosen.read(i), how, image_size, chosen.name(i)) for i in range(len(chosen))]
-    return np.stack(prepared), np.asarray(chosen.labels)
+    image_set = open_dataset(DataConfig(dataset=DIGITS))[1] if images == DIGITS else FolderSet(Path(images))
+    steps = Preprocessing.from_dict(preprocessing or {})
+    prepared = [prepare(image_set.read(i), steps, image_size, image_set.name(i)) for i in range(len(image_set))]
+    return np.stack(prepared), np.asarray(image_set.labels)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="neonext-bench variants", description=__doc__)
-    parser.add_argument("--model", default="neonext_t.released_224", help="a named model with random weights")
-    parser.add_argument("--checkpoint", metavar="FILE", help="measure this instead")
-    parser.add_argument("--shifts", type=parse_shifts)
-    parser.add_argument("--image-size", type=parse_size)
-    parser.add_argument("--variants", type=parse_variants, default=tuple(VARIANTS), help=", ".join(VARIANTS))
-    parser.add_argument("--batch", type=batches, default=(1, 8), help="batch sizes (default 1,8)")
-    parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--rounds", type=positive, default=ROUNDS, help=f"of each at batch 1 (default {ROUNDS})")
-    parser.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
-    parser.add_argument("--write", metavar="FILE.onnx", help="keep the 8-bit file")
-    parser.add_argument("--no-speed", action="store_true", help="no times")
-    parser.add_argument("--json", action="store_true")
+    source = parser.add_argument_group("network")
+    source.add_argument("--model", default="neonext_t.released_224", help="named network with random weights")
+    source.add_argument("--checkpoint", metavar="FILE", help="checkpoint to measure instead")
+    source.add_argument("--shifts", type=parse_shifts, help="shifts of the stages, if the checkpoint lacks them")
+    source.add_argument("--image-size", type=parse_size, help="height x width, if the checkpoint lacks it")
+    speed_group = parser.add_argument_group("measurement")
+    speed_group.add_argument(
+        "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
+    )
+    speed_group.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
+    speed_group.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+    speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
+    speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
+    speed_group.add_argument("--no-speed", action="store_true", help="measure the deviation only")
+    output = parser.add_argument_group("output")
+    output.add_argument("--write", metavar="FILE.onnx", help="keep the 8-bit file")
+    output.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     if args.write and "int8" not in args.variants:
-        raise UsageError("--write keeps the 8-bit file; add int8 to --variants")
+        raise UsageError("--write keeps the 8-bit file. Add int8 to --variants.")
     return args
 
 
 def _usable(asked: Sequence[str]) -> list[str]:
-    from .runtimes import runtime
+    from neonext_ms.runtime.open import runtime_class
 
-    missing = {name: reason for name in asked if (reason := runtime(VARIANTS[name][0]).missing())}
+    missing = {name: reason for name in asked if (reason := runtime_class(_runtime(name)).missing())}
     for name, reason in missing.items():
-        note(f"note: {name} is left out: {reason}")
+        note(f"note: {name} is omitted: {reason}")
     if len(missing) == len(asked):
         raise ToolchainError(f"none of {', '.join(asked)} can be measured here: {'; '.join(missing.values())}")
     return [name for name in asked if name not in missing]
@@ -247,8 +236,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
             ]
         if args.images:
             images, labels = labelled_images(args.images, source.metadata.get("preprocessing"), size)
-            found = deviations(files, images, labels, args.batch[0], args.threads)
-            result["deviation"] = {name: asdict(value) for name, value in found.items()}
+            result["deviation"] = deviations(files, images, labels, args.batch[0], args.threads)
     if args.json:
         print_json(result)
         return
@@ -258,7 +246,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print(result: Mapping) -> None:
-    size = "x".join(map(str, result["image_size"]))
+    size = format_size(result["image_size"])
     print(f"{result['model']} at {size}, {result['threads']} threads, against float32 in onnxruntime")
     for row in result.get("speed", ()):
         times = row["milliseconds"]
@@ -269,15 +257,15 @@ def _print(result: Mapping) -> None:
                 f"  {name:6} {times[name]:7.1f} ms, {ratio['median_ratio']:.2f} times as fast "
                 f"({ratio['low']:.2f} to {ratio['high']:.2f}{unsure})"
             )
-    for name, found in result.get("deviation", {}).items():
+    for name, row in result.get("deviation", {}).items():
         print(
-            f"{name:6} top-1 changes {found['top1_changes']} of {found['images']}, right {found['correct']} (float32 "
-            f"{found['correct_float32']}), logits relative L2 {found['relative_l2']:.1e}"
+            f"{name:6} top-1 changes {row['top1_changes']} of {row['images']}, correct {row['correct']} (float32 "
+            f"{row['correct_float32']}), logits relative L2 {row['relative_l2']:.1e}"
         )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`neonext-bench variants`; returns the exit code."""
+    """Run `neonext-bench variants`; return the exit code."""
     return run(_main, argv)
 
 

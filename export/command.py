@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, read_lines, run
+from neonext_ms.common.cli import Parser, note, parse_shifts, parse_size, print_json, run
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import read_lines
 
 from .targets import TARGETS, Target, resolve_targets
 
@@ -93,7 +94,7 @@ def build_parser() -> Parser:
     proof.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="compare on these, besides noise")
     proof.add_argument("--seed", type=int, default=0, help="of the noise, and of random weights (default 0)")
     proof.add_argument("--tolerance", type=float, help="relative deviation that passes (default 2e-5 in float32)")
-    om = parser.add_argument_group("target om (docs/om.md; nothing of it has run on a device)")
+    om = parser.add_argument_group("target om (docs/deploy.md; nothing of it has run on a device)")
     om.add_argument("--soc", help="the device, such as Ascend310P3")
     om.add_argument("--precision", help="fp16 (default), mixed_float16, mixed_bfloat16, origin, cube_fp16in_fp32out")
     om.add_argument("--aipp", action="store_true", help="normalise on the device, from uint8 images")
@@ -140,9 +141,10 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
     """The request that the options make."""
     import shlex
 
-    from .request import Om, Request
+    from .om.options import OmOptions
+    from .request import Request
 
-    given = {"precision": args.precision, "via": args.via, "timeout": args.timeout}
+    given = {"precision_mode": args.precision, "via": args.via, "timeout": args.timeout}
     given = {option: value for option, value in given.items() if value is not None}
     given |= {option: True for option in ("aipp", "dry_run") if getattr(args, option)}
     if args.keep_dtype:
@@ -151,7 +153,7 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for the target om; give --soc too")
     preprocessing = None
     if args.preprocess:
-        from neonext_ms.images.images import preprocessing_from_file
+        from neonext_ms.images.preprocessing import preprocessing_from_file
 
         preprocessing = preprocessing_from_file(args.preprocess)
     return Request(
@@ -170,17 +172,16 @@ def _request(args: argparse.Namespace, targets: list[str], name: str | None, arg
         images=args.images,
         seed=args.seed,
         tolerance=args.tolerance,
-        om=Om(args.soc, **given) if args.soc else None,
+        om=OmOptions(args.soc, **given) if args.soc else None,
         command=shlex.join(["neonext-export", *(sys.argv[1:] if argv is None else argv)]),
     )
 
 
 def _keep_dtype(text: str) -> list[str]:
     if Path(text).is_file():
-        from .compare.compare import OP_TYPE, read_keep_dtype
+        from .compare.keep_dtype import read_keep_dtype
 
-        names, kinds = read_keep_dtype(text)
-        return [*names, *(f"{OP_TYPE}{kind}" for kind in kinds)]
+        return read_keep_dtype(text)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -12,20 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from neonext_ms import __version__
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
+from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
-from neonext_ms.runtime.base import load_mindspore
+from neonext_ms.runtime.mindspore import load_mindspore
 
 from . import verify
-from .compare import compare, parity
+from .compare import parity
+from .compare.compare import compare_activations
+from .compare.open import open_activations
 from .fold import Folded, fold, neocell_to_matmul
 from .graph import DeployGraph, unfolded
-from .om import job as om
+from .om import target as om
 from .onnx import emitter
 from .onnx.emitter import count_nodes
 from .onnx.format import DEFAULT_OPSET, Flavour, lower, tolerance
@@ -164,7 +166,7 @@ def source_of_name(name: str, shifts: Sequence[int] | None = None, seed: int = 0
 
 def source_of_model(model, name: str = "neonext") -> Source:
     """A live `NeoNeXt` as a source; the model is only read."""
-    from neonext_ms.models.neonext import model_arrays
+    from neonext_ms.models.weights import model_arrays
 
     return Source(model_arrays(model), model.architecture, name)
 
@@ -282,13 +284,9 @@ class Build:
 
     def job(self, preprocessing: Mapping) -> om.Job:
         """The OM file of this size."""
-        return om.Job(
-            self.stem,
-            self.size,
-            tuple(self.request.batch) or (1,),
-            self.request.om,
-            Preprocessing.from_dict(preprocessing),
-        )
+        options, batch = self.request.om, tuple(self.request.batch) or (1,)
+        compiler = om.COMPILERS[options.via]
+        return om.Job(self.stem, self.size, batch, options, compiler, Preprocessing.from_dict(preprocessing))
 
     def batch(self, target: Target) -> int | None:
         """Batch size of a target's file, or None for a dynamic one."""
@@ -331,7 +329,7 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
                 allowed = tolerance(flavour.precision, flavour.gelu)
             found = verify.outputs(files[0], flavour, samples, build.batch(target))
             result = parity.compare(outputs, found, allowed)
-            if not result.holds(allowed):
+            if not result.agrees(allowed):
                 raise ParityError(
                     f"{files[0].name} does not compute what the network computes: relative L2 "
                     f"{result.relative_l2:.1e}, largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, "
@@ -366,8 +364,8 @@ def _layers(build: Build, target: Target, path: Path, samples: np.ndarray, stage
     if (form := verify.runnable(path, flavour)) is not None:
         rounded = stage / "runnable.onnx"
         emitter.write(form, rounded)
-    one, other = (compare.open_side(file) for file in (exact, rounded))
-    found = compare.compare_sides(one, other, samples[:1], layers=True)
+    one, other = (open_activations(file) for file in (exact, rounded))
+    found = compare_activations(one, other, samples[:1], layers=True)
     return [
         {"name": d.name, "relative_l2": d.relative_l2, "max_abs": d.max_abs, "added": d.added} for d in found.layers
     ]
@@ -391,7 +389,7 @@ def _compile(jobs: Sequence[om.Job], report: Report, output: Path, stage: Path, 
         with _timed(report.seconds, "compile", watch):
             staged = om.compile_job(job, stage, output)
         extra = {
-            "soc": job.request.soc,
+            "soc": job.options.soc,
             "command": job.command(),
             "feed": job.feed(),
             "log": job.log,

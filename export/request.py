@@ -8,39 +8,12 @@ from dataclasses import dataclass, field
 from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 
+from .om.options import VIAS, OmOptions
 from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
 from .targets import Target, resolve_targets
 
-VIAS = ("atc", "lite")
-# Seconds; a compiler that takes longer has most likely come to a stop.
-TIMEOUT = 3600.0
 # Options of a `Request` that a target may have no choice of.
 _DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
-
-
-@dataclass(frozen=True)
-class Om:
-    """What an OM file, or a MindIR file for Ascend, is built for.
-
-    Attributes:
-        soc: the device's name, as `atc --soc_version` takes it.
-        precision: of `atc.PRECISIONS`.
-        aipp: normalise on the device, from uint8 images.
-        keep_dtype: operators that keep their precision.
-        via: "atc", or "lite" for MindSpore Lite's converter.
-        dry_run: only say which commands would run.
-        timeout: seconds for each file, or None for no limit.
-        extra: more arguments for `atc`.
-    """
-
-    soc: str
-    precision: str = "fp16"
-    aipp: bool = False
-    keep_dtype: tuple[str, ...] = ()
-    via: str = "atc"
-    dry_run: bool = False
-    timeout: float | None = TIMEOUT
-    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +59,7 @@ class Request:
     images: Sequence[str] = ()
     seed: int = 0
     tolerance: float | None = None
-    om: Om | None = None
+    om: OmOptions | None = None
     command: str | None = None
     chosen: tuple[Target, ...] = field(init=False, default=())
 

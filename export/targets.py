@@ -36,12 +36,12 @@ class Target:
             return "here"
         from neonext_ms.common import external_tools
 
-        from .om import atc, lite
+        from .om.target import COMPILERS
 
         found = []
-        for tool in (atc.ATC, lite.CONVERTER):
+        for compiler in COMPILERS.values():
             try:
-                found.append(str(external_tools.find(tool)))
+                found.append(str(external_tools.find(compiler.tool)))
             except ToolchainError:
                 continue
         return f"here: {', '.join(found)}" if found else "not here; the ONNX file and build_om.sh are written instead"

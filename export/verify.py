@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.runtime.base import load_mindspore, onnx_session
+from neonext_ms.runtime.mindspore import load_mindspore
+from neonext_ms.runtime.onnx import onnx_session
 
 from .onnx.format import Flavour
 

@@ -1,11 +1,11 @@
-"""NeoCell through its AscendC operator, from MindSpore: in PyNative and under `ms.jit` (jit_level O0), with gradients.
+"""NeoCell by its AscendC operator, from MindSpore: in PyNative and under `ms.jit` (jit_level O0), with gradients.
 
-`neo_cell` in `neocell.py` takes this way on Ascend when the operator package is installed (docs/ascendc.md). Nothing
-in this file has run on a device: on the CPU it is tested with an emulation in place of the operator.
+`neo_cell` in `neocell.py` calls this file on Ascend if the operator package is installed (docs/operator.md). Nothing
+in this file has run on a device. On the CPU it is tested with an emulation in place of the operator.
 
-The operator works on maps stored as (N, C1, H, W, 16). The coefficients are gathered from the learned matrices by
-MindSpore's own operations, so that their gradients are those of a gather; the gradients of the operator itself are
-two more calls: NeoCell with transposed matrices gives dx, NeoCellGrad the coefficients' gradients for each image.
+The operator works on maps stored as (N, C1, H, W, 16). MindSpore gathers its coefficients from the learned matrices,
+so that their gradients are those of a gather. The gradients of the operator itself are two more calls: NeoCell with
+transposed matrices gives dx, and NeoCellGrad gives the gradients of the coefficients for each image.
 """
 
 from __future__ import annotations
@@ -14,77 +14,75 @@ import logging
 from functools import lru_cache
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
-
-from neonext_ms.common.errors import InputError
 
 from .package import PROJECT, installed_package
 from .packing import LANES, RUN_ATTRIBUTES, plan
 from .spec import NeoCellSpec
 
-# What the kernels are made for (ops/ascendc/op_kernel/neo_cell_tiling.h).
+# Limits of the kernels (ops/ascendc/op_kernel/neo_cell_tiling.h).
 MOST_RUNS = 64
 LARGEST_MATRIX = 32
-TYPES = (ms.float16, ms.float32, ms.bfloat16)
+OPERATOR_DTYPES = (ms.float16, ms.float32, ms.bfloat16)
 
 FORWARD = "aclnnNeoCell"
 GRADIENT = "aclnnNeoCellGrad"
-# The operators' attributes in their order, each with its type for `CustomRegOp`.
-ATTRIBUTES = {**dict.fromkeys((*RUN_ATTRIBUTES, "output_size"), "listInt"), "accumulate_fp32": "int"}
-# As the BatchMatMul that the operator stands in for; only float16 has the choice.
+# Attributes of the operators in their order, each with its type for `CustomRegOp`.
+OPERATOR_ATTRIBUTES = {**dict.fromkeys((*RUN_ATTRIBUTES, "output_size"), "listInt"), "accumulate_fp32": "int"}
+# Sums in float32, as in the BatchMatMul that the operator replaces; only float16 has the choice.
 _ACCUMULATE_FP32 = 1
 
 _log = logging.getLogger(__name__)
 
 
-def chosen(spec: NeoCellSpec, dtype: ms.Type) -> bool:
-    """Whether `neo_cell` calls the operator; where only the package is missing, one line of the log says so."""
-    return ms.get_context("device_target") == "Ascend" and _supported(spec, dtype) and _package_or_note()
+def operator_available(spec: NeoCellSpec, dtype: ms.Type) -> bool:
+    """Return True if `neo_cell` can call the operator; if only the package is missing, log one warning."""
+    return ms.get_context("device_target") == "Ascend" and _supported(spec, dtype) and _package_or_warning()
 
 
 def _supported(spec: NeoCellSpec, dtype: ms.Type) -> bool:
     runs = plan(spec).attributes
     sizes = [size for name in ("h_in", "h_out", "w_in", "w_out") for size in runs[name]]
-    return dtype in TYPES and len(runs["channels"]) <= MOST_RUNS and max(sizes) <= LARGEST_MATRIX
+    return dtype in OPERATOR_DTYPES and len(runs["channels"]) <= MOST_RUNS and max(sizes) <= LARGEST_MATRIX
 
 
 @lru_cache(maxsize=1)
-def _package_or_note() -> bool:
+def _package_or_warning() -> bool:
     if installed_package():
         return True
     _log.warning(
-        "NeoCell runs as MindSpore operations: its AscendC package is not installed; "
-        "`neonext-ops build` and `neonext-ops install` make and install it (docs/ascendc.md)"
+        "NeoCell runs as MindSpore operations because its AscendC package is not installed. "
+        "Build and install it with `neonext-ops build` and `neonext-ops install` (docs/operator.md)."
     )
     return False
 
 
 def registration(name: str):
-    """What `ops.Custom` has to know of an operator of the package: inputs, attributes, outputs and types."""
+    """Return the description of an operator of the package for `ops.Custom`: inputs, attributes, outputs, dtypes."""
     gradient = name == GRADIENT
     inputs = ("x", "dy", "coef_a", "coef_b") if gradient else ("x", "coef_a", "coef_b", "bias")
     outputs = ("grad_a", "grad_b") if gradient else ("y",)
     info = ops.CustomRegOp(name)
     for index, tensor in enumerate(inputs):
         info = info.input(index, tensor, "required")
-    for attribute, kind in ATTRIBUTES.items():
+    for attribute, kind in OPERATOR_ATTRIBUTES.items():
         info = info.attr(attribute, "required", kind)
     for index, tensor in enumerate(outputs):
         info = info.output(index, tensor, "required")
-    for kind in ("float16", "float32", "bfloat16"):
-        types = [kind] * len(inputs) + ["float32" if gradient else kind] * len(outputs)
+    for dtype in ("float16", "float32", "bfloat16"):
+        # Gradients are sums over a whole map: too long for a narrow type.
+        types = [dtype] * len(inputs) + ["float32" if gradient else dtype] * len(outputs)
         info = info.dtype_format(*((name, "DefaultFormat") for name in types))
     return info.target("Ascend").get_op_info()
 
 
 def forward_shape(output_size: tuple[int, int]):
-    """`out_shape` of NeoCell for `ops.Custom`: of y, from the shapes of its arguments."""
+    """Return `out_shape` of NeoCell for `ops.Custom`: the shape of y from the shapes of the arguments."""
     return lambda x, *others: (x[0], x[1], *output_size, x[4])
 
 
 def gradient_shape(x, dy, coef_a, coef_b, *others):
-    """`out_shape` of NeoCellGrad: of grad_a and grad_b, one partial sum for each image."""
+    """Return the shapes of grad_a and grad_b of NeoCellGrad, with one partial sum per image."""
     return (x[0], *coef_a), (x[0], *coef_b)
 
 
@@ -112,34 +110,34 @@ def _graph_gradient():
 
 @lru_cache(maxsize=1)
 def _eager():
-    """The operators for PyNative, compiled on the first use; `neo_cell` and `neo_cell_grad`."""
+    """Compile the operators for PyNative on first use; return a module with `neo_cell` and `neo_cell_grad`."""
     source = PROJECT / "pynative" / "neo_cell.cc"
     return ops.CustomOpBuilder("neonext_ops", str(source), backend="Ascend").load()
 
 
 class NeoCellOperator(nn.Cell):
-    """The operator with its gradients, for one NeoCell and one size of the map.
+    """The operator with its gradients, for one NeoCell and one map size.
 
-    Inputs: x `(N, C1, H, W, 16)`; coef_a, coef_b `(V, 16)`; back_a, back_b, the coefficients of the transposed
-    matrices, which only the gradient uses; bias `(C1 * 16)`, not used without `with_bias`. All in the type of x.
-    Output: `(N, C1, H_out, W_out, 16)`.
+    Inputs: x `(N, C1, H, W, 16)`; coef_a and coef_b `(V, 16)`; back_a and back_b, the coefficients of the transposed
+    matrices, which only the gradient uses; bias `(C1 * 16)`, which is ignored unless `with_bias`. All have the dtype
+    of x. Output: `(N, C1, H_out, W_out, 16)`.
 
     Args:
-        spec: the geometry.
+        spec: geometry.
         height: rows of the map.
         width: columns of the map.
-        with_bias: whether the bias is added.
-        compiled: for a compiled graph; otherwise for PyNative.
+        with_bias: True to add the bias.
+        compiled: True for a compiled graph, False for PyNative.
     """
 
     def __init__(self, spec: NeoCellSpec, height: int, width: int, with_bias: bool, compiled: bool):
         super().__init__()
-        size, out_size = (height, width), tuple(spec.output_size(height, width))
+        size, out_size = (height, width), spec.output_size(height, width)
         self.with_bias = with_bias
-        # A compiled operator has no optional inputs: without a bias it adds zeros.
+        # `ops.Custom` in a compiled graph has no optional inputs: without a bias it adds zeros.
         self.needs_bias = compiled
-        self.forward_attributes = _arguments(spec, False, out_size)
-        self.back_attributes = _arguments(spec, True, size)
+        self.forward_attributes = _call_attributes(spec, False, out_size)
+        self.back_attributes = _call_attributes(spec, True, size)
         if compiled:
             self.forward, self.back, self.gradient = _graph_forward(out_size), _graph_forward(size), _graph_gradient()
         else:
@@ -155,8 +153,10 @@ class NeoCellOperator(nn.Cell):
         no_bias = None
         if self.needs_bias:
             no_bias = ops.zeros_like(bias)
+        # The gradient of A X B with respect to X is A' dY B': the same operator on transposed matrices.
         dx = self.back(dout, back_a, back_b, no_bias, *self.back_attributes)
         grad_a, grad_b = self.gradient(x, dout, coef_a, coef_b, *self.forward_attributes)
+        # Sums over batch and map in float32, whatever the dtype of the maps.
         d_bias = ops.zeros_like(bias)
         if self.with_bias:
             d_bias = ops.cast(ops.cast(dout, ms.float32).sum((0, 2, 3)).reshape(-1), bias.dtype)
@@ -170,14 +170,17 @@ class NeoCellOperator(nn.Cell):
         )
 
 
-def _arguments(spec: NeoCellSpec, transposed: bool, output_size: tuple[int, int]) -> tuple:
-    """The attributes of a call in their order."""
+def _call_attributes(spec: NeoCellSpec, transposed: bool, output_size: tuple[int, int]) -> tuple:
+    """Return the attributes of a call in their order."""
     runs = plan(spec, transposed).attributes
     return (*(tuple(runs[name]) for name in RUN_ATTRIBUTES), tuple(output_size), _ACCUMULATE_FP32)
 
 
 class _Compiling(ops.PrimitiveWithInfer):
-    """True where a graph is being compiled, False in PyNative."""
+    """A constant that is True while a graph is compiled and False in PyNative.
+
+    MindSpore infers the value of a primitive at compile time but calls it in PyNative.
+    """
 
     def __init__(self):
         super().__init__("NeoNextCompiling")
@@ -205,8 +208,8 @@ def _operator(spec, height, width, with_bias, compiled):
 
 @lru_cache(maxsize=128)
 def _cached_indices(spec, transposed):
-    made = plan(spec, transposed)
-    return Tensor(made.index_a), Tensor(made.index_b)
+    coefficients = plan(spec, transposed)
+    return Tensor(coefficients.index_a), Tensor(coefficients.index_b)
 
 
 @ops.constexpr
@@ -215,29 +218,16 @@ def _indices(spec, transposed):
 
 
 @ops.constexpr
-def _check(spec, channels, height, width, shapes_a, shapes_b):
-    spec = _spec(spec)
-    if height < 0 or width < 0:
-        raise InputError("neo_cell: height and width must be static, since the operator is made for them; fix them")
-    if channels not in (spec.channels, -1):
-        raise InputError(f"neo_cell: the spec has {spec.channels} channels, the input has {channels}")
-    spec.check_shapes(shapes_a, shapes_b)
-    return spec.channels
+def _channels(spec):
+    return _spec(spec).channels
 
 
 def _spec(spec) -> NeoCellSpec:
     return spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec)
 
 
-def _shapes(weights):
-    shapes = ()
-    for weight in weights:
-        shapes = (*shapes, weight.shape)
-    return shapes
-
-
 def to_blocks(x):
-    """`(N, C, H, W)` as the operator stores it: `(N, C1, H, W, 16)`, with zeros beyond the last channel."""
+    """Convert `(N, C, H, W)` to the layout of the operator, `(N, C1, H, W, 16)`, padded with zero channels."""
     _, channels, height, width = x.shape
     blocks = (channels + LANES - 1) // LANES
     if channels % LANES:
@@ -246,27 +236,27 @@ def to_blocks(x):
 
 
 def from_blocks(y, channels):
-    """The transpose of `to_blocks`: `(N, C1, H, W, 16)` as `(N, channels, H, W)`."""
+    """Convert `(N, C1, H, W, 16)` back to `(N, channels, H, W)`."""
     _, blocks, height, width, _ = y.shape
     y = y.transpose(0, 1, 4, 2, 3).reshape(-1, blocks * LANES, height, width)
     return y if channels == blocks * LANES else y[:, :channels]
 
 
-def _flat(weights):
-    """The groups' matrices one after the other, and a zero."""
-    parts = ()
+def _flat_with_zero(weights):
+    """Concatenate the flattened matrices of all groups and a zero, the element behind every unused coefficient."""
+    parts: tuple = ()
     for weight in weights:
         parts = (*parts, weight.reshape(-1))
     return ops.concat((*parts, ops.zeros((1,), weights[0].dtype)), 0)
 
 
 def neo_cell(x, weights_a, weights_b, spec, bias=None):
-    """`neocell.neo_cell` by the AscendC operator; arguments, result and errors are the same."""
-    _, channels, height, width = x.shape
-    channels = _check(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
+    """Compute `neocell.neo_cell` by the AscendC operator, for arguments that it has checked."""
+    _, _, height, width = x.shape
+    channels = _channels(spec)
     index_a, index_b = _indices(spec, False)
-    turned_a, turned_b = _indices(spec, True)
-    flat_a, flat_b = _flat(weights_a), _flat(weights_b)
+    back_index_a, back_index_b = _indices(spec, True)
+    flat_a, flat_b = _flat_with_zero(weights_a), _flat_with_zero(weights_b)
     blocks = to_blocks(x)
     lanes = blocks.shape[1] * LANES
     if bias is None:
@@ -278,55 +268,9 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
         blocks,
         ops.gather(flat_a, index_a, 0),
         ops.gather(flat_b, index_b, 0),
-        ops.stop_gradient(ops.gather(flat_a, turned_a, 0)),
-        ops.stop_gradient(ops.gather(flat_b, turned_b, 0)),
+        # Only dx reads these; the gradients of the matrices come through the first two.
+        ops.stop_gradient(ops.gather(flat_a, back_index_a, 0)),
+        ops.stop_gradient(ops.gather(flat_b, back_index_b, 0)),
         padded,
     )
     return from_blocks(y, channels)
-
-
-def compare_with_reference(
-    spec: NeoCellSpec, height: int, width: int, dtype: ms.Type, images: int = 2, seed: int = 0
-) -> dict[str, float]:
-    """Largest differences of the operator from `reference.py` on random numbers, relative to the largest value.
-
-    Returns:
-        differences of y, x, a, b and bias, the last four of their gradients.
-    """
-    from . import reference
-
-    random = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return random.standard_normal(shape).astype(np.float32)
-
-    x = draw(images, spec.channels, height, width)
-    a, b = [draw(*shape) for shape in spec.shapes_a], [draw(*shape) for shape in spec.shapes_b]
-    bias = draw(spec.channels)
-    dy = draw(images, spec.channels, *spec.output_size(height, width))
-    given = [Tensor(value).astype(dtype) for value in (x, *a, *b, bias)]
-    groups = len(a)
-
-    def run(x, *rest):
-        return neo_cell(x, rest[:groups], rest[groups : 2 * groups], spec, rest[-1])
-
-    def as_float64(tensor):
-        return tensor.astype(ms.float32).asnumpy().astype(np.float64)
-
-    y = as_float64(run(*given))
-    scale = Tensor(dy).astype(dtype)
-    grads = ms.grad(lambda *args: (run(*args) * scale).sum(), tuple(range(len(given))))(*given)
-    rounded = [as_float64(value) for value in given]
-    x, a, b = rounded[0], rounded[1 : 1 + groups], rounded[1 + groups : -1]
-    d_x, d_a, d_b, d_bias = reference.backward(x, a, b, spec, as_float64(scale))
-    pairs = {
-        "y": ([y], [reference.forward(x, a, b, spec, rounded[-1])]),
-        "x": ([as_float64(grads[0])], [d_x]),
-        "a": ([as_float64(g) for g in grads[1 : 1 + groups]], d_a),
-        "b": ([as_float64(g) for g in grads[1 + groups : -1]], d_b),
-        "bias": ([as_float64(grads[-1])], [d_bias]),
-    }
-    return {
-        name: max(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(own, expected, strict=True))
-        for name, (own, expected) in pairs.items()
-    }

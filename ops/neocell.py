@@ -1,11 +1,9 @@
-"""NeoCell as MindSpore operations: differentiable, in PyNative and under `ms.jit`, for any batch.
+"""NeoCell as MindSpore operations: differentiable, in PyNative and under `ms.jit`, for any batch size.
 
-On Ascend the AscendC operator takes their place when its package is installed (`ascend.py`), on the CPU a C++ kernel
-where there is a compiler (`cpu/`).
-
-The whole matrices are built by `(U_out @ small @ U_in) * mask` with constants from `spec.Axis.placement`, which is
-cheaper than a gather in both directions, and multiplied with the maps by `tile` and BatchMatMul, which on the CPU is
-twice as fast as the broadcasting `ops.matmul`.
+`neo_cell` picks one of three implementations. On Ascend it calls the AscendC operator if its package is installed
+(`ascend.py`), on the CPU a C++ kernel if there is a compiler (`cpu/`), and otherwise plain MindSpore operations. The
+last build the full matrices as `(U_out @ small @ U_in) * mask` with constants from `spec.Axis.placement` and multiply
+them with the maps.
 """
 
 from __future__ import annotations
@@ -17,41 +15,39 @@ from mindspore import Tensor, ops
 
 from neonext_ms.common.errors import InputError
 
-from .ascend import chosen
-from .ascend import neo_cell as _ascend_neo_cell
+from . import ascend
 from .cpu import operators
 from .spec import Axis, NeoCellSpec
 
 _bmm = ops.BatchMatMul()
 
 
+# `ms.jit` cannot compile NumPy code, but it calls a constexpr while it compiles and keeps the result as a constant.
+@ops.constexpr
 @lru_cache(maxsize=64)
-def _constants(k_in: int, k_out: int, shift: int, channels: int, size_in: int, size_out: int, transposed: bool):
-    parts = Axis(k_in, k_out, shift, channels).placement(size_in, size_out)
+def _placement(axis, size_in, size_out, transposed):
+    left, right, mask = Axis(*axis).placement(size_in, size_out)
     if transposed:
-        parts = [np.ascontiguousarray(part.swapaxes(1, 2)) for part in reversed(parts[:2])] + [
-            np.ascontiguousarray(parts[2].swapaxes(1, 2))
-        ]
-    return tuple(Tensor(part) for part in parts)
+        left, right, mask = (np.ascontiguousarray(part.swapaxes(1, 2)) for part in (right, left, mask))
+    return Tensor(left), Tensor(right), Tensor(mask)
 
 
 @ops.constexpr
-def _axis_constants(axis, size_in, size_out, transposed):
-    return _constants(*axis, size_in, size_out, transposed)
+def _use_ascendc(spec, dtype):
+    return ascend.operator_available(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), dtype)
 
 
 @ops.constexpr
-def _by_operator(spec, dtype):
-    return chosen(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), dtype)
-
-
-@ops.constexpr
-def _plan(spec, channels, height, width, shapes_a, shapes_b):
-    """The geometry as plain tuples of whole numbers, which graph compilation can carry; checks the shapes."""
+def _checked_geometry(spec, channels, height, width, shapes_a, shapes_b):
+    """Check the shapes; return the axes of every group and the output size as tuples, which a graph can hold."""
     if not isinstance(spec, NeoCellSpec):
         spec = NeoCellSpec(spec)
     if height < 0 or width < 0:
-        raise InputError("neo_cell: height and width must be static, since the matrices depend on them; fix them")
+        raise InputError(
+            "neo_cell: the height and width of the input must be static because the matrices depend on them. "
+            "Fix both sizes."
+        )
+    # -1 is a size that is only known at run time.
     if channels not in (spec.channels, -1):
         raise InputError(f"neo_cell: the spec has {spec.channels} channels, the input has {channels}")
     spec.check_shapes(shapes_a, shapes_b)
@@ -62,41 +58,35 @@ def _plan(spec, channels, height, width, shapes_a, shapes_b):
     return axes, spec.output_size(height, width)
 
 
-def _whole(small, constants):
-    left, right, mask = constants
-    left = ops.cast(left, small.dtype)
-    right = ops.cast(right, small.dtype)
-    return _bmm(_bmm(left, small), right) * ops.cast(mask, small.dtype)
-
-
 def _shapes(weights):
-    shapes = ()
+    # `ms.jit` compiles this function too, hence a plain tuple.
+    shapes: tuple = ()
     for weight in weights:
         shapes = (*shapes, weight.shape)
     return shapes
 
 
 def neo_cell(x, weights_a, weights_b, spec, bias=None):
-    """`Y_c = A_c X_c B_c + bias_c` for every channel c (equation 2, bias of section 3.1).
+    """Return `Y_c = A_c X_c B_c + bias_c` for every channel c (equation 2, bias of section 3.1).
 
     Args:
-        x: Tensor `(N, C, H, W)`, float; N may be dynamic, H and W must be static.
-        weights_a: learned A, a sequence of one Tensor `(channels, h_out, h_in)` per group, dtype of `x`.
-        weights_b: learned B, a sequence of one Tensor `(channels, w_in, w_out)` per group, dtype of `x`.
-        spec: a `NeoCellSpec`, or what its constructor takes.
+        x: Tensor `(N, C, H, W)`, float. N may be dynamic; H and W must be static.
+        weights_a: learned A, one Tensor `(channels, h_out, h_in)` per group, in the dtype of `x`.
+        weights_b: learned B, one Tensor `(channels, w_in, w_out)` per group, in the dtype of `x`.
+        spec: `NeoCellSpec`, or an argument of its constructor.
         bias: Tensor `(C,)` or None.
 
     Returns:
         Tensor `(N, C, H_out, W_out)` with the sizes of `spec.output_size(H, W)`.
 
     Raises:
-        InputError: the shapes do not belong to the spec, or the output would be empty. Under `ms.jit` MindSpore may
-            wrap it.
+        InputError: the shapes do not match the spec, or the output would be empty. Under `ms.jit`, MindSpore may
+            raise an error of its own that contains this one.
     """
-    if _by_operator(spec, x.dtype):
-        return _ascend_neo_cell(x, weights_a, weights_b, spec, bias)
     _, channels, height, width = x.shape
-    axes, out_size = _plan(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
+    axes, out_size = _checked_geometry(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
+    if _use_ascendc(spec, x.dtype):
+        return ascend.neo_cell(x, weights_a, weights_b, spec, bias)
     if operators.usable(x.dtype):
         y = operators.neo_cell(x, weights_a, weights_b, spec)
     else:
@@ -108,12 +98,22 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
 
 def _by_products(x, weights_a, weights_b, axes, out_size):
     _, _, height, width = x.shape
-    a = ()
-    b = ()
+    a: tuple = ()
+    b: tuple = ()
     for i in range(len(axes)):
-        a = (*a, _whole(weights_a[i], _axis_constants(axes[i][0], height, out_size[0], False)))
-        b = (*b, _whole(weights_b[i], _axis_constants(axes[i][1], width, out_size[1], True)))
-    whole_a = a[0] if len(axes) == 1 else ops.concat(a, 0)
-    whole_b = b[0] if len(axes) == 1 else ops.concat(b, 0)
+        a = (*a, _full_matrix(weights_a[i], _placement(axes[i][0], height, out_size[0], False)))
+        # An Axis describes B transposed.
+        b = (*b, _full_matrix(weights_b[i], _placement(axes[i][1], width, out_size[1], True)))
+    full_a = a[0] if len(axes) == 1 else ops.concat(a, 0)
+    full_b = b[0] if len(axes) == 1 else ops.concat(b, 0)
+    # On the CPU, `tile` and BatchMatMul take half the time of the broadcasting `ops.matmul`.
     batch = (x.shape[0], 1, 1, 1)
-    return _bmm(_bmm(ops.tile(whole_a.expand_dims(0), batch), x), ops.tile(whole_b.expand_dims(0), batch))
+    return _bmm(_bmm(ops.tile(full_a.expand_dims(0), batch), x), ops.tile(full_b.expand_dims(0), batch))
+
+
+def _full_matrix(small, constants):
+    # Products with constants are cheaper than a gather, in the gradient too, which would be a scatter.
+    left, right, mask = constants
+    left = ops.cast(left, small.dtype)
+    right = ops.cast(right, small.dtype)
+    return _bmm(_bmm(left, small), right) * ops.cast(mask, small.dtype)

@@ -1,39 +1,43 @@
-"""The one table of devices: what is known of each Ascend chip that `atc --soc_version` takes."""
+"""The table of devices: published figures of each Ascend chip that `atc --soc_version` accepts.
+
+The figures are those of CANN's platform configuration (hicann/runtime, src/platform/platform_config/cann/<name>.ini).
+None of them was measured here.
+"""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
+from typing import Any
 
 from neonext_ms.common.errors import InputError
 
-PLATFORM_CONFIG = "CANN platform_config/{name}.ini (hicann/runtime, src/platform/platform_config/cann)"
+# Multiply-adds of a cube unit in float16.
 MACS_PER_CYCLE = 16 * 16 * 16
 
 
 @dataclass(frozen=True)
 class Soc:
-    """One device, with the figures of its CANN platform configuration; nothing here was measured.
+    """One device, with the figures of its CANN platform configuration.
 
     Attributes:
-        name: exactly as `atc --soc_version` takes it.
-        family: as `AddConfig` of an AscendC operator takes it. `Ascend910B`, of the family ascend910, is an older
+        name: exact name for `atc --soc_version`.
+        family: family name for `AddConfig` of an AscendC operator. `Ascend910B`, of the family ascend910, is an older
             chip than `Ascend910B1` and the others of the family ascend910b.
         npu_arch: `__NPU_ARCH__`.
         ai_cores: cores with a cube unit.
-        vector_cores: vector cores besides those inside the AI cores.
+        vector_cores: vector cores besides the vector units of the AI cores.
         cube_mhz: clock of the cube unit.
         ub_bytes: unified buffer of a core.
-        l1_bytes, l0a_bytes, l0b_bytes, l0c_bytes: the cube's buffers of a core.
+        l1_bytes, l0a_bytes, l0b_bytes, l0c_bytes: buffers of the cube unit of a core.
         l2_bytes: level-2 cache of the chip.
-        memory_bytes_per_cycle: from memory, for each core.
-        l2_read_bytes_per_cycle: from the level-2 cache, for each core.
-        l2_write_bytes_per_cycle: to the level-2 cache, for each core.
-        l1_to_l0a_bytes_per_cycle, l1_to_l0b_bytes_per_cycle: what feeds the cube of a core.
-        l0c_to_ub_bytes_per_cycle: results of the cube on their way out. Where cube and vector are separate cores they
-            go through memory or the level-2 cache instead.
-        ub_to_l1_bytes_per_cycle: vector results on their way to the cube, where both share a core.
-        vector_bytes_per_cycle: what a vector unit computes, 128 float16 or 64 float32 numbers.
-        bf16: whether it computes in bfloat16.
+        memory_bytes_per_cycle: rate of a core from memory.
+        l2_read_bytes_per_cycle: rate of a core from the level-2 cache.
+        l2_write_bytes_per_cycle: rate of a core to the level-2 cache.
+        l1_to_l0a_bytes_per_cycle, l1_to_l0b_bytes_per_cycle: rates that feed the cube unit of a core.
+        l0c_to_ub_bytes_per_cycle: rate of results out of the cube unit. Where cube and vector units are separate cores,
+            the results go through memory or the level-2 cache instead.
+        bf16: True if the device computes in bfloat16.
     """
 
     name: str
@@ -54,66 +58,54 @@ class Soc:
     l1_to_l0a_bytes_per_cycle: int
     l1_to_l0b_bytes_per_cycle: int
     l0c_to_ub_bytes_per_cycle: int
-    ub_to_l1_bytes_per_cycle: int
-    vector_bytes_per_cycle: int
     bf16: bool
 
     @property
-    def fp16_tflops(self) -> float:
-        """Peak of all cubes in 10^12 operations a second: 4096 multiply-adds a cycle and core, two operations each."""
-        return self.ai_cores * self.cube_mhz * 1e6 * MACS_PER_CYCLE * 2 / 1e12
-
-    @property
     def split(self) -> bool:
-        """Whether cube and vector are separate cores, with data between them through memory."""
+        """Return True if cube and vector units are separate cores that exchange data through memory."""
         return self.npu_arch == 2201
 
     @property
     def vector_units(self) -> int:
-        """Cores that a vector kernel runs on.
+        """Return the number of cores that a vector kernel runs on.
 
-        Two for each cube core where they are separate, else the vector unit of every AI core. The vector-only cores of
-        the 310P do not count: the AscendC documentation says that they have no Mul, Add or MulAddDst.
+        Separate vector cores come two for each cube core; otherwise each AI core has one vector unit. The vector-only
+        cores of the 310P do not count: by the AscendC documentation they have no Mul, Add or MulAddDst.
         """
         return self.vector_cores if self.split else self.ai_cores
 
     @property
     def vector_mhz(self) -> int:
-        """Clock of those vector units: the configuration has one clock for a core and its units."""
+        """Return the clock of those vector units; the configuration has one clock for a core and its units."""
         return self.cube_mhz
 
     @property
     def memory_bytes_per_second(self) -> float:
-        """All AI cores together, reading or writing memory. Separate vector cores share the rate of their AI core."""
+        """Return the rate of all AI cores together from or to memory, which separate vector cores share."""
         return self.ai_cores * self.cube_mhz * 1e6 * self.memory_bytes_per_cycle
 
     @property
     def l2_read_bytes_per_second(self) -> float:
-        """All AI cores together, from the level-2 cache."""
+        """Return the rate of all AI cores together from the level-2 cache."""
         return self.ai_cores * self.cube_mhz * 1e6 * self.l2_read_bytes_per_cycle
 
     @property
     def l2_write_bytes_per_second(self) -> float:
-        """All AI cores together, to the level-2 cache."""
+        """Return the rate of all AI cores together to the level-2 cache."""
         return self.ai_cores * self.cube_mhz * 1e6 * self.l2_write_bytes_per_cycle
 
-    @property
-    def source(self) -> str:
-        """Where the figures are from."""
-        return PLATFORM_CONFIG.format(name=self.name)
 
-
-# For each family: architecture, KiB of UB, L1, L0A, L0B, L0C, then bytes a cycle: from L2, to L2, L1 to L0A, L1 to L0B,
-# L0C to UB, UB to L1, vector unit (vec_calc_size in float16 numbers, times two); last, bfloat16.
-_FAMILIES = {
-    "ascend310p": (2002, (256, 1024, 64, 64, 256), (114, 114, 512, 256, 512, 256, 256), False),
-    "ascend310b": (3002, (248, 1024, 64, 64, 128), (256, 128, 512, 256, 128, 128, 256), True),
-    "ascend910": (1001, (256, 1024, 64, 64, 256), (110, 86, 512, 256, 256, 128, 256), False),
-    "ascend910b": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256, 128, 256), True),
-    "ascend910_93": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256, 128, 256), True),
+# Per family: architecture; KiB of UB, L1, L0A, L0B, L0C; bytes per cycle from L2, to L2, L1 to L0A, L1 to L0B,
+# L0C to UB; bfloat16.
+_FAMILIES: dict[str, tuple] = {
+    "ascend310p": (2002, (256, 1024, 64, 64, 256), (114, 114, 512, 256, 512), False),
+    "ascend310b": (3002, (248, 1024, 64, 64, 128), (256, 128, 512, 256, 128), True),
+    "ascend910": (1001, (256, 1024, 64, 64, 256), (110, 86, 512, 256, 256), False),
+    "ascend910b": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256), True),
+    "ascend910_93": (2201, (192, 512, 64, 64, 128), (110, 86, 512, 256, 256), True),
 }
 
-# Name, family, AI cores, vector cores, cube MHz, MiB of L2, bytes a cycle from memory.
+# Name, family, AI cores, vector cores, cube MHz, MiB of L2, bytes per cycle from memory.
 _ROWS = (
     ("Ascend310P1", "ascend310p", 10, 8, 1060, 16, 17),
     ("Ascend310P3", "ascend310p", 8, 7, 1060, 16, 17),
@@ -144,42 +136,39 @@ _ROWS = (
 )
 
 
-def _row(name: str, family: str, ai_cores: int, vector_cores: int, mhz: int, l2_mib: int, memory: int) -> Soc:
+def _device(name: str, family: str, ai_cores: int, vector_cores: int, mhz: int, l2_mib: int, memory: int) -> Soc:
     arch, kib, rates, bf16 = _FAMILIES[family]
     buffers = [size * 1024 for size in kib]
-    return Soc(name, family, arch, ai_cores, vector_cores, mhz, *buffers, l2_mib << 20, memory, *rates, bf16)
+    values: list[Any] = [name, family, arch, ai_cores, vector_cores, mhz, *buffers, l2_mib << 20, memory, *rates, bf16]
+    return Soc(*values)
 
 
-SOCS = {row[0]: _row(*row) for row in _ROWS}
+SOCS = {row[0]: _device(*row) for row in _ROWS}
 
 
 def soc(name: str) -> Soc:
-    """A device by the name that `atc --soc_version` takes.
+    """Return a device by its name for `atc --soc_version`.
 
     Raises:
-        InputError: there is no such device; the message names the nearest ones.
+        InputError: the device is unknown; the message suggests the nearest names.
     """
     if name in SOCS:
         return SOCS[name]
-    found = _nearest(name)
-    hint = f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(SOCS)}."
+    suggested = _nearest(name)
+    hint = f"did you mean {' or '.join(suggested)}?" if suggested else f"known devices: {', '.join(SOCS)}."
     raise InputError(
-        f"unknown device {name!r}; {hint} `npu-smi info` shows a device's name, to be written with Ascend before it"
+        f"unknown device {name!r}; {hint} `npu-smi info` shows the name of a device; write it with Ascend in front."
     )
 
 
 def _nearest(name: str) -> list[str]:
-    import difflib
-
     def plain(text: str) -> str:
         return "".join(c for c in text.lower().removeprefix("ascend") if c.isalnum())
 
     wanted = plain(str(name))
-    same = [known for known in SOCS if plain(known) == wanted]
-    if same or not wanted:
-        return same
-    begun = [known for known in SOCS if plain(known).startswith(wanted)]
-    if begun:
-        return begun[:4]
-    plains = {plain(known): known for known in SOCS}
-    return [plains[match] for match in difflib.get_close_matches(wanted, plains, n=3, cutoff=0.6)]
+    known = {plain(device): device for device in SOCS}
+    if not wanted or wanted in known:
+        return [known[wanted]] if wanted else []
+    starting = [device for key, device in known.items() if key.startswith(wanted)]
+    # `Ascend310P` is not a misspelling but a family: list its first devices.
+    return starting[:4] or [known[key] for key in difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)]

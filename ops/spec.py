@@ -1,10 +1,13 @@
-"""Geometry of a NeoCell: matrix sizes, channel groups, shifts, ragged edges, output sizes.
+"""Geometry of a NeoCell: matrix sizes, channel groups, shifts, partial blocks at the edges, output sizes.
 
-Every other implementation asks this module where an element of a small matrix goes. The rule is one line: with
-blocks of `k_out` rows and `k_in` columns and a shift `s`, element (i, j) of the block-diagonal matrix is
-`small[(i - s) mod k_out, (j - s) mod k_in]` where `floor((i - s) / k_out) == floor((j - s) / k_in)`, and zero
-elsewhere. A grid that is shifted starts with the lower-right part of a block, a map that the block does not divide
-ends with the upper-left part of one, and a map smaller than the block or the shift is no special case.
+A NeoCell learns one small matrix A and one small matrix B per channel and multiplies every map X of a channel as
+`A_full @ X @ B_full`, where the full matrices repeat the small ones along their diagonal. This module alone decides
+where an element of a small matrix goes in a full one, and every implementation of the operator asks it.
+
+The rule fits on one line. For blocks of `k_out` rows and `k_in` columns and a shift `s`, element (i, j) of the full
+matrix is `small[(i - s) mod k_out, (j - s) mod k_in]` where `floor((i - s) / k_out) == floor((j - s) / k_in)`, and
+zero elsewhere. It follows that a shifted grid starts with the lower right part of a block, that a map which is not a
+multiple of the block ends with the upper left part of one, and that a map smaller than the block needs no special case.
 """
 
 from __future__ import annotations
@@ -33,19 +36,19 @@ _KEYS = (
 
 
 def first_input(outputs: np.ndarray, k_in: int, k_out: int, shift: np.ndarray | int) -> np.ndarray:
-    """First input of the `k_out x k_in` block that each output lies in; it can lie before the map."""
+    """Return the first input of the `k_out x k_in` block that each output lies in; it may lie before the map."""
     return (outputs - shift) // k_out * k_in + shift
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of a group: the matrices that act on rows (A) or on columns (B).
+    """One side of a group: the matrices that act on the rows (A) or on the columns (B) of a map.
 
     Attributes:
         k_in: inputs of a small matrix.
         k_out: outputs of a small matrix.
         shift: step of the shift from one channel sub-group to the next, 0 for none.
-        channels: channels of the group.
+        channels: number of channels in the group.
     """
 
     k_in: int
@@ -55,15 +58,17 @@ class Axis:
 
     @property
     def square(self) -> bool:
+        """Return True if the matrices keep the size of the map."""
         return self.k_in == self.k_out
 
     def output_size(self, size: int) -> int:
-        """Outputs for `size` inputs: the same for square matrices, floor(size * k_out / k_in) otherwise."""
+        """Return the outputs for `size` inputs: `size` for square matrices, floor(size * k_out / k_in) otherwise."""
+        # In integers: 49 / 3.0 * 15 in floating point falls below 245.
         return size if self.square else size * self.k_out // self.k_in
 
     @cached_property
     def shifts(self) -> np.ndarray:
-        """Shift of every channel, int64 `(channels,)`.
+        """Return the shift of every channel, int64 `(channels,)`.
 
         The channels split into (k - 1) // step + 1 sub-groups of equal size; the last one takes the remainder.
         """
@@ -72,74 +77,76 @@ class Axis:
         count = (self.k_out - 1) // self.shift + 1
         group = self.channels // count
         if not group:
+            # Fewer channels than shifts: the official code puts all of them into the last sub-group.
             return np.full(self.channels, (count - 1) * self.shift, np.int64)
         return np.minimum(np.arange(self.channels) // group, count - 1) * self.shift
 
     def first_input(self, outputs: np.ndarray) -> np.ndarray:
-        """First input of the block that each output lies in, int64 `(channels, len(outputs))`.
+        """Return the first input of the block that each output lies in, int64 `(channels, len(outputs))`.
 
-        The block's inputs are the `k_in` from there on. The pattern repeats: `k_out` outputs further on it is `k_in`
-        larger.
+        A block reads the `k_in` inputs from there on. The pattern is periodic: `k_out` outputs later, the first input
+        is larger by `k_in`.
         """
         return first_input(np.asarray(outputs), self.k_in, self.k_out, self.shifts[:, None])
 
     def blocks(self, size: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Block number and position inside the block of every index, two int64 arrays `(channels, size)`."""
+        """Return the block number and the position inside the block of every index, two int64 `(channels, size)`."""
         offset = np.arange(size)[None, :] - self.shifts[:, None]
         return offset // k, offset % k
 
     def placement(self, size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Constants `(U_out, U_in, mask)` with `U_out @ small @ U_in * mask` = the block-diagonal matrix.
+        """Return constants `(U_out, U_in, mask)` with `U_out @ small @ U_in * mask` equal to the full matrix.
 
         Args:
-            size_in: inputs of the whole matrix.
-            size_out: outputs of the whole matrix.
+            size_in: inputs of the full matrix.
+            size_out: outputs of the full matrix.
 
         Returns:
-            float32 arrays `(channels, size_out, k_out)`, `(channels, k_in, size_in)`,
-            `(channels, size_out, size_in)` that hold zeros and ones.
+            float32 arrays of zeros and ones: `(channels, size_out, k_out)`, `(channels, k_in, size_in)` and
+            `(channels, size_out, size_in)`.
         """
         block_out, row = self.blocks(size_out, self.k_out)
         block_in, column = self.blocks(size_in, self.k_in)
+        # The two products copy the small matrix into every pair of blocks; the mask keeps the pairs on the diagonal.
         u_out = row[:, :, None] == np.arange(self.k_out)
         u_in = column[:, None, :] == np.arange(self.k_in)[:, None]
         mask = block_out[:, :, None] == block_in[:, None, :]
         return u_out.astype(np.float32), u_in.astype(np.float32), mask.astype(np.float32)
 
     def tiles(self, size_in: int, size_out: int) -> dict[int, np.ndarray]:
-        """The blocks of a whole matrix for each shift in use, as far as they lie on the map.
+        """Return the blocks of a full matrix for each shift in use, clipped to the map.
 
         Returns:
-            shift -> int64 `(blocks, 6)`: first input, number of inputs and the first one's place in the small matrix,
-            then the same of the outputs.
+            shift -> int64 `(blocks, 6)`: first input, number of inputs, position of the first input in the small
+            matrix, then the same three numbers for the outputs.
         """
-        found = {}
+        result = {}
         for shift in np.unique(self.shifts).tolist():
-            blocks = []
-            # A shifted grid begins with a part of the block before the map.
+            rows = []
+            # Block -1 is the one that a shift cuts off at the start of the map.
             block = -1 if shift else 0
             while block * self.k_in + shift < size_in and block * self.k_out + shift < size_out:
-                row = ()
+                row: list[int] = []
                 for k, size in ((self.k_in, size_in), (self.k_out, size_out)):
                     start = block * k + shift
                     first, last = max(start, 0), min(start + k, size)
-                    row = (*row, first, last - first, first - start)
-                blocks.append(row)
+                    row += [first, last - first, first - start]
+                rows.append(row)
                 block += 1
-            found[shift] = np.array(blocks, np.int64).reshape(-1, 6)
-        return found
+            result[shift] = np.array(rows, np.int64).reshape(-1, 6)
+        return result
 
     def nonzeros(self, size_in: int, size_out: int) -> int:
-        """Elements inside the blocks of the whole matrices, over all channels."""
-        total = 0
-        for shift, channels in zip(*np.unique(self.shifts, return_counts=True), strict=True):
-            block_out = (np.arange(size_out) - shift) // self.k_out
-            block_in = (np.arange(size_in) - shift) // self.k_in
-            total += int(channels) * int((block_out[:, None] == block_in).sum())
-        return total
+        """Return the number of elements inside the blocks of the full matrices of all channels."""
+        tiles = self.tiles(size_in, size_out)
+        shifts, counts = np.unique(self.shifts, return_counts=True)
+        return sum(
+            count * int((tiles[shift][:, 1] * tiles[shift][:, 4]).sum())
+            for shift, count in zip(shifts.tolist(), counts.tolist(), strict=True)
+        )
 
     def block_diagonal(self, small: np.ndarray, size_in: int, size_out: int) -> np.ndarray:
-        """The whole matrices `(channels, size_out, size_in)` of small ones `(channels, k_out, k_in)`, same dtype."""
+        """Expand small matrices `(channels, k_out, k_in)` to full ones `(channels, size_out, size_in)`, same dtype."""
         block_out, row = self.blocks(size_out, self.k_out)
         block_in, column = self.blocks(size_in, self.k_in)
         channel = np.arange(self.channels)[:, None, None]
@@ -147,15 +154,15 @@ class Axis:
         values[block_out[:, :, None] != block_in[:, None, :]] = 0
         return values
 
-    def block_sum(self, whole: np.ndarray) -> np.ndarray:
-        """Transpose of `block_diagonal`: sums `(channels, size_out, size_in)` into `(channels, k_out, k_in)`."""
-        _, size_out, size_in = whole.shape
+    def block_sum(self, full: np.ndarray) -> np.ndarray:
+        """Sum `(channels, size_out, size_in)` into `(channels, k_out, k_in)`: the transpose of `block_diagonal`."""
+        _, size_out, size_in = full.shape
         block_out, row = self.blocks(size_out, self.k_out)
         block_in, column = self.blocks(size_in, self.k_in)
-        inside = block_out[:, :, None] == block_in[:, None, :]
-        channel, i, j = np.nonzero(inside)
-        small = np.zeros((self.channels, self.k_out, self.k_in), whole.dtype)
-        np.add.at(small, (channel, row[channel, i], column[channel, j]), whole[channel, i, j])
+        channel, i, j = np.nonzero(block_out[:, :, None] == block_in[:, None, :])
+        small = np.zeros((self.channels, self.k_out, self.k_in), full.dtype)
+        # `small[...] += ...` would keep only one of the blocks that share an element; `add.at` sums them all.
+        np.add.at(small, (channel, row[channel, i], column[channel, j]), full[channel, i, j])
         return small
 
 
@@ -164,8 +171,8 @@ class NeoCellGroup:
     """Channels that share matrix sizes: A is `(h_out, h_in)`, B is `(w_in, w_out)` for each of `channels` channels.
 
     Raises:
-        InputError: a size or the number of channels below 1, a negative shift, a shift on a non-square matrix, or a
-            shift not smaller than its matrix.
+        InputError: a size or the number of channels is below 1, a shift is negative, a matrix with a shift is not
+            square, or a shift is not smaller than its matrix.
     """
 
     h_in: int
@@ -186,10 +193,10 @@ class NeoCellGroup:
                 raise InputError(f"NeoCell: shift_{side} must be a whole number of at least 0, got {axis.shift!r}")
             if axis.shift and not axis.square:
                 raise InputError(
-                    f"NeoCell: shift_{side}={axis.shift} on a {axis.k_out}x{axis.k_in} matrix; "
-                    "only square matrices can be shifted, use 0"
+                    f"NeoCell: shift_{side}={axis.shift} on a {axis.k_out}x{axis.k_in} matrix. "
+                    "Only square matrices can be shifted; use 0."
                 )
-            if axis.shift >= axis.k_out and axis.shift:
+            if axis.shift and axis.shift >= axis.k_out:
                 raise InputError(
                     f"NeoCell: shift_{side}={axis.shift} must be smaller than its matrix, which is "
                     f"{axis.k_out}x{axis.k_in}"
@@ -197,18 +204,18 @@ class NeoCellGroup:
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, int]) -> NeoCellGroup:
-        """A group from the official keys.
+        """Create a group from the keys of the official code.
 
-        `kernel`, or `kernel_a` and `kernel_b`, or `h_in, h_out, w_in, w_out`; `channels`; `shift`, or `shift_a`
-        and `shift_b` (which take precedence; the one left out is 0).
+        The sizes are `kernel`, or `kernel_a` and `kernel_b`, or `h_in`, `h_out`, `w_in` and `w_out`. `channels` is
+        required. The shift is `shift`, or `shift_a` and `shift_b`, which take precedence and default to 0.
 
         Raises:
-            InputError: unknown, missing or contradictory keys, or values that `NeoCellGroup` refuses.
+            InputError: a key is unknown or missing, keys contradict each other, or `NeoCellGroup` rejects a value.
         """
         unknown = [key for key in spec if key not in _KEYS]
         if unknown:
             raise InputError(
-                f"NeoCell: unknown key {unknown[0]!r} in {dict(spec)}; known: {', '.join(_KEYS)}"
+                f"NeoCell: unknown key {unknown[0]!r} in {dict(spec)}; known keys: {', '.join(_KEYS)}"
                 + nearest(unknown[0], _KEYS)
             )
         forms = (("h_in", "h_out", "w_in", "w_out"), ("kernel_a", "kernel_b"), ("kernel",))
@@ -233,34 +240,34 @@ class NeoCellGroup:
 
     @cached_property
     def axis_a(self) -> Axis:
-        """The matrices A, which act on the rows of the map."""
+        """Return the axis of A, which acts on the rows of the map."""
         return Axis(self.h_in, self.h_out, self.shift_a, self.channels)
 
     @cached_property
     def axis_b(self) -> Axis:
-        """The matrices B, which act on its columns; as `Axis` describes them they are transposed, (w_out, w_in)."""
+        """Return the axis of B, which acts on the columns; an `Axis` describes B transposed, `(w_out, w_in)`."""
         return Axis(self.w_in, self.w_out, self.shift_b, self.channels)
 
     @property
     def shape_a(self) -> tuple[int, int, int]:
-        """Shape of the group's learned A, `(channels, h_out, h_in)`."""
+        """Return the shape of the learned A of the group, `(channels, h_out, h_in)`."""
         return self.channels, self.h_out, self.h_in
 
     @property
     def shape_b(self) -> tuple[int, int, int]:
-        """Shape of the group's learned B, `(channels, w_in, w_out)`."""
+        """Return the shape of the learned B of the group, `(channels, w_in, w_out)`."""
         return self.channels, self.w_in, self.w_out
 
 
 @dataclass(frozen=True)
 class NeoCellSpec:
-    """A NeoCell: one or more groups of channels, in the order of the channels.
+    """A NeoCell: one or more groups of channels, in channel order.
 
     Args:
-        groups: a dict in the official keys (see `NeoCellGroup.from_dict`), a `NeoCellGroup`, or a sequence of them.
+        groups: a dict with the official keys (see `NeoCellGroup.from_dict`), a `NeoCellGroup`, or a sequence of them.
 
     Raises:
-        InputError: no group, or a group that cannot be.
+        InputError: there is no group, or a group is invalid.
 
     Example:
         >>> spec = NeoCellSpec([{"kernel": 4, "channels": 48, "shift": 1}, {"kernel": 7, "channels": 48, "shift": 1}])
@@ -273,38 +280,38 @@ class NeoCellSpec:
     def __init__(self, groups: Mapping | NeoCellGroup | Iterable[Mapping | NeoCellGroup]):
         if isinstance(groups, (Mapping, NeoCellGroup)):
             groups = [groups]
-        made = tuple(g if isinstance(g, NeoCellGroup) else NeoCellGroup.from_dict(g) for g in groups)
-        if not made:
+        parsed = tuple(g if isinstance(g, NeoCellGroup) else NeoCellGroup.from_dict(g) for g in groups)
+        if not parsed:
             raise InputError("NeoCell: a spec needs at least one group of channels")
-        object.__setattr__(self, "groups", made)
+        object.__setattr__(self, "groups", parsed)
 
     @property
     def channels(self) -> int:
-        """Channels over all groups."""
+        """Return the number of channels over all groups."""
         return sum(group.channels for group in self.groups)
 
     @property
     def shapes_a(self) -> list[tuple[int, int, int]]:
-        """Shapes of the learned A, one per group, `(channels, h_out, h_in)`."""
+        """Return the shapes of the learned A, one `(channels, h_out, h_in)` per group."""
         return [group.shape_a for group in self.groups]
 
     @property
     def shapes_b(self) -> list[tuple[int, int, int]]:
-        """Shapes of the learned B, one per group, `(channels, w_in, w_out)`."""
+        """Return the shapes of the learned B, one `(channels, w_in, w_out)` per group."""
         return [group.shape_b for group in self.groups]
 
     def slices(self) -> Iterator[tuple[NeoCellGroup, slice]]:
-        """Every group with its slice of the channels."""
+        """Yield every group with its slice of the channels."""
         start = 0
         for group in self.groups:
             yield group, slice(start, start + group.channels)
             start += group.channels
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output.
+        """Return the height and width of the output.
 
-        Groups whose own outputs differ share the largest one; what a smaller group does not reach is zero, as in
-        the official code.
+        Groups whose own outputs differ in size share the largest one. Rows and columns that a smaller group does not
+        reach are zero, as in the official code.
 
         Raises:
             InputError: the output would have no rows or no columns.
@@ -315,27 +322,29 @@ class NeoCellSpec:
         )
         if min(out) < 1:
             raise InputError(
-                f"NeoCell: a {height}x{width} map gives a {out[0]}x{out[1]} output, which is empty; use a larger input"
+                f"NeoCell: a {height}x{width} map gives a {out[0]}x{out[1]} output, which is empty. Use a larger input."
             )
         return out
 
     def check_shapes(self, shapes_a: Sequence[Sequence[int]], shapes_b: Sequence[Sequence[int]]) -> None:
-        """Refuse learned matrices that are not of this spec, given the shapes of A and of B per group.
+        """Check the shapes of learned matrices, one per group of A and of B.
 
         Raises:
-            InputError: their number or one of their shapes differs; the message names it.
+            InputError: their number or one of the shapes does not match this spec; the message names it.
         """
-        for side, given, own in (("A", shapes_a, self.shapes_a), ("B", shapes_b, self.shapes_b)):
-            if len(given) != len(own):
-                raise InputError(f"NeoCell: {len(own)} groups need {len(own)} {side}, got {len(given)}")
-            for i, (shape, expected) in enumerate(zip(given, own, strict=True)):
-                if tuple(shape) != expected:
-                    raise InputError(f"NeoCell: {side} of group {i} must be {expected}, got {tuple(shape)}")
+        for side, shapes, expected in (("A", shapes_a, self.shapes_a), ("B", shapes_b, self.shapes_b)):
+            if len(shapes) != len(expected):
+                raise InputError(f"NeoCell: {len(expected)} groups need {len(expected)} {side}, got {len(shapes)}")
+            for i, (shape, own) in enumerate(zip(shapes, expected, strict=True)):
+                if tuple(shape) != own:
+                    raise InputError(f"NeoCell: {side} of group {i} must be {own}, got {tuple(shape)}")
 
     def matrices(
         self, weights_a: Sequence[np.ndarray], weights_b: Sequence[np.ndarray], height: int, width: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Whole matrices A `(channels, out_height, height)` and B `(channels, width, out_width)` (equation 2).
+        """Return the full matrices A `(channels, out_height, height)` and B `(channels, width, out_width)`.
+
+        They are those of equation 2.
 
         Args:
             weights_a: learned A, one `(channels, h_out, h_in)` per group.
@@ -353,19 +362,19 @@ class NeoCellSpec:
         return np.concatenate(a), np.concatenate(b)
 
     def parameters(self) -> int:
-        """Learned numbers in A and B."""
+        """Return the number of learned values in A and B."""
         return sum(int(np.prod(shape)) for shape in self.shapes_a + self.shapes_b)
 
     def multiply_adds(self, height: int, width: int, padded: bool = False) -> int:
-        """Multiply-adds for one image by equation 5: without the zeros of the block-diagonal form.
+        """Return the multiply-adds of one image by equation 5, which skips the zeros of the block-diagonal form.
 
-        Square matrices that divide the map cost (k_a + k_b) * channels * height * width. A block that the edge of
-        the map cuts off (ragged or shifted) counts with the part that is left of it.
+        Square matrices that divide the map cost (k_a + k_b) * channels * height * width. A partial block at an edge of
+        the map counts only with the part that lies on the map.
 
         Args:
             height: rows of the input map.
             width: columns of the input map.
-            padded: count the zeros too, as in the products of equation 2.
+            padded: True to count the zeros too, as the full products of equation 2 do.
         """
         out_height, out_width = self.output_size(height, width)
         if padded:
@@ -377,4 +386,5 @@ class NeoCellSpec:
 
 
 def _is_integer(value) -> bool:
+    # bool is a subclass of int, but `channels: true` in a configuration is a mistake.
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,6 +1,6 @@
-"""Random NeoCells on the kernels in the twin, for as many minutes as asked: every type, device, buffer and core count.
+"""Run the kernels in the simulator on random NeoCells, with every dtype, device, buffer size and number of cores.
 
-make fuzz-kernel
+python tests/fuzz_kernel.py [MINUTES [SEED]]     (make fuzz-kernel)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SOCS = ("Ascend310P3", "Ascend310B4", "Ascend910B3")
 
 
 def problem(rng: np.random.RandomState):
-    """A random spec, batch and map size."""
+    """Return a random spec, batch and map size."""
     groups = []
     square = rng.rand() < 0.8
     ratio = {
@@ -40,7 +40,12 @@ def problem(rng: np.random.RandomState):
 
 
 def check(seed: int) -> str:
-    """One problem; returns what was run. Raises AssertionError or TwinError where the kernel is wrong."""
+    """Run one problem and return "run", or why it was not run.
+
+    Raises:
+        AssertionError: a result differs from the reference.
+        SimulatorError: a kernel breaks a rule of the device.
+    """
     rng = np.random.RandomState(seed)
     spec, n, (h, w) = problem(rng)
     soc = soc_of(SOCS[rng.randint(len(SOCS))])
@@ -70,9 +75,9 @@ def check(seed: int) -> str:
     taps = max(max(g.h_in + g.w_in, g.h_out + g.w_out) for g in spec.groups)
     limit = {"float32": 1e-5, "float16": taps * 2.0**-11 if narrow else 2.0**-10, "bfloat16": 2.0**-7}[dtype]
 
-    def near(found, wanted, limit):
-        scale = max(1e-3, np.abs(wanted).max())
-        worst = np.abs(np.asarray(found, np.float64) - wanted).max() / scale
+    def near(value, expected, limit):
+        scale = max(1e-3, np.abs(expected).max())
+        worst = np.abs(np.asarray(value, np.float64) - expected).max() / scale
         assert worst <= limit, f"{worst:.2g} > {limit:.2g}: {what}"
 
     dx, grad_a, grad_b, _ = reference.backward(exact[0], exact_a, exact_b, spec, np.asarray(dy, np.float64))
@@ -86,8 +91,8 @@ def check(seed: int) -> str:
         if "unified buffer" not in str(error) and "64 runs" not in str(error):
             raise
         return "does not fit"
-    for found, wanted in zip((*run.outputs[0], *run.outputs[1]), (*grad_a, *grad_b), strict=True):
-        near(found, wanted, 1e-5)
+    for grad, expected in zip((*run.outputs[0], *run.outputs[1]), (*grad_a, *grad_b), strict=True):
+        near(grad, expected, 1e-5)
     return "run"
 
 

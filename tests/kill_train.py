@@ -1,4 +1,4 @@
-"""Kill training at random steps and go on: the weights must be those of a run that nobody disturbed, bit for bit.
+"""Kill training at random steps and resume it: the weights must be bit-identical to those of an undisturbed run.
 
 python tests/kill_train.py              one process, SIGKILL and SIGTERM in turn
 python tests/kill_train.py --workers 2  two processes under msrun
@@ -34,40 +34,40 @@ class Run:
     """A training process, or several under msrun, in one process group."""
 
     def __init__(self, output: Path, workers: int):
-        # msrun starts a script.
+        # msrun starts a script, not a module.
         script = output.parent / "train_script.py"
         script.write_text("import sys\nfrom neonext_ms.commands.train import main\nsys.exit(main())\n")
         command = [str(script), "--config", str(ROOT / "configs" / "digits.yaml"), *OPTIONS]
         command += [f"data.batch_size={36 // workers}", f"run.output={output}", "--resume", "auto"]
         if workers > 1:
-            # The module is what the command msrun runs.
+            # The module behind the command msrun.
             launcher = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={workers}"]
             launcher += ["--join=True", f"--local_worker_num={workers}", f"--master_port={_free_port()}"]
             launcher += [f"--log_dir={output}-logs"]
-            whole = [*launcher, *command]
+            command = [*launcher, *command]
         else:
-            whole = [sys.executable, *command]
+            command = [sys.executable, *command]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.output = output
         self.process = subprocess.Popen(
-            whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, "PATH": path},
         )  # fmt: skip
 
     def step(self) -> int:
-        """The last step in the log."""
+        """Return the last step in the log."""
         path = self.output / "log.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
         return max(steps, default=0)
 
     def stop(self, number: int) -> None:
-        """Send a signal to the processes that train, and wait until all have ended."""
-        # msrun gives each of its processes a session of its own, which a signal to it does not reach.
+        """Send a signal to the training processes, and wait until all have ended."""
+        # msrun gives each of its processes its own session, which a signal to the group does not reach.
         listed = subprocess.run(["pgrep", "-a", "-P", str(self.process.pid)], capture_output=True, text=True).stdout
         children = {int(line.split()[0]): line for line in listed.splitlines()}
         inner = [pid for pid, line in children.items() if "train_script.py" in line and "tail -f" not in line]
-        # The first of them is the scheduler, which ends with the workers. Others show the logs.
+        # The first one is the scheduler, which ends with the workers. The children with `tail` show the logs.
         chosen = [self.process.pid, *children] if number == signal.SIGKILL else inner[1:] or [self.process.pid]
         for pid in chosen:
             with contextlib.suppress(ProcessLookupError):
@@ -77,7 +77,7 @@ class Run:
             raise SystemExit(f"SIGTERM: exit code {self.process.returncode}\n{errors}")
 
     def finish(self) -> None:
-        """Wait for the end, which must be a good one."""
+        """Wait for the end, and fail if the exit code is not 0."""
         _, errors = self.process.communicate()
         if self.process.returncode:
             raise SystemExit(f"exit code {self.process.returncode}\n{errors}")
@@ -91,25 +91,25 @@ def _free_port() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=40, help="half of them SIGKILL, half SIGTERM")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--times", type=int, default=40, help="number of signals, half SIGKILL, half SIGTERM")
+    parser.add_argument("--workers", type=int, default=1, help="number of training processes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
-        whole = Run(Path(name) / "whole", args.workers)
-        whole.finish()
-        total = whole.step()
+        undisturbed = Run(Path(name) / "undisturbed", args.workers)
+        undisturbed.finish()
+        total = undisturbed.step()
         disturbed, killed = Path(name) / "disturbed", []
         while len(killed) < args.times:
-            # Every kill some steps further, so that all of them fit into one run; then the next run.
+            # Each signal comes some steps after the last one, so that many fit into one run; then the next run starts.
             run = Run(disturbed, args.workers)
             target = run.step() + rng.randint(1, max(2, 2 * total // args.times))
             while run.process.poll() is None and run.step() < target:
                 time.sleep(0.01)
             if run.process.poll() is not None:
                 run.finish()
-                _compare(whole.output, disturbed)
+                _compare(undisturbed.output, disturbed)
                 disturbed = Path(name) / f"disturbed-{len(killed)}"
                 continue
             time.sleep(rng.random() * 0.1)
@@ -117,8 +117,8 @@ def main() -> None:
             run.stop(number)
             killed.append(f"{signal.Signals(number).name} at {run.step()}")
         Run(disturbed, args.workers).finish()
-        _compare(whole.output, disturbed)
-    print(f"{len(killed)} ends ({', '.join(killed)}), {args.workers} processes: bit-identical weights")
+        _compare(undisturbed.output, disturbed)
+    print(f"{len(killed)} signals ({', '.join(killed)}), {args.workers} processes: bit-identical weights")
 
 
 def _compare(one: Path, other: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for mindspore_lite, by its Python API: what it is given, what it refuses, in what order it is called."""
+"""A stand-in for mindspore_lite, by its Python API: what it is given, what it rejects, in what order it is called."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Context:
 
 
 class Tensor:
+    layout = Format.NCHW
+
     def __init__(self, shape):
-        self.name, self.dtype, self.format, self.shape = "image", DataType.FLOAT32, Format.NCHW, list(shape)
+        self.name, self.dtype, self.format, self.shape = "image", DataType.FLOAT32, self.layout, list(shape)
         self.data = None
 
     def set_data_from_numpy(self, array):

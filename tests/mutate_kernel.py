@@ -1,4 +1,4 @@
-"""Mutate the NeoCell kernels; the simulator or the reference has to catch every mutation.
+"""Mutations of the NeoCell kernels, each of which the simulator or the reference has to catch.
 
 make mutants
 """
@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from neonext_ms.ops import NeoCellSpec, reference
-from neonext_ms.ops.twin import TwinError, neo_cell
+from neonext_ms.ops.twin import SimulatorError, neo_cell
 
 BASE, FORWARD, GRAD = "neo_cell_base.h", "neo_cell.cpp", "neo_cell_grad.cpp"
 MUTATIONS = (
     (
         "a stride off by one: the repeat stride of the inputs",
         BASE,
-        "grid.srcAlong = range.from.Step(p.kIn) *",
-        "grid.srcAlong = (range.from.Step(p.kIn) + 1) *",
+        "grid.srcAlong = range.from.Step(p.kIn) * across.srcAlong;",
+        "grid.srcAlong = (range.from.Step(p.kIn) + 1) * across.srcAlong;",
     ),
     (
         "a stride off by one: the gap of a copy",
@@ -63,7 +63,12 @@ MUTATIONS = (
         "NeoCellMax(0, current.bottom - next.top + 1)",
     ),
     ("the mask of a ragged end left out", BASE, "SetBlocks(rest);", "SetBlocks(NEO_CELL_GROUP);"),
-    ("two cores with the same row", BASE, "tiling.first[core + 1] : 0", "tiling.first[core + 1] + 1 : 0"),
+    (
+        "two cores with the same row",
+        BASE,
+        "end_ = works ? tiling.first[core + 1] : 0;",
+        "end_ = works ? tiling.first[core + 1] + (core + 1 < tiling.cores ? 1 : 0) : 0;",
+    ),
     ("a third buffer that does not fit", FORWARD, "InitBuffer(input_, 2,", "InitBuffer(input_, 9,"),
     (
         "an unaligned copy",
@@ -89,7 +94,7 @@ MUTATIONS = (
 
 
 def cases():
-    """Small problems that between them reach every line of the kernels."""
+    """Yield small problems that together reach every line of the kernels."""
     rng = np.random.RandomState(0)
     shifted = [{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 25, "shift": 1}]
     for groups, (h, w), kib in (
@@ -108,21 +113,21 @@ def cases():
 
 
 def caught(folder: Path, gradient: bool) -> str | None:
-    """What catches the kernels in a folder, or None."""
+    """Return what catches the kernels in a folder, or None."""
     neo_cell.KERNELS = folder
     for spec, x, a, b, bias, dy, ub_bytes in cases():
         try:
             if gradient:
-                found = neo_cell.gradients(x, dy, a, b, spec, dtype="float32").outputs
+                grads = neo_cell.gradients(x, dy, a, b, spec, dtype="float32").outputs
                 exact = reference.backward(x, a, b, spec, dy)[1:3]
-                pairs = [pair for one, two in zip(found, exact, strict=True) for pair in zip(one, two, strict=True)]
+                pairs = [pair for one, two in zip(grads, exact, strict=True) for pair in zip(one, two, strict=True)]
             else:
                 run = neo_cell.forward(x, a, b, spec, bias, dtype="float32", ub_bytes=ub_bytes, blocks=7)
                 pairs = [(run.outputs[0], reference.forward(x, a, b, spec, bias))]
-        except TwinError as error:
+        except SimulatorError as error:
             return str(error).splitlines()[0]
-        for value, wanted in pairs:
-            worst = np.abs(value - wanted).max() / np.abs(wanted).max()
+        for value, expected in pairs:
+            worst = np.abs(value - expected).max() / np.abs(expected).max()
             if not worst < 1e-5:
                 return f"differs from the reference by {worst:.2g}"
     return None

@@ -1,4 +1,4 @@
-"""Two workers against one: the same shard gives the same weights; throughput; a worker that dies ends the run.
+"""Compare two workers with one: same weights from the same shard, throughput, and the end of a run if a worker dies.
 
 python tests/train_workers.py
 """
@@ -27,14 +27,14 @@ OPTIONS = [
     "optimizer.lr_rule=none",
     "augmentation.mixup=0.8",
 ]
-# The program that `msrun` is.
+# The module behind the command msrun.
 MSRUN = "mindspore.parallel.cluster.run"
 _SHARE = "communication"
-# What each process runs: `all` gives every worker the whole shard, `own` its part.
+# The script of each process. The shard `all` gives every worker all images, `own` gives it its part.
 WORKER = """
 import json, sys
 from dataclasses import replace
-from neonext_ms.training.config.schema import load_config
+from neonext_ms.training.config.load import load_config
 from neonext_ms.training.trainer import Trainer
 config, output, shard, *options = sys.argv[1:]
 config = load_config(config, [*options, f"run.output={output}"])
@@ -50,18 +50,18 @@ def _run(name: str, folder: Path, workers: int, shard: str, *options: str) -> su
     script.write_text(WORKER)
     command = [str(script), str(ROOT / "configs" / "digits.yaml"), str(folder / name), shard, *OPTIONS, *options]
     if workers == 1:
-        whole = [sys.executable, *command]
+        command = [sys.executable, *command]
     else:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        whole = [
+        command = [
             sys.executable, "-m", MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}",
             f"--master_port={port}", f"--log_dir={folder / name}-logs", "--join=True", *command,
         ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.Popen(
-        whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PATH": path}
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PATH": path}
     )
 
 
@@ -77,7 +77,7 @@ def _speed(folder: Path) -> str:
     with open(folder / "epochs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     speed, share = (float(np.median([float(row[key] or 0) for row in rows])) for key in ("images_per_second", _SHARE))
-    return f"{speed:.0f} images/s" + (f", {100 * share:.1f} % of it communication" if share else "")
+    return f"{speed:.0f} images/s" + (f", {100 * share:.1f} % communication" if share else "")
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
         different = [key for key in one if not np.array_equal(one[key], two[key])]
         if different:
             raise SystemExit(f"same shard, different weights: {different[:5]} ({len(different)} of {len(one)})")
-        print("2 workers with the same shard each: weights and moving average are those of 1 worker, bit for bit")
+        print("2 workers with the same shard: weights and moving average are bit-identical to those of 1 worker")
         _finish(_run("shared", folder, 2, "own", "data.batch_size=16"))
         print(
             f"32 images a step: 1 worker {_speed(folder / 'one')}; 2 workers of 16 images {_speed(folder / 'shared')} "
@@ -101,9 +101,9 @@ def main() -> None:
             time.sleep(0.5)
             if process.poll() is not None:
                 raise SystemExit(process.communicate()[0])
-        # The last of msrun's children that is no `tail` is a worker; the first is the scheduler.
-        found = subprocess.run(["pgrep", "-a", "-P", str(process.pid)], capture_output=True, text=True).stdout
-        workers = [line.split()[0] for line in found.splitlines() if "worker.py" in line]
+        # Of msrun's children that run the script, the first one is the scheduler and the last one a worker.
+        children = subprocess.run(["pgrep", "-a", "-P", str(process.pid)], capture_output=True, text=True).stdout
+        workers = [line.split()[0] for line in children.splitlines() if "worker.py" in line]
         os.kill(int(workers[-1]), signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
         if not process.returncode:
@@ -112,7 +112,7 @@ def main() -> None:
         print(f"a worker that dies ends the run with {process.returncode}: ...{reason[-100:]}")
         epochs = sum(json.loads(line)["event"] == "epoch" for line in log.read_text().splitlines())
         result = _finish(_run("dies", folder, 2, "own", f"schedule.epochs={epochs + 1}"))
-        print(f"and resumes: {result['steps']} steps in the end")
+        print(f"it resumes and ends after {result['steps']} steps")
 
 
 if __name__ == "__main__":

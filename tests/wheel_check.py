@@ -48,8 +48,8 @@ def main() -> None:
         model = folder / "out/digits_64.onnx"
         _run(scripts / "neonext-bench", "predict", model, "--soc", "Ascend310P3", "--batch", "8", cwd=folder)
         _run(scripts / "neonext-bench", model, "--batch", "1", "--rounds", "8", "--seconds", "5", cwd=folder)
-        twin = ["--spec", '{"kernel": 4, "channels": 16, "shift": 1}', "--map", "8x8", "--soc", "Ascend310P3"]
-        _run(scripts / "neonext-ops", "twin", *twin, cwd=folder)
+        options = ["--spec", '{"kernel": 4, "channels": 16, "shift": 1}', "--map", "8x8", "--soc", "Ascend310P3"]
+        _run(scripts / "neonext-ops", "simulate", *options, cwd=folder)
         _run(scripts / "neonext-train", "--config", ROOT / "configs/digits.yaml", "schedule.epochs=1", cwd=folder)
         _run(scripts / "python", "-c", f"from pathlib import Path; import neonext_ms as m; {OFFICIAL}", cwd=folder)
     print("the wheel works")

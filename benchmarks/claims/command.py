@@ -1,4 +1,4 @@
-"""neonext-bench claims: what the paper claims, and what comes out here."""
+"""neonext-bench claims: the paper's claims, measured on this machine."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from neonext_ms.commands.predict import positive
-from neonext_ms.common.cli import Parser, print_json, run
+from neonext_ms.common.cli import Parser, positive_int, print_json, run
 
-# Name -> what the paper claims. Each is a module of this package with `options`, `measure` and `lines`.
+# Name -> claim of the paper. Each is a module of this package with `options`, `measure` and `lines`.
 CLAIMS = {
     "complexity": "a NeoCell takes 2k multiply-adds for each value, a depthwise convolution k^2 (equations 4 and 5)",
     "patchwise": "products with block-diagonal matrices are 15 times as fast as patch by patch; compiled code 3 times "
     "as fast as Python (both on a V100, in PyTorch)",
     "share": "NeoCells are a small part of the whole model",
     "convnext": "NeoNeXt in place of ConvNeXt",
+    "neoinit": "networks train better from NeoInit than from noise alone (Table 3)",
 }
 
 
 def build_parser() -> Parser:
-    """The command line of neonext-bench claims."""
+    """Return the parser of neonext-bench claims."""
     parser = Parser(prog="neonext-bench claims", description=__doc__)
     claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
     for name, text in CLAIMS.items():
         claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
-        claim.add_argument("--threads", type=positive, default=2)
-        claim.add_argument("--rounds", type=positive, help="timed calls of each, in turns")
-        claim.add_argument("--json", action="store_true")
+        claim.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+        claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
+        claim.add_argument("--json", action="store_true", help="print one JSON document")
         import_module(f".{name}", __package__).options(claim)
     return parser
 
@@ -35,17 +35,17 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     claim = import_module(f".{args.claim}", __package__)
-    found = {"claim": CLAIMS[args.claim], "threads": args.threads, **claim.measure(args)}
+    result = {"claim": CLAIMS[args.claim], "threads": args.threads, **claim.measure(args)}
     if args.json:
-        print_json(found)
+        print_json(result)
         return
-    print(f"claim: {found['claim']}")
-    for line in claim.lines(found):
+    print(f"claim: {result['claim']}")
+    for line in claim.lines(result):
         print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`neonext-bench claims`; returns the exit code."""
+    """Run neonext-bench claims; return the exit code."""
     return run(_main, argv)
 
 

@@ -1,6 +1,6 @@
-"""Equations 4 and 5: multiply-adds of a depthwise k x k convolution and of a NeoCell with k x k matrices, and time.
+"""Equations 4 and 5: multiply-adds and time of a depthwise k x k convolution and of a NeoCell with k x k blocks.
 
-Both are measured alone in onnxruntime on the same maps; the NeoCell in its block-diagonal form, which multiplies the
+Both are timed alone in onnxruntime on the same maps. The NeoCell is in its block-diagonal form, which multiplies the
 zeros too, so that its time does not depend on k.
 """
 
@@ -10,32 +10,34 @@ import argparse
 from collections.abc import Iterator, Mapping
 
 KERNELS = tuple(range(2, 15))
-# Maps of NeoNeXt-T at 224: channels and side.
+# Maps of NeoNeXt-T at 224x224: channels and side.
 MAPS = ((96, 56), (192, 28), (384, 14), (768, 7))
 ROUNDS = 20
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    from neonext_ms.commands.predict import positive
+    """Add the options of this claim to the parser."""
+    from neonext_ms.common.cli import comma_list, positive_int
 
-    from ..command import batches
-
-    parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--kernels", type=batches, default=KERNELS, help="sizes k (default 2 to 14)")
+    parser.add_argument("--batch", type=positive_int, default=1, help="batch size (default 1)")
     parser.add_argument(
-        "--maps", type=batches, default=tuple(side for _, side in MAPS), help="sides (default 56,28,14,7)"
+        "--kernels", type=comma_list(positive_int), default=KERNELS, help="block sizes (default 2 to 14)"
+    )
+    parser.add_argument(
+        "--maps",
+        type=comma_list(positive_int),
+        default=tuple(side for _, side in MAPS),
+        help="sides of the maps (default 56,28,14,7)",
     )
 
 
 def channels_of(side: int) -> int:
-    """Channels of the map with this side in NeoNeXt-T at 224, or 96."""
-    known = {size: channels for channels, size in MAPS}
-    return known.get(side, 96)
+    """Return the channels of the map with this side in NeoNeXt-T at 224x224, or 96."""
+    return {size: channels for channels, size in MAPS}.get(side, 96)
 
 
 def counted(kernel: int, channels: int, side: int) -> dict[str, float]:
-    """Multiply-adds for each value of a map: of the two equations, counted on the map, and with the zeros."""
+    """Return multiply-adds per value of a map: by the two equations, counted on the map, and with the zeros."""
     from neonext_ms.ops.spec import NeoCellSpec
 
     spec = NeoCellSpec({"kernel": kernel, "channels": channels, "shift": 0})
@@ -49,7 +51,7 @@ def counted(kernel: int, channels: int, side: int) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Counts and times for every map and k that fits into it."""
+    """Count and time both operators for every map and every k that fits into it."""
     import numpy as np
 
     from neonext_ms.ops.spec import NeoCellSpec
@@ -66,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict:
         for k in kernels:
             spec = NeoCellSpec({"kernel": k, "channels": channels, "shift": 0})
             small = generator.standard_normal((2, channels, k, k), np.float32) / np.float32(k)
-            a, b = spec.matrices(small[:1], small[1:], side, side)
+            a, b = spec.matrices([small[0]], [small[1]], side, side)
             subjects[f"neocell {k}"] = call(block_diagonal(a, b, shape), x, args.threads)
             subjects[f"depthwise {k}"] = call(depthwise(small[0], shape), x, args.threads)
         if not subjects:
@@ -87,18 +89,18 @@ def measure(args: argparse.Namespace) -> dict:
     return {"batch": args.batch, "rows": rows}
 
 
-def lines(found: Mapping) -> Iterator[str]:
-    """For a person."""
-    yield f"onnxruntime, {found['threads']} threads, batch {found['batch']}; multiply-adds for each value of the map"
+def lines(result: Mapping) -> Iterator[str]:
+    """Yield the lines to print."""
+    yield f"onnxruntime, {result['threads']} threads, batch {result['batch']}; multiply-adds per value of the map"
     yield "  map channels   k  k^2   2k  counted  with zeros  depthwise ms  NeoCell ms  depthwise / NeoCell"
-    for row in found["rows"]:
+    for row in result["rows"]:
         count, ratio = row["multiply_adds_per_value"], row["depthwise_over_neocell"]
         yield (
             f"{row['map']:5} {row['channels']:8} {row['kernel']:3} {count['depthwise']:4.0f} {count['neocell']:4.0f} "
             f"{count['neocell_counted']:8.2f} {count['neocell_with_zeros']:11.0f} {row['depthwise_ms']:13.3f} "
             f"{row['neocell_ms']:11.3f}  {ratio['median_ratio']:5.2f}{'' if ratio['sure'] else ' (noisy)'}"
         )
-    for side in dict.fromkeys(row["map"] for row in found["rows"]):
-        rows = [row for row in found["rows"] if row["map"] == side]
+    for side in dict.fromkeys(row["map"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["map"] == side]
         faster = [row["kernel"] for row in rows if row["depthwise_over_neocell"]["low"] > 1]
         yield f"map {side}: the NeoCell is faster for k = {', '.join(map(str, faster)) or 'none of these'}"

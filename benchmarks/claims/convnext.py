@@ -1,4 +1,4 @@
-"""NeoNeXt against ConvNeXt of the same depths and widths, both as they are exported and both folded with equal care."""
+"""NeoNeXt and ConvNeXt of the same depths and widths, both as exported and both folded by the same rules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 
 ROUNDS = 30
 SIZES = ("t", "s", "b")
@@ -18,27 +19,25 @@ PAIRS = (
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    from neonext_ms.common.cli import parse_size
+    """Add the options of this claim to the parser."""
+    from neonext_ms.common.cli import comma_list, parse_size, positive_int
 
-    from ..command import batches
-
-    parser.add_argument("--sizes", default="t", help="of t, s and b, with commas (default t)")
-    parser.add_argument("--batch", type=batches, default=(1, 8))
-    parser.add_argument("--image-size", type=parse_size, default=(224, 224))
+    parser.add_argument("--sizes", type=comma_list(), default=("t",), metavar="t,s,b", help="sizes (default t)")
+    parser.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
+    parser.add_argument("--image-size", type=parse_size, default=(224, 224), help="height x width (default 224)")
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Times of the four graphs of every size and batch."""
+    """Time the four graphs of every size at every batch size."""
     import numpy as np
 
     from .. import costs, networks
     from .forms import over, timed
 
     rows = []
-    for size in (part.strip() for part in args.sizes.split(",")):
+    for size in args.sizes:
         if size not in SIZES:
-            raise InputError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected {', '.join(SIZES)}")
+            raise InputError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected one of {', '.join(SIZES)}")
         graphs = _neonext(f"neonext_{size}.released_224", args.image_size)
         for form, folded in (("plain", False), ("folded", True)):
             graphs[f"convnext {form}"] = networks.deploy_graph(
@@ -70,7 +69,7 @@ def _neonext(name: str, image_size: tuple[int, int]) -> dict:
 
 
 def forms_of_source(source, image_size: tuple[int, int]) -> dict:
-    """The two graphs of a NeoNeXt, an `export.pipeline.Source`: node by node, and folded."""
+    """Return the two graphs of an `export.pipeline.Source`: node by node, and folded."""
     from neonext_ms.export.fold import fold, neocell_to_matmul
     from neonext_ms.export.graph import unfolded
 
@@ -81,19 +80,19 @@ def forms_of_source(source, image_size: tuple[int, int]) -> dict:
 def _call(graph, x, threads: int):
     from neonext_ms.export.graph import INPUT
     from neonext_ms.export.onnx.emitter import emit
-    from neonext_ms.runtime.base import onnx_session
+    from neonext_ms.runtime.onnx import onnx_session
 
     session = onnx_session(emit(graph).SerializeToString(), threads)
     return lambda: session.run(None, {INPUT: x})
 
 
-def lines(found: Mapping) -> Iterator[str]:
-    """For a person."""
+def lines(result: Mapping) -> Iterator[str]:
+    """Yield the lines to print."""
     from .forms import shown
 
-    size = "x".join(map(str, found["image_size"]))
-    yield f"onnxruntime, {found['threads']} threads, {size}, float32, random weights"
-    for row in found["rows"]:
+    size = format_size(result["image_size"])
+    yield f"onnxruntime, {result['threads']} threads, {size}, float32, random weights"
+    for row in result["rows"]:
         yield f"size {row['size'].upper()}, batch {row['batch']} ({row['rounds']} rounds)"
         for name, value in row["ms"].items():
             rate = 1e3 * row["batch"] / value

@@ -1,4 +1,4 @@
-"""One operator as an ONNX model, in the forms that the claims compare, and timing of such models side by side."""
+"""One operator as an ONNX model, in the forms that the claims compare, and the timing of such models side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neonext_ms.runtime.base import onnx_session
+from neonext_ms.runtime.onnx import onnx_session
 
 from .. import measure, statistics
 
@@ -19,7 +19,7 @@ INPUT, OUTPUT = "x", "y"
 
 
 def _model(nodes, weights: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> onnx.ModelProto:
-    """A model whose input and output have the same shape."""
+    """Return a model whose input and output have the same shape."""
     from onnx import TensorProto, helper, numpy_helper
 
     tensors = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in weights.items()]
@@ -34,28 +34,28 @@ def _model(nodes, weights: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> 
 
 
 def block_diagonal(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
-    """`A x B` with whole matrices (equation 2).
+    """Return `A x B` with block-diagonal matrices (equation 2).
 
     Args:
-        a: `(C, H, H)`.
-        b: `(C, W, W)`.
-        shape: `(N, C, H, W)`.
+        a: matrices (C, H, H).
+        b: matrices (C, W, W).
+        shape: (N, C, H, W) of the map.
     """
-    nodes = [("MatMul", ["a", INPUT], ["ax"], {}), ("MatMul", ["ax", "b"], [OUTPUT], {})]
+    nodes: list[tuple] = [("MatMul", ["a", INPUT], ["ax"], {}), ("MatMul", ["ax", "b"], [OUTPUT], {})]
     return _model(nodes, {"a": a, "b": b}, shape)
 
 
 def patchwise(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
-    """Equation 1 without loops: the map is cut into patches, each is multiplied from both sides, and put back.
+    """Return equation 1 without loops: patches of the map are multiplied from both sides and put back.
 
     Args:
-        a: small matrices `(C, k, k)`; k divides H and W, and there is no shift.
-        b: likewise.
-        shape: `(N, C, H, W)`.
+        a: small matrices (C, k, k); k divides H and W, and there is no shift.
+        b: small matrices (C, k, k).
+        shape: (N, C, H, W) of the map.
     """
     n, c, h, w = shape
     k = a.shape[1]
-    nodes = [
+    nodes: list[tuple] = [
         ("Reshape", [INPUT, "cut"], ["rows"], {}),
         ("Transpose", ["rows"], ["patches"], {"perm": [0, 1, 2, 4, 3, 5]}),
         ("MatMul", ["a", "patches"], ["ax"], {}),
@@ -73,11 +73,11 @@ def patchwise(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int, int]) ->
 
 
 def depthwise(kernels: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
-    """A depthwise k x k convolution that keeps the size of the map.
+    """Return a depthwise k x k convolution that keeps the size of the map.
 
     Args:
-        kernels: `(C, k, k)`.
-        shape: `(N, C, H, W)`.
+        kernels: kernels (C, k, k).
+        shape: (N, C, H, W) of the map.
     """
     k = kernels.shape[1]
     before, behind = (k - 1) // 2, k // 2
@@ -86,13 +86,13 @@ def depthwise(kernels: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.Mod
 
 
 def call(model: onnx.ModelProto, x: np.ndarray, threads: int) -> Callable[[], list[np.ndarray]]:
-    """A function that runs a model on `x` in onnxruntime."""
+    """Return a function that runs a model on `x` in onnxruntime."""
     session = onnx_session(model.SerializeToString(), threads)
     return lambda: session.run(None, {INPUT: x})
 
 
 def timed(subjects: Mapping[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict]:
-    """Medians in milliseconds, and the samples for `over`.
+    """Time subjects in turns; return medians in milliseconds, and the samples for `over`.
 
     Raises:
         KeyboardInterrupt: the run was interrupted.
@@ -104,11 +104,11 @@ def timed(subjects: Mapping[str, Callable[[], object]], rounds: int) -> tuple[di
 
 
 def over(samples: Mapping[str, list[float]], slow: str, fast: str) -> dict:
-    """How many times as long `slow` takes as `fast`, plain values."""
+    """Return the time of `slow` relative to `fast`, as plain values."""
     return statistics.ratio(samples[slow], samples[fast]).to_dict()
 
 
 def shown(ratio: Mapping) -> str:
-    """A ratio with its interval, for a person."""
+    """Return a ratio with its interval as text."""
     unsure = "" if ratio["sure"] else ", noisy"
     return f"{ratio['median_ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}{unsure})"

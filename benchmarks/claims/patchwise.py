@@ -1,9 +1,9 @@
 """Block-diagonal products against patches, and compiled code against Python.
 
-The paper's two factors were measured on a V100 in PyTorch. Here each is measured in what this package runs on, on the
-CPU: onnxruntime, MindSpore (a compiled graph, `ms.jit`) and NumPy. "patches" is equation 1 by reshape, transpose and
-batched products of k x k matrices; "loop" goes from patch to patch in Python. Compiled against Python: the NeoCell with
-the making of its matrices from the small ones, as a model computes it, by `ms.jit` against MindSpore's PyNative mode.
+The paper's two factors were measured on a V100 in PyTorch. Here both are measured on the CPU in onnxruntime, MindSpore
+(a compiled graph, `ms.jit`) and NumPy. "patches" is equation 1 by reshape, transpose and batched products of k x k
+matrices; "loop" goes from patch to patch in Python. Compiled against Python is `ms.jit` against MindSpore's PyNative
+mode, for a NeoCell that builds its block-diagonal matrices from the small ones, as in a model.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ LOOP_CHANNELS = 16
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    from neonext_ms.commands.predict import positive
+    """Add the options of this claim to the parser."""
+    from neonext_ms.common.cli import comma_list, positive_int
 
-    from ..command import batches
-
-    parser.add_argument("--batch", type=positive, default=8)
-    parser.add_argument("--kernel", type=positive, default=7, help="k, which divides the sides (default 7)")
-    parser.add_argument("--maps", type=batches, default=tuple(side for _, side in MAPS))
-    parser.add_argument("--no-mindspore", action="store_true", help="leave MindSpore out")
+    parser.add_argument("--batch", type=positive_int, default=8, help="batch size (default 8)")
+    parser.add_argument("--kernel", type=positive_int, default=7, help="block size k, a divisor of sides (default 7)")
+    parser.add_argument(
+        "--maps", type=comma_list(positive_int), default=tuple(side for _, side in MAPS), help="sides of the maps"
+    )
+    parser.add_argument("--no-mindspore", action="store_true", help="omit MindSpore")
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Times of every form on every map that k divides."""
+    """Time every form on every map whose side is a multiple of k."""
     from neonext_ms.common.errors import UsageError
 
     fitting = [side for side in args.maps if side % args.kernel == 0]
@@ -56,13 +56,13 @@ def _row(shape, k: int, threads: int, rounds: int, mindspore: bool) -> dict:
     spec = NeoCellSpec({"kernel": k, "channels": shape[1], "shift": 0})
     x = generator.standard_normal(shape, np.float32)
     a, b = generator.standard_normal((2, shape[1], k, k), np.float32) / np.float32(k)
-    whole_a, whole_b = spec.matrices([a], [b], *shape[2:])
+    matrix_a, matrix_b = spec.matrices([a], [b], *shape[2:])
     few = NeoCellSpec({"kernel": k, "channels": LOOP_CHANNELS, "shift": 0})
     x_few, a_few, b_few = x[:1, :LOOP_CHANNELS], a[:LOOP_CHANNELS], b[:LOOP_CHANNELS]
     subjects = {
-        "onnxruntime, block-diagonal": forms.call(forms.block_diagonal(whole_a, whole_b, shape), x, threads),
+        "onnxruntime, block-diagonal": forms.call(forms.block_diagonal(matrix_a, matrix_b, shape), x, threads),
         "onnxruntime, patches": forms.call(forms.patchwise(a, b, shape), x, threads),
-        "NumPy, block-diagonal": lambda: whole_a @ x @ whole_b,
+        "NumPy, block-diagonal": lambda: matrix_a @ x @ matrix_b,
         "NumPy, patches": lambda: _patches(x, a, b),
         "NumPy, block-diagonal, 16 channels": lambda: reference.forward(x_few, [a_few], [b_few], few),
         "NumPy, loop, 16 channels": lambda: reference.forward_patchwise(x_few, [a_few], [b_few], few),
@@ -96,7 +96,7 @@ def _patches(x, a, b):
 
 
 def _in_mindspore(x, a, b, spec, threads: int) -> dict:
-    from neonext_ms.runtime.base import load_mindspore
+    from neonext_ms.runtime.mindspore import load_mindspore
 
     ms = load_mindspore(threads)
     from mindspore import Tensor, ops
@@ -108,7 +108,7 @@ def _in_mindspore(x, a, b, spec, threads: int) -> dict:
     product = ops.BatchMatMul()
     inputs = Tensor(x), Tensor(a), Tensor(b)
 
-    def whole(x, a, b):
+    def block_diagonal(x, a, b):
         return neo_cell(x, (a,), (b,), spec)
 
     def patches(x, a, b):
@@ -123,18 +123,18 @@ def _in_mindspore(x, a, b, spec, threads: int) -> dict:
         return lambda: function(*inputs).asnumpy()
 
     return {
-        "MindSpore graph, block-diagonal": waited(ms.jit(whole)),
+        "MindSpore graph, block-diagonal": waited(ms.jit(block_diagonal)),
         "MindSpore graph, patches": waited(ms.jit(patches)),
-        "MindSpore PyNative, block-diagonal": waited(whole),
+        "MindSpore PyNative, block-diagonal": waited(block_diagonal),
     }
 
 
-def lines(found: Mapping) -> Iterator[str]:
-    """For a person."""
-    yield f"CPU, {found['threads']} threads, batch {found['batch']}, k = {found['kernel']}, no shift; milliseconds"
+def lines(result: Mapping) -> Iterator[str]:
+    """Yield the lines to print."""
+    yield f"CPU, {result['threads']} threads, batch {result['batch']}, k = {result['kernel']}, no shift; milliseconds"
     from .forms import shown
 
-    for row in found["rows"]:
+    for row in result["rows"]:
         yield f"map {row['map']}, {row['channels']} channels"
         for name, value in row["ms"].items():
             yield f"  {name:36} {value:9.3f}"

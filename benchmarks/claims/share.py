@@ -1,4 +1,4 @@
-"""The share of NeoCells in the whole model: multiply-adds, bytes of weights, and time in onnxruntime."""
+"""Share of NeoCells in the whole model: multiply-adds, bytes of weights, and time in onnxruntime."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ MODELS = tuple(f"neonext_{size}.released_224" for size in "tsb")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    from ..command import batches
+    """Add the options of this claim to the parser."""
+    from neonext_ms.common.cli import comma_list, positive_int
 
-    parser.add_argument("--models", default=",".join(MODELS), help="names with commas; the first one is timed too")
-    parser.add_argument("--batch", type=batches, default=(1, 8))
+    parser.add_argument("--models", type=comma_list(), default=MODELS, help="names; the first one is timed too")
+    parser.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Counts of every model, and the time of the first one by layer kind."""
+    """Count the work of every model, and time the first one by layer kind."""
     import tempfile
     from pathlib import Path
 
@@ -26,10 +26,9 @@ def measure(args: argparse.Namespace) -> dict:
 
     from .. import profiles, variants
 
-    models = [name.strip() for name in args.models.split(",") if name.strip()]
-    sources = {name: pipeline.source_of_name(name) for name in models}
+    sources = {name: pipeline.source_of_name(name) for name in args.models}
     counts = {name: count(source, tuple(source.metadata["image_size"])) for name, source in sources.items()}
-    first = sources[models[0]]
+    first = sources[args.models[0]]
     size = tuple(first.metadata["image_size"])
     times = []
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +38,7 @@ def measure(args: argparse.Namespace) -> dict:
             total = profile.microseconds
             times.append(
                 {
-                    "model": models[0],
+                    "model": args.models[0],
                     "batch": batch,
                     "microseconds": total,
                     "kinds": {kind: value / total for kind, value in profile.kinds().items()},
@@ -49,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def count(source, image_size: tuple[int, int]) -> dict[str, float]:
-    """Shares of the NeoCells in the folded network: multiply-adds by equation 5 and with zeros, learned numbers."""
+    """Return the shares of NeoCells in the folded network: multiply-adds by equation 5 and with zeros, and weights."""
     from neonext_ms.export.fold import fold, neocell_to_matmul
     from neonext_ms.export.graph import unfolded
 
@@ -58,10 +57,10 @@ def count(source, image_size: tuple[int, int]) -> dict[str, float]:
     folded, _ = fold(unfolded(source.architecture, source.arrays, image_size))
     cells = {layer.name for layer in folded.layers if layer.op == "neocell"}
     exact = costs.of_graph(folded)
-    whole = costs.of_graph(neocell_to_matmul(folded))
+    products = costs.of_graph(neocell_to_matmul(folded))
     neocell = costs.total(cost for cost in exact if cost.name in cells)
-    padded = costs.total(cost for cost in whole if cost.op in ("left", "right"))
-    every, with_zeros = costs.total(exact), costs.total(whole)
+    padded = costs.total(cost for cost in products if cost.op in ("left", "right"))
+    every, with_zeros = costs.total(exact), costs.total(products)
     return {
         "multiply_adds": every.multiply_adds,
         "share": neocell.multiply_adds / every.multiply_adds,
@@ -70,17 +69,17 @@ def count(source, image_size: tuple[int, int]) -> dict[str, float]:
     }
 
 
-def lines(found: Mapping) -> Iterator[str]:
-    """For a person."""
-    for name, row in found["counts"].items():
+def lines(result: Mapping) -> Iterator[str]:
+    """Yield the lines to print."""
+    for name, row in result["counts"].items():
         yield (
             f"{name}: {row['multiply_adds'] / 1e9:.2f} G multiply-adds when folded, NeoCells "
             f"{100 * row['share']:.2f} % of them ({100 * row['share_with_zeros']:.2f} % with zeros) and "
             f"{100 * row['share_of_weights']:.2f} % of the weights"
         )
-    for row in found["times"]:
+    for row in result["times"]:
         kinds = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in row["kinds"].items())
         yield (
-            f"{row['model']}, batch {row['batch']}, onnxruntime, {found['threads']} threads, "
+            f"{row['model']}, batch {row['batch']}, onnxruntime, {result['threads']} threads, "
             f"{row['microseconds'] / 1e3:.1f} ms in nodes: {kinds}"
         )

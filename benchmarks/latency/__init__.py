@@ -1,7 +1,15 @@
-"""Predicted time of any ONNX network on an Atlas device. Nothing here was run on one; `docs/predict.md`."""
+"""The device model: predicted time of any ONNX network on an Atlas device. Nothing here was run on one.
+
+See docs/device-model.md.
+"""
+
+from typing import TYPE_CHECKING
 
 from neonext_ms.common.lazy import lazy
 
-_HOME = {"of_onnx": "prediction", "Prediction": "prediction", "NodeTime": "prediction"}
+if TYPE_CHECKING:
+    from .network_model import Estimate, TaskEstimate, estimate
+
+_HOME = {"estimate": "network_model", "Estimate": "network_model", "TaskEstimate": "network_model"}
 __getattr__ = lazy(__name__, _HOME)
-__all__ = ["NodeTime", "Prediction", "of_onnx"]
+__all__ = ["Estimate", "TaskEstimate", "estimate"]

@@ -1,313 +1,293 @@
-"""Predicted time of NeoCell kernels on Ascend devices, against what one would use instead. Nothing here was measured.
+"""Predicted time of a whole NeoNeXt block on an Ascend device, and of its fused forms. Nothing here was measured.
 
-    python -m neonext_ms.benchmarks.latency.block_model [--soc Ascend310P3,Ascend910B3] [--models t,s,b] [--image-size 224,384]
-        [--batch 1,8] [--json]
-    python -m neonext_ms.benchmarks.latency.block_model --aims        repeats over ideal ones, times over the memory bound
-    python -m neonext_ms.benchmarks.latency.block_model --blocks      what bounds whole blocks, fused and not
-    python -m neonext_ms.benchmarks.latency.block_model --ideal       the same without launches and starts of instructions
-    python -m neonext_ms.benchmarks.latency.block_model --budgets     how a whole block would fill the buffers of a core
-    python -m neonext_ms.benchmarks.latency.block_model --schedules   the kernel against an ideal arrangement of its work
-    python -m neonext_ms.benchmarks.latency.block_model --lanes       multiply-adds of full lanes, channels reordered or not
-    python -m neonext_ms.benchmarks.latency.block_model --update docs/davinci.md
-
-A kernel takes as long as the longest pipe of its slowest core, as if everything overlapped (double buffering), plus
-its launch. Figures of a device come from `ops/soc.py`, all others from `Costs` (`device_figures.py`), and counts of
-the NeoCell kernel from the twin, which needs g++ (exit code 3 without it; --budgets and --lanes do not need it).
+A block is a list of `Step`s. `task_time` predicts the time of neighbouring steps that run as one task.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from neonext_ms.common.cli import Parser, run
-from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.ops.packing import plan
-from neonext_ms.ops.soc import MACS_PER_CYCLE, Soc
-from neonext_ms.ops.spec import NeoCellSpec
+from neonext_ms.common.errors import InputError
+from neonext_ms.models.architecture import MLP_RATIO, STAGES, Architecture
+from neonext_ms.ops.soc import Soc
 
-from .. import documents
-from .unit_costs import Costs, elementwise_cycles
+from .kernel_model import KernelTime, kernel_counts, kernel_time
+from .unit_costs import FP16, GELU, REPEAT, TILE, Costs, tiles
 
-FP16 = 2
-TILE = 16  # rows, columns and depth of what the cube multiplies in a cycle
-_COMMAND = "python -m neonext_ms.benchmarks.latency.block_model"
+# Each fusion as a list of tasks, and each task as a list of steps. A NeoCell with its bias is always one kernel.
+FUSIONS = {
+    "unfused": (("neocell",), ("fc_1",), ("gelu",), ("fc_2",), ("add",)),
+    "GELU in fc_1": (("neocell",), ("fc_1", "gelu"), ("fc_2",), ("add",)),
+    "GELU in fc_1, residual in fc_2": (("neocell",), ("fc_1", "gelu"), ("fc_2", "add")),
+    "NeoCell and GELU in fc_1": (("neocell", "fc_1", "gelu"), ("fc_2", "add")),
+    "MLP": (("neocell",), ("fc_1", "gelu", "fc_2", "add")),
+    "whole block": (("neocell", "fc_1", "gelu", "fc_2", "add"),),
+}
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Predicted time of one or more kernels one after the other.
+class Step:
+    """One operator of a block, over all cores.
 
     Attributes:
-        predicted_us: microseconds with launches.
-        predicted_bound: what takes longest: a pipe ("V", "MTE2", "MTE3", "S", "cube", "MTE1"), "memory", "L2" or
-            "launch".
-        predicted_pipes_us: microseconds of each of those, of the slowest core.
-        launches: kernels.
+        name: name in `FUSIONS`.
+        rows, columns, depth: size of a matrix product in tiles of 16; 0 for a step of the vector unit.
+        vector_us: microseconds of the vector units, all busy.
+        weights: bytes of weights.
+        reads, writes: bytes of the tensors that the step reads and writes, by name.
     """
 
-    predicted_us: float
-    predicted_bound: str
-    predicted_pipes_us: Mapping[str, float] = field(default_factory=dict)
-    launches: int = 1
+    name: str
+    rows: int = 0
+    columns: int = 0
+    depth: int = 0
+    vector_us: float = 0.0
+    weights: int = 0
+    reads: dict[str, int] = field(default_factory=dict)
+    writes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def tiles(self) -> int:
+        """16x16x16 products of the cube."""
+        return self.rows * self.columns * self.depth
 
 
-def predict(pipes: Mapping[str, float], launches: int, launch_us: float) -> Prediction:
-    """A prediction from what runs side by side, in microseconds."""
-    launch = launches * launch_us
-    bound = max(pipes, key=pipes.__getitem__)
-    longest = pipes[bound]
-    return Prediction(longest + launch, bound if longest >= launch else "launch", dict(pipes), launches)
-
-
-def in_order(parts: Sequence[Prediction]) -> Prediction:
-    """Kernels one after the other."""
-    pipes: dict[str, float] = {}
-    for part in parts:
-        for name, us in part.predicted_pipes_us.items():
-            pipes[name] = pipes.get(name, 0.0) + us
-    bounds: dict[str, float] = {}
-    for part in parts:
-        bounds[part.predicted_bound] = bounds.get(part.predicted_bound, 0.0) + part.predicted_us
-    total = sum(part.predicted_us for part in parts)
-    return Prediction(total, max(bounds, key=bounds.__getitem__), pipes, sum(part.launches for part in parts))
-
-
-def kernel_time(
-    counts: Mapping,
-    device: Soc,
-    launch_us: float | None = None,
-    costs: Costs | None = None,
-    from_l2: bool | None = None,
-) -> Prediction:
-    """Predicted time of a vector kernel from the twin's counts.
+def block_steps(
+    architecture: Architecture, stage: int, size: tuple[int, int], batch: int, device: Soc, costs: Costs
+) -> dict[str, Step]:
+    """Return the steps of a float16 block by name, with the NeoCell kernel as it is built.
 
     Args:
-        counts: `cores`, each with `pipes` of "V" (instructions, repeats), "MTE2" and "MTE3" (instructions, bursts,
-            bytes) and "S" (instructions); and `by_instruction`, how often each vector instruction occurs.
-        device: whose rates to take.
-        launch_us: instead of that of `costs`.
-        costs: all other figures.
-        from_l2: whether what the kernel reads and writes is in the level-2 cache; None: if it fits.
+        architecture: the network.
+        stage: stage of the block, 0 to 3.
+        size: height and width of the maps.
+        batch: images of a run.
+        device: device that runs the block.
+        costs: costs of instructions and launches.
+    """
+    channels, positions = architecture.dims[stage], batch * size[0] * size[1]
+    outputs, hidden = channels * positions, MLP_RATIO * channels * positions
+    small, large = outputs * FP16, hidden * FP16
+    counts = kernel_counts(architecture.stage_spec(stage), *size, batch, device)
+    rows, narrow, wide = tiles(positions), tiles(channels), tiles(MLP_RATIO * channels)
+    weights = MLP_RATIO * channels * channels * FP16
+
+    def vector(numbers: float, cycles: float) -> float:
+        return numbers / REPEAT * cycles / (device.vector_units * device.vector_mhz)
+
+    mix = kernel_time(counts, device, costs).predicted_pipes_us["V"]
+    gelu = vector(hidden, costs.elementwise_cycles(*GELU))
+    add = vector(outputs, costs.elementwise_cycles(1))
+    # Where cube and vector share a core, results leave the cube through the vector unit, as float32.
+    drain = 0.0 if device.split else 2 * FP16 * REPEAT / device.l0c_to_ub_bytes_per_cycle
+    grow, shrink = vector(hidden, drain), vector(outputs, drain)
+    steps = (
+        Step("neocell", vector_us=mix, reads={"x": small}, writes={"mixed": small}),
+        Step("fc_1", rows, wide, narrow, grow, weights, {"mixed": small}, {"hidden": large}),
+        Step("gelu", vector_us=gelu, reads={"hidden": large}, writes={"active": large}),
+        Step("fc_2", rows, narrow, wide, shrink, weights, {"active": large}, {"update": small}),
+        Step("add", vector_us=add, reads={"update": small, "x": small}, writes={"y": small}),
+    )
+    return {step.name: step for step in steps}
+
+
+def task_time(steps: Sequence[Step], device: Soc, costs: Costs, weights_held: bool = False) -> KernelTime:
+    """Predict the time of steps that run as one task, with the best division of its products among the cores.
+
+    Cores divide the rows of a product (positions), so that each group of rows reads all weights; or its columns, so
+    that each group of columns reads all inputs; or both. Of two products in one task the hidden channels are divided
+    instead of columns. Then every group adds its share of the result, in float32, in the level-2 cache, and a second
+    task converts the sum to float16. Every group computes a NeoCell in front anew.
+
+    A tensor that one step writes and another reads stays on the core. Where cube and vector are separate cores it goes
+    through the level-2 cache when it changes sides.
+
+    Args:
+        steps: neighbouring steps of a block.
+        device: device that runs the task.
+        costs: costs of instructions and launches.
+        weights_held: the level-2 cache still holds the weights of the previous inference.
+    """
+    cores = device.ai_cores if any(step.tiles for step in steps) else 1
+    divisions = [(groups, cores // groups) for groups in range(1, cores + 1) if cores % groups == 0]
+    times = [_divided(steps, device, costs, weights_held, *division) for division in divisions]
+    return min(times, key=lambda time: time.predicted_us)
+
+
+def _divided(
+    steps: Sequence[Step], device: Soc, costs: Costs, weights_held: bool, by_rows: int, by_columns: int
+) -> KernelTime:
+    products = [step for step in steps if step.tiles]
+    readers = {name: step for step in steps for name in step.reads}
+    inner = readers.keys() & {name for step in steps for name in step.writes}
+    weights = sum(step.weights for step in steps)
+    memory = 0.0 if weights_held else weights
+    l2_read, l2_write = float(weights * by_rows), 0.0
+    for step in steps:
+        for name, size in step.reads.items():
+            # A tensor that two steps of the task read is read once.
+            if name not in inner and readers[name] is step:
+                l2_read += size * by_columns
+                memory += 0 if costs.fits_l2(size, device) else size
+        for name, size in step.writes.items():
+            if name not in inner:
+                l2_write += size
+                memory += 0 if costs.fits_l2(size, device) else size
+            elif device.split and bool(step.tiles) != bool(readers[name].tiles):
+                l2_write += size
+                l2_read += size
+    partial_sums = len(products) > 1 and by_columns > 1
+    if partial_sums:
+        partial = 2 * products[-1].writes["update"]
+        l2_write += partial * by_columns
+        l2_read += partial
+    cube = 0.0
+    for step in products:
+        columns = max(step.columns, step.depth) if len(products) > 1 else step.columns
+        uneven = _uneven(step.rows, by_rows) * _uneven(columns, by_columns)
+        cube += step.tiles * uneven / (device.ai_cores * device.cube_mhz)
+    pipes = {
+        "cube": cube,
+        "vector": sum(step.vector_us * (by_columns if step.name == "neocell" and products else 1) for step in steps),
+        "memory": memory / device.memory_bytes_per_second * 1e6,
+        "L2": (l2_read / device.l2_read_bytes_per_second + l2_write / device.l2_write_bytes_per_second) * 1e6,
+    }
+    return KernelTime.overlapping(pipes, costs, launches=2 if partial_sums else 1)
+
+
+def _uneven(number: int, groups: int) -> float:
+    """Return the largest of `groups` shares of so many tiles over the mean share."""
+    return tiles(number, groups) * groups / number
+
+
+def _activations_us(step: Step, device: Soc, costs: Costs) -> float:
+    """Return the microseconds of reading and writing the step's activations once, in L2 or memory, as they fit."""
+    us = 0.0
+    for tensors, l2 in (
+        (step.reads, device.l2_read_bytes_per_second),
+        (step.writes, device.l2_write_bytes_per_second),
+    ):
+        for size in tensors.values():
+            us += size / (l2 if costs.fits_l2(size, device) else device.memory_bytes_per_second) * 1e6
+    return us
+
+
+def weights_held(architecture: Architecture, device: Soc, costs: Costs) -> bool:
+    """Return if the level-2 cache holds all weights of the blocks from one inference to the next."""
+    blocks = zip(architecture.per_stage_layers, architecture.dims, strict=True)
+    return costs.fits_l2(sum(depth * 2 * MLP_RATIO * c * c * FP16 for depth, c in blocks), device)
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """Predicted time of one block of a stage.
+
+    Attributes:
+        stage: stage, 1 to 4.
+        blocks: blocks of the stage.
+        predicted_units_us: microseconds that each unit works for one block.
+        predicted: time of one block, by fusion.
+    """
+
+    stage: int
+    blocks: int
+    predicted_units_us: dict[str, float]
+    predicted: dict[str, KernelTime]
+
+
+def block_times(architecture: Architecture, image_size: tuple[int, int], batch: int, device: Soc) -> list[BlockTime]:
+    """Predict one block of every stage of a network, in every fusion."""
+    costs = Costs()
+    held = weights_held(architecture, device, costs)
+    weight_rate = device.l2_read_bytes_per_second if held else device.memory_bytes_per_second
+    result = []
+    for stage, size in enumerate(architecture.maps(image_size)[:STAGES]):
+        steps = block_steps(architecture, stage, size, batch, device, costs)
+        units = {
+            "cube": sum(step.tiles for step in steps.values()) / (device.ai_cores * device.cube_mhz),
+            "vector: NeoCell": steps["neocell"].vector_us,
+            "vector: GELU": steps["gelu"].vector_us,
+            "vector: rest": sum(steps[name].vector_us for name in ("fc_1", "fc_2", "add")),
+            "weights": sum(step.weights for step in steps.values()) / weight_rate * 1e6,
+            "activations, unfused": sum(_activations_us(step, device, costs) for step in steps.values()),
+            "launches, unfused": len(steps) * costs.launch_us,
+        }
+        predicted = {
+            fusion: KernelTime.in_sequence(
+                [task_time([steps[name] for name in task], device, costs, held) for task in tasks]
+            )
+            for fusion, tasks in FUSIONS.items()
+        }
+        result.append(BlockTime(stage + 1, architecture.per_stage_layers[stage], units, predicted))
+    return result
+
+
+def block_buffers(architecture: Architecture, stage: int, size: tuple[int, int], device: Soc) -> dict[str, int]:
+    """Fill the buffers of one core with the largest tiles of a whole block, two of everything that is moved.
+
+    Args:
+        architecture: the network.
+        stage: stage of the block, 0 to 3.
+        size: height and width of the maps.
+        device: device whose buffers are filled.
+
+    Returns:
+        positions: rows of a tile of the products;
+        hidden: hidden channels computed at a time;
+        strip: rows of the map that NeoCell computes at a time;
+        l0a, l0b: bytes of a product's operands, `positions x depth` and `depth x hidden`;
+        l0c: bytes of the hidden channels twice and all outputs once, float32;
+        l1_weights: bytes of both weight matrices;
+        l1_tiles: bytes of a strip of NeoCell's output, and of the hidden channels twice;
+        ub_neocell: bytes of a strip's input and output, 16 channels, twice, A x once, and the coefficients;
+        ub_gelu: bytes of the hidden channels three times: in, work, out.
 
     Raises:
-        InputError: the counts have no core.
+        InputError: not even 16 positions of all channels fit.
     """
-    costs = costs or Costs()
-    if not counts.get("cores"):
-        raise InputError("the counts name no core; expected what `neonext-ops twin --json` prints")
-    cycle = 1 / device.vector_mhz  # microseconds
-    repeat = _mean_repeat(counts.get("by_instruction", {}), costs)
-    moved = sum(_of(core, pipe, "bytes") for core in counts["cores"] for pipe in ("MTE2", "MTE3"))
-    held = costs.fits_l2(moved, device) if from_l2 is None else from_l2
-    # Vector cores of a split device share the path of their AI core.
-    share = device.ai_cores / device.vector_units
-    read = (device.l2_read_bytes_per_cycle if held else device.memory_bytes_per_cycle) * share
-    write = (device.l2_write_bytes_per_cycle if held else device.memory_bytes_per_cycle) * share
-    pipes = dict.fromkeys(("V", "MTE2", "MTE3", "S"), 0.0)
-    for core in counts["cores"]:
-        vector = _of(core, "V", "instructions") * costs.vector_start_cycles + _of(core, "V", "repeats") * repeat
-        load, store = (
-            _of(core, pipe, "instructions") * costs.copy_start_cycles
-            + _of(core, pipe, "bursts") * costs.burst_cycles
-            + _of(core, pipe, "bytes") / rate
-            for pipe, rate in (("MTE2", read), ("MTE3", write))
+    channels, spec = architecture.dims[stage], architecture.stage_spec(stage)
+    height, width = size
+    choices = [
+        (positions * hidden, positions, hidden)
+        for positions in range(TILE, min(tiles(height * width) * TILE, 256) + 1, TILE)
+        for hidden in (16, 32, 64, 128)
+        if 4 * positions * (channels + 2 * hidden) <= device.l0c_bytes
+    ]
+    if not choices:
+        raise InputError(
+            f"{device.name}: {channels} channels do not fit into its L0C ({device.l0c_bytes} bytes) beside hidden "
+            "channels. A whole block would have to divide its outputs too."
         )
-        scalar = _of(core, "S", "instructions") * costs.scalar_cycles
-        for pipe, cycles in zip(pipes, (vector, load, store, scalar), strict=True):
-            pipes[pipe] = max(pipes[pipe], cycles * cycle)
-    if not held:
-        # A core's rate is for both directions together, as in `memory_bound`.
-        both = (_of(core, "MTE2", "bytes") + _of(core, "MTE3", "bytes") for core in counts["cores"])
-        pipes["memory"] = max(both) / read * cycle
-    return predict(pipes, 1, costs.launch_us if launch_us is None else launch_us)
+    _, positions, hidden = max(choices)
+    depth = min(channels, device.l0a_bytes // (2 * FP16 * positions), device.l0b_bytes // (2 * FP16 * hidden))
+    depth = depth // TILE * TILE
+    ub_gelu = 3 * positions * hidden * FP16
+    k = max(max(group.h_in, group.w_in) for group in spec.groups)
+    coefficients = 2 * 2 * k * (2 * k - 1) * 32
 
+    def ub_neocell(rows: int) -> int:
+        window = min(rows + 2 * (k - 1), height)
+        return (2 * window + 3 * rows) * width * 32 + coefficients
 
-def _of(core: Mapping, pipe: str, what: str) -> float:
-    return core["pipes"].get(pipe, {}).get(what, 0)
+    def l1_tiles(rows: int) -> int:
+        return (rows * width * channels + 2 * positions * hidden) * FP16
 
-
-def _mean_repeat(by_instruction: Mapping, costs: Costs) -> float:
-    """Cycles of a repeat, averaged over the instructions of the kernel."""
-    repeats = {name: counted.get("repeats", 0) for name, counted in by_instruction.items()}
-    total = sum(repeats.values())
-    if not total:
-        return costs.repeat_cycles
-    return sum(number * costs.cycles_of_repeat(name) for name, number in repeats.items()) / total
-
-
-def _padded(size: int) -> int:
-    return -(-size // TILE) * TILE
-
-
-def _activations(spec: NeoCellSpec, height: int, width: int, batch: int) -> tuple[int, int]:
-    """Bytes of the input and the output of a NeoCell as NC1HWC0 in float16."""
-    out_height, out_width = spec.output_size(height, width)
-    channels = batch * _padded(spec.channels) * FP16
-    return channels * height * width, channels * out_height * out_width
-
-
-def memory_bound(spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc) -> float:
-    """Predicted least microseconds from and to memory: input once, output once, coefficients once, no launch."""
-    made = plan(spec)
-    coefficients = (made.index_a.size + made.index_b.size) * FP16
-    return (sum(_activations(spec, height, width, batch)) + coefficients) / device.memory_bytes_per_second * 1e6
-
-
-def block_diagonal_matmuls(
-    spec: NeoCellSpec,
-    height: int,
-    width: int,
-    batch: int,
-    device: Soc,
-    costs: Costs | None = None,
-    transposed: bool = False,
-) -> Prediction:
-    """Predicted time of the two BatchMatMuls with whole block-diagonal matrices, one matrix for each channel.
-
-    Maps and matrices are padded to multiples of 16 on both sides, as the cube takes them; A and B change with every
-    channel, so every product loads both sides anew.
-
-    Args:
-        transposed: with the two tasks (TransData) that bring maps from the neighbours' NC1HWC0 into that form and back.
-    """
-    costs = costs or Costs()
-    out_height, out_width = spec.output_size(height, width)
-    around = []
-    if transposed:
-        for plain, rows, columns in zip(
-            _activations(spec, height, width, batch), (height, out_height), (width, out_width), strict=True
-        ):
-            padded = batch * spec.channels * _padded(rows) * _padded(columns) * FP16
-            around.append(_elementwise(plain, padded, device, costs))
-    left = _product(_padded(out_height), _padded(height), _padded(width), spec.channels, batch, 0, device, costs)
-    right = _product(_padded(out_height), _padded(width), _padded(out_width), spec.channels, batch, 1, device, costs)
-    return in_order([*around[:1], left, right, *around[1:]])
-
-
-def _elementwise(read: int, written: int, device: Soc, costs: Costs) -> Prediction:
-    """A task of the vector unit with one instruction for every element of the larger side, in float16."""
-    numbers = max(read, written) / FP16
-    us = numbers / 128 * elementwise_cycles(1, 0, costs) / (device.vector_units * device.vector_mhz)
-    return predict({"V": us, **_moved(read, written, device, costs)}, 1, costs.launch_us)
-
-
-def _moved(read: int, written: int, device: Soc, costs: Costs) -> dict[str, float]:
-    """Microseconds of reading and writing so many bytes of activations: from memory, or the level-2 cache."""
-    if costs.fits_l2(read + written, device):
-        seconds = read / device.l2_read_bytes_per_second + written / device.l2_write_bytes_per_second
-        return {"L2": seconds * 1e6}
-    return {"memory": (read + written) / device.memory_bytes_per_second * 1e6}
-
-
-def _product(m: int, k: int, n: int, channels: int, batch: int, matrix: int, device: Soc, costs: Costs) -> Prediction:
-    """`batch x channels` products `(m, k) @ (k, n)`; operand number `matrix` is the same for all images."""
-    number = batch * channels
-    operands = [number * m * k * FP16, number * k * n * FP16]
-    operands[matrix] //= batch
-    result = number * m * n * FP16
-    rate = device.ai_cores * device.cube_mhz  # cycles of all cores in a microsecond
-    pipes = {
-        "cube": number * (m * n * k / MACS_PER_CYCLE + costs.cube_start_cycles) / rate,
-        "MTE1": number
-        * max(m * k * FP16 / device.l1_to_l0a_bytes_per_cycle, k * n * FP16 / device.l1_to_l0b_bytes_per_cycle)
-        / rate,
-        # The cube leaves float32.
-        "L0C": number * m * n * 2 * FP16 / device.l0c_to_ub_bytes_per_cycle / rate,
-        **_moved(sum(operands), result, device, costs),
+    fitting = [
+        rows
+        for rows in range(1, height + 1)
+        if ub_neocell(rows) + ub_gelu <= device.ub_bytes and l1_tiles(rows) <= device.l1_bytes
+    ]
+    strip = max(fitting, default=1)
+    return {
+        "positions": positions,
+        "hidden": hidden,
+        "strip": strip,
+        "l0a": 2 * positions * depth * FP16,
+        "l0b": 2 * depth * hidden * FP16,
+        "l0c": 4 * positions * (channels + 2 * hidden),
+        "l1_weights": 2 * MLP_RATIO * channels * channels * FP16,
+        "l1_tiles": l1_tiles(strip),
+        "ub_neocell": ub_neocell(strip),
+        "ub_gelu": ub_gelu,
     }
-    return predict(pipes, 1, costs.launch_us)
-
-
-def depthwise_vector(
-    spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc, costs: Costs | None = None, side: int = 7
-) -> Prediction:
-    """Predicted time of a depthwise convolution on the vector unit: `side`^2 taps for every element, full lanes.
-
-    The start of instructions is left out, so it is what a good kernel could reach.
-    """
-    costs = costs or Costs()
-    taps = costs.repeat_cycles + (side * side - 1) * costs.multiply_add_cycles
-    return _depthwise(spec, height, width, batch, device, costs, side, taps, "V")
-
-
-def depthwise_cube(
-    spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc, costs: Costs | None = None, side: int = 7
-) -> Prediction:
-    """Predicted time of a depthwise convolution on the cube: 16 x 16 diagonal tiles, so 15 of 16 products are zero.
-
-    16 positions by `side`^2 taps of 16 channels by 16 channels; the start of instructions is left out.
-    """
-    # One tile a cycle and tap does 16 positions; a vector unit does 8 in a repeat.
-    return _depthwise(spec, height, width, batch, device, costs or Costs(), side, side * side, "cube")
-
-
-def _depthwise(
-    spec: NeoCellSpec,
-    height: int,
-    width: int,
-    batch: int,
-    device: Soc,
-    costs: Costs,
-    side: int,
-    cycles: float,
-    pipe: str,
-) -> Prediction:
-    read, written = _activations(spec, height, width, batch)
-    planes = batch * _padded(spec.channels) // TILE
-    if pipe == "V":
-        us = planes * height * width / 8 * cycles / (device.vector_units * device.vector_mhz)
-    else:
-        us = planes * -(-height * width // TILE) * cycles / (device.ai_cores * device.cube_mhz)
-    weights = side * side * _padded(spec.channels) * FP16
-    return predict({pipe: us, **_moved(read + weights, written, device, costs)}, 1, costs.launch_us)
-
-
-def _printed(arguments: Sequence[str]) -> str:
-    from . import block_tables
-
-    parser = Parser(prog="python -m neonext_ms.benchmarks.latency.block_model", description=__doc__)
-    parser.add_argument("--soc", default="Ascend310P3,Ascend910B3", help="devices, separated by commas")
-    parser.add_argument("--models", default="t,s,b", help="sizes of released models: t, s, b, l, xl")
-    parser.add_argument("--image-size", default="224,384", help="224 and 384, with the shifts of that release")
-    parser.add_argument("--batch", default="1,8", help="images at a time")
-    parser.add_argument("--totals", action="store_true", help="only the sums over a model")
-    parser.add_argument("--json", action="store_true", help="the rows of the table as JSON")
-    what = parser.add_mutually_exclusive_group()
-    for name in block_tables.TABLES[1:]:
-        what.add_argument(f"--{name}", dest="table", action="store_const", const=name)
-    what.add_argument("--update", metavar="FILE", help="print every table of a document anew, in its place")
-    args = parser.parse_args(arguments)
-    if args.update:
-        return updated(args.update)
-    table = args.table or block_tables.TABLES[0]
-    if args.totals and table not in block_tables.SUMMED:
-        raise UsageError(f"--totals: the table of --{table} has no sums over a model; leave it out")
-    chosen = block_tables.Choice.parse(args.soc, args.models, args.image_size, args.batch)
-    rows = getattr(block_tables, f"{table}_rows")(chosen)
-    if args.totals:
-        rows = [row for row in rows if row["stage"] == "all"]
-    if args.json:
-        return json.dumps(rows, indent=2)
-    return getattr(block_tables, f"{table}_text")(rows)
-
-
-def tables_of(text: str) -> list[tuple[str, str]]:
-    """Arguments and text of every table of this command in a document."""
-    return documents.tables_of(text, _COMMAND)
-
-
-def updated(path: str | os.PathLike) -> str:
-    """Replace every table of a document by what its command prints now; say how many changed."""
-    return documents.updated(path, _COMMAND, _printed)
-
-
-def _main(argv: Sequence[str] | None = None) -> None:
-    print(_printed(sys.argv[1:] if argv is None else argv))
-
-
-if __name__ == "__main__":
-    sys.exit(run(_main))

@@ -1,37 +1,37 @@
-"""Fits the parameters of the prediction to published throughput, and says what error is left on rows left out.
+"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
 
-    python -m neonext_ms.benchmarks.latency.calibrate           fit all rows, write parameters.json
-    python -m neonext_ms.benchmarks.latency.calibrate --check   the same without writing; the table of errors
+    python -m neonext_ms.benchmarks.latency.calibrate           fit all rows and write parameters.json
+    python -m neonext_ms.benchmarks.latency.calibrate --check   print the fit and its errors, write nothing
 
-Every network's rows are left out once while the others are fitted (leave one network out), and once all networks of
-the second half of the table (fixed split). No parameter belongs to a network.
+Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
+second half of the table are left out (fixed split). No parameter belongs to a network.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from neonext_ms.common.cli import Parser, print_json, progress, run
 from neonext_ms.common.files import atomic
-from neonext_ms.ops.soc import soc
+from neonext_ms.ops.soc import Soc, soc
 
 from .. import networks
-from .cost import Demands, demand
+from .cost import Demand, Demands, network_demands
 from .figures import Figure
 from .figures import read as read_figures
-from .parameters import FILE, Parameters, as_dict
-from .prediction import network_tasks
+from .parameters import FILE, LEFT_OUT, Parameters
 from .reader import read
 
-# Networks of the table's first part, those that the project was given: the fixed split fits these.
+# Networks of the table's first part, which the project was given: the fixed split fits these.
 GIVEN = ("ConvNeXt-T", "ResNet-50", "ResNet-18", "ResNet-101", "MobileNet-v1", "ViT-B/16", "ConvMixer-1536/20",
          "RegNetX-1.6GF", "DenseNet-121", "SqueezeNet1.1", "GoogLeNet")  # fmt: skip
-# What is fitted, each between bounds outside which it would mean something else.
+# Fitted parameters, each between bounds outside which it would mean something else.
 BOUNDS = {
     "run_us": (1.0, 200.0),
     "launch_us": (0.5, 8.0),
@@ -46,97 +46,79 @@ BOUNDS = {
     "memory_310p": (0.5, 1.42),
     "memory_310b": (0.5, 2.44),
 }
-# How far, as a factor, a parameter may move for what one network's error of the same factor costs.
+# The factor that a parameter may move by for the price of the same factor in one network's error.
 _PRIOR = 4.0
 _SOFT = 1.0  # errors beyond this (natural logarithm) weigh less than their square
 
 
 @dataclass(frozen=True)
-class Row:
-    """A published figure and what the network needs of its device."""
+class MeasuredRow:
+    """A published figure and the work of its network on its device."""
 
     figure: Figure
-    demands: Demands
+    device: Soc
+    demands: Sequence[Demand]
+
+    @property
+    def measured_us(self) -> float:
+        """Measured microseconds of a run."""
+        return self.figure.batch / self.figure.images_per_second * 1e6
 
     def ratio(self, parameters: Parameters) -> float:
-        """Predicted over measured throughput."""
-        us = parameters.run_us + self.demands.times(parameters).total.sum()
+        """Return predicted over measured throughput."""
+        us = parameters.run_us + Demands(self.demands, self.device).times(parameters).total.sum()
         return self.figure.batch / us * 1e6 / self.figure.images_per_second
 
 
-class _Together:
-    """Rows of one device with all their tasks in one table: what a fit evaluates thousands of times."""
-
-    def __init__(self, chosen: Sequence[Row]):
-        self.places: list[np.ndarray] = []
-        self.tables: list[tuple[Demands, np.ndarray]] = []
-        devices = dict.fromkeys(row.demands.device.name for row in chosen)
-        for name in devices:
-            at = [i for i, row in enumerate(chosen) if row.demands.device.name == name]
-            parts = [chosen[i].demands for i in at]
-            starts = np.cumsum([0, *(len(part.kinds) for part in parts[:-1])])
-            self.places.append(np.array(at))
-            self.tables.append((Demands.joined(parts), starts))
-        self.measured_us = np.array([row.figure.batch / row.figure.images_per_second * 1e6 for row in chosen])
-
-    def errors(self, parameters: Parameters) -> np.ndarray:
-        """Natural logarithm of predicted over measured throughput."""
-        us = np.empty(len(self.measured_us))
-        for at, (table, starts) in zip(self.places, self.tables, strict=True):
-            us[at] = parameters.run_us + np.add.reduceat(table.times(parameters).total, starts)
-        return np.log(self.measured_us / us)
-
-
-def rows(figures: Iterable[Figure], quiet: bool = True) -> list[Row]:
-    """The figures whose networks can be built, with their demands."""
-    known, made = networks.names(), []
+def measured_rows(figures: Iterable[Figure], quiet: bool = True) -> list[MeasuredRow]:
+    """Return the figures with the work of their networks."""
+    rows = []
     for figure in progress(list(figures), what="networks", quiet=quiet):
-        if figure.network not in known:
-            continue
         size = (figure.image_size, figure.image_size)
         graph = read(networks.build(figure.network, batch=figure.batch, image_size=size, form="plain", seed=None))
         device = soc(figure.soc)
-        tasks = network_tasks(graph, device, figure.int8, figure.aipp)
-        made.append(Row(figure, Demands([demand(task, graph, device) for task in tasks], device)))
-    return made
+        _, demands = network_demands(graph, device, figure.int8, figure.aipp)
+        rows.append(MeasuredRow(figure, device, demands))
+    return rows
 
 
-def fit(chosen: Sequence[Row], start: Parameters | None = None) -> Parameters:
-    """Parameters with the least error of the logarithm of throughput; every network and device weighs the same.
+def fit(rows: Sequence[MeasuredRow]) -> Parameters:
+    """Return the parameters with the least error of the logarithm of throughput.
 
-    Args:
-        chosen: rows to fit to.
-        start: where to begin, and what parameters that the rows say nothing of stay near to.
+    Every network on every device weighs the same. Parameters that the rows hardly determine stay near their defaults.
     """
-    from scipy.optimize import least_squares
+    from scipy.optimize import least_squares  # a dependency of MindSpore
 
-    start = start or Parameters()
-    counts: dict[tuple, int] = {}
-    for row in chosen:
-        counts[_group(row)] = counts.get(_group(row), 0) + 1
-    weights = np.array([counts[_group(row)] ** -0.5 for row in chosen])
-    names = list(BOUNDS)
-    origin = np.log([getattr(start, name) for name in names])
+    groups = [(row.figure.model, row.figure.soc, row.figure.int8) for row in rows]
+    counts = Counter(groups)
+    weights = np.array([counts[group] ** -0.5 for group in groups])
+    measured = np.array([row.measured_us for row in rows])
+    # All tasks of a device in one table, because a fit evaluates them thousands of times.
+    tables = []
+    for device in dict.fromkeys(row.device for row in rows):
+        places = [i for i, row in enumerate(rows) if row.device == device]
+        starts = np.cumsum([0, *(len(rows[i].demands) for i in places[:-1])])
+        tables.append((places, starts, Demands([demand for i in places for demand in rows[i].demands], device)))
+    origin = np.log([getattr(Parameters(), name) for name in BOUNDS])
 
-    together = _Together(chosen)
+    def at(x: np.ndarray) -> Parameters:
+        return Parameters(**dict(zip(BOUNDS, x.tolist(), strict=True)))
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        parameters = replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
-        errors = together.errors(parameters)
+        parameters, us = at(np.exp(x)), np.empty(len(rows))
+        for places, starts, demands in tables:
+            us[places] = parameters.run_us + np.add.reduceat(demands.times(parameters).total, starts)
+        errors = np.log(measured / us)
         soft = np.sign(errors) * _SOFT * np.sqrt(2 * (np.sqrt(1 + (errors / _SOFT) ** 2) - 1))
         return np.concatenate([weights * soft, (x - origin) / _PRIOR])
 
-    limits = np.log(np.array([BOUNDS[name] for name in names])).T
+    limits = np.log(np.array(list(BOUNDS.values()))).T
     solved = least_squares(residuals, origin, bounds=limits, diff_step=1e-3, xtol=1e-6, ftol=1e-7, max_nfev=60)
-    return replace(start, **{name: float(f"{value:.3g}") for name, value in zip(names, np.exp(solved.x), strict=True)})
+    return at(np.array([float(f"{value:.3g}") for value in np.exp(solved.x)]))
 
 
-def _group(row: Row) -> tuple:
-    return row.figure.model, row.figure.soc, row.figure.int8
-
-
-def errors(ratios: Sequence[float]) -> dict[str, float]:
-    """Median, nine tenths and worst error of throughput, as factors of at least 1."""
+def error_factors(ratios: Sequence[float]) -> dict[str, float]:
+    """Return the median, nine-in-ten and worst error of throughput, as factors of at least 1."""
     factors = [max(ratio, 1 / ratio) for ratio in ratios]
     return {
         "rows": len(factors),
@@ -146,77 +128,49 @@ def errors(ratios: Sequence[float]) -> dict[str, float]:
     }
 
 
-def left_out(all_rows: Sequence[Row], quiet: bool = True) -> list[tuple[Row, float]]:
-    """Every row with the ratio that parameters fitted to the other networks predict."""
-    result = []
-    models = list(dict.fromkeys(row.figure.model for row in all_rows))
-    for model in progress(models, what="leaving out", quiet=quiet):
-        others = [row for row in all_rows if row.figure.model != model]
-        parameters = fit(others)
-        result += [(row, row.ratio(parameters)) for row in all_rows if row.figure.model == model]
-    return result
-
-
-def split(all_rows: Sequence[Row], first: Callable[[Row], bool] | None = None) -> tuple[list[Row], list[Row]]:
-    """Rows of the given networks, and all others."""
-    chosen = first or (lambda row: row.figure.model in GIVEN)
-    return [row for row in all_rows if chosen(row)], [row for row in all_rows if not chosen(row)]
+def fixed_split(rows: Sequence[MeasuredRow]) -> tuple[list[MeasuredRow], list[MeasuredRow]]:
+    """Return the rows of the networks that the project was given, and all others."""
+    first = [row for row in rows if row.figure.model in GIVEN]
+    return first, [row for row in rows if row.figure.model not in GIVEN]
 
 
 def calibrate(quiet: bool = True) -> dict:
-    """Fits and errors, as `parameters.json` holds them."""
+    """Return the fit and its errors as `parameters.json` stores them."""
     figures = read_figures()
-    sure = rows((figure for figure in figures if not figure.uncertain), quiet)
-    parameters = fit(sure)
-    given, others = split(sure)
-    from_given = fit(given)
-    out = left_out(sure, quiet)
-    unsure = rows((figure for figure in figures if figure.uncertain), quiet)
-    by_row = [
-        {
-            "name": row.figure.name,
-            "soc": row.figure.soc,
-            "batch": row.figure.batch,
-            "measured": row.figure.images_per_second,
-            "fitted_ratio": round(row.ratio(parameters), 3),
-            "left_out_ratio": round(ratio, 3),
-        }
-        for row, ratio in out
-    ]
-    apart = [
-        {
-            "name": row.figure.name,
-            "soc": row.figure.soc,
-            "batch": row.figure.batch,
-            "measured": row.figure.images_per_second,
-            "ratio": round(row.ratio(parameters), 3),
-            "why": row.figure.uncertain,
-        }
-        for row in unsure
-    ]
+    rows = measured_rows((figure for figure in figures if not figure.uncertain), quiet)
+    parameters = fit(rows)
+    first, others = fixed_split(rows)
+    from_first = fit(first)
+    left_out = []
+    for model in progress(list(dict.fromkeys(row.figure.model for row in rows)), what="leaving out", quiet=quiet):
+        without = fit([row for row in rows if row.figure.model != model])
+        left_out += [(row, row.ratio(without)) for row in rows if row.figure.model == model]
+    unused = measured_rows((figure for figure in figures if figure.uncertain), quiet)
+
+    def entry(row: MeasuredRow, **fields) -> dict:
+        figure, fitted_ratio = row.figure, round(row.ratio(parameters), 3)
+        first = {"name": figure.name, "soc": figure.soc, "batch": figure.batch, "measured": figure.images_per_second}
+        return {**first, "fitted_ratio": fitted_ratio, **fields}
+
     return {
-        "parameters": as_dict(parameters),
+        "parameters": asdict(parameters),
         "errors": {
-            "fitted": errors([row.ratio(parameters) for row in sure]),
-            "one network left out": errors([ratio for _, ratio in out]),
-            "given networks fitted, the others": errors([row.ratio(from_given) for row in others]),
+            "fitted": error_factors([row.ratio(parameters) for row in rows]),
+            LEFT_OUT: error_factors([ratio for _, ratio in left_out]),
+            "given networks fitted, the others": error_factors([row.ratio(from_first) for row in others]),
         },
-        "rows": by_row,
-        "apart": apart,
+        "rows": [entry(row, left_out_ratio=round(ratio, 3)) for row, ratio in left_out],
+        "unused": [entry(row, why=row.figure.uncertain) for row in unused],
     }
 
 
 def text(result: dict) -> str:
-    """The result for a terminal."""
-    lines = ["predicted over measured throughput: fitted, with its network left out"]
-    for row in result["rows"]:
-        at = f"{row['name']} b{row['batch']} {row['soc']}"
-        lines.append(f"  {at:48} {row['measured']:8.0f}/s  {row['fitted_ratio']:.2f}  {row['left_out_ratio']:.2f}")
-    lines.append("not used:")
-    lines += [
-        f"  {row['name']} b{row['batch']} {row['soc']} {row['measured']:.0f}/s  {row['ratio']:.2f}  ({row['why']})"
-        for row in result["apart"]
-    ]
+    """Return the fit and its errors for a terminal."""
+    lines = ["predicted over measured throughput: fitted, and with the row's network left out"]
+    for row in (*result["rows"], *result["unused"]):
+        place = f"{row['name']} b{row['batch']} {row['soc']}"
+        last = f"{row['left_out_ratio']:.2f}" if "left_out_ratio" in row else f"(unused: {row['why']})"
+        lines.append(f"  {place:48} {row['measured']:8.0f}/s  {row['fitted_ratio']:.2f}  {last}")
     for name, error in result["errors"].items():
         lines.append(
             f"{name}: {error['rows']} rows, error by a factor of {error['median']:.2f} (median), "
@@ -229,7 +183,7 @@ def text(result: dict) -> str:
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     args = parser.parse_args(argv)
     result = calibrate(quiet=False)
     if not args.check:

@@ -1,43 +1,42 @@
-"""Time of a task: its launch, and the longest of what the cube, the vector units and memory have to do for it."""
+"""Time of a task: its launch, and the longest of the cube's, the vector units' and memory's work for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from neonext_ms.ops.soc import Soc
 
-from .block_counts import REPEAT, twin_counts
-from .block_model import FP16, kernel_time
-from .neocell import spec_of
-from .operators import Operator
+from .kernel_model import kernel_counts, kernel_time
 from .parameters import Parameters
-from .tasks import Task
-from .unit_costs import Costs, elementwise_cycles
+from .reader import Graph
+from .tasks import DeviceTask, tasks
+from .unit_costs import FP16, REPEAT, Costs, tiles
 
-# How steeply what is found in L2 falls with what it would have to hold.
+# How steeply the share of a value that is found in L2 falls with the bytes that L2 would have to hold.
 _EVICTION = 1.5
 # How much further from its full rate L2 stays than the cube, where CANN chooses how cores divide a product.
 _L2_WEIGHT = 2.0
-BOUNDS = ("cube", "vector", "memory", "launch")
+UNITS = ("cube", "vector", "memory", "launch")
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a task needs of a device at its full rates, before any parameter.
+    """Work of a task at a device's full rates, before any parameter.
 
     Attributes:
-        kind: of its operator.
-        cube_us: of the busiest core.
+        kind: kind of the operator.
+        cube_us: microseconds of the busiest core's cube.
         matrices: products of two values that the busiest core starts.
-        vector_us: of all vector units.
-        weights: bytes of constants.
-        tensors: bytes of each value read, then of what is written.
-        between: bytes that other work touched since each of those values was; 0 for what is written.
+        vector_us: microseconds of all vector units.
+        weights: bytes of constants that come from memory.
+        tensors: bytes of each value read, then of the output.
+        between: bytes that other tasks touched since each of those values was last touched; 0 for the output.
         l2_read, l2_written: bytes that all cores together read from and write to the level-2 cache.
-        fixed_us: of what is counted by itself: the cube's results on their way out, or a kernel with its own model.
+        fixed_us: microseconds that no parameter scales: the cube's results on their way out, or a kernel with a model
+            of its own.
     """
 
     kind: str
@@ -53,173 +52,125 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Times:
-    """Predicted microseconds of tasks, one number each.
+class TaskTimes:
+    """Predicted microseconds of tasks, one number for each.
 
     Attributes:
-        cube, vector, memory, launch: of each unit.
+        units: microseconds of each of `UNITS`, `(4, tasks)`.
+        total: launch, the longest of the other units, and the part of the shorter ones that is not hidden behind it.
     """
 
-    cube: np.ndarray
-    vector: np.ndarray
-    memory: np.ndarray
-    launch: np.ndarray
-    serial_share: float
-
-    @property
-    def total(self) -> np.ndarray:
-        """Launch, the longest of the others, and what of the shorter ones is not hidden behind it."""
-        units = np.array([self.cube, self.vector, self.memory])
-        longest = units.max(axis=0)
-        return self.launch + longest + self.serial_share * (units.sum(axis=0) - longest)
+    units: np.ndarray
+    total: np.ndarray
 
     @property
     def bounds(self) -> list[str]:
-        """Which one is longest."""
-        longest = np.argmax([getattr(self, name) for name in BOUNDS], axis=0)
-        return [BOUNDS[i] for i in longest]
+        """The longest unit of each task."""
+        return [UNITS[i] for i in np.argmax(self.units, axis=0)]
 
 
-def demand(task: Task, graph, device: Soc, costs: Costs | None = None) -> Demand:
-    """What a task needs of a device.
+def network_demands(
+    graph: Graph, device: Soc, int8: bool = False, aipp: bool = False
+) -> tuple[list[DeviceTask], list[Demand]]:
+    """Return the tasks of a network on a device, and the work of each."""
+    launched = tasks(graph, int8=int8, aipp=aipp, split=device.split)
+    demands = [_demand(task, graph, device) for task in launched]
+    # L2 may hold all weights from one run to the next, beside the values of the largest task.
+    largest = max((sum(demand.tensors) for demand in demands), default=0)
+    if sum(demand.weights for demand in demands) + largest <= device.l2_bytes:
+        demands = [replace(demand, weights=0) for demand in demands]
+    return launched, demands
 
-    Args:
-        task: with its sizes.
-        graph: whose task it is.
-        device: whose rates and cores to take.
-        costs: of vector instructions.
-    """
-    costs = costs or Costs()
-    operator = task.operator
-    if operator.kind == "neocell":
-        return _neocell(task, graph, device, costs)
-    # Work that the network's shape leaves to the vector units: instructions, and the cube's results on their way out.
+
+def _demand(task: DeviceTask, graph: Graph, device: Soc) -> Demand:
+    operator, costs = task.operator, Costs()
+    tensors, between = (*task.reads, task.written), (*task.between, 0)
+    if operator.spec is not None:
+        # The AscendC kernel as it is built, from its counts in the simulator.
+        batch, _, height, width = graph.shape(operator.inputs[0])
+        pipes = dict(
+            kernel_time(kernel_counts(operator.spec, height, width, batch, device), device, costs).predicted_pipes_us
+        )
+        vector_us = pipes.pop("V")
+        return Demand(
+            "neocell", vector_us=vector_us, weights=task.weights, tensors=tensors, between=between,
+            fixed_us=max(pipes.values()),
+        )  # fmt: skip
     rate = device.vector_units * device.vector_mhz
-    cycles = sum(n / REPEAT * elementwise_cycles(quick, slow, costs) for n, quick, slow in operator.vector)
-    activations = sum(task.reads)
-    l2, cube, matrices, drain = activations + task.weights, 0.0, 0.0, 0.0
+    cycles = sum(n / REPEAT * costs.elementwise_cycles(quick, slow) for n, quick, slow in operator.vector)
+    l2_read, cube, matrices, drain = float(sum(task.reads) + task.weights), 0.0, 0.0, 0.0
     if operator.product:
-        if not device.split:
+        if not device.split:  # the cube's results leave through the vector units, as float32
             drain = task.output_numbers * 2 * FP16 / device.l0c_to_ub_bytes_per_cycle / rate
-        cube, l2, matrices = _divided(operator, task, device)
+        cube, l2_read = _divided(task, device)
+        if operator.kind == "batched matmul":
+            matrices = operator.product.number / device.ai_cores
     return Demand(
-        operator.kind,
-        cube,
-        matrices,
-        cycles / rate,
-        task.weights,
-        (*task.reads, task.written),
-        (*task.between, 0),
-        l2,
-        task.written,
-        drain,
+        operator.kind, cube, matrices, cycles / rate, task.weights, tensors, between, l2_read, task.written, drain
     )
 
 
-def _neocell(task: Task, graph, device: Soc, costs: Costs) -> Demand:
-    """The AscendC kernel as it is built, from its counts in the twin."""
-    node = task.operator.node
-    batch, _, height, width = graph.shape(node.inputs[0])
-    made = kernel_time(twin_counts(spec_of(node), height, width, batch, device), device, 0.0, costs)
-    pipes = made.predicted_pipes_us
-    moving = max(us for name, us in pipes.items() if name != "V")
-    return Demand("neocell", vector_us=pipes["V"], tensors=(*task.reads, task.written),
-                  between=(*task.between, 0), weights=task.weights, fixed_us=moving)  # fmt: skip
-
-
-def _divided(operator: Operator, task: Task, device: Soc) -> tuple[float, float, float]:
-    """Cube microseconds of the busiest core, bytes through L2, products of the busiest core; the best division.
+def _divided(task: DeviceTask, device: Soc) -> tuple[float, float]:
+    """Return the cube microseconds of the busiest core and the bytes read through L2, for the best division.
 
     Cores divide the rows of a product (positions of all images, and groups), its columns, or both. A group of rows
     reads all weights, and a group of columns all inputs.
     """
-    product, cores = operator.product, device.ai_cores
-    first = task.reads[0] if task.reads else 0
-    others = sum(task.reads) - first
+    product = task.operator.product
+    assert product is not None
+    first, *others = task.reads or [0]
     rows = product.number * product.rows
-    best = None
-    for by_columns in (n for n in range(1, cores + 1) if n <= product.columns):
-        by_rows = min(cores // by_columns, rows)
-        tiles = -(-rows // by_rows) * -(-product.columns // by_columns) * product.depth
-        cube = tiles / device.cube_mhz
-        operands = first * by_columns + (task.weights * by_rows if product.number == 1 else task.weights)
-        moved = operands + others
+    choices = []
+    for by_columns in range(1, min(device.ai_cores, product.columns) + 1):
+        by_rows = min(device.ai_cores // by_columns, rows)
+        cube = tiles(rows, by_rows) * tiles(product.columns, by_columns) * product.depth / device.cube_mhz
+        weights = task.weights * by_rows if product.number == 1 else task.weights
+        moved = first * by_columns + weights + sum(others)
         longest = max(cube, _L2_WEIGHT * moved / device.l2_read_bytes_per_second * 1e6)
-        if best is None or longest < best[0]:
-            best = (longest, cube, moved)
-    started = product.number / cores if operator.kind == "batched matmul" else 0.0
-    return best[1], best[2], started
+        choices.append((longest, cube, moved))
+    _, cube, moved = min(choices, key=lambda choice: choice[0])
+    return cube, moved
 
 
 class Demands:
-    """What the tasks of a network need of a device, as arrays.
+    """The work of tasks as arrays, with an entry for each task.
 
     Args:
-        needs: of every task.
-        device: the same.
+        demands: work of each task, of one network or several.
+        device: device that runs them.
     """
 
-    def __init__(self, needs: Sequence[Demand], device: Soc):
+    def __init__(self, demands: Sequence[Demand], device: Soc):
         self.device = device
-        self.kinds = [need.kind for need in needs]
-        self._masks: dict[str, np.ndarray] = {}
-        for name in ("cube_us", "matrices", "vector_us", "weights", "l2_read", "l2_written", "fixed_us"):
-            setattr(self, name, np.array([getattr(need, name) for need in needs], float))
-        widest = max((len(need.tensors) for need in needs), default=0)
+        fields = ("cube_us", "matrices", "vector_us", "weights", "l2_read", "l2_written", "fixed_us")
+        columns = np.array([[getattr(demand, name) for name in fields] for demand in demands], float)
+        (self.cube_us, self.matrices, self.vector_us, self.weights, self.l2_read, self.l2_written,
+         self.fixed_us) = np.ascontiguousarray(columns.T)  # fmt: skip
+        widest = max(len(demand.tensors) for demand in demands)
         self.tensors, self.between = (
-            np.array([getattr(need, name) + (0,) * (widest - len(need.tensors)) for need in needs], float).reshape(
-                len(needs), widest
-            )
-            for name in ("tensors", "between")
+            np.array([(*values, *[0] * (widest - len(values))) for values in rows], float)
+            for rows in ([demand.tensors for demand in demands], [demand.between for demand in demands])
         )
-        self.is_own = np.array([kind == "neocell" for kind in self.kinds])
-        # Whether L2 holds all weights from one run to the next, beside what the largest task works on.
-        held = self.weights.sum() + self.tensors.sum(axis=1).max(initial=0) <= device.l2_bytes
-        self.from_memory = self.weights * (not held)
+        kinds = np.array([demand.kind for demand in demands])
+        self.neocell, self.layout, self.depthwise = (kinds == kind for kind in ("neocell", "layout", "depthwise"))
 
-    @classmethod
-    def joined(cls, parts: Sequence[Demands]) -> Demands:
-        """The tasks of several networks on one device, one after the other."""
-        made = cls([], parts[0].device)
-        widest = max(part.tensors.shape[1] for part in parts)
-        for name, value in vars(parts[0]).items():
-            arrays = [getattr(part, name) for part in parts]
-            if name in ("tensors", "between"):
-                arrays = [np.pad(array, ((0, 0), (0, widest - array.shape[1]))) for array in arrays]
-            if isinstance(value, np.ndarray):
-                setattr(made, name, np.concatenate(arrays))
-        made.kinds = [kind for part in parts for kind in part.kinds]
-        return made
-
-    def times(self, parameters: Parameters) -> Times:
-        """Predicted times with these shares of the device's rates."""
+    def times(self, parameters: Parameters) -> TaskTimes:
+        """Predict the tasks' times with these shares of the device's rates."""
         p, device = parameters, self.device
-        # Of a value as large as the held part, with what was touched since, half is still found.
+        # Half of a value is still found when it and the bytes touched since its last use fill the held part of L2.
         filled = ((self.tensors + self.between) / (p.l2_held * device.l2_bytes)) ** _EVICTION
         missed = (self.tensors * filled / (1 + filled)).sum(axis=1)
-        memory = (missed + self.from_memory) / p.memory_bytes_per_second(device)
-        l2 = (
-            np.maximum(
-                self.l2_read / device.l2_read_bytes_per_second, self.l2_written / device.l2_write_bytes_per_second
-            )
-            / p.l2_share
-        )
-        moving = 1e6 * np.maximum(memory, l2) / self._shares(layout=p.layout_share)
-        cube = self.cube_us / (p.cube_share * self._shares(depthwise=p.depthwise_share / p.cube_share))
-        cube = cube + self.matrices * p.matrix_start_cycles / device.cube_mhz
-        vector = self.vector_us / np.where(self.is_own, 1.0, p.vector_share)
-        cube = np.where(self.is_own, 0.0, np.maximum(cube, self.fixed_us))
-        moving = np.where(self.is_own, np.maximum(moving, self.fixed_us), moving)
-        return Times(cube, vector, moving, np.full(len(cube), p.launch_us), p.serial_share)
-
-    def _shares(self, **by_kind: float) -> np.ndarray:
-        """A number for each task by its kind, 1 for the kinds not given."""
-        shares = np.ones(len(self.kinds))
-        for kind, share in by_kind.items():
-            shares[self._of_kind(kind)] = share
-        return shares
-
-    def _of_kind(self, kind: str) -> np.ndarray:
-        if kind not in self._masks:
-            self._masks[kind] = np.array([k == kind for k in self.kinds], bool)
-        return self._masks[kind]
+        memory = (missed + self.weights) / p.memory_bytes_per_second(device)
+        read, written = device.l2_read_bytes_per_second, device.l2_write_bytes_per_second
+        l2 = np.maximum(self.l2_read / read, self.l2_written / written) / p.l2_share
+        moving = 1e6 * np.maximum(memory, l2) / np.where(self.layout, p.layout_share, 1.0)
+        cube = self.cube_us / (p.cube_share * np.where(self.depthwise, p.depthwise_share / p.cube_share, 1.0))
+        cube = np.maximum(cube + self.matrices * p.matrix_start_cycles / device.cube_mhz, self.fixed_us)
+        # The kernel of a NeoCell has a model of its own, whose times no share scales.
+        cube = np.where(self.neocell, 0.0, cube)
+        vector = self.vector_us / np.where(self.neocell, 1.0, p.vector_share)
+        moving = np.where(self.neocell, np.maximum(moving, self.fixed_us), moving)
+        units = np.array([cube, vector, moving])
+        longest = units.max(axis=0)
+        total = p.launch_us + longest + p.serial_share * (units.sum(axis=0) - longest)
+        return TaskTimes(np.vstack([units, np.full(len(cube), p.launch_us)]), total)

@@ -49,7 +49,7 @@ NETWORKS = {
     "Inception-v3": "inception_v3",
     "ConvNeXtV2 classifier": "convnextv2_t",
 }
-# Rows that are neither fitted nor counted among the errors, with the reason; they are listed apart.
+# Rows that are neither fitted nor counted among the errors, with the reason. Tables list them as not used.
 _UNCERTAIN_MODELS = {"ConvNeXtV2 classifier": "which ConvNeXt V2 was measured is not known; predicted as the tiny one"}
 _UNCERTAIN_ROWS = {
     ("SqueezeNet1.1", "Ascend310B1", 64): "4.3 times below the same network's figure at batch 32, for no known reason"
@@ -63,15 +63,15 @@ class Figure:
     """One published figure.
 
     Attributes:
-        model: as published.
-        network: its name for `networks.build`.
-        image_size: of the square input, in pixels.
-        int8: whether it was quantised.
-        aipp: whether images come as bytes.
+        model: name as published.
+        network: name for `networks.build`.
+        image_size: side of the square input in pixels.
+        int8: the network was quantised.
+        aipp: images arrive as bytes.
         soc: device, as `ops/soc.py` names it.
         batch: images of a run.
-        images_per_second: measured by others.
-        source: where it was published.
+        images_per_second: throughput measured by others.
+        source: place of publication.
     """
 
     model: str
@@ -86,45 +86,48 @@ class Figure:
 
     @property
     def uncertain(self) -> str:
-        """Why the figure is not used, or nothing."""
+        """The reason why the figure is not used, or an empty string."""
         row = (self.model, self.soc, self.batch)
         return _UNCERTAIN_MODELS.get(self.model, _UNCERTAIN_ROWS.get(row, ""))
 
     @property
     def name(self) -> str:
-        """For a table."""
-        precision = ("int8" if self.int8 else "fp16") + ("+AIPP" if self.aipp else "")
-        return f"{self.model} {self.image_size} {precision}"
+        """The network with its image size and type, for a table."""
+        dtype = ("int8" if self.int8 else "fp16") + ("+AIPP" if self.aipp else "")
+        return f"{self.model} {self.image_size} {dtype}"
 
 
 def read(path: str | os.PathLike = FILE) -> list[Figure]:
-    """All figures of a table, in its order.
+    """Return all figures of a table, in its order.
 
     Raises:
-        InputError: a column is missing, or a field is not what it has to be; the message names the line.
+        InputError: a column is missing, or a field has a wrong value; the message names the line.
     """
     with explained(path), open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {rows.fieldnames}")
+            raise InputError(f"{path}: wrong columns (got {rows.fieldnames}, expected {', '.join(COLUMNS)})")
         return [figure for row in rows for figure in _figures(f"{path}, line {rows.line_num}", row)]
 
 
-def _figures(where: str, row: dict[str, str]) -> Iterator[Figure]:
+def _figures(place: str, row: dict[str, str]) -> Iterator[Figure]:
     if None in row or None in row.values():
-        raise InputError(f"{where}: expected {len(COLUMNS)} fields")
+        raise InputError(f"{place}: expected {len(COLUMNS)} fields")
     model = row["model"]
     if model not in NETWORKS:
-        raise InputError(f"{where}: no network is known for {model!r}; add it to predict/figures.py")
-    precision, _, suffix = row["precision"].partition("+")
-    if precision not in ("fp16", "int8") or suffix not in ("", "AIPP"):
-        raise InputError(f"{where}: precision {row['precision']!r}: expected fp16 or int8, with or without +AIPP")
+        raise InputError(f"{place}: no network is known for {model!r}. Add it to benchmarks/latency/figures.py.")
+    dtype, _, suffix = row["precision"].partition("+")
+    if dtype not in ("fp16", "int8") or suffix not in ("", "AIPP"):
+        raise InputError(f"{place}: precision {row['precision']!r}: expected fp16 or int8, with or without +AIPP")
     for part in row["images_per_second_by_batch"].split():
         try:
             batch, rate = part.split(":")
-            size, batch, rate = int(row["image_size"]), int(batch), float(rate)
+            numbers = int(row["image_size"]), int(batch), float(rate)
         except ValueError as error:
-            raise InputError(f"{where}: {part!r}: expected batch:images a second, such as 8:511") from error
+            raise InputError(f"{place}: {part!r}: expected batch:images a second, such as 8:511") from error
         aipp = suffix == "AIPP" or model in _WITH_AIPP
-        soc = f"Ascend{row['soc']}"
-        yield Figure(model, NETWORKS[model], size, precision == "int8", aipp, soc, batch, rate, row["source"])
+        image_size, images, images_per_second = numbers
+        yield Figure(
+            model, NETWORKS[model], image_size, dtype == "int8", aipp, f"Ascend{row['soc']}", images,
+            images_per_second, row["source"],
+        )  # fmt: skip

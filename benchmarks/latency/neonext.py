@@ -11,7 +11,6 @@ from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import DeployGraph, unfolded
 from neonext_ms.export.onnx.emitter import skeleton
 from neonext_ms.export.onnx.format import CANN, lower
-from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import model_config
 
 FORMS = {"MatMul": "matmul", "AscendC": "custom"}
@@ -19,14 +18,14 @@ FORMS = {"MatMul": "matmul", "AscendC": "custom"}
 
 @lru_cache(maxsize=2)
 def _folded(name: str, image_size: int) -> DeployGraph:
-    architecture: Architecture = model_config(name).architecture
-    # Zeros with a stride of 0: what is not folded takes no memory.
+    architecture = model_config(name).architecture
+    # Ones with a stride of 0: arrays that are not folded take no memory.
     arrays = {key: np.broadcast_to(np.float32(1), shape) for key, shape in architecture.tensors().items()}
     return fold(unfolded(architecture, arrays, (image_size, image_size)))[0]
 
 
 def build(size: str, image_size: int, batch: int, form: str) -> onnx.ModelProto:
-    """A released NeoNeXt as ONNX for ATC.
+    """Return a released NeoNeXt as ONNX for ATC.
 
     Args:
         size: t, s, b, l or xl.

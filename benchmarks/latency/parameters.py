@@ -1,9 +1,9 @@
-"""The physical parameters of the prediction: one table, fitted by `calibrate` and kept in `parameters.json`."""
+"""The physical parameters of the device model: one table, fitted by `calibrate` and stored in `parameters.json`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,27 +11,29 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.ops.soc import SOCS, Soc
 
 FILE = Path(__file__).with_name("parameters.json")
+LEFT_OUT = "one network left out"  # in `errors` of the file
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a network reaches of a device's rates (those of `ops/soc.py`).
+    """Shares of a device's rates (those of `ops/soc.py`) that a network reaches.
 
     Attributes:
         run_us: microseconds of a run besides its tasks: the call, until the first task works and after the last one.
         launch_us: microseconds from the end of one task to the work of the next.
-        cube_share: of the cube's rate, in convolutions and products, where its tiles of 16 are full.
-        depthwise_share: of the cube's rate, in depthwise convolutions by diagonal 16x16 tiles.
+        cube_share: share of the cube's rate in convolutions and products whose tiles of 16 are full.
+        depthwise_share: share of the cube's rate in depthwise convolutions by diagonal 16x16 tiles.
         matrix_start_cycles: cycles of a core for each product of two values, besides its tiles.
-        vector_share: of the vector units' rate.
-        l2_share: of the level-2 cache's rate.
-        layout_share: of the rate of L2 and memory, where Transpose, TransData or a copy changes the order of numbers.
-        serial_share: of the time of a task's shorter units, how much is not hidden behind the longest.
-        l2_held: share of the level-2 cache of which half is still found, when so much was touched since it was.
-        memory_310p: memory's bytes a second, in units of the platform configuration's figure for all AI cores of the
-            family's fastest device, 310P.
-        memory_310b: the same for the 310B.
-        memory_other: the same for all others; assumed.
+        vector_share: share of the vector units' rate.
+        l2_share: share of the level-2 cache's rate.
+        layout_share: share of the rates of L2 and memory where Transpose, TransData or a copy reorders numbers.
+        serial_share: share of the time of a task's shorter units that is not hidden behind the longest one.
+        l2_held: share of the level-2 cache at which half of a value is still found, counting the value and all bytes
+            touched since its last use.
+        memory_310p: memory's bytes a second on the family 310P, relative to the platform configuration's figure for all
+            AI cores of the family's fastest device.
+        memory_310b: the same for the family 310B.
+        memory_other: the same for all other families; assumed.
     """
 
     run_us: float = 50.0
@@ -49,7 +51,7 @@ class Parameters:
     memory_other: float = 0.8
 
     def memory_bytes_per_second(self, device: Soc) -> float:
-        """Reachable rate of a device's memory.
+        """Return the reachable rate of a device's memory.
 
         Memory does not slow down with a device's cores, so the configuration's bytes per cycle count at the clock of
         the family's fastest device.
@@ -59,14 +61,9 @@ class Parameters:
         return device.memory_bytes_per_second * clock / device.cube_mhz * share
 
 
-def names() -> list[str]:
-    """Names of all parameters."""
-    return [field.name for field in fields(Parameters)]
-
-
 @lru_cache(maxsize=1)
 def stored() -> dict:
-    """The contents of `parameters.json`: `parameters`, and the `errors` on rows left out of the fit.
+    """Return the contents of `parameters.json`: `parameters`, `errors` of the fit, and the `rows` behind them.
 
     Raises:
         InputError: the file is damaged.
@@ -75,15 +72,10 @@ def stored() -> dict:
         return json.loads(FILE.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{FILE}: cannot be read ({error}); write it again: python -m neonext_ms.benchmarks.latency.calibrate"
+            f"{FILE}: cannot be read ({error}). Write it again: python -m neonext_ms.benchmarks.latency.calibrate"
         ) from error
 
 
 def fitted() -> Parameters:
-    """The stored parameters."""
+    """Return the stored parameters."""
     return Parameters(**stored()["parameters"])
-
-
-def as_dict(parameters: Parameters) -> dict[str, float]:
-    """Name to number."""
-    return asdict(parameters)

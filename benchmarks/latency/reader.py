@@ -1,4 +1,4 @@
-"""Any ONNX file as a list of nodes with known shapes. Weights are not read: their files need not be there."""
+"""Any ONNX file as a list of nodes with known shapes. Weights are not read, and their files need not be there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,15 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
+from neonext_ms.common.text import one_line
 from neonext_ms.export.onnx.neocell_node import DOMAIN, OP_TYPE
+from neonext_ms.runtime.onnx import read_onnx
 
 # Constants up to this many numbers are read: shapes, axes, exponents.
 _SMALL = 256
 # Operators of Ascend's 8-bit graphs, which onnx does not know and which keep the shape of their input.
 QUANT_OPS = ("AscendQuant", "AscendDequant", "AscendAntiQuant", "AscendRequant")
-
-
-# What exporters compute sizes with.
+# Operators that exporters compute sizes with.
 _SHAPE_OPS = (
     *("Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Add", "Sub", "Mul", "Div", "Mod", "Floor", "Ceil"),
     *("Reshape", "ConstantOfShape", "Range", "Equal", "Where", "ReduceProd", "Expand", "Identity", "Not", "Min", "Max"),
@@ -32,14 +30,14 @@ _SHAPE_OPS = (
 
 
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     """One node.
 
     Attributes:
-        name: its own, or its type and position.
+        name: the node's name, or its type and position.
         op: ONNX operator type.
-        inputs, outputs: names of values; an input left out is an empty string.
-        attributes: by name.
+        inputs, outputs: names of values; an omitted input is an empty string.
+        attributes: attributes by name.
     """
 
     name: str
@@ -51,20 +49,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A network as it computes one batch.
+    """A network that processes one batch.
 
     Attributes:
-        name: of the file or graph.
-        nodes: those that compute something at run time, in order.
-        shapes: of every value, in whole numbers.
+        name: name of the file or graph.
+        nodes: nodes that compute something at run time, in order.
+        shapes: shape of every value, in whole numbers.
         constants: names of values that do not depend on the input.
         numbers: contents of small constants.
-        inputs, outputs: of the network.
+        inputs, outputs: names of the network's inputs and outputs.
         batch: images of a run.
     """
 
     name: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[OnnxNode, ...]
     shapes: Mapping[str, tuple[int, ...]]
     constants: frozenset[str]
     numbers: Mapping[str, np.ndarray]
@@ -73,83 +71,68 @@ class Graph:
     batch: int
 
     def shape(self, value: str) -> tuple[int, ...]:
-        """Shape of a value; () for one that is left out."""
+        """Return the shape of a value; () for one that is omitted."""
         return self.shapes.get(value, ())
 
-    def scalar(self, value: str) -> float | None:
-        """The number of a constant that holds a single one."""
-        held = self.numbers.get(value)
-        return float(held.reshape(-1)[0]) if held is not None and held.size == 1 else None
+    def variable(self, node: OnnxNode) -> list[str]:
+        """Return the inputs of a node that depend on the network's input."""
+        return [value for value in node.inputs if value and value not in self.constants]
 
 
 def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -> Graph:
-    """Nodes and shapes of a model.
+    """Read the nodes and shapes of a model.
 
     Args:
-        model: a loaded model or a file; external data is neither needed nor read.
-        batch: images of a run; None: as the model says.
+        model: loaded model, or path of a file; external data is neither needed nor read.
+        batch: images of a run (default: the model's own).
 
     Raises:
-        InputError: not an ONNX model; a batch below 1 or other than the one the model is fixed to; a size that
-            shape inference does not find (the message names the node).
+        InputError: not an ONNX model; a batch below 1, or different from the one that the model is fixed to; a size
+            that shape inference does not find (the message names the node).
     """
-    name = "the model" if isinstance(model, onnx.ModelProto) else os.fspath(model)
     if batch is not None and batch < 1:
-        raise InputError(f"batch {batch}: expected a whole number of at least 1")
-    if not isinstance(model, onnx.ModelProto):
-        model = _load(Path(model))
+        raise InputError(f"batch: too small (got {batch}, expected a whole number of at least 1)")
+    if isinstance(model, onnx.ModelProto):
+        name = "the model"
+    else:
+        name, model = os.fspath(model), read_onnx(model, weights=False)
     if not model.graph.node or not model.graph.input:
-        raise InputError(f"{name}: no ONNX graph in it (no nodes or no input); expected a model exported as .onnx")
-    graph = _without_weights(model)
+        raise InputError(f"{name}: no ONNX graph in it (no nodes or no input). Expected a model exported as .onnx.")
+    copy = _without_weights(model)
     initializers = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    inputs = [value for value in graph.graph.input if value.name not in initializers]
-    count = _fix_batch(name, inputs, batch)
-    replaced = _stand_in(graph)
-    shapes = {**_shapes(name, graph), **initializers}
+    inputs = [value for value in copy.graph.input if value.name not in initializers]
+    images = _fix_batch(name, inputs, batch)
+    originals = _replace_unknown(copy)
+    shapes = {**_shapes(name, copy), **initializers}
     constants, numbers = set(initializers), {}
-    for tensor in graph.graph.initializer:
-        constants.add(tensor.name)
-        _keep(numbers, tensor)
+    for tensor in copy.graph.initializer:
+        numbers.update(_numbers(tensor, tensor.name))
     nodes = []
-    for position, node in enumerate(graph.graph.node):
-        original = replaced.get(position, node)
-        attributes = {a.name: helper.get_attribute_value(a) for a in original.attribute}
+    for position, node in enumerate(copy.graph.node):
+        original = originals.get(position, node)
         used = [value for value in original.input if value]
         if original.op_type == "Constant":
             numbers.update(_constant(original))
-        elif original.op_type in ("Shape", "Size") or (used and all(value in constants for value in used)):
-            pass
-        else:
-            made = original.name or f"{original.op_type}_{position}"
-            nodes.append(Node(made, original.op_type, tuple(original.input), tuple(original.output), attributes))
+        elif original.op_type not in ("Shape", "Size") and not (used and all(value in constants for value in used)):
+            attributes = {a.name: helper.get_attribute_value(a) for a in original.attribute}
+            label = original.name or f"{original.op_type}_{position}"
+            nodes.append(OnnxNode(label, original.op_type, tuple(original.input), tuple(original.output), attributes))
             continue
         constants.update(original.output)
-    _check(name, nodes, shapes, constants, batch)
-    return Graph(
-        name,
-        tuple(nodes),
-        shapes,
-        frozenset(constants),
-        numbers,
-        tuple(value.name for value in inputs),
-        tuple(value.name for value in graph.graph.output),
-        count,
-    )
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError
-
-    with explained(path):
-        content = path.read_bytes()
-    try:
-        return onnx.load_model_from_string(content)
-    except (DecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an ONNX file (protobuf does not parse); expected a model as .onnx") from error
+    for kept in nodes:
+        # Second outputs, such as masks, may stay unknown.
+        unknown = [v for v in (*kept.inputs, *kept.outputs[:1]) if v and v not in shapes and v not in constants]
+        if unknown:
+            raise InputError(
+                f"{name}: the shape of {unknown[0]!r} at node {kept.name!r} ({kept.op}) is not known, because onnx's "
+                "shape inference does not find it. Export the model with fixed sizes."
+            )
+    ends = (tuple(value.name for value in inputs), tuple(value.name for value in copy.graph.output))
+    return Graph(name, tuple(nodes), shapes, frozenset(constants), numbers, *ends, images)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which large initializers are inputs of their shape: nothing has to be held twice."""
+    """Return a copy whose large initializers are inputs of their shape, so that no weights are held twice."""
     small = onnx.ModelProto(ir_version=model.ir_version)
     small.opset_import.extend(model.opset_import)
     small.graph.name = model.graph.name
@@ -173,131 +156,116 @@ def _has_data(tensor: onnx.TensorProto) -> bool:
     )
 
 
-def _keep(numbers: dict[str, np.ndarray], tensor: onnx.TensorProto, name: str | None = None) -> None:
-    if _has_data(tensor) and np.prod(tensor.dims, dtype=int) <= _SMALL:
-        numbers[name or tensor.name] = np.asarray(numpy_helper.to_array(tensor))
+def _numbers(tensor: onnx.TensorProto, name: str) -> dict[str, np.ndarray]:
+    """Return the contents of a tensor under a name, if it is small."""
+    if not _has_data(tensor) or np.prod(tensor.dims, dtype=int) > _SMALL:
+        return {}
+    return {name: np.asarray(numpy_helper.to_array(tensor))}
+
+
+def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
+    """Return the contents of a Constant node by the name of its output, if they are small."""
+    numbers: dict[str, np.ndarray] = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            numbers.update(_numbers(value, node.output[0]))
+        elif isinstance(value, (int, float, list)):
+            numbers[node.output[0]] = np.array(value)
+    return numbers
 
 
 def _fix_batch(name: str, inputs: list[onnx.ValueInfoProto], batch: int | None) -> int:
-    """Write the batch into the first axis of every input; how many images that is."""
-    found = None
+    """Write the batch into the first axis of every input; return the number of images."""
+    images = None
     for value in inputs:
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
             if axis or batch is None:
-                shown = dim.dim_param or "?"
-                what = "give its batch with --batch" if not axis else "export it with a fixed size"
-                raise InputError(f"{name}: input {value.name!r} has the dynamic axis {axis} ({shown}); {what}")
+                remedy = "Give its batch with --batch." if not axis else "Export it with a fixed size."
+                raise InputError(
+                    f"{name}: input {value.name!r} has the dynamic axis {axis} ({dim.dim_param or '?'}). {remedy}"
+                )
             dim.Clear()
             dim.dim_value = batch
-        if dims and found is None:
-            found = dims[0].dim_value
-    if found is None:
+        if dims and images is None:
+            images = dims[0].dim_value
+    if images is None:
         raise InputError(f"{name}: no input with a batch axis")
-    if batch is not None and found != batch:
+    if batch is not None and images != batch:
         raise InputError(
-            f"{name}: fixed to batch {found}, not {batch}; leave --batch out, or export it with a dynamic batch"
+            f"{name}: fixed to batch {images}, not {batch}. Leave --batch out, or export it with a dynamic batch."
         )
-    return found
+    return images
 
 
-def _stand_in(graph: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
-    """Write operators that onnx does not know as Identity; the originals by position.
+def _replace_unknown(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
+    """Replace operators that onnx does not know by Identity; return the originals by position.
 
     The declared shapes of outputs, often with a symbolic batch, are dropped, so that they are inferred.
     """
-    replaced = {}
-    for position, node in enumerate(graph.graph.node):
-        own = node.op_type == OP_TYPE and node.domain == DOMAIN
-        if own or node.op_type in QUANT_OPS:
-            replaced[position] = onnx.NodeProto()
-            replaced[position].CopyFrom(node)
+    originals = {}
+    for position, node in enumerate(model.graph.node):
+        if (node.op_type == OP_TYPE and node.domain == DOMAIN) or node.op_type in QUANT_OPS:
+            originals[position] = onnx.NodeProto()
+            originals[position].CopyFrom(node)
             node.op_type = "Identity"
             del node.input[1:]
             del node.attribute[:]
-    for value in graph.graph.output:
+    for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    return replaced
+    return originals
 
 
-def _shapes(name: str, graph: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes of all values that can be known; what computes a shape is folded until nothing more is found."""
+def _shapes(name: str, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return all shapes that can be inferred, folding what computes a shape until nothing more is found."""
     shapes: dict[str, tuple[int, ...]] = {}
     while True:
         try:
-            inferred = shape_inference.infer_shapes(graph, data_prop=True).graph
+            inferred = shape_inference.infer_shapes(model, data_prop=True).graph
         except shape_inference.InferenceError as error:
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"{name}: the shapes of its values contradict each other ({text})") from error
+            raise InputError(f"{name}: the shapes of its values contradict each other ({one_line(error)})") from error
         known = len(shapes)
         for value in (*inferred.input, *inferred.value_info, *inferred.output):
             dims = value.type.tensor_type.shape.dim
             if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
                 shapes.setdefault(value.name, tuple(d.dim_value for d in dims))
-        wanted = {value for node in graph.graph.node for value in node.output if value}
-        if wanted <= shapes.keys() or (known and len(shapes) == known) or not _fold(graph, shapes):
+        wanted = {value for node in model.graph.node for value in node.output if value}
+        if wanted <= shapes.keys() or (known and len(shapes) == known) or not _fold_sizes(model, shapes):
             return shapes
 
 
-def _fold(graph: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Write nodes that compute a few whole numbers from known shapes as constants; whether there were any."""
+def _fold_sizes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Replace nodes that compute a few whole numbers from known shapes by constants; return if there were any."""
     from onnx.reference import ReferenceEvaluator
 
     numbers: dict[str, np.ndarray] = {}
-    for tensor in graph.graph.initializer:
-        _keep(numbers, tensor)
-    folded = 0
-    for node in graph.graph.node:
-        made = None
+    for tensor in model.graph.initializer:
+        numbers.update(_numbers(tensor, tensor.name))
+    folded = False
+    for node in model.graph.node:
+        result = None
         if node.op_type == "Constant":
             numbers.update(_constant(node))
         elif node.op_type == "Shape" and node.input[0] in shapes and not node.attribute:
-            made = np.array(shapes[node.input[0]], np.int64)
+            result = np.array(shapes[node.input[0]], np.int64)
         elif node.op_type in _SHAPE_OPS and all(not v or v in numbers for v in node.input):
             values = {v: numbers[v] for v in node.input if v}
-            ends = [helper.make_tensor_value_info(v, helper.np_dtype_to_tensor_dtype(a.dtype), None)
-                    for v, a in values.items()]  # fmt: skip
+            ends = [
+                helper.make_tensor_value_info(v, helper.np_dtype_to_tensor_dtype(array.dtype), None)
+                for v, array in values.items()
+            ]
             alone = helper.make_graph([node], "shape", ends, [helper.make_empty_tensor_value_info(node.output[0])])
-            single = helper.make_model(alone, opset_imports=list(graph.opset_import), ir_version=graph.ir_version)
+            single = helper.make_model(alone, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+            # What the evaluator cannot compute stays as it is; shape inference may know it.
             with contextlib.suppress(TypeError, ValueError, IndexError, RuntimeError, AttributeError):
-                made = np.asarray(ReferenceEvaluator(single).run(None, values)[0])
-        if made is None or made.size > _SMALL:
+                result = np.asarray(ReferenceEvaluator(single).run(None, values)[0])
+        if result is None or result.size > _SMALL:
             continue
-        folded += 1
-        numbers[node.output[0]] = made
-        # In its place, so that the positions of all nodes stay.
-        constant = helper.make_node("Constant", [], [node.output[0]], value=numpy_helper.from_array(made))
-        node.CopyFrom(constant)
-    return bool(folded)
-
-
-def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
-    """What a Constant node holds, if it is small."""
-    numbers: dict[str, np.ndarray] = {}
-    for attribute in node.attribute:
-        value = helper.get_attribute_value(attribute)
-        if isinstance(value, onnx.TensorProto):
-            _keep(numbers, value, node.output[0])
-        elif isinstance(value, (int, float, list)):
-            numbers[node.output[0]] = np.array(value)
-    return numbers
-
-
-def _check(
-    name: str,
-    nodes: list[Node],
-    shapes: Mapping[str, tuple[int, ...]],
-    constants: set[str],
-    batch: int | None,
-) -> None:
-    for node in nodes:
-        for value in (*node.inputs, *node.outputs):
-            if value and value not in shapes and value not in constants:
-                if value in node.outputs[1:]:  # second outputs such as masks
-                    continue
-                raise InputError(
-                    f"{name}: the shape of {value!r} at node {node.name!r} ({node.op}) is not known; onnx's shape "
-                    "inference does not find it: export the model with fixed sizes"
-                )
+        folded = True
+        numbers[node.output[0]] = result
+        # Replaced in place, so that the positions of all nodes stay.
+        node.CopyFrom(helper.make_node("Constant", [], [node.output[0]], value=numpy_helper.from_array(result)))
+    return folded

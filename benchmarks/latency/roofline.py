@@ -11,19 +11,18 @@ from neonext_ms.common.errors import ToolchainError
 from neonext_ms.common.files import atomic
 from neonext_ms.ops.soc import MACS_PER_CYCLE
 
-from .parameters import Parameters
-from .prediction import Prediction
+from .network_model import Estimate
+from .parameters import fitted
 
 _MARKS = {"conv": "o", "depthwise": "s", "matmul": "o", "batched matmul": "D", "neocell": "^"}
 
 
-def draw(predictions: Mapping[str, Prediction], parameters: Parameters, path: str | os.PathLike) -> None:
-    """Write a PNG. Tasks without multiply-adds have no place in it.
+def draw(estimates: Mapping[str, Estimate], path: str | os.PathLike) -> None:
+    """Draw the tasks that have multiply-adds as a PNG.
 
     Args:
-        predictions: by the name to show, all on one device.
-        parameters: the reachable shares, drawn beside the full rates.
-        path: of the PNG.
+        estimates: predicted times of networks on one device, by the name to show.
+        path: path of the PNG.
 
     Raises:
         ToolchainError: matplotlib is not installed.
@@ -31,32 +30,31 @@ def draw(predictions: Mapping[str, Prediction], parameters: Parameters, path: st
     try:
         import matplotlib
     except ImportError as error:
-        raise ToolchainError("the roofline needs matplotlib: pip install neonext_ms[plot]") from error
+        raise ToolchainError("the roofline needs matplotlib. Run: pip install neonext_ms[plot]") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    device = next(iter(predictions.values())).soc
+    device, parameters = next(iter(estimates.values())).soc, fitted()
     peak = device.ai_cores * device.cube_mhz * 1e6 * MACS_PER_CYCLE / 1e12
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     x = np.geomspace(0.1, 3000, 400)
-    limits = {
-        "memory": parameters.memory_bytes_per_second(device),
-        "level-2 cache": device.l2_read_bytes_per_second * parameters.l2_share,
-    }
-    for (name, rate), style in zip(limits.items(), ("-", "--"), strict=True):
+    for name, rate, style in (
+        ("memory", parameters.memory_bytes_per_second(device), "-"),
+        ("level-2 cache", device.l2_read_bytes_per_second * parameters.l2_share, "--"),
+    ):
         reach = np.minimum(x * rate / 1e12, peak * parameters.cube_share)
         axes.plot(x, reach, style, color="0.35", lw=1.2, label=f"limit, from the {name} (fitted)")
     axes.axhline(peak, color="0.6", lw=0.8, ls=":", label="peak of the cube, float16")
     colours = pyplot.get_cmap("tab10").colors
-    for (name, prediction), colour in zip(predictions.items(), colours, strict=False):
+    for (name, estimate), colour in zip(estimates.items(), colours, strict=False):
         for kind, mark in _MARKS.items():
-            nodes = [node for node in prediction.nodes if node.kind == kind and node.multiply_adds and node.bytes]
-            if not nodes:
+            tasks = [task for task in estimate.tasks if task.kind == kind and task.multiply_adds and task.bytes]
+            if not tasks:
                 continue
             axes.scatter(
-                [node.multiply_adds / node.bytes for node in nodes],
-                [node.multiply_adds / node.predicted_us / 1e6 for node in nodes],
-                s=[8 + 500 * node.predicted_us / prediction.predicted_us for node in nodes],
+                [task.multiply_adds / task.bytes for task in tasks],
+                [task.multiply_adds / task.predicted_us / 1e6 for task in tasks],
+                s=[8 + 500 * task.predicted_us / estimate.predicted_us for task in tasks],
                 marker=mark, color=colour, alpha=0.55, lw=0, label=f"{name}: {kind}",
             )  # fmt: skip
     axes.set(

@@ -1,19 +1,21 @@
-"""`GraphBuilder`: ONNX graphs as PyTorch's exporter writes them at opset 11, BatchNorm behind a convolution folded.
+"""`GraphBuilder`: ONNX graphs as PyTorch's exporter writes them at opset 11, BatchNorm after a convolution folded.
 
-Opset 11 is what the recipes of Ascend's ModelZoo-PyTorch export with, so LayerNorm and GELU are chains of elementary
-nodes. Nodes and values carry the name of the module that they come from.
+The recipes of Ascend's ModelZoo-PyTorch export at opset 11, so LayerNorm and GELU are chains of elementary nodes. Nodes
+and values carry the name of the module that they come from.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 from neonext_ms.export.graph import INPUT, LOGITS
 
 from .weights import BATCH_NORM_EPS, STATISTICS, Weights
@@ -21,6 +23,8 @@ from .weights import BATCH_NORM_EPS, STATISTICS, Weights
 OPSET = 11
 CLASSES = 1000
 LAYER_NORM_EPS = 1e-6
+# Scale of the last BatchNorm of a residual branch, so that values do not grow with depth under random weights.
+BRANCH_NORM = 0.4
 # Constants up to this many numbers are written even where weights are left out.
 _SMALL = 64
 
@@ -30,18 +34,20 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 class GraphBuilder:
-    """Adds nodes and follows shapes.
+    """A graph under construction, with the shapes of its values.
+
+    Methods that add a node return the name of its output.
 
     Args:
-        name: of the network.
+        name: name of the network.
         batch: fixed batch size, or None for a dynamic one.
         image_size: height and width of the input in pixels.
-        seed: of the weights, or None to write the names and shapes of the weights without their values.
-        keep: keep the weights as PyTorch names and shapes them, in `weights.made`.
+        seed: random seed of the weights, or None to write their names and shapes without values.
+        keep: keep the weights as PyTorch names and shapes them, in `weights.arrays`.
 
     Attributes:
         shapes: shape of every value without its batch axis.
-        weights: where they come from.
+        weights: source of the weights.
         parameters: learned numbers of the PyTorch module, before its BatchNorms were folded.
     """
 
@@ -58,7 +64,7 @@ class GraphBuilder:
         self._tensors: dict[str, TensorProto] = {}
 
     def model(self) -> onnx.ModelProto:
-        """The graph so far, from `input` to `logits`."""
+        """Return the graph, from `input` to `logits`, and drop its weights."""
         axis = "batch" if self.batch is None else self.batch
         ends = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis, *self.shapes[name]])
@@ -71,18 +77,18 @@ class GraphBuilder:
         model.graph.node.extend(self._nodes)
         model.graph.input.append(ends[0])
         model.graph.output.append(ends[1])
-        # One at a time: a second copy of all weights is freed as it is made.
+        # One at a time, so that no second copy of all weights exists.
         while self._tensors:
             model.graph.initializer.append(self._tensors.pop(next(iter(self._tensors))))
         return model
 
     def node(self, op: str, inputs: Sequence[str], output: str, shape: tuple[int, ...], **attributes) -> str:
-        """Add a node; its name is that of its output."""
+        """Add a node with the name of its output."""
         if min(shape, default=1) < 1:
-            height, width = self.shapes[INPUT][1:]
+            size = format_size(self.shapes[INPUT][1:])
             raise InputError(
-                f"{self.name}: image size {height}x{width} is too small, the map vanishes at {output}; "
-                "take a larger one, such as 224x224"
+                f"{self.name}: image size {size} is too small, the map vanishes at {output}. Use a larger one, such as "
+                "224x224."
             )
         self._nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         self.shapes[output] = tuple(shape)
@@ -99,12 +105,12 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, values, dtype=np.float32) -> str:
-        """A small constant that is no parameter, shared by all who name it."""
+        """Add a small constant that is not a parameter, shared by all nodes that name it."""
         array = np.asarray(values, dtype)
         return self.tensor(name, array.shape, lambda: array, dtype)
 
     def parameter(self, name: str, size: int | Sequence[int], mean: float = 0.0, deviation: float = 0.1) -> str:
-        """A learned array that is no matrix."""
+        """Add a learned array that is not a matrix."""
         shape = (size,) if isinstance(size, int) else tuple(size)
         self.parameters += math.prod(shape)
         return self.tensor(
@@ -126,78 +132,71 @@ class GraphBuilder:
         norm_eps: float = BATCH_NORM_EPS,
         bias: bool = True,
     ) -> str:
-        """A convolution; the BatchNorm that `norm` names is folded into one without bias of its own."""
-        inputs, height, width = self.shapes[x]
-        kernels, pads = _pair(kernel), _pair(padding)
-        shape = (channels, inputs // groups, *kernels)
+        """Add a convolution. The BatchNorm that `norm` names is folded into it, and replaces its bias."""
+        channels_in, *map_size = self.shapes[x]
+        kernels, pads, key = _pair(kernel), _pair(padding), f"{name}.bias"
+        shape = (channels, channels_in // groups, *kernels)
         self.parameters += math.prod(shape) + (2 * channels if norm else channels * bias)
-        made: dict[str, np.ndarray] = {}
+        folded: dict[str, np.ndarray] = {}
 
-        def weight() -> np.ndarray:
+        def weight_values() -> np.ndarray:
             array = self.weights.matrix(f"{name}.weight", shape)
             if norm is None:
                 return array
             arrays = self.weights.batch_norm(norm, channels, norm_scale)
             scale = arrays["weight"] / np.sqrt(arrays["running_var"] + np.float32(norm_eps))
-            made["bias"] = arrays["bias"] - arrays["running_mean"] * scale
+            folded["bias"] = arrays["bias"] - arrays["running_mean"] * scale
             return array * scale[:, None, None, None]
 
-        inputs = [x, self.tensor(f"{name}.weight", shape, weight)]
+        def bias_values() -> np.ndarray:
+            return folded["bias"] if folded else self.weights.vector(key, channels)
+
+        inputs = [x, self.tensor(f"{name}.weight", shape, weight_values)]
         if bias:
-            key = f"{name}.bias"
-            inputs.append(
-                self.tensor(key, (channels,), lambda: made["bias"] if made else self.weights.vector(key, channels))
-            )
-        size = tuple((n + 2 * p - k) // stride + 1 for n, p, k in zip((height, width), pads, kernels, strict=True))
+            inputs.append(self.tensor(key, (channels,), bias_values))
+        size = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(map_size, pads, kernels, strict=True)]
         return self.node(
-            "Conv",
-            inputs,
-            name,
-            (channels, *size),
-            kernel_shape=kernels,
-            strides=[stride] * 2,
-            pads=[*pads, *pads],
-            dilations=[1, 1],
-            group=groups,
-        )
+            "Conv", inputs, name, (channels, *size), kernel_shape=kernels, strides=[stride] * 2, pads=[*pads, *pads],
+            dilations=[1, 1], group=groups,
+        )  # fmt: skip
 
     def batch_norm(self, x: str, name: str, scale: float = 1.0) -> str:
-        """A BatchNorm that no convolution lies right before."""
+        """Add a BatchNorm that does not directly follow a convolution."""
         channels = self.shapes[x][0]
         self.parameters += 2 * channels
         arrays = self.weights.batch_norm(name, channels, scale)
-        inputs = [self.tensor(f"{name}.{key}", (channels,), lambda key=key: arrays[key]) for key in STATISTICS]
+        inputs = [self.tensor(f"{name}.{key}", (channels,), partial(arrays.__getitem__, key)) for key in STATISTICS]
         return self.node("BatchNormalization", [x, *inputs], name, self.shapes[x], epsilon=BATCH_NORM_EPS)
 
     def relu(self, x: str, name: str) -> str:
-        """ReLU."""
+        """Add ReLU."""
         return self.node("Relu", [x], name, self.shapes[x])
 
     def relu6(self, x: str, name: str) -> str:
-        """ReLU up to 6, a Clip."""
+        """Add ReLU up to 6, a Clip."""
         ends = [self.constant("zero", 0.0), self.constant("six", 6.0)]
         return self.node("Clip", [x, *ends], name, self.shapes[x])
 
     def sigmoid(self, x: str, name: str) -> str:
-        """The logistic function."""
+        """Add the logistic function."""
         return self.node("Sigmoid", [x], name, self.shapes[x])
 
     def hard_sigmoid(self, x: str, name: str) -> str:
-        """`clip(x / 6 + 1 / 2, 0, 1)`."""
+        """Add `clip(x / 6 + 1 / 2, 0, 1)`."""
         return self.node("HardSigmoid", [x], name, self.shapes[x], alpha=1 / 6, beta=0.5)
 
     def swish(self, x: str, name: str) -> str:
-        """`x * sigmoid(x)`."""
+        """Add `x * sigmoid(x)`."""
         return self.node("Mul", [x, self.sigmoid(x, f"{name}.sigmoid")], name, self.shapes[x])
 
     def hard_swish(self, x: str, name: str) -> str:
-        """`x * hard_sigmoid(x)`."""
+        """Add `x * hard_sigmoid(x)`."""
         return self.node("Mul", [x, self.hard_sigmoid(x, f"{name}.sigmoid")], name, self.shapes[x])
 
     def squeeze_excite(
         self, x: str, name: str, channels: int, inside: Callable[[str, str], str], gate: Callable[[str, str], str]
     ) -> str:
-        """Each channel times a gate made of the means of all (arXiv 1709.01507), with `channels` in between."""
+        """Multiply each channel by a gate computed from the means of all (arXiv 1709.01507) through `channels`."""
         outputs = self.shapes[x][0]
         y = self.node("GlobalAveragePool", [x], f"{name}.avgpool", (outputs, 1, 1))
         y = inside(self.conv(y, f"{name}.fc1", channels), f"{name}.act")
@@ -205,68 +204,66 @@ class GraphBuilder:
         return self.node("Mul", [x, y], name, self.shapes[x])
 
     def add(self, x: str, y: str, name: str) -> str:
-        """Sum of two values of the same shape."""
+        """Add the sum of two values of the same shape."""
         return self.node("Add", [x, y], name, self.shapes[x])
 
     def pool(
         self, x: str, name: str, kind: str, kernel: int, stride: int = 1, padding: int = 0, ceil: bool = False
     ) -> str:
-        """`kind` is "MaxPool" or "AveragePool"; `ceil` as `ceil_mode` of PyTorch."""
-        channels, *size = self.shapes[x]
-        # PyTorch drops a window that would start in the padding on the far side.
-        counts = [
-            -(-(n + 2 * padding - kernel) // stride) if ceil else (n + 2 * padding - kernel) // stride for n in size
-        ]
-        size = [c if ceil and c * stride >= n + padding else c + 1 for c, n in zip(counts, size, strict=True)]
-        rounding = {"ceil_mode": 1} if ceil else {}
+        """Add a pooling; `kind` is "MaxPool" or "AveragePool", `ceil` is PyTorch's `ceil_mode`."""
+        channels, *map_size = self.shapes[x]
+        size = []
+        for n in map_size:
+            count, rest = divmod(n + 2 * padding - kernel, stride)
+            # PyTorch drops a window that would start in the padding on the far side.
+            more = ceil and rest > 0 and (count + 1) * stride < n + padding
+            size.append(count + 1 + more)
+        options: dict[str, int] = {"ceil_mode": 1} if ceil else {}
         if padding and kind == "AveragePool":
-            rounding["count_include_pad"] = 1
+            options["count_include_pad"] = 1
         return self.node(
             kind, [x], name, (channels, *size), kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4,
-            **rounding,
+            **options,
         )  # fmt: skip
 
     def concat(self, values: Sequence[str], name: str, axis: int = 1) -> str:
-        """Values side by side along an axis, which counts the batch axis: by default maps in their channels."""
+        """Join values along an axis, counted with the batch axis; the default joins maps in their channels."""
         shape = list(self.shapes[values[0]])
         shape[axis - 1] = sum(self.shapes[value][axis - 1] for value in values)
-        return self.node("Concat", values, name, shape, axis=axis)
+        return self.node("Concat", values, name, tuple(shape), axis=axis)
 
     def transpose(self, x: str, name: str, order: Sequence[int]) -> str:
-        """`order` counts the batch axis."""
+        """Add a transpose; `order` counts the batch axis."""
         shape = tuple(self.shapes[x][i - 1] for i in order[1:])
         return self.node("Transpose", [x], name, shape, perm=list(order))
 
     def reshape(self, x: str, name: str, shape: Sequence[int], batch: int = 0) -> str:
-        """Another shape behind the same batch axis (`batch=0`), or behind what is left over (`batch=-1`)."""
+        """Change the shape after the same batch axis (`batch=0`), or after an inferred one (`batch=-1`)."""
         target = self.constant(f"{name}.shape", [batch, *shape], np.int64)
         return self.node("Reshape", [x, target], name, tuple(shape))
 
     def slice(self, x: str, name: str, axis: int, start: int, end: int, step: int = 1) -> str:
-        """A part of one axis, which counts the batch axis."""
+        """Add a part of one axis, counted with the batch axis."""
         shape = list(self.shapes[x])
         shape[axis - 1] = -(-(end - start) // step)
         values = {"from": start, "to": end, "axis": axis, "step": step}
         inputs = [self.constant(f"{key}_{value}", [value], np.int64) for key, value in values.items()]
-        return self.node("Slice", [x, *inputs], name, shape)
+        return self.node("Slice", [x, *inputs], name, tuple(shape))
 
     def linear(self, x: str, name: str, outputs: int, gain: float = math.sqrt(2), bias: bool = True) -> str:
-        """A linear layer over the last axis of more than two axes: MatMul and Add."""
+        """Add a linear layer over the last axis of more than two axes: MatMul and Add."""
         *rest, inputs = self.shapes[x]
         shape = (*rest, outputs)
         self.parameters += inputs * outputs
-        weight = self.tensor(
-            f"{name}.weight",
-            (inputs, outputs),
-            lambda: self.weights.matrix(f"{name}.weight", (outputs, inputs), gain).T,
-        )
+        key = f"{name}.weight"
+        weight = self.tensor(key, (inputs, outputs), lambda: self.weights.matrix(key, (outputs, inputs), gain).T)
         if not bias:
             return self.node("MatMul", [x, weight], name, shape)
         product = self.node("MatMul", [x, weight], f"{name}.product", shape)
         return self.node("Add", [product, self.parameter(f"{name}.bias", outputs)], name, shape)
 
     def gemm(self, x: str, name: str, outputs: int, output: str | None = None, gain: float = math.sqrt(2)) -> str:
-        """A linear layer on (N, C)."""
+        """Add a linear layer on (N, C)."""
         inputs, key = self.shapes[x][0], f"{name}.weight"
         self.parameters += outputs * inputs
         weight = self.tensor(key, (outputs, inputs), lambda: self.weights.matrix(key, (outputs, inputs), gain))
@@ -274,23 +271,23 @@ class GraphBuilder:
         return self.node("Gemm", [x, weight, bias], output or name, (outputs,), alpha=1.0, beta=1.0, transB=1)
 
     def classifier(self, x: str, name: str) -> str:
-        """The last linear layer, on (N, C): the output of the network."""
+        """Add the last linear layer, on (N, C): the output of the network."""
         return self.gemm(x, name, CLASSES, LOGITS, 1.0)
 
     def pooled(self, x: str) -> str:
-        """Mean over the map: (N, C)."""
+        """Add the mean over the map: (N, C)."""
         return self.flatten(self.node("GlobalAveragePool", [x], "avgpool", (self.shapes[x][0], 1, 1)))
 
     def flatten(self, x: str) -> str:
-        """(N, C H W)."""
+        """Flatten to (N, C H W)."""
         return self.node("Flatten", [x], "flatten", (math.prod(self.shapes[x]),), axis=1)
 
     def pooled_classifier(self, x: str, name: str) -> str:
-        """Mean over the map and the last linear layer."""
+        """Add the mean over the map and the last linear layer."""
         return self.classifier(self.pooled(x), name)
 
     def gelu(self, x: str, name: str) -> str:
-        """Exact GELU as the exporter's chain."""
+        """Add exact GELU as the exporter's chain."""
         shape = self.shapes[x]
         y = self.node("Div", [x, self.constant("sqrt_2", math.sqrt(2))], f"{name}.scaled", shape)
         y = self.node("Erf", [y], f"{name}.erf", shape)
@@ -299,7 +296,7 @@ class GraphBuilder:
         return self.node("Mul", [y, self.constant("half", 0.5)], name, shape)
 
     def layer_norm(self, x: str, name: str, axis: int = -1, eps: float = LAYER_NORM_EPS) -> str:
-        """LayerNorm as the exporter's chain.
+        """Add LayerNorm as the exporter's chain.
 
         `axis=-1` is `F.layer_norm`; `axis=1` normalises the channels of a map as ConvNeXt's own code does, which
         subtracts the mean twice.

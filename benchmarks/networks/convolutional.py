@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 from neonext_ms.export.graph import INPUT, LOGITS
 
-from .builder import GraphBuilder
-
-# What the last BatchNorm of a residual branch is scaled by, so that random weights do not grow with depth.
-_BRANCH = 0.4
+from .builder import BRANCH_NORM, GraphBuilder
 
 
 def resnet(
@@ -19,20 +20,13 @@ def resnet(
     bottleneck: bool,
     groups: int = 1,
     base_width: int = 64,
+    squeeze: bool = False,
 ) -> str:
-    """ResNet (arXiv 1512.03385), with the stride in the 3x3 convolution.
+    """Build ResNet (arXiv 1512.03385), with the stride in the 3x3 convolution.
 
-    `groups` and `base_width` make it a ResNeXt (arXiv 1611.05431) or a wide one (arXiv 1605.07146).
+    `groups` and `base_width` make it a ResNeXt (arXiv 1611.05431) or a wide one (arXiv 1605.07146), `squeeze` an
+    SE-ResNet (arXiv 1709.01507).
     """
-    return _resnet(g, depths, bottleneck, groups, base_width, False)
-
-
-def seresnet(g: GraphBuilder, depths: tuple[int, int, int, int]) -> str:
-    """SE-ResNet (arXiv 1709.01507) of bottlenecks."""
-    return _resnet(g, depths, True, 1, 64, True)
-
-
-def _resnet(g: GraphBuilder, depths: tuple, bottleneck: bool, groups: int, base_width: int, squeeze: bool) -> str:
     x = g.relu(g.conv(INPUT, "conv1", 64, 7, stride=2, padding=3, norm="bn1"), "relu")
     x = g.pool(x, "maxpool", "MaxPool", 3, 2, 1)
     for stage, depth in enumerate(depths):
@@ -48,13 +42,18 @@ def _resnet(g: GraphBuilder, depths: tuple, bottleneck: bool, groups: int, base_
     return g.pooled_classifier(x, "fc")
 
 
+def seresnet(g: GraphBuilder, depths: tuple[int, int, int, int]) -> str:
+    """Build SE-ResNet of bottlenecks."""
+    return resnet(g, depths, True, squeeze=True)
+
+
 def _residual(g: GraphBuilder, x: str, name: str, steps: list[tuple], stride: int, squeeze: bool) -> str:
     outputs, y = steps[-1][0], x
     for i, (channels, kernel, step, groups) in enumerate(steps, 1):
         last = i == len(steps)
         y = g.conv(
             y, f"{name}.conv{i}", channels, kernel, stride=step, padding=kernel // 2, groups=groups,
-            norm=f"{name}.bn{i}", norm_scale=_BRANCH if last else 1.0,
+            norm=f"{name}.bn{i}", norm_scale=BRANCH_NORM if last else 1.0,
         )  # fmt: skip
         if not last:
             y = g.relu(y, f"{name}.relu{i}")
@@ -66,7 +65,7 @@ def _residual(g: GraphBuilder, x: str, name: str, steps: list[tuple], stride: in
 
 
 def regnet_x(g: GraphBuilder, widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> str:
-    """RegNetX (arXiv 2003.13678) from its table of stages."""
+    """Build RegNetX (arXiv 2003.13678) from its table of stages."""
     x = g.relu(g.conv(INPUT, "stem.0", 32, 3, stride=2, padding=1, norm="stem.1"), "stem.2")
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
         for block in range(depth):
@@ -76,7 +75,7 @@ def regnet_x(g: GraphBuilder, widths: tuple[int, ...], depths: tuple[int, ...], 
                 y, f"{name}.b", width, 3, stride=stride, padding=1, groups=width // group_width,
                 norm=f"{name}.b.norm",
             )  # fmt: skip
-            y = g.conv(g.relu(y, f"{name}.b.relu"), f"{name}.c", width, norm=f"{name}.c.norm", norm_scale=_BRANCH)
+            y = g.conv(g.relu(y, f"{name}.b.relu"), f"{name}.c", width, norm=f"{name}.c.norm", norm_scale=BRANCH_NORM)
             if not block:
                 x = g.conv(x, f"{name}.proj", width, stride=stride, norm=f"{name}.proj.norm")
             x = g.relu(g.add(x, y, f"{name}.add"), name)
@@ -84,7 +83,7 @@ def regnet_x(g: GraphBuilder, widths: tuple[int, ...], depths: tuple[int, ...], 
 
 
 def densenet121(g: GraphBuilder) -> str:
-    """DenseNet-121 (arXiv 1608.06993): growth 32; BatchNorm before a convolution's ReLU cannot be folded."""
+    """Build DenseNet-121 (arXiv 1608.06993), growth 32; BatchNorm before a convolution's ReLU cannot be folded."""
     x = g.relu(g.conv(INPUT, "conv0", 64, 7, stride=2, padding=3, norm="norm0"), "relu0")
     x = g.pool(x, "pool0", "MaxPool", 3, 2, 1)
     for stage, depth in enumerate((6, 12, 24, 16), 1):
@@ -105,20 +104,15 @@ def densenet121(g: GraphBuilder) -> str:
 
 
 def squeezenet1_1(g: GraphBuilder) -> str:
-    """SqueezeNet 1.1 (arXiv 1602.07360)."""
+    """Build SqueezeNet 1.1 (arXiv 1602.07360)."""
     x = g.relu(g.conv(INPUT, "features.0", 64, 3, stride=2), "features.1")
-    pools = {2: "features.2", 5: "features.5", 8: "features.8"}
-    fires = {3: (16, 64), 4: (16, 64), 6: (32, 128), 7: (32, 128), 9: (48, 192), 10: (48, 192), 11: (64, 256)}
-    fires[12] = (64, 256)
-    for i in sorted([*pools, *fires]):
-        if i in pools:
-            x = g.pool(x, pools[i], "MaxPool", 3, 2, ceil=True)
-            continue
-        squeeze, expand = fires[i]
+    for i, squeeze in ((3, 16), (4, 16), (6, 32), (7, 32), (9, 48), (10, 48), (11, 64), (12, 64)):
+        if f"features.{i - 1}" not in g.shapes:
+            x = g.pool(x, f"features.{i - 1}", "MaxPool", 3, 2, ceil=True)
         name = f"features.{i}"
         x = g.relu(g.conv(x, f"{name}.squeeze", squeeze), f"{name}.squeeze_relu")
-        small = g.relu(g.conv(x, f"{name}.expand1x1", expand), f"{name}.expand1x1_relu")
-        large = g.relu(g.conv(x, f"{name}.expand3x3", expand, 3, padding=1), f"{name}.expand3x3_relu")
+        small = g.relu(g.conv(x, f"{name}.expand1x1", 4 * squeeze), f"{name}.expand1x1_relu")
+        large = g.relu(g.conv(x, f"{name}.expand3x3", 4 * squeeze, 3, padding=1), f"{name}.expand3x3_relu")
         x = g.concat([small, large], name)
     x = g.relu(g.conv(x, "classifier.1", 1000), "classifier.2")
     x = g.node("GlobalAveragePool", [x], "classifier.3", (1000, 1, 1))
@@ -140,7 +134,7 @@ _INCEPTIONS = {
 
 
 def _transformed_input(g: GraphBuilder) -> str:
-    """The image normalised once more, from ImageNet's statistics to a range of -1 to 1, as `transform_input` does."""
+    """Normalise the image again, from ImageNet's statistics to a range of -1 to 1, as `transform_input` does."""
     parts = []
     _, height, width = g.shapes[INPUT]
     for i, (mean, deviation) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
@@ -155,7 +149,7 @@ def _transformed_input(g: GraphBuilder) -> str:
 
 
 def googlenet(g: GraphBuilder) -> str:
-    """GoogLeNet (arXiv 1409.4842) as torchvision has it: BatchNorm, and 3x3 where the paper has 5x5."""
+    """Build GoogLeNet (arXiv 1409.4842) as in torchvision: BatchNorm, and 3x3 where the paper has 5x5."""
 
     def conv(x: str, name: str, channels: int, kernel: int = 1, stride: int = 1) -> str:
         y = g.conv(x, name, channels, kernel, stride=stride, padding=kernel // 2, norm=f"{name}.bn", norm_eps=1e-3)
@@ -177,12 +171,12 @@ def googlenet(g: GraphBuilder) -> str:
     return g.pooled_classifier(x, "fc")
 
 
-def _inception_branch(g: GraphBuilder, x: str, name: str, steps: tuple) -> str:
-    """Convolutions with ReLU, each `(channels, kernel, stride, padding)` as far as they differ from 1x1."""
+def _inception_branch(g: GraphBuilder, x: str, name: str, steps: Sequence[tuple[Any, ...]]) -> str:
+    """Add convolutions with ReLU, each `(channels, kernel, stride, padding)` as far as it differs from 1x1."""
     for i, step in enumerate(steps):
-        channels, kernel, stride, padding = (*step, *(1, 1, 0)[len(step) - 1 :])
+        options = dict(zip(("channels", "kernel", "stride", "padding"), step, strict=False))
         key = f"{name}.{i}"
-        y = g.conv(x, key, channels, kernel, stride=stride, padding=padding, norm=f"{key}.bn", norm_eps=1e-3)
+        y = g.conv(x, key, **options, norm=f"{key}.bn", norm_eps=1e-3)
         x = g.relu(y, f"{key}.relu")
     return x
 
@@ -215,7 +209,7 @@ _INCEPTION_V3 = {
 
 
 def inception_v3(g: GraphBuilder) -> str:
-    """Inception v3 (arXiv 1512.00567), made for 299x299."""
+    """Build Inception v3 (arXiv 1512.00567), made for 299x299."""
     x = _inception_branch(g, _transformed_input(g), "Conv2d_1a", ((32, 3, 2), (32, 3), (64, 3, 1, 1)))
     x = g.pool(x, "maxpool1", "MaxPool", 3, 2)
     x = g.pool(_inception_branch(g, x, "Conv2d_3b", ((80,), (192, 3))), "maxpool2", "MaxPool", 3, 2)
@@ -247,7 +241,7 @@ def _inception_e(g: GraphBuilder, x: str, name: str) -> list[str]:
 
 
 def vgg(g: GraphBuilder, depths: tuple[int, ...]) -> str:
-    """VGG (arXiv 1409.1556)."""
+    """Build VGG (arXiv 1409.1556)."""
     x = INPUT
     for stage, depth in enumerate(depths):
         for layer in range(depth):
@@ -258,7 +252,7 @@ def vgg(g: GraphBuilder, depths: tuple[int, ...]) -> str:
 
 
 def alexnet(g: GraphBuilder) -> str:
-    """AlexNet (arXiv 1404.5997)."""
+    """Build AlexNet (arXiv 1404.5997)."""
     x = g.relu(g.conv(INPUT, "features.0", 64, 11, stride=4, padding=2), "features.1")
     x = g.relu(g.conv(g.pool(x, "features.2", "MaxPool", 3, 2), "features.3", 192, 5, padding=2), "features.4")
     x = g.pool(x, "features.5", "MaxPool", 3, 2)
@@ -268,12 +262,12 @@ def alexnet(g: GraphBuilder) -> str:
 
 
 def _three_linear(g: GraphBuilder, x: str, size: int) -> str:
-    """The map averaged to `size` x `size`, and three linear layers."""
+    """Average the map to `size` x `size` and add three linear layers."""
     height, width = g.shapes[x][1:]
     if height != width or height % size or not height:
         raise InputError(
-            f"{g.name}: image size {'x'.join(map(str, g.shapes[INPUT][1:]))}: the last map is {height}x{width} and has "
-            f"to be a square of a multiple of {size}, as with 224x224"
+            f"{g.name}: image size {format_size(g.shapes[INPUT][1:])}: the last map is {height}x{width} and has to be "
+            f"a square of a multiple of {size}, as with 224x224"
         )
     x = g.flatten(g.pool(x, "avgpool", "AveragePool", height // size, height // size))
     for i in (1, 4):

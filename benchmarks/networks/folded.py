@@ -1,4 +1,4 @@
-"""ConvNeXt and ResNet as deployment graphs, written and folded by what writes and folds NeoNeXt."""
+"""ConvNeXt and ResNet as deployment graphs, folded and emitted by the code that folds and emits NeoNeXt."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ RULES = (channels_first, batch_norm_into_conv, layer_norm_into_next, layer_norm_
 
 
 def fold(graph: DeployGraph) -> DeployGraph:
-    """The deployment form: BatchNorms in the convolutions, scales of LayerNorm and of the layer in the linear layers,
-    and those as 1x1 convolutions."""
+    """Return the deployment form of a graph.
+
+    BatchNorms are folded into the convolutions, the scales of LayerNorm and of the layer into the linear layers, and
+    those become 1x1 convolutions.
+    """
     for rule in RULES:
         graph = rule(graph)
     return graph
@@ -35,7 +38,7 @@ def convnext(
     depths: tuple[int, ...],
     dims: tuple[int, ...],
 ) -> DeployGraph:
-    """ConvNeXt (arXiv 2201.03545) node by node, from the arrays of its authors' code."""
+    """Return ConvNeXt (arXiv 2201.03545) node by node, from the arrays of its authors' code."""
     b = LayerList(arrays)
     weights = ("weight", "bias")
 
@@ -63,7 +66,7 @@ def convnext(
     b.add("global_mean", "mean")
     norm("norm", -1)
     b.add("linear", "head", weights, output=LOGITS)
-    return DeployGraph(tuple(b.layers), tuple(image_size), (LOGITS,), network)
+    return DeployGraph(tuple(b.layers), image_size, (LOGITS,), network)
 
 
 def resnet(
@@ -75,9 +78,9 @@ def resnet(
     groups: int = 1,
     base_width: int = 64,
 ) -> DeployGraph:
-    """ResNet (arXiv 1512.03385) or ResNeXt (arXiv 1611.05431) node by node, from the arrays of torchvision.
+    """Return ResNet (arXiv 1512.03385) or ResNeXt (arXiv 1611.05431) node by node, from the arrays of torchvision.
 
-    `base_width` shows in the arrays.
+    `base_width` is implied by the arrays.
     """
     b = LayerList(arrays)
 
@@ -106,4 +109,4 @@ def resnet(
             b.add("relu", name)
     b.add("global_mean", "avgpool")
     b.add("linear", "fc", ("weight", "bias"), output=LOGITS)
-    return DeployGraph(tuple(b.layers), tuple(image_size), (LOGITS,), network)
+    return DeployGraph(tuple(b.layers), image_size, (LOGITS,), network)

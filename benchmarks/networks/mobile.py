@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 
 from neonext_ms.export.graph import INPUT
 
-from .builder import GraphBuilder
+from .builder import BRANCH_NORM, GraphBuilder
 
-# What the last BatchNorm of a residual branch is scaled by, so that random weights do not grow with depth.
-_BRANCH = 0.4
 Activation = Callable[[str, str], str]
 
 
 def mobilenet_v1(g: GraphBuilder) -> str:
-    """MobileNet v1 (arXiv 1704.04861), width 1."""
+    """Build MobileNet v1 (arXiv 1704.04861), width 1."""
 
     def step(x: str, name: str, channels: int, kernel: int, stride: int, groups: int = 1) -> str:
         y = g.conv(x, name, channels, kernel, stride=stride, padding=kernel // 2, groups=groups, norm=f"{name}.norm")
@@ -45,7 +44,7 @@ def _bottleneck(
     act: Activation,
     squeeze: tuple[int, Activation, Activation] | None = None,
 ) -> str:
-    """Inverted residual (arXiv 1801.04381): 1x1 to `expanded`, depthwise, squeeze and excitation, 1x1."""
+    """Add an inverted residual (arXiv 1801.04381): 1x1 to `expanded`, depthwise, squeeze and excitation, 1x1."""
     inputs, y = g.shapes[x][0], x
     if expanded != inputs:
         y = act(g.conv(y, f"{name}.expand", expanded, norm=f"{name}.expand.norm"), f"{name}.expand.act")
@@ -57,7 +56,7 @@ def _bottleneck(
     if squeeze:
         y = g.squeeze_excite(y, f"{name}.se", *squeeze)
     same = stride == 1 and inputs == channels
-    y = g.conv(y, f"{name}.project", channels, norm=f"{name}.project.norm", norm_scale=_BRANCH if same else 1.0)
+    y = g.conv(y, f"{name}.project", channels, norm=f"{name}.project.norm", norm_scale=BRANCH_NORM if same else 1.0)
     return g.add(x, y, name) if same else y
 
 
@@ -66,21 +65,33 @@ def _conv(g: GraphBuilder, x: str, name: str, channels: int, kernel: int, stride
     return act(y, f"{name}.act")
 
 
-def mobilenet_v2(g: GraphBuilder) -> str:
-    """MobileNet v2 (arXiv 1801.04381), width 1."""
-    x = _conv(g, INPUT, "features.0", 32, 3, 2, g.relu6)
-    plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-    i = 1
-    for factor, channels, depth, first in plan:
+def _stages(
+    g: GraphBuilder, x: str, name: Callable[[int, int], str], stages: Sequence[tuple], act: Activation, squeeze=False
+) -> str:
+    """Add inverted residuals by stages of (expansion, channels, kernel, depth, first stride).
+
+    `name` gives the name of a block from the numbers of its stage and block.
+    """
+    for stage, (factor, channels, kernel, depth, first) in enumerate(stages):
         for block in range(depth):
-            expanded = factor * g.shapes[x][0]
-            x = _bottleneck(g, x, f"features.{i}", channels, 3, 1 if block else first, expanded, g.relu6)
-            i += 1
-    return g.pooled_classifier(_conv(g, x, f"features.{i}", 1280, 1, 1, g.relu6), "classifier")
+            inputs, stride = g.shapes[x][0], 1 if block else first
+            gate = (inputs // 4, act, g.sigmoid) if squeeze else None
+            x = _bottleneck(g, x, name(stage, block), channels, kernel, stride, factor * inputs, act, gate)
+    return x
+
+
+def mobilenet_v2(g: GraphBuilder) -> str:
+    """Build MobileNet v2 (arXiv 1801.04381), width 1."""
+    x = _conv(g, INPUT, "features.0", 32, 3, 2, g.relu6)
+    stages = ((1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 32, 3, 3, 2), (6, 64, 3, 4, 2), (6, 96, 3, 3, 1),
+              (6, 160, 3, 3, 2), (6, 320, 3, 1, 1))  # fmt: skip
+    number = count(1)
+    x = _stages(g, x, lambda stage, block: f"features.{next(number)}", stages, g.relu6)
+    return g.pooled_classifier(_conv(g, x, "features.18", 1280, 1, 1, g.relu6), "classifier")
 
 
 def mobilenet_v3_large(g: GraphBuilder) -> str:
-    """MobileNet v3 large (arXiv 1905.02244)."""
+    """Build MobileNet v3 large (arXiv 1905.02244)."""
     x = _conv(g, INPUT, "features.0", 16, 3, 2, g.hard_swish)
     # Kernel, expanded, channels, squeeze and excitation, hard swish, stride.
     plan = [
@@ -91,7 +102,7 @@ def mobilenet_v3_large(g: GraphBuilder) -> str:
         *((5, 672, 160, 1, 1, 2), (5, 960, 160, 1, 1, 1), (5, 960, 160, 1, 1, 1)),
     ]
     for i, (kernel, expanded, channels, squeezed, hard, stride) in enumerate(plan, 1):
-        # A quarter, rounded to a multiple of 8, but never by more than a tenth down.
+        # A quarter, rounded to a multiple of 8, but never down by more than a tenth.
         inner = max(8, (expanded // 4 + 4) // 8 * 8)
         inner += 8 if inner < 0.9 * (expanded // 4) else 0
         squeeze = (inner, g.relu, g.hard_sigmoid) if squeezed else None
@@ -102,36 +113,26 @@ def mobilenet_v3_large(g: GraphBuilder) -> str:
 
 
 def mnasnet1_0(g: GraphBuilder) -> str:
-    """MnasNet (arXiv 1807.11626), depth multiplier 1."""
+    """Build MnasNet (arXiv 1807.11626), depth multiplier 1."""
     x = _conv(g, INPUT, "layers.0", 32, 3, 2, g.relu)
     x = _bottleneck(g, x, "layers.3", 16, 3, 1, 32, g.relu)
-    for stage, (factor, channels, kernel, depth, first) in enumerate(
-        [(3, 24, 3, 3, 2), (3, 40, 5, 3, 2), (6, 80, 5, 3, 2), (6, 96, 3, 2, 1), (6, 192, 5, 4, 2), (6, 320, 3, 1, 1)],
-        8,
-    ):
-        for block in range(depth):
-            expanded, name = factor * g.shapes[x][0], f"layers.{stage}.{block}"
-            x = _bottleneck(g, x, name, channels, kernel, 1 if block else first, expanded, g.relu)
+    stages = ((3, 24, 3, 3, 2), (3, 40, 5, 3, 2), (6, 80, 5, 3, 2), (6, 96, 3, 2, 1), (6, 192, 5, 4, 2),
+              (6, 320, 3, 1, 1))  # fmt: skip
+    x = _stages(g, x, lambda stage, block: f"layers.{8 + stage}.{block}", stages, g.relu)
     return g.pooled_classifier(_conv(g, x, "layers.14", 1280, 1, 1, g.relu), "classifier")
 
 
 def efficientnet_b0(g: GraphBuilder) -> str:
-    """EfficientNet-B0 (arXiv 1905.11946)."""
+    """Build EfficientNet-B0 (arXiv 1905.11946)."""
     x = _conv(g, INPUT, "features.0", 32, 3, 2, g.swish)
-    plan = [
-        *((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3)),
-        *((6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1)),
-    ]
-    for stage, (factor, kernel, first, channels, depth) in enumerate(plan, 1):
-        for block in range(depth):
-            inputs, name = g.shapes[x][0], f"features.{stage}.{block}"
-            squeeze = (inputs // 4, g.swish, g.sigmoid)
-            x = _bottleneck(g, x, name, channels, kernel, 1 if block else first, factor * inputs, g.swish, squeeze)
+    stages = ((1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 3, 2), (6, 112, 5, 3, 1),
+              (6, 192, 5, 4, 2), (6, 320, 3, 1, 1))  # fmt: skip
+    x = _stages(g, x, lambda stage, block: f"features.{1 + stage}.{block}", stages, g.swish, squeeze=True)
     return g.pooled_classifier(_conv(g, x, "features.8", 1280, 1, 1, g.swish), "classifier")
 
 
 def shufflenet_v2(g: GraphBuilder, channels: tuple[int, ...]) -> str:
-    """ShuffleNet v2 (arXiv 1807.11164): `channels` of the first convolution, the three stages and the last one."""
+    """Build ShuffleNet v2 (arXiv 1807.11164): `channels` of the first convolution, three stages and the last one."""
     x = g.pool(_conv(g, INPUT, "conv1", channels[0], 3, 2, g.relu), "maxpool", "MaxPool", 3, 2, 1)
     for stage, depth in enumerate((4, 8, 4), 1):
         for block in range(depth):

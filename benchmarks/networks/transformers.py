@@ -12,14 +12,14 @@ from neonext_ms.export.graph import INPUT, NCHW, NHWC
 
 from .builder import GraphBuilder
 
-# The mean of random layer scales; a trained network's lie between 0.01 and 1.
+# Mean of random layer scales; those of a trained network lie between 0.01 and 1.
 _LAYER_SCALE = 0.3
-# What ConvMixer's BatchNorms are scaled by: below, all images come to the same values; above, values grow with depth.
+# Scale of ConvMixer's BatchNorms: below, all images come to the same values; above, values grow with depth.
 _MIXER_NORM = 0.8
 
 
 def convnext(g: GraphBuilder, depths: tuple[int, ...], dims: tuple[int, ...]) -> str:
-    """ConvNeXt (arXiv 2201.03545) as its authors' code exports.
+    """Build ConvNeXt (arXiv 2201.03545) as its authors' code exports.
 
     The linear layers of a block lie channels last between two transposes; the LayerNorms of stem and downsampling
     normalise over axis 1.
@@ -28,7 +28,7 @@ def convnext(g: GraphBuilder, depths: tuple[int, ...], dims: tuple[int, ...]) ->
 
 
 def convnext_v2(g: GraphBuilder, depths: tuple[int, ...], dims: tuple[int, ...]) -> str:
-    """ConvNeXt V2 (arXiv 2301.00808): no layer scale, and a global response normalisation between the linear layers."""
+    """Build ConvNeXt V2 (arXiv 2301.00808): no layer scale, global response normalisation between the linear layers."""
     return _convnext(g, depths, dims, 2)
 
 
@@ -61,7 +61,7 @@ def _convnext_block(g: GraphBuilder, x: str, name: str, version: int) -> str:
 
 
 def _response_norm(g: GraphBuilder, x: str, name: str) -> str:
-    """`gamma * (x * N) + beta + x`, N the channels' norms over the map relative to their mean."""
+    """Add `gamma * (x * N) + beta + x`, where N is the channels' norms over the map relative to their mean."""
     channels = g.shapes[x][-1]
     norm = g.node("ReduceL2", [x], f"{name}.norm", (1, 1, channels), axes=[1, 2], keepdims=1)
     mean = g.node("ReduceMean", [norm], f"{name}.mean", (1, 1, 1), axes=[-1], keepdims=1)
@@ -74,7 +74,7 @@ def _response_norm(g: GraphBuilder, x: str, name: str) -> str:
 
 
 def convmixer(g: GraphBuilder, dim: int, depth: int, kernel: int, patch: int) -> str:
-    """ConvMixer (arXiv 2201.09792): BatchNorm behind GELU, which no convolution can take in."""
+    """Build ConvMixer (arXiv 2201.09792), whose BatchNorm follows GELU and cannot be folded."""
     x = g.batch_norm(g.gelu(g.conv(INPUT, "0", dim, patch, stride=patch), "1"), "2")
     for i in range(3, 3 + depth):
         y = g.conv(x, f"{i}.0.fn.0", dim, kernel, padding=kernel // 2, groups=dim)
@@ -85,7 +85,7 @@ def convmixer(g: GraphBuilder, dim: int, depth: int, kernel: int, patch: int) ->
 
 
 def vit(g: GraphBuilder, dim: int, depth: int, heads: int, patch: int) -> str:
-    """Vision transformer (arXiv 2010.11929) with timm's attention: one product for q, k and v, split by Gather."""
+    """Build a vision transformer (arXiv 2010.11929) with timm's attention: one product for q, k, v, split by Gather."""
     x = g.conv(INPUT, "patch_embed.proj", dim, patch, stride=patch)
     count = math.prod(g.shapes[x][1:])
     x = g.transpose(g.reshape(x, "patch_embed.flatten", (dim, count)), "patch_embed", (0, 2, 1))
@@ -140,7 +140,7 @@ def _attention(
 
 
 def swin(g: GraphBuilder, dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int) -> str:
-    """Swin transformer (arXiv 2103.14030) as its authors' code exports, for maps that the windows divide."""
+    """Build a Swin transformer (arXiv 2103.14030) as its authors' code exports, for maps that the windows divide."""
     x = g.conv(INPUT, "patch_embed.proj", dim, 4, stride=4)
     _, height, width = g.shapes[x]
     x = g.transpose(g.reshape(x, "patch_embed.flatten", (dim, height * width)), "patch_embed", (0, 2, 1))
@@ -152,7 +152,7 @@ def swin(g: GraphBuilder, dim: int, depths: tuple[int, ...], heads: tuple[int, .
                 f"{window}, as with 224x224"
             )
         for block in range(depth):
-            # A window that is the whole map has nowhere to shift to.
+            # A window as large as the map cannot be shifted.
             shift = window // 2 if block % 2 and min(height, width) > window else 0
             x = _swin_block(g, x, f"layers.{stage}.{block}", (height, width), heads[stage], window, shift)
         if stage < len(depths) - 1:
@@ -177,7 +177,7 @@ def _patch_merging(g: GraphBuilder, x: str, name: str, size: tuple[int, int]) ->
 
 
 def _rolled(g: GraphBuilder, x: str, name: str, shift: int) -> str:
-    """Rows and columns moved up and left by `shift`, around the edge."""
+    """Move rows and columns up and left by `shift`, around the edge."""
     for axis, side in ((1, "rows"), (2, "columns")):
         size = g.shapes[x][axis - 1]
         cut = shift % size
@@ -207,8 +207,8 @@ def _swin_block(g: GraphBuilder, x: str, name: str, size: tuple[int, int], heads
             return scores
         split = (rows * columns, heads, area, area)
         scores = g.reshape(scores, f"{name}.attn.by_window", split, batch=-1)
-        mask = _swin_mask((height, width), window, shift)
-        mask = g.tensor(f"{name}.attn.mask", mask.shape, lambda: mask)
+        values = _swin_mask((height, width), window, shift)
+        mask = g.tensor(f"{name}.attn.mask", values.shape, lambda: values)
         scores = g.node("Add", [scores, mask], f"{name}.attn.masked", split)
         return g.reshape(scores, f"{name}.attn.again", (heads, area, area), batch=-1)
 
@@ -223,8 +223,8 @@ def _swin_block(g: GraphBuilder, x: str, name: str, size: tuple[int, int], heads
 
 
 def _swin_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """-100 between pixels of a shifted window that are no neighbours in the image: (1, windows, 1, w^2, w^2)."""
-    # Along each side: whole windows, what is left of the last one, what came around the edge.
+    """Return -100 between pixels of a shifted window that are no neighbours in the image: (1, windows, 1, w^2, w^2)."""
+    # Along each side: complete windows, the rest of the last one, what came around the edge.
     sides = [np.digitize(np.arange(n), (n - window, n - shift)) for n in size]
     regions = 3 * sides[0][:, None] + sides[1][None]
     regions = regions.reshape(size[0] // window, window, size[1] // window, window).transpose(0, 2, 1, 3)

@@ -1,4 +1,4 @@
-"""Seeded random weights by name: the same for every form of a network, whatever order they are asked for in."""
+"""Seeded random weights by name: the same for every form of a network, in whatever order they are requested."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Weights:
     """Random float32 arrays that keep the values of a deep network far from the limits of float16.
 
     Args:
-        seed: of all of them.
-        keep: fill `made`.
+        seed: random seed of all arrays.
+        keep: keep the arrays in `arrays`.
 
     Attributes:
-        made: every array that was asked for, by name: the state dict of the PyTorch module.
+        arrays: every array that was requested, by name: the state dict of the PyTorch module.
     """
 
     def __init__(self, seed: int = 0, keep: bool = False):
         self._seed, self._keep = seed, keep
-        self.made: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, np.ndarray] = {}
 
     def _normal(self, name: str, shape, deviation: float, mean: float = 0.0) -> np.ndarray:
         generator = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
@@ -32,20 +32,19 @@ class Weights:
         array *= np.float32(deviation)
         array += np.float32(mean)
         if self._keep:
-            self.made[name] = array
+            self.arrays[name] = array
         return array
 
     def matrix(self, name: str, shape: tuple[int, ...], gain: float = math.sqrt(2)) -> np.ndarray:
-        """Weights `(out, in, ...)` of a linear layer or convolution: normal, of deviation `gain / sqrt(inputs)`."""
-        deviation = gain / math.sqrt(math.prod(shape[1:]))
-        return self._normal(name, shape, deviation)
+        """Return `(out, in, ...)` of a linear layer or convolution: normal, of deviation `gain / sqrt(inputs)`."""
+        return self._normal(name, shape, gain / math.sqrt(math.prod(shape[1:])))
 
     def vector(self, name: str, size: int, mean: float = 0.0, deviation: float = 0.1) -> np.ndarray:
-        """A bias, a scale or an embedding: normal."""
+        """Return a bias, a scale or an embedding: normal."""
         return self._normal(name, size, deviation, mean)
 
     def batch_norm(self, name: str, channels: int, scale: float = 1.0) -> dict[str, np.ndarray]:
-        """The four arrays of a BatchNorm by their names in PyTorch, away from neutral, around `scale`."""
+        """Return the four arrays of a BatchNorm by their names in PyTorch, away from neutral, around `scale`."""
         weight = self.vector(f"{name}.weight", channels, scale, 0.2 * scale)
         variance = self.vector(f"{name}.running_var", channels, 1.0, 0.2)
         np.maximum(variance, np.float32(0.2), out=variance)

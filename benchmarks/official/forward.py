@@ -1,8 +1,8 @@
-"""Forward passes of the official PyTorch model, one for each line of input; `OfficialTorch` starts it.
+"""Forward passes of the official PyTorch model, one for each line of input, started by `OfficialTorch`.
 
     python forward.py REPOSITORY THREADS WEIGHTS.pt OPTIONS_AS_JSON
 
-Lines in: `images FILE.npy`, `run`, `logits FILE.npy`. One line of JSON comes back for each, and one at the start.
+Input lines are `images FILE.npy`, `run` and `logits FILE.npy`. It answers each with a line of JSON, and the start too.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import sys
 import time
 
-from model import load_official
+from model import load_official  # type: ignore[import-not-found]
 
-# A pool of threads spins for a while after its work; that must not fall into another's turn.
+# A thread pool spins for a while after its work, which must not overlap the turn of another subject.
 _REST_SECONDS = 0.02
 
 
@@ -29,13 +29,13 @@ def _main(repository: str, threads: str, weights: str, options: str) -> None:
     images = None
     with torch.inference_mode():
         for line in sys.stdin:
-            order, _, path = line.rstrip("\n").partition(" ")
+            word, _, path = line.rstrip("\n").partition(" ")
             start = time.perf_counter()
-            if order == "images":
+            if word == "images":
                 images = torch.from_numpy(np.load(path))
-            elif order == "run":
+            elif word == "run":
                 model(images)
-            elif order == "logits":
+            elif word == "logits":
                 np.save(path, model(images).numpy())
             seconds = time.perf_counter() - start
             time.sleep(_REST_SECONDS)

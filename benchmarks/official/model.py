@@ -1,4 +1,4 @@
-"""Loads the official PyTorch model from its repository. Runs in the interpreter that has torch, not in ours."""
+"""The official PyTorch model, loaded from its repository, in the interpreter that has torch."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import importlib
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 
 def load_official(repository: str, options: dict):
-    """The official `NeoNeXt` with these options.
+    """Return the official `NeoNeXt` with these options.
 
     Args:
-        repository: a clone of HapKoM/neonext.
+        repository: clone of HapKoM/neonext.
         options: keyword arguments of the class.
     """
     folder = Path(repository) / "ptvision" / "models" / "neonext"
     sys.path.insert(0, str(repository))
-    # The package itself imports more than torch; only the module with the model is wanted.
+    # The package itself imports more than torch, so a stub takes its place and only the model's module is loaded.
     package = "ptvision.models.neonext"
     importlib.import_module("ptvision.models")
-    stub = types.ModuleType(package)
+    stub: Any = types.ModuleType(package)
     stub.__path__ = [str(folder)]
     sys.modules[package] = stub
     extension = f"{package}.neonext_cpp_module"

@@ -1,8 +1,8 @@
-"""Training steps of the official PyTorch code, one for each line of input; `train_step` starts it in torch's Python.
+"""Training steps of the official PyTorch code, one for each line of input, started by `train_step`.
 
-python step.py REPOSITORY THREADS BATCH IMAGE_SIZE OPTIONS_AS_JSON
+    python step.py REPOSITORY THREADS BATCH IMAGE_SIZE OPTIONS_AS_JSON
 
-Answers with one line of JSON each time: versions at first, then the seconds of a step.
+It answers with a line of JSON each time: its versions at the start, then the seconds of a step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from model import load_official
+from model import load_official  # type: ignore[import-not-found]
 
 
 def _main(repository: str, threads: str, batch: str, size: str, options: str) -> None:

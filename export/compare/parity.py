@@ -1,4 +1,4 @@
-"""Proof that an emitted file computes what the network computes: both ends run on the same images."""
+"""Parity of an exported file with the original network: both run on the same images."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from neonext_ms.common.errors import ParityError
-from neonext_ms.runtime.base import Runtime
 
-# Float32 against float32. Measured deviations are around 1e-6; a wrong epsilon already makes 4e-5.
-TOLERANCE = 2e-5
+from ..tolerances import TOLERANCES
+from .difference import difference, top1_agreement
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two sets of logits are apart.
+    """Deviation of two sets of logits.
 
     Attributes:
-        samples: images compared.
+        samples: number of images compared.
         max_abs: largest absolute difference of a logit.
         max_logit: largest absolute logit of the reference.
         relative_l2: norm of the difference over the norm of the reference.
-        top1_agree: images whose best class is the same, or whose two best classes tie within the tolerance.
+        top1_agree: number of images whose best class is the same, or whose two best classes tie within the tolerance.
     """
 
     samples: int
@@ -36,52 +35,36 @@ class Parity:
         """`max_abs / max_logit`."""
         return self.max_abs / self.max_logit if self.max_logit else self.max_abs
 
-    def holds(self, tolerance: float = TOLERANCE) -> bool:
-        """Whether both relative deviations are within the tolerance and every best class agrees."""
+    def agrees(self, tolerance: float = TOLERANCES["float32"]) -> bool:
+        """Return whether both relative deviations are within the tolerance and every best class agrees."""
         return self.top1_agree == self.samples and max(self.relative_l2, self.relative_max) <= tolerance
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {**asdict(self), "relative_max": self.relative_max}
 
 
-def compare(reference: np.ndarray, candidate: np.ndarray, tolerance: float = TOLERANCE) -> Parity:
+def compare(reference: np.ndarray, candidate: np.ndarray, tolerance: float = TOLERANCES["float32"]) -> Parity:
     """Compare logits.
 
     Args:
-        reference: `(N, classes)`.
-        candidate: likewise.
-        tolerance: relative deviation that passes; it decides what counts as a tie.
+        reference: logits of the network, `(N, classes)`.
+        candidate: logits of the exported file, likewise.
+        tolerance: relative deviation that passes; it decides which classes tie.
 
     Raises:
-        ParityError: another shape, or values that are not finite.
+        ParityError: different shapes, or values that are not finite.
     """
     if reference.shape != candidate.shape:
         raise ParityError(f"the outputs have shape {candidate.shape}, expected {reference.shape}")
-    for name, values in (("the network", reference), ("the emitted file", candidate)):
+    for name, values in (("the network", reference), ("the exported file", candidate)):
         if not np.isfinite(values).all():
-            raise ParityError(f"{name} gives values that are not finite numbers; are the weights in order?")
-    reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
-    difference = np.abs(candidate - reference)
-    largest = float(difference.max(initial=0.0))
-    norm = float(np.linalg.norm(reference))
-    max_logit = float(np.abs(reference).max(initial=0.0))
-    rows = np.arange(len(reference))
-    margin = reference[rows, reference.argmax(1)] - reference[rows, candidate.argmax(1)]
-    return Parity(
-        samples=len(reference),
-        max_abs=largest,
-        max_logit=max_logit,
-        relative_l2=float(np.linalg.norm(candidate - reference)) / norm if norm else largest,
-        top1_agree=int((margin <= 2 * tolerance * max_logit).sum()),
-    )
+            raise ParityError(f"{name} gives values that are not finite numbers. Check the weights.")
+    apart = difference("logits", reference, candidate)
+    top1 = top1_agreement(reference, candidate, tolerance)
+    return Parity(apart.samples, apart.max_abs, apart.max_value, apart.relative_l2, top1)
 
 
 def noise(samples: int, image_size: tuple[int, int], seed: int) -> np.ndarray:
-    """Standard normal images, float32 `(samples, 3, H, W)`, the same for the same seed."""
+    """Return standard normal images, float32 `(samples, 3, H, W)`, the same for the same seed."""
     return np.random.RandomState(seed).standard_normal((samples, 3, *image_size)).astype(np.float32)
-
-
-def run(runtime: Runtime, images: np.ndarray) -> np.ndarray:
-    """Logits of a runtime: the first image alone, the others together, so that a dynamic batch is exercised."""
-    return np.concatenate([runtime.run(images[:1]), runtime.run(images[1:])])

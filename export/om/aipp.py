@@ -1,261 +1,121 @@
-"""Static AIPP: normalisation and centre crop on the device from 8-bit pixels, and the same arithmetic on the host.
+"""Static AIPP: centre crop and normalization on the device, from 8-bit pixels, and what the host has to feed.
 
-AIPP computes `(pixel - mean_chn - min_chn) * var_reci_chn`, where `mean_chn` is an 8-bit whole number and the other two
-are float16. So 255 mean is split: its whole part, at most 255, is `mean_chn`, and only what is left is rounded to
-float16. Where these facts come from is in docs/aipp.md; nothing here has run on a device.
+AIPP computes `(pixel - mean_chn - min_chn) * var_reci_chn`, where `mean_chn` is an integer from 0 to 255 and the other
+two are float16. So 255 * mean is split: its integer part becomes `mean_chn`, which is exact, and only the rest is
+rounded to float16. docs/deploy.md names the sources of these facts; nothing here has run on a device.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError, UsageError, nearest
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 from neonext_ms.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_SIDE = 4096
-PRECISIONS = ("float16", "float32")
-_CHANNELS = range(3)
-_SWITCHES = ("csc_switch", "rbuv_swap_switch", "ax_swap_switch", "crop", "resize", "padding", "single_line_mode")
-_WHOLE = (
-    *("related_input_rank", "src_image_size_w", "src_image_size_h", "load_start_pos_w", "load_start_pos_h"),
-    *("crop_size_w", "crop_size_h", *(f"mean_chn_{i}" for i in range(4))),
-)
-_NUMBERS = tuple(f"{kind}_chn_{i}" for kind in ("min", "var_reci") for i in range(4))
-_WORDS = {"aipp_mode": ("static",), "input_format": ("RGB888_U8",)}
-_FIELD = re.compile(r"([a-z]\w*)\s*:\s*([^\s#{}]+)")
-_SMALLEST = float(np.finfo(np.float16).tiny)
-_LARGEST = float(np.finfo(np.float16).max)
+_SMALLEST, _LARGEST = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
 
 
 def default_source_size(preprocessing: Preprocessing, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the frame that the host feeds: `round(side / crop)`; the model's own size if mode is "as-is".
+    """Return height and width of the frame that the host feeds.
 
-    Args:
-        preprocessing: of the model.
-        image_size: height and width of the model's input.
+    This is `round(side / crop)`, or the size of the model's input if the preprocessing takes images as they are.
     """
+    height, width = image_size
     if preprocessing.mode == "as-is":
-        return tuple(image_size)
-    return tuple(round(side / preprocessing.crop) for side in image_size)
+        return height, width
+    return round(height / preprocessing.crop), round(width / preprocessing.crop)
 
 
 def crop_offsets(image_size: tuple[int, int], source_size: tuple[int, int]) -> tuple[int, int]:
-    """Top and left of the centre crop, rounded as in `images.prepare`.
+    """Return top and left of the centre crop, rounded as in `images.prepare`.
 
     Raises:
-        InputError: the source is smaller than the image.
+        InputError: a source smaller than the image.
     """
-    if any(source < side for source, side in zip(source_size, image_size, strict=True)):
+    top, left = (source - side for source, side in zip(source_size, image_size, strict=True))
+    if min(top, left) < 0:
         raise InputError(
-            f"AIPP: cannot cut {_size(image_size)} (height x width) out of a source of {_size(source_size)}; give a "
-            "source that is at least as large"
+            f"AIPP: cannot crop {format_size(image_size)} (height x width) out of a source of "
+            f"{format_size(source_size)}. Use a source that is at least as large."
         )
-    return tuple(round((source - side) / 2.0) for source, side in zip(source_size, image_size, strict=True))
+    return round(top / 2.0), round(left / 2.0)
 
 
 def aipp_config(
     preprocessing: Preprocessing, image_size: tuple[int, int], source_size: tuple[int, int] | None = None
 ) -> str:
-    """A static AIPP file, for ATC's `--insert_op_conf`: uint8 RGB (N, H, W, 3) becomes the model's normalised input.
+    """Return a static AIPP file for ATC's `--insert_op_conf`, the same text for the same arguments.
+
+    With it, uint8 RGB images (N, H, W, 3) become the model's normalized input.
 
     Args:
-        preprocessing: mean and std, and the crop for the default of `source_size`.
+        preprocessing: mean and std, and the crop that decides the default of `source_size`.
         image_size: height and width of the model's input.
-        source_size: height and width of what the host feeds; see `default_source_size`. The centre of the model's
-            size is cut out of it on the device; nothing is cut if it has that size.
-
-    Returns:
-        The text of the file; the same arguments give the same text.
+        source_size: height and width of the frame that the host feeds. The device crops its centre to the model's
+            size. None means `default_source_size`.
 
     Raises:
         InputError: a size outside 1 to 4096, a source smaller than the image, or a mean or std that AIPP cannot hold.
     """
-    source = default_source_size(preprocessing, image_size) if source_size is None else tuple(source_size)
+    source = source_size or default_source_size(preprocessing, image_size)
     for what, size in (("image", image_size), ("source", source)):
-        if any(not 1 <= side <= MAX_SIDE for side in size):
+        if not all(1 <= side <= MAX_SIDE for side in size):
             raise InputError(
-                f"AIPP: {what} size {_size(size)} (height x width); AIPP takes sides from 1 to {MAX_SIDE}; export "
-                "without AIPP, or feed a smaller image"
+                f"AIPP: {what} size {format_size(size)} (height x width) is not supported; sides must be from 1 to "
+                f"{MAX_SIDE}. Export without AIPP, or feed smaller images."
             )
     top, left = crop_offsets(image_size, source)
-    lines = [
-        "aipp_mode: static",
-        "related_input_rank: 0",
-        "input_format: RGB888_U8",
-        "csc_switch: false",
-        "rbuv_swap_switch: false",
-        f"src_image_size_w: {source[1]}",
-        f"src_image_size_h: {source[0]}",
-    ]
-    if source == tuple(image_size):
-        lines.append("crop: false")
-    else:
-        lines += [
-            "crop: true",
-            f"load_start_pos_w: {left}",
-            f"load_start_pos_h: {top}",
-            f"crop_size_w: {image_size[1]}",
-            f"crop_size_h: {image_size[0]}",
-        ]
+    fields: dict[str, object] = {
+        "aipp_mode": "static",
+        "related_input_rank": 0,
+        "input_format": "RGB888_U8",
+        "csc_switch": "false",
+        "rbuv_swap_switch": "false",
+        "src_image_size_w": source[1],
+        "src_image_size_h": source[0],
+        "crop": "false",
+    }
+    if source != tuple(image_size):
+        fields |= {
+            "crop": "true",
+            "load_start_pos_w": left,
+            "load_start_pos_h": top,
+            "crop_size_w": image_size[1],
+            "crop_size_h": image_size[0],
+        }
     split = [_split(mean) for mean in preprocessing.mean]
-    lines += [f"mean_chn_{i}: {whole}" for i, (whole, _) in enumerate(split)]
-    lines += [f"min_chn_{i}: {_number(rest)}" for i, (_, rest) in enumerate(split)]
-    lines += [f"var_reci_chn_{i}: {_number(_reciprocal(std))}" for i, std in enumerate(preprocessing.std)]
-    return "aipp_op {\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
+    fields |= {f"mean_chn_{i}": integer for i, (integer, _) in enumerate(split)}
+    # Nine digits give the same float32 when they are read. `e+` never occurs at these magnitudes.
+    fields |= {f"min_chn_{i}": f"{rest:.9g}" for i, (_, rest) in enumerate(split)}
+    fields |= {f"var_reci_chn_{i}": f"{_reciprocal(std):.9g}" for i, std in enumerate(preprocessing.std)}
+    return "aipp_op {\n" + "".join(f"    {name}: {value}\n" for name, value in fields.items()) + "}\n"
 
 
 def _split(mean: float) -> tuple[int, float]:
-    value = 255 * mean
-    whole = min(math.floor(value), 255)
-    rest = value - whole
-    if not (whole >= 0 and 0 <= rest <= 255):
-        raise InputError(
-            f"AIPP: a mean of {mean:g} cannot be subtracted on the device; it takes 0 to 2; export without AIPP"
-        )
-    return whole, rest
+    """Return the integer part of 255 * mean, at most 255, and the rest."""
+    integer = min(math.floor(255 * mean), 255)
+    rest = 255 * mean - integer
+    if not (integer >= 0 and 0 <= rest <= 255):
+        raise InputError(f"AIPP: cannot subtract a mean of {mean:g}; it must be from 0 to 2. Export without AIPP.")
+    return integer, rest
 
 
 def _reciprocal(std: float) -> float:
-    value = 1 / (255 * std)
-    if not _SMALLEST <= value <= _LARGEST:
+    factor = 1 / (255 * std)
+    if not _SMALLEST <= factor <= _LARGEST:
         raise InputError(
-            f"AIPP: a std of {std:g} needs the factor {value:g}, which float16 cannot hold with full precision "
-            f"({_SMALLEST:.2g} to {_LARGEST:g}); export without AIPP"
+            f"AIPP: a std of {std:g} needs the factor {factor:g}, which float16 cannot hold with full precision "
+            f"(expected {_SMALLEST:.2g} to {_LARGEST:g}). Export without AIPP."
         )
-    return value
-
-
-def _number(value: float) -> str:
-    """Nine digits: float32 comes back exactly; never with an exponent of 'e+'."""
-    return f"{value:.9g}"
-
-
-def _size(size) -> str:
-    return "x".join(map(str, size))
-
-
-def parse(text: str) -> dict[str, object]:
-    """The fields of a static AIPP file for RGB888_U8, with AIPP's defaults, checked.
-
-    Args:
-        text: one `aipp_op { ... }` in prototxt, with or without comments.
-
-    Returns:
-        Name -> bool, int, float or str.
-
-    Raises:
-        InputError: another syntax, an unknown or repeated field, a value out of its range, or a feature (colour
-            conversion, resizing, padding, another format) that this project does not use.
-    """
-    bare = "\n".join(line.partition("#")[0] for line in text.splitlines())
-    body = re.fullmatch(r"\s*aipp_op\s*\{([^{}]*)\}\s*", bare)
-    if body is None or _FIELD.sub("", body[1]).strip():
-        raise InputError("AIPP: expected one 'aipp_op { name: value ... }'; write the file with aipp_config")
-    fields: dict[str, object] = {name: False for name in _SWITCHES}
-    fields |= dict.fromkeys(_WHOLE, 0) | {name: float(name.startswith("var")) for name in _NUMBERS}
-    known = (*fields, *_WORDS)
-    seen = set()
-    for name, value in _FIELD.findall(body[1]):
-        if name not in known:
-            raise InputError(f"AIPP: unknown field {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-        if name in seen:
-            raise InputError(f"AIPP: field {name!r} is given twice; ATC refuses that; leave one out")
-        seen.add(name)
-        fields[name] = _value(name, value)
-    _check(fields)
-    return fields
-
-
-def _value(name: str, text: str) -> object:
-    try:
-        if name in _WORDS:
-            if text not in _WORDS[name]:
-                raise ValueError
-            return text
-        if name in _SWITCHES:
-            return {"true": True, "false": False}[text]
-        return int(text) if name in _WHOLE else float(text)
-    except (KeyError, ValueError):
-        kinds = {**dict.fromkeys(_SWITCHES, "true or false"), **dict.fromkeys(_WHOLE, "a whole number")}
-        expected = " or ".join(_WORDS.get(name, ())) or kinds.get(name, "a number")
-        raise InputError(f"AIPP: {name} must be {expected}, got {text!r}") from None
-
-
-def _check(fields: Mapping[str, object]) -> None:
-    for name in _WORDS:
-        if name not in fields:
-            raise InputError(f"AIPP: {name} is missing; expected {_WORDS[name][0]}")
-    for name in _SWITCHES:
-        if fields[name] and name not in ("crop", "rbuv_swap_switch"):
-            raise InputError(f"AIPP: {name} is on, which this project does not use or emulate; switch it off")
-    ranges = {f"mean_chn_{i}": (0, 255) for i in range(4)} | {f"min_chn_{i}": (0, 255) for i in range(4)}
-    ranges |= {f"var_reci_chn_{i}": (-_LARGEST, _LARGEST) for i in range(4)}
-    least = int(bool(fields["crop"]))
-    ranges |= {f"src_image_size_{side}": (least, MAX_SIDE) for side in "hw"}
-    ranges |= {f"load_start_pos_{side}": (0, MAX_SIDE - 1) for side in "hw"}
-    ranges |= {f"crop_size_{side}": (least, MAX_SIDE) for side in "hw"}
-    ranges["related_input_rank"] = (0, math.inf)
-    for name, (low, high) in ranges.items():
-        if not low <= fields[name] <= high:
-            raise InputError(f"AIPP: {name} must be from {low:g} to {high:g}, got {fields[name]:g}")
-    for side in "hw" if fields["crop"] else "":
-        start, length, whole = (fields[f"{key}_{side}"] for key in ("load_start_pos", "crop_size", "src_image_size"))
-        if start + length > whole:
-            raise InputError(
-                f"AIPP: load_start_pos_{side} {start} + crop_size_{side} {length} is beyond src_image_size_{side} "
-                f"{whole}; the crop must lie inside the source"
-            )
-
-
-def emulate(config_text: str, pixels: np.ndarray, precision: str = "float16") -> np.ndarray:
-    """What AIPP makes of pixels, computed on the host.
-
-    Args:
-        config_text: a static AIPP file; see `parse`.
-        pixels: uint8 (N, H, W, 3) of the source size.
-        precision: "float16" as on the device: `min_chn` and `var_reci_chn` are held in float16 and every step is
-            rounded to it. "float32" is the formula itself.
-
-    Returns:
-        float32 (N, 3, H, W), cropped and normalised.
-
-    Raises:
-        InputError: a file that `parse` refuses, or pixels of another type or size.
-        UsageError: an unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise UsageError(f"AIPP: unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-    fields = parse(config_text)
-    pixels = np.asarray(pixels)
-    expected = tuple(fields[f"src_image_size_{side}"] or None for side in "hw")
-    shape = pixels.shape[1:3]
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 4
-        or pixels.shape[3] != 3
-        or any(want not in (None, have) for want, have in zip(expected, shape, strict=True))
-    ):
-        sides = ", ".join(str(side or letter) for side, letter in zip(expected, "HW", strict=True))
-        raise InputError(f"AIPP: expected uint8 pixels of shape (N, {sides}, 3), got {pixels.dtype} {pixels.shape}")
-    if fields["rbuv_swap_switch"]:
-        pixels = pixels[..., ::-1]
-    if fields["crop"]:
-        top, left = fields["load_start_pos_h"], fields["load_start_pos_w"]
-        pixels = pixels[:, top : top + fields["crop_size_h"], left : left + fields["crop_size_w"]]
-    kind = np.dtype(precision).type
-    mean, least, factor = (
-        np.array([fields[f"{name}_chn_{i}"] for i in _CHANNELS], kind) for name in ("mean", "min", "var_reci")
-    )
-    values = (pixels.astype(kind) - mean - least) * factor
-    return np.ascontiguousarray(values.astype(np.float32).transpose(0, 3, 1, 2))
+    return factor
 
 
 def host_pixels(
@@ -264,16 +124,16 @@ def host_pixels(
     image_size: tuple[int, int],
     source_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """An image as the host feeds it to a model with `aipp_config(preprocessing, image_size, source_size)`.
+    """Prepare an image as the host feeds it to a model with `aipp_config` of the same arguments.
 
-    It is resized as in `images.prepare`; then a frame of the source size is cut out so that AIPP's crop takes exactly
-    the pixels that `images.prepare` takes. An image that is taken as it is lies inside the frame, with black around.
+    The image is resized as in `images.prepare`. Then a frame of the source size is cropped so that AIPP's own crop
+    takes exactly the pixels that `images.prepare` takes. An image that needs no resizing lies inside a black frame.
 
     Args:
         image: a Pillow image of any mode.
-        preprocessing: of the model.
+        preprocessing: preprocessing of the model.
         image_size: height and width of the model's input.
-        source_size: as in `aipp_config`.
+        source_size: height and width of the frame, as in `aipp_config`.
 
     Returns:
         uint8 (1, H, W, 3) of the source size, channels R, G, B.
@@ -286,26 +146,29 @@ def host_pixels(
 
     from neonext_ms.images.images import needs_resize, resized_size, to_rgb
 
-    source = default_source_size(preprocessing, image_size) if source_size is None else tuple(source_size)
-    inner = crop_offsets(image_size, source)
+    source = source_size or default_source_size(preprocessing, image_size)
+    inner_top, inner_left = crop_offsets(image_size, source)
     image = to_rgb(image)
     original = image.height, image.width
     if not needs_resize(original, preprocessing, image_size):
         if original != tuple(image_size):
             raise InputError(
-                f"image: {_size(original)} pixels (height x width); preprocessing 'as-is' expects exactly "
-                f"{_size(image_size)}; resize the image or use another mode"
+                f"image: {format_size(original)} pixels (height x width); preprocessing 'as-is' expects exactly "
+                f"{format_size(image_size)}. Resize the image or use another mode."
             )
         frame = np.zeros((1, *source, 3), np.uint8)
-        frame[0, inner[0] : inner[0] + original[0], inner[1] : inner[1] + original[1]] = np.asarray(image)
+        frame[0, inner_top : inner_top + original[0], inner_left : inner_left + original[1]] = np.asarray(image)
         return frame
-    height, width = resized_size(original, image_size, preprocessing.crop)
-    image = image.resize((width, height), Pillow.Resampling[preprocessing.interpolation.upper()])
-    top, left = (outer - inside for outer, inside in zip(crop_offsets(image_size, (height, width)), inner, strict=True))
-    if min(top, left) < 0 or top + source[0] > height or left + source[1] > width:
+    resized = resized_size(original, image_size, preprocessing.crop)
+    image = image.resize((resized[1], resized[0]), Pillow.Resampling[preprocessing.interpolation.upper()])
+    # Cropping the centre twice could be off by a pixel, so the frame is placed relative to the ordinary crop.
+    top, left = crop_offsets(image_size, resized)
+    top, left = top - inner_top, left - inner_left
+    if min(top, left) < 0 or top + source[0] > resized[0] or left + source[1] > resized[1]:
         raise InputError(
-            f"AIPP: the image is {height}x{width} (height x width) after resizing, less than the source of "
-            f"{_size(source)}; give a source of at most {_size(default_source_size(preprocessing, image_size))}"
+            f"AIPP: the image is {format_size(resized)} (height x width) after resizing, less than the source of "
+            f"{format_size(source)}. Use a source of at most "
+            f"{format_size(default_source_size(preprocessing, image_size))}."
         )
     return np.asarray(image.crop((left, top, left + source[1], top + source[0])))[None]
 
@@ -313,14 +176,19 @@ def host_pixels(
 def host_feed(
     preprocessing: Preprocessing, image_size: tuple[int, int], source_size: tuple[int, int] | None = None
 ) -> dict[str, object]:
-    """What the host must feed to a model with `aipp_config` of the same arguments, in plain values for a manifest.
+    """Describe what the host must feed to a model with `aipp_config` of the same arguments, for a manifest.
 
     Raises:
-        InputError: as `aipp_config`.
+        InputError: arguments that `aipp_config` rejects.
     """
     aipp_config(preprocessing, image_size, source_size)
-    source = default_source_size(preprocessing, image_size) if source_size is None else tuple(source_size)
+    source = source_size or default_source_size(preprocessing, image_size)
     top, left = crop_offsets(image_size, source)
+    resize = {
+        "filter": f"{preprocessing.interpolation}, antialiased (Pillow)",
+        "sides_at_least": list(default_source_size(Preprocessing(crop=preprocessing.crop), image_size)),
+        "only_if_size_differs": preprocessing.mode == "auto",
+    }
     return {
         "dtype": "uint8",
         "layout": "NHWC",
@@ -328,13 +196,7 @@ def host_feed(
         "height": source[0],
         "width": source[1],
         "bytes_per_image": source[0] * source[1] * 3,
-        "resize": None
-        if preprocessing.mode == "as-is"
-        else {
-            "filter": f"{preprocessing.interpolation}, antialiased (Pillow)",
-            "sides_at_least": list(default_source_size(Preprocessing(crop=preprocessing.crop), image_size)),
-            "only_if_size_differs": preprocessing.mode == "auto",
-        },
+        "resize": None if preprocessing.mode == "as-is" else resize,
         "host_crop": {
             "top": f"round((height - {image_size[0]}) / 2) - {top}",
             "left": f"round((width - {image_size[1]}) / 2) - {left}",

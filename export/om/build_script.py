@@ -1,109 +1,63 @@
-"""Scripts that build on another machine what `atc` and `lite` build on this one."""
+"""Scripts that compile on another machine what `target.compile_job` compiles on this one."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from neonext_ms.common.external_tools import quoted
 from neonext_ms.common.files import explained
 
-
-@dataclass(frozen=True)
-class Task:
-    """One file for a script to build.
-
-    Attributes:
-        stem: of the file.
-        name: the same as a plain name.
-        takes: names of files beside the script, and their plain names in the working folder.
-        texts: plain names of files that the script writes there, and their contents.
-        arguments: of the tool, which runs there.
-    """
-
-    stem: str
-    name: str
-    takes: Sequence[tuple[str, str]]
-    texts: Mapping[str, str]
-    arguments: Sequence[str]
+from .cann_log import CODES, UNKNOWN
+from .job import Job
 
 
-@dataclass(frozen=True)
-class Script:
-    """A kind of script that runs a tool on another machine.
+def write_script(path: Path, jobs: Sequence[Job]) -> None:
+    """Write a POSIX shell script that compiles jobs of one compiler as strictly as `target.compile_job`.
 
-    Attributes:
-        tool: name of the executable.
-        name: of the script.
-        suffix: of what the tool makes.
-        makes: what that is, in words.
-        success, failure: extended regular expressions of how the lines begin by which the tool says how it ended.
-        set_env: where CANN's environment may be.
-        needs_set_env: shell condition under which it is looked for.
-        missing: what to do where the tool is missing.
-        find: shell lines that look for the tool.
-    """
-
-    tool: str
-    name: str
-    suffix: str
-    makes: str
-    success: str
-    failure: str
-    set_env: Sequence[str]
-    needs_set_env: str
-    missing: str
-    find: str = ""
-
-
-def write_script(path: str | os.PathLike, kind: Script, advice: Mapping[str, str], tasks: Iterable[Task]) -> None:
-    """Write a POSIX shell script that does what `run` and the checks of a tool's module do.
-
-    Args:
-        path: of the script.
-        kind: the tool and how it behaves.
-        advice: error code -> what it means and what to do.
-        tasks: what to build, in order.
+    It needs the files of the jobs beside it, and nothing of this package.
 
     Raises:
-        InputError: it cannot be written.
+        UsageError: options that the compiler rejects or ignores.
+        InputError: the script cannot be written.
     """
-    cases = [f"        {code}) echo {shlex.quote(text)} ;;" for code, text in advice.items()]
+    compiler = jobs[0].compiler
     values = {
-        "TOOL": kind.tool,
-        "NAME": kind.name,
-        "SUFFIX": kind.suffix,
-        "MAKES": kind.makes,
-        "SUCCESS": shlex.quote(f"^[[:space:]]*{kind.success}"),
-        "FAILURE": shlex.quote(f"^[[:space:]]*{kind.failure}"),
-        "PLACES": " ".join(map(shlex.quote, kind.set_env)),
-        "NEEDS_SET_ENV": kind.needs_set_env,
-        "MISSING": shlex.quote(kind.missing),
-        "FIND": kind.find,
-        "ADVICE": "\n".join([*cases, "        *) echo 'look the code up in the error code reference of CANN' ;;"]),
+        "TOOL": compiler.tool.name,
+        "NAME": compiler.script,
+        "SUFFIX": Path(jobs[0].output).suffix,
+        "SUCCESS": shlex.quote(f"^[[:space:]]*{compiler.success}"),
+        "FAILURE": shlex.quote(f"^[[:space:]]*{compiler.failure}"),
+        "NEEDS_SET_ENV": compiler.needs_set_env,
+        "MISSING": shlex.quote(compiler.missing),
+        "SETUP": compiler.setup,
+        "ADVICE": "\n".join(
+            f"        {code}) echo {shlex.quote(f'{advice.meaning}; {advice.remedy}')} ;;"
+            for code, advice in (*CODES.items(), ("*", UNKNOWN))
+        ),
     }
     text = re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], _SCRIPT)
-    path = Path(path)
     with explained(path):
-        path.write_text(text + "".join(map(_task_text, tasks)), encoding="utf-8")
+        path.write_text(text + "".join(map(_calls, jobs)), encoding="utf-8")
         path.chmod(0o755)
 
 
-def _task_text(task: Task) -> str:
-    rows = ["", quoted(["begin", task.stem, task.name])]
-    rows += [quoted(["take", source, inside]) for source, inside in task.takes]
-    rows += [f'printf %s {shlex.quote(text)} > "$work"/{shlex.quote(name)}' for name, text in task.texts.items()]
-    rows.append(quoted(["build", *task.arguments]))
-    return "\n".join(rows) + "\n"
+def _calls(job: Job) -> str:
+    """Return the lines that compile one job."""
+    invocation = job.invocation()
+    lines = ["", quoted(["begin", Path(job.output).stem, job.plain])]
+    lines += [quoted(["take", source, name]) for name, source in invocation.inputs.items()]
+    lines += [
+        f'printf %s {shlex.quote(text)} > "$work"/{shlex.quote(name)}' for name, text in invocation.configs.items()
+    ]
+    return "\n".join([*lines, quoted(["build", *invocation.command[1:]])]) + "\n"
 
 
 _SCRIPT = r"""#!/bin/sh
-# Builds @MAKES@, on a machine that has CANN: sh @NAME@
-# A file gets its name only after the exit code, the success line and the file itself were checked.
+# Compiles *@SUFFIX@ files with @TOOL@ on a machine that has CANN: sh @NAME@
+# A file gets its name only after exit code, success line and the file itself have been checked.
 set -eu
 
 script=$(basename -- "$0")
@@ -123,12 +77,12 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# set_env.sh is written for bash, so it is sourced there, and this script starts once more with what it set.
+# set_env.sh is written for bash, so bash sources it and starts this script again with what it sets.
 if @NEEDS_SET_ENV@; then
     if [ -z "${NEONEXT_SET_ENV:-}" ]; then
         for file in "${ASCEND_TOOLKIT_HOME:-/nowhere}/set_env.sh" "${ASCEND_TOOLKIT_HOME:-/nowhere}/../set_env.sh" \
             "${ASCEND_HOME_PATH:-/nowhere}/set_env.sh" "${ASCEND_HOME_PATH:-/nowhere}/../set_env.sh" \
-            @PLACES@ \
+            /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh \
             "${HOME:-/nowhere}/Ascend/ascend-toolkit/set_env.sh" "${HOME:-/nowhere}/Ascend/cann/set_env.sh"; do
             [ -f "$file" ] || continue
             NEONEXT_SET_ENV=$file
@@ -139,7 +93,7 @@ if @NEEDS_SET_ENV@; then
         done
     fi
 fi
-@FIND@
+@SETUP@
 if ! command -v @TOOL@ >/dev/null 2>&1; then
     echo 'error: @TOOL@ was not found.' @MISSING@ >&2
     exit 3
@@ -156,7 +110,7 @@ begin() {
     name=$2
     log=$here/$stem.@TOOL@.log
     echo "building $stem@SUFFIX@"
-    # CANN refuses paths with other characters than these.
+    # CANN rejects paths with other characters.
     case $here in
     *[!A-Za-z0-9._/-]*) work=${TMPDIR:-/tmp}/neonext_build.$$ ;;
     *) work=$here/.neonext_build.$$ ;;

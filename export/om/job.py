@@ -1,142 +1,178 @@
-"""The target `om`: an ONNX file that CANN takes, an AIPP file, a script, and the OM file itself where a compiler is."""
+"""One file to compile for an Atlas board, and the protocol that every compiler follows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from neonext_ms.common import external_tools
-from neonext_ms.common.errors import InputError, ToolchainError, UsageError, listed, nearest
-from neonext_ms.common.files import explained
+from neonext_ms.common.errors import UsageError
+from neonext_ms.common.text import format_size, nearest
 from neonext_ms.images.preprocessing import Preprocessing
-from neonext_ms.ops.soc import soc
+from neonext_ms.ops.soc import Soc, soc
 
-from ..request import Om
-from . import aipp, atc, lite, parser_support
+from . import aipp
+from .cann_log import Advice
+from .options import PRECISION_MODES, OmOptions
 
 ONNX_SUFFIX = "_cann.onnx"
+MAX_BATCHES, MAX_BATCH = 100, 2048
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A compiler's command in a working folder of its own, and the files that it reads there.
+
+    CANN rejects paths with spaces and most punctuation, so every file gets a plain name there.
+
+    Attributes:
+        command: the tool's name and its arguments.
+        inputs: plain name -> name of a file in the job's folder.
+        configs: plain name -> contents of a configuration file to write.
+    """
+
+    command: Sequence[str]
+    inputs: Mapping[str, str]
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+
+class Compiler(Protocol):
+    """A tool that compiles ONNX files for Atlas boards.
+
+    Attributes:
+        tool: the executable, and where to look for it.
+        suffix: end of the output's name, after the stem of a job.
+        script: name of the script that compiles on another machine.
+        success: start of the line that reports success, as an extended regular expression.
+        success_text: the same line, for messages.
+        failure: start of the line that reports a failure.
+        texts: patterns of the tool's own error messages, and advice for each.
+        other_output: advice if the tool wrote only other files than its output.
+        needs_set_env: shell condition under which the script looks for CANN's set_env.sh.
+        setup: shell lines of the script that look for the tool outside PATH.
+        missing: advice of the script if the tool is missing.
+    """
+
+    tool: external_tools.Tool
+    suffix: str
+    script: str
+    success: str
+    success_text: str
+    failure: str
+    texts: Sequence[tuple[str, Advice]]
+    other_output: str
+    needs_set_env: str
+    setup: str
+    missing: str
+
+    def check(self, job: Job) -> None:
+        """Raise a `UsageError` for options that the tool rejects or ignores."""
+
+    def invocation(self, job: Job) -> Invocation:
+        """Return the command for a checked job, the same for the same job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One OM file: its ONNX file and what belongs to it, by their names in one folder.
+    """One file to compile, with all files that belong to it named in one folder.
 
     Attributes:
-        stem: name before the suffixes.
+        stem: start of every file name.
         image_size: height and width of the model's input.
-        batch: sizes; one, or several of which each run takes one.
-        request: device, precision and the rest.
-        preprocessing: for AIPP.
-        data: names of files with the weights of a large ONNX model.
+        batch: batch sizes. A run of the compiled model takes one of them.
+        options: device, precision mode and the rest.
+        compiler: the tool that `options.via` names.
+        preprocessing: normalization and crop, for AIPP.
+        onnx_suffix: end of the ONNX file's name.
+        data: names of the files that hold the weights of a large ONNX model.
     """
 
     stem: str
     image_size: tuple[int, int]
     batch: tuple[int, ...]
-    request: Om
-    preprocessing: Preprocessing
+    options: OmOptions
+    compiler: Compiler
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    onnx_suffix: str = ONNX_SUFFIX
     data: tuple[str, ...] = ()
 
     @property
     def onnx(self) -> str:
-        return f"{self.stem}{ONNX_SUFFIX}"
+        """Name of the ONNX file."""
+        return self.stem + self.onnx_suffix
 
     @property
     def aipp(self) -> str | None:
-        return f"{self.stem}.aipp.cfg" if self.request.aipp else None
+        """Name of the AIPP file, or None without AIPP."""
+        return f"{self.stem}.aipp.cfg" if self.options.aipp else None
 
     @property
     def output(self) -> str:
-        return f"{self.stem}{'.om' if self.request.via == 'atc' else '_ascend.mindir'}"
+        """Name of the compiled file."""
+        return self.stem + self.compiler.suffix
 
     @property
     def log(self) -> str:
-        return f"{self.stem}.{'atc' if self.request.via == 'atc' else 'converter_lite'}.log"
+        """Name of the file with everything that the compiler prints."""
+        return f"{self.stem}.{self.compiler.tool.name}.log"
 
-    def options(self, folder: Path | None = None) -> atc.OmOptions | lite.LiteOptions:
-        """For the compiler; the AIPP file is named inside `folder`, or alone."""
-        config = self.aipp and (str(folder / self.aipp) if folder else self.aipp)
-        common = {
-            "soc": soc(self.request.soc),
-            "image_size": self.image_size,
-            "batch": self.batch,
-            "precision": self.request.precision,
-            "aipp": config,
-        }
-        if self.request.via == "atc":
-            return atc.OmOptions(**common, keep_dtype=self.request.keep_dtype, extra=self.request.extra)
-        if self.request.keep_dtype or self.request.extra:
-            raise UsageError("keep_dtype and extra arguments are options of atc; leave them out, or use --via atc")
-        return lite.LiteOptions(**common)
+    @property
+    def plain(self) -> str:
+        """The output's name without its last suffix, in characters that CANN accepts."""
+        return external_tools.plain(Path(self.output).stem)
+
+    @property
+    def soc(self) -> Soc:
+        """The device; an unknown one raises an `InputError`."""
+        return soc(self.options.soc)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Input shape N, 3, height, width; N is -1 for several batch sizes."""
+        return (self.batch[0] if len(self.batch) == 1 else -1, 3, *self.image_size)
+
+    def inputs(self) -> dict[str, str]:
+        """Return plain name -> name in the job's folder for every input that all compilers share."""
+        inputs = {f"{self.plain}.onnx": self.onnx, **{name: name for name in self.data}}
+        return inputs | ({f"{self.plain}.aipp.cfg": self.aipp} if self.aipp else {})
 
     def check(self) -> None:
-        """Raises:
-        InputError: an unknown device.
-        UsageError: options that the compiler refuses.
+        """Validate device and options.
+
+        Raises:
+            InputError: an unknown device.
+            UsageError: options that the compiler rejects or ignores.
         """
-        self.options().check()
+        sizes = ",".join(map(str, self.batch))
+        if not 1 <= len(self.batch) <= MAX_BATCHES:
+            raise UsageError(f"{len(self.batch)} batch sizes: expected 1 to {MAX_BATCHES}")
+        if len(set(self.batch)) < len(self.batch):
+            raise UsageError(f"batch {sizes}: a size occurs twice. Name every size once.")
+        if min(self.batch) < 1 or (len(self.batch) > 1 and max(self.batch) > MAX_BATCH):
+            raise UsageError(f"batch {sizes}: sizes must be at least 1, and at most {MAX_BATCH} if there are several")
+        if min(self.image_size) < 1:
+            raise UsageError(f"image size {format_size(self.image_size)}: height and width must be above 0")
+        mode = self.options.precision_mode
+        if mode not in PRECISION_MODES:
+            hint = nearest(mode, PRECISION_MODES)
+            raise UsageError(f"unknown precision mode {mode!r}{hint}; known: {', '.join(PRECISION_MODES)}")
+        if mode == "mixed_bfloat16" and not self.soc.bf16:
+            raise UsageError(f"{self.soc.name} does not compute in bfloat16. Use mixed_float16 or fp16.")
+        self.compiler.check(self)
+
+    def invocation(self) -> Invocation:
+        """Return the checked command with its files."""
+        self.check()
+        return self.compiler.invocation(self)
 
     def command(self) -> str:
-        """The exact command line; it runs in a folder of its own, where files have names that CANN takes."""
-        build = atc.staged_command if self.request.via == "atc" else lite.staged_command
-        return external_tools.quoted(build(self.onnx, Path(self.output).stem, self.options())[0])
+        """Return the command line as a POSIX shell reads it."""
+        return external_tools.quoted(self.invocation().command)
 
     def feed(self) -> dict:
-        """What the host has to feed to the model, in plain values for a manifest."""
-        if self.request.aipp:
+        """Return what the host has to feed to the model, in plain values for a manifest."""
+        if self.options.aipp:
             return aipp.host_feed(self.preprocessing, self.image_size)
         return {"dtype": "float32", "layout": "NCHW", "channels": "RGB, normalised as preprocessing says"}
-
-
-def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
-    """Raises:
-    InputError: what CANN's parser does not take, node by node, or operators to keep that are not in the graph.
-    """
-    names = [node.name for node in model.graph.node]
-    for name in keep_dtype:
-        if not name.startswith("OpType::") and name not in names:
-            raise InputError(
-                f"--keep-dtype: {path} has no operator {name!r}{nearest(name, names)}; names are those of its nodes, "
-                "as `neonext-compare --keep-dtype FILE` writes them"
-            )
-    problems = parser_support.check(model)
-    if problems:
-        raise InputError(f"{path}: ATC would refuse this graph:\n{listed(problems)}")
-
-
-def write_companions(jobs: Sequence[Job], stage: Path) -> list[str]:
-    """Write the AIPP files of the jobs; returns their names."""
-    names = []
-    for job in jobs:
-        if job.aipp:
-            with explained(job.aipp):
-                (stage / job.aipp).write_text(aipp.aipp_config(job.preprocessing, job.image_size), encoding="utf-8")
-            names.append(job.aipp)
-    return names
-
-
-def write_script(jobs: Sequence[Job], stage: Path) -> str:
-    """Write the script that builds the files on another machine; returns its name."""
-    if jobs[0].request.via == "atc":
-        made = [atc.OmJob(job.onnx, job.stem, job.options(), job.data) for job in jobs]
-        return atc.write_script(stage / atc.SCRIPT, made).name
-    made = [lite.LiteJob(job.onnx, job.output.removesuffix(".mindir"), job.options(), job.data) for job in jobs]
-    return lite.write_script(stage / lite.SCRIPT, made).name
-
-
-def find_compiler(jobs: Sequence[Job]) -> ToolchainError | None:
-    """None if the compiler is here, else the error that says where it was looked for."""
-    try:
-        external_tools.find(atc.ATC if jobs[0].request.via == "atc" else lite.CONVERTER)
-    except ToolchainError as error:
-        return error
-    return None
-
-
-def compile_job(job: Job, stage: Path, output: Path) -> Path:
-    """Build one file in the staging folder; its log goes to the output folder whatever happens."""
-    build = atc.compile_om if job.request.via == "atc" else lite.compile_lite
-    return build(
-        stage / job.onnx, output / job.output, job.options(stage), stage, output / job.log, job.request.timeout
-    )

@@ -1,15 +1,13 @@
-"""What CANN's ONNX parser takes at which opset, and a check of a model against it before `atc` is started.
+"""Operators that CANN's ONNX parsers take, by opset, and a check of a model against them before `atc` starts.
 
-An operator has a parser where CANN's plugins register `ai.onnx::<opset>::<name>`; the opset is the one that the model
-imports, whatever version of the operator that means in ONNX. A release knows what its own plugins register: the table
-is of the sources of 22 August 2026, and older releases end at opset 13 or 15, which is why opset 13 is the one to use.
+CANN's plugins register parsers as `ai.onnx::<opset>::<name>`. The opset is the one that the model imports, whatever
+version of the operator that means in ONNX. Every release registers its own plugins: this table is read from the sources
+of 22 August 2026, and older releases end at opset 13 or 15, which is why exports for CANN use opset 13.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..onnx import neocell_node
@@ -19,93 +17,62 @@ if TYPE_CHECKING:
 
 MATH = "hicann/ops-math c41933244c31"
 NN = "hicann/ops-nn e5c3fa9327ea"
-PARSER = "hicann/ge ffdcbc9f7496"
-OWN = "the AscendC package of this project"
-
-
-@dataclass(frozen=True)
-class Parser:
-    """A registered parser.
-
-    Attributes:
-        opsets: for which it is registered.
-        source: repository and commit, and the file in it.
-    """
-
-    opsets: frozenset[int]
-    source: str
-
-
-def _rows(opsets: range, source: str, *ops: str) -> dict[str, Parser]:
-    return {op: Parser(frozenset(opsets), source) for op in ops}
-
-
-def _files(repository: str, files: Mapping[str, str]) -> dict[str, Parser]:
-    return {op: Parser(frozenset(range(8, 19)), f"{repository}, {file}") for op, file in files.items()}
-
-
-PARSERS: Mapping[str, Parser] = {
-    **_rows(
-        range(8, 19),
-        f"{MATH}, common/src/framework/similar_opp_onnx_plugin.cpp",
-        *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Sigmoid", "Relu", "Exp", "Log", "Abs", "Neg"),
-        *("Reciprocal", "Identity", "GlobalAveragePool", "Expand", "Where", "PRelu", "Dropout"),
+GE = "hicann/ge ffdcbc9f7496"
+_SIMILAR = "common/src/framework/similar_opp_onnx_plugin.cpp"
+_OPSETS = range(8, 19)
+# Opsets, repository and commit, file of the plugin, and the operators that it registers.
+PLUGINS = (
+    (
+        *(_OPSETS, MATH, _SIMILAR),
+        "Add Sub Mul Div Pow Sqrt Erf Tanh Sigmoid Relu Exp Log Abs Neg Reciprocal Identity GlobalAveragePool Expand "
+        "Where PRelu Dropout",
     ),
-    **_rows(range(14, 19), f"{MATH}, common/src/framework/similar_opp_onnx_plugin.cpp", "HardSwish"),
-    **_files(
-        MATH,
-        {
-            "Cast": "math/cast/framework/cast_onnx_plugin.cpp",
-            "Clip": "conversion/clip_by_value/framework/clip_onnx_plugin.cpp",
-            "Concat": "conversion/concat/framework/concat_onnx_plugin.cpp",
-            "DepthToSpace": "conversion/depth_to_space/framework/depth_to_space_onnx_plugin.cpp",
-            "Einsum": "common/src/framework/einsum_onnx_plugin.cpp",
-            "Flatten": "conversion/flatten/framework/flatten_onnx_plugin.cpp",
-            "Pad": "conversion/pad_v3/framework/pad_onnx_plugin.cpp",
-            "ReduceMean": "math/reduce_mean/framework/reduce_mean_onnx_plugin.cpp",
-            "ReduceSum": "math/reduce_sum/framework/reduce_sum_onnx_plugin.cpp",
-            "Reshape": "conversion/reshape/framework/reshape_onnx_plugin.cpp",
-            "Shape": "math/shape/framework/shape_onnx_plugin.cpp",
-            "Slice": "conversion/strided_slice_v2/framework/slice_onnx_plugin.cpp",
-            "SpaceToDepth": "conversion/space_to_depth/framework/space_to_depth_onnx_plugin.cpp",
-            "Split": "conversion/split_d/framework/split_onnx_plugin.cpp",
-            "Squeeze": "conversion/squeeze/framework/squeeze_onnx_plugin.cpp",
-            "Transpose": "conversion/transpose/framework/transpose_onnx_plugin.cpp",
-            "Unsqueeze": "conversion/unsqueeze/framework/unsequeeze_onnx_plugin.cpp",
-        },
-    ),
-    **_files(
-        NN,
-        {
-            "AveragePool": "common/src/framework/average_pool_onnx_plugin.cpp",
-            "BatchNormalization": "norm/batch_norm/framework/batch_normalization_onnx_plugin.cpp",
-            "ConstantOfShape": "common/src/framework/constantofshape_onnx_plugin.cpp",
-            "Conv": "common/src/framework/conv_onnx_plugin.cpp",
-            "Gather": "index/gather_v2/framework/gather_onnx_plugin.cpp",
-            "Gemm": "common/src/framework/gemm_onnx_plugin.cpp",
-            "InstanceNormalization": "norm/instance_norm_v3/framework/instancenormalization_onnx_plugin.cpp",
-            "LeakyRelu": "activation/leaky_relu/framework/leaky_relu_onnx_plugin.cpp",
-            "MatMul": "matmul/mat_mul_v3/framework/matmul_onnx_plugin.cpp",
-            "MaxPool": "common/src/framework/max_pool_onnx_plugin.cpp",
-            "Softmax": "activation/softmax_v2/framework/softmax_onnx_plugin.cpp",
-        },
-    ),
-    **_rows(range(10, 19), f"{NN}, common/src/framework/resize_onnx_plugin.cpp", "Resize"),
-    **_rows(range(17, 19), f"{NN}, common/src/framework/layer_normalization_onnx_plugin.cpp", "LayerNormalization"),
-    **_rows(range(8, 23), f"{NN}, quant/ascend_quant/framework/ascend_quant_onnx_plugin.cpp", "AscendQuant"),
-    **_rows(range(8, 23), f"{NN}, quant/ascend_dequant/framework/ascend_dequant_onnx_plugin.cpp", "AscendDequant"),
-    **_rows(range(8, 19), f"{PARSER}, parser/parser/onnx/onnx_constant_parser.cc", "Constant"),
-    **_rows(neocell_node.OPSETS, OWN, neocell_node.OP_TYPE),
-}
-# What to write instead of an operator that has no parser at an opset.
+    (range(14, 19), MATH, _SIMILAR, "HardSwish"),
+    (_OPSETS, MATH, "math/cast/framework/cast_onnx_plugin.cpp", "Cast"),
+    (_OPSETS, MATH, "conversion/clip_by_value/framework/clip_onnx_plugin.cpp", "Clip"),
+    (_OPSETS, MATH, "conversion/concat/framework/concat_onnx_plugin.cpp", "Concat"),
+    (_OPSETS, MATH, "conversion/depth_to_space/framework/depth_to_space_onnx_plugin.cpp", "DepthToSpace"),
+    (_OPSETS, MATH, "common/src/framework/einsum_onnx_plugin.cpp", "Einsum"),
+    (_OPSETS, MATH, "conversion/flatten/framework/flatten_onnx_plugin.cpp", "Flatten"),
+    (_OPSETS, MATH, "conversion/pad_v3/framework/pad_onnx_plugin.cpp", "Pad"),
+    (_OPSETS, MATH, "math/reduce_mean/framework/reduce_mean_onnx_plugin.cpp", "ReduceMean"),
+    (_OPSETS, MATH, "math/reduce_sum/framework/reduce_sum_onnx_plugin.cpp", "ReduceSum"),
+    (_OPSETS, MATH, "conversion/reshape/framework/reshape_onnx_plugin.cpp", "Reshape"),
+    (_OPSETS, MATH, "math/shape/framework/shape_onnx_plugin.cpp", "Shape"),
+    (_OPSETS, MATH, "conversion/strided_slice_v2/framework/slice_onnx_plugin.cpp", "Slice"),
+    (_OPSETS, MATH, "conversion/space_to_depth/framework/space_to_depth_onnx_plugin.cpp", "SpaceToDepth"),
+    (_OPSETS, MATH, "conversion/split_d/framework/split_onnx_plugin.cpp", "Split"),
+    (_OPSETS, MATH, "conversion/squeeze/framework/squeeze_onnx_plugin.cpp", "Squeeze"),
+    (_OPSETS, MATH, "conversion/transpose/framework/transpose_onnx_plugin.cpp", "Transpose"),
+    (_OPSETS, MATH, "conversion/unsqueeze/framework/unsequeeze_onnx_plugin.cpp", "Unsqueeze"),
+    (_OPSETS, NN, "common/src/framework/average_pool_onnx_plugin.cpp", "AveragePool"),
+    (_OPSETS, NN, "norm/batch_norm/framework/batch_normalization_onnx_plugin.cpp", "BatchNormalization"),
+    (_OPSETS, NN, "common/src/framework/constantofshape_onnx_plugin.cpp", "ConstantOfShape"),
+    (_OPSETS, NN, "common/src/framework/conv_onnx_plugin.cpp", "Conv"),
+    (_OPSETS, NN, "index/gather_v2/framework/gather_onnx_plugin.cpp", "Gather"),
+    (_OPSETS, NN, "common/src/framework/gemm_onnx_plugin.cpp", "Gemm"),
+    (_OPSETS, NN, "norm/instance_norm_v3/framework/instancenormalization_onnx_plugin.cpp", "InstanceNormalization"),
+    (_OPSETS, NN, "activation/leaky_relu/framework/leaky_relu_onnx_plugin.cpp", "LeakyRelu"),
+    (_OPSETS, NN, "matmul/mat_mul_v3/framework/matmul_onnx_plugin.cpp", "MatMul"),
+    (_OPSETS, NN, "common/src/framework/max_pool_onnx_plugin.cpp", "MaxPool"),
+    (_OPSETS, NN, "activation/softmax_v2/framework/softmax_onnx_plugin.cpp", "Softmax"),
+    (range(10, 19), NN, "common/src/framework/resize_onnx_plugin.cpp", "Resize"),
+    (range(17, 19), NN, "common/src/framework/layer_normalization_onnx_plugin.cpp", "LayerNormalization"),
+    (range(8, 23), NN, "quant/ascend_quant/framework/ascend_quant_onnx_plugin.cpp", "AscendQuant"),
+    (range(8, 23), NN, "quant/ascend_dequant/framework/ascend_dequant_onnx_plugin.cpp", "AscendDequant"),
+    (_OPSETS, GE, "parser/parser/onnx/onnx_constant_parser.cc", "Constant"),
+    (neocell_node.OPSETS, "this project", "ops/ascendc/framework/onnx_plugin", neocell_node.OP_TYPE),
+)
+PARSERS = {op: opsets for opsets, _, _, ops in PLUGINS for op in ops.split()}
+# Advice for operators that have no parser at an opset.
 _INSTEAD = {
     "Gelu": "write it as a chain: --gelu erf or --gelu tanh",
-    "LayerNormalization": "write it as a chain, as the OM flavour does, or export with opset 17 or 18",
+    "LayerNormalization": "write it as a chain, as --target om does, or export with opset 17 or 18",
     "GroupNormalization": "write it as InstanceNormalization, Mul and Add",
     "QuantizeLinear": "write AscendQuant",
     "DequantizeLinear": "write AscendDequant",
 }
-# Which inputs of an operator are shapes or positions, and have to be constants.
+# Inputs that are shapes or positions and have to be constants.
 _POSITIONS = {
     "Reshape": (1,),
     "Expand": (1,),
@@ -124,19 +91,19 @@ _DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
 def check(model: onnx.ModelProto) -> list[str]:
-    """What would make ATC refuse a model, or make it slow.
+    """Return what would make ATC reject a model, or make it slow.
 
     Args:
-        model: its weights may be missing, only their names count.
+        model: ONNX model. Its weights may be missing; only their names count.
 
     Returns:
-        one line for each problem, naming node, operator and opset and what to do; empty if there is none.
+        one line for each problem, with node, operator, opset and remedy.
     """
     problems = []
     imports = {entry.domain: entry.version for entry in model.opset_import}
     if len(model.opset_import) != 1:
-        found = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import) or "none"
-        problems.append(f"the model imports {found}: ATC takes exactly one opset (E16005); keep the default domain's")
+        names = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import) or "none"
+        problems.append(f"the model imports {names}: ATC takes exactly one opset (E16005); keep the default domain's")
     opset = next((imports[domain] for domain in _DEFAULT_DOMAIN if domain in imports), None)
     if opset is None:
         return [*problems, "the model does not import the default domain; export it with one opset, 13"]
@@ -159,37 +126,33 @@ def check(model: onnx.ModelProto) -> list[str]:
                 )
     for node in _between_convolutions(nodes):
         problems.append(
-            f"node {node.name or node.output[0]!r}, operator {node.op_type}, opset {opset}: it lies between two "
+            f"node {node.name or node.output[0]!r}, operator {node.op_type}, opset {opset}: it stands between two "
             "convolutions, where ATC converts the layout of the map (TransData) twice; fold the network first"
         )
     return problems
 
 
 def _unparsed(op: str, opset: int) -> str | None:
-    parser = PARSERS.get(op)
-    if parser is not None and opset in parser.opsets:
+    """Return why CANN does not parse an operator at an opset, or None."""
+    opsets = PARSERS.get(op)
+    if opsets is not None and opset in opsets:
         return None
     instead = _INSTEAD.get(op)
-    if parser is None:
+    if opsets is None:
         return f"CANN has no parser for it; {instead or 'write it with other operators, or install its plugin'}"
-    known = sorted(parser.opsets)
+    known = sorted(opsets)
     return (
         f"CANN's parser takes it at opsets {known[0]} to {known[-1]}; "
         f"{instead or f'export with one of these, such as --opset {13 if 13 in known else known[-1]}'}"
     )
 
 
-def _between_convolutions(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Layout nodes that a convolution lies before and another one behind, by any path."""
-    nodes = list(nodes)
-    behind: set[str] = set()
+def _between_convolutions(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return layout nodes with a convolution before and another one after them, on any path."""
+    after: set[str] = set()
     for node in nodes:
-        if node.op_type == "Conv" or behind.intersection(node.input):
-            behind.update(node.output)
-    readers = defaultdict(list)
-    for node in nodes:
-        for name in node.input:
-            readers[name].append(node)
+        if node.op_type == "Conv" or after.intersection(node.input):
+            after.update(node.output)
     before: set[str] = set()
     for node in reversed(nodes):
         if node.op_type == "Conv" or before.intersection(node.output):
@@ -197,5 +160,5 @@ def _between_convolutions(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProt
     return [
         node
         for node in nodes
-        if node.op_type in _LAYOUT and behind.intersection(node.input) and before.intersection(node.output)
+        if node.op_type in _LAYOUT and after.intersection(node.input) and before.intersection(node.output)
     ]

@@ -1,1 +1,1 @@
-"""Checkpoint files: PyTorch, MindSpore and safetensors, read and written without PyTorch."""
+"""Weights in files of PyTorch, MindSpore and safetensors, read and written without PyTorch."""

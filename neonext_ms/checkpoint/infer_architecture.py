@@ -1,8 +1,8 @@
-"""Which NeoNeXt a set of tensors is: its options read off names and shapes, then every tensor checked.
+"""Infer the architecture of a set of tensors from their names and shapes, then check every tensor against it.
 
-A single wrong tensor must not turn into a wrong guess, because then everything else would be reported instead of it.
-So the tensors vote: on the width of a stage, on the size of a NeoCell matrix, and the options that leave the fewest
-tensors unexplained win.
+A single wrong tensor must not lead to a wrong guess, because then all other tensors would be reported instead of it.
+So the tensors vote on the width of a stage and on the sizes of the NeoCell matrices, and among the remaining options
+those win that leave the fewest tensors unexplained.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import product
 
-from neonext_ms.common.errors import InputError, listed
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import list_names
 from neonext_ms.models.architecture import DEFAULT_KERNELS, DOWNSAMPLES, MLP_RATIO, STAGES, STATISTICS, Architecture
 
 from .mapped_file import printable
 
-# A model of any published size has fewer wrong tensors than this before the first line says it all.
+# A model of any published size has fewer tensors than this in a message whose first lines say it all.
 _LISTED = 500
 _LAYER_SCALE = 1e-6
 _MAX_GROUPS = 64
@@ -29,18 +30,21 @@ _OFFICIAL = re.compile(
     r"^(stem\.(conv|norm)\.|stage_[1-4]\.\d+\.ops\.content\.|downsample_[1-3]\.(conv|neocell|norm_[12])\.|head\.(ln|fc)\.)"
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+# Per block of a stage: shapes by the name inside the block.
+Blocks = dict[int, dict[str, Shape]]
 
 
-def read_architecture(shapes: Shapes, source: str) -> Architecture:
-    """The architecture that tensors of these names and shapes belong to.
+def infer_architecture(shapes: Shapes, source: str) -> Architecture:
+    """Return the architecture that tensors of these names and shapes belong to.
 
     Args:
         shapes: shape of every tensor by its official name, without `num_batches_tracked`.
-        source: name of the file or value, for messages.
+        source: name of the file or value in messages.
 
     Returns:
-        The architecture without shifts, which neither names nor shapes tell, and with a nominal
+        The architecture without shifts, which neither names nor shapes reveal, and with a nominal
         `layer_scale_init_value` of 1e-6 if there is a layer scale.
 
     Raises:
@@ -50,39 +54,41 @@ def read_architecture(shapes: Shapes, source: str) -> Architecture:
     strange = [name for name in shapes if not _OFFICIAL.match(name)]
     if 2 * len(strange) >= len(shapes):
         raise InputError(
-            f"{source}: these are not the weights of a NeoNeXt: {len(strange)} of {len(shapes)} tensors have names "
-            "that the official code (stem.conv.weight, stage_1.0.ops.content.fc_1.weight, head.fc.weight ...) does "
-            f"not use:\n{listed(map(printable, strange), 8)}"
+            f"{source}: not the weights of a NeoNeXt. Of {len(shapes)} tensors {len(strange)} have names that the "
+            "official code (stem.conv.weight, stage_1.0.ops.content.fc_1.weight, head.fc.weight ...) does not use:\n"
+            + list_names(map(printable, strange), 8)
         )
     if len(shapes) > _MAX_TENSORS:
-        raise InputError(f"{source}: {len(shapes)} tensors are too many for a NeoNeXt (at most {_MAX_TENSORS})")
-    blocks = _blocks(shapes)
-    depths = tuple(_depth(blocks[stage]) for stage in range(STAGES))
+        raise InputError(f"{source}: too many tensors (got {len(shapes)}, expected at most {_MAX_TENSORS})")
+    blocks: list[Blocks] = [defaultdict(dict) for _ in range(STAGES)]
+    for name, shape in shapes.items():
+        if match := _BLOCK.match(name):
+            blocks[int(match[1]) - 1][int(match[2])][match[3]] = shape
     dims = _dims(shapes, blocks, source)
-    kernels = _kernels(blocks, dims)
-    classes = _classes(shapes, dims[-1])
-    best = None
-    for downsample, bias, scale in product(DOWNSAMPLES, (True, False), (True, False)):
-        try:
-            candidate = Architecture(
-                num_classes=classes,
-                per_stage_layers=depths,
+    try:
+        candidates = [
+            Architecture(
+                num_classes=_classes(shapes, dims[-1]),
+                per_stage_layers=tuple(map(_depth, blocks)),
                 dims=dims,
-                kernels=kernels,
+                kernels=_kernels(blocks, dims),
                 shifts=None,
                 layer_scale_init_value=_LAYER_SCALE if scale else 0.0,
                 linear_bias=bias,
                 downsample=downsample,
             )
-            expected = candidate.tensors()
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from error
-        wrong = sum(shapes.get(name) != shape for name, shape in expected.items())
-        wrong += sum(name not in expected for name in shapes)
-        if best is None or wrong < best[0]:
-            best = wrong, candidate
-    _check(shapes, best[1], source)
-    return best[1]
+            for downsample, bias, scale in product(DOWNSAMPLES, (True, False), (True, False))
+        ]
+        best = min(candidates, key=lambda architecture: _unexplained(architecture.tensors(), shapes))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    _check(shapes, best, source)
+    return best
+
+
+def _unexplained(expected: Shapes, shapes: Shapes) -> int:
+    wrong = sum(shapes.get(name) != shape for name, shape in expected.items())
+    return wrong + sum(name not in expected for name in shapes)
 
 
 def _check(shapes: Shapes, architecture: Architecture, source: str) -> None:
@@ -94,90 +100,76 @@ def _check(shapes: Shapes, architecture: Architecture, source: str) -> None:
         for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
-    if not (missing or unexpected or misshapen):
-        return
-    parts = [
-        f"{len(lines)} {what}:\n{listed(lines, _LISTED)}"
-        for what, lines in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    problems = [
+        f"{len(lines)} {kind}:\n{list_names(lines, _LISTED)}"
+        for kind, lines in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if lines
     ]
-    hint = ""
+    if not problems:
+        return
     if any(name.partition(" ")[0].endswith(STATISTICS) for name in missing):
-        hint = (
-            "\nBatchNorm statistics are buffers, not parameters: save model.state_dict(), not model.parameters() or "
+        problems.append(
+            "BatchNorm statistics are buffers, not parameters: save model.state_dict(), not model.parameters() or "
             "named_parameters()"
         )
     weight, bias = shapes.get("head.fc.weight", ()), shapes.get("head.fc.bias", ())
     if len(weight) == 2 and len(bias) == 1 and weight[0] != bias[0]:
-        hint += f"\nhead.fc.weight is for {weight[0]} classes, head.fc.bias for {bias[0]}: one of them is wrong"
+        problems.append(f"head.fc.weight is for {weight[0]} classes, head.fc.bias for {bias[0]}: one of them is wrong")
     raise InputError(
-        f"{source}: does not fit the NeoNeXt that its other tensors make (dims {_commas(architecture.dims)}, blocks "
-        f"{_commas(architecture.per_stage_layers)}, kernels {architecture.kernel_spec}, {architecture.downsample} "
-        f"downsample, {architecture.num_classes} classes)\n" + "\n".join(parts) + hint
+        f"{source}: does not fit the NeoNeXt that its other tensors form ({architecture.summary()})\n"
+        + "\n".join(problems)
     )
 
 
-def _commas(values: Iterable[int]) -> str:
-    return ",".join(map(str, values))
-
-
-def _blocks(shapes: Shapes) -> list[dict[int, dict[str, tuple[int, ...]]]]:
-    """Per stage, per block: shapes by the name inside the block."""
-    blocks: list[dict] = [defaultdict(dict) for _ in range(STAGES)]
-    for name, shape in shapes.items():
-        if found := _BLOCK.match(name):
-            blocks[int(found[1]) - 1][int(found[2])][found[3]] = shape
-    return blocks
-
-
-def _depth(blocks: Mapping[int, Mapping]) -> int:
-    """Blocks of a stage; a stray tensor of a block far behind the others makes none."""
+def _depth(blocks: Blocks) -> int:
+    """Count the blocks of a stage; a stray tensor of a block far behind the others does not count as one."""
     if not blocks:
         return 0
-    full = max(map(len, blocks.values()))
-    whole = [index for index, names in blocks.items() if 2 * len(names) >= full]
-    depth = max(whole) + 1
-    return depth if depth <= 2 * len(whole) + 1 else len(whole)
+    largest = max(map(len, blocks.values()))
+    complete = [index for index, names in blocks.items() if 2 * len(names) >= largest]
+    depth = max(complete) + 1
+    return depth if depth <= 2 * len(complete) + 1 else len(complete)
 
 
-def _dims(shapes: Shapes, blocks: list, source: str) -> tuple[int, ...]:
+def _dims(shapes: Shapes, blocks: list[Blocks], source: str) -> Shape:
     votes: list[Counter] = [Counter() for _ in range(STAGES)]
 
-    def vote(stage: int, shape: tuple[int, ...] | None, axes: int, axis: int, ratio: int = 1) -> None:
+    def vote(stage: int, shape: Shape | None, axes: int, axis: int, ratio: int = 1) -> None:
         if shape is not None and len(shape) == axes and shape[axis] > 0 and shape[axis] % ratio == 0:
             votes[stage][shape[axis] // ratio] += 1
 
-    normalisation = ("weight", "bias", "running_mean", "running_var")
+    normalization = ("weight", "bias", "running_mean", "running_var")
     vote(0, shapes.get("stem.conv.weight"), 4, 0)
-    for name in normalisation:
+    for name in normalization:
         vote(0, shapes.get(f"stem.norm.{name}"), 1, 0)
     for stage in range(STAGES):
         for names in blocks[stage].values():
-            for name in (*(f"norm.{n}" for n in normalisation), "layer_scale.gamma", "fc_2.bias"):
+            for name in (*(f"norm.{n}" for n in normalization), "layer_scale.gamma", "fc_2.bias"):
                 vote(stage, names.get(name), 1, 0)
             vote(stage, names.get("fc_1.bias"), 1, 0, MLP_RATIO)
             for name, outside in (("fc_1.weight", 1), ("fc_2.weight", 0)):
                 vote(stage, names.get(name), 2, outside)
                 vote(stage, names.get(name), 2, 1 - outside, MLP_RATIO)
-    # norm_1 is as wide as the next stage in the official order, as this one in the paper's, which has norm_2 too.
+    # norm_1 is as wide as the next stage in the official order and as this one in the paper's, which also has norm_2.
+    # A few stray norm_2 tensors must not decide it: the paper's three downsamples have twelve.
     paper = sum(bool(re.match(r"downsample_[1-3]\.norm_2\.", name)) for name in shapes) > 6
     for stage in range(STAGES - 1):
         prefix = f"downsample_{stage + 1}"
         vote(stage, shapes.get(f"{prefix}.conv.weight"), 4, 1)
         vote(stage + 1, shapes.get(f"{prefix}.conv.weight"), 4, 0)
-        for name in normalisation:
+        for name in normalization:
             vote(stage + (not paper), shapes.get(f"{prefix}.norm_1.{name}"), 1, 0)
             vote(stage + 1, shapes.get(f"{prefix}.norm_2.{name}"), 1, 0)
     for name in ("weight", "bias"):
         vote(STAGES - 1, shapes.get(f"head.ln.{name}"), 1, 0)
     vote(STAGES - 1, shapes.get("head.fc.weight"), 2, 1)
-    for stage, counted in enumerate(votes):
-        if not counted:
+    for stage, counts in enumerate(votes, 1):
+        if not counts:
             raise InputError(
-                f"{source}: only a part of a NeoNeXt: no tensor tells how many channels stage {stage + 1} has (there "
-                f"is none named stage_{stage + 1}.*); save the whole state dict"
+                f"{source}: only a part of a NeoNeXt; no tensor tells how many channels stage {stage} has (none is "
+                f"named stage_{stage}.*). Save the whole state dict."
             )
-    return tuple(counted.most_common(1)[0][0] for counted in votes)
+    return tuple(counts.most_common(1)[0][0] for counts in votes)
 
 
 def _classes(shapes: Shapes, width: int) -> int:
@@ -189,51 +181,54 @@ def _classes(shapes: Shapes, width: int) -> int:
     return weight[0] if len(weight) == 2 and weight[0] > 0 else 1000
 
 
-def _kernels(blocks: list, dims: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Sizes of the NeoCell matrices per stage: the number of groups and the sizes that explain most tensors."""
-    cells = []
-    sizes_anywhere: Counter = Counter()
-    for stage in range(STAGES):
-        cell: dict[int, list[tuple[int, ...]]] = defaultdict(list)
-        for names in blocks[stage].values():
+def _kernels(blocks: list[Blocks], dims: Shape) -> tuple[Shape, ...]:
+    """Return the sizes of the NeoCell matrices of each stage."""
+    # Per stage and channel group: the shapes of its matrices in all blocks.
+    cells: list[dict[int, list[Shape]]] = [defaultdict(list) for _ in blocks]
+    for cell, stage_blocks in zip(cells, blocks, strict=True):
+        for names in stage_blocks.values():
             for name, shape in names.items():
-                if found := _NEOCELL.match(name):
-                    cell[int(found[2])].append(shape)
-                    if _is_square(shape):
-                        sizes_anywhere[shape[1]] += 1
-        cells.append(cell)
+                if match := _NEOCELL.match(name):
+                    cell[int(match[2])].append(shape)
+    everywhere = Counter(s[1] for cell in cells for shapes in cell.values() for s in shapes if _is_square(s))
+    return tuple(
+        _stage_kernels(cell, channels, default, everywhere) if cell else default
+        for cell, channels, default in zip(cells, dims, DEFAULT_KERNELS, strict=True)
+    )
 
-    def group_size(shapes: Iterable[tuple[int, ...]], width: int, fallback: int) -> int:
+
+def _stage_kernels(cell: Mapping[int, list[Shape]], channels: int, default: Shape, everywhere: Counter) -> Shape:
+    """Return the group sizes that explain the most matrices of a stage; ties go to the fewest groups.
+
+    Args:
+        cell: shapes of the matrices by channel group.
+        channels: width of the stage.
+        default: sizes of groups without any matrix.
+        everywhere: number of matrices of each size in the whole network, which breaks ties.
+    """
+
+    def group_size(shapes: Iterable[Shape], width: int, fallback: int) -> int:
         votes: Counter = Counter()
         for shape in shapes:
             if _is_square(shape):
                 votes[shape[1]] += 2 if shape[0] == width else 1
-        return max(votes, key=lambda size: (votes[size], sizes_anywhere[size]), default=fallback)
+        return max(votes, key=lambda size: (votes[size], everywhere[size]), default=fallback)
 
-    result = []
-    for stage, cell in enumerate(cells):
-        default = DEFAULT_KERNELS[stage]
-        if not cell:
-            result.append(default)
-            continue
-        best = None
-        for count in range(1, min(max(cell) + 1, _MAX_GROUPS, dims[stage]) + 1):
-            share = dims[stage] // count
-            widths = [share] * (count - 1) + [dims[stage] - share * (count - 1)]
-            sizes = tuple(
-                group_size(cell.get(i, ()), width, default[min(i, len(default) - 1)]) for i, width in enumerate(widths)
-            )
-            score = 0
-            for i, shapes in cell.items():
-                expected = (widths[i], sizes[i], sizes[i]) if i < count else None
-                score += sum(1 if shape == expected else -1 for shape in shapes)
-            # Groups that nothing was found of count against the guess.
-            score -= sum(not cell.get(i) for i in range(count))
-            if best is None or score > best[0]:
-                best = score, sizes
-        result.append(best[1])
-    return tuple(result)
+    scored: list[tuple[int, Shape]] = []
+    for count in range(1, min(max(cell) + 1, _MAX_GROUPS, channels) + 1):
+        share = channels // count
+        widths = [share] * (count - 1) + [channels - share * (count - 1)]
+        sizes = tuple(
+            group_size(cell.get(i, ()), width, default[min(i, len(default) - 1)]) for i, width in enumerate(widths)
+        )
+        score = 0
+        for i, shapes in cell.items():
+            expected = (widths[i], sizes[i], sizes[i]) if i < count else None
+            score += sum(1 if shape == expected else -1 for shape in shapes)
+        # A group without any matrix counts against the guess.
+        scored.append((score - sum(not cell.get(i) for i in range(count)), sizes))
+    return max(scored, key=lambda entry: entry[0])[1]
 
 
-def _is_square(shape: tuple[int, ...]) -> bool:
+def _is_square(shape: Shape) -> bool:
     return len(shape) == 3 and shape[1] == shape[2] > 0

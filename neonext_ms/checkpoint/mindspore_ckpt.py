@@ -3,7 +3,7 @@
 A file is a protobuf message, read here field by field: `Checkpoint { repeated Value value = 1 }`,
 `Value { string tag = 1; TensorProto tensor = 2; MapTensorProto maptensor = 3 }`,
 `TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }`. A tensor above 512 MiB is
-cut into several values with one tag, each with the dims of the whole. `crc_num` and ten bytes may follow.
+split into several values with one tag, each with the dims of the whole. `crc_num` and ten bytes may follow.
 """
 
 from __future__ import annotations
@@ -18,23 +18,9 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import BFLOAT16, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
-_DTYPES = {
-    "Float16": np.dtype("<f2"),
-    "BFloat16": BFLOAT16,
-    "Float32": np.dtype("<f4"),
-    "Float64": np.dtype("<f8"),
-    "Int8": np.dtype("i1"),
-    "UInt8": np.dtype("u1"),
-    "Int16": np.dtype("<i2"),
-    "UInt16": np.dtype("<u2"),
-    "Int32": np.dtype("<i4"),
-    "UInt32": np.dtype("<u4"),
-    "Int64": np.dtype("<i8"),
-    "UInt64": np.dtype("<u8"),
-    "Bool": np.dtype("?"),
-}
+_DTYPES = {kind: dtype for dtype, _, _, kind, _ in DTYPES}
 ENCRYPTED_MAGIC = b"\xd8\x5e\x3a\x7f"
 _CRC_MARK, _CRC_SIZE = b"crc_num", 10
 _MAX_VALUES = 100_000
@@ -43,88 +29,97 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray | str]:
-    """Tensors and strings of a MindSpore checkpoint, by their names in the file.
+    """Read the tensors and strings of a MindSpore checkpoint, by their names in the file.
 
     Returns:
-        Read-only arrays that are views of the file (bfloat16 has the type of ml_dtypes), and `str` for the strings
+        Read-only arrays that are views of the file (bfloat16 has the dtype of ml_dtypes), and `str` for the strings
         of `append_dict`. Numbers of `append_dict` are arrays without axes.
 
     Raises:
-        InputError: the file is not there, encrypted, damaged, truncated, or no MindSpore checkpoint.
+        InputError: the file is missing, encrypted, damaged, truncated, or not a MindSpore checkpoint.
     """
     source = os.fspath(path)
     data = map_file(path)
     with damage_named(path, "a MindSpore checkpoint"):
         if data[:4] == ENCRYPTED_MAGIC:
             raise InputError(
-                f"{source}: is an encrypted MindSpore checkpoint; load it with mindspore.load_checkpoint(dec_key=...) "
-                "and save it without enc_key"
+                f"{source}: an encrypted MindSpore checkpoint. Load it with mindspore.load_checkpoint(dec_key=...) and "
+                "save it without enc_key."
             )
-        return _read(_without_crc(data, source), source)
+        return _read(_without_crc(data), source)
 
 
-def _without_crc(data: memoryview, source: str) -> memoryview:
+def _without_crc(data: memoryview) -> memoryview:
     trailer = len(_CRC_MARK) + _CRC_SIZE
     if len(data) < trailer or data[-trailer:-_CRC_SIZE] != _CRC_MARK:
         return data
     if zlib.crc32(data[:-trailer]) != int.from_bytes(data[-_CRC_SIZE:], "big"):
-        raise InputError(f"{source}: damaged, its CRC-32 is wrong; get the file again")
+        raise DamageError("its CRC-32 is wrong")
     return data[:-trailer]
 
 
 def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
     parts: dict[str, tuple[list[int], str, list[memoryview]]] = {}
     last = None
-    for count, (field, value) in enumerate(_fields(data, source)):
-        if field != 1 or not isinstance(value, memoryview):
-            raise ValueError(f"field {field} is none of a checkpoint")
+    for count, (field, value) in enumerate(_fields(data)):
+        if field != 1:
+            raise DamageError(f"a checkpoint has no field {field}")
         if count >= _MAX_VALUES:
-            raise InputError(f"{source}: has more than {_MAX_VALUES} values, too many for a checkpoint of a NeoNeXt")
-        tag, dims, kind, content = _value(value, source)
+            raise InputError(f"{source}: too many values for a NeoNeXt (expected at most {_MAX_VALUES})")
+        tag, dims, kind, content = _value(_view(field, value), source)
         if tag not in parts:
             parts[tag] = (dims, kind, [content])
         elif tag == last and parts[tag][:2] == (dims, kind):
+            # The next piece of a large tensor.
             parts[tag][2].append(content)
         else:
-            raise InputError(f"{source}: damaged, it holds {printable(tag)} twice; get the file again")
+            raise DamageError(f"it holds {printable(tag)} twice")
         last = tag
     return {tag: _decode(source, tag, *part) for tag, part in parts.items()}
 
 
 def _value(data: memoryview, source: str) -> tuple[str, list[int], str, memoryview]:
-    tag = tensor = None
-    for field, value in _fields(data, source):
+    """Return name, dims, type and bytes of a value."""
+    tag = tensor = kind = None
+    for field, value in _fields(data):
         if field == 1:
-            tag = str(value, "utf-8")
+            tag = str(_view(field, value), "utf-8")
         elif field == 2:
-            tensor = value
+            tensor = _view(field, value)
         elif field == 3:
-            raise InputError(f"{source}: {printable(tag)} is a MapParameter (a hash table); a NeoNeXt has none")
+            raise InputError(f"{source}: {printable(tag)} is a MapParameter (a hash table). A NeoNeXt has none.")
     if tag is None or tensor is None:
-        raise ValueError("a value has no name or no tensor")
+        raise DamageError("a value has no name or no tensor")
     dims: list[int] = []
-    kind, content = None, memoryview(b"")
-    for field, value in _fields(tensor, source):
+    content = memoryview(b"")
+    for field, value in _fields(tensor):
         if field == 1:
-            dims += _dims(value, source)
+            dims += _dims(value)
             if len(dims) > _MAX_AXES:
-                raise ValueError(f"{printable(tag)} has more than {_MAX_AXES} axes")
+                raise DamageError(f"{printable(tag)} has more than {_MAX_AXES} axes")
         elif field == 2:
-            kind = str(value, "utf-8")
+            kind = str(_view(field, value), "utf-8")
         elif field == 3:
-            content = memoryview(value)
+            content = _view(field, value)
     if kind is None:
-        raise ValueError(f"{printable(tag)} has no type")
+        raise DamageError(f"{printable(tag)} has no type")
     return tag, dims, kind, content
 
 
-def _dims(value: int | memoryview, source: str) -> list[int]:
-    """One number, or several packed ones as newer protobuf may write them."""
+def _view(field: int, value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise DamageError(f"field {field} is a number")
+    return value
+
+
+def _dims(value: int | memoryview) -> list[int]:
+    """Return one number, or several packed ones, as newer versions of protobuf write them."""
     if isinstance(value, int):
         return [value]
-    dims, at = [], 0
+    dims: list[int] = []
+    at = 0
     while at < len(value) and len(dims) <= _MAX_AXES:
-        number, at = _varint(value, at, source)
+        number, at = _varint(value, at)
         dims.append(number)
     return dims
 
@@ -135,67 +130,63 @@ def _decode(source: str, tag: str, dims: list[int], kind: str, pieces: list[memo
         return str(content, "utf-32-le").rstrip("\0")
     if kind not in _DTYPES:
         raise InputError(
-            f"{source}: {printable(tag)} has the type {printable(kind)}; expected one of {', '.join(_DTYPES)}"
+            f"{source}: {printable(tag)} has an unsupported type (got type {printable(kind)}, expected one of "
+            f"{', '.join(_DTYPES)})"
         )
     dtype = _DTYPES[kind]
     # MindSpore writes [0] for a tensor without axes.
     shape = () if dims == [0] and len(content) == dtype.itemsize else tuple(dims)
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise InputError(
-            f"{source}: damaged, {printable(tag)} of shape {shape} and type {kind} has {len(content)} bytes; get the "
-            "file again"
-        )
+        raise DamageError(f"{printable(tag)} of shape {shape} and type {kind} has {len(content)} bytes")
     return array_view(content, dtype, shape)
 
 
-def _fields(data: memoryview, source: str) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and content of every field of a message: an int for a varint, else a view."""
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield number and content of every field of a message: an int for a varint, else a view."""
     at = 0
     while at < len(data):
-        key, at = _varint(data, at, source)
+        key, at = _varint(data, at)
         field, wire = key >> 3, key & 7
         if wire == _VARINT:
-            value, at = _varint(data, at, source)
+            value, at = _varint(data, at)
             yield field, value
             continue
         if wire == _BYTES:
-            size, at = _varint(data, at, source)
+            size, at = _varint(data, at)
         elif wire in (_FIXED64, _FIXED32):
             size = 8 if wire == _FIXED64 else 4
         else:
-            raise ValueError(f"wire type {wire} is none of a checkpoint")
+            raise DamageError(f"a checkpoint has no wire type {wire}")
         if at + size > len(data):
-            raise InputError(
-                f"{source}: is truncated or no MindSpore checkpoint: a field of {size} bytes has {len(data) - at}; get "
-                "the file again"
-            )
+            raise DamageError("it is truncated, or not a MindSpore checkpoint")
         yield field, data[at : at + size]
         at += size
 
 
-def _varint(data: memoryview, at: int, source: str) -> tuple[int, int]:
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Return the number at a position, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise InputError(f"{source}: is truncated or no MindSpore checkpoint; get the file again")
+            raise DamageError("it is truncated, or not a MindSpore checkpoint")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number has more than ten bytes")
+    raise DamageError("a number has more than ten bytes")
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], strings: Mapping[str, str] | None = None) -> None:
-    """Write a checkpoint with `mindspore.save_checkpoint`.
+    """Write a checkpoint with `mindspore.save_checkpoint`; not atomic, see `files.atomic`.
 
     Args:
-        path: where to write, ending in `.ckpt`. Not atomic: see `files.atomic`.
-        tensors: arrays by their names in the file; the types are kept.
-        strings: entries for its `append_dict`.
+        path: file to write, ending in `.ckpt`.
+        tensors: arrays by their names in the file; their dtypes are kept.
+        strings: entries of its `append_dict`.
 
     Raises:
-        InputError: an error of the operating system.
+        InputError: the operating system reports an error.
     """
     import mindspore as ms
 

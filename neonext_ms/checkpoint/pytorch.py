@@ -1,108 +1,93 @@
-"""PyTorch's `.pt` files, both the zip archives and the older format, read and written without PyTorch.
+"""PyTorch's `.pt` files, zip archives and the older format, read and written without PyTorch.
 
-Nothing in a file is executed: see `torch_pickle`. Tensors are views of the mapped file.
+Nothing in a file is executed, see `pytorch_pickle`. Tensors are views of the mapped file.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import BFLOAT16, array_view, damage_named, map_file, printable
-from .pytorch_pickle import HINT, Known, load_pickle
+from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
+from .pytorch_pickle import HINT, PickleFunction, load_pickle
 from .pytorch_zip import StoredZip, write_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
-# Name of torch's dtype and of its storage class -> NumPy's.
-_DTYPES = {
-    "float16": ("HalfStorage", np.dtype("<f2")),
-    "bfloat16": ("BFloat16Storage", BFLOAT16),
-    "float32": ("FloatStorage", np.dtype("<f4")),
-    "float64": ("DoubleStorage", np.dtype("<f8")),
-    "int8": ("CharStorage", np.dtype("i1")),
-    "uint8": ("ByteStorage", np.dtype("u1")),
-    "int16": ("ShortStorage", np.dtype("<i2")),
-    "int32": ("IntStorage", np.dtype("<i4")),
-    "int64": ("LongStorage", np.dtype("<i8")),
-    "bool": ("BoolStorage", np.dtype("?")),
-}
-_STORAGES = {dtype: storage for storage, dtype in _DTYPES.values()}
+_STORAGES = {dtype: storage for dtype, _, storage, *_ in DTYPES if storage}
 
 # NumPy 1.26 allows 32.
 _MAX_AXES = 32
 
 
+@dataclass(frozen=True)
 class _StorageType:
-    """torch.FloatStorage and its like, torch.float32 and its like; `dtype` is None for UntypedStorage."""
+    """A storage class or a dtype of torch, such as torch.FloatStorage; `dtype` is None for UntypedStorage."""
 
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: np.dtype | None):
-        self.dtype = dtype
+    dtype: np.dtype | None
 
 
+@dataclass(frozen=True)
 class _Storage:
-    """Bytes that tensors share; `data` is None while their place in the file is not known yet."""
+    """Bytes that tensors share; `data` is None while their place in the file is unknown."""
 
-    __slots__ = ("data", "dtype")
-
-    def __init__(self, dtype: np.dtype | None, data: memoryview | None):
-        self.dtype = dtype
-        self.data = data
+    dtype: np.dtype | None
+    data: memoryview | None
 
 
 class _Tensors:
-    """What the globals of a torch.save file build, bounded by the size of the file."""
+    """The functions that a torch.save file calls to build its tensors, bounded by the size of the file."""
 
     def __init__(self, source: str, file_size: int):
         self.source = source
-        # Expanded tensors take no room in the file. Whoever copies them must still have the memory.
+        # Expanded tensors take no room in the file, but a copy of them needs the memory.
         self.budget = self.limit = max(64 << 20, 8 * file_size)
 
-    def known(self) -> dict[tuple[str, str], Known]:
-        """The globals that a file may name."""
-        table: dict[tuple[str, str], Known | _StorageType] = {
-            ("collections", "OrderedDict"): Known("OrderedDict", _ordered_dict),
-            ("torch", "Size"): Known("torch.Size", tuple),
-            ("torch._utils", "_rebuild_tensor"): Known("_rebuild_tensor", self.rebuild),
-            ("torch._utils", "_rebuild_tensor_v2"): Known("_rebuild_tensor_v2", self.rebuild_v2),
-            ("torch._utils", "_rebuild_tensor_v3"): Known("_rebuild_tensor_v3", self.rebuild_v3),
-            ("torch._utils", "_rebuild_parameter"): Known("_rebuild_parameter", _rebuild_parameter),
+    def known(self) -> dict[tuple[str, str], object]:
+        """Return the globals that a file may name, by module and name."""
+        table: dict[tuple[str, str], object] = {
+            ("collections", "OrderedDict"): PickleFunction(_ordered_dict),
+            ("torch", "Size"): PickleFunction(tuple),
+            ("torch._utils", "_rebuild_tensor"): PickleFunction(self.rebuild),
+            ("torch._utils", "_rebuild_tensor_v2"): PickleFunction(self.rebuild_v2),
+            ("torch._utils", "_rebuild_tensor_v3"): PickleFunction(self.rebuild_v3),
+            ("torch._utils", "_rebuild_parameter"): PickleFunction(_rebuild_parameter),
             ("torch.storage", "UntypedStorage"): _StorageType(None),
             ("torch", "UntypedStorage"): _StorageType(None),
         }
-        for name, (storage, dtype) in _DTYPES.items():
-            table["torch", name] = _StorageType(dtype)
-            table["torch", storage] = table["torch.cuda", storage] = _StorageType(dtype)
+        for dtype, name, storage, *_ in DTYPES:
+            if storage:
+                for key in (("torch", name), ("torch", storage), ("torch.cuda", storage)):
+                    table[key] = _StorageType(dtype)
         return table
 
     def rebuild(self, storage, offset, shape, strides, dtype: np.dtype | None = None) -> np.ndarray | None:
         if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
-            raise ValueError("a tensor is built from something else than a storage")
+            raise DamageError("a tensor is not built from a storage")
         if len(shape) != len(strides) or len(shape) > _MAX_AXES:
-            raise ValueError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+            raise DamageError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
         dtype = dtype or storage.dtype
         if dtype is None:
-            raise ValueError("a tensor has no type")
+            raise DamageError("a tensor has no dtype")
+        # Before the sizes are multiplied: they may be of any type.
         if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
-            raise ValueError("a tensor has a negative size, offset or stride")
-        count = 1
-        for size in shape:
-            count *= size
-        self.budget -= count * dtype.itemsize
+            raise DamageError("a tensor has a negative size, offset or stride")
+        self.budget -= math.prod(shape) * dtype.itemsize
         if self.budget < 0:
             raise InputError(
                 f"{self.source}: its tensors are expanded to more than {self.limit >> 20} MiB, far more than the file "
-                f"holds; make them contiguous, then {HINT}"
+                f"holds. Make them contiguous. {HINT}"
             )
         if storage.data is None:
             return None
@@ -110,191 +95,187 @@ class _Tensors:
         return array_view(storage.data, dtype, shape, offset * step, tuple(stride * step for stride in strides))
 
     def rebuild_v2(self, storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
-        self._refuse_metadata(metadata)
+        self._reject_metadata(metadata)
         return self.rebuild(storage, offset, shape, strides)
 
     def rebuild_v3(self, storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
-        self._refuse_metadata(metadata)
+        self._reject_metadata(metadata)
         if type(dtype) is not _StorageType:
-            raise ValueError("a tensor has no type")
+            raise DamageError("a tensor has no dtype")
         return self.rebuild(storage, offset, shape, strides, dtype.dtype)
 
-    def _refuse_metadata(self, metadata) -> None:
-        # Conjugated or negated views: the bytes are not the values.
+    def _reject_metadata(self, metadata) -> None:
+        # The bytes of a conjugated or negated view are not its values.
         if metadata:
-            raise InputError(f"{self.source}: holds a tensor that is a conjugated or negated view; {HINT}")
+            raise InputError(f"{self.source}: holds a tensor that is a conjugated or negated view. {HINT}")
 
 
 def _ordered_dict(items=()) -> dict:
-    if type(items) not in (tuple, list):
-        raise ValueError("an OrderedDict is made of something else than pairs")
     result = {}
+    if type(items) not in (tuple, list):
+        raise DamageError("an OrderedDict is not made of pairs")
     for pair in items:
         if type(pair) not in (tuple, list) or len(pair) != 2 or type(pair[0]) not in (str, int):
-            raise ValueError("an OrderedDict is made of something else than pairs")
+            raise DamageError("an OrderedDict is not made of pairs")
         result[pair[0]] = pair[1]
     return result
 
 
 def _rebuild_parameter(data, requires_grad=True, hooks=None):
     if data is not None and type(data) is not np.ndarray:
-        raise ValueError("a parameter is built from something else than a tensor")
+        raise DamageError("a parameter is not built from a tensor")
     return data
 
 
-def read(path: str | os.PathLike) -> object:
-    """What torch.save wrote, without PyTorch and without executing anything of it.
+def read(path: str | os.PathLike) -> tuple[Any, dict[str, bytes]]:
+    """Read a file of torch.save, without PyTorch and without executing anything in it.
 
     Returns:
-        A tree of dict, list, tuple, str, numbers, None and NumPy arrays. The arrays are read-only views of the file
-        (bfloat16 has the type of ml_dtypes). The tree of a hostile file may contain itself.
+        A tree of dict, list, tuple, str, numbers, None and NumPy arrays, and the records below `extra/` that `write`
+        adds. The arrays are read-only views of the file (bfloat16 has the dtype of ml_dtypes). The tree of a hostile
+        file may contain itself.
 
     Raises:
-        InputError: the file is not there, not written by torch.save, damaged, truncated, or names anything that is
-            not a tensor; the message says what it is, and what to do.
+        InputError: the file is missing, damaged, truncated, not written by torch.save, or names an object that is not
+            a tensor; the message names it.
     """
-    return read_with_extra(path)[0]
-
-
-def read_with_extra(path: str | os.PathLike) -> tuple[object, dict[str, bytes]]:
-    """As `read`, with the records below `extra/` that `write` adds to the archive."""
     source = os.fspath(path)
     data = map_file(path)
     with damage_named(path, "a PyTorch file"):
         if data[:2] == b"PK":
             return _read_zip(data, source)
         if data[257:262] == b"ustar":
-            raise InputError(f"{source}: is a tar archive as PyTorch wrote before 0.1.10; re-save it with PyTorch")
+            raise InputError(f"{source}: a tar archive as PyTorch wrote before 0.1.10. Re-save it with PyTorch.")
         return _read_legacy(data, source), {}
 
 
 def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
     archive = StoredZip(data, source)
-    roots = [name.removesuffix("/data.pkl") for name in archive.entries if name.count("/") == 1]
-    roots = [root for root in roots if f"{root}/data.pkl" in archive.entries]
-    if len(set(roots)) != 1:
+    roots = {name.removesuffix("/data.pkl") for name in archive.entries if name.count("/") == 1}
+    roots = {root for root in roots if f"{root}/data.pkl" in archive.entries}
+    if len(roots) != 1:
         raise InputError(
-            f"{source}: is a zip archive, but not one of torch.save (it has no data.pkl); name a checkpoint file"
+            f"{source}: a zip archive, but not one of torch.save (it has no data.pkl). Name a checkpoint file."
         )
-    root = roots[0]
+    root = roots.pop()
     order = "little"
     if f"{root}/byteorder" in archive.entries:
         order = bytes(archive.read(f"{root}/byteorder")[:16]).decode("ascii").strip()
     if order not in ("little", "big"):
-        raise InputError(f"{source}: damaged, its byte order is {printable(order)}; expected little or big")
+        raise DamageError(f"its byte order is {printable(order)}")
     storages: dict[str, _Storage] = {}
 
-    def persistent(value):
+    def persistent(value) -> _Storage:
         kind, key, count = _persistent_storage(value, 5)
         if key not in storages:
             step = kind.dtype.itemsize if kind.dtype else 1
             name = f"{root}/data/{key}"
             if archive.size(name) < count * step:
-                raise InputError(
-                    f"{source}: damaged, {printable(name)} has {archive.size(name)} bytes of {count * step}"
-                )
+                raise DamageError(f"{printable(name)} has {archive.size(name)} bytes of {count * step}")
             body = archive.read(name)[: count * step]
             if order == "big":
                 if kind.dtype is None:
-                    raise InputError(f"{source}: an untyped tensor of a big-endian machine cannot be read; {HINT}")
-                body = memoryview(np.frombuffer(body, f"u{step}").byteswap().view(np.uint8))
+                    raise InputError(f"{source}: an untyped tensor of a big-endian machine cannot be read. {HINT}")
+                body = memoryview(np.frombuffer(body, f"u{step}").byteswap().tobytes())
             storages[key] = _Storage(kind.dtype, body)
         if kind.dtype != storages[key].dtype and order == "big":
-            raise ValueError("a storage has two types")
+            raise DamageError("a storage has two dtypes")
         return _Storage(kind.dtype, storages[key].data)
 
     tensors = _Tensors(source, len(data))
     tree, _ = load_pickle(archive.read(f"{root}/data.pkl"), 0, source, tensors.known(), persistent)
     prefix = f"{root}/extra/"
-    extra = {name[len(prefix) :]: name for name in archive.entries if name.startswith(prefix)}
-    return tree, {name: bytes(archive.read(entry)) for name, entry in extra.items()}
+    extra = {name[len(prefix) :]: bytes(archive.read(name)) for name in archive.entries if name.startswith(prefix)}
+    return tree, extra
 
 
 def _persistent_storage(value, length: int) -> tuple[_StorageType, str, int]:
+    """Return type, key and number of elements of a storage from its persistent id."""
     if type(value) is not tuple or len(value) != length or value[0] != "storage":
-        raise ValueError("a persistent id is not that of a storage")
+        raise DamageError("a persistent id is not that of a storage")
     kind, key, _, count = value[1:5]
     if type(kind) is not _StorageType or type(key) is not str or type(count) is not int or count < 0:
-        raise ValueError("a persistent id is not that of a storage")
+        raise DamageError("a persistent id is not that of a storage")
     return kind, key, count
 
 
 def _read_legacy(data: memoryview, source: str) -> object:
-    def nothing(value):
-        raise ValueError("a persistent id where none belongs")
+    def rejected(value):
+        raise DamageError("a persistent id where none belongs")
 
-    tensors = _Tensors(source, len(data))
-    known = tensors.known()
+    known = _Tensors(source, len(data)).known()
     if data[:1] != b"\x80":
-        raise InputError(f"{source}: is not a file of torch.save; name a checkpoint file")
-    magic, at = load_pickle(data, 0, source, known, nothing)
+        raise InputError(f"{source}: not a file of torch.save. Name a checkpoint file.")
+    magic, at = load_pickle(data, 0, source, known, rejected)
     if type(magic) is not int or magic != MAGIC:
-        raise InputError(f"{source}: is a pickle, but not one of torch.save; {HINT}")
-    protocol, at = load_pickle(data, at, source, known, nothing)
+        raise InputError(f"{source}: a pickle, but not one of torch.save. {HINT}")
+    protocol, at = load_pickle(data, at, source, known, rejected)
     if type(protocol) is not int or protocol != PROTOCOL:
-        raise InputError(f"{source}: unknown version of PyTorch's older format (expected {PROTOCOL}); {HINT}")
-    _, at = load_pickle(data, at, source, known, nothing)
+        raise InputError(f"{source}: unknown version of PyTorch's older format (expected {PROTOCOL}). {HINT}")
+    _, at = load_pickle(data, at, source, known, rejected)
 
-    # The tensors' bytes come after the pickle that describes them, so it is read twice: for the sizes, then the values.
+    # The bytes of the tensors follow the pickle that describes them, so it is read twice: for the sizes, then for the
+    # values.
     sizes: dict[str, tuple[np.dtype, int]] = {}
     storages: dict[str, memoryview] = {}
 
-    def persistent(value):
+    def persistent(value) -> _Storage:
         kind, key, count = _persistent_storage(value, 6)
         if kind.dtype is None:
-            raise ValueError("a storage has no type")
+            raise DamageError("a storage has no dtype")
         view = value[5]
         if sizes.setdefault(key, (kind.dtype, count)) != (kind.dtype, count):
-            raise ValueError("a storage has two sizes")
+            raise DamageError("a storage has two sizes")
         whole = storages.get(key)
         if view is None or whole is None:
             return _Storage(kind.dtype, whole)
         if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
-            raise ValueError("a view of a storage is not described by its key, offset and size")
+            raise DamageError("a view of a storage is not described by its key, offset and size")
         step = kind.dtype.itemsize
         first, last = view[1] * step, (view[1] + view[2]) * step
         if last > len(whole):
-            raise ValueError("a view reaches beyond its storage")
+            raise DamageError("a view reaches beyond its storage")
         return _Storage(kind.dtype, whole[first:last])
 
     start = at
     _, at = load_pickle(data, start, source, known, persistent)
-    keys, at = load_pickle(data, at, source, known, nothing)
+    keys, at = load_pickle(data, at, source, known, rejected)
     if type(keys) is not list or any(type(key) is not str for key in keys) or set(keys) != set(sizes):
-        raise ValueError("the list of storages does not agree with the tensors")
+        raise DamageError("the list of storages does not agree with the tensors")
     for key in keys:
         dtype, count = sizes[key]
-        if at + 8 + count * dtype.itemsize > len(data):
-            raise InputError(f"{source}: is truncated: the bytes of its tensors end early; get the file again")
+        size = count * dtype.itemsize
+        if at + 8 + size > len(data):
+            raise DamageError("it is truncated: the bytes of its tensors end early")
         if struct.unpack_from("<q", data, at)[0] != count:
-            raise ValueError("a storage has another size than its tensors say")
-        storages[key] = data[at + 8 : at + 8 + count * dtype.itemsize]
-        at += 8 + count * dtype.itemsize
-    tensors = _Tensors(source, len(data))
-    return load_pickle(data, start, source, tensors.known(), persistent)[0]
+            raise DamageError("a storage and its tensors disagree about its size")
+        storages[key] = data[at + 8 : at + 8 + size]
+        at += 8 + size
+    return load_pickle(data, start, source, _Tensors(source, len(data)).known(), persistent)[0]
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> None:
-    """Write a state dict as torch.save does: an OrderedDict of contiguous tensors that torch.load reads safely.
+    """Write a state dict as torch.save does; not atomic, see `files.atomic`.
 
-    The bytes depend on nothing but the arguments.
+    The file holds an OrderedDict of contiguous tensors that torch.load reads with `weights_only`. Its bytes depend on
+    nothing but the tensors and `extra`.
 
     Args:
-        path: where to write; the name of the file has no influence on its content. Not atomic: see `files.atomic`.
-        tensors: arrays of a type that PyTorch has, by name, in this order.
-        extra: records that travel in the archive below `extra/`, which PyTorch does not look at.
+        path: file to write.
+        tensors: arrays of a dtype that PyTorch has, by name, in this order.
+        extra: records for the archive below `extra/`, which PyTorch ignores.
 
     Raises:
-        InputError: an array of another type, or an error of the operating system.
+        InputError: an array has another dtype, or the operating system reports an error.
     """
     bodies: dict[str, memoryview] = {}
     for i, (name, array) in enumerate(tensors.items()):
         if array.dtype not in _STORAGES:
             known = ", ".join(str(dtype) for dtype in _STORAGES)
-            raise InputError(f"{name}: cannot be written as {array.dtype}; convert it to one of {known}")
-        whole = array if array.flags.c_contiguous else array.copy(order="C")
-        bodies[f"archive/data/{i}"] = memoryview(whole.reshape(-1).view(np.uint8))
-    records = {
+            raise InputError(f"{name}: cannot be written as {array.dtype} (expected one of {known})")
+        contiguous = array if array.flags.c_contiguous else array.copy(order="C")
+        bodies[f"archive/data/{i}"] = contiguous.reshape(-1).view(np.uint8).data
+    records: dict[str, memoryview | bytes] = {
         "archive/data.pkl": _pickle(tensors),
         "archive/byteorder": b"little",
         **bodies,
@@ -306,20 +287,16 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], extra: Map
 
 
 def _pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The opcodes, of protocol 2, that torch.save writes for an OrderedDict of tensors."""
+    """Return the opcodes, of protocol 2, that torch.save writes for an OrderedDict of tensors."""
     empty = b"ccollections\nOrderedDict\n)R"
     parts = [b"\x80\x02", empty, b"("]
     for i, (name, array) in enumerate(tensors.items()):
-        strides, step = [], 1
-        for size in reversed(array.shape):
-            strides.insert(0, step)
-            step *= max(size, 1)
-        storage = _STORAGES[array.dtype]
+        strides = [math.prod(max(size, 1) for size in array.shape[axis + 1 :]) for axis in range(array.ndim)]
         parts += [
             _text(name),
             b"ctorch._utils\n_rebuild_tensor_v2\n((",
             _text("storage"),
-            f"ctorch\n{storage}\n".encode("ascii"),
+            f"ctorch\n{_STORAGES[array.dtype]}\n".encode("ascii"),
             _text(str(i)),
             _text("cpu"),
             _integer(array.size),

@@ -1,67 +1,67 @@
-"""The pickle inside a torch.save file, read by an interpreter that has nothing to execute.
+"""The pickle inside a torch.save file, read by an interpreter that cannot execute anything.
 
-It knows the opcodes that build plain values. A global is never imported: it is a name in a short table or the file
-is refused, and what the table holds are functions of this package that take checked arguments.
+It knows the opcodes that build plain values. A global is never imported: a file is rejected unless the name is in a
+short table, and the functions of that table belong to this package and check their arguments.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import printable
+from .mapped_file import DamageError, printable
 
-# A tensor takes some fifty opcodes, and the training checkpoint of the largest model has 2,000 tensors.
+# A tensor takes about fifty opcodes, and the training checkpoint of the largest model has 2,000 tensors.
 _MAX_OPCODES = 1_000_000
 _MAX_BYTES = 16 << 20
-# Keys are hashed and compared. Only for these does that take a bounded time: nested tuples can take forever.
+# Keys are hashed and compared. Only these types bound the time of that: nested tuples can take forever.
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
-HINT = "re-save it where it was made, with torch.save(model.state_dict(), 'weights.pt')"
+HINT = "Re-save it where it was made, with torch.save(model.state_dict(), 'weights.pt')."
 
 
-class Known:
-    """A global that a file may name: calling it (the opcode REDUCE) runs `build` on the arguments."""
+@dataclass(frozen=True)
+class PickleFunction:
+    """A function that a file may call (with the opcode REDUCE)."""
 
-    __slots__ = ("build", "name")
-
-    def __init__(self, name: str, build: Callable | None = None):
-        self.name = name
-        self.build = build
+    function: Callable
 
 
 def load_pickle(
     data: memoryview,
     start: int,
     source: str,
-    known: Mapping[tuple[str, str], Known],
+    known: Mapping[tuple[str, str], object],
     persistent: Callable[[object], object],
 ) -> tuple[object, int]:
-    """The value of the pickle that starts at `start`, and where it ends.
+    """Load the pickle that starts at `start`, and return its value and the position of its end.
 
     Args:
         data: bytes that hold the pickle.
-        start: its first byte.
-        source: name of the file, for messages.
-        known: the globals that the pickle may name, by module and name.
-        persistent: makes a value of a persistent id.
+        start: position of its first byte.
+        source: name of the file in messages.
+        known: globals that the pickle may name, by module and name; only a `PickleFunction` can be called.
+        persistent: function that turns a persistent id into a value.
 
     Returns:
-        Plain values (`OrderedDict` becomes `dict`) and what `known` and `persistent` return. A hostile file can
-        make it contain itself.
+        A value made of plain values (`OrderedDict` becomes `dict`) and those of `known` and `persistent`. That of a
+        hostile file can contain itself.
 
     Raises:
-        InputError: the file names another global, or needs an opcode that torch.save never writes.
-        Exception: one of those that `mapped.damage_named` catches, for a damaged pickle.
+        InputError: the file names another global, or uses an opcode that torch.save never writes.
+        Exception: the pickle is damaged; `mapped_file.damage_named` catches every type that occurs.
     """
     machine = _Machine(data[: start + _MAX_BYTES], start, source, known, persistent)
     return machine.run(), machine.at
 
 
 class _Machine:
-    def __init__(self, data, start, source, known, persistent):
+    """The stack machine of a pickle: one method for each opcode that is allowed."""
+
+    def __init__(self, data: memoryview, start: int, source: str, known: Mapping, persistent: Callable):
         self.data = data
         self.at = start
         self.source = source
@@ -78,16 +78,14 @@ class _Machine:
                 return self.stack.pop()
             operation = _OPERATIONS.get(code)
             if operation is None:
-                self.refuse_opcode(code)
+                raise self.rejected_opcode(code)
             operation(self)
-        raise InputError(
-            f"{self.source}: its pickle has more than {_MAX_OPCODES} steps, too many for a checkpoint; {HINT}"
-        )
+        raise InputError(f"{self.source}: too many steps in its pickle (expected at most {_MAX_OPCODES}). {HINT}")
 
     def take(self, count: int) -> memoryview:
         taken = self.data[self.at : self.at + count]
         if len(taken) != count:
-            raise EOFError("the pickle is truncated")
+            raise DamageError("the pickle is truncated")
         self.at += count
         return taken
 
@@ -100,7 +98,7 @@ class _Machine:
                 text = bytes(self.data[self.at : end]).decode("utf-8")
                 self.at = end + 1
                 return text
-        raise EOFError("a line of the pickle has no end")
+        raise DamageError("a line of the pickle has no end")
 
     def push(self, value) -> None:
         self.stack.append(value)
@@ -109,22 +107,25 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def refuse_opcode(self, code: int):
-        raise InputError(
-            f"{self.source}: its pickle uses the opcode {_REFUSED.get(code, hex(code))}, which torch.save does not "
-            f"write for a state dict; nothing of it was executed; {HINT}"
+    def rejected_opcode(self, code: int) -> InputError:
+        from pickletools import opcodes
+
+        name = next((opcode.name for opcode in opcodes if opcode.code == chr(code)), hex(code))
+        return InputError(
+            f"{self.source}: the pickle uses the opcode {name}, which torch.save does not write for a state dict; "
+            f"nothing of it was executed. {HINT}"
         )
 
     def find(self, module, name) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("the name of a global is no text")
-        found = self.known.get((module, name))
-        if found is None:
+            raise DamageError("the name of a global is not a text")
+        value = self.known.get((module, name))
+        if value is None:
             raise InputError(
                 f"{self.source}: contains {printable(module)}.{printable(name)}; nothing of it was executed, because "
-                f"only tensors and plain containers are read; {HINT}"
+                f"only tensors and plain containers are read. {HINT}"
             )
-        self.push(found)
+        self.push(value)
 
     def global_(self) -> None:
         self.find(self.line(), self.line())
@@ -134,30 +135,31 @@ class _Machine:
         self.find(module, name)
 
     def inst(self) -> None:
+        # Naming the global says more than naming the opcode.
         self.global_()
-        self.refuse_opcode(0x69)
+        raise self.rejected_opcode(0x69)
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not Known or function.build is None or type(arguments) is not tuple:
-            raise InputError(f"{self.source}: its pickle calls something that is no function; nothing was executed")
-        self.push(function.build(*arguments))
+        if type(function) is not PickleFunction or type(arguments) is not tuple:
+            raise InputError(f"{self.source}: the pickle calls an object that is not a function; nothing was executed")
+        self.push(function.function(*arguments))
 
     def build(self) -> None:
-        # A state dict carries its `_metadata` this way. It says nothing about the tensors.
+        # A state dict carries its `_metadata` this way. It says nothing about the tensors, so it is dropped.
         state = self.stack.pop()
         if type(self.stack[-1]) is not dict or type(state) is not dict:
-            raise InputError(f"{self.source}: its pickle sets the state of something that is no dictionary; {HINT}")
+            raise InputError(f"{self.source}: the pickle sets the state of an object that is not a dictionary. {HINT}")
 
     def persistent_id(self) -> None:
         self.push(self.persistent(self.stack.pop()))
 
     def set_items(self, target, items: list) -> None:
         if type(target) is not dict or len(items) % 2:
-            raise ValueError("items are set on something that is no dictionary")
+            raise DamageError("items are set on an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in _KEY_TYPES:
-                raise ValueError(f"a dictionary has a key of type {type(key).__name__}")
+                raise DamageError(f"a dictionary has a key of type {type(key).__name__}")
             target[key] = value
 
     def set_item(self) -> None:
@@ -175,7 +177,7 @@ class _Machine:
 
     def extend(self, items: list) -> None:
         if type(self.stack[-1]) is not list:
-            raise ValueError("items are appended to something that is no list")
+            raise DamageError("items are appended to an object that is not a list")
         self.stack[-1].extend(items)
 
     def append(self) -> None:
@@ -186,7 +188,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise IndexError("the pickle takes more than there is")
+            raise DamageError("the pickle takes more values than its stack has")
         items = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(items)
@@ -216,7 +218,7 @@ class _Machine:
     def long(self, layout: str) -> None:
         count = self.number(layout)
         if not 0 <= count <= 1024:
-            raise ValueError("a number is too long")
+            raise DamageError("a number is too long")
         self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def int_line(self) -> None:
@@ -227,7 +229,7 @@ class _Machine:
         self.take(count)
 
 
-_OPERATIONS: dict[int, Callable[[_Machine], None]] = {
+_OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     0x80: lambda m: m.skip(1),  # PROTO
     0x95: lambda m: m.skip(8),  # FRAME
     0x28: _Machine.mark,
@@ -280,22 +282,4 @@ _OPERATIONS: dict[int, Callable[[_Machine], None]] = {
     0x52: _Machine.reduce,
     0x62: _Machine.build,
     0x51: _Machine.persistent_id,  # BINPERSID
-}
-
-_REFUSED = {
-    0x69: "INST",
-    0x6F: "OBJ",
-    0x81: "NEWOBJ",
-    0x92: "NEWOBJ_EX",
-    0x82: "EXT1",
-    0x83: "EXT2",
-    0x84: "EXT4",
-    0x50: "PERSID",
-    0x53: "STRING",
-    0x8F: "EMPTY_SET",
-    0x90: "ADDITEMS",
-    0x91: "FROZENSET",
-    0x96: "BYTEARRAY8",
-    0x97: "NEXT_BUFFER",
-    0x98: "READONLY_BUFFER",
 }

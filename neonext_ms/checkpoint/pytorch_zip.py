@@ -1,4 +1,4 @@
-"""The zip archive of a torch.save file: entries are stored as they are, so a tensor is a slice of the file."""
+"""The zip archive of a torch.save file: entries are stored uncompressed, so a tensor is a slice of the file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import printable
+from .mapped_file import DamageError, printable
 from .pytorch_pickle import HINT
 
-# As PyTorch aligns tensors, so that they can be used where they lie.
+# PyTorch's alignment of tensors, so that they can be used in place.
 ALIGNMENT = 64
 
 _END = b"PK\x05\x06"
@@ -25,111 +25,107 @@ _ENCRYPTED = 1
 
 
 class StoredZip:
-    """The entries of a zip archive by name, each a view of the file whose CRC-32 was verified.
+    """The entries of a zip archive by name, each a view of the file; `read` verifies its CRC-32.
 
     Args:
-        data: the whole file.
-        source: its name, for messages.
+        data: bytes of the whole file.
+        source: name of the file in messages.
 
     Raises:
-        InputError: it is a TorchScript archive, the directory is missing or damaged, or an entry is compressed,
-            encrypted, beyond the file, in another one's place, or there twice.
+        InputError: the file is a TorchScript archive, or an entry is compressed or encrypted.
+        DamageError: the directory is missing or wrong, or entries overlap or reach beyond the end of the file.
     """
 
     def __init__(self, data: memoryview, source: str):
         self.data = data
-        self.source = source
         # Name -> (first byte, size, CRC-32).
         self.entries: dict[str, tuple[int, int, int]] = {}
         spans = []
         listing = list(_directory(data, source))
         if any(name.endswith("/constants.pkl") or "/code/" in name for name, *_ in listing):
             raise InputError(
-                f"{source}: is a TorchScript archive (torch.jit.save), which holds a program; load it with "
-                f"torch.jit.load, then {HINT}"
+                f"{source}: a TorchScript archive (torch.jit.save), which holds a program. Load it with "
+                f"torch.jit.load. {HINT}"
             )
         for name, method, flags, crc, packed, size, header in listing:
             if flags & _ENCRYPTED:
-                raise InputError(f"{source}: its entry {printable(name)} is encrypted; decrypt the file first")
+                raise InputError(f"{source}: its entry {printable(name)} is encrypted. Decrypt the file first.")
             if method or packed != size:
                 raise InputError(
                     f"{source}: its entry {printable(name)} is compressed, which torch.save never does (a small file "
-                    "could become a huge one); unpack and re-save it with torch.save"
+                    "could become a huge one). Unpack and re-save it with torch.save."
                 )
             if name in self.entries:
-                raise InputError(f"{source}: damaged, its entry {printable(name)} is there twice")
+                raise DamageError(f"its entry {printable(name)} is there twice")
             start = self._body(header, name)
             if start + size > len(data):
-                raise InputError(f"{source}: damaged, its entry {printable(name)} reaches beyond the end of the file")
+                raise DamageError(f"its entry {printable(name)} reaches beyond the end of the file")
             self.entries[name] = (start, size, crc)
             spans.append((header, start + size, name))
         spans.sort()
         for (_, end, name), (header, _, other) in pairwise(spans):
             if header < end:
-                raise InputError(
-                    f"{source}: damaged, its entries {printable(name)} and {printable(other)} share the same bytes"
-                )
+                raise DamageError(f"its entries {printable(name)} and {printable(other)} share the same bytes")
         # torch.serialization.set_crc32_options(False) writes 0 everywhere.
         self.checked = any(crc for _, _, crc in self.entries.values())
 
     def _body(self, header: int, name: str) -> int:
         local = self.data[header : header + 30]
         if len(local) < 30 or local[:4] != _LOCAL:
-            raise InputError(f"{self.source}: damaged, the entry {printable(name)} is not where the directory says")
+            raise DamageError(f"its entry {printable(name)} is not where the directory says")
         (name_size,), (extra_size,) = struct.unpack_from("<H", local, 26), struct.unpack_from("<H", local, 28)
         if self.data[header + 30 : header + 30 + name_size] != name.encode("utf-8"):
-            raise InputError(f"{self.source}: damaged, the entry {printable(name)} has another name in its own header")
+            raise DamageError(f"its entry {printable(name)} has another name in its own header")
         return header + 30 + name_size + extra_size
 
     def size(self, name: str) -> int:
-        """Bytes of an entry.
+        """Return the number of bytes of an entry.
 
         Raises:
-            InputError: there is none of this name.
+            DamageError: the archive has no entry of this name.
         """
         if name not in self.entries:
-            raise InputError(f"{self.source}: damaged, its entry {printable(name)} is missing; get the file again")
+            raise DamageError(f"its entry {printable(name)} is missing")
         return self.entries[name][1]
 
     def read(self, name: str) -> memoryview:
-        """The bytes of an entry.
+        """Return the bytes of an entry.
 
         Raises:
-            InputError: there is none of this name, or its CRC-32 is wrong.
+            DamageError: the archive has no entry of this name, or its CRC-32 is wrong.
         """
         size = self.size(name)
         start, _, crc = self.entries[name]
         body = self.data[start : start + size]
         if self.checked and zlib.crc32(body) != crc:
-            raise InputError(f"{self.source}: damaged, the CRC-32 of {printable(name)} is wrong; get the file again")
+            raise DamageError(f"the CRC-32 of {printable(name)} is wrong")
         return body
 
 
 def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, int, int, int, int]]:
-    """Name, method, flags, CRC-32, packed size, size and header position of every entry."""
+    """Yield name, method, flags, CRC-32, packed size, size and header position of every entry."""
+    # The record at the end of the archive has 22 bytes and a comment of at most 64 KiB.
     tail = bytes(data[-(22 + 0xFFFF) :])
-    found = tail.rfind(_END)
-    if found < 0 or len(tail) - found < 22:
-        raise InputError(
-            f"{source}: is truncated, the directory at the end of its zip archive is missing; get the file again"
-        )
-    end = len(data) - len(tail) + found
+    position = tail.rfind(_END)
+    if position < 0 or len(tail) - position < 22:
+        raise DamageError("it is truncated: the directory at the end of its zip archive is missing")
+    end = len(data) - len(tail) + position
     _, _, _, _, count, size, at, _ = struct.unpack_from("<IHHHHIIH", data, end)
     locator = data[max(0, end - 20) : end]
     if len(locator) == 20 and locator[:4] == b"PK\x06\x07":
         (position,) = struct.unpack_from("<Q", locator, 8)
         record = data[position : position + 56]
         if len(record) < 56 or record[:4] != b"PK\x06\x06":
-            raise InputError(f"{source}: damaged, its zip64 directory is not where it should be; get the file again")
+            raise DamageError("its zip64 directory is not where it should be")
         count, size, at = struct.unpack_from("<QQQ", record, 32)
     if count > _MAX_ENTRIES:
-        raise InputError(f"{source}: has {count} zip entries, too many for a checkpoint (at most {_MAX_ENTRIES})")
+        raise InputError(f"{source}: too many zip entries (got {count}, expected at most {_MAX_ENTRIES})")
     if at + size > end:
-        raise InputError(f"{source}: damaged, its zip directory reaches beyond the end of the file; get it again")
+        raise DamageError("its zip directory reaches beyond the end of the file")
     for _ in range(count):
         header = data[at : at + 46]
         if len(header) < 46 or header[:4] != _CENTRAL:
-            raise InputError(f"{source}: damaged, its zip directory has fewer entries than it says; get it again")
+            raise DamageError("its zip directory has fewer entries than it says")
         flags, method = struct.unpack_from("<HH", header, 8)
         crc, packed, unpacked, name_size, extra_size, comment_size = struct.unpack_from("<IIIHHH", header, 16)
         (local,) = struct.unpack_from("<I", header, 42)
@@ -142,7 +138,7 @@ def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, i
 
 
 def _zip64(extra: memoryview, values: tuple[int, ...]) -> list[int]:
-    """The values with those that did not fit into 32 bits taken from the zip64 extra field."""
+    """Replace the values that did not fit into 32 bits by those of the zip64 extra field."""
     wide: list[int] = []
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
@@ -153,10 +149,10 @@ def _zip64(extra: memoryview, values: tuple[int, ...]) -> list[int]:
 
 
 def write_zip(path: Path, records: Mapping[str, memoryview | bytes]) -> None:
-    """Write entries as they are, aligned as PyTorch aligns them, without anything that depends on the day.
+    """Write uncompressed entries, aligned like PyTorch's, with a fixed date, so that the bytes are reproducible.
 
     Raises:
-        OSError: as the operating system has it.
+        OSError: the operating system reports an error.
     """
     with open(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, body in records.items():
@@ -167,5 +163,5 @@ def write_zip(path: Path, records: Mapping[str, memoryview | bytes]) -> None:
             entry.extra = struct.pack("<2sH", b"FB", gap) + bytes(gap)
             with archive.open(entry, "w") as record:
                 record.write(body)
-            # The padding belongs into the entry's own header only.
+            # The padding belongs to the local header only, not to the directory.
             entry.extra = b""

@@ -13,97 +13,79 @@ from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
 
-from .mapped_file import BFLOAT16, array_view, damage_named, map_file, printable
+from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
-_DTYPES = {
-    "F16": np.dtype("<f2"),
-    "BF16": BFLOAT16,
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "I16": np.dtype("<i2"),
-    "U16": np.dtype("<u2"),
-    "I32": np.dtype("<i4"),
-    "U32": np.dtype("<u4"),
-    "I64": np.dtype("<i8"),
-    "U64": np.dtype("<u8"),
-    "BOOL": np.dtype("?"),
-}
-# A NeoNeXt's header has 100 bytes a tensor; the library itself allows 100 MB.
+_DTYPES = {kind: dtype for dtype, *_, kind in DTYPES}
+# The header of a NeoNeXt has 100 bytes a tensor; the library itself allows 100 MB.
 _MAX_HEADER = 32 << 20
 
 
-def header_size(data: memoryview) -> int | None:
-    """Bytes of the JSON header if `data` starts as a safetensors file does, else None."""
+def header_size(data: memoryview | bytes) -> int | None:
+    """Return the length of the JSON header if `data` starts like a safetensors file, else None."""
     size = int.from_bytes(data[:8], "little")
     return size if len(data) > 8 and data[8] == 0x7B and 2 <= size < 1 << 40 else None
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors by name, and the texts of `__metadata__`.
+    """Read the tensors by name and the strings of `__metadata__`.
 
     Returns:
-        Read-only arrays that are views of the file (bfloat16 has the type of ml_dtypes), and the metadata.
+        Read-only arrays that are views of the file (bfloat16 has the dtype of ml_dtypes), and the metadata.
 
     Raises:
-        InputError: the file is not there, damaged, truncated, or no safetensors file.
+        InputError: the file is missing, damaged, truncated, or not a safetensors file.
     """
     source = os.fspath(path)
     data = map_file(path)
     with damage_named(path, "a safetensors file"):
         size = header_size(data)
         if size is None:
-            raise InputError(f"{source}: is not a safetensors file; name a checkpoint file")
+            raise InputError(f"{source}: not a safetensors file. Name a checkpoint file.")
         if size > _MAX_HEADER:
-            raise InputError(f"{source}: its header of {size} bytes is too long for a NeoNeXt (at most {_MAX_HEADER})")
+            raise InputError(f"{source}: the header is too long (got {size} bytes, expected at most {_MAX_HEADER})")
         if 8 + size > len(data):
-            raise InputError(f"{source}: is truncated in its header; get the file again")
+            raise DamageError("it is truncated in its header")
         header = json.loads(bytes(data[8 : 8 + size]))
         metadata = header.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + size + end > len(data):
-            raise InputError(
-                f"{source}: is truncated: {len(data)} of {8 + size + end} bytes are there; get the file again"
-            )
-        _check(path)
+        end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if end > len(data):
+            raise DamageError(f"it is truncated (got {len(data)} bytes, expected {end})")
+        _check(source)
         body = data[8 + size :]
         return {name: _array(source, name, entry, body) for name, entry in header.items()}, metadata
 
 
-def _check(path: str | os.PathLike) -> None:
+def _check(source: str) -> None:
     """Let the library check that the tensors are where the header says, once each and without gaps."""
     try:
-        with safetensors.safe_open(os.fspath(path), framework="np"):
+        with safetensors.safe_open(source, framework="np"):
             pass
     except safetensors.SafetensorError as error:
-        raise InputError(
-            f"{os.fspath(path)}: damaged, not a valid safetensors file ({printable(error, 200)}); get the file again"
-        ) from error
+        raise DamageError(f"not a valid safetensors file ({printable(error, 200)})") from error
 
 
 def _array(source: str, name: str, entry: Mapping, body: memoryview) -> np.ndarray:
     if entry["dtype"] not in _DTYPES:
         raise InputError(
-            f"{source}: {printable(name)} has the type {printable(entry['dtype'])}; expected one of "
-            f"{', '.join(_DTYPES)}"
+            f"{source}: {printable(name)} has an unsupported type (got type {printable(entry['dtype'])}, expected one "
+            f"of {', '.join(_DTYPES)})"
         )
     first, last = entry["data_offsets"]
     return array_view(body[first:last], _DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write tensors with their types, and metadata. Not atomic: see `files.atomic`, which explains an `OSError`.
+    """Write tensors in their dtypes, and metadata; not atomic, see `files.atomic`, which explains an `OSError`.
 
     Raises:
-        OSError: of the operating system.
-        InputError: the library refuses the tensors.
+        OSError: the operating system reports an error.
+        InputError: the library rejects the tensors.
     """
-    whole = {name: a if a.flags.c_contiguous else a.copy(order="C") for name, a in tensors.items()}
+    contiguous = {name: a if a.flags.c_contiguous else a.copy(order="C") for name, a in tensors.items()}
     try:
-        save_file(whole, os.fspath(path), metadata=dict(metadata))
+        save_file(contiguous, os.fspath(path), metadata=dict(metadata))
     except safetensors.SafetensorError as error:
-        # The library tells of the operating system's errors as text.
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path)) from error
+        # The library reports errors of the operating system as text only.
+        if match := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), os.fspath(path)) from error
         raise InputError(f"{os.fspath(path)}: cannot be written ({printable(error, 200)})") from error

@@ -1,4 +1,4 @@
-"""From what a file holds to one set of weights in official names: wrappers, prefixes, MindSpore names, extras."""
+"""The state dict inside a file: wrappers, prefixes and MindSpore names removed, other entries set aside."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError, listed
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import list_names
 from neonext_ms.models.names import official_name
 
 from .mapped_file import printable
 
 REGULAR = ("state_dict", "model_state_dict", "model")
 EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+# DistributedDataParallel and torch.compile put these before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _DEPTH = 4
 
-# What training leaves beside the weights in a file that has no levels (.ckpt).
+# A `.ckpt` has no levels, so the state of the training lies beside the weights.
 _OPTIMIZER = re.compile(
     r"^(moments?|moment[12]|exp_avg|exp_avg_sq|exp_inf|max_exp_avg_sq|momentum_buffer|stat|accum|adam_[mv]|lamb_[mv]"
     r"|accu_grads|grad_sum)\..+"
@@ -28,24 +30,23 @@ _STEPS = re.compile(
 )
 
 
-def select_weights(tree: object, source: str, ema: bool = False) -> tuple[dict, list[str]]:
-    """The state dict inside what a file holds: itself, or below `model`, `state_dict`, `model_ema` and the like.
+def select_state_dict(tree: object, source: str, ema: bool = False) -> tuple[dict, list[str]]:
+    """Find the state dict in the values of a file: the values themselves, or those below `model`, `model_ema` etc.
 
     Args:
-        tree: what a reader of a format returned. Names such as `ema.stem.conv.weight` count as `ema` holding
-            `stem.conv.weight`.
-        source: name of the file, for messages.
-        ema: take the moving average of the weights instead of the weights.
+        tree: values of the file. Names such as `ema.stem.conv.weight` count as `ema` holding `stem.conv.weight`.
+        source: name of the file in messages.
+        ema: whether to take the moving average of the weights.
 
     Returns:
-        The state dict, still with all its entries, and notes on what was chosen.
+        The state dict, still with all its entries, and notes on the choice.
 
     Raises:
-        InputError: there are no tensors, or no moving average although it is wanted.
+        InputError: the file has no tensors, or no moving average although `ema` asks for it.
     """
     if not isinstance(tree, dict):
         raise InputError(
-            f"{source}: holds a {_kind(tree)}, not a dictionary of tensors by name; save model.state_dict()"
+            f"{source}: not a dictionary of tensors by name (got a {_kind(tree)}). Save model.state_dict()."
         )
     path: list[str] = []
     others: list[str] = []
@@ -69,50 +70,50 @@ def select_weights(tree: object, source: str, ema: bool = False) -> tuple[dict, 
         tree = groups[chosen]
     if not any(isinstance(value, np.ndarray) for value in tree.values()):
         raise InputError(
-            f"{source}: holds no tensors by name; expected a state dict, bare or below {', '.join(REGULAR)} or "
-            f"{', '.join(EMA)}; found the keys\n{listed(map(printable, tree), 50)}"
+            f"{source}: no tensors by name (expected a state dict, bare or below {', '.join((*REGULAR, *EMA))}). The "
+            f"keys are:\n{list_names(map(printable, tree), 50)}"
         )
     if wanted:
-        held = f"it holds {' / '.join(map(repr, path))} only" if path else "it is a bare state dict"
+        content = f"it holds {' / '.join(map(repr, path))} only" if path else "it is a bare state dict"
         raise InputError(
-            f"{source}: has no moving average (EMA) beside the weights: {held}; leave out ema=True / --ema, or name "
-            "the file that has it"
+            f"{source}: no moving average (EMA) beside the weights; {content}. Leave out ema=True / --ema, or name the "
+            "file that has it."
         )
     notes = []
     if path or others:
-        note = f"read {'/'.join(path) or 'the weights'!r}"
+        text = f"read {'/'.join(path) or 'the weights'!r}"
         if averages := [name for name in others if name in EMA]:
-            note += f"; the file also holds {averages[0]!r} (use ema=True / --ema)"
+            text += f"; the file also holds {averages[0]!r} (use ema=True / --ema)"
         elif others:
-            note += f"; the file also holds {', '.join(map(repr, others))}"
+            text += f"; the file also holds {', '.join(map(repr, others))}"
         elif not ema and path[-1] in EMA:
-            note += ", the moving average: the file holds no other weights"
-        notes.append(note)
+            text += ", the moving average: the file holds no other weights"
+        notes.append(text)
     return tree, notes
 
 
-def official_weights(values: Mapping, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors by official name, and what was left aside: numbers, texts, the state of an optimizer (as `moment1.*`).
+def official_tensors(values: Mapping, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the tensors of a state dict by official name, and the names of the ignored entries.
 
-    `module.` and `_orig_mod.` (of DistributedDataParallel and torch.compile) are taken off the names, MindSpore's
-    names are translated.
+    Ignored are numbers, texts and the state of an optimizer (listed as `moment1.*`). The prefixes `module.` and
+    `_orig_mod.` are removed, MindSpore's names are translated.
 
     Raises:
-        InputError: two tensors get the same name.
+        InputError: two tensors have the same official name.
     """
     tensors: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
-    extras: dict[str, None] = {}
+    ignored: dict[str, None] = {}
     collisions = []
     for key, value in values.items():
         name = str(key)
         while name.startswith(_PREFIXES):
             name = name.partition(".")[2]
         if not isinstance(value, np.ndarray) or _STEPS.match(name):
-            extras[str(key)] = None
+            ignored[str(key)] = None
             continue
-        if found := _OPTIMIZER.match(name):
-            extras[f"{found[1]}.*"] = None
+        if match := _OPTIMIZER.match(name):
+            ignored[f"{match[1]}.*"] = None
             continue
         name = official_name(name)
         if name in tensors:
@@ -122,15 +123,16 @@ def official_weights(values: Mapping, source: str) -> tuple[dict[str, np.ndarray
         origin[name] = str(key)
     if collisions:
         raise InputError(
-            f"{source}: {len(collisions)} pairs of tensors are the same one by their names; remove one of each:\n"
-            + listed(collisions, 200)
+            f"{source}: {len(collisions)} pairs of tensors have the same official name. Remove one of each:\n"
+            + list_names(collisions, 200)
         )
-    return tensors, list(extras)
+    return tensors, list(ignored)
 
 
 def _split(tree: Mapping) -> tuple[dict, dict[str, dict]]:
-    """The entries of a level, and the dictionaries with tensors below the names that wrap weights."""
-    plain, groups = {}, {}
+    """Split a level into its plain entries and the groups of tensors below the names of `REGULAR` and `EMA`."""
+    plain: dict = {}
+    groups: dict[str, dict] = {}
     for key, value in tree.items():
         head, dot, rest = key.partition(".") if isinstance(key, str) else (key, "", "")
         if head not in REGULAR and head not in EMA:
@@ -155,7 +157,7 @@ def _holds_tensors(value: object, seen: set[int]) -> bool:
 
 
 def _has_weights(values: Mapping) -> bool:
-    """Whether there is more than counters and learning rates."""
+    # Counters and learning rates have no axes.
     return any(isinstance(value, np.ndarray) and value.ndim for value in values.values())
 
 

@@ -1,35 +1,44 @@
-"""neonext-info: what a model or a file is: architecture, parameters, multiply-adds, and what was published of it."""
+"""neonext-info: architecture, parameters and multiply-adds of a model or a file, and the published figures."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.text import format_size
 
-DESCRIPTION = """\
-Describe a named model, a checkpoint, or an exported file.
+if TYPE_CHECKING:
+    from neonext_ms.models.architecture import Architecture
 
+_EXAMPLES = """\
+examples:
   neonext-info neonext_t.released_224
-  neonext-info neonext_t.pt --image-size 384
-  neonext-info build/t/neonext_t.onnx
-  neonext-info --list
-  neonext-info --tables          (published figures beside the counts of this package)"""
+  neonext-info neonext_t.pt --image-size 384"""
 
 
 def build_parser() -> Parser:
-    """The command line of neonext-info."""
-    parser = Parser(prog="neonext-info", description=DESCRIPTION)
-    parser.add_argument(
-        "model", nargs="?", metavar="NAME|FILE", help="a named model, a checkpoint, .onnx, .mindir, or a manifest"
+    """Build the command line of neonext-info."""
+    parser = Parser(
+        prog="neonext-info",
+        description="Describe a registered model, a checkpoint, or an exported file.",
+        epilog=_EXAMPLES,
     )
-    parser.add_argument("--list", action="store_true", help="the named models")
-    parser.add_argument("--tables", action="store_true", help="published figures beside our own counts")
-    parser.add_argument("--shifts", type=parse_shifts, help="NeoCell shift of the four stages, such as 1,1,1,0")
-    parser.add_argument("--image-size", type=parse_size, help="count for this size (default: the model's own)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    subject = parser.add_argument_group("subject (one of these)")
+    subject.add_argument(
+        "model", nargs="?", metavar="NAME|FILE", help="a registered model, a checkpoint, .onnx, .mindir, or a manifest"
+    )
+    subject.add_argument("--list", action="store_true", help="list the registered models")
+    subject.add_argument("--tables", action="store_true", help="compare the published figures with our counts")
+    options = parser.add_argument_group("options")
+    options.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
+    options.add_argument(
+        "--image-size", type=parse_size, metavar="SIZE", help="image size of the counts (default: the model's own)"
+    )
+    parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
 
@@ -37,42 +46,36 @@ def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if sum((args.list, args.tables, args.model is not None)) != 1:
         raise UsageError("give one of NAME|FILE, --list and --tables")
+    facts: Any
+    show: Callable[[Any], None] = _print_facts
     if args.list:
-        rows = [_describe_name(name, None) for name in _list_models()]
-        return print_json(rows) if args.json else _print_list(rows)
-    if args.tables:
-        rows = published_rows()
-        return print_json(rows) if args.json else _print_tables(rows)
-    facts = describe(args.model, args.shifts, args.image_size)
-    return print_json(facts) if args.json else _print_facts(facts)
+        from neonext_ms.models.registry import list_models
+
+        facts, show = [_describe_name(name) for name in list_models()], _print_list
+    elif args.tables:
+        facts, show = published_rows(), _print_tables
+    else:
+        facts = _describe(args.model, args.shifts, args.image_size)
+    (print_json if args.json else show)(facts)
 
 
-def _list_models() -> list[str]:
-    from neonext_ms.models.registry import list_models
-
-    return list_models()
-
-
-def describe(model: str, shifts: Sequence[int] | None = None, image_size: Sequence[int] | None = None) -> dict:
-    """Facts about a named model or a file, plain values.
-
-    Raises:
-        InputError: an unknown name, or a file that cannot be read.
-        UsageError: an option that does not go with it.
-    """
-    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
+def _describe(model: str, shifts: tuple[int, ...] | None, image_size: tuple[int, int] | None) -> dict:
+    """Return facts about a registered model or a file as plain values."""
+    from neonext_ms.checkpoint.checkpoint import SUFFIXES
 
     suffix = Path(model).suffix.lower()
-    if suffix in CHECKPOINT_SUFFIXES:
+    if suffix in SUFFIXES:
         return _describe_checkpoint(model, shifts, image_size)
     if suffix in (".onnx", ".mindir", ".json"):
         if shifts or image_size:
-            raise UsageError(f"{model}: an exported file has its shifts and its size; leave --shifts, --image-size out")
+            raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
-    return _describe_name(model, image_size, shifts)
+    return _describe_name(model, shifts, image_size)
 
 
-def _describe_name(name: str, image_size, shifts=None) -> dict:
+def _describe_name(
+    name: str, shifts: tuple[int, ...] | None = None, image_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     from neonext_ms.models.registry import model_config
 
     config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
@@ -86,7 +89,7 @@ def _describe_name(name: str, image_size, shifts=None) -> dict:
     }
 
 
-def _describe_checkpoint(path: str, shifts, image_size) -> dict:
+def _describe_checkpoint(path: str, shifts: tuple[int, ...] | None, image_size: tuple[int, int] | None) -> dict:
     from neonext_ms.checkpoint.checkpoint import load_checkpoint
     from neonext_ms.common.files import sha256
     from neonext_ms.models.registry import candidates, model_config
@@ -94,118 +97,107 @@ def _describe_checkpoint(path: str, shifts, image_size) -> dict:
     checkpoint = load_checkpoint(path, shifts)
     models = candidates(checkpoint.architecture)
     published = model_config(models[0]).image_size if len(models) == 1 else None
-    size = image_size or checkpoint.metadata.get("image_size") or published
     return {
         "file": path,
         "sha256": sha256(path),
         "model": " or ".join(models) or None,
-        **_count(checkpoint.architecture, size),
+        **_count(checkpoint.architecture, image_size or checkpoint.metadata.get("image_size") or published),
         "tensors": len(checkpoint.arrays),
-        "dtypes": sorted({str(array.dtype) for array in checkpoint.arrays.values()}),
+        "dtypes": sorted(checkpoint.dtypes),
         "metadata": checkpoint.metadata,
-        "notes": list(checkpoint.notes),
+        "notes": checkpoint.notes,
     }
 
 
 def _describe_export(path: str) -> dict:
     from neonext_ms.common.files import sha256
-    from neonext_ms.runtime.base import describe_onnx, manifest_of, open_runtime
+    from neonext_ms.runtime.manifest import read_manifest
+    from neonext_ms.runtime.onnx import describe_onnx
+    from neonext_ms.runtime.open import open_runtime
 
+    facts: dict[str, Any] = {"file": path, "sha256": sha256(path)}
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
-        return {"file": path, "sha256": sha256(path), **describe_onnx(path)}
-    manifest = manifest_of(path)
-    with open_runtime(path) as runtime:
-        facts = {"runtime": runtime.name, "input": [runtime.batch, 3, *runtime.input_size], "classes": runtime.classes}
-    return {"file": path, "sha256": sha256(path), **facts, "metadata": manifest}
+        return {**facts, **describe_onnx(path)}
+    manifest, _ = read_manifest(path)
+    with open_runtime(path) as model:
+        facts |= {"runtime": model.name, "input": [model.batch, 3, *model.input_size], "classes": model.classes}
+    return {**facts, "metadata": manifest}
 
 
 def _describe_manifest(path: str) -> dict:
-    import json
-
     from neonext_ms.common.errors import InputError
-    from neonext_ms.common.files import explained
+    from neonext_ms.common.files import read_text
+    from neonext_ms.runtime.manifest import read_metadata
 
-    try:
-        with explained(path), open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file ({error}); expected the manifest of an export") from error
-    if not isinstance(values, dict) or "neonext_ms" not in values:
-        raise InputError(f"{path}: not the manifest of an export; neonext-export writes one beside its files")
+    values = read_metadata(read_text(path), path)
+    if "neonext_ms" not in values:
+        raise InputError(f"{path}: not the manifest of an export. neonext-export writes one beside its files.")
     return values
 
 
-def _count(architecture, image_size) -> dict:
-    facts = {"architecture": architecture.to_dict(), "parameters": architecture.parameters()}
+def _count(architecture: Architecture, image_size: Sequence[int] | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"architecture": architecture.to_dict(), "parameters": architecture.parameters()}
     if image_size:
-        size = tuple(image_size)
+        size = (image_size[0], image_size[1])
         facts["image_size"] = list(size)
         facts["maps"] = [list(m) for m in architecture.maps(size)]
-        # Shifts cut blocks at the edges; a checkpoint that does not tell them is counted without.
+        # Shifts cut blocks off at the edges. Unknown ones, of a checkpoint that records none, count as 0.
         facts["multiply_adds"] = architecture.multiply_adds(size)
         facts["multiply_adds_block_diagonal"] = architecture.multiply_adds(size, padded=True)
     return facts
 
 
 def published_rows() -> list[dict]:
-    """Every published figure with our counts, and whether a count rounds to the figure."""
+    """Return every published figure with our counts, and for each count whether it rounds to the figure."""
     from neonext_ms.models.registry import PUBLISHED, model_config
 
     rows = []
     for figure in PUBLISHED:
         architecture = model_config(figure.model).architecture
-        size = (figure.image_size, figure.image_size)
         if figure.quantity == "parameters":
             counts = {"counted": architecture.parameters()}
         else:
+            size = (figure.image_size, figure.image_size)
             counts = {
                 "counted": architecture.multiply_adds(size),
                 "counted_block_diagonal": architecture.multiply_adds(size, padded=True),
             }
-        agrees = {key: round(value, -figure.digits) == figure.value for key, value in counts.items()}
-        rows.append(
-            {
-                "model": figure.model,
-                "quantity": figure.quantity,
-                "image_size": figure.image_size,
-                "published": figure.value,
-                "source": figure.source,
-                **counts,
-                "agrees": agrees,
-            }
-        )
+        agrees = {key: round(value, -figure.digits) == figure.published for key, value in counts.items()}
+        facts = {key: value for key, value in asdict(figure).items() if key != "digits"}
+        rows.append({**facts, **counts, "agrees": agrees})
     return rows
 
 
-def _print_list(rows: list[dict]) -> None:
+def _print_list(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
-        size = "x".join(map(str, row["image_size"]))
         print(
             f"{row['model']:24}{row['parameters'] / 1e6:7.1f} M parameters {row['multiply_adds'] / 1e9:6.2f} G "
-            f"multiply-adds at {size}  {row['official_checkpoint'] or ''}".rstrip()
+            f"multiply-adds at {format_size(row['image_size'])}  {row['official_checkpoint'] or ''}".rstrip()
         )
 
 
-def _print_tables(rows: list[dict]) -> None:
+def _print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
     units = {"parameters": (1e6, "M"), "multiply_adds": (1e9, "G")}
     for source in dict.fromkeys(row["source"] for row in rows):
         print(source)
         for row in (r for r in rows if r["source"] == source):
             scale, unit = units[row["quantity"]]
+            verdicts = {key: "agrees" if agrees else "differs" for key, agrees in row["agrees"].items()}
             counted = f"{row['counted'] / scale:8.3f} {unit}"
-            verdict = "agrees" if row["agrees"]["counted"] else "differs"
             if "counted_block_diagonal" in row:
-                counted += f" by equation 5 ({verdict}), {row['counted_block_diagonal'] / scale:.3f} {unit} with zeros"
-                verdict = "agrees" if row["agrees"]["counted_block_diagonal"] else "differs"
+                counted += f" by equation 5 ({verdicts['counted']}), {row['counted_block_diagonal'] / scale:.3f} {unit}"
+                counted += f" with zeros ({verdicts['counted_block_diagonal']})"
+            else:
+                counted += f" ({verdicts['counted']})"
             quantity = row["quantity"].replace("_", "-")
             print(
                 f"  {row['model']:24}{quantity:14}at {row['image_size']}: published "
-                f"{row['published'] / scale:6.1f} {unit}, counted {counted} ({verdict})"
+                f"{row['published'] / scale:6.1f} {unit}, counted {counted}"
             )
 
 
-def _print_facts(facts: dict, indent: str = "") -> None:
+def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
     for key, value in facts.items():
         if value is None or value in ({}, []):
             continue
@@ -214,28 +206,26 @@ def _print_facts(facts: dict, indent: str = "") -> None:
             print(label)
             _print_facts(value, indent + "  ")
         else:
-            print(f"{label:<{30}}{_text(value)}")
+            print(f"{label:<30}{_text(value)}")
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    return ", ".join(map(_item, value)) if isinstance(value, list) else str(value)
+
+
+def _item(value: Any) -> str:
+    """Return an element of a list: a size, the file of a manifest's entry, or `N` for a dynamic dimension."""
     if isinstance(value, list):
-        parts = [
-            "x".join(map(str, v)) if isinstance(v, list) else v.get("file", "...") if isinstance(v, dict)
-            else "N" if v is None else str(v)
-            for v in value
-        ]  # fmt: skip
-        return ", ".join(parts)
-    return str(value)
+        return format_size(value)
+    if isinstance(value, dict):
+        return value.get("file", "...")
+    return "N" if value is None else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of neonext-info; returns the exit code."""
+    """Run neonext-info and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

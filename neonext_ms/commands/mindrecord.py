@@ -1,4 +1,4 @@
-"""neonext-mindrecord: a folder of images becomes MindRecord files for training."""
+"""neonext-mindrecord: convert a folder of images to MindRecord files for training."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import os
 import sys
 from collections.abc import Sequence
 
-from neonext_ms.common.cli import Parser, note, print_json, progress, run
-
-from .predict import positive
+from neonext_ms.common.cli import Parser, non_negative_int, note, positive_int, print_json, progress, run
+from neonext_ms.common.text import plural
 
 DESCRIPTION = """\
-Write the images of FOLDER/train/<class>/ and FOLDER/val/<class>/ to MindRecord files in OUTPUT, a new folder.
+Convert the images of FOLDER/train/<class>/ and FOLDER/val/<class>/ to MindRecord files in OUTPUT, a new folder.
 
+Training from these files gives the same batches as training from the folder. The files contain the unchanged image
+files. Every image is decoded once; broken images are named and skipped. See docs/training.md.
+
+examples:
   neonext-mindrecord /data/imagenet /data/imagenet_records --shards 64
-  neonext-train --config configs/t_official.yaml data.dataset=mindrecord data.path=/data/imagenet_records
-
-Training from them gives the same batches as from the folder. Every image is decoded once to check it; broken ones are
-named and left out. The files hold the image files as they are. See docs/training.md."""
+  neonext-train --config configs/t_official.yaml data.dataset=mindrecord data.path=/data/imagenet_records"""
 
 
 def build_parser() -> Parser:
-    """The command line of neonext-mindrecord."""
+    """Return the command-line parser of neonext-mindrecord."""
     parser = Parser(prog="neonext-mindrecord", description=DESCRIPTION)
-    parser.add_argument("folder", metavar="FOLDER", help="images in one folder per class, below train and val")
-    parser.add_argument("output", metavar="OUTPUT", help="the folder to write; it must not exist yet")
-    parser.add_argument("--shards", type=positive, default=8, metavar="N", help="files of each part (default 8)")
-    parser.add_argument("--train", default="train", metavar="NAME", help="training images below FOLDER")
-    parser.add_argument("--val", default="val", metavar="NAME", help="validation images below FOLDER")
-    parser.add_argument(
-        "--broken-limit", type=int, default=10, metavar="N", help="broken images before it is an error (default 10)"
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the images")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to create")
+    source = parser.add_argument_group("source")
+    source.add_argument("--train", default="train", metavar="NAME", help="training images below FOLDER (default train)")
+    source.add_argument("--val", default="val", metavar="NAME", help="validation images below FOLDER (default val)")
+    source.add_argument(
+        "--broken-limit", type=non_negative_int, default=10, metavar="N", help="broken images to skip (default 10)"
     )
-    parser.add_argument(
-        "--workers", type=positive, default=min(8, os.cpu_count() or 1), metavar="N", help="threads that check images"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    source.add_argument(
+        "--workers", type=positive_int, default=min(8, os.cpu_count() or 1), metavar="N",
+        help="threads that check images (default: number of CPU cores, at most 8)",
+    )  # fmt: skip
+    output = parser.add_argument_group("output")
+    output.add_argument("--shards", type=positive_int, default=8, metavar="N", help="files per part (default 8)")
+    output.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
+def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from neonext_ms.common.signals import signals_later
 
@@ -55,18 +58,19 @@ def _main(argv: Sequence[str] | None = None) -> int:
         progress,
     )
     if args.json:
-        parts = {part: {**vars(one)} for part, one in written.items()}
-        print_json({"folder": args.folder, "output": args.output, "parts": parts})
-        return 0
-    for part, one in written.items():
-        skipped = f", {len(one.broken)} left out" if one.broken else ""
-        print(f"{part:8} {one.images:,} images ({one.bytes:,} bytes) in {len(one.files)} files{skipped}")
+        print_json({"folder": args.folder, "output": args.output, "parts": written})
+        return
+    for part, entry in written.items():
+        skipped = f", {len(entry['broken'])} skipped" if entry["broken"] else ""
+        print(
+            f"{part:8} {plural(entry['images'], 'image')} ({entry['bytes']:,} bytes) in "
+            f"{plural(len(entry['files']), 'file')}{skipped}"
+        )
     print(args.output)
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of neonext-mindrecord; returns the exit code."""
+    """Run neonext-mindrecord and return its exit code."""
     return run(_main, argv)
 
 

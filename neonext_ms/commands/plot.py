@@ -1,4 +1,4 @@
-"""neonext-plot: the curves of a training run as a picture."""
+"""neonext-plot: draw the curves of training runs."""
 
 from __future__ import annotations
 
@@ -7,53 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neonext_ms.common.cli import Parser, print_json, run
-from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.figures import pyplot, save_figure
 
 DESCRIPTION = """\
-Draw loss, accuracy and learning rate of training runs.
+Draw loss, accuracy, learning rate and gradient norm of training runs. Requires matplotlib:
+pip install "neonext_ms[plot]".
 
+examples:
   neonext-plot runs/digits
-  neonext-plot runs/a runs/b --output both.png
+  neonext-plot runs/a runs/b --output both.png"""
 
-Needs matplotlib: pip install "neonext_ms[plot]"."""
-
-
-def build_parser() -> Parser:
-    """The command line of neonext-plot."""
-    parser = Parser(prog="neonext-plot", description=DESCRIPTION)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs (run.output)")
-    parser.add_argument("--output", metavar="FILE.png", help="the picture (default: curves.png in the first run)")
-    parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
-    return parser
-
-
-def pyplot():
-    """matplotlib's pyplot for files, without a display.
-
-    Raises:
-        ToolchainError: it is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ToolchainError(
-            'matplotlib is not installed, and drawing needs it; install it with: pip install "neonext_ms[plot]"'
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save_figure(figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    from neonext_ms.common.files import atomic
-
-    with atomic(path) as staged:
-        figure.savefig(staged, format="png", dpi=120)
-
-
-# Title of a panel -> (file of the log, column, label) of its curves.
+# Title of a panel -> (log file, column, label) of its curves.
 _PANELS = {
     "loss": [
         ("steps.csv", "loss", "training"), ("epochs.csv", "loss", "validation"), ("epochs.csv", "ema_loss", "EMA"),
@@ -66,6 +31,16 @@ _PANELS = {
 }  # fmt: skip
 
 
+def build_parser() -> Parser:
+    """Return the command-line parser of neonext-plot."""
+    parser = Parser(prog="neonext-plot", description=DESCRIPTION)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs (run.output)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="FILE.png", help="file to write (default: curves.png in the first run)")
+    output.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from neonext_ms.training.runlog import EPOCHS, STEPS, read_csv
@@ -74,7 +49,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     for folder in map(Path, args.runs):
         log = {name: read_csv(folder / name) for name in (STEPS, EPOCHS)}
         if not any(log.values()):
-            raise InputError(f"{folder}: no {STEPS} or {EPOCHS} with rows in it; expected the folder of a training run")
+            raise InputError(f"{folder}: no rows in {STEPS} or {EPOCHS} (expected the folder of a training run)")
         logs.append((folder, log))
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
@@ -99,7 +74,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of neonext-plot; returns the exit code."""
+    """Run neonext-plot and return its exit code."""
     return run(_main, argv)
 
 

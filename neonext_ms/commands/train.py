@@ -1,4 +1,4 @@
-"""neonext-train: train a network, from one CPU to a cluster."""
+"""neonext-train: train a network, on one CPU or many cards."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ from pathlib import Path
 from neonext_ms.common.cli import INTERRUPTED, Parser, note, print_json, run
 
 DESCRIPTION = """\
-Train a network as a configuration says.
+Train a network from a configuration. key=value changes a value of the configuration, such as optimizer.lr=1e-3.
 
+The run writes into run.output (default: runs/ and the name of the configuration). SIGTERM and Ctrl-C save its state and
+end it with exit code 130. See docs/training.md.
+
+examples:
   neonext-train --config configs/digits.yaml
-  neonext-train --config configs/t_official.yaml data.path=/data/imagenet data.batch_size=64
   neonext-train --config configs/digits.yaml --resume auto
-  msrun --worker_num=8 --local_worker_num=8 --join=True $(which neonext-train) --config configs/t_official.yaml ...
-
-key=value changes one value of the configuration, such as optimizer.lr=1e-3; --keys lists all of them. A run writes into
-run.output (default: runs/ and the name of the configuration), where no other run may be. SIGTERM and Ctrl-C save and
-end it with code 130. Several cards are started by msrun. See docs/training.md."""
-
+  msrun --worker_num=8 --local_worker_num=8 --join=True $(which neonext-train) --config configs/t_official.yaml ..."""
 
 _OTHERS_END_SECONDS = 3
 
 
 class _Keys(argparse.Action):
-    """List the keys of a configuration and end, as --help does."""
+    """An option that lists the keys of a configuration and exits, as --help does."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         from neonext_ms.training.config.describe import describe_keys
 
         part = ""
-        for key, default, meaning in describe_keys():
+        for key, default, accepted, meaning in describe_keys():
             if key.partition(".")[0] != part:
                 part = key.partition(".")[0]
                 print(f"{part}:")
-            print(textwrap.fill(f"{key}={default}  {meaning}", 110, initial_indent="  ", subsequent_indent=" " * 8))
+            print(f"  {key}={default}  ({accepted})")
+            print(textwrap.fill(meaning, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
         parser.exit()
 
 
 class _Digits(argparse.Action):
-    """Write the digits to a folder and end."""
+    """An option that writes the digits to a folder and exits."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         from neonext_ms.training.data.datasets import write_digits
@@ -55,21 +54,24 @@ class _Digits(argparse.Action):
 
 
 def build_parser() -> Parser:
-    """The command line of neonext-train."""
+    """Return the command-line parser of neonext-train."""
     parser = Parser(prog="neonext-train", description=DESCRIPTION)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that differ from the configuration")
-    parser.add_argument("--config", required=True, metavar="FILE.yaml", help="the configuration")
-    parser.add_argument(
+    config = parser.add_argument_group("configuration")
+    config.add_argument("--config", required=True, metavar="FILE.yaml", help="configuration file")
+    config.add_argument("overrides", nargs="*", metavar="key=value", help="values to change in the configuration")
+    config.add_argument("--keys", action=_Keys, nargs=0, help="list all keys with defaults and meaning, and exit")
+    start = parser.add_argument_group("start")
+    start.add_argument("--init", metavar="CHECKPOINT", help="fine-tune from these weights, official or ours")
+    start.add_argument(
         "--resume",
         metavar="auto|PATH",
-        help="go on from the newest whole checkpoint of this run (start if there is none), or from a file or a run",
+        help="resume from a checkpoint or run, or (auto) from the newest checkpoint of this run if there is one",
     )
-    parser.add_argument("--init", metavar="CHECKPOINT", help="start from these weights, official or ours (fine-tuning)")
-    parser.add_argument("--keys", action=_Keys, nargs=0, help="list all keys with defaults and meaning, and end")
-    parser.add_argument(
-        "--write-digits", action=_Digits, metavar="FOLDER", help="write the images of data.dataset=digits, and end"
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the result as JSON")
+    output.add_argument(
+        "--write-digits", action=_Digits, metavar="FOLDER", help="write the images of data.dataset=digits, and exit"
     )
-    parser.add_argument("--json", action="store_true", help="print what came out as JSON")
     return parser
 
 
@@ -77,7 +79,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     from dataclasses import replace
 
-    from neonext_ms.training.config.schema import load_config
+    from neonext_ms.training.config.load import load_config
 
     config = load_config(args.config, args.overrides)
     if args.init:
@@ -101,7 +103,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
             return 0
         note(f"stopped: {stopped}")
         if trainer.cards.world > 1:
-            # At the first exit code that is not 0, msrun kills the others; its scheduler waits long for one that was.
+            # msrun kills all processes at the first exit code other than 0, so the other cards exit first. Its
+            # scheduler would wait long for a killed one.
             time.sleep(_OTHERS_END_SECONDS)
         return INTERRUPTED
     if not trainer.cards.first:
@@ -121,12 +124,12 @@ def _print(result: dict) -> None:
             f"{name:8} top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} % of "
             f"{figures['images']:,} images: {result['files'][name]}"
         )
-    where = f"{best['weights']}, epoch {best['epoch'] + 1}"
-    print(f"best     top-1 {100 * best['top1']:.2f} % ({where}): {result['files']['best']}")
+    origin = f"{best['weights']}, epoch {best['epoch'] + 1}"
+    print(f"best     top-1 {100 * best['top1']:.2f} % ({origin}): {result['files']['best']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of neonext-train; returns the exit code."""
+    """Run neonext-train and return its exit code."""
     return run(_main, argv)
 
 

@@ -1,42 +1,54 @@
-"""neonext-validate: top-1 and top-5 accuracy of a model on a folder of labelled images."""
+"""neonext-validate: top-1 and top-5 accuracy of a model on labelled images."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from neonext_ms.common.cli import Parser, note, print_json, run
+from neonext_ms.common.cli import Parser, note, positive_int, print_json, run
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 
-from .predict import add_model_options, classify, escape_output, open_model, positive, softmax
+from .classify import add_model_options, classify, escape_output, open_model, softmax
 
-DESCRIPTION = """\
-Accuracy of a model on labelled images: FOLDER has one folder per class, as torchvision's ImageFolder takes it.
+if TYPE_CHECKING:
+    from neonext_ms.images.folder import ImageFolder
+    from neonext_ms.images.preprocessing import Preprocessing
+    from neonext_ms.runtime.classifier import Classifier
 
+TOP = 5
+_RULES = {"labels": "by label", "sorted": "in sorted order", "numbers": "by number"}
+
+_EXAMPLES = """\
+examples:
   neonext-validate --model neonext_t.onnx /data/imagenet/val
   neonext-validate --model neonext_t.pt --shifts 1,1,1,0 --image-size 224 /data/imagenet/val
 
-A folder's class is found by the model's labels if all folders are named by them, else by sorted order if there are as
-many folders as classes, else by number. See docs/images.md."""
-
-TOP = 5
+The class of a folder is found by label if every folder is named by one of the model's labels, else by sorted order if
+there are as many folders as classes, else by number. docs/images.md has the details."""
 
 
 def build_parser() -> Parser:
-    """The command line of neonext-validate."""
-    parser = Parser(prog="neonext-validate", description=DESCRIPTION)
+    """Build the command line of neonext-validate."""
+    parser = Parser(
+        prog="neonext-validate",
+        description="Measure the top-1 and top-5 accuracy of a model on labelled images.",
+        epilog=_EXAMPLES,
+    )
     parser.add_argument("folder", metavar="FOLDER", help="labelled images: FOLDER/<class>/**/*.png, .jpg, ...")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only N images, spread evenly over all of them")
-    parser.add_argument(
-        "--skip-broken", action="store_true", help="name unreadable images on stderr and leave them out"
-    )
-    parser.add_argument(
-        "--predictions", metavar="FILE", help="write path,label,predicted,confidence of every image (CSV)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     add_model_options(parser)
+    images = parser.add_argument_group("images")
+    images.add_argument("--limit", type=positive_int, metavar="N", help="use N images, spread evenly over all of them")
+    images.add_argument("--skip-broken", action="store_true", help="name unreadable images on stderr and skip them")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--predictions", metavar="FILE", help="write path, label, predicted class and confidence of every image as CSV"
+    )
+    output.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
 
@@ -48,64 +60,62 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
     tree = find_images(args.folder)
     with ExitStack() as stack:
-        # The folder for the predictions is opened first, so that a place that cannot be written is found at once.
+        # The destination is opened first, so that a place that cannot be written is reported before the work begins.
         if args.predictions:
             destination = Path(args.predictions)
             if destination.is_dir():
-                raise InputError(f"{destination}: this is a folder; --predictions expects a file to write")
+                raise InputError(f"{destination}: this is a folder. --predictions expects a file to write.")
             stage = stack.enter_context(staging(destination.parent))
-        runtime, preprocessing = open_model(args)
-        stack.enter_context(runtime)
-        labels = runtime.metadata.get("labels")
-        indices, rule = class_indices(tree.classes, runtime.classes, labels, args.folder)
+        model, preprocessing = open_model(args)
+        stack.enter_context(model)
+        labels = model.metadata.get("labels")
+        indices, rule = class_indices(tree.classes, model.classes, labels, args.folder)
         if labels and rule != "labels":
             note(f"note: the folders are not named by the model's labels; classes are taken {_RULES[rule]}")
         names = dict(enumerate(labels)) if labels else dict(zip(indices, tree.classes, strict=True))
-        result = _evaluate(args, runtime, preprocessing, tree.subset(args.limit), indices)
+        facts, rows = _evaluate(args, model, preprocessing, tree.subset(args.limit), indices)
         if args.predictions:
             staged = stage / destination.name
             with explained(destination):
-                _write_predictions(staged, result["rows"], names)
+                _write_predictions(staged, rows, names)
             publish(staged, destination)
-        report = {
-            "model": args.model,
-            "runtime": runtime.name,
-            "folder": args.folder,
-            "images": result["images"],
-            "classes": runtime.classes,
-            "class_folders": len(tree.classes),
-            "classes_by": rule,
-            "image_size": list(runtime.input_size),
-            "preprocessing": preprocessing.to_dict(),
-            "as_is": result["images"] - result["resized"],
-            "resized": result["resized"],
-            "skipped": result["skipped"],
-        }
-    for k in (1, TOP):
-        report[f"top{k}"] = {"correct": result["correct"][k], "accuracy": result["correct"][k] / result["images"]}
+    report = {
+        "model": args.model,
+        "runtime": model.name,
+        "folder": args.folder,
+        "images": len(rows),
+        "classes": model.classes,
+        "class_folders": len(tree.classes),
+        "classes_by": rule,
+        "image_size": list(model.input_size),
+        "preprocessing": preprocessing.to_dict(),
+        **facts,
+    }
     if args.json:
         print_json(report)
     else:
         _print(report)
 
 
-_RULES = {"labels": "by label", "sorted": "in sorted order", "numbers": "by number"}
-
-
-def _evaluate(args, runtime, preprocessing, tree, indices: Sequence[int]) -> dict:
-    """Run the images of `tree`; `indices` has the class of each folder. Counts, and one row per image."""
+def _evaluate(
+    args: argparse.Namespace,
+    model: Classifier,
+    preprocessing: Preprocessing,
+    tree: ImageFolder,
+    indices: Sequence[int],
+) -> tuple[dict[str, Any], list[tuple[str, int, int, float]]]:
+    """Run the images of `tree`, whose folders have the classes `indices`; return counts, and one row per image."""
     import numpy as np
 
     paths = [str(tree.root / file) for file in tree.files]
     skipped: list[str] = []
 
-    def skip(index, error):
+    def skip(index: int, error: InputError) -> None:
         note(f"skipped: {error}")
         skipped.append(tree.files[index])
 
     correct, resized, rows = {1: 0, TOP: 0}, 0, []
-    on_broken = skip if args.skip_broken else None
-    for batch, logits in classify(args, runtime, preprocessing, paths, on_broken):
+    for batch, logits in classify(args, model, preprocessing, paths, skip if args.skip_broken else None):
         target = np.array([indices[tree.folders[i]] for i in batch.indices])
         order = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
         hits = order == target[:, None]
@@ -116,26 +126,28 @@ def _evaluate(args, runtime, preprocessing, tree, indices: Sequence[int]) -> dic
         for i, label, predicted, value in zip(batch.indices, target, order[:, 0], confidence, strict=True):
             rows.append((tree.files[i], int(label), int(predicted), float(value)))
     if not rows:
-        raise InputError(f"{args.folder}: none of its {len(paths)} images can be read; check the files named above")
-    return {"images": len(rows), "correct": correct, "resized": resized, "skipped": skipped, "rows": rows}
+        raise InputError(f"{args.folder}: none of its {len(paths)} images can be read. Check the files named above.")
+    facts = {
+        "as_is": len(rows) - resized,
+        "resized": resized,
+        "skipped": skipped,
+        **{f"top{k}": {"correct": count, "accuracy": count / len(rows)} for k, count in correct.items()},
+    }
+    return facts, rows
 
 
-def _write_predictions(path: Path, rows, names: dict[int, str]) -> None:
-    import csv
-
+def _write_predictions(path: Path, rows: Iterable[tuple[str, int, int, float]], names: Mapping[int, str]) -> None:
+    # File names that are not UTF-8 come out with the bytes that they have on the disk.
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "label", "predicted", "confidence"])
         for image, label, predicted, confidence in rows:
-            writer.writerow(
-                [image, names.get(label, label), names.get(predicted, predicted), format(confidence, ".6f")]
-            )
+            writer.writerow([image, names.get(label, label), names.get(predicted, predicted), f"{confidence:.6f}"])
 
 
-def _print(report: dict) -> None:
-    count = report["images"]
-    height, width = report["image_size"]
-    print(f"images  {count} in {report['class_folders']} classes ({_RULES[report['classes_by']]}), {height}x{width}")
+def _print(report: Mapping[str, Any]) -> None:
+    count, rule = report["images"], _RULES[report["classes_by"]]
+    print(f"images  {count} in {report['class_folders']} classes ({rule}), {format_size(report['image_size'])}")
     print(f"        {report['as_is']} taken as they are, {report['resized']} resized and cropped")
     if report["skipped"]:
         print(f"        {len(report['skipped'])} skipped, because they cannot be read")
@@ -145,9 +157,5 @@ def _print(report: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of neonext-validate; returns the exit code."""
+    """Run neonext-validate and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,24 +1,33 @@
-"""What every command shares: errors become one line and an exit code, progress goes to a terminal only."""
+"""The frame of every command: exit codes, argument types, progress and messages on the terminal.
+
+Results go to stdout. Messages, progress and errors go to stderr.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from .errors import InputError, NeoNextError, nearest
+from .errors import NeoNextError, nearest
+from .text import one_line
 
 INTERRUPTED = 130
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help keeps the layout of its text and whose errors name the nearest option."""
+    """An argument parser that keeps the layout of its description and suggests the nearest option."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        # An abbreviation would change its meaning when an option is added.
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
@@ -35,12 +44,12 @@ def _stop(signum, frame):
 
 
 def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's body; return its exit code.
+    """Run the body of a command and return its exit code.
 
-    Errors meant for the user are printed as one `error:` line on stderr. Anything else is a defect of this
-    program: it is reported in one line too, with its traceback only when `NEONEXT_DEBUG` is set.
+    Errors meant for the user are printed as one `error:` line on stderr. Any other exception is a defect of this
+    program; it is printed as one line too, with its traceback only if `NEONEXT_DEBUG` is set.
     """
-    # MindSpore logs to the same terminal; its warnings say nothing to the user of a command.
+    # MindSpore logs to the same terminal, and its warnings mean nothing to the user of a command.
     os.environ.setdefault("GLOG_v", "3")
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
@@ -55,10 +64,10 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: nothing was left half-written", file=sys.stderr)
+        print("interrupted; no partial files were left behind", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away; Python would complain once more while it shuts down.
+        # The reader of our output has gone. Without this, Python would report the broken pipe again at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
@@ -67,16 +76,15 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split())[:300]
         print(
-            f"error: unexpected {type(error).__name__}: {text} (set NEONEXT_DEBUG=1 for the traceback)",
+            f"error: unexpected {type(error).__name__}: {one_line(error, 300)} (set NEONEXT_DEBUG=1 for the traceback)",
             file=sys.stderr,
         )
         return 1
 
 
-def progress(items: Iterable, total: int | None = None, what: str = "", quiet: bool = False) -> Iterable:
-    """Iterate with a progress bar on stderr, if that is a terminal."""
+def progress(items: Iterable[T], total: int | None = None, what: str = "", quiet: bool = False) -> Iterable[T]:
+    """Iterate over `items` with a progress bar on stderr if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         return items
     from tqdm import tqdm
@@ -84,21 +92,81 @@ def progress(items: Iterable, total: int | None = None, what: str = "", quiet: b
     return tqdm(items, total=total, desc=what, leave=False, file=sys.stderr)
 
 
+class StatusLine:
+    """A line on stderr that is overwritten by each update; silent if stderr is not a terminal.
+
+    Args:
+        enabled: whether to print at all, for example on the first worker only.
+    """
+
+    def __init__(self, enabled: bool = True):
+        self.active = enabled and sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line by `text`; an empty text clears it."""
+        if self.active:
+            # A line that wraps could not be overwritten.
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Clear the line, so that another message can be printed."""
+        self.show("")
+
+
 def note(text: str) -> None:
-    """A line for the person who watches, on stderr."""
+    """Print a message for the user on stderr."""
     print(text, file=sys.stderr)
 
 
-def print_json(value) -> None:
-    """One JSON document on stdout."""
+def print_json(value: object) -> None:
+    """Print one JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+# Argument types. Each raises ArgumentTypeError with what was expected, and argparse exits with 2.
+
+
+def _number(convert: Callable[[str], T], accepts: Callable[[T], bool], expected: str, name: str) -> Callable[[str], T]:
+    """Return an argument type: text that `convert` reads and `accepts` approves of."""
+
+    def parse(text: str) -> T:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    parse.__name__ = name
+    return parse
+
+
+positive_int = _number(int, lambda n: n >= 1, "a whole number of at least 1", "positive_int")
+non_negative_int = _number(int, lambda n: n >= 0, "a whole number of at least 0", "non_negative_int")
+positive_float = _number(float, lambda x: 0 < x < math.inf, "a number above 0", "positive_float")
+seconds = _number(float, lambda x: 0 < x < math.inf, "a positive number of seconds", "seconds")
+fraction = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1, such as 0.875", "fraction")
+
+
+def comma_list(item: Callable[[str], T] = str) -> Callable[[str], tuple[T, ...]]:  # type: ignore[assignment]
+    """Return an argument type for a comma-separated list of at least one `item`; repeats are dropped."""
+
+    def parse(text: str) -> tuple[T, ...]:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise argparse.ArgumentTypeError(f"expected values separated by commas, got {text!r}")
+        return tuple(dict.fromkeys(item(part) for part in parts))
+
+    return parse
+
+
 def parse_shifts(text: str) -> tuple[int, ...]:
-    """`1,1,1,0` as four whole numbers.
+    """Parse the shifts of the four stages, such as `1,1,1,0`.
 
     Raises:
-        argparse.ArgumentTypeError: it is not four non-negative whole numbers.
+        argparse.ArgumentTypeError: the text is not four non-negative whole numbers.
     """
     try:
         shifts = tuple(int(part) for part in text.split(","))
@@ -110,10 +178,10 @@ def parse_shifts(text: str) -> tuple[int, ...]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`224` or `256x320` (height x width) as (height, width) in pixels.
+    """Parse an image size, `224` or `256x320` (height x width), as (height, width) in pixels.
 
     Raises:
-        argparse.ArgumentTypeError: it is neither.
+        argparse.ArgumentTypeError: the text is not a size.
     """
     try:
         parts = [int(part) for part in text.lower().split("x")]
@@ -124,12 +192,4 @@ def parse_size(text: str) -> tuple[int, int]:
     return parts[0], parts[-1]
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file, without their ends and without empty lines at the end of the file."""
-    from .files import explained
-
-    try:
-        with explained(path), open(path, encoding="utf-8") as file:
-            return file.read().rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+parse_sizes = comma_list(parse_size)

@@ -1,4 +1,4 @@
-"""Tools of other makers: finding them, running them under control, keeping what they print."""
+"""External tools: locate them, run them with a time limit and without leftovers, keep their logs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Tool:
     """An executable of a package that is not installed with this one.
 
     Attributes:
-        name: of the executable.
-        package: what has to be installed to have it.
-        homes: environment variables that point to such an installation.
-        folders: where the executable is inside an installation.
-        advice: what to do where it is missing.
-        libraries: folders of an installation whose libraries the executable needs, for tools without a wrapper.
+        name: file name of the executable.
+        package: package that contains it, for the error message.
+        homes: environment variables that hold the root of an installation.
+        folders: folders inside an installation that may hold the executable.
+        advice: what to do if it is missing.
+        libraries: library folders inside an installation, for executables that do not set their own search path.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Tool:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
-        exit_code: of the tool; negative: the signal that killed it.
-        log: everything that it printed, where it is while the staging folder exists.
-        tail: the last lines of that.
+        exit_code: exit code of the tool, or the negative number of the signal that killed it.
+        log: file with everything it printed, inside the staging folder.
+        tail: last lines of the log.
     """
 
     exit_code: int
@@ -61,7 +61,7 @@ class Finished:
 
     @property
     def how(self) -> str:
-        """The exit code in words."""
+        """The exit code or the signal, in words."""
         if self.exit_code >= 0:
             return f"exit code {self.exit_code}"
         with contextlib.suppress(ValueError):
@@ -70,30 +70,30 @@ class Finished:
 
 
 def find(tool: Tool, environ: Mapping[str, str] | None = None) -> Path:
-    """The executable of a tool, from PATH first, then from its installation.
+    """Locate the executable of a tool, on PATH first, then in its installation.
 
     Raises:
-        ToolchainError: it is not there; the message says where it was looked for and what to do.
+        ToolchainError: the executable is missing. The message lists the places searched and what to do.
     """
     environ = os.environ if environ is None else environ
-    found = shutil.which(tool.name, path=environ.get("PATH", os.defpath))
-    if found:
-        return Path(os.path.abspath(found))
-    looked = ["PATH"]
+    on_path = shutil.which(tool.name, path=environ.get("PATH", os.defpath))
+    if on_path:
+        return Path(os.path.abspath(on_path))
+    searched = ["PATH"]
     for variable in tool.homes:
         home = environ.get(variable)
-        looked.append(f"{variable} ({home or 'not set'})")
+        searched.append(f"{variable} ({home or 'not set'})")
         for folder in tool.folders if home else ():
-            candidate = Path(os.path.abspath(home)) / folder / tool.name
+            candidate = Path(os.path.abspath(str(home))) / folder / tool.name
             if candidate.is_file() and os.access(candidate, os.X_OK):
                 return candidate
     raise ToolchainError(
-        f"{tool.name} was not found; looked in {', '.join(looked)}. It comes with {tool.package}. {tool.advice}"
+        f"{tool.name} was not found; searched {', '.join(searched)}. It comes with {tool.package}. {tool.advice}"
     )
 
 
 def environment(tool: Tool, executable: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment to run an executable in: with the libraries of its installation, if it needs them."""
+    """Return the environment variables for an executable, with its installation's libraries if it needs them."""
     result = dict(os.environ if environ is None else environ)
     for folder in tool.folders:
         if executable.parent.as_posix().endswith("/" + folder):
@@ -107,8 +107,10 @@ def environment(tool: Tool, executable: Path, environ: Mapping[str, str] | None 
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Raises:
-    UsageError: a time limit that is not above zero.
+    """Reject a time limit that is not above zero.
+
+    Raises:
+        UsageError: the time limit is zero, negative or not a number.
     """
     if timeout is not None and not timeout > 0:
         raise UsageError(f"time limit {timeout}: expected seconds above 0, or none for no limit")
@@ -122,23 +124,23 @@ def run(
     timeout: float | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run a tool without a shell, in a process group and a working folder of its own, with its output in a file.
+    """Run a tool without a shell, in its own process group and working folder, with its output in a file.
 
-    However the run ends, no process of its group is left: on the time limit, on Ctrl-C and SIGTERM, and after the
-    tool itself has gone, the group gets SIGTERM, and SIGKILL `GRACE` seconds later. A process that leaves the group
-    by starting a session of its own is not found.
+    No process of the group outlives the call. After the time limit, Ctrl-C, SIGTERM, or the end of the tool itself,
+    the group receives SIGTERM, and SIGKILL `GRACE` seconds later. A process that starts a session of its own leaves
+    the group and is not stopped.
 
     Args:
-        command: the executable and its arguments.
-        work: working folder; it exists.
-        log: file that gets both output streams, after a line with the command.
-        final_log: the name that this file will have later, for messages.
-        timeout: seconds, or None for no limit.
-        environ: of the tool; this process's own if None.
+        command: executable and its arguments.
+        work: existing working folder.
+        log: file that receives a line with the command, then stdout and stderr.
+        final_log: later name of the log, for messages.
+        timeout: time limit in seconds; None means no limit.
+        environ: environment variables of the tool; None means those of this process.
 
     Raises:
         ToolchainError: the executable cannot be started.
-        InputError: the time limit passed.
+        InputError: the time limit has passed.
     """
     check_timeout(timeout)
     name = Path(command[0]).name
@@ -154,8 +156,8 @@ def run(
                 exit_code = process.wait(timeout)
             except subprocess.TimeoutExpired:
                 raise InputError(
-                    f"{name} did not finish within {timeout:g} s; it was stopped with all its processes. "
-                    f"Allow more time, or read what it printed: {final_log}"
+                    f"{name} did not finish within {timeout:g} s and was stopped with all its processes. "
+                    f"Allow more time, or read its log: {final_log}"
                 ) from None
             finally:
                 if process is not None:
@@ -176,12 +178,12 @@ def _start(command: Sequence[str], work: Path, output, environ: Mapping[str, str
         )
     except OSError as error:
         raise ToolchainError(
-            f"{command[0]}: cannot be started ({error.strerror or error}); reinstall it, or take it out of PATH"
+            f"{command[0]}: cannot be started ({error.strerror or error}). Reinstall it, or remove it from PATH."
         ) from error
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End what is left of a process group; Ctrl-C waits until that is done."""
+    """Stop the remaining processes of a group; Ctrl-C is postponed until they are gone."""
     process.poll()
     with signals_later():
         for sent in (signal.SIGTERM, signal.SIGKILL):
@@ -205,7 +207,7 @@ def _gone(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def _group_lives(group: int) -> bool:
-    """Whether a process of a group still runs; one that has ended and waits for its parent does not."""
+    """Return whether a process of a group is still running; zombies do not count."""
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
@@ -223,7 +225,7 @@ def _group_lives(group: int) -> bool:
 
 @contextlib.contextmanager
 def _terminated_as_exit() -> Iterator[None]:
-    """Where SIGTERM would end this process at once, let it unwind instead, so that the tool is stopped too."""
+    """Turn the default action of SIGTERM into SystemExit, so that `finally` blocks stop the tool as well."""
     if not in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -240,25 +242,25 @@ def _terminated_as_exit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept(log: Path, final: Path) -> Iterator[None]:
-    """Give a log its final name when the block ends, however it ends."""
+    """Publish a log under its final name when the block ends, also on an error."""
     try:
         yield
     finally:
         if log.exists():
-            # A log that cannot be kept must not hide why the tool failed.
+            # Failing to keep a log must not hide why the tool failed.
             with contextlib.suppress(NeoNextError):
                 publish(log, final)
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file of any size, in little memory: longer ones than 64 KiB come in pieces."""
+    """Yield the lines of a text file of any size; a line over 64 KiB is yielded in pieces."""
     with open(path, "rb") as file:
         while line := file.readline(_LINE):
             yield line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def tail(path: Path, count: int = _TAIL) -> tuple[str, ...]:
-    """The last lines of a text file that are not empty."""
+    """Return the last `count` non-empty lines of a text file."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _LINE))
@@ -267,29 +269,29 @@ def tail(path: Path, count: int = _TAIL) -> tuple[str, ...]:
 
 
 def quoted(command: Sequence[str]) -> str:
-    """A command as a POSIX shell reads it."""
+    """Return a command quoted for a POSIX shell."""
     return " ".join(shlex.quote(str(part)) for part in command)
 
 
 def is_plain(path: str | os.PathLike) -> bool:
-    """Whether CANN takes a path: letters, digits, `.`, `_`, `-` and Chinese characters only.
+    """Return whether CANN accepts a path: letters, digits, `.`, `_`, `-` and Chinese characters only.
 
-    It checks the real path of what it reads (`IsPathCharsValid` in base/common/util.cc of hicann/ge), so links do
-    not help.
+    CANN checks the resolved path (`IsPathCharsValid` in base/common/util.cc of hicann/ge), so a link with a plain
+    name does not help.
     """
     return all(_PLAIN_NAME.fullmatch(part) for part in Path(path).parts if part != os.sep)
 
 
 def plain(name: str) -> str:
-    """The stem of a file name that CANN takes, made from any other."""
+    """Return a file stem that CANN accepts, made from any name."""
     result = "".join(c if _PLAIN_NAME.fullmatch(c) else "_" for c in name).lstrip("-") or "model"
-    # ATC puts the system's name before the first `.om` that it finds in a name.
+    # ATC inserts the name of the operating system before the first `.om` that it finds in a name.
     return result.replace(".om", "_om")
 
 
 @contextlib.contextmanager
 def work_folder(stage: Path, name: str) -> Iterator[Path]:
-    """A folder for one run of a CANN tool: in `stage`, or with the temporary files if CANN refuses that path."""
+    """Yield a folder for one run of a CANN tool: in `stage`, or in the temporary folder if CANN rejects that path."""
     import tempfile
 
     folder = stage / name
@@ -302,8 +304,8 @@ def work_folder(stage: Path, name: str) -> Iterator[Path]:
         if not is_plain(os.path.realpath(folder)):
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError(
-                f"{stage.parent}: CANN's tools take paths of letters, digits, '.', '_' and '-' only, and neither "
-                f"this folder nor {tempfile.gettempdir()} is one; choose another folder, or set TMPDIR"
+                f"{stage.parent}: CANN's tools accept only paths of letters, digits, '.', '_' and '-', and neither "
+                f"this folder nor {tempfile.gettempdir()} is one. Choose another folder, or set TMPDIR."
             )
     try:
         yield Path(os.path.realpath(folder))
@@ -312,10 +314,10 @@ def work_folder(stage: Path, name: str) -> Iterator[Path]:
 
 
 def place(source: str | os.PathLike, target: Path, link: bool = True) -> None:
-    """Put a file into a working folder, as a second name of the same file where that is possible.
+    """Place a file in a working folder, as a hard link if possible, else as a copy.
 
     Raises:
-        InputError: it is not there, or cannot be read.
+        InputError: the source is missing or cannot be read.
     """
     source = Path(os.path.realpath(source))
     with explained(source):
@@ -330,6 +332,6 @@ def place(source: str | os.PathLike, target: Path, link: bool = True) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file, to another file system too."""
+    """Move a file, across file systems if necessary."""
     with explained(target):
         shutil.move(source, target)

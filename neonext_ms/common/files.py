@@ -1,4 +1,4 @@
-"""Writing files so that a name always stands for a whole file: written beside the destination, then renamed."""
+"""Files: atomic writes, advisory locks, checksums, text and YAML with errors that name the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import InputError
+from .text import one_line
 
 
 def explain(error: OSError, path: str | os.PathLike) -> InputError:
-    """The user's words for an operating-system error at `path`."""
+    """Return an operating-system error at `path` as an `InputError` that says what to do."""
     reasons = {
         errno.ENOSPC: "the disk is full; free some space or choose another place",
         errno.EFBIG: "the file is larger than this place or a limit allows; choose another place",
@@ -30,13 +31,13 @@ def explain(error: OSError, path: str | os.PathLike) -> InputError:
         errno.EISDIR: "this is a folder where a file was expected; name a file",
         errno.EEXIST: "this exists already and is not a folder; choose another place",
     }
-    reason = reasons.get(error.errno, error.strerror or str(error))
+    reason = reasons.get(error.errno or 0, error.strerror or str(error))
     return InputError(f"{os.fspath(path)}: {reason}")
 
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
-    """Turn an `OSError` inside the block into an `InputError` that names `path`."""
+    """Convert an `OSError` inside the block to an `InputError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -45,10 +46,10 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(directory: str | os.PathLike) -> Iterator[Path]:
-    """A hidden folder inside `directory` to build files in; it goes away, and so does a `directory` made for it.
+    """Yield a hidden temporary folder inside `directory`, and delete it when the block ends.
 
-    `publish` moves finished files from it to their final names. A folder that this call created and that is
-    still empty afterwards (because something failed) is removed again, and so is what a killed process left behind.
+    Files are built in it and moved to their final names by `publish`. `directory` and its parents are created if
+    necessary, and removed again if the block leaves them empty. Temporary folders of killed processes are removed.
     """
     directory = Path(directory)
     created: list[Path] = []
@@ -63,7 +64,7 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
         _remove_abandoned(directory)
         stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=directory))
     try:
-        # Held as long as this process lives: it tells a stage in use from one that was left behind.
+        # The lock ends with the process. It tells a folder in use from one that a killed process left behind.
         with exclusive(stage):
             yield stage
     finally:
@@ -79,10 +80,14 @@ _YOUNG_SECONDS = 10
 
 @contextlib.contextmanager
 def exclusive(directory: str | os.PathLike, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder's lock, which other processes of this package respect; it ends with the process.
+    """Hold an advisory lock on a folder; the lock also ends with the process.
+
+    Args:
+        directory: folder to lock.
+        wait: whether to wait for another process to release the lock.
 
     Yields:
-        whether the lock is held; without `wait` it may not be. File systems without locks count as held.
+        Whether the lock is held. It always is after waiting, and where the file system has no locks.
     """
     with explained(directory):
         descriptor = os.open(directory, os.O_RDONLY)
@@ -101,7 +106,7 @@ def exclusive(directory: str | os.PathLike, wait: bool = True) -> Iterator[bool]
 
 def _remove_abandoned(directory: Path) -> None:
     for stage in directory.glob(f"{_STAGE}*"):
-        # A stage is locked a moment after it is made.
+        # A folder is locked a moment after its creation, so that a very young one may be unlocked and in use.
         with contextlib.suppress(OSError, InputError):
             if stage.is_dir() and time.time() - stage.stat().st_mtime > _YOUNG_SECONDS:
                 with exclusive(stage, wait=False) as abandoned:
@@ -110,7 +115,7 @@ def _remove_abandoned(directory: Path) -> None:
 
 
 def publish(staged: Path, final: str | os.PathLike) -> Path:
-    """Give a finished file its final name, atomically, on disk before it is visible."""
+    """Flush a finished file to disk, rename it to `final` atomically, and return `final`."""
     final = Path(final)
     with explained(final):
         umask = os.umask(0)
@@ -127,7 +132,7 @@ def publish(staged: Path, final: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary path; rename it to `path` on success, delete it on error."""
     path = Path(path)
     with staging(path.parent) as stage:
         staged = stage / path.name
@@ -137,7 +142,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with explained(path), open(path, "rb") as file:
         while chunk := file.read(1 << 22):
@@ -145,28 +150,46 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def read_yaml(path: str | os.PathLike, example: str):
-    """What a YAML file holds, as plain values; nothing in it is executed.
-
-    Args:
-        path: the file.
-        example: a file of this kind, for the message.
+def read_text(path: str | os.PathLike) -> str:
+    """Read a UTF-8 text file.
 
     Raises:
-        InputError: the file cannot be read or is not YAML; the message has the line where that is known.
+        InputError: the file cannot be read or is not UTF-8.
+    """
+    try:
+        with explained(path), open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{os.fspath(path)}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Read the lines of a UTF-8 text file, without line ends and without empty lines at the end of the file.
+
+    Raises:
+        InputError: the file cannot be read or is not UTF-8.
+    """
+    return read_text(path).rstrip("\n").split("\n")
+
+
+def read_yaml(path: str | os.PathLike, example: str):
+    """Load a YAML file as plain values; nothing in it is executed.
+
+    Args:
+        path: file to read.
+        example: a valid file of this kind, for the error message.
+
+    Raises:
+        InputError: the file cannot be read or is not YAML. The message has the line if it is known.
     """
     import yaml
 
     name = os.fspath(path)
+    text = read_text(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
-    except OSError as error:
-        raise explain(error, path) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        problem = getattr(error, "problem", None) or one_line(error)
         raise InputError(f"{where}: not valid YAML ({problem}); see {example}") from error

@@ -1,4 +1,4 @@
-"""Signals that have to wait for a moment."""
+"""Delivery of signals that must wait."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 
 
 def in_main_thread() -> bool:
-    """Whether this thread is the one that may set signal handlers."""
+    """Return whether this is the main thread, which alone may set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def signals_later() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block has ended.
+    """Postpone SIGINT and SIGTERM until the block has ended.
 
-    MindSpore aborts, or loses them, while it is imported or compiles a graph; and a child process must be known
-    before it can be stopped.
+    MindSpore aborts on them, or loses them, while it is imported or compiles a graph. A child process must be
+    registered before a handler can stop it.
     """
     arrived: list[int] = []
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread() else ():
-        # An ignored signal stays ignored, and one handled outside of Python is left alone.
+        # An ignored signal stays ignored, and a handler installed outside of Python cannot be restored.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, lambda received, frame: arrived.append(received))
     try:
@@ -31,5 +31,5 @@ def signals_later() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(arrived):
-            signal.raise_signal(number)
+        for received in dict.fromkeys(arrived):
+            signal.raise_signal(received)

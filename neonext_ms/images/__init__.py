@@ -1,1 +1,1 @@
-"""Images and class folders, and how images become model inputs."""
+"""Image files, class folders, and the preprocessing that turns images into model inputs."""

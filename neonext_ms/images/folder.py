@@ -1,4 +1,4 @@
-"""Labelled images as a tree of folders, one folder per class, read as torchvision's `ImageFolder` reads it."""
+"""Labelled images as a tree of folders, one folder per class, as torchvision's `ImageFolder` reads it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neonext_ms.common.errors import InputError, listed
+from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
+from neonext_ms.common.text import list_names
 
 from .images import SUFFIXES
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images below `root/<class>/`.
+    """The images below `root/<class>/`.
 
     Attributes:
-        root: the folder.
+        root: root folder.
         classes: names of the class folders, sorted.
         files: paths relative to `root`, sorted within each class.
-        folders: for each file, the place of its class in `classes`.
+        folders: for each file, the index of its class in `classes`.
     """
 
     root: Path
@@ -30,49 +31,41 @@ class ImageFolder:
     folders: tuple[int, ...]
 
     def subset(self, limit: int | None) -> ImageFolder:
-        """At most `limit` of the images, spread evenly over all of them, so that every class is met."""
+        """Return at most `limit` of the images, spread evenly over all of them, so that every class occurs."""
         if limit is None or limit >= len(self.files):
             return self
         chosen = [i * len(self.files) // limit for i in range(limit)]
-        files, folders = (tuple(values[i] for i in chosen) for values in (self.files, self.folders))
+        files, folders = tuple(self.files[i] for i in chosen), tuple(self.folders[i] for i in chosen)
         return ImageFolder(self.root, self.classes, files, folders)
 
 
 def find_images(root: str | os.PathLike) -> ImageFolder:
-    """Walk `root/<class>/**/` for images (by suffix, in any case); hidden files and folders are skipped.
+    """Find the images in `root/<class>/**/` by their suffixes, in any case; hidden files and folders are skipped.
 
     Raises:
-        InputError: no such folder, no class folders in it, or a class without images.
+        InputError: the folder does not exist, has no class folders, or a class has no images.
     """
     root = Path(root)
     with explained(root):
         if root.is_file():
-            raise InputError(
-                f"{root}: this is a file; expected a folder with one folder per class (root/<class>/*.png)"
-            )
+            raise InputError(f"{root}: this is a file (expected one folder per class, root/<class>/*.png)")
         entries = sorted(os.listdir(root))
     classes = [name for name in entries if not name.startswith(".") and (root / name).is_dir()]
     if not classes:
         if any(_is_image(name) for name in entries):
-            found = "images lie directly in it; put them into one folder per class, or use neonext-predict"
+            problem = "images lie directly in it. Put them into one folder per class, or use neonext-predict."
         else:
-            found = "it has no folders; check the path" if entries else "it is empty; check the path"
-        raise InputError(f"{root}: expected one folder of images per class (root/<class>/*.png), but {found}")
-    files: list[str] = []
-    folders: list[int] = []
-    empty = []
-    for i, name in enumerate(classes):
-        found = _images_below(root, name)
-        files += found
-        folders += [i] * len(found)
-        if not found:
-            empty.append(name)
-    if empty:
+            problem = "it has no folders. Check the path." if entries else "it is empty. Check the path."
+        raise InputError(f"{root}: expected one folder of images per class (root/<class>/*.png), but {problem}")
+    images = [_images_below(root, name) for name in classes]
+    if empty := [name for name, files in zip(classes, images, strict=True) if not files]:
         raise InputError(
-            f"{root}: no images in {len(empty)} of {len(classes)} class folders; expected files with the suffixes "
-            f"{' '.join(SUFFIXES)}; fill or remove:\n{listed(empty)}"
+            f"{root}: no images in {len(empty)} of {len(classes)} class folders (expected files with the suffixes "
+            f"{' '.join(SUFFIXES)}). Fill or remove:\n{list_names(empty)}"
         )
-    return ImageFolder(root, tuple(classes), tuple(files), tuple(folders))
+    files = tuple(file for names in images for file in names)
+    folders = tuple(i for i, names in enumerate(images) for _ in names)
+    return ImageFolder(root, tuple(classes), files, folders)
 
 
 def _is_image(name: str) -> bool:
@@ -80,40 +73,41 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(root: Path, name: str) -> list[str]:
-    found, seen = [], set()
+    images, seen = [], set()
 
     def stop(error: OSError):
         raise error
 
     with explained(root / name):
         for folder, subfolders, names in os.walk(root / name, followlinks=True, onerror=stop):
-            # A link to a folder above would be walked without end.
+            # A link to a folder above would be followed without end.
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
                 subfolders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
             subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-            found += [(folder, file) for file in sorted(names) if _is_image(file)]
-    return [os.path.relpath(os.path.join(folder, file), root) for folder, file in sorted(found)]
+            images += [(folder, file) for file in sorted(names) if _is_image(file)]
+    # torchvision sorts by folder first, then by name.
+    return [os.path.relpath(os.path.join(folder, file), root) for folder, file in sorted(images)]
 
 
 def class_indices(
     folders: Sequence[str], classes: int, labels: Sequence[str] | None = None, source: str = "the folder"
 ) -> tuple[list[int], str]:
-    """The model's class for each class folder.
+    """Return the model's class of each class folder.
 
-    By label, if every folder is named by one of the model's labels; else in sorted order, if there are as many folders
-    as classes; else by number, if every name is a whole number below `classes`.
+    The class is found by label if every folder is named by one of the model's labels. Otherwise it is the position in
+    sorted order if there are as many folders as classes, or the number if every name is a whole number below `classes`.
 
     Args:
         folders: names of the class folders, sorted.
-        classes: number of the model's classes.
-        labels: the model's names of its classes, if it has any.
-        source: what an error message calls the folder.
+        classes: number of classes of the model.
+        labels: names of the model's classes, if it has any.
+        source: name of the folder in messages.
 
     Returns:
-        One class per folder, and which rule applied: "labels", "sorted" or "numbers".
+        One class per folder, and the rule that applied: "labels", "sorted" or "numbers".
 
     Raises:
         InputError: none of the rules applies.
@@ -131,13 +125,13 @@ def class_indices(
         unknown = [name for name in folders if labels.count(name) != 1]
         reasons.append(f"{len(unknown)} folders are not named by one of the model's labels, such as {unknown[0]!r}")
     else:
-        reasons.append("the model has no labels to find them by")
-    wrong = next((name for name, number in zip(folders, numbers, strict=True) if number >= classes), None)
-    if wrong is not None:
-        reasons.append(f"{wrong!r} is not a number from 0 to {classes - 1}")
+        reasons.append("the model has no labels")
+    wrong = [name for name, number in zip(folders, numbers, strict=True) if number >= classes]
+    if wrong:
+        reasons.append(f"{wrong[0]!r} is not a number from 0 to {classes - 1}")
     else:
         reasons.append("two folders have the same number")
     raise InputError(
-        f"{source}: cannot tell which class each folder is: {'; '.join(reasons)}; name the folders by label or by "
-        "class number, or give one folder per class"
+        f"{source}: the classes of the folders cannot be determined: {'; '.join(reasons)}. Name the folders by label "
+        "or by class number, or provide one folder per class."
     )

@@ -1,4 +1,4 @@
-"""Image files as model input: what the official evaluation does to an image, and every kind of file one meets."""
+"""Image files as model input: reading of many formats, and the preprocessing of the official evaluation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from neonext_ms.common.errors import InputError, nearest
-from neonext_ms.common.files import explain, read_yaml
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import explain
+from neonext_ms.common.text import format_size, one_line
 
 from .preprocessing import Preprocessing
 
-# Pillow can read more, but some of those formats start other programs (EPS), and none is a photograph.
+# Pillow reads more formats, but some of them start other programs (EPS), and none holds photographs.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "QOI")
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"),
@@ -28,27 +30,27 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 class BrokenImageError(InputError):
-    """A file that cannot be read as an image; the message names it."""
+    """An error for a file that cannot be read as an image; the message names the file."""
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read an image file as 8-bit RGB, upright.
+    """Read an image file as 8-bit RGB with its EXIF orientation applied.
 
-    EXIF orientation is applied, alpha is dropped (colours stay as they are stored), palettes, CMYK and grey become
-    RGB, 16-bit grey is scaled to 8 bits (rounded), and of several frames or pages the first is taken. 32-bit integer
-    pixels are taken as 8-bit values if all are at most 255 and as 16-bit values if all are at most 65535;
-    floating-point pixels as fractions if all are in [0, 1] and as 8-bit values if all are in [0, 255].
+    Alpha is dropped (the stored colours stay), palettes, CMYK and grey become RGB, 16-bit grey is scaled to 8 bits
+    (rounded), and the first of several frames or pages is taken. 32-bit integer pixels count as 8-bit values if all
+    are at most 255 and as 16-bit values if all are at most 65535. Floating-point pixels count as fractions if all are
+    in [0, 1] and as 8-bit values if all are in [0, 255].
 
     Returns:
         An image in mode "RGB".
 
     Raises:
-        BrokenImageError: (an `InputError`) no such file, not an image, truncated, empty, absurdly large, or pixel
-            values of no known scale; the message names the file.
+        BrokenImageError: (an `InputError`) the file is missing, not an image, truncated, empty or too large, or its
+            pixel values have no known scale; the message names the file.
     """
     name = os.fspath(path)
     try:
-        # By an open file, so that an operating-system error is about the file and any other about its content.
+        # The file is opened here, so that an OSError is about the file and any other error about its content.
         with open(path, "rb") as file:
             return _decode(file, name)
     except OSError as error:
@@ -56,7 +58,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """The content of an image file as `read_image` reads it; `name` is what messages call it.
+    """Decode the content of an image file like `read_image`; `name` is the name in messages.
 
     Raises:
         BrokenImageError: see `read_image`.
@@ -64,9 +66,9 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     return _decode(io.BytesIO(content), name)
 
 
-def _decode(file, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str) -> Image.Image:
     if file.seek(0, os.SEEK_END) == 0:
-        raise BrokenImageError(f"{name}: the file is empty; expected an image; replace or remove it")
+        raise BrokenImageError(f"{name}: the file is empty. Replace or remove it.")
     file.seek(0)
     try:
         Image.init()
@@ -79,59 +81,51 @@ def _decode(file, name: str) -> Image.Image:
         raise BrokenImageError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError:
         raise BrokenImageError(
-            f"{name}: not an image, or damaged at its start; expected one of {', '.join(FORMATS)}; replace or remove it"
+            f"{name}: not an image, or damaged at its start (expected {', '.join(FORMATS)}). Replace or remove it."
         ) from None
     except Image.DecompressionBombError as error:
-        raise BrokenImageError(
-            f"{name}: more pixels than any photograph has ({error}); expected at most "
-            f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down"
-        ) from error
+        raise BrokenImageError(f"{name}: more pixels than any photograph has ({error}). Scale it down.") from error
     except Exception as error:
-        # The decoders raise whatever the damage makes them stumble over: OSError, SyntaxError, struct.error, ...
-        text = " ".join(str(error).split())[:200]
-        raise BrokenImageError(
-            f"{name}: broken image ({text or type(error).__name__}); expected a whole file; replace or remove it"
-        ) from error
+        # A damaged file can raise anything in the decoders: OSError, SyntaxError, struct.error, ...
+        raise BrokenImageError(f"{name}: broken image ({one_line(error)}). Replace or remove it.") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception:
-        # Damaged EXIF says nothing about the pixels, which are loaded already.
+        # The pixels are loaded already, so damaged EXIF does no harm.
         return image
     upright.format = image.format
     return upright
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as 8-bit RGB, by the rules of `read_image`.
+    """Convert any Pillow image to 8-bit RGB by the rules of `read_image`.
 
     Raises:
-        InputError: pixel values of no known scale.
+        InputError: the pixel values have no known scale.
     """
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):
         image = _scaled(image, 65535)
     elif image.mode == "I":
-        values = np.asarray(image)
-        low, high = int(values.min()), int(values.max())
+        low, high = _extremes(image)
         if low < 0 or high > 65535:
             raise InputError(
-                f"32-bit integer pixels from {low} to {high}; expected values in 0 to 255 or 0 to 65535; convert it to "
-                "8 or 16 bits"
+                f"32-bit integer pixels of unknown scale (got {low:.0f} to {high:.0f}, expected 0 to 255 or 0 to "
+                "65535). Convert it to 8 or 16 bits."
             )
-        # PNG and PNM arrive in this mode only if they have 16 bits, however dark they are.
+        # Pillow opens PNG and PNM in this mode only if they have 16 bits, however dark they are.
         sixteen = image.format in ("PNG", "PPM") or high > 255
         image = _scaled(image, 65535 if sixteen else 255)
     elif image.mode == "F":
-        values = np.asarray(image)
-        low, high = float(values.min()), float(values.max())
+        low, high = _extremes(image)
         if not 0 <= low <= high <= 255:
             raise InputError(
-                f"floating-point pixels from {low:g} to {high:g}; expected values in 0 to 1 or 0 to 255; convert it to "
-                "8 bits"
+                f"floating-point pixels of unknown scale (got {low:g} to {high:g}, expected 0 to 1 or 0 to 255). "
+                "Convert it to 8 bits."
             )
         image = _scaled(image, 1 if high <= 1 else 255)
     elif "transparency" in image.info:
@@ -140,16 +134,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    values = np.asarray(image)
+    return float(values.min()), float(values.max())
+
+
 def _scaled(image: Image.Image, largest: int) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.floor(values * (255 / largest) + 0.5).astype(np.uint8), "L")
 
 
 def resized_size(original: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
-    """Height and width to which an image is scaled before the centre crop.
+    """Return the height and width to which an image is resized before the centre crop.
 
-    Both sides cover `round(side / crop)`, and one of the two exactly; for a square target this is torchvision's
-    `Resize(int(round(side / crop)))`.
+    Both sides are at least `round(side / crop)`, and one of the two is exactly that. For a square target this is
+    torchvision's `Resize(int(round(side / crop)))`.
 
     Args:
         original: height and width of the image.
@@ -164,28 +163,28 @@ def resized_size(original: tuple[int, int], size: tuple[int, int], crop: float) 
 
 
 def needs_resize(original: tuple[int, int], preprocessing: Preprocessing, size: tuple[int, int]) -> bool:
-    """Whether an image of `original` (height, width) is resized and cropped, rather than taken as it is."""
+    """Return whether an image of this height and width is resized and cropped instead of used unchanged."""
     return preprocessing.mode == "resize" or (preprocessing.mode == "auto" and tuple(original) != tuple(size))
 
 
 def prepare(
     image: Image.Image, preprocessing: Preprocessing, size: tuple[int, int], name: str | os.PathLike = "image"
 ) -> np.ndarray:
-    """An image as the input of a model: resized and cropped as configured, normalised.
+    """Resize, crop and normalize an image into the input of a model.
 
     Args:
-        image: a Pillow image of any mode.
-        preprocessing: what to do with it.
+        image: Pillow image of any mode.
+        preprocessing: transformation to apply.
         size: height and width of the model's input.
-        name: what error messages call the image.
+        name: name of the image in messages.
 
     Returns:
         float32 (3, H, W), channels R, G, B: `(value - 255 mean) / (255 std)`.
 
     Raises:
-        InputError: mode "as-is" and the image has another size, or the image is too elongated to be scaled.
+        InputError: the mode is "as-is" and the image has another size, or the image is too elongated to be resized.
     """
-    name, (height, width) = os.fspath(name), size
+    name = os.fspath(name)
     try:
         image = to_rgb(image)
     except InputError as error:
@@ -193,10 +192,10 @@ def prepare(
     original = image.height, image.width
     if needs_resize(original, preprocessing, size):
         image = _resize_and_crop(image, preprocessing, size, name)
-    elif original != (height, width):
+    elif original != tuple(size):
         raise InputError(
-            f"{name}: {original[0]}x{original[1]} pixels (height x width); preprocessing 'as-is' expects exactly "
-            f"{height}x{width}; resize the image or use --preprocess auto"
+            f"{name}: {format_size(original)} pixels (height x width), but preprocessing 'as-is' expects exactly "
+            f"{format_size(size)}. Resize the image or use --preprocess auto."
         )
     pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)
     mean, std = (np.array([255 * v for v in values], np.float32) for values in (preprocessing.mean, preprocessing.std))
@@ -207,9 +206,9 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing, size: tup
     new_h, new_w = resized_size((image.height, image.width), size, preprocessing.crop)
     if new_h * new_w > MAX_RESIZED_PIXELS:
         raise InputError(
-            f"{name}: {image.height}x{image.width} pixels (height x width) would become {new_h}x{new_w} for an input "
-            f"of {size[0]}x{size[1]} with crop {preprocessing.crop:g}; expected a less elongated image or a larger "
-            "crop; cut the image first"
+            f"{name}: too elongated; {image.height}x{image.width} pixels (height x width) would become {new_h}x{new_w} "
+            f"for an input of {format_size(size)} with crop {preprocessing.crop:g}. Cut the image first, or use a "
+            "larger crop."
         )
     image = image.resize((new_w, new_h), _RESAMPLING[preprocessing.interpolation])
     top, left = round((new_h - size[0]) / 2.0), round((new_w - size[1]) / 2.0)
@@ -225,6 +224,11 @@ def _load(path, preprocessing: Preprocessing, size: tuple[int, int]) -> tuple[np
 def load_images(paths: Sequence[str | os.PathLike], preprocessing: Preprocessing, size: tuple[int, int]) -> np.ndarray:
     """Read and prepare image files.
 
+    Args:
+        paths: image files.
+        preprocessing: transformation of every image.
+        size: height and width of the model's input.
+
     Returns:
         float32 (N, 3, H, W), in the order of `paths`.
 
@@ -239,12 +243,12 @@ def load_images(paths: Sequence[str | os.PathLike], preprocessing: Preprocessing
 
 @dataclass(frozen=True)
 class Batch:
-    """Some of the images of a list.
+    """A batch of prepared images from a list.
 
     Attributes:
-        indices: their places in the list.
+        indices: positions of the images in the list.
         images: float32 (N, 3, H, W).
-        resized: for each, whether it was resized and cropped (True) or taken as it is.
+        resized: for each image, whether it was resized and cropped.
     """
 
     indices: list[int]
@@ -260,19 +264,19 @@ def image_batches(
     workers: int | None = None,
     on_broken: Callable[[int, BrokenImageError], None] | None = None,
 ) -> Iterator[Batch]:
-    """Read and prepare image files in batches, in order, one batch ahead of the reader.
+    """Read and prepare image files in batches, in order, one batch ahead of the consumer.
 
     Args:
-        paths: the image files.
-        preprocessing: what to do with each.
+        paths: image files.
+        preprocessing: transformation of every image.
         size: height and width of the model's input.
-        batch_size: images in a batch; the last may have fewer, and so may one with broken images.
-        workers: threads that decode; by default as many as processors, at most 8.
-        on_broken: called with place and error of an image that cannot be read, which is then left out; without it
-            the error is raised.
+        batch_size: images in a batch; the last batch and one with broken images may have fewer.
+        workers: decoding threads (default: number of CPU cores, at most 8).
+        on_broken: function that receives position and error of an image that cannot be read, which is then left out;
+            the error is raised if None.
 
     Raises:
-        InputError: a file cannot be read (unless `on_broken`) or prepared; the message names it.
+        InputError: a file cannot be read (unless `on_broken` is set) or prepared; the message names it.
     """
     pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     try:
@@ -300,29 +304,3 @@ def image_batches(
 
 def _submit(pool: ThreadPoolExecutor, numbered, preprocessing: Preprocessing, size: tuple[int, int]) -> list:
     return [(index, pool.submit(_load, path, preprocessing, size)) for index, path in numbered]
-
-
-def preprocessing_from_file(path: str | os.PathLike, base: Preprocessing | None = None) -> Preprocessing:
-    """The preprocessing that a YAML file describes; its keys are the attributes of `Preprocessing`.
-
-    Args:
-        path: the file.
-        base: values of the keys that the file leaves out; by default those of `Preprocessing()`.
-
-    Raises:
-        InputError: the file cannot be read, is not YAML, has an unknown key, or a value is out of its range; the
-            message names the file, and the line of an error in the YAML.
-    """
-    name = os.fspath(path)
-    values = read_yaml(path, "configs/eval_imagenet.yaml")
-    known = list((base or Preprocessing()).to_dict())
-    if not isinstance(values, dict):
-        found = "nothing" if values is None else type(values).__name__
-        raise InputError(f"{name}: expected lines 'key: value' with keys among {', '.join(known)}, found {found}")
-    for key in values:
-        if key not in known:
-            raise InputError(f"{name}: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
-    try:
-        return Preprocessing.from_dict({**(base or Preprocessing()).to_dict(), **values})
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error

@@ -1,12 +1,15 @@
-"""How an image becomes the input of a model: sizes, crop, interpolation, normalisation."""
+"""The transformation of an image into the input of a model: resize, crop, interpolation, normalization."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from neonext_ms.common.errors import InputError, nearest
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import read_yaml
+from neonext_ms.common.text import nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -16,18 +19,18 @@ MODES = ("auto", "resize", "as-is")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Evaluation preprocessing of the official code: resize by 1 / crop, centre crop, (x / 255 - mean) / std.
+    """The evaluation preprocessing of the official code: resize by 1 / crop, centre crop, (x / 255 - mean) / std.
 
     Attributes:
-        mean: of the channels R, G, B after division by 255.
-        std: likewise.
+        mean: means of the channels R, G, B after division by 255.
+        std: standard deviations of the channels R, G, B after division by 255.
         crop: side of the centre crop relative to the resized image, in (0, 1].
         interpolation: "bilinear" (the official code) or "bicubic".
-        mode: "resize" (always resize and crop), "as-is" (the image must have the model's size already), or "auto"
-            (as it is when it has exactly the model's size, otherwise resize and crop).
+        mode: "resize" (resize and crop every image), "as-is" (reject images of another size than the model's), or
+            "auto" (resize and crop only images of another size).
 
     Raises:
-        InputError: a value out of its range.
+        InputError: a value is out of range.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -38,35 +41,60 @@ class Preprocessing:
 
     def __post_init__(self):
         for name in ("mean", "std"):
+            value = getattr(self, name)
             try:
-                # float() would take texts and booleans, too.
-                values = tuple(math.nan if isinstance(v, (str, bool)) else float(v) for v in getattr(self, name))
+                # float() would also accept texts and booleans.
+                values = tuple(math.nan if isinstance(v, (str, bool)) else float(v) for v in value)
             except (TypeError, ValueError, OverflowError):
                 values = ()
             if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
-                what = "three positive numbers" if name == "std" else "three numbers"
-                raise InputError(f"preprocessing: {name} must be {what} (R, G, B), got {getattr(self, name)!r}")
+                expected = "three positive numbers" if name == "std" else "three numbers"
+                raise InputError(f"preprocessing: {name} must be {expected} for R, G, B (got {value!r})")
+            # JSON and YAML give lists.
             object.__setattr__(self, name, values)
         if not isinstance(self.crop, (int, float)) or isinstance(self.crop, bool) or not 0 < self.crop <= 1:
-            raise InputError(f"preprocessing: crop must be in (0, 1], got {self.crop!r}")
+            raise InputError(f"preprocessing: crop must be in (0, 1] (got {self.crop!r})")
         for name, known in (("interpolation", INTERPOLATIONS), ("mode", MODES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise InputError(f"preprocessing: {name} must be one of {', '.join(known)}, got {value!r}")
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"preprocessing: {name} must be one of {', '.join(known)} (got {getattr(self, name)!r})"
+                )
 
     def to_dict(self) -> dict:
-        """Plain values for JSON or YAML."""
+        """Return plain values for JSON or YAML."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Preprocessing:
-        """The inverse of `to_dict`; keys left out keep their defaults.
+        """Make a `Preprocessing` from the values of `to_dict`; missing keys have their defaults.
 
         Raises:
-            InputError: an unknown key, or a value out of its range.
+            InputError: a key is unknown, or a value is out of range.
         """
         known = [f.name for f in fields(cls)]
+        if not isinstance(values, Mapping):
+            kind = "nothing" if values is None else type(values).__name__
+            raise InputError(f"preprocessing: not a mapping (got {kind}, expected keys among {', '.join(known)})")
         for key in values:
             if key not in known:
                 raise InputError(f"preprocessing: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
         return cls(**values)
+
+
+def preprocessing_from_file(path: str | os.PathLike, base: Preprocessing | None = None) -> Preprocessing:
+    """Read a `Preprocessing` from a YAML file whose keys are its attributes.
+
+    Args:
+        path: YAML file.
+        base: values of missing keys (default: those of `Preprocessing()`).
+
+    Raises:
+        InputError: the file cannot be read, is not YAML, has an unknown key, or a value is out of range. The message
+            names the file, and the line of an error in the YAML.
+    """
+    values = read_yaml(path, "configs/eval_imagenet.yaml")
+    try:
+        Preprocessing.from_dict(values)
+        return Preprocessing.from_dict({**(base or Preprocessing()).to_dict(), **values})
+    except InputError as error:
+        raise InputError(f"{os.fspath(path)}: {error}") from error

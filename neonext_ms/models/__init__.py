@@ -1,1 +1,1 @@
-"""Architectures, the MindSpore cells, and the registry of variants."""
+"""Architectures, MindSpore cells, initial weights, and the registry of named models."""

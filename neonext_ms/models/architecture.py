@@ -1,6 +1,6 @@
-"""What a NeoNeXt is, without a framework: its options, its tensors, its maps, its cost.
+"""The architecture of a NeoNeXt without a framework: its options, tensors, maps and multiply-adds.
 
-The one description from which the MindSpore model is built, a checkpoint is checked, and a deployment graph is made.
+The MindSpore model is built from it, checkpoints are checked against it, and the exporter makes its graph from it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 from neonext_ms.ops.spec import NeoCellSpec
 
 STAGES = 4
@@ -17,6 +18,8 @@ STEM_STRIDE = 4
 MLP_RATIO = 4
 BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-6
+STATISTICS = (".running_mean", ".running_var")
+BATCH_COUNTER = ".num_batches_tracked"
 DOWNSAMPLES = ("official", "paper")
 DEFAULT_KERNELS = ((4, 7), (4, 7), (7,), (7,))
 DEFAULT_SHIFTS = (1, 1, 1, 0)
@@ -24,23 +27,23 @@ DEFAULT_SHIFTS = (1, 1, 1, 0)
 
 @dataclass(frozen=True)
 class Architecture:
-    """Options of a NeoNeXt in the official names.
+    """The options of a NeoNeXt under their official names.
 
     Attributes:
         num_classes: outputs of the head.
         per_stage_layers: blocks in each of the four stages.
         dims: channels in each stage.
-        kernels: sizes of the NeoCell matrices in each stage; the channels are split evenly among them, the last
+        kernels: sizes of the NeoCell matrices in each stage; the channels are split evenly among them, and the last
             group takes the remainder.
-        shifts: shift step of each stage, 0 for none; None where they are not known (a checkpoint does not say).
+        shifts: shift of each stage, 0 for none; None if unknown, because a checkpoint may not record them.
         layer_scale_init_value: initial layer scale, 0 for no layer scale.
         linear_bias: whether the two linear layers of a block have a bias.
-        downsample: "official" (1x1 conv, NeoCell 2->1, BatchNorm) or "paper" (NeoCell 2->1, BatchNorm, GELU,
-            1x1 conv, BatchNorm, GELU).
-        drop_path: largest drop-path rate; it grows linearly from 0 with the depth of the block.
+        downsample: "official" (1x1 convolution, NeoCell 2 -> 1, BatchNorm) or "paper" (NeoCell 2 -> 1, BatchNorm,
+            GELU, 1x1 convolution, BatchNorm, GELU).
+        drop_path: largest drop-path rate; the rate grows linearly from 0 with the depth of the block.
 
     Raises:
-        InputError: an option out of its range.
+        InputError: an option is out of range.
     """
 
     num_classes: int = 1000
@@ -54,23 +57,21 @@ class Architecture:
     drop_path: float = 0.0
 
     def __post_init__(self):
-        for name, least in (("per_stage_layers", 0), ("dims", 1)):
-            values = getattr(self, name)
-            if len(values) != STAGES or any(v < least for v in values):
-                raise InputError(f"{name} must be four whole numbers of at least {least}, got {values}")
-        if self.num_classes < 1:
-            raise InputError(f"num_classes must be at least 1, got {self.num_classes}")
-        if len(self.kernels) != STAGES:
-            raise InputError(f"kernels must be given for four stages, got {self.kernels}")
-        if self.downsample not in DOWNSAMPLES:
-            raise InputError(f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {self.downsample!r}")
-        if not 0 <= self.drop_path < 1:
-            raise InputError(f"drop_path must be in [0, 1), got {self.drop_path}")
-        if not (math.isfinite(self.layer_scale_init_value) and self.layer_scale_init_value >= 0):
-            raise InputError(f"layer_scale_init_value must be 0 or positive, got {self.layer_scale_init_value}")
+        scale = self.layer_scale_init_value
+        for name, valid, expected in (
+            ("num_classes", self.num_classes >= 1, "at least 1"),
+            ("per_stage_layers", _is_per_stage(self.per_stage_layers, 0), "four whole numbers of at least 0"),
+            ("dims", _is_per_stage(self.dims, 1), "four whole numbers of at least 1"),
+            ("kernels", len(self.kernels) == STAGES, "one tuple of sizes for each of the four stages"),
+            ("downsample", self.downsample in DOWNSAMPLES, f"one of {', '.join(DOWNSAMPLES)}"),
+            ("drop_path", 0 <= self.drop_path < 1, "in [0, 1)"),
+            ("layer_scale_init_value", math.isfinite(scale) and scale >= 0, "0 or positive"),
+            ("shifts", self.shifts is None or len(self.shifts) == STAGES, "four whole numbers, one per stage"),
+        ):
+            if not valid:
+                raise InputError(f"{name} must be {expected} (got {getattr(self, name)!r})")
         if self.shifts is not None:
-            if len(self.shifts) != STAGES:
-                raise InputError(f"shifts must be four whole numbers, one per stage, got {self.shifts}")
+            # A shift has to be smaller than its matrices, which only the NeoCell's specification knows.
             for stage in range(STAGES):
                 self.stage_spec(stage)
 
@@ -80,43 +81,39 @@ class Architecture:
 
     @property
     def kernel_spec(self) -> str:
-        """The kernels in the official notation: one code such as `4+7` if all stages agree, else four with commas."""
+        """The kernels in the official notation: "default", one code such as `4+7`, or four codes with commas."""
         codes = ["+".join(map(str, sizes)) for sizes in self.kernels]
         if self.kernels == DEFAULT_KERNELS:
             return "default"
         return codes[0] if len(set(codes)) == 1 else ",".join(codes)
 
     def with_shifts(self, shifts: Sequence[int]) -> Architecture:
-        """The same architecture with these shifts, one per stage."""
+        """Return the same architecture with these shifts, one per stage."""
         return replace(self, shifts=tuple(shifts))
 
     def stage_spec(self, stage: int) -> NeoCellSpec:
-        """The NeoCell of a block of `stage` (0 to 3); shifts that are not known count as 0."""
+        """Return the NeoCell of a block in `stage` (0 to 3); unknown shifts count as 0."""
         sizes, channels = self.kernels[stage], self.dims[stage]
         if len(sizes) > channels:
-            raise InputError(f"stage {stage + 1} has {channels} channels, too few for the kernels {sizes}")
+            raise InputError(f"stage {stage + 1}: too few channels for the kernels {sizes} (got {channels})")
         shift = self.shifts[stage] if self.shifts else 0
         share = channels // len(sizes)
         counts = [share] * (len(sizes) - 1) + [channels - share * (len(sizes) - 1)]
         return NeoCellSpec([{"kernel": k, "channels": c, "shift": shift} for k, c in zip(sizes, counts, strict=True)])
 
     def downsample_spec(self, stage: int) -> NeoCellSpec:
-        """The NeoCell (2 -> 1) between `stage` (0 to 2) and the next."""
+        """Return the NeoCell (2 -> 1) between `stage` (0 to 2) and the next."""
         channels = self.dims[stage + 1] if self.downsample == "official" else self.dims[stage]
         return NeoCellSpec({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": channels})
 
     def drop_path_rates(self) -> list[list[float]]:
-        """Drop-path rate of every block, per stage: evenly spaced from 0 to `drop_path`."""
-        total = sum(self.per_stage_layers)
-        rates = [self.drop_path * i / (total - 1) if total > 1 else 0.0 for i in range(total)]
-        result = []
-        for depth in self.per_stage_layers:
-            result.append(rates[:depth])
-            rates = rates[depth:]
-        return result
+        """Return the drop-path rate of every block, per stage: evenly spaced from 0 to `drop_path`."""
+        last = sum(self.per_stage_layers) - 1
+        rates = iter([self.drop_path * i / last if last else 0.0 for i in range(last + 1)])
+        return [[next(rates) for _ in range(depth)] for depth in self.per_stage_layers]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Official name and shape of every tensor of the state dict, in its order, without `num_batches_tracked`."""
+        """Return official name -> shape of every tensor in the order of the state dict, without batch counters."""
         return dict(self._tensors())
 
     def _tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -152,45 +149,41 @@ class Architecture:
         yield "head.fc.bias", (self.num_classes,)
 
     def parameters(self) -> int:
-        """Learned numbers: every tensor but BatchNorm's running statistics."""
+        """Count the learned numbers: every tensor except the running statistics of BatchNorm."""
         return sum(math.prod(shape) for name, shape in self._tensors() if not name.endswith(STATISTICS))
 
     def maps(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Height and width of the map in each stage.
+        """Return the height and width of the map in each stage.
 
         Args:
             image_size: height and width in pixels.
 
         Raises:
-            InputError: the stem cannot divide the image, or a map vanishes on the way.
+            InputError: a side of the image is not a multiple of 4, or a map vanishes before the last stage.
         """
-        height, width = image_size
-        if height < 1 or width < 1 or height % STEM_STRIDE or width % STEM_STRIDE:
-            raise InputError(
-                f"image size {height}x{width}: the stem cuts the image into {STEM_STRIDE}x{STEM_STRIDE} patches, so "
-                f"both sides must be multiples of {STEM_STRIDE}; "
-                f"try {_multiple(height)}x{_multiple(width)}"
-            )
-        sizes = [(height // STEM_STRIDE, width // STEM_STRIDE)]
+        size, least = format_size(image_size), STEM_STRIDE * 2 ** (STAGES - 1)
+        if any(side < 1 or side % STEM_STRIDE for side in image_size):
+            near = format_size([max(STEM_STRIDE, round(side / STEM_STRIDE) * STEM_STRIDE) for side in image_size])
+            raise InputError(f"image size {size}: both sides must be multiples of {STEM_STRIDE}. Try {near}.")
+        sizes = [(image_size[0] // STEM_STRIDE, image_size[1] // STEM_STRIDE)]
         for stage in range(STAGES - 1):
             if min(sizes[-1]) < 2:
-                least = STEM_STRIDE * 2 ** (STAGES - 1)
                 raise InputError(
-                    f"image size {height}x{width}: the map before downsample_{stage + 1} is "
-                    f"{sizes[-1][0]}x{sizes[-1][1]} and would vanish; both sides must be at least {least}"
+                    f"image size {size}: the map before downsample_{stage + 1} is {format_size(sizes[-1])} and would "
+                    f"vanish. Both sides must be at least {least}."
                 )
             sizes.append(self.downsample_spec(stage).output_size(*sizes[-1]))
         return sizes
 
     def multiply_adds(self, image_size: tuple[int, int], padded: bool = False) -> int:
-        """Multiply-adds for one image: convolutions, linear layers, and every NeoCell by equation 5.
+        """Count the multiply-adds of one image: convolutions, linear layers, and every NeoCell by equation 5.
 
         BatchNorm, GELU, residuals and pooling are not counted, as in the published figures.
 
         Args:
             image_size: height and width in pixels.
-            padded: count a NeoCell as the products with its block-diagonal matrices, zeros included, which is what
-                the official code computes and its README counts.
+            padded: whether a NeoCell counts as products with its block-diagonal matrices, zeros included, which is
+                what the official code computes and its README counts.
         """
         maps = self.maps(image_size)
         total = 3 * STEM_STRIDE**2 * self.dims[0] * math.prod(maps[0])
@@ -199,16 +192,26 @@ class Architecture:
             block = self.stage_spec(stage).multiply_adds(height, width, padded) + 2 * MLP_RATIO * c * c * height * width
             total += self.per_stage_layers[stage] * block
             if stage < STAGES - 1:
-                # The 1x1 convolution sees the large map in the official order, the halved one in the paper's.
-                at = maps[stage] if self.downsample == "official" else maps[stage + 1]
-                total += c * self.dims[stage + 1] * math.prod(at)
+                # The official 1x1 convolution reads the large map, the paper's reads the halved one.
+                read = maps[stage] if self.downsample == "official" else maps[stage + 1]
+                total += c * self.dims[stage + 1] * math.prod(read)
                 total += self.downsample_spec(stage).multiply_adds(height, width, padded)
         return total + self.dims[3] * self.num_classes
 
-    def to_dict(self) -> dict:
-        """Plain values for JSON, in the official option names, but for `downsample` and whether there is layer scale.
+    def summary(self) -> str:
+        """Return the options on one line, such as `dims 24,48,96,192; blocks 1,1,2,1; kernels 4+7; ...`."""
+        dims, blocks, shifts = (
+            ",".join(map(str, values)) if values else "unknown"
+            for values in (self.dims, self.per_stage_layers, self.shifts)
+        )
+        text = f"dims {dims}; blocks {blocks}; kernels {self.kernel_spec}; shifts {shifts}; "
+        text += f"{self.downsample} downsample; {self.num_classes} classes"
+        return text + "; linear bias" * self.linear_bias + "; layer scale" * self.layer_scale
 
-        Its initial value is left out: a checkpoint does not tell it.
+    def to_dict(self) -> dict:
+        """Return plain values for JSON, under the official option names plus `downsample` and `layer_scale`.
+
+        The initial value of the layer scale is left out, because a checkpoint does not record it.
         """
         return {
             "num_classes": self.num_classes,
@@ -222,8 +225,8 @@ class Architecture:
         }
 
 
-STATISTICS = (".running_mean", ".running_var")
-BATCH_COUNTER = ".num_batches_tracked"
+def _is_per_stage(values: tuple[int, ...], least: int) -> bool:
+    return len(values) == STAGES and min(values) >= least
 
 
 def _batch_norm(prefix: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -237,20 +240,8 @@ def _neocell(prefix: str, spec: NeoCellSpec) -> Iterator[tuple[str, tuple[int, .
             yield f"{prefix}.weight_{side}.{i}", shape
 
 
-def _multiple(pixels: int) -> int:
-    return max(STEM_STRIDE, round(pixels / STEM_STRIDE) * STEM_STRIDE)
-
-
-def parse_kernel_spec(kernel_spec: str | Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The official `kernel_spec` as matrix sizes per stage.
-
-    Args:
-        kernel_spec: "default" (4+7 in stages 1 and 2, 7 in stages 3 and 4), a code such as "7" or "4+7" for all
-            stages, or four codes, as a sequence or separated by commas.
-
-    Raises:
-        InputError: it is none of these.
-    """
+def _parse_kernels(kernel_spec: str | Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Parse the official `kernel_spec` into the matrix sizes of each stage."""
     if kernel_spec == "default":
         return DEFAULT_KERNELS
     codes = kernel_spec.split(",") if isinstance(kernel_spec, str) else [str(code) for code in kernel_spec]
@@ -262,25 +253,21 @@ def parse_kernel_spec(kernel_spec: str | Sequence[str]) -> tuple[tuple[int, ...]
         kernels = ()
     if len(kernels) != STAGES or any(size < 1 for sizes in kernels for size in sizes):
         raise InputError(
-            f"kernel_spec {kernel_spec!r}: expected 'default', matrix sizes such as '7' or '4+7', or four of them "
-            "separated by commas"
+            f"kernel_spec: not a list of matrix sizes (got {kernel_spec!r}, expected 'default', sizes such as '7' or "
+            "'4+7', or four of them separated by commas)"
         )
     return kernels
 
 
-def parse_whole_numbers(value: str | Sequence[int], name: str) -> tuple[int, ...]:
-    """A sequence of whole numbers, or the official string form `"1,1,1,0"`.
-
-    Raises:
-        InputError: a part is not a whole number; the message names the option.
-    """
+def _parse_whole_numbers(value: str | Sequence[int], name: str) -> tuple[int, ...]:
+    """Parse a sequence of whole numbers, or the official text form `"1,1,1,0"`."""
     parts = value.split(",") if isinstance(value, str) else list(value)
     try:
         numbers = tuple(int(part) for part in parts)
         if any(isinstance(part, float) and part != int(part) for part in parts):
             raise ValueError
     except (TypeError, ValueError):
-        raise InputError(f"{name} must be whole numbers, got {value!r}") from None
+        raise InputError(f"{name} must be whole numbers (got {value!r})") from None
     return numbers
 
 
@@ -295,13 +282,23 @@ def make_architecture(
     kernel_spec: str | Sequence[str] = "default",
     downsample: str = "official",
 ) -> Architecture:
-    """An `Architecture` from the official keyword arguments, whose strings (`shifts="1,1,1,0"`) are accepted too."""
+    """Make an `Architecture` from the official keyword arguments.
+
+    Args:
+        num_classes: see `Architecture`, as for the other arguments.
+        per_stage_layers: numbers or a text such as `"3,3,9,3"`, as for `dims` and `shifts`.
+        kernel_spec: "default" (4+7 in stages 1 and 2, 7 in stages 3 and 4), a code such as "7" or "4+7" for all
+            stages, or four codes, as a sequence or separated by commas.
+
+    Raises:
+        InputError: an option is malformed or out of range.
+    """
     return Architecture(
         num_classes=int(num_classes),
-        per_stage_layers=parse_whole_numbers(per_stage_layers, "per_stage_layers"),
-        dims=parse_whole_numbers(dims, "dims"),
-        kernels=parse_kernel_spec(kernel_spec),
-        shifts=None if shifts is None else parse_whole_numbers(shifts, "shifts"),
+        per_stage_layers=_parse_whole_numbers(per_stage_layers, "per_stage_layers"),
+        dims=_parse_whole_numbers(dims, "dims"),
+        kernels=_parse_kernels(kernel_spec),
+        shifts=None if shifts is None else _parse_whole_numbers(shifts, "shifts"),
         layer_scale_init_value=float(layer_scale_init_value),
         linear_bias=bool(linear_bias),
         downsample=downsample,

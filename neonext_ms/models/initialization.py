@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,12 @@ CONV_INITS = ("xavier_uniform", "kaiming_normal")
 def initial_arrays(
     architecture: Architecture, conv_init: str | None = None, rng: np.random.RandomState | None = None
 ) -> dict[str, np.ndarray]:
-    """New weights: NeoInit for NeoCell's matrices, PyTorch's defaults for the rest.
+    """Make new weights: NeoInit for the matrices of NeoCell, PyTorch's defaults for the rest.
 
     Args:
-        architecture: the tensors to make.
-        conv_init: None for PyTorch's default (uniform within 1 / sqrt(fan_in)), "xavier_uniform" or "kaiming_normal"
-            for the weights of convolutions and linear layers; biases keep the default.
+        architecture: the model to initialize.
+        conv_init: scheme for the weights of convolutions and linear layers: None for PyTorch's default (uniform
+            within 1 / sqrt(fan_in)), "xavier_uniform" or "kaiming_normal"; biases keep the default.
         rng: source of randomness; NumPy's global one if None, which `mindspore.set_seed` seeds.
 
     Returns:
@@ -32,26 +33,27 @@ def initial_arrays(
         InputError: unknown `conv_init`.
     """
     if conv_init is not None and conv_init not in CONV_INITS:
-        raise InputError(f"conv_init must be None or one of {', '.join(CONV_INITS)}, got {conv_init!r}")
-    rng = rng or np.random.mtrand._rand
+        raise InputError(f"conv_init must be None or one of {', '.join(CONV_INITS)} (got {conv_init!r})")
+    source: Any = rng or np.random.mtrand._rand
     arrays: dict[str, np.ndarray] = {}
     for name, shape in architecture.tensors().items():
         layer, _, leaf = name.rpartition(".")
         if ".weight_a." in name or ".weight_b." in name:
-            array = neo_init(shape, rng)
+            array = neo_init((shape[0], shape[1], shape[2]), source)
         elif leaf == "gamma":
             array = np.full(shape, architecture.layer_scale_init_value)
         elif leaf == "weight" and len(shape) > 1:
-            array = _linear_weight(shape, conv_init, rng)
-        elif leaf == "bias" and layer.rpartition(".")[2] in ("fc", "fc_1", "fc_2"):
-            array = _uniform(rng, shape, 1 / math.sqrt(arrays[f"{layer}.weight"].shape[1]))
+            array = _linear_weight(shape, conv_init, source)
+        elif leaf == "bias" and layer.endswith((".fc", ".fc_1", ".fc_2")):
+            # PyTorch draws a bias within the bound of its weight.
+            array = _uniform(source, shape, 1 / math.sqrt(arrays[f"{layer}.weight"].shape[1]))
         else:
             array = np.zeros(shape) if leaf in ("bias", "running_mean") else np.ones(shape)
         arrays[name] = array.astype(np.float32, copy=False)
     return arrays
 
 
-def _linear_weight(shape, conv_init, rng) -> np.ndarray:
+def _linear_weight(shape: tuple[int, ...], conv_init: str | None, rng: Any) -> np.ndarray:
     outputs, inputs = shape[:2]
     if conv_init == "xavier_uniform":
         return _uniform(rng, shape, math.sqrt(6 / (inputs + outputs)))
@@ -60,5 +62,5 @@ def _linear_weight(shape, conv_init, rng) -> np.ndarray:
     return _uniform(rng, shape, 1 / math.sqrt(inputs))
 
 
-def _uniform(rng, shape, bound: float) -> np.ndarray:
+def _uniform(rng: Any, shape: tuple[int, ...], bound: float) -> np.ndarray:
     return rng.uniform(-bound, bound, shape)

@@ -1,12 +1,15 @@
-"""NeoNeXt as MindSpore cells: block, stage, net, and the named entry points.
+"""NeoNeXt as MindSpore cells, from the operator to the whole network.
 
-Architecture: "NeoNeXt: Novel neural network operator and architecture based on the patch-wise matrix
-multiplications", V. Korviakov and D. Koposov, arXiv:2403.11251, and the authors' PyTorch code (HapKoM/neonext,
-BSD-3-Clause). Cells, parameters and their shapes carry the official names, but for MindSpore's names of the
-normalisation parameters (`names.mindspore_name`).
+Paper: "NeoNeXt: Novel neural network operator and architecture based on the patch-wise matrix multiplications",
+V. Korviakov and D. Koposov, arXiv:2403.11251: equations 1 and 2 define NeoCell, equation 5 its cost, section 3.7 its
+initialization, Table 1 the sizes. Code of the authors: HapKoM/neonext (PyTorch, BSD-3-Clause, see NOTICE). This file
+is under Apache-2.0.
 
-Maps stay NCHW throughout: the linear layers of a block are 1x1 convolutions here, which on MindSpore's CPU backend
-is faster than transposing for `Dense`, and what the deployment graph does too.
+Cells, parameters and shapes carry the official names, except for MindSpore's names of the normalization parameters
+(`names.mindspore_name`). `factory` has the named models.
+
+Maps stay NCHW throughout. The linear layers of a block are 1x1 convolutions here, because that is faster on MindSpore's
+CPU backend than a transpose for `Dense`, and the deployment graph does the same.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from neonext_ms.common.errors import InputError, listed
+from neonext_ms.common.errors import InputError
 from neonext_ms.ops.cpu import operators
 from neonext_ms.ops.neocell import neo_cell
+from neonext_ms.ops.spec import NeoCellSpec
 
 from .architecture import (
     BATCH_NORM_EPS,
@@ -31,33 +35,28 @@ from .architecture import (
     make_architecture,
 )
 from .initialization import initial_arrays
-from .names import mindspore_name, official_name
-from .registry import model_config
+from .weights import load_arrays
 
+# MindSpore's momentum is the share of the old statistics, PyTorch's (default 0.1) the share of the new.
 BATCH_NORM_KEEP = 0.9
 
 
-def _zeros(*shape: int) -> Parameter:
-    # Values come from `initial_arrays` or a checkpoint, once the whole net exists.
-    return Parameter(Tensor(np.zeros(shape, np.float32)))
+def _zeros(*shape: int, name: str | None = None) -> Parameter:
+    # Values come from `initial_arrays` or a checkpoint once the whole network exists.
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
 
 
 class NeoCell(nn.Cell):
-    """The operator with its learned matrices, `weight_a.i` and `weight_b.i` for every channel group i."""
+    """The NeoCell operator with its matrices, `weight_a.i` and `weight_b.i` for every channel group i."""
 
-    def __init__(self, spec, bias: bool = False):
+    def __init__(self, spec: NeoCellSpec):
         super().__init__()
         self.spec = spec
-        self.weight_a = ParameterTuple([_named(f"weight_a.{i}", s) for i, s in enumerate(spec.shapes_a)])
-        self.weight_b = ParameterTuple([_named(f"weight_b.{i}", s) for i, s in enumerate(spec.shapes_b)])
-        self.bias = _zeros(spec.channels) if bias else None
+        self.weight_a = ParameterTuple([_zeros(*shape, name=f"weight_a.{i}") for i, shape in enumerate(spec.shapes_a)])
+        self.weight_b = ParameterTuple([_zeros(*shape, name=f"weight_b.{i}") for i, shape in enumerate(spec.shapes_b)])
 
     def construct(self, x):
-        return neo_cell(x, self.weight_a, self.weight_b, self.spec, self.bias)
-
-
-def _named(name: str, shape: Sequence[int]) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
+        return neo_cell(x, self.weight_a, self.weight_b, self.spec)
 
 
 class Pointwise(nn.Cell):
@@ -95,7 +94,7 @@ class Conv1x1(nn.Cell):
 
 
 class Gelu(nn.Cell):
-    """GELU in its exact form."""
+    """GELU in its exact form, with erf."""
 
     def construct(self, x):
         if operators.usable(x.dtype):
@@ -111,6 +110,7 @@ class Patchify(nn.Cell):
         self.patch = patch
 
     def construct(self, x):
+        # N may be dynamic, so the reshapes leave it open.
         _, c, h, w = x.shape
         p = self.patch
         x = x.reshape(-1, c, h // p, p, w // p, p).transpose(0, 1, 3, 5, 2, 4)
@@ -118,7 +118,7 @@ class Patchify(nn.Cell):
 
 
 class LayerScale(nn.Cell):
-    """Multiplies every channel by a learned factor."""
+    """A learned factor for every channel."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -131,13 +131,14 @@ class LayerScale(nn.Cell):
 
 
 class DropPath(nn.Cell):
-    """Stochastic depth: drops the branch of a whole sample with probability `rate` while training."""
+    """Stochastic depth: zeroes the branch of a sample with probability `rate` during training."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.dropout = nn.Dropout(p=rate)
 
     def construct(self, x):
+        # One number per sample. Dropout scales the survivors, so the expected value stays the same.
         return x * self.dropout(ops.ones_like(x[:, :1, :1, :1]))
 
 
@@ -145,7 +146,7 @@ class _ExactBatchNorm(nn.Cell):
     """MindSpore's fused training BatchNorm with a backward pass that sums accurately.
 
     The CPU kernel of BatchNormGrad adds in float32 one by one. Its input gradient, whose sum should vanish, keeps a
-    small constant part, and the gradients of everything before it inherit that: at 224 pixels the bias of an early
+    small constant part, and the gradients of all earlier layers inherit that: at 224 pixels the bias of an early
     BatchNorm is off by 3e-4. ReduceSum adds pairwise, the C++ kernel in float64.
     """
 
@@ -159,6 +160,7 @@ class _ExactBatchNorm(nn.Cell):
         return self.forward(x, gamma, beta, moving_mean, moving_variance)[0]
 
     def bprop(self, x, gamma, beta, moving_mean, moving_variance, out, dout):
+        # The moving statistics have no gradient, but MindSpore expects one for every input.
         zeros = ops.zeros_like(gamma)
         if operators.usable(x.dtype):
             return *operators.batch_norm_grad(x, dout, gamma, self.epsilon), zeros, zeros
@@ -166,18 +168,17 @@ class _ExactBatchNorm(nn.Cell):
         count = x.shape[0] * x.shape[2] * x.shape[3]
         centred = x - self.sum(x, axes) / count
         inverse = ops.rsqrt(self.sum(centred * centred, axes) / count + BATCH_NORM_EPS)
-        normalised = centred * inverse
+        normalized = centred * inverse
         dbeta = self.sum(dout, axes)
-        dgamma = self.sum(dout * normalised, axes)
-        dx = (dout - (dbeta + normalised * dgamma) / count) * (inverse * gamma.reshape(1, -1, 1, 1))
+        dgamma = self.sum(dout * normalized, axes)
+        dx = (dout - (dbeta + normalized * dgamma) / count) * (inverse * gamma.reshape(1, -1, 1, 1))
         return dx, dgamma.reshape(-1), dbeta.reshape(-1), zeros, zeros
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm over `(N, H, W)`, with accurate gradients where MindSpore's kernel has none (on the CPU)."""
+    """BatchNorm over `(N, H, W)`, with accurate gradients on the CPU, where those of MindSpore's kernel are not."""
 
     def __init__(self, channels: int):
-        # MindSpore's momentum is the share that is kept; PyTorch's default 0.1 is the share that is new.
         super().__init__(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_KEEP)
         self.exact = _ExactBatchNorm() if ms.get_context("device_target") == "CPU" else None
 
@@ -188,9 +189,9 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _Content(nn.Cell):
-    """NeoCell, BatchNorm, the two linear layers with GELU between them, layer scale."""
+    """The branch of a block: NeoCell, BatchNorm, linear layer, GELU, linear layer, layer scale."""
 
-    def __init__(self, spec, channels: int, layer_scale: bool, linear_bias: bool):
+    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm = BatchNorm(channels)
@@ -208,6 +209,8 @@ class _Content(nn.Cell):
 
 
 class _Residual(nn.Cell):
+    """A residual connection around `content`, which is dropped at random during training."""
+
     def __init__(self, content: nn.Cell, drop_path: float):
         super().__init__()
         self.content = content
@@ -223,8 +226,9 @@ class _Residual(nn.Cell):
 class NeoBottleneck(nn.Cell):
     """A block: `x + drop_path(layer_scale(fc_2(gelu(fc_1(norm(neocell(x)))))))`, `(N, C, H, W)` to the same."""
 
-    def __init__(self, spec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float):
+    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float):
         super().__init__()
+        # The official state dict has the levels `ops` and `content`; parameter names follow the attributes.
         self.ops = _Residual(_Content(spec, channels, layer_scale, linear_bias), drop_path)
 
     def construct(self, x):
@@ -232,9 +236,9 @@ class NeoBottleneck(nn.Cell):
 
 
 class Downsample(nn.Cell):
-    """The official order: 1x1 conv, NeoCell (2 -> 1), BatchNorm."""
+    """The transition between stages in the official order: 1x1 convolution, NeoCell (2 -> 1), BatchNorm."""
 
-    def __init__(self, spec, inputs: int, outputs: int):
+    def __init__(self, spec: NeoCellSpec, inputs: int, outputs: int):
         super().__init__()
         self.conv = Conv1x1(inputs, outputs)
         self.neocell = NeoCell(spec)
@@ -245,9 +249,9 @@ class Downsample(nn.Cell):
 
 
 class PaperDownsample(nn.Cell):
-    """The order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 conv, BatchNorm, GELU."""
+    """The transition in the order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 convolution, BatchNorm, GELU."""
 
-    def __init__(self, spec, inputs: int, outputs: int):
+    def __init__(self, spec: NeoCellSpec, inputs: int, outputs: int):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm_1 = BatchNorm(inputs)
@@ -261,7 +265,7 @@ class PaperDownsample(nn.Cell):
 
 
 class Stem(nn.Cell):
-    """Space to depth by 4, 1x1 conv, BatchNorm."""
+    """Space to depth by 4, 1x1 convolution, BatchNorm: `(N, 3, H, W)` to `(N, C, H / 4, W / 4)`."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -286,7 +290,7 @@ class Head(nn.Cell):
 
 
 class NeoNeXt(nn.Cell):
-    """NeoNeXt with the official keyword arguments.
+    """A NeoNeXt with the official keyword arguments.
 
     Args:
         num_classes: outputs of the classifier.
@@ -294,12 +298,12 @@ class NeoNeXt(nn.Cell):
         dims: channels in each stage.
         drop_path: largest drop-path rate, reached in the last block.
         conv_init: None (PyTorch's default), "xavier_uniform" or "kaiming_normal" for convolutions and linear layers.
-        shifts: shift step of NeoCell in each stage, 0 for none, numbers or `"1,1,1,0"`.
+        shifts: shift of NeoCell in each stage, 0 for none, numbers or `"1,1,1,0"`.
         layer_scale_init_value: initial layer scale, 0 for none.
         linear_bias: whether the linear layers of a block have a bias.
         kernel_spec: "default", a code such as "4+7" for all stages, or four codes.
-        downsample: "official" or "paper" (the order of layers between stages, see `Architecture`).
-        features_only: return the outputs of the four stages instead of logits; there is no head then.
+        downsample: "official" or "paper", the order of layers between stages (see `Architecture`).
+        features_only: whether to return the outputs of the four stages instead of logits; there is no head then.
 
     Inputs:
         x: Tensor `(N, 3, H, W)`, float32, H and W multiples of 4 and at least 32; N may be dynamic.
@@ -308,24 +312,24 @@ class NeoNeXt(nn.Cell):
         logits `(N, num_classes)`, or with `features_only` a tuple of four maps `(N, dims[i], H / 4 / 2^i, ...)`.
 
     Raises:
-        InputError: an option out of its range.
+        InputError: an option is out of range.
 
     The initial weights come from NumPy's global generator, which `mindspore.set_seed` seeds.
     """
 
     def __init__(
         self,
-        num_classes=1000,
-        per_stage_layers=(1, 1, 1, 1),
-        dims=(96, 192, 384, 768),
-        drop_path=0.0,
-        conv_init=None,
-        shifts=(1, 1, 1, 0),
-        layer_scale_init_value=0,
-        linear_bias=False,
-        kernel_spec="default",
-        downsample="official",
-        features_only=False,
+        num_classes: int = 1000,
+        per_stage_layers: str | Sequence[int] = (1, 1, 1, 1),
+        dims: str | Sequence[int] = (96, 192, 384, 768),
+        drop_path: float = 0.0,
+        conv_init: str | None = None,
+        shifts: str | Sequence[int] = (1, 1, 1, 0),
+        layer_scale_init_value: float = 0,
+        linear_bias: bool = False,
+        kernel_spec: str | Sequence[str] = "default",
+        downsample: str = "official",
+        features_only: bool = False,
     ):
         architecture = make_architecture(
             num_classes, per_stage_layers, dims, drop_path, shifts, layer_scale_init_value, linear_bias, kernel_spec,
@@ -334,9 +338,9 @@ class NeoNeXt(nn.Cell):
         self._build(architecture, features_only)
         load_arrays(self, initial_arrays(architecture, conv_init or None))
 
-    def _build(self, architecture: Architecture, features_only: bool):
+    def _build(self, architecture: Architecture, features_only: bool) -> None:
         if architecture.shifts is None:
-            raise InputError("NeoNeXt: shifts are needed, such as (1, 1, 1, 0)")
+            raise InputError("NeoNeXt: the shifts of the stages are required, for example shifts=(1, 1, 1, 0)")
         super().__init__()
         self.architecture = architecture
         self.features_only = features_only
@@ -351,13 +355,13 @@ class NeoNeXt(nn.Cell):
             if stage < STAGES - 1:
                 cell = make_downsample(a.downsample_spec(stage), a.dims[stage], a.dims[stage + 1])
                 setattr(self, f"downsample_{stage + 1}", cell)
-        self.head = None if features_only else Head(a.dims[3], a.num_classes)
+        self.head: nn.Cell = None if features_only else Head(a.dims[3], a.num_classes)
 
     @classmethod
     def from_architecture(
         cls, architecture: Architecture, arrays: Mapping[str, np.ndarray] | None = None, features_only: bool = False
     ) -> NeoNeXt:
-        """A net with these options, and with weights under their official names (newly initialised if None)."""
+        """Build a network from an architecture and arrays under their official names (None for new weights)."""
         self = cls.__new__(cls)
         self._build(architecture, features_only)
         load_arrays(self, initial_arrays(architecture) if arrays is None else arrays)
@@ -371,94 +375,3 @@ class NeoNeXt(nn.Cell):
         if self.features_only:
             return x_1, x_2, x_3, x_4
         return self.head(x_4)
-
-
-def load_arrays(model: NeoNeXt, arrays: Mapping[str, np.ndarray]) -> None:
-    """Give a model weights under their official names.
-
-    Args:
-        model: changed in place; its parameters keep their dtype (float32).
-        arrays: official name -> array; entries of a head are ignored by a `features_only` model.
-
-    Raises:
-        InputError: missing, unexpected or misshapen arrays, each listed by name; the model is then unchanged.
-    """
-    parameters = {parameter.name: parameter for parameter in model.get_parameters()}
-    given = {mindspore_name(name): array for name, array in arrays.items()}
-    given.pop(None, None)
-    if model.features_only:
-        given = {name: array for name, array in given.items() if not name.startswith("head.")}
-    problems = [f"missing: {official_name(name)}" for name in parameters if name not in given]
-    problems += [f"unexpected: {official_name(name)}" for name in given if name not in parameters]
-    problems += [
-        f"misshapen: {official_name(name)} is {tuple(array.shape)}, expected {tuple(parameters[name].shape)}"
-        for name, array in given.items()
-        if name in parameters and tuple(array.shape) != tuple(parameters[name].shape)
-    ]
-    if problems:
-        raise InputError(f"the weights do not fit the model ({len(problems)} problems):\n{listed(problems, 200)}")
-    for name, array in given.items():
-        parameters[name].set_data(Tensor(np.ascontiguousarray(array, dtype=np.float32)))
-
-
-def model_arrays(model: NeoNeXt) -> dict[str, np.ndarray]:
-    """Parameters and BatchNorm statistics of a model as float32 arrays under their official names."""
-    held = {official_name(parameter.name): parameter.asnumpy() for parameter in model.get_parameters()}
-    order = [name for name in model.architecture.tensors() if name in held]
-    return {name: np.array(held[name], np.float32) for name in order}
-
-
-def build_model(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> NeoNeXt:
-    """A model in evaluation mode with these options and weights (official names)."""
-    model = NeoNeXt.from_architecture(architecture, arrays)
-    model.set_train(False)
-    return model
-
-
-def load_weights(model: NeoNeXt, path: str, ema: bool = False) -> None:
-    """Give a model the weights of a `.pt`, `.pth`, `.ckpt` or `.safetensors` file.
-
-    Raises:
-        InputError: the file cannot be read, or is of another architecture (every tensor that differs is listed).
-    """
-    from neonext_ms.checkpoint.checkpoint import load_checkpoint
-
-    load_arrays(model, load_checkpoint(path, model.architecture.shifts, ema=ema).arrays)
-
-
-def create_model(name: str, checkpoint: str | None = None, features_only: bool = False, **options) -> NeoNeXt:
-    """A named model (see `list_models`).
-
-    Args:
-        name: such as "neonext_t" or "neonext_t.released_224".
-        checkpoint: weights to load, `.pt`, `.pth`, `.ckpt` or `.safetensors`; newly initialised if None.
-        features_only: return the outputs of the four stages; there is no head then.
-        options: official keyword arguments of `NeoNeXt` that differ from the named configuration.
-
-    Raises:
-        InputError: unknown name or option, or a checkpoint of another architecture.
-
-    Example:
-        >>> model = create_model("neonext_t.released_224", num_classes=10, drop_path=0.1)
-    """
-    conv_init = options.pop("conv_init", None)
-    architecture = model_config(name, **options).architecture
-    if checkpoint is None:
-        arrays = initial_arrays(architecture, conv_init)
-        return NeoNeXt.from_architecture(architecture, arrays, features_only)
-    from neonext_ms.checkpoint.checkpoint import load_checkpoint
-
-    arrays = load_checkpoint(checkpoint, architecture.shifts).arrays
-    return NeoNeXt.from_architecture(architecture, arrays, features_only)
-
-
-__all__ = [
-    "NeoBottleneck",
-    "NeoCell",
-    "NeoNeXt",
-    "build_model",
-    "create_model",
-    "load_arrays",
-    "load_weights",
-    "model_arrays",
-]

@@ -1,11 +1,14 @@
-"""The one table of named models: sizes, variants, where their weights come from, and what was published of them."""
+"""The registered models: sizes, variants, official checkpoints, and the published figures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from typing import Any
 
-from neonext_ms.common.errors import InputError, nearest
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import nearest
 from neonext_ms.images.preprocessing import Preprocessing
 
 from .architecture import Architecture, make_architecture
@@ -23,9 +26,9 @@ _SIZES = {
 
 _RELEASED = {"kernel_spec": "4+7", "linear_bias": True, "layer_scale_init_value": 1e-6}
 
-# Variant -> (options, image size). `paper` has 7x7 alone in stage 3: only with that do the parameters reach the
-# totals of Table 1; see docs/models.md.
-_VARIANTS = {
+# Variant -> (options, image size). Only with 7x7 alone in stage 3 do the parameters of `paper` reach the totals of
+# Table 1; docs/models.md has the calculation.
+_VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "": ({}, 224),
     "released_224": ({**_RELEASED, "shifts": (1, 1, 1, 0)}, 224),
     "released_384": ({**_RELEASED, "shifts": (1, 1, 1, 1)}, 384),
@@ -46,17 +49,26 @@ _CHECKPOINTS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that somebody published of a model: `quantity` is "parameters" or "multiply_adds"."""
+    """A published figure of a model.
+
+    Attributes:
+        model: registered name.
+        quantity: "parameters" or "multiply_adds".
+        image_size: side of the image in pixels.
+        published: the published number.
+        digits: power of ten that the number was rounded to.
+        source: the publication.
+    """
 
     model: str
     quantity: str
     image_size: int
-    value: float
+    published: float
     digits: int
     source: str
 
 
-def _published():
+def _published() -> Iterator[Published]:
     readme = f"README of {REPOSITORY}"
     for size, value in (("t", 27.5e6), ("s", 49.3e6), ("b", 86.8e6), ("l", 193.5e6)):
         variant = "released_384" if size == "l" else "released_224"
@@ -73,16 +85,16 @@ PUBLISHED = tuple(_published())
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A named model and what its pretrained weights need.
+    """A registered model and the requirements of its pretrained weights.
 
     Attributes:
-        name: as `create_model` takes it.
-        architecture: its options.
-        image_size: height and width in pixels that it was made for.
-        preprocessing: how an image becomes its input.
+        name: name that `create_model` takes.
+        architecture: options of the model.
+        image_size: height and width in pixels that the model was designed for.
+        preprocessing: transformation of an image into the model's input.
         checkpoint: path of the official weights in the official repository (`_ema` before `.pt` for the moving
             average), or None.
-        source: who published the architecture.
+        source: publication of the architecture.
         licence: licence of the official code and weights.
     """
 
@@ -96,19 +108,25 @@ class ModelConfig:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all models, optionally those that match a shell pattern such as `neonext_t*`."""
+    """Return the names of all registered models that match a shell pattern such as `neonext_t*`."""
     names = [f"neonext_{size}" + (f".{variant}" if variant else "") for size in _SIZES for variant in _VARIANTS]
     return [name for name in names if fnmatch(name, pattern)]
 
 
-def model_config(name: str, **options) -> ModelConfig:
-    """The configuration of a named model, with options (official keywords) changed as given.
+def model_config(name: str, **options: Any) -> ModelConfig:
+    """Return the configuration of a registered model.
+
+    Args:
+        name: registered name.
+        options: official keyword arguments that replace those of the configuration.
 
     Raises:
-        InputError: unknown name or option, or an option out of its range.
+        InputError: the name or an option is unknown, or an option is out of range.
     """
     if name not in list_models():
-        raise InputError(f"unknown model {name!r}{nearest(name, list_models())} (neonext-info --list shows all)")
+        raise InputError(
+            f"{name!r}: unknown model{nearest(name, list_models())}. Run neonext-info --list for all names."
+        )
     size, _, variant = name.removeprefix("neonext_").partition(".")
     base, pixels = _VARIANTS[variant]
     checkpoint = _CHECKPOINTS.get((size, variant))
@@ -126,23 +144,23 @@ def model_config(name: str, **options) -> ModelConfig:
 
 
 def candidates(architecture: Architecture) -> list[str]:
-    """Names of the registered models with this architecture, whatever its classes and drop path.
+    """Return the names of the registered models with this architecture, for any number of classes and drop path.
 
-    Shifts that are not known match any; the size of the layer scale is an initial value and does not count.
+    Unknown shifts match any. The layer scale counts only as present or absent, because its size is an initial value.
     """
 
-    def bare(a: Architecture) -> Architecture:
+    def key(a: Architecture) -> Architecture:
         return replace(a, num_classes=1, drop_path=0.0, shifts=None, layer_scale_init_value=float(a.layer_scale))
 
-    found = []
-    for name in list_models():
-        other = model_config(name).architecture
-        if bare(architecture) == bare(other) and architecture.shifts in (None, other.shifts):
-            found.append(name)
-    return found
+    registered = {name: model_config(name).architecture for name in list_models()}
+    return [
+        name
+        for name, other in registered.items()
+        if key(architecture) == key(other) and architecture.shifts in (None, other.shifts)
+    ]
 
 
 def identify(architecture: Architecture) -> str | None:
-    """Name of the one registered model with this architecture, or None (see `candidates`)."""
-    found = candidates(architecture)
-    return found[0] if len(found) == 1 else None
+    """Return the name of the only registered model with this architecture, or None (see `candidates`)."""
+    names = candidates(architecture)
+    return names[0] if len(names) == 1 else None

@@ -1,16 +1,1 @@
-"""Training: configuration, data, step, state and loop; names load on first use."""
-
-from __future__ import annotations
-
-from neonext_ms.common.lazy import lazy
-
-_HOME = {
-    "Config": "config.schema",
-    "TrainStep": "step",
-    "Trainer": "trainer",
-    "load_config": "config.schema",
-    "make_config": "config.schema",
-}
-
-__all__ = sorted(_HOME)
-__getattr__ = lazy(__name__, _HOME)
+"""Training: configuration, data, the step, and runs."""

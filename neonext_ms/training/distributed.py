@@ -1,4 +1,4 @@
-"""Several cards: MindSpore's own launcher starts the processes, this module makes them one run."""
+"""Data-parallel training: MindSpore's launcher starts one process per card, this module connects them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from neonext_ms.common.errors import InputError
-
-
-def launched() -> bool:
-    """Whether MindSpore's launcher (`msrun`) started this process; it does so with a scheduler, too."""
-    return os.environ.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED") or "RANK_TABLE_FILE" in os.environ
+from neonext_ms.common.text import one_line
 
 
 class Cards:
-    """The cards of a run; collective operations do nothing where there is only one.
+    """The cards of a run. Collective operations do nothing if there is only one.
 
-    Attributes:
-        rank: which card this process has.
-        world: how many there are.
+    Args:
+        rank: rank of this process.
+        world: number of cards.
     """
 
     def __init__(self, rank: int = 0, world: int = 1):
@@ -33,38 +29,39 @@ class Cards:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
-    def total(self, values: Sequence[float]) -> np.ndarray:
-        """Sums over all cards, float64; whole numbers are exact below 2^24 on each card."""
+    def total(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return sums over all cards in float64; they travel in float32, so whole numbers are exact below 2^24."""
         if self.world == 1:
             return np.asarray(values, np.float64)
         return self._sum(values)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any card."""
+        """Return whether the flag is set on any card."""
         return flag if self.world == 1 else bool(self._sum([float(flag)])[0])
 
     def check_same(self, arrays: Mapping[str, np.ndarray], what: str) -> None:
-        """Make sure that all cards hold the same bits.
+        """Check that all cards have bit-identical arrays.
 
         Raises:
-            InputError: they do not.
+            InputError: they differ.
         """
         if self.world == 1:
             return
         digest = hashlib.sha256()
         for array in arrays.values():
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         digits = np.array([int(digit, 16) for digit in digest.hexdigest()], np.float64)
-        # A CPU can only sum. All cards have the same digit where world * sum(d * d) = sum(d) * sum(d).
+        # The CPU's collective library can only add, so maximum and minimum are not available. By Cauchy-Schwarz,
+        # world * sum(d * d) = sum(d) * sum(d) holds exactly if all cards have the same digit d.
         sums, squares = np.split(self._sum([*digits, *(digits * digits)]), 2)
         if not np.array_equal(self.world * squares, sums * sums):
-            raise InputError(f"{what} differ between the cards; resume from the last checkpoint with --resume auto")
+            raise InputError(f"{what} differ between the cards. Resume from the last checkpoint with --resume auto.")
 
     def broadcast(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Float32 arrays as the first card has them."""
+        """Return the float32 arrays of the first card."""
         if self.world == 1:
             return dict(arrays)
         send = ops.Broadcast(0)
@@ -74,34 +71,34 @@ class Cards:
         }
 
     def wait(self) -> None:
-        """Let every card come to this point."""
+        """Wait until every card has reached this point."""
         self.any(False)
 
     def exchange_seconds(self, sizes: Sequence[int], times: int = 5) -> float:
-        """Seconds that sums over all cards of this many float32 take, one after the other: the median of `times`."""
+        """Return the seconds for sums of `sizes` float32 values over all cards, one by one: the median of `times`."""
         if self.world == 1:
             return 0.0
         send = ops.AllReduce()
         messages = [Tensor(np.zeros(size, np.float32)) for size in sizes]
-        taken = []
-        # The first one connects and compiles.
+        seconds = []
+        # The first round connects and compiles, and is dropped.
         for _ in range(times + 1):
             self.wait()
             start = time.monotonic()
             for message in messages:
                 send(message).asnumpy()
-            taken.append(time.monotonic() - start)
-        return statistics.median(taken[1:])
+            seconds.append(time.monotonic() - start)
+        return statistics.median(seconds[1:])
 
-    def _sum(self, values: Sequence[float]) -> np.ndarray:
+    def _sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         return ops.AllReduce()(Tensor(np.asarray(values, np.float32))).asnumpy().astype(np.float64)
 
 
 def start(device: str) -> Cards:
-    """Choose the device and, where a launcher started several processes, join them.
+    """Select the device and, if `msrun` started several processes, connect them.
 
     Args:
-        device: "CPU", "Ascend", or "auto" for what this MindSpore was built for.
+        device: "CPU", "Ascend", or "auto" for the device that this MindSpore was built for.
 
     Raises:
         InputError: MindSpore cannot use that device here.
@@ -110,13 +107,14 @@ def start(device: str) -> Cards:
     try:
         ms.set_device(target)
     except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"run.device {target}: MindSpore cannot use it here ({text}); try run.device=CPU") from error
-    if not launched():
+        raise InputError(
+            f"run.device {target}: MindSpore cannot use it here ({one_line(error)}). Try run.device=CPU."
+        ) from error
+    if os.environ.get("MS_ROLE") not in ("MS_WORKER", "MS_SCHED") and "RANK_TABLE_FILE" not in os.environ:
         return Cards()
     from mindspore import communication
 
-    # A scheduler stays in here until the workers are done, and ends.
+    # msrun starts the same script as its scheduler; that process stays in this call until the workers are done.
     communication.init()
     cards = Cards(communication.get_rank(), communication.get_group_size())
     ms.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True, device_num=cards.world)

@@ -1,4 +1,4 @@
-"""From a configuration to a network with its first weights: new ones, or those of a checkpoint to start from."""
+"""The network of a configuration and its initial weights, new or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from neonext_ms.models.registry import model_config
 from neonext_ms.ops.init import skewed_identity
 
 from .config.schema import Config, ModelConfig
-from .data.datasets import ImageSet
+from .data.image_sets import ImageSet
 
-# Options of `make_architecture` that are None where the configuration leaves them to the named model.
+# Options of `make_architecture` that are None if the configuration leaves them to the named model or the checkpoint.
 _OPTIONS = (
     "per_stage_layers", "dims", "kernel_spec", "shifts", "layer_scale_init_value", "linear_bias", "downsample",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is trained.
+class TrainingPlan:
+    """The network to train.
 
     Attributes:
-        architecture: of the network.
-        size: height and width of its input in pixels.
-        weights: to begin with, float32 by official name.
-        preprocessing: of the validation, and of everything after training.
-        metadata: what travels inside the checkpoints (`metadata.check`).
+        architecture: architecture of the network.
+        size: height and width of the input in pixels.
+        weights: initial weights, float32 by official name.
+        preprocessing: preprocessing in validation and after training.
+        metadata: metadata of the checkpoints (`metadata.check`).
     """
 
     architecture: Architecture
@@ -43,24 +43,24 @@ class Plan:
     metadata: dict
 
 
-def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> Plan:
-    """The network of a configuration for a data set.
+def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> TrainingPlan:
+    """Return the network of a configuration for a data set.
 
     Args:
-        config: the run's.
-        train: says how many classes there are, and their names.
-        note: told what a person should hear.
+        config: configuration of the run.
+        train: training images, for their classes and size.
+        note: called with messages to show to the user.
 
     Raises:
-        InputError: an option is out of its range, or the checkpoint to start from does not fit.
-        UsageError: the configuration does not say which network, or how large its input is.
+        InputError: an option is out of range, or the checkpoint to start from does not match.
+        UsageError: the configuration has no network, or no size of its input.
     """
     model = config.model
     classes = len(train.classes)
     if model.num_classes not in (None, classes):
         raise InputError(
-            f"model.num_classes is {model.num_classes}, but the data has {classes} classes; leave it out "
-            "to follow the data"
+            f"model.num_classes is {model.num_classes}, but the data has {classes} classes. Leave it out to follow the "
+            "data."
         )
     checkpoint = None
     if model.init:
@@ -73,7 +73,7 @@ def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> P
     rng = np.random.RandomState(config.run.seed)
     weights = initial_arrays(architecture, model.conv_init, rng)
     if model.neocell_init == "normal":
-        # The same noise as NeoInit's, without the identity that it is added to.
+        # The noise of NeoInit with the same random numbers, without the identity that it is added to.
         for name in weights:
             if ".weight_a." in name or ".weight_b." in name:
                 weights[name] = weights[name] - skewed_identity(*weights[name].shape[1:])
@@ -87,16 +87,16 @@ def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> P
         mode=config.data.val_mode,
     )
     metadata = {
-        "shifts": list(architecture.shifts),
+        "shifts": list(architecture.shifts or ()),
         "image_size": list(size),
         "labels": list(train.classes),
         "preprocessing": preprocessing.to_dict(),
     }
-    return Plan(architecture, size, weights, preprocessing, metadata)
+    return TrainingPlan(architecture, size, weights, preprocessing, metadata)
 
 
 def _architecture(model: ModelConfig, classes: int, checkpoint) -> tuple[Architecture, tuple[int, int] | None]:
-    """The architecture, and the image size that the named model was made for."""
+    """Return the architecture, and the image size of the named model if there is one."""
     options = {name: getattr(model, name) for name in _OPTIONS if getattr(model, name) is not None}
     options.update(num_classes=classes, drop_path=model.drop_path)
     if model.name is not None:
@@ -105,73 +105,64 @@ def _architecture(model: ModelConfig, classes: int, checkpoint) -> tuple[Archite
     if model.dims is not None:
         return make_architecture(**options), None
     if checkpoint is None:
-        raise UsageError("the configuration names no network; set model.name (neonext-info --list), or model.dims")
-    found = checkpoint.architecture
-    shifts = model.shifts if model.shifts is not None else found.shifts
-    if shifts is None:
+        raise UsageError("the configuration has no network. Set model.name (see neonext-info --list) or model.dims.")
+    recorded = {name: getattr(checkpoint.architecture, name) for name in _OPTIONS}
+    if recorded["shifts"] is None and model.shifts is None:
         raise UsageError(
-            f"{checkpoint.path}: does not record the shifts; add model.shifts=1,1,1,0 or what it was made with"
+            f"{checkpoint.path}: does not record its shifts. Add those of its training, such as model.shifts=1,1,1,0."
         )
-    base = {
-        "per_stage_layers": found.per_stage_layers, "dims": found.dims, "kernel_spec": found.kernel_spec,
-        "linear_bias": found.linear_bias, "downsample": found.downsample,
-        "layer_scale_init_value": found.layer_scale_init_value,
-    }  # fmt: skip
-    return make_architecture(**{**base, **options, "shifts": shifts}), None
+    return make_architecture(**{**recorded, **options}), None
 
 
 def _size(model: ModelConfig, checkpoint, published, train: ImageSet) -> tuple[int, int]:
+    """Return the input size: of the configuration, the named model, the checkpoint or the data, in this order."""
     recorded = checkpoint.metadata.get("image_size") if checkpoint else None
     size = model.image_size or published or recorded or train.natural_size
     if size is None:
         raise UsageError(
-            "model.image_size is not set; add the side of the input in pixels, such as model.image_size=224"
+            "model.image_size is not set. Add the side of the input in pixels, such as model.image_size=224."
         )
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise InputError(f"model.image_size must be one side in pixels, or height and width, got {list(sides)}")
-    return sides
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
-def check_network(found: Architecture, expected: Architecture, source: str, hint: str, classes: bool = True) -> None:
-    """Refuse weights of another network.
+def check_network(
+    architecture: Architecture, expected: Architecture, source: str, hint: str, classes: bool = True
+) -> None:
+    """Check that weights are of the network of the run.
 
     Args:
-        found: the network of the weights; its shifts do not matter.
-        expected: the one of the run.
+        architecture: network of the weights; its shifts do not matter.
+        expected: network of the run.
         source: name of the file.
-        hint: what to do about it.
+        hint: advice for the error message.
         classes: whether the number of classes matters.
 
     Raises:
-        InputError: they differ; the message has one line and names the options.
+        InputError: the networks differ; the message has one line and names the options.
     """
-    options, wanted = found.to_dict(), expected.to_dict()
+    options, wanted = architecture.to_dict(), expected.to_dict()
     names = [name for name in options if name != "shifts" and (classes or name != "num_classes")]
     different = [
         f"{name} {options[name]} (this run: {wanted[name]})" for name in names if options[name] != wanted[name]
     ]
     if different:
-        raise InputError(f"{source}: a checkpoint of another architecture: {', '.join(different)}; {hint}")
+        raise InputError(f"{source}: a checkpoint of another architecture: {', '.join(different)}. {hint}")
 
 
 def _start_from(checkpoint, architecture: Architecture, fresh: dict, note: Callable[[str], None]) -> dict:
-    """The checkpoint's weights; the head stays new where it has another number of classes."""
-    found = checkpoint.architecture
-    check_network(
-        found, architecture, checkpoint.path, "leave out the options under model to take its own", classes=False
-    )
-    given = checkpoint.float32()
-    if found.num_classes != architecture.num_classes:
-        head = [name for name in given if name.startswith("head.fc.")]
+    """Return the checkpoint's weights; the head stays new if the number of classes differs."""
+    own = checkpoint.architecture
+    hint = "Leave out the options under model to use those of the checkpoint."
+    check_network(own, architecture, checkpoint.path, hint, classes=False)
+    weights = checkpoint.float32()
+    if own.num_classes != architecture.num_classes:
+        head = {name: fresh[name] for name in weights if name.startswith("head.fc.")}
         note(
-            f"{checkpoint.path} has {found.num_classes} classes, the data {architecture.num_classes}: "
-            f"{' and '.join(head)} start anew"
+            f"{checkpoint.path} has {own.num_classes} classes, the data {architecture.num_classes}: "
+            f"{' and '.join(head)} are initialised anew"
         )
-        given = {**given, **{name: fresh[name] for name in head}}
-    if found.shifts is not None and found.shifts != architecture.shifts:
-        note(
-            f"{checkpoint.path} was made with shifts {','.join(map(str, found.shifts))}, this run has "
-            f"{','.join(map(str, architecture.shifts))}"
-        )
-    return given
+        weights = {**weights, **head}
+    if own.shifts is not None and own.shifts != architecture.shifts:
+        note(f"shifts differ: {list(own.shifts)} in {checkpoint.path}, {list(architecture.shifts or ())} in this run")
+    return weights

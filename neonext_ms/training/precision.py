@@ -1,22 +1,23 @@
-"""Mixed precision by level, and what a device cannot do."""
+"""Mixed precision by level, and the devices that support it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import mindspore as ms
 
 from neonext_ms.common.errors import InputError
 
 from .config.schema import PrecisionConfig
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """A precision level.
 
     Attributes:
-        amp: the level and type that `mindspore.amp.auto_mixed_precision` takes, or None for float32.
-        scaled: whether gradients need a loss scale, since the type has few exponents.
-        devices: where MindSpore has the operators for it.
+        amp: level and dtype for `mindspore.amp.auto_mixed_precision`, or None for float32.
+        scaled: whether gradients need a loss scale because the dtype has a small exponent range.
+        devices: devices for which MindSpore has the operators.
     """
 
     amp: tuple[str, str] | None
@@ -33,31 +34,29 @@ LEVELS = {
 
 
 def check_precision(config: PrecisionConfig, device: str) -> None:
-    """Refuse a level that the device cannot compute.
+    """Check that the device can compute at the configured level.
 
     Raises:
-        InputError: MindSpore's convolutions on a CPU take float32 only.
+        InputError: it cannot, since MindSpore's convolutions on a CPU support only float32.
     """
     if device not in LEVELS[config.level].devices:
         raise InputError(
-            f"precision.level {config.level}: MindSpore's {device} convolutions compute in float32 only; use "
-            "precision.level=O0, or run on Ascend"
+            f"precision.level {config.level}: not supported on {device}, where MindSpore's convolutions compute in "
+            "float32 only. Use precision.level=O0, or run on Ascend."
         )
 
 
 def first_scale(config: PrecisionConfig) -> tuple[float, bool]:
-    """The loss scale to start with, and whether it changes with overflows."""
+    """Return the first loss scale, and whether it is dynamic."""
     if config.loss_scale == "dynamic" or (config.loss_scale == "auto" and LEVELS[config.level].scaled):
         return config.initial_scale, True
     return (config.loss_scale, False) if isinstance(config.loss_scale, float) else (1.0, False)
 
 
 def cast_model(model, config: PrecisionConfig):
-    """The model at its level: casts are put in by `mindspore.amp`, weights stay float32 except at O3."""
+    """Return the model at its level; `mindspore.amp` inserts the casts, and weights stay float32 except at O3."""
     level = LEVELS[config.level]
     if level.amp is None:
         return model
-    import mindspore as ms
-
-    name, kind = level.amp
-    return ms.amp.auto_mixed_precision(model, name, getattr(ms, kind))
+    name, dtype = level.amp
+    return ms.amp.auto_mixed_precision(model, name, getattr(ms, dtype))

@@ -11,27 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
-from neonext_ms.checkpoint import metadata as meta
+from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic, explained
 
-KEY = "neonext_ms_training"
-_NAME = re.compile(r"^step-(\d+)\.safetensors$")
+_RECORD = "neonext_ms_training"
+_NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Position of a run.
 
     Attributes:
-        step: updates that were tried.
-        epoch: the current one, from 0.
-        done: updates of this epoch.
-        best: the best validation so far: `epoch`, `weights` ("model" or "ema"), `top1`; or {}.
-        seed: of the run; with `epoch` and `done` it gives every random number that follows.
-        world: cards.
-        config: the configuration as plain values.
+        step: number of steps, including skipped ones.
+        epoch: index of the current epoch.
+        done: number of steps of this epoch.
+        best: best validation so far: `epoch`, `step`, `weights` ("model" or "ema") and `top1`; or {}.
+        seed: random seed of the run; with `epoch` and `done` it determines every random number that follows.
+        world: number of cards.
+        config: configuration as plain values.
     """
 
     step: int = 0
@@ -47,89 +47,94 @@ class Checkpoints:
     """The checkpoints in a folder, `step-000000123.safetensors`.
 
     Args:
-        folder: made when the first is written.
-        keep: how many stay; older ones are removed when a newer one is whole.
+        folder: folder, created with the first checkpoint.
+        keep: number of checkpoints to keep; older ones are removed after a new one is complete.
     """
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
 
-    def save(self, arrays: Mapping[str, np.ndarray], progress: Progress, metadata: Mapping) -> Path:
-        """Write a checkpoint, atomically.
+    def path(self, step: int) -> Path:
+        """Return the file of a step."""
+        return self.folder / f"step-{step:09d}.safetensors"
+
+    def save(self, arrays: Mapping[str, np.ndarray], progress: Progress, metadata: Mapping) -> None:
+        """Write a checkpoint atomically, and remove old ones.
 
         Raises:
-            InputError: it cannot be written; those from before are still there.
+            InputError: the checkpoint cannot be written; earlier ones are kept.
         """
-        path = self.folder / f"step-{progress.step:09d}.safetensors"
         try:
-            save_state(path, arrays, progress, metadata)
+            save_state(self.path(progress.step), arrays, progress, metadata)
         except InputError as error:
             kept = self.paths()
-            before = (
-                f"the last checkpoint is {kept[0]}; go on from it with --resume auto"
+            hint = (
+                f"The last checkpoint is {kept[0]}; resume from it with --resume auto."
                 if kept
-                else "there is none before"
+                else "There is no earlier checkpoint."
             )
-            raise InputError(f"{error}; {before}") from error
+            raise InputError(f"{str(error).rstrip('.')}. {hint}") from error
         for old in self.paths()[self.keep :]:
             with explained(old):
                 old.unlink(missing_ok=True)
-        return path
 
     def paths(self) -> list[Path]:
-        """What is there, newest first."""
-        found = [path for path in self.folder.glob("step-*.safetensors") if _NAME.match(path.name)]
-        return sorted(found, key=lambda path: int(_NAME.match(path.name)[1]), reverse=True)
+        """Return the checkpoints, newest first."""
+        steps = {path: match for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+        return sorted(steps, key=lambda path: int(steps[path][1]), reverse=True)
 
-    def newest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, np.ndarray], Progress] | None:
-        """The newest checkpoint that is whole, or None if there is none.
+    def newest(self, note: Callable[[str], None]) -> tuple[Path, dict[str, np.ndarray], Progress] | None:
+        """Load the newest undamaged checkpoint, or return None if there is no checkpoint.
 
         Args:
-            warn: told of every one that is damaged.
+            note: called with a message for every damaged checkpoint.
 
         Raises:
-            InputError: there are checkpoints, but all are damaged.
+            InputError: all checkpoints are damaged.
         """
         paths = self.paths()
         for path in paths:
             try:
                 return path, *load_state(path)
             except InputError as error:
-                warn(f"{error}; trying the one before")
+                note(f"{str(error).rstrip('.')}. Trying the previous checkpoint.")
         if paths:
             raise InputError(
-                f"{self.folder}: all {len(paths)} checkpoints are damaged; remove them to start again, or name another "
-                "with --resume PATH"
+                f"{self.folder}: all {len(paths)} checkpoints are damaged. Remove them to start again, or name another "
+                "one with --resume PATH."
             )
         return None
 
 
 def save_state(path: Path, arrays: Mapping[str, np.ndarray], progress: Progress, metadata: Mapping) -> None:
-    """Write arrays and progress; `metadata` is what `neonext-export` reads of a checkpoint.
+    """Write arrays and progress; `metadata` is what `neonext-export` reads from a checkpoint.
 
     Raises:
         InputError: the file cannot be written.
     """
     record = {**asdict(progress), "sha256": _digest(arrays)}
-    texts = {meta.KEY: meta.encode(metadata, source=str(path)), KEY: json.dumps(record, sort_keys=True)}
+    texts = {
+        checkpoint_metadata.KEY: checkpoint_metadata.encode(metadata, source=str(path)),
+        _RECORD: json.dumps(record, sort_keys=True),
+    }
     with atomic(path) as staged:
         safetensors_file.write(staged, arrays, {"format": "np", **texts})
 
 
 def load_state(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
-    """The inverse of `save_state`.
+    """Return the arrays and the progress that `save_state` wrote.
 
     Raises:
-        InputError: the file is no checkpoint of a training run, or it is damaged.
+        InputError: the file is not a checkpoint of a training run, or is damaged.
     """
     arrays, texts = safetensors_file.read(path)
-    if KEY not in texts:
+    if _RECORD not in texts:
         raise InputError(
-            f"{path}: holds no training state, only weights; start from it with --init, or resume from a file in a "
-            "run's checkpoints folder"
+            f"{path}: contains only weights, no training state. Start from it with --init, or resume from a file in "
+            "the checkpoints folder of a run."
         )
     try:
-        record = json.loads(texts[KEY])
+        record = json.loads(texts[_RECORD])
         expected = record.pop("sha256")
         progress = Progress(**record)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -143,5 +148,5 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a run writes down: every event as JSON lines, steps and epochs as CSV and for TensorBoard, the circumstances."""
+"""The logs of a run: events as JSON lines, steps and epochs as CSV and for TensorBoard, and a record of each start."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from neonext_ms.common.files import atomic, explained
 
-from .data.datasets import ImageSet
+from .data.image_sets import ImageSet
 from .tensorboard import EventFile
 
-EVENTS, STEPS, EPOCHS, RUN = "log.jsonl", "steps.csv", "epochs.csv", "run.json"
-PREDICTIONS = "best_predictions.csv"
-STEP_COLUMNS = ("step", "epoch", "loss", "accuracy", "rate", "norm", "scale", "skipped", "images_per_second")
-EPOCH_COLUMNS = (
+STEPS, EPOCHS = "steps.csv", "epochs.csv"
+_STEP_COLUMNS = ("step", "epoch", "loss", "accuracy", "rate", "norm", "scale", "skipped", "images_per_second")
+_EPOCH_COLUMNS = (
     "step", "epoch", "loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5", "seconds", "images_per_second",
     "communication",
 )  # fmt: skip
 
 
 class RunLog:
-    """The logs of a run in its folder.
+    """The logs in the folder of a run.
 
     Args:
-        folder: the run's.
-        step: rows after this step, written by a process that was killed before its next checkpoint, are taken out.
+        folder: folder of the run.
+        step: step that the run starts from; later rows, of a process that was killed, are removed.
     """
 
     def __init__(self, folder: Path, step: int = 0):
@@ -41,28 +40,23 @@ class RunLog:
         self._events = EventFile(folder, step + 1)
 
     def step(self, row: Mapping) -> None:
-        """One line of the training log; keys are `STEP_COLUMNS`."""
-        self._row(STEPS, STEP_COLUMNS, row)
-        self._scalars("train", STEP_COLUMNS, row)
+        """Log a training step; keys are `_STEP_COLUMNS`."""
+        self._row(STEPS, _STEP_COLUMNS, "train", row)
         self.event("step", row)
 
     def epoch(self, row: Mapping) -> None:
-        """The validation after an epoch; keys are `EPOCH_COLUMNS`."""
-        self._row(EPOCHS, EPOCH_COLUMNS, row)
-        self._scalars("validation", EPOCH_COLUMNS, row)
+        """Log the validation after an epoch; keys are `_EPOCH_COLUMNS`."""
+        self._row(EPOCHS, _EPOCH_COLUMNS, "validation", row)
         self.event("epoch", row)
 
     def event(self, kind: str, values: Mapping) -> None:
-        """Anything, as one JSON object with `event` and `time` (seconds since 1970)."""
-        path = self.folder / EVENTS
+        """Log an event as one JSON object with `event` and `time` (seconds since 1970)."""
+        path = self.folder / "log.jsonl"
         with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **values}) + "\n")
 
-    def _scalars(self, group: str, columns: Sequence[str], row: Mapping) -> None:
-        named = {f"{group}/{key}": row[key] for key in columns[1:] if row.get(key) is not None}
-        self._events.scalars(row["step"], named)
-
-    def _row(self, name: str, columns: Sequence[str], row: Mapping) -> None:
+    def _row(self, name: str, columns: Sequence[str], group: str, row: Mapping) -> None:
+        """Write a row to a CSV file, and its values as TensorBoard scalars `<group>/<column>`."""
         path = self.folder / name
         with explained(path):
             new = not path.exists() or path.stat().st_size == 0
@@ -71,8 +65,11 @@ class RunLog:
                 if new:
                     writer.writerow(columns)
                 writer.writerow([row.get(column, "") for column in columns])
+        scalars = {f"{group}/{key}": row[key] for key in columns[1:] if row.get(key) is not None}
+        self._events.scalars(row["step"], scalars)
 
     def _trim(self, step: int) -> None:
+        """Remove rows after a step; the resumed run will write them again."""
         for name in (STEPS, EPOCHS):
             rows = read_csv(self.folder / name)
             kept = [row for row in rows if int(row["step"]) <= step]
@@ -84,7 +81,7 @@ class RunLog:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as texts by column, but for a last one that is not whole; [] if there is no file.
+    """Return the rows of a CSV file as texts by column, without an incomplete last one; [] if there is no file.
 
     Raises:
         InputError: the file cannot be read.
@@ -96,26 +93,26 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return [row for row in reader if None not in row and None not in row.values()]
 
 
-def write_predictions(folder: Path, images: ImageSet, predicted: Sequence[int]) -> None:
-    """Write the validation images with their label and the predicted class as `neonext-validate` does.
+def write_predictions(folder: Path, images: ImageSet, predicted: Iterable[int]) -> None:
+    """Write label and predicted class of the validation images in the format of `neonext-validate`.
 
     Args:
-        folder: the run's.
-        images: the set.
-        predicted: class of each image, -1 for one that could not be read.
+        folder: folder of the run.
+        images: validation images.
+        predicted: predicted class of each image, -1 for one that could not be read.
     """
-    path = folder / PREDICTIONS
+    path = folder / "best_predictions.csv"
     with atomic(path) as staged, open(staged, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "label", "predicted"))
-        for i, found in enumerate(predicted):
-            if found >= 0:
-                writer.writerow((images.file(i), images.classes[images.labels[i]], images.classes[found]))
+        for i, label in enumerate(predicted):
+            if label >= 0:
+                writer.writerow((images.file(i), images.classes[images.labels[i]], images.classes[label]))
 
 
 def describe_run(argv: Sequence[str]) -> dict:
-    """Command, versions, git state and machine."""
-    versions = {}
+    """Return command, versions, git state and machine."""
+    versions: dict[str, str | None] = {}
     for name in ("neonext_ms", "mindspore", "numpy", "pillow"):
         try:
             versions[name] = metadata.version(name)
@@ -132,7 +129,7 @@ def describe_run(argv: Sequence[str]) -> dict:
 
 
 def _git() -> dict | None:
-    """Commit of the code that runs, and whether it was changed since; None outside of a repository."""
+    """Return the commit of this code and whether it was modified since; None outside of a repository."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -150,14 +147,14 @@ def _git() -> dict | None:
 
 
 def write_run(folder: Path, description: Mapping) -> None:
-    """Add a description to the run's `run.json`, which lists one for each start and resumption."""
-    path = folder / RUN
+    """Add a description to `run.json`, which has one for each start of the run."""
+    path = folder / "run.json"
     starts = []
     if path.exists():
         try:
             with explained(path):
                 starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
         except (ValueError, KeyError, TypeError):
-            print(f"note: {path} was damaged and is written anew", file=sys.stderr)
+            print(f"note: {path} was damaged and is replaced", file=sys.stderr)
     with atomic(path) as staged:
         staged.write_text(json.dumps({"starts": [*starts, dict(description)]}, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The learning rate of every step, relative to the full rate."""
+"""The learning rate of every step."""
 
 from __future__ import annotations
 
@@ -16,38 +16,35 @@ def _linear(config: ScheduleConfig, progress: float, epoch: float) -> float:
     return config.final_lr + (1 - config.final_lr) * (1 - progress)
 
 
-def _constant(config: ScheduleConfig, progress: float, epoch: float) -> float:
-    return 1.0
-
-
 def _step(config: ScheduleConfig, progress: float, epoch: float) -> float:
     return config.factor ** sum(epoch >= milestone for milestone in config.milestones)
 
 
-# Name -> share of the full rate after the warm-up, from the progress since then (0 to 1) and the epoch.
+# Name -> fraction of the full rate after the warm-up, from the progress since then (0 to 1) and the epoch.
 SCHEDULES: dict[str, Callable[[ScheduleConfig, float, float], float]] = {
     "cosine": _cosine,
     "linear": _linear,
-    "constant": _constant,
+    "constant": lambda config, progress, epoch: 1.0,
     "step": _step,
 }
 
 
 def learning_rate(config: ScheduleConfig, rate: float, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
     Of W warm-up steps, step i (from 0) runs at `warmup_lr + (1 - warmup_lr) (i + 1) / W` of the full rate. The official
-    code runs its very first step at the full rate, because its schedule is set after that step; this one does not.
+    code sets its schedule after a step, so its very first step runs at the full rate; here it does not.
 
     Args:
-        config: the schedule.
-        rate: the full rate.
-        step: number of updates made before.
-        steps_per_epoch: updates in an epoch.
+        config: options of the schedule.
+        rate: full learning rate.
+        step: number of steps before this one.
+        steps_per_epoch: number of steps in an epoch.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return rate * (config.warmup_lr + (1 - config.warmup_lr) * (step + 1) / warmup)
     total = config.epochs * steps_per_epoch
+    # At most 1: a resumed run may have fewer epochs than it has done.
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return rate * SCHEDULES[config.name](config, progress, step / steps_per_epoch)

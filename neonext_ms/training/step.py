@@ -1,4 +1,16 @@
-"""One training step, and all state that it changes: the function that every run, test and benchmark uses."""
+"""The training step and all the state that it changes. Every run, test and benchmark uses this one step.
+
+A step does the following, in this order. The gradients are those of the loss times the loss scale.
+
+1. Forward and backward pass of each batch. BatchNorm updates its statistics in the forward pass; they are restored if
+   the loss is not finite.
+2. Sum over the batches (`accumulate`), then mean over the cards. Averaging before the norm makes clipping and the check
+   for overflow the same on every card and independent of the number of cards.
+3. Global norm of the unscaled gradients. It is not finite if any gradient overflowed, so it is the only check needed.
+4. Unscaling and clipping in one multiplication, and zeros instead of gradients if the step is skipped.
+5. Optimizer with `keep` 1 or 0, then the moving average of what the optimizer has written.
+6. Update of a dynamic loss scale.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +21,37 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from neonext_ms.common.errors import InputError, listed
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import list_names, plural
 from neonext_ms.models.architecture import BATCH_NORM_EPS, STATISTICS
 from neonext_ms.models.names import official_name
 from neonext_ms.models.neonext import BATCH_NORM_KEEP, BatchNorm, DropPath, NeoNeXt
 from neonext_ms.ops.cpu import operators
 
 from .config.schema import OptimizerConfig, PrecisionConfig
-from .optimizers import layer_rates, make_optimizer
+from .optimizers import each, layer_rates, make_optimizer, partial, zeros_like_weights
 from .precision import cast_model, first_scale
-from .updates import each, partial
 
-# As torch.nn.utils.clip_grad_norm_ has it.
+# The value in torch.nn.utils.clip_grad_norm_.
 _CLIP_EPS = 1e-6
 _LEAST_SCALE = 1.0
-# Of nested calls in a compiled graph. The default of 1,000 is too few for T.
+# Limit of nested calls in a compiled graph. The default of 1,000 is too low for NeoNeXt-T.
 _CALL_DEPTH = 20000
 
-MODEL, EMA, OPTIMIZER, STEP = "model", "ema", "optimizer", "step"
+# Prefix of the model's arrays in a state.
+MODEL = "model"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells, over all cards.
+    """Results of a step over all cards.
 
     Attributes:
-        loss: mean over the images.
-        hits: images whose largest logit is that of the largest target.
-        norm: of all gradients together, before clipping; not finite when they overflowed.
-        applied: whether the weights changed; not where gradients or loss were not finite.
-        scale: the loss scale that was used.
+        loss: mean loss of the images.
+        hits: number of images whose largest logit is that of the largest target.
+        norm: global norm of the gradients before clipping; not finite if they overflowed.
+        applied: whether the weights were updated; false if the loss or a gradient was not finite.
+        scale: loss scale of this step.
     """
 
     loss: float
@@ -49,19 +62,19 @@ class StepResult:
 
 
 class TrainStep:
-    """Forward, backward, reduction over cards, clipping, optimizer, moving average.
+    """A training step: forward, backward, mean over cards, clipping, optimizer, moving average.
+
+    A step whose loss or gradients are not finite changes no weight, no moving average and no optimizer state.
 
     Args:
-        model: trained in place.
-        optimizer: see `OptimizerConfig`, whose defaults are the paper's; learning rates are given step by step.
-        ema_decay: of the moving average of weights and statistics, 0 for none.
-        precision: see `PrecisionConfig`.
-        freeze: parts of the model, such as "stem" and "stage_1", that stay as they are.
-        world: number of cards; more than one needs `distributed.start`.
-        jit: compile; else the same operations run one by one.
-        sync_batch_norm: normalise over the batches of all cards.
-
-    A step whose loss or gradients are not finite changes no weight, no moving average and no slot of the optimizer.
+        model: model to train in place.
+        optimizer: options of the optimizer, by default the paper's; its learning rate is an argument of each step.
+        ema_decay: decay of the moving average of weights and statistics, 0 for none.
+        precision: number formats and loss scale.
+        freeze: parts of the model, such as "stem" and "stage_1", that stay unchanged.
+        world: number of cards; more than one requires `distributed.start`.
+        jit: whether to compile the step; if false, the same operations run one by one.
+        sync_batch_norm: whether to normalise over the batches of all cards.
     """
 
     def __init__(
@@ -79,33 +92,31 @@ class TrainStep:
         self.model = model
         self.config = optimizer
         self.world = world
-        self._held = {official_name(p.name): p for p in model.get_parameters()}
         self.drop_path = _sample_drop_path(model)
         if sync_batch_norm and world > 1:
             _synchronise_batch_norm(model, world)
-        trainable = freeze_parts(model, freeze)
+        trainable = _freeze_parts(model, freeze)
         rates = layer_rates(
             [official_name(p.name) for p in trainable], model.architecture.per_stage_layers, optimizer.layer_decay
         )
         self.optimizer = make_optimizer(optimizer, trainable, rates)
-        names = list(model.architecture.tensors())
-        self._all = ParameterTuple([self._held[name] for name in names])
+        self._names = list(model.architecture.tensors())
+        parameters = {official_name(p.name): p for p in model.get_parameters()}
+        self._all = ParameterTuple([parameters[name] for name in self._names])
         self.ema_decay = ema_decay
         self.ema = ParameterTuple(
             [Parameter(Tensor(p.asnumpy().copy()), name=f"ema.{p.name}") for p in self._all] if ema_decay else []
         )
-        statistics = [self._held[name] for name in names if name.endswith(STATISTICS) and not _inside(name, freeze)]
-        self._statistics = ParameterTuple(statistics)
+        self._statistics = ParameterTuple(
+            [parameters[name] for name in self._names if name.endswith(STATISTICS) and not _inside(name, freeze)]
+        )
         scale, self.dynamic_scale = first_scale(precision)
         self._growth_interval = precision.growth_interval
         self._updates = _scalar("updates", 0)
         self._scale = _scalar("scale", scale)
         self._good = _scalar("good", 0)
-        self._sums = ParameterTuple(
-            [Parameter(Tensor(np.zeros(w.shape, np.float32)), name=f"sum.{w.name}") for w in self.optimizer.weights]
-            if optimizer.accumulate > 1
-            else []
-        )
+        # With a single batch the gradients go straight to the optimizer.
+        self._sums = zeros_like_weights("sum", self.optimizer.weights if optimizer.accumulate > 1 else [])
         self._gradients = ms.value_and_grad(
             _Forward(cast_model(model, precision), self._scale), None, self.optimizer.weights, has_aux=True
         )
@@ -119,22 +130,23 @@ class TrainStep:
         """Make one update.
 
         Args:
-            batches: as many as `accumulate` says, each `(images, targets)` or `(images, targets, keep)`: float32
-                `(N, 3, H, W)`, float32 `(N, classes)`, and with drop path float32 `(blocks with drop path, N)`, 0 or 1
-                over the share kept (see `drop_path_rates`).
-            rate: the learning rate.
+            batches: `accumulate` batches, each `(images, targets)` or `(images, targets, keep)`: float32
+                `(N, 3, H, W)`, float32 `(N, classes)`, and float32 `(blocks with drop path, N)` of drop-path factors,
+                0 or 1 / (1 - rate) (see `drop_path_rates`).
+            rate: learning rate.
 
         Raises:
-            InputError: another number of batches.
+            InputError: the number of batches is not `accumulate`.
         """
         if len(batches) != self.config.accumulate:
             raise InputError(
-                f"a step takes {self.config.accumulate} batches (optimizer.accumulate), got {len(batches)}"
+                f"training step: wrong number of batches (got {len(batches)}, expected {self.config.accumulate}, which "
+                "is optimizer.accumulate)"
             )
-        told = [result_of(self._accumulate, *self._inputs(batch)) for batch in batches[:-1]]
-        told.append(result_of(self._step, *self._inputs(batches[-1]), Tensor(np.float32(rate))))
-        loss, hits = np.mean([values[0] for values in told]), sum(values[1] for values in told)
-        _, _, norm, applied, scale = told[-1]
+        results = [result_of(self._accumulate, *self._inputs(batch)) for batch in batches[:-1]]
+        results.append(result_of(self._step, *self._inputs(batches[-1]), Tensor(np.float32(rate))))
+        loss, hits = np.mean([values[0] for values in results]), sum(values[1] for values in results)
+        _, _, norm, applied, scale = results[-1]
         return StepResult(float(loss), round(float(hits)), float(norm), bool(applied), float(scale))
 
     @property
@@ -144,108 +156,115 @@ class TrainStep:
 
     @property
     def messages(self) -> list[int]:
-        """Numbers in each message that a step sends to the other cards; see `_averages`."""
-        told = 2 + sum(statistic.size for statistic in self._statistics)
-        normalised = [cell.gamma.size for _, cell in self.model.cells_and_names() if _synchronised(cell)]
-        # Mean and variance, forward and backward.
-        return [*normalised * 4, told] * self.config.accumulate + [sum(w.size for w in self.optimizer.weights)]
+        """Number of values in each message that a step sends to the other cards; see `_averages`."""
+        pass_results = 2 + sum(statistic.size for statistic in self._statistics)
+        synchronised = [cell.gamma.size for _, cell in self.model.cells_and_names() if _synchronised(cell)]
+        # A synchronised BatchNorm sends mean and variance, in the forward and in the backward pass.
+        batch = [*synchronised * 4, pass_results]
+        return batch * self.config.accumulate + [sum(w.size for w in self.optimizer.weights)]
 
     @property
     def updates(self) -> int:
-        """Updates made, skipped ones not counted."""
+        """Number of updates, without skipped steps."""
         return int(self._updates.asnumpy())
 
     @property
     def scale(self) -> float:
-        """The loss scale of the next step."""
+        """Loss scale of the next step."""
         return float(self._scale.asnumpy())
 
     def weights(self, ema: bool = False) -> dict[str, np.ndarray]:
-        """Weights and statistics, or their moving average, float32 by official name."""
-        held = self.ema if ema else self._all
-        return {name: p.asnumpy().copy() for name, p in zip(self.model.architecture.tensors(), held, strict=True)}
+        """Return weights and statistics, or their moving average, as float32 arrays by official name."""
+        parameters = self.ema if ema else self._all
+        return {name: p.asnumpy().copy() for name, p in zip(self._names, parameters, strict=True)}
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that the next step depends on but the batch: arrays by `model.NAME`, `ema.NAME`, ..."""
+        """Return everything that the next step depends on except the batch: arrays by `model.NAME`, `ema.NAME`, ..."""
         return {name: parameter.asnumpy().copy() for name, parameter in self._state().items()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray], source: str = "state") -> None:
-        """The inverse of `state`.
+        """Restore what `state` returned.
 
         Raises:
-            InputError: arrays are missing, unexpected or misshapen, each named; nothing is changed then.
+            InputError: arrays are missing, unexpected or of the wrong shape, each named. Nothing is changed then.
         """
         state = self._state()
         problems = [f"missing: {name}" for name in state if name not in arrays]
         problems += [f"unexpected: {name}" for name in arrays if name not in state]
         problems += [
-            f"misshapen: {name} is {tuple(arrays[name].shape)}, expected {tuple(parameter.shape)}"
+            f"wrong shape: {name} (got {tuple(arrays[name].shape)}, expected {tuple(parameter.shape)})"
             for name, parameter in state.items()
             if name in arrays and tuple(arrays[name].shape) != tuple(parameter.shape)
         ]
         if problems:
             raise InputError(
-                f"{source}: it does not fit this configuration ({len(problems)} problems); resume with the "
-                f"configuration that it was made with:\n{listed(problems)}"
+                f"{source}: does not match this configuration ({plural(len(problems), 'problem')}). Resume with the "
+                f"configuration of that run:\n{list_names(problems)}"
             )
         for name, parameter in state.items():
-            # In place: a compiled graph does not notice `set_data`.
+            # In place, because a compiled graph keeps the old tensor after `set_data`.
             ops.assign(parameter, Tensor(np.array(arrays[name], np.float32)))
 
     def _state(self) -> dict[str, Parameter]:
-        names = list(self.model.architecture.tensors())
-        state = {f"{MODEL}.{name}": parameter for name, parameter in zip(names, self._all, strict=True)}
+        state = {f"{MODEL}.{name}": p for name, p in zip(self._names, self._all, strict=True)}
         if self.ema_decay:
-            state.update({f"{EMA}.{name}": p for name, p in zip(names, self.ema, strict=True)})
+            state.update({f"ema.{name}": p for name, p in zip(self._names, self.ema, strict=True)})
         for slot, parameters in self.optimizer.slots.items():
             for weight, parameter in zip(self.optimizer.weights, parameters, strict=True):
-                state[f"{OPTIMIZER}.{slot}.{official_name(weight.name)}"] = parameter
-        state.update({f"{STEP}.{p.name}": p for p in (self._updates, self._scale, self._good)})
+                state[f"optimizer.{slot}.{official_name(weight.name)}"] = parameter
+        # Gradient sums are not part of it: they are empty between two steps.
+        state.update({f"step.{p.name}": p for p in (self._updates, self._scale, self._good)})
         return state
 
     def _inputs(self, batch: tuple) -> tuple[Tensor, ...]:
         keep = batch[2] if len(batch) > 2 else np.ones((max(1, len(self.drop_path_rates)), len(batch[0])), np.float32)
         if self.drop_path is not None and self.drop_path.shape != keep.shape:
+            # A Parameter has a fixed shape; this one follows the batch size.
             self.drop_path.set_data(Tensor(np.ones(keep.shape, np.float32)), slice_shape=True)
         return tuple(Tensor(np.ascontiguousarray(part, np.float32)) for part in (*batch[:2], keep))
 
     def _make_pass(self):
-        """Forward and backward of one batch: gradients of the scaled loss, and `[loss, hits]`."""
-        drop_path, gradients = self.drop_path, self._gradients
+        """Return a function that computes the gradients of the scaled loss, and `[loss, hits]`, of one batch."""
+        drop_path, gradients_of = self.drop_path, self._gradients
         statistics, world, all_reduce = self._statistics, self.world, self._all_reduce
         sizes = (2, *(statistic.size for statistic in statistics))
 
         def run(images, targets, keep):
             if drop_path is not None:
                 ops.assign(drop_path, keep)
+            # Copies, since BatchNorm overwrites its statistics in the forward pass.
             before = each(_copy, statistics)
-            (_, loss, logits), found = gradients(images, targets)
+            (_, loss, logits), gradients = gradients_of(images, targets)
             hits = (logits.argmax(1) == targets.argmax(1)).astype(ms.float32).sum()
-            # A batch that gives no finite loss leaves no trace in the statistics.
             finite = ops.isfinite(loss)
-            told = ops.stack((loss, hits))
+            result = ops.stack((loss, hits))
             after = each(_copy, statistics)
             if world > 1:
-                # Every card has the same statistics after every step.
-                means = _averages(all_reduce, world, (told, *after), sizes)
+                # Each card has statistics of its own batches; their mean keeps all cards equal. The loss is averaged
+                # in the same message, so that all cards take the same decision about the step.
+                means = _averages(all_reduce, world, (result, *after), sizes)
                 after = means[1:]
-                told = ops.stack((means[0][0], means[0][1] * world))
-                finite = ops.isfinite(told[0])
-            each(partial(_settle, finite), statistics, after, before)
-            return found, told
+                result = ops.stack((means[0][0], means[0][1] * world))
+                finite = ops.isfinite(result[0])
+            # One batch with NaN would spoil the running statistics for good.
+            each(partial(_restore_unless, finite), statistics, after, before)
+            return gradients, result
 
         return run
 
     def _make_accumulate(self):
+        """Return a function that adds the unscaled gradients of one batch to the sums."""
         run, sums, share, scale = self._make_pass(), self._sums, 1 / self.config.accumulate, self._scale
 
         def accumulate(images, targets, keep):
-            gradients, told = run(images, targets, keep)
-            return last(told, each(partial(_add, share / scale), sums, gradients))
+            gradients, result = run(images, targets, keep)
+            # Cards are averaged once per update, after the last batch, not here.
+            return last(result, each(partial(_add, share / scale), sums, gradients))
 
         return accumulate
 
     def _make_step(self):
+        """Return a function that makes the update: `[loss, hits, norm, applied, loss scale]` of the last batch."""
         run, optimizer, ema, everything = self._make_pass(), self.optimizer, self.ema, self._all
         sums, share, world, clip_norm = self._sums, 1 / self.config.accumulate, self.world, self.config.clip_norm
         updates, scale, good = self._updates, self._scale, self._good
@@ -254,40 +273,45 @@ class TrainStep:
         sizes = tuple(weight.size for weight in optimizer.weights)
 
         def step(images, targets, keep, rate):
-            used = scale * 1
-            gradients, told = run(images, targets, keep)
-            # What the gradients have to be multiplied with.
-            unit = 1 / used
+            # A copy: the Parameter changes at the end of this step.
+            used_scale = scale * 1
+            gradients, result = run(images, targets, keep)
+            # Factor that unscales the gradients. It is applied together with clipping, to read and write them once.
+            unit = 1 / used_scale
             if len(sums) > 0:
                 gradients = each(partial(_total, share * unit), sums, gradients)
                 each(_clear, sums)
+                # The sums are unscaled already.
                 unit = unit * 0 + 1
             if world > 1:
                 gradients = _averages(all_reduce, world, gradients, sizes)
             norm = ops.sqrt(ops.stack(each(partial(_squares, unit), gradients)).sum())
-            finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(told[0]))
+            # The loss is checked too: where it is infinite, log-softmax may still have finite gradients.
+            finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(result[0]))
             applied = finite.astype(ms.float32)
             if clip_norm > 0:
                 unit = unit * _clip(norm, clip_norm)
+            # A factor of 0 stands for zeros; multiplying would leave NaN and infinity in them.
             factor = ops.select(finite, unit, ops.zeros_like(unit))
             done = optimizer.update(each(partial(_usable, factor), gradients), rate, updates + 1, applied)
-            # The average takes what the optimizer has just written.
             if len(ema) > 0:
+                # After the update, so that the average takes the new weights.
                 done = (done, each(partial(_average, ema_share * applied), ema, everything))
             ops.assign_add(updates, applied)
             if dynamic:
+                # Double after `interval` updates without overflow, halve after an overflow.
                 grown = (good + 1) * applied
                 full = (grown >= interval).astype(ms.float32)
                 factor = applied * (1 + full) + (1 - applied) * 0.5
                 ops.assign(scale, ops.maximum(scale * factor, Tensor(np.float32(_LEAST_SCALE))))
                 ops.assign(good, grown * (1 - full))
-            return last(ops.concat((told, ops.stack((norm, applied, used)))), done)
+            return last(ops.concat((result, ops.stack((norm, applied, used_scale)))), done)
 
         return step
 
 
 def _averages(all_reduce, world: int, tensors, sizes):
-    """Means of tensors over all cards, in one message: many small ones would spend their time on waiting."""
+    """Return means of tensors over all cards, sent as one message; many small messages would mostly wait."""
     flat = all_reduce(ops.concat(each(_flat, tensors))) / world
     return each(_shaped, ops.split(flat, sizes), tensors)
 
@@ -304,7 +328,7 @@ def _copy(tensor):
     return ops.deepcopy(tensor)
 
 
-def _settle(finite, statistic, after, before):
+def _restore_unless(finite, statistic, after, before):
     return ops.assign(statistic, ops.select(finite, after, before))
 
 
@@ -328,14 +352,14 @@ def _squares(factor, tensor):
 
 
 def _usable(factor, tensor):
-    """The tensor times the factor; zeros for the factor 0, even where the tensor is not finite."""
+    """Return the tensor times the factor; zeros for the factor 0, even where the tensor is not finite."""
     if operators.usable(tensor.dtype):
         return operators.scaled(tensor, factor.reshape(1))
     return ops.select(factor > 0, tensor * factor, ops.zeros_like(tensor))
 
 
 def last(result, done):
-    """The result, once `done` is computed."""
+    """Return the result after `done` is computed; MindSpore removes operations that no result depends on."""
     result = ops.depend(result, done)
     if operators.usable(result.dtype):
         result = operators.finished(result)
@@ -343,7 +367,10 @@ def last(result, done):
 
 
 def result_of(graph, *inputs) -> np.ndarray:
-    """What a graph that ends with `last` computes; other threads have the processor meanwhile."""
+    """Run a graph that ends with `last` and return its result.
+
+    `asnumpy` waits in a busy loop, which takes a core from the kernels. `Finish` sleeps until the graph is done.
+    """
     finish = operators.Finish()
     result = graph(*inputs)
     finish.wait()
@@ -363,7 +390,7 @@ def _scalar(name: str, value: float) -> Parameter:
 
 
 class _Forward(nn.Cell):
-    """Images and soft targets to the scaled loss, the loss and the logits."""
+    """A network from images and soft targets to the scaled loss, the loss and the logits."""
 
     def __init__(self, model: nn.Cell, scale: Parameter):
         super().__init__(auto_prefix=False)
@@ -371,13 +398,14 @@ class _Forward(nn.Cell):
         self.scale = scale
 
     def construct(self, images, targets):
+        # The loss is float32 at every precision level.
         logits = self.model(images).astype(ms.float32)
         loss = -(targets * ops.log_softmax(logits, -1)).sum(-1).mean()
         return loss * self.scale, loss, logits
 
 
-class SampledDropPath(nn.Cell):
-    """Stochastic depth by a row of factors given from outside, so that it can be repeated exactly."""
+class _SampledDropPath(nn.Cell):
+    """Stochastic depth with given factors, one row of `keep` per block, so that a step can be repeated exactly."""
 
     def __init__(self, keep: Parameter, row: int):
         super().__init__()
@@ -391,13 +419,13 @@ class SampledDropPath(nn.Cell):
 
 
 def _sample_drop_path(model: NeoNeXt) -> Parameter | None:
-    """Let the model's drop path follow one Parameter, `(blocks with drop path, N)`, which is returned."""
+    """Make the drop path of the model follow one Parameter, `(blocks with drop path, N)`, and return it."""
     owners = [cell for _, cell in model.cells_and_names() if isinstance(getattr(cell, "drop_path", None), DropPath)]
     if not owners:
         return None
     keep = Parameter(Tensor(np.ones((len(owners), 1), np.float32)), name="drop_path.keep", requires_grad=False)
     for row, owner in enumerate(owners):
-        owner.drop_path = SampledDropPath(keep, row)
+        owner.drop_path = _SampledDropPath(keep, row)
     return keep
 
 
@@ -405,16 +433,16 @@ def _inside(name: str, parts: Sequence[str]) -> bool:
     return name.partition(".")[0] in parts
 
 
-def freeze_parts(model: NeoNeXt, parts: Sequence[str]) -> list[Parameter]:
-    """Put the model into training but for the named parts; return the Parameters that are left to train.
+def _freeze_parts(model: NeoNeXt, parts: Sequence[str]) -> list[Parameter]:
+    """Set the model to training mode except for the named parts, and return the Parameters to train.
 
     Raises:
         InputError: the model has no such part.
     """
-    known = [name for name, _ in model.name_cells().items()]
+    known = list(model.name_cells())
     for part in parts:
         if part not in known:
-            raise InputError(f"model.freeze: the model has no part {part!r}; expected among {', '.join(known)}")
+            raise InputError(f"model.freeze: the model has no part {part!r} (expected one of {', '.join(known)})")
     model.set_train(True)
     for part in parts:
         getattr(model, part).set_train(False)
@@ -422,7 +450,7 @@ def freeze_parts(model: NeoNeXt, parts: Sequence[str]) -> list[Parameter]:
 
 
 class _SyncBatchNorm(nn.Cell):
-    """What a `BatchNorm` computes while it trains, over the batches of all cards, which are of one size."""
+    """The training computation of a `BatchNorm` over the batches of all cards, which have the same size."""
 
     def __init__(self, world: int):
         super().__init__()
@@ -432,8 +460,10 @@ class _SyncBatchNorm(nn.Cell):
     def construct(self, x, gamma, beta, moving_mean, moving_variance):
         count = x.shape[0] * x.shape[2] * x.shape[3] * self.world
         mean = self.all_reduce(x.sum((0, 2, 3))) / count
+        # Two passes: E[x^2] - E[x]^2 would lose digits where the mean is large.
         centred = x - mean.reshape(1, -1, 1, 1)
         variance = self.all_reduce((centred * centred).sum((0, 2, 3))) / count
+        # The statistics are not part of the gradient. As in PyTorch, they take the unbiased variance.
         share = 1 - BATCH_NORM_KEEP
         ops.assign(moving_mean, moving_mean * BATCH_NORM_KEEP + ops.stop_gradient(mean) * share)
         unbiased = ops.stop_gradient(variance) * (count / (count - 1))
@@ -450,6 +480,3 @@ def _synchronise_batch_norm(model: NeoNeXt, world: int) -> None:
     for _, cell in model.cells_and_names():
         if isinstance(cell, BatchNorm):
             cell.exact = _SyncBatchNorm(world)
-
-
-__all__ = ["SampledDropPath", "StepResult", "TrainStep", "freeze_parts"]

@@ -1,7 +1,7 @@
-"""Scalars in a file that TensorBoard reads, written without it.
+"""TensorBoard event files with scalars, written without TensorBoard.
 
-An event file is a sequence of TFRecords (length, its checksum, content, its checksum) whose contents are `Event`
-messages of TensorFlow's `event.proto`; the few fields that scalars need are encoded by hand.
+An event file is a sequence of TFRecords (length, its checksum, content, its checksum). Each content is an `Event`
+message of TensorFlow's `event.proto`; the few fields that scalars need are encoded by hand.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5
 
 
 class EventFile:
-    """One event file, opened for each write, so that a killed run loses nothing.
+    """An event file. It is opened for each write, so that a killed run loses nothing.
 
     Args:
-        folder: of the run; TensorBoard takes its name for the run's.
-        step: of the first scalars that follow; TensorBoard drops those from there on in earlier files of the folder.
+        folder: folder of the run.
+        step: first step that will be written; TensorBoard drops scalars from this step on in earlier files.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -37,7 +37,7 @@ class EventFile:
         self._write(_bytes(_FILE_VERSION, _VERSION), _number(_STEP, step) + _bytes(_SESSION_LOG, start))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add values by tag."""
+        """Write values by tag."""
         summary = b"".join(
             _bytes(_VALUE, _bytes(_TAG, tag.encode()) + _field(_SIMPLE_VALUE, _FLOAT, struct.pack("<f", value)))
             for tag, value in values.items()
@@ -56,6 +56,7 @@ def _record(content: bytes) -> bytes:
 
 
 def _masked(content: bytes) -> bytes:
+    # TFRecord rotates and offsets its checksums, so that a checksum of data with checksums stays useful.
     checksum = crc32c(content)
     return struct.pack("<I", ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
@@ -73,7 +74,7 @@ _TABLE = _table()
 
 
 def crc32c(content: bytes) -> int:
-    """CRC-32C (Castagnoli) of bytes."""
+    """Return the CRC-32C (Castagnoli) of bytes."""
     value = 0xFFFFFFFF
     for byte in content:
         value = value >> 8 ^ _TABLE[(value ^ byte) & 0xFF]

@@ -1,4 +1,4 @@
-"""The run: epochs of steps, validation, checkpoints, and every way in which it can end."""
+"""A training run: epochs of steps, validation, checkpoints, and all the ways in which a run can end."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ import mindspore as ms
 import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
-from neonext_ms.checkpoint.infer_architecture import read_architecture
-from neonext_ms.common.errors import InputError, UsageError, listed
+from neonext_ms.checkpoint.infer_architecture import infer_architecture
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.signals import in_main_thread
+from neonext_ms.common.text import format_size, list_names, plural
 from neonext_ms.models.neonext import NeoNeXt
 
 from . import distributed
-from .config.schema import Config, config_yaml
+from .config.load import config_yaml
+from .config.schema import Config
 from .console import ProgressLine
-from .data.broken import BrokenImages
 from .data.datasets import open_dataset
+from .data.image_sets import BrokenImages
 from .data.loader import TrainBatch, TrainLoader, validation_batches
 from .optimizers import full_rate
-from .plan import Plan, check_network, make_plan
+from .plan import check_network, make_plan
 from .precision import check_precision
 from .run_state import Checkpoints, Progress, load_state, save_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
@@ -36,32 +38,32 @@ from .schedule import learning_rate
 from .step import MODEL, StepResult, TrainStep
 from .validation import Evaluation, Evaluator
 
-CHECKPOINTS, CONFIG, FAILED = "checkpoints", "config.yaml", "failed"
-# What may differ when a run goes on, and still give the same weights.
+_CHECKPOINTS = "checkpoints"
+# Parts and keys that may change when a run is resumed without changing the weights (but for run.seed).
 _FREE = ("run", "data.path", "data.workers", "data.processes", "data.cache", "data.val_batch_size", "data.broken_limit")
 
 
 class StoppedError(Exception):
-    """The run was told to end; its state is saved."""
+    """A signal or `run.stop_after` ended the run. Its state is saved."""
 
 
 class NotFiniteError(InputError):
-    """The loss or a gradient became NaN or infinite; the state before it is saved."""
+    """A loss or gradient that is NaN or infinite. The state before it is saved."""
 
 
 class Trainer:
     """A training run.
 
     Args:
-        config: everything about it; `run.output` must be set.
-        resume: "auto" to go on from the newest checkpoint in `run.output` if there is one, or the path of one.
-        command: what was typed, for `run.json`.
-        note: told what a person should hear, one line at a time.
-        report: told the result of every epoch.
-        shard: which part of the training images this process takes, if not that of its card.
+        config: configuration; `run.output` must be set.
+        resume: path of a checkpoint or run, or "auto" for the newest checkpoint in `run.output` if there is one.
+        command: command line, for `run.json`.
+        note: called with messages to show to the user.
+        report: called with the results of every epoch as text.
+        shard: rank and number of parts of the training images, if not those of the card; for tests.
 
     Raises:
-        InputError, UsageError: something is not as it has to be; nothing was written then.
+        InputError, UsageError: the configuration, the data or the checkpoint is invalid. Nothing is written then.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Trainer:
         shard: tuple[int, int] | None = None,
     ):
         if config.run.output is None:
-            raise UsageError("run.output is not set; name the folder of the run")
+            raise UsageError("run.output is not set. Name the folder of the run.")
         self.config = config
         self.output = Path(config.run.output)
         self.command = list(command)
@@ -82,12 +84,13 @@ class Trainer:
         self.note = note if self.cards.first else lambda text: None
         self.report = report if self.cards.first else lambda text: None
         check_precision(config.precision, ms.get_context("device_target"))
-        self.checkpoints = Checkpoints(self.output / CHECKPOINTS, config.run.keep)
+        self.checkpoints = Checkpoints(self.output / _CHECKPOINTS, config.run.keep)
         resumed = self._find_state(resume)
         self.train_images, self.val_images = open_dataset(config.data)
         if len(self.train_images.classes) != len(self.val_images.classes):
             raise InputError("training and validation images have different classes")
-        self.plan: Plan = make_plan(config, self.train_images, self.note)
+        self.plan = make_plan(config, self.train_images, self.note)
+        # All cards start from the weights of the first one; the step keeps them equal from then on.
         model = NeoNeXt.from_architecture(self.plan.architecture, self.cards.broadcast(self.plan.weights))
         self.step = TrainStep(
             model,
@@ -106,6 +109,7 @@ class Trainer:
             self.step.drop_path_rates,
             shard or (self.cards.rank, self.cards.world),
         )
+        self.log: RunLog | None = None
         self.evaluator = Evaluator(replace(self.plan.architecture, drop_path=0.0), self.cards, config.run.jit)
         self.progress = Progress(seed=config.run.seed, world=self.cards.world, config=config.to_dict())
         if resumed:
@@ -120,16 +124,20 @@ class Trainer:
         """Train to the end.
 
         Returns:
-            What came out, plain values: `steps`, `epochs`, `best`, `last`, `files`, `seconds`.
+            Results as plain values, such as `steps`, `best`, `last`, `files` and `seconds`.
 
         Raises:
-            NotFiniteError: NaN or infinity.
-            InputError: too many broken images, a disk that is full, ...; the message says what to do.
-            StoppedError: a signal or `run.stop_after` ended the run; its state is saved.
+            NotFiniteError: a loss or gradient is NaN or infinite.
+            InputError: too many images are broken, the disk is full, ...; the message says what to do.
+            StoppedError: a signal or `run.stop_after` ended the run. Its state is saved.
         """
-        with self._alone(), self._signals():
-            self._describe()
-            self.log = RunLog(self.output, self.progress.step) if self.cards.first else None
+        with self._lock(), self._signals():
+            if self.cards.first:
+                with atomic(self.output / "config.yaml") as staged:
+                    staged.write_text(config_yaml(self.config), encoding="utf-8")
+                start = {**describe_run(self.command), "cards": self.cards.world, "step": self.progress.step}
+                write_run(self.output, start)
+                self.log = RunLog(self.output, self.progress.step)
             return self._train()
 
     def _train(self) -> dict:
@@ -143,6 +151,7 @@ class Trainer:
             epoch_start = time.monotonic()
             speed = self._speed(self._epoch(line))
             line.clear()
+            # Cards that drifted apart would go on silently, each with its own network.
             self.cards.check_same(self.step.weights(), "weights")
             epoch = self.progress.epoch
             if (epoch + 1) % self.config.run.validate_every == 0 or epoch + 1 == schedule.epochs:
@@ -150,6 +159,7 @@ class Trainer:
             self.progress = replace(self.progress, epoch=epoch + 1, done=0)
             self._save()
         if not last:
+            # A run that is resumed after its last epoch trains nothing, but still has results.
             last = self._evaluate()
         return {
             "output": str(self.output),
@@ -166,25 +176,28 @@ class Trainer:
         }
 
     def _epoch(self, line: ProgressLine) -> float | None:
-        """Train for what is left of the epoch; seconds that a step took, or None if there was only the first one.
+        """Train for the rest of the epoch; return the seconds per step, or None after a single step.
 
-        The first step of a process is not counted: it compiles.
+        The first step is not counted, because it may compile.
         """
         config, per_epoch = self.config, self.loader.updates_per_epoch
         line.start()
         images = hits = 0
         losses: list[float] = []
-        since, counted_from, counted = time.monotonic(), None, 0
+        since = time.monotonic()
+        counted_from: float | None = None
+        counted = 0
         for group in self._groups():
-            self._note_broken([text for batch in group for text in batch.broken])
+            self._report_broken([text for batch in group for text in batch.broken])
             rate = learning_rate(config.schedule, self.rate, self.progress.step, per_epoch)
             result = self.step([batch.inputs for batch in group], rate)
             if not result.applied:
-                self._skipped(result, group)
+                self._handle_overflow(result, group)
+            # A skipped step counts, so that the schedule and the position in the data do not depend on overflows.
             self.progress = replace(self.progress, step=self.progress.step + 1, done=self.progress.done + 1)
             images, hits = images + self.global_batch, hits + result.hits
             losses.append(result.loss)
-            line.show(self.progress, result, hits / images, self.step.scale)
+            line.update(self.progress, result, hits / images, self.step.scale)
             step = self.progress.step
             if counted_from is None:
                 counted_from = time.monotonic()
@@ -192,38 +205,42 @@ class Trainer:
                 counted += 1
             if self.log and (step % config.run.log_every == 0 or self.progress.done == per_epoch):
                 seconds = time.monotonic() - since
-                self.log.step(
-                    {
-                        "step": step,
-                        "epoch": self.progress.epoch,
-                        "loss": _finite(np.mean(losses)),
-                        "accuracy": hits / images,
-                        "rate": rate,
-                        "norm": _finite(result.norm),
-                        "scale": result.scale,
-                        "skipped": step - self.step.updates,
-                        "images_per_second": round(images / seconds, 1),
-                    }
-                )
+                loss = float(np.mean(losses))
+                row = {
+                    "step": step,
+                    "epoch": self.progress.epoch,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "accuracy": hits / images,
+                    "rate": rate,
+                    "norm": result.norm if math.isfinite(result.norm) else None,
+                    "scale": result.scale,
+                    "skipped": step - self.step.updates,
+                    "images_per_second": round(images / seconds, 1),
+                }
+                self.log.step(row)
                 images, hits, losses, since = 0, 0, [], time.monotonic()
+            # All cards stop after the same step, whichever of them got the signal; else the others would wait forever.
             if self.cards.any(self._stop_signal is not None) or step == config.run.stop_after:
                 self._stop(line)
             if config.run.checkpoint_every and step % config.run.checkpoint_every == 0:
                 self._save()
-        return (time.monotonic() - counted_from) / counted if counted else None
+        return (time.monotonic() - counted_from) / counted if counted_from is not None and counted else None
 
     def _speed(self, seconds: float | None) -> dict[str, float]:
-        """Images a second, and with several cards the share of a step that its messages take when sent alone."""
-        if self.cards.world == 1:
-            return {"images_per_second": round(self.global_batch / seconds, 1)} if seconds else {}
-        exchange = self.cards.exchange_seconds(self.step.messages)
+        """Return images per second, and with several cards the share of a step that its messages take alone."""
+        # Before the check of `seconds`: all cards have to take part.
+        exchange = self.cards.exchange_seconds(self.step.messages) if self.cards.world > 1 else None
         if not seconds:
             return {}
-        speed = round(self.global_batch / seconds, 1)
-        return {"images_per_second": speed, "communication": round(min(1.0, exchange / seconds), 4)}
+        speed = {"images_per_second": round(self.global_batch / seconds, 1)}
+        return speed if exchange is None else {**speed, "communication": round(min(1.0, exchange / seconds), 4)}
 
     def _groups(self) -> Iterator[list[TrainBatch]]:
-        """The batches that are left of this epoch; workers that a signal ended do not look like a defect."""
+        """Yield the remaining batches of this epoch.
+
+        A signal to the process group also ends the workers that read images. MindSpore reports them as failed, which is
+        the end of the run and not a defect.
+        """
         groups = self.loader.epoch(self.progress.epoch, self.progress.done)
         while True:
             try:
@@ -242,43 +259,46 @@ class Trainer:
         if line:
             line.clear()
         path = self._save()
-        why = f"run.stop_after={self.config.run.stop_after}"
+        reason = f"run.stop_after={self.config.run.stop_after}"
         if self._stop_signal is not None:
-            why = signal.Signals(self._stop_signal).name
-        raise StoppedError(f"{why} after step {self.progress.step}: saved {path}; go on with --resume auto")
+            reason = signal.Signals(self._stop_signal).name
+        raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")
 
-    def _skipped(self, result: StepResult, group: Sequence[TrainBatch]) -> None:
-        """Say that a step overflowed, or end the run where no smaller loss scale can help."""
+    def _handle_overflow(self, result: StepResult, group: Sequence[TrainBatch]) -> None:
+        """Report a step that overflowed, or end the run if a smaller loss scale cannot help.
+
+        It cannot if the loss itself is not finite, or if the scale is fixed or already at its minimum.
+        """
         step = self.progress.step + 1
         if self.step.dynamic_scale and math.isfinite(result.loss) and result.scale > self.step.scale:
-            text = f"step {step} overflowed and is skipped; loss scale {result.scale:g} -> {self.step.scale:g}"
-            self.note(text)
+            self.note(f"step {step} overflowed and is skipped; loss scale {result.scale:g} -> {self.step.scale:g}")
             if self.log:
                 self.log.event("overflow", {"step": step, "scale": self.step.scale})
             return
         files = [self.train_images.name(i) for batch in group for i in batch.indices]
         what = "the loss" if not math.isfinite(result.loss) else "a gradient"
         saved = ""
-        if self.cards.first:
-            folder = self.output / FAILED
-            state = folder / f"step-{step:09d}.safetensors"
+        if self.log:
+            state = self.output / "failed" / f"step-{step:09d}.safetensors"
+            # The skipped step has changed nothing, so this is the state before it.
             save_state(state, self.step.state(), self.progress, self.plan.metadata)
             names = state.with_suffix(".txt")
             with atomic(names) as staged:
                 staged.write_text("".join(f"{name}\n" for name in files), encoding="utf-8", errors="surrogateescape")
             self.log.event("failed", {"step": step, "what": what, "state": str(state)})
             saved = (
-                f"the state before it is {state}, the files of its batch are listed in {names}:\n{listed(files, 5)}\n"
+                f"The state before this step is {state}; the images of its batch are listed in {names}:\n"
+                f"{list_names(files, 5)}\n"
             )
         raise NotFiniteError(
-            f"step {step} (epoch {self.progress.epoch}): {what} is not a finite number; {saved}lower optimizer.lr, set "
-            "optimizer.clip_norm, or look at these images"
+            f"step {step} (epoch {self.progress.epoch}): {what} is not a finite number. {saved}Lower optimizer.lr, set "
+            "optimizer.clip_norm, or check these images."
         )
 
-    def _note_broken(self, messages: Sequence[str]) -> None:
+    def _report_broken(self, messages: Sequence[str]) -> None:
         for text in self.broken.add(messages):
-            # On any card: each has seen images of its own.
-            print(f"note: left out: {text}", file=sys.stderr)
+            # Printed by every card, since each reads other images.
+            print(f"note: skipped: {text}", file=sys.stderr)
             if self.log:
                 self.log.event("broken", {"message": text})
 
@@ -295,7 +315,7 @@ class Trainer:
             self.val_images, self.config, self.plan.preprocessing, self.plan.size, (self.cards.rank, self.cards.world)
         )
         for batch in batches:
-            self._note_broken(batch[3])
+            self._report_broken(batch[3])
             yield batch
 
     def _validate(self, epoch: int, seconds: float, speed: dict[str, float]) -> dict[str, Evaluation]:
@@ -310,7 +330,7 @@ class Trainer:
         if speed:
             text += f"  {speed['images_per_second']:g} images/s"
         if "communication" in speed:
-            text += f", {100 * speed['communication']:.1f} % of it communication"
+            text += f", {100 * speed['communication']:.1f} % communication"
         self.report(f"epoch {epoch + 1}/{self.config.schedule.epochs}  {text}  {seconds:.1f} s")
         for name, result in results.items():
             if result.top1 > self.progress.best.get("top1", -1):
@@ -318,7 +338,7 @@ class Trainer:
                 self.progress = replace(self.progress, best=best)
                 self._write_weights("best", name)
                 if self.cards.first:
-                    write_predictions(self.output, self.val_images, result.predicted)
+                    write_predictions(self.output, self.val_images, result.predicted.tolist())
         return results
 
     def _write_weights(self, stem: str, name: str) -> Path:
@@ -334,86 +354,86 @@ class Trainer:
         return {**files, "best": str(self.output / "best.safetensors")}
 
     def _save(self) -> Path:
-        path = self.checkpoints.folder / f"step-{self.progress.step:09d}.safetensors"
         if self.cards.first and self._saved != self.progress:
-            path = self.checkpoints.save(self.step.state(), self.progress, self.plan.metadata)
+            self.checkpoints.save(self.step.state(), self.progress, self.plan.metadata)
         self._saved = self.progress
+        # No card may end, or report the file, before it is complete.
         self.cards.wait()
-        return path
+        return self.checkpoints.path(self.progress.step)
 
     def _find_state(self, resume: str | None):
-        """Path, arrays and progress to go on from, or None for a new run."""
+        """Return path, arrays and progress to resume from, or None for a new run."""
         if resume is None:
             if self.checkpoints.paths():
                 raise UsageError(
-                    f"{self.output}: holds a run already; go on with --resume auto, or choose another folder with "
-                    "run.output=FOLDER"
+                    f"{self.output}: contains a run already. Resume it with --resume auto, or choose another folder "
+                    "with run.output=FOLDER."
                 )
             return None
         if resume == "auto":
-            found = self.checkpoints.newest(self.note)
-            if found is None:
+            state = self.checkpoints.newest(self.note)
+            if state is None:
                 self.note(f"{self.output}: no checkpoint yet; starting from the beginning")
-            return found
+            return state
         path = Path(resume)
         if path.is_dir():
-            folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-            found = Checkpoints(folder, 1).newest(self.note)
-            if found is None:
-                raise InputError(f"{path}: no checkpoints there; name a run's folder or a file step-*.safetensors")
-            return found
+            folder = path / _CHECKPOINTS if (path / _CHECKPOINTS).is_dir() else path
+            state = Checkpoints(folder, 1).newest(self.note)
+            if state is None:
+                raise InputError(f"{path}: no checkpoints. Name the folder of a run or a file step-*.safetensors.")
+            return state
         return path, *load_state(path)
 
     def _continue(self, path: Path, arrays, progress: Progress) -> None:
-        held = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
-        network = read_architecture(held, str(path))
-        check_network(network, self.plan.architecture, str(path), "resume with the configuration that it was made with")
+        shapes = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
+        network = infer_architecture(shapes, str(path))
+        check_network(network, self.plan.architecture, str(path), "Resume with the configuration of that run.")
         self.step.load_state(arrays, str(path))
         if changes := _changes(progress.config, self.progress.config):
-            self.note("the configuration changed, so the run goes on but not as it would have:\n" + listed(changes))
+            self.note(f"the configuration changed, so the resumed run will differ:\n{list_names(changes)}")
         if progress.world != self.cards.world:
-            self.note(f"the run had {progress.world} cards and has {self.cards.world} now; it cannot go on exactly")
+            self.note(
+                f"the run had {plural(progress.world, 'card')} and now has {self.cards.world}, so the resumed run will "
+                "differ"
+            )
         self.progress = replace(progress, seed=self.progress.seed, world=self.cards.world, config=self.progress.config)
         self.note(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}")
 
     def _announce(self) -> None:
         optimizer, cards = self.config.optimizer, self.cards.world
         self.note(
-            f"{self.plan.architecture.parameters():,} parameters, input 3x{self.plan.size[0]}x{self.plan.size[1]}, "
+            f"{self.plan.architecture.parameters():,} parameters, input {format_size((3, *self.plan.size))}, "
             f"{len(self.train_images):,} training and {len(self.val_images):,} validation images in "
-            f"{len(self.train_images.classes):,} classes, {self.loader.updates_per_epoch:,} steps an epoch"
+            f"{plural(len(self.train_images.classes), 'class', 'classes')}, "
+            f"{plural(self.loader.updates_per_epoch, 'step')} per epoch"
         )
         self.note(
-            f"learning rate {self.rate:.4g} for {self.global_batch} images a step ({self.config.data.batch_size} x "
-            f"{cards} cards x {optimizer.accumulate}), from {optimizer.lr:.4g} for {optimizer.reference_batch} by the "
-            f"rule {optimizer.lr_rule!r}"
+            f"learning rate {self.rate:.4g} for {self.global_batch} images per step ({self.config.data.batch_size} x "
+            f"{plural(cards, 'card')} x {optimizer.accumulate}), scaled from {optimizer.lr:.4g} for "
+            f"{optimizer.reference_batch} by the rule {optimizer.lr_rule!r}"
         )
 
-    def _describe(self) -> None:
-        if not self.cards.first:
-            return
-        with explained(self.output / CONFIG), atomic(self.output / CONFIG) as staged:
-            staged.write_text(config_yaml(self.config), encoding="utf-8")
-        write_run(self.output, {**describe_run(self.command), "cards": self.cards.world, "step": self.progress.step})
-
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the run's folder, so that no second run writes into it."""
+    def _lock(self) -> Iterator[None]:
+        """Lock the folder of the run, so that no second run writes into it."""
         if not self.cards.first:
             yield
             return
         with explained(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.output, wait=False) as held:
-            if not held:
+        with exclusive(self.output, wait=False) as locked:
+            if not locked:
                 raise InputError(
-                    f"{self.output}: another run is writing there; wait for it, or choose another run.output"
+                    f"{self.output}: in use by another run. Wait for its end, or choose another run.output."
                 )
             yield
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C end the run after the step that is being computed; a second one ends it at once."""
+        """Make SIGTERM and Ctrl-C end the run after the current step, with its state saved; a second one does at once.
+
+        Stopping inside a step would leave weights, moving average and statistics of different steps.
+        """
 
         def stop(number, frame):
             if self._stop_signal is not None:
@@ -430,17 +450,13 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _changes(before: dict, after: dict) -> list[str]:
-    """Keys whose values differ, with both values, but for those that change nothing."""
-    found = []
+    """Return the keys whose values differ, with both values, without keys that do not affect the weights."""
+    changes = []
     for part, values in after.items():
         for leaf, value in values.items():
             key = f"{part}.{leaf}"
             old = before.get(part, {}).get(leaf)
             if old != value and key not in _FREE and (part not in _FREE or leaf == "seed"):
-                found.append(f"{key}: {old} -> {value}")
-    return found
+                changes.append(f"{key}: {old} -> {value}")
+    return changes

@@ -1,4 +1,4 @@
-"""Accuracy and loss on the validation images, over all cards."""
+"""Loss and accuracy on the validation images over all cards."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from neonext_ms.models.neonext import NeoNeXt
 
 from .distributed import Cards
 
-TOP = 5
+_TOP = 5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a validation.
+    """Results of a validation.
 
     Attributes:
-        images: that were counted.
+        images: number of images that could be read.
         loss: mean cross-entropy.
-        top1, top5: shares of the images.
-        predicted: class of every image of the set, -1 for one that was not counted.
+        top1, top5: accuracies as fractions of the images.
+        predicted: predicted class of every image of the set, -1 for one that could not be read.
     """
 
     images: int
@@ -37,12 +37,18 @@ class Evaluation:
     predicted: np.ndarray
 
     def figures(self) -> dict[str, float]:
-        """All but the single images, as plain values."""
+        """Return the results without those of single images, as plain values."""
         return {"images": self.images, "loss": self.loss, "top1": self.top1, "top5": self.top5}
 
 
 class Evaluator:
-    """A network of its own for validation, compiled once, whatever weights are put into it."""
+    """A second network for validation, compiled once for all weights.
+
+    Args:
+        architecture: architecture of the network.
+        cards: cards that share the validation images.
+        jit: whether to compile the network.
+    """
 
     def __init__(self, architecture: Architecture, cards: Cards, jit: bool = True):
         self.cards = cards
@@ -51,28 +57,35 @@ class Evaluator:
         self._run = ms.jit(self.model.construct) if jit else self.model.construct
 
     def __call__(self, weights: Mapping[str, np.ndarray], batches: Iterable, count: int) -> Evaluation:
-        """Figures of these weights (official names) on batches of `loader.validation_batches`; `count` is all images.
+        """Validate weights.
+
+        Args:
+            weights: arrays by official name.
+            batches: batches of `loader.validation_batches`.
+            count: number of images in the set.
 
         Raises:
-            InputError: no image counts.
+            InputError: no image can be read.
         """
         for parameter in self.model.get_parameters():
-            # In place: a compiled graph does not notice `set_data`.
+            # In place, because a compiled graph keeps the old tensor after `set_data`.
             ops.assign(parameter, Tensor(weights[official_name(parameter.name)]))
         sums = np.zeros(4)
-        # Each card fills in its own images, the sum is all of them.
-        predicted = np.zeros(count)
+        # Class + 1, so that the sum over the cards is right: each card leaves 0 for the images of the others.
+        classes = np.zeros(count)
         for images, labels, indices, _ in batches:
+            # Padding and broken images have index -1.
             counts = indices >= 0
             logits = self._run(Tensor(images)).asnumpy().astype(np.float64)
-            order = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+            order = np.argsort(-logits, axis=1, kind="stable")[:, :_TOP]
             hits = order == labels[:, None]
+            # Log-softmax in float64, stable by the shift.
             shifted = logits - logits.max(axis=1, keepdims=True)
             losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
-            predicted[indices[counts]] = order[counts, 0] + 1
+            classes[indices[counts]] = order[counts, 0] + 1
             sums += [counts.sum(), losses[counts].sum(), hits[counts, :1].sum(), hits[counts].sum()]
         images, loss, top1, top5 = self.cards.total(sums).tolist()
         if not images:
-            raise InputError("no validation image can be read; check the files named above")
-        predicted = self.cards.total(predicted).astype(np.int64) - 1
+            raise InputError("no validation image can be read. Check the files named above.")
+        predicted = self.cards.total(classes).astype(np.int64) - 1
         return Evaluation(int(images), loss / images, top1 / images, top5 / images, predicted)

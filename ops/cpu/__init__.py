@@ -1,5 +1,5 @@
-"""C++ kernels for float32 on the CPU: GELU, NeoCell, linear layers over channels, BatchNorm's gradients.
+"""C++ kernels for float32 on the CPU: GELU, NeoCell, pointwise layers, layer scale, gradients of BatchNorm.
 
-They are compiled on first use (`library`) and called through `ops.Custom` (`operators`). Where they cannot be had, and
-with NEONEXT_CPU_OPS=0, MindSpore's own operations do the same.
+They are compiled on first use (`library`) and called through `ops.Custom` (`operators`). MindSpore's own operations
+take their place if the kernels cannot be built or NEONEXT_CPU_OPS=0 is set.
 """

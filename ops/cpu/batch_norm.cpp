@@ -1,6 +1,13 @@
-// Gradients of BatchNorm in training, with the batch's statistics computed again, all sums in float64.
+// Gradients of BatchNorm in training with respect to x, gamma and beta. x and dy are (N, C, H, W), gamma is (C).
 //
-// MindSpore's own kernel adds in float32 one by one; see BatchNorm in neonext_ms/models/neonext.py for what that costs.
+// With m and v the mean and variance of a channel over N, H and W, n = N * H * W and r = 1 / sqrt(v + epsilon):
+//
+//     dbeta = sum dy,   dgamma = r * sum dy (x - m),   dx = gamma * r * (dy - dbeta / n - (x - m) * r * dgamma / n)
+//
+// MindSpore's own kernel adds in float32 one by one; BatchNorm in neonext_ms/models/neonext.py says what that costs.
+// Here the statistics are computed again instead of being passed from the forward pass, because that takes no memory
+// and gives both passes over x sums that end in float64. One thread takes a channel with all its images, so the order
+// of the sums is fixed.
 
 #include <cmath>
 
@@ -31,6 +38,7 @@ NEONEXT_KERNEL(batch_norm_grad) {
       plain.first += sums.first;
       plain.second += sums.second;
     }
+    // A second pass around the mean: sums of squares minus the squared mean would cancel.
     const float mean = static_cast<float>(plain.first / count);
     for (int64_t n = 0; n < images; ++n) {
       const float *const from = x + (n * channels + channel) * area;
@@ -43,14 +51,14 @@ NEONEXT_KERNEL(batch_norm_grad) {
       centred.first += sums.first;
       centred.second += sums.second;
     }
-    // What the rounding of the mean left.
+    // `rest` is the rounding error of the float32 mean. The corrections for it below are exact.
     const double rest = plain.first / count - mean;
     const double variance = centred.first / count - rest * rest;
     const double inverse = 1 / std::sqrt(variance + epsilon);
     const double covariance = centred.second - rest * plain.second;
     dgamma[channel] = static_cast<float>(covariance * inverse);
     dbeta[channel] = static_cast<float>(plain.second);
-    // dx = scale * (dy - dbeta / count - (x - mean) * slope)
+    // dx = scale * (dy - dbeta / count - (x - mean - rest) * slope), with everything but dy and x in one constant each.
     const double slope = covariance * inverse * inverse / count;
     const float scale = static_cast<float>(gamma[channel] * inverse);
     const float factor = static_cast<float>(slope);

@@ -1,7 +1,10 @@
-// GELU in its exact form, x * Phi(x) with Phi the normal distribution, and its derivative Phi(x) + x * phi(x).
+// GELU in its exact form, x * Phi(x), and its gradient, dy * (Phi(x) + x * phi(x)), on tensors of any shape. Phi and
+// phi are the distribution function and the density of the standard normal distribution.
 //
-// Phi(-a) = exp(-a^2 / 2) * R(a) for a >= 0, R by a polynomial in 1 / (1 + p a). The polynomial was fitted so that
-// Phi is off by at most 3.2e-10 before rounding: less than float32 can tell.
+// The erf of the C library computes one value at a time, with branches. Here everything is branch-free arithmetic that
+// the compiler vectorizes: Phi(-a) = exp(-a^2 / 2) * R(a) for a >= 0, with R a polynomial in
+// t = 1 / (1 + 0.24 a). The coefficients were fitted so that the error of Phi is at most 3.2e-10 before rounding, far
+// below the resolution of float32. Both kernels share the exponential: phi(a) = exp(-a^2 / 2) / sqrt(2 pi).
 
 #include <algorithm>
 
@@ -13,16 +16,17 @@ namespace {
 
 constexpr int64_t kBlock = 8192;
 constexpr float kInverseSqrtTwoPi = 0.3989422804014327f;
-// Beyond it Phi is 0 or 1, and the exponential is still a normal number.
+// Beyond this, Phi is 0 or 1 in float32. The clamp keeps the exponential a normal number, as subnormals are slow.
 constexpr float kFarthest = 13.0f;
 
-// exp(u) for -87 <= u <= 0: 2^n * exp(r) with |r| <= ln(2) / 2.
+// Returns exp(u) for -87 <= u <= 0 as 2^n * exp(r) with |r| <= ln(2) / 2, exp(r) by its Taylor polynomial.
 inline float exponential(float u) {
   constexpr float kLog2E = 1.44269504088896341f, kRound = 12582912.0f;
   constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723e-6f;
-  // Adding 1.5 * 2^23 leaves the nearest whole number in the last bits.
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits of the float.
   const float shifted = u * kLog2E + kRound;
   const float n = shifted - kRound;
+  // ln(2) in two parts, the first with trailing zeros, so that n * kLn2High is exact.
   const float r = (u - n * kLn2High) - n * kLn2Low;
   float p = 1.0f / 720;
   p = p * r + 1.0f / 120;
@@ -33,13 +37,14 @@ inline float exponential(float u) {
   p = p * r + 1.0f;
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
+  // The integer n, moved into the exponent field, is 2^n.
   bits = (bits - 0x4B400000u + 127u) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof(power));
   return p * power;
 }
 
-// exp(-a^2 / 2) and Phi(-a) of a = |x|.
+// a = |x| (clamped), exp(-a^2 / 2) and Phi(-a).
 struct Tail {
   float magnitude, exponential, phi;
 };
@@ -72,6 +77,7 @@ NEONEXT_KERNEL(gelu) {
 #pragma GCC ivdep
     for (int64_t i = block * neonext::kBlock; i < last; ++i) {
       const neonext::Tail t = neonext::tail(x[i]);
+      // x Phi(x) = max(x, 0) - |x| Phi(-|x|): one formula for both signs, without cancellation.
       y[i] = (x[i] > 0 ? x[i] : 0.0f) - t.magnitude * t.phi;
     }
   });
@@ -92,6 +98,7 @@ NEONEXT_KERNEL(gelu_grad) {
     for (int64_t i = block * neonext::kBlock; i < last; ++i) {
       const neonext::Tail t = neonext::tail(x[i]);
       const float slope = neonext::kInverseSqrtTwoPi * t.exponential * t.magnitude;
+      // The derivative at -|x|; at |x| it is 1 minus that.
       const float rest = t.phi - slope;
       dx[i] = dy[i] * (x[i] > 0 ? 1.0f - rest : rest);
     }

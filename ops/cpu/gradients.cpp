@@ -1,4 +1,8 @@
-// What a training step does with all gradients before the optimizer has them.
+// Operations of a training step on each gradient before the optimizer: the sum of squares for the global norm, and
+// scaling for the loss scale and for clipping. x is float32 of any shape, factor is (1).
+//
+// Both are bound by memory, so the norm multiplies by the factor while it reads x instead of reading a scaled copy.
+// Fixed pieces of 64 Ki values keep the order of the sums independent of the number of threads.
 
 #include <algorithm>
 #include <vector>
@@ -18,7 +22,7 @@ NEONEXT_KERNEL(sum_of_squares) {
   const int64_t size = neonext::elements(dims[0], shapes[0]);
   const float *const x = static_cast<const float *>(data[0]);
   const float factor = *static_cast<const float *>(data[1]);
-  // Added in one order, whichever thread made them.
+  // One sum per piece, added in order below, whichever thread computed it.
   std::vector<double> partial(pieces(size));
   double *const sums = partial.data();
   neonext::parallel(pieces(size), [=](int64_t piece) {
@@ -45,6 +49,7 @@ NEONEXT_KERNEL(scaled) {
   float *const y = static_cast<float *>(data[2]);
   neonext::parallel(pieces(size), [=](int64_t piece) {
     const int64_t first = piece * kPiece, last = std::min(first + kPiece, size);
+    // The factor 0 discards the gradients of a step that overflowed, and 0 * inf would be NaN.
     if (factor == 0) {
       std::fill(y + first, y + last, 0.0f);
       return;

@@ -1,4 +1,8 @@
-// What all kernels share: the vector type, and the signatures by which MindSpore's `ops.Custom` calls them.
+// The interface of all kernels: the signatures by which MindSpore's `ops.Custom(func_type="aot")` calls them, and the
+// vector type that they compute with.
+//
+// Every kernel takes and returns contiguous float32 tensors on the CPU (tables of geometry are int32). operators.py
+// lists the inputs and outputs of each kernel, which come in that order in `data` and `shapes`.
 
 #pragma once
 
@@ -6,15 +10,18 @@
 #include <cstring>
 #include <vector>
 
-// The kernel `name`: inputs, then outputs.
+// Defines the kernel `name`. Its body reads inputs and writes outputs and returns 0.
 #define NEONEXT_KERNEL(name)                                                                                         \
   extern "C" int name([[maybe_unused]] int count, [[maybe_unused]] void **data, [[maybe_unused]] int *dims,          \
                       [[maybe_unused]] int64_t **shapes, [[maybe_unused]] const char **types,                        \
                       [[maybe_unused]] void *stream, [[maybe_unused]] void *extra)
 
-// The shape of its only output, or of its several outputs, from the inputs' `shapes`; `shape(i)` is that of input i.
-// Open sizes are -1 here. Every output has the type of the first input. MindSpore looks for the names in C, though it
-// is C++ that is handed over; a type that only Python knows would be lost where a pass copies the operator.
+// Define how the shape of the only output, or of several outputs, follows from the shapes of the inputs; `shape(i)` is
+// that of input i, with -1 for a dynamic size. Every output has the type of the first input.
+//
+// Shapes and types are inferred here instead of in Python, because a type that only Python knows is lost where a pass
+// over the graph copies the operator. MindSpore looks up unmangled names, hence extern "C", although it passes and
+// expects C++ types.
 #define NEONEXT_SHAPE_AS(result, name)                                                                               \
   static result name##_shape(const neonext::InputShape &shape, int64_t **shapes);                                    \
   extern "C" result name##InferShape(int *dims, int64_t **shapes, void *) {                                          \
@@ -30,7 +37,7 @@
   }                                                                                                                  \
   NEONEXT_SHAPE_AS(std::vector<std::vector<int64_t>>, name)
 
-// As MindSpore declares it.
+// Declared as in MindSpore; only passed through.
 enum TypeId : int;
 
 namespace neonext {
@@ -42,10 +49,11 @@ struct InputShape {
   std::vector<int64_t> operator()(int index) const { return {shapes[index], shapes[index] + dims[index]}; }
 };
 
-// The compiler splits it where the machine's vectors are shorter.
+// 16 floats fill an AVX-512 register. The compiler splits the type where the vectors of the machine are shorter.
 constexpr int kLanes = 16;
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
 
+// A copy instead of a cast: the address need not be aligned, and the compiler turns it into one instruction.
 inline Vector load(const float *from) {
   Vector value;
   std::memcpy(&value, from, sizeof(value));
@@ -54,6 +62,7 @@ inline Vector load(const float *from) {
 
 inline void store(float *to, const Vector &value) { std::memcpy(to, &value, sizeof(value)); }
 
+// The sum of the lanes, in float64.
 inline double total(const Vector &value) {
   double sum = 0;
   for (int i = 0; i < kLanes; ++i) {

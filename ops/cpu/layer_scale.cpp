@@ -1,4 +1,8 @@
-// Every channel times a learned factor.
+// Layer scale, y = gamma_c * x for every channel c, and its gradients dx = gamma_c * dy, dgamma_c = sum x * dy.
+// x and dy are (N, C, H, W), gamma is (C).
+//
+// Both kernels are bound by memory, so the gradient computes dgamma and dx of a map while the map is in the cache. One
+// thread takes a channel with all its images, so that the order of the sum is fixed.
 
 #include "kernel.h"
 #include "parallel.h"

@@ -1,11 +1,16 @@
-// NeoCell, Y = A X B for every channel, and its gradients, on maps (N, C, H, W).
+// NeoCell, Y = A X B for every channel, and its gradients dX = A' dY B', dA = sum_n dY B' X', dB = sum_n (A X)' dY.
+// X is (N, C, H, W), Y is (N, C, H_out, W_out); A and B are block-diagonal and given by their small matrices.
 //
-// A block-diagonal matrix times a map is a handful of multiply-adds of whole rows for each block. The same is done for
-// B on the transposed map, so that every size and every cut-off block takes the same path, with full vectors. A thread
-// takes a channel with all its images: the gradients of the matrices are sums in a fixed order.
+// The product of a block-diagonal matrix and a map is a few multiply-adds of whole rows for each block, which run at
+// full vector width along the columns. For B the map is transposed, so that B multiplies rows too. Every matrix size,
+// every shift and every block that the edge cuts off then takes the same path with full vectors, where dot products of
+// 4 or 7 values along a row would not fill one.
 //
-// The geometry comes from `ops/spec.py` as one table of int32, six numbers a row: the matrices A of all channels, the
-// matrices B (`Small`), then the blocks that they name (`Tile`).
+// One thread takes a channel with all its images: the gradients of the matrices are then sums in a fixed order. It does
+// all steps on one map before the next, while the map is in the cache.
+//
+// C++ derives no geometry. `ops/spec.py` passes it as one table of int32 with six numbers per row: a `Small` for A of
+// every channel, a `Small` for B of every channel, then the `Tile`s that they refer to.
 
 #include <algorithm>
 #include <vector>
@@ -16,12 +21,13 @@
 namespace neonext {
 namespace {
 
-// A channel's matrix: where it starts among all of A or B, its size, and the rows of the table that are its blocks.
+// A small matrix: its offset among all of A or B, its size, and the range of its blocks in the table.
 struct Small {
   int32_t offset, inputs, outputs, tile, tiles, unused;
 };
 
-// Rows of the map that a block reads and writes, and where in the small matrix its part begins (it may be cut off).
+// The rows of the map that a block reads and writes, and where its part of the small matrix starts (an edge may cut the
+// block off).
 struct Tile {
   int32_t input, inputs, matrix_input, output, outputs, matrix_output;
 };
@@ -30,7 +36,7 @@ struct Tiles {
   const Tile *begin, *end;
 };
 
-// A small matrix and the steps from one output and from one input to the next in it.
+// The values of a small matrix, and the strides from one output and from one input to the next.
 struct Matrix {
   const float *values;
   int64_t by_output, by_input;
@@ -38,7 +44,8 @@ struct Matrix {
 
 int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
-// A map with zeros up to whole vectors in both directions.
+// A map padded with zeros to whole vectors in both directions, so that no loop needs a remainder. It starts at a vector
+// boundary.
 class Map {
  public:
   Map(int64_t rows, int64_t columns)
@@ -71,7 +78,7 @@ void write(const Map &map, float *to, int64_t rows, int64_t columns) {
   }
 }
 
-// Interleaving the halves of 16 rows four times transposes them.
+// Transposes in tiles of 16 x 16. Interleaving the two halves of 16 rows four times transposes a tile in registers.
 void transpose(const Map &from, Map &to) {
   for (int64_t i = 0; i < from.rows(); i += kLanes) {
     for (int64_t j = 0; j < from.stride(); j += kLanes) {
@@ -97,7 +104,7 @@ void transpose(const Map &from, Map &to) {
   }
 }
 
-// Output rows = blocks of the matrix times input rows. Rows that no block writes keep their zeros.
+// Computes output rows as blocks of the matrix times input rows. Rows that no block writes keep their zeros.
 void multiply(Tiles tiles, Matrix matrix, const Map &in, Map &out) {
   for (const Tile *tile = tiles.begin; tile != tiles.end; ++tile) {
     for (int64_t column = 0; column < in.stride(); column += kLanes) {
@@ -114,7 +121,7 @@ void multiply(Tiles tiles, Matrix matrix, const Map &in, Map &out) {
   }
 }
 
-// The transpose: input rows = blocks of the transposed matrix times output rows.
+// Computes input rows as blocks of the transposed matrix times output rows.
 void multiply_transposed(Tiles tiles, Matrix matrix, const Map &out, Map &in) {
   for (const Tile *tile = tiles.begin; tile != tiles.end; ++tile) {
     for (int64_t column = 0; column < in.stride(); column += kLanes) {
@@ -131,7 +138,8 @@ void multiply_transposed(Tiles tiles, Matrix matrix, const Map &out, Map &in) {
   }
 }
 
-// sums[matrix element] += products of an output's gradient row with an input row.
+// Adds to sums[matrix element] the products of the output row's gradient with the input row. The sums keep their lanes,
+// which are added only once, after all images.
 void correlate(Tiles tiles, Matrix matrix, const Map &out, const Map &in, Vector *sums) {
   for (const Tile *tile = tiles.begin; tile != tiles.end; ++tile) {
     for (int32_t o = 0; o < tile->outputs; ++o) {
@@ -189,7 +197,7 @@ void write_sums(const std::vector<Vector> &sums, float *to) {
   }
 }
 
-// Channels at a time, so that the buffers of a call serve several.
+// Channels per task. The buffers of a task serve all of them, and enough tasks remain for all threads.
 constexpr int64_t kChannels = 4;
 
 }  // namespace

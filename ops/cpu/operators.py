@@ -1,6 +1,6 @@
-"""The C++ kernels as differentiable MindSpore operators: PyNative and `ms.jit`, any batch, also a dynamic one.
+"""The C++ kernels as differentiable MindSpore operators, in PyNative and under `ms.jit`, for fixed and dynamic batches.
 
-Ask `usable` (and `products_usable` for `pointwise`) first, inside a graph too.
+Check `usable` (for `pointwise`, `products_usable`) before a call, also inside a graph.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import ctypes
 import inspect
 import time
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..spec import NeoCellSpec
-from .library import has_products, library, wanted
+from .library import enabled, has_products, library
 
-# Names of inputs and outputs of each kernel; tables of geometry are int32, all else is float32.
+# Names of the inputs and outputs of each kernel. Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
     "gelu": (("x",), ("y",)),
     "gelu_grad": (("x", "dy"), ("dx",)),
@@ -40,8 +40,8 @@ _EXPORT = inspect.unwrap(ms.export).__code__
 
 @lru_cache(maxsize=32)
 def _kernel(name: str):
-    # Shapes and types are inferred in C++: MindSpore cannot call Python for them where the batch is dynamic, or where
-    # a pass over the graph has copied the operator.
+    # Shapes and types are inferred in C++. MindSpore cannot call Python for them if the batch is dynamic or if a pass
+    # over the graph has copied the operator.
     inputs, outputs = _SIGNATURES[name]
     info = ops.CustomRegOp(f"neonext_{name}")
     for index, tensor in enumerate(inputs):
@@ -59,17 +59,17 @@ def _kernel(name: str):
 
 
 def available(dtype) -> bool:
-    """Whether tensors of this type can go through the kernels: float32 on the CPU, with a compiler, not switched off.
+    """Return True if the kernels take this dtype: float32 on the CPU, with a compiler, not switched off.
 
-    Not inside `mindspore.export`: the file would need this machine's shared object.
+    The result is False inside `mindspore.export`, because the file would need the shared object of this machine.
     """
-    if dtype != ms.float32 or not wanted() or ms.get_context("device_target") != "CPU" or _exporting():
+    if dtype != ms.float32 or not enabled() or ms.get_context("device_target") != "CPU" or _exporting():
         return False
     return library() is not None
 
 
 def _exporting() -> bool:
-    # MindSpore does not tell what it compiles for, but it compiles on the stack of the call.
+    # MindSpore does not say what it compiles a graph for, but the call to `export` is still on the stack.
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is _EXPORT:
@@ -80,13 +80,13 @@ def _exporting() -> bool:
 
 @ops.constexpr
 def usable(dtype):
-    """`available`, for use inside a graph."""
+    """Evaluate `available` inside a graph."""
     return available(dtype)
 
 
 @ops.constexpr
 def products_usable(dtype):
-    """Whether `pointwise` can take tensors of this type."""
+    """Return True if `pointwise` takes this dtype."""
     return available(dtype) and has_products()
 
 
@@ -124,7 +124,7 @@ class _Pointwise(nn.Cell):
         return self.kernel(x, weight)
 
     def bprop(self, x, weight, out, dout):
-        # Two kernels, so that a gradient nobody asks for is left out of a graph.
+        # Two kernels, so that a graph can drop a gradient that nothing uses.
         return self.grad_x(dout, weight), self.grad_weight(x, dout)[0]
 
 
@@ -143,13 +143,13 @@ class _PointwiseBias(nn.Cell):
 
 
 class _NeoCell(nn.Cell):
-    """One NeoCell at one size of the map; A and B are flat, all groups one after the other."""
+    """One NeoCell at one map size. A and B are the flattened matrices of all groups, concatenated."""
 
     def __init__(self, spec: NeoCellSpec, height: int, width: int):
         super().__init__()
         self.kernel, self.kernel_grad = _kernel("neo_cell"), _kernel("neo_cell_grad")
         self.table = Tensor(geometry(spec, height, width))
-        # Its shape tells the kernel the size of the output.
+        # Shape inference in C++ sees shapes only, so an input of this shape carries the output size.
         self.output = Tensor(np.zeros(spec.output_size(height, width), np.int32))
 
     def construct(self, x, a, b):
@@ -160,7 +160,10 @@ class _NeoCell(nn.Cell):
 
 
 def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
-    """The table of `neo_cell.cpp`, int32 `(rows, 6)`: `Small` for A and for B of every channel, then `Tile`."""
+    """Return the table of `neo_cell.cpp`, int32 `(rows, 6)`.
+
+    Its rows are a `Small` for A of every channel, a `Small` for B of every channel, and the `Tile`s that they refer to.
+    """
     out_height, out_width = spec.output_size(height, width)
     small: list[tuple[int, ...]] = []
     tiles: list[np.ndarray] = []
@@ -169,42 +172,27 @@ def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
         offset = 0
         for group in spec.groups:
             axis = getattr(group, side)
-            places = {}
+            # Channels of a group with the same shift share their tiles.
+            ranges = {}
             for shift, rows in axis.tiles(size_in, size_out).items():
-                places[shift] = count, len(rows)
+                ranges[shift] = count, len(rows)
                 tiles.append(rows)
                 count += len(rows)
             for shift in axis.shifts.tolist():
-                small.append((offset, axis.k_in, axis.k_out, *places[shift], 0))
+                small.append((offset, axis.k_in, axis.k_out, *ranges[shift], 0))
                 offset += axis.k_in * axis.k_out
     return np.concatenate([np.array(small, np.int64), *tiles]).astype(np.int32)
 
 
-_cached_gelu = lru_cache(maxsize=1)(_Gelu)
-_cached_layer_scale = lru_cache(maxsize=1)(_LayerScale)
-_cached_pointwise = lru_cache(maxsize=1)(_Pointwise)
-_cached_pointwise_bias = lru_cache(maxsize=1)(_PointwiseBias)
+_CELLS = {"gelu": _Gelu, "layer_scale": _LayerScale, "pointwise": _Pointwise, "pointwise_bias": _PointwiseBias}
 _cached_neo_cell = lru_cache(maxsize=256)(_NeoCell)
 
 
+# Each cell exists once: MindSpore compiles the graph of a new cell again.
 @ops.constexpr
-def _gelu():
-    return _cached_gelu()
-
-
-@ops.constexpr
-def _layer_scale():
-    return _cached_layer_scale()
-
-
-@ops.constexpr
-def _pointwise():
-    return _cached_pointwise()
-
-
-@ops.constexpr
-def _pointwise_bias():
-    return _cached_pointwise_bias()
+@cache
+def _cell(name):
+    return _CELLS[name]()
 
 
 @ops.constexpr
@@ -213,17 +201,17 @@ def _neo_cell(spec, height, width):
 
 
 def gelu(x):
-    """GELU in its exact form; float32 of any shape to the same."""
-    return _gelu()(x)
+    """Return GELU in its exact form, for float32 of any shape."""
+    return _cell("gelu")(x)
 
 
 def layer_scale(x, gamma):
-    """Every channel times its factor: float32 `(N, C, H, W)` and `(C,)` to `(N, C, H, W)`."""
-    return _layer_scale()(x, gamma)
+    """Multiply every channel of float32 `(N, C, H, W)` by its factor in gamma, `(C,)`."""
+    return _cell("layer_scale")(x, gamma)
 
 
 def pointwise(x, weight, bias=None):
-    """`weight` times every pixel's channels, plus bias.
+    """Return `weight` times the channels of every pixel, plus the bias.
 
     Args:
         x: float32 `(N, I, H, W)`.
@@ -234,15 +222,16 @@ def pointwise(x, weight, bias=None):
         float32 `(N, O, H, W)`.
     """
     if bias is None:
-        return _pointwise()(x, weight)
-    return _pointwise_bias()(x, weight, bias)
+        return _cell("pointwise")(x, weight)
+    return _cell("pointwise_bias")(x, weight, bias)
 
 
 def batch_norm_grad(x, dy, gamma, epsilon):
-    """Gradients of BatchNorm in training with respect to `x`, gamma and beta.
+    """Return the gradients of BatchNorm in training with respect to `x`, gamma and beta.
 
     Args:
-        x, dy: float32 `(N, C, H, W)`.
+        x: input, float32 `(N, C, H, W)`.
+        dy: upstream gradient, float32 `(N, C, H, W)`.
         gamma: float32 `(C,)`.
         epsilon: float32 `(1,)`.
     """
@@ -250,61 +239,61 @@ def batch_norm_grad(x, dy, gamma, epsilon):
 
 
 def sum_of_squares(x, factor):
-    """The sum of squares of float32 `x` of any shape times `factor`, float32 `(1,)`."""
+    """Return the sum of squares of float32 `x` of any shape times `factor`, float32 `(1,)`."""
     return _kernel("sum_of_squares")(x, factor)
 
 
 def scaled(x, factor):
-    """float32 `x` of any shape times `factor`, float32 `(1,)`; zeros for the factor 0, even where `x` is not finite."""
+    """Return float32 `x` of any shape times `factor`, float32 `(1,)`; zeros if the factor is 0, even for NaN in `x`."""
     return _kernel("scaled")(x, factor)
 
 
 def finished(x):
-    """float32 `x`, with one axis or more, as it is, noted for `Finish`: the last operation of a graph."""
+    """Return float32 `x` of one axis or more unchanged, and wake `Finish`: the last operation of a graph."""
     return _kernel("finished")(x)
 
 
 class Finish:
-    """Sleeps until a graph that ends with `finished` has run.
+    """A wait, asleep, for a graph that ends with `finished`.
 
-    `Tensor.asnumpy` waits, too, but keeps a processor busy that the graph's kernels could use.
-    Make one before the graph is called, ask it to `wait` after that.
+    `Tensor.asnumpy` waits too, but keeps a processor busy that the kernels of the graph could use.
+    Create the object before the call of the graph and call `wait` after it.
     """
 
-    # Python handles signals between two pieces of waiting.
+    # Python handles signals between two slices.
     _SLICE_MS = 200
-    # A graph that fails does not end with `finished`; `asnumpy` then has the error.
+    # A graph that fails never reaches `finished`; `asnumpy` then raises its error.
     _LONGEST_SECONDS = 30
 
     def __init__(self):
         self._library = _finish_library() if available(ms.float32) else None
-        self._wanted = 0 if self._library is None else self._library.finished_count() + 1
+        self._target = 0 if self._library is None else self._library.finished_count() + 1
 
     def wait(self) -> None:
-        """Return when the graph is done; at once without the kernels, and after half a minute in any case."""
+        """Return when the graph has run, at once without the kernels, and after half a minute in any case."""
         if self._library is None:
             return
         end = time.monotonic() + self._LONGEST_SECONDS
-        while not self._library.finished_wait(self._wanted, self._SLICE_MS) and time.monotonic() < end:
+        while not self._library.finished_wait(self._target, self._SLICE_MS) and time.monotonic() < end:
             pass
 
 
 @lru_cache(maxsize=1)
 def _finish_library():
-    loaded = ctypes.CDLL(str(library()))
-    loaded.finished_count.restype = ctypes.c_int64
-    loaded.finished_wait.argtypes = (ctypes.c_int64, ctypes.c_int)
-    return loaded
+    kernels = ctypes.CDLL(str(library()))
+    kernels.finished_count.restype = ctypes.c_int64
+    kernels.finished_wait.argtypes = (ctypes.c_int64, ctypes.c_int)
+    return kernels
 
 
 def neo_cell(x, weights_a, weights_b, spec):
-    """`neocell.neo_cell` without a bias, for arguments that it has checked."""
+    """Compute `neocell.neo_cell` without a bias, for arguments that it has checked."""
     _, _, height, width = x.shape
     return _neo_cell(spec, height, width)(x, _flat(weights_a), _flat(weights_b))
 
 
 def _flat(weights):
-    parts = ()
+    parts: tuple = ()
     for weight in weights:
         parts = (*parts, weight.reshape(-1))
     return parts[0] if len(parts) == 1 else ops.concat(parts, 0)

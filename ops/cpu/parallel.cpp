@@ -1,3 +1,8 @@
+// The thread pool behind parallel.h. Each call of `run` is a round: threads take the next index until none is left.
+//
+// Kernels are short, often tens of microseconds, and follow each other closely. Threads therefore spin for a moment
+// before they sleep, and the caller waits only for threads that have started, not for those still waking up.
+
 #include "parallel.h"
 
 #include <sched.h>
@@ -13,7 +18,7 @@ namespace neonext {
 namespace {
 
 constexpr int kMostThreads = 256;
-// Waking a sleeping thread costs about as much as this many pauses, and kernels follow each other closely.
+// Waking a sleeping thread costs about as much as this many pauses.
 constexpr int kPauses = 1000;
 
 void pause() {
@@ -33,7 +38,7 @@ class Pool {
   }
 
   void run(int64_t count, Task task, const void *body) {
-    // The threads do not survive a fork.
+    // Compute alone if the pool is busy, or after a fork, which the threads of the pool do not survive.
     std::unique_lock<std::mutex> mine(taken_, std::defer_lock);
     if (count < 2 || threads() < 2 || getpid() != process_ || !mine.try_lock()) {
       for (int64_t i = 0; i < count; ++i) {
@@ -52,7 +57,7 @@ class Pool {
     }
     wake_.notify_all();
     work();
-    // A thread that has not begun by now has nothing left to do and is not waited for.
+    // All indices are taken. A thread that has not started by now must not start, as `body` ends with this call.
     {
       std::lock_guard<std::mutex> lock(mutex_);
       open_ = false;
@@ -84,6 +89,7 @@ class Pool {
         if (!open_) {
           continue;
         }
+        // Counted under the lock, so that `run` either sees this thread or has closed the round before it starts.
         active_.fetch_add(1);
       }
       work();
@@ -107,8 +113,8 @@ class Pool {
 };
 
 int count_threads() {
-  const char *given = std::getenv("OMP_NUM_THREADS");
-  int count = given != nullptr ? std::atoi(given) : 0;
+  const char *variable = std::getenv("OMP_NUM_THREADS");
+  int count = variable != nullptr ? std::atoi(variable) : 0;
   cpu_set_t allowed;
   if (count < 1 && sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
     count = CPU_COUNT(&allowed);

@@ -1,7 +1,10 @@
-// A linear layer over the channels of (N, C, H, W): one matrix product for each image, without a change of layout.
+// A linear layer over the channels of a map (a 1x1 convolution), y[n] = weight * x[n] + bias, and its gradients
+// dx[n] = weight' * dy[n], dweight = sum_n dy[n] * x[n]', dbias = sum dy. x is (N, I, H, W), weight (O, I), bias (O),
+// y (N, O, H, W); x[n] is the matrix (I, H * W).
 //
-// The products are those of oneDNN, which MindSpore has loaded. Every thread makes its own part with a sequential
-// product. Small maps of several images are put side by side first: a product wants a hundred columns or more.
+// NCHW already is that matrix for each image, so nothing is transposed. The products are those of oneDNN, which
+// MindSpore has loaded. Every thread computes a part with a sequential product. A product needs a hundred columns or
+// more to be efficient, so small maps of several images are first copied side by side.
 
 #include <dlfcn.h>
 
@@ -24,18 +27,20 @@ Gemm find_gemm() {
 }
 
 Gemm gemm() {
-  static const Gemm found = find_gemm();
-  return found;
+  static const Gemm function = find_gemm();
+  return function;
 }
 
+// Least columns and most rows of one product.
 constexpr int64_t kColumns = 192;
 constexpr int64_t kRows = 192;
 
-// Images that make one product.
+// Returns the number of images whose columns form one product.
 int64_t images_together(int64_t count, int64_t area) {
   return std::max<int64_t>(1, std::min(count, (kColumns + area - 1) / area));
 }
 
+// Returns one of two buffers that each thread keeps from call to call.
 std::vector<float> &scratch(int which, int64_t size) {
   static thread_local std::vector<float> buffers[2];
   if (static_cast<int64_t>(buffers[which].size()) < size) {
@@ -44,7 +49,7 @@ std::vector<float> &scratch(int which, int64_t size) {
   return buffers[which];
 }
 
-// Columns of several images (images, channels, area) side by side: (channels, images * area).
+// Copies the columns of several images side by side: (images, channels, area) to (channels, images * area).
 void gather(const float *from, float *to, int64_t images, int64_t stride, int64_t channels, int64_t area) {
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t n = 0; n < images; ++n) {
@@ -53,11 +58,11 @@ void gather(const float *from, float *to, int64_t images, int64_t stride, int64_
   }
 }
 
-// y[n] = matrix * x[n] + bias, the matrix (rows, inner), or its transpose (inner, rows) if transposed.
+// Computes y[n] = matrix * x[n] + bias. The matrix is (rows, inner), or (inner, rows) if transposed.
 void multiply(const float *matrix, bool transposed, const float *x, const float *bias, float *y, int64_t count,
               int64_t inner, int64_t rows, int64_t area) {
   const int64_t together = images_together(count, area), groups = (count + together - 1) / together;
-  // A product's last bits follow its number of rows, so the parts do not follow the number of threads.
+  // The last bits of a product depend on its number of rows, so the parts must not depend on the number of threads.
   const int64_t parts = (rows + kRows - 1) / kRows;
   parallel(groups * parts, [=](int64_t index) {
     const int64_t first = index / parts * together, images = std::min(together, count - first);
@@ -97,7 +102,7 @@ int64_t area_of(int dims, const int64_t *shape) { return elements(dims - 2, shap
 }  // namespace
 }  // namespace neonext
 
-// Whether oneDNN is there.
+// Returns 1 if oneDNN is loaded.
 extern "C" int pointwise_available() { return neonext::gemm() != nullptr; }
 
 // x (N, I, H, W), weight (O, I) -> y (N, O, H, W)
@@ -139,7 +144,7 @@ NEONEXT_KERNEL(pointwise_grad_weight) {
   float *const dweight = static_cast<float *>(data[2]);
   float *const dbias = static_cast<float *>(data[3]);
   const int64_t together = neonext::images_together(images, area);
-  // Each part reads all of x, hence so few.
+  // Each part reads all of x, hence few parts.
   const int64_t parts = std::min<int64_t>(outputs, outputs > neonext::kRows ? 4 : 2);
   neonext::parallel(parts, [=](int64_t part) {
     const int64_t low = outputs * part / parts, rows = outputs * (part + 1) / parts - low;

@@ -1,4 +1,7 @@
-// Sums of float32 values that stay accurate however long they are.
+// Sums over a whole map or batch, accurate for any length.
+//
+// A single float32 sum over a batch of maps loses digits, and float64 arithmetic halves the width of the vectors.
+// Therefore float32 lanes add blocks of 512 values, 32 per lane, and float64 adds the blocks.
 
 #pragma once
 
@@ -10,7 +13,8 @@ struct Sums {
   double first = 0, second = 0;
 };
 
-// Adds term(i) of every i below size; the partial sums stay short enough for float32.
+// Returns two sums over i = 0 .. size - 1; term(i, first, second) adds its values to `first` and `second`. The order of
+// additions depends on `size` alone.
 template <typename Term>
 Sums accumulate(int64_t size, const Term &term) {
   constexpr int64_t kBlock = 512;

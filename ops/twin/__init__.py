@@ -1,20 +1,19 @@
-"""The twin: a vector kernel's own AscendC source, compiled by the system's C++ compiler and run on the host.
+"""The simulator: it compiles a vector kernel's own AscendC source with the system's C++ compiler and runs it here.
 
-It is not a device and simulates no time. It checks every rule of the device that docs/twin.md lists, and counts the
-work of each unit.
+The simulator is a header-only stand-in for AscendC (`include/`). It checks the rules of the device that
+docs/operator.md lists and counts the work of each unit. It is not a device and measures no time.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from neonext_ms.common.lazy import lazy
 
-_HOME = {
-    "Finding": "kernel",
-    "Kernel": "kernel",
-    "TwinError": "kernel",
-    "compile": "kernel",
-    "rules": "rules",
-}
+if TYPE_CHECKING:
+    from .kernel import Finding, Kernel, SimulatorError, compile
 
-__all__ = sorted(_HOME)
+_HOME = {"Finding": "kernel", "Kernel": "kernel", "SimulatorError": "kernel", "compile": "kernel"}
+
+__all__ = ["Finding", "Kernel", "SimulatorError", "compile"]
 __getattr__ = lazy(__name__, _HOME)

@@ -1,4 +1,4 @@
-"""Compiling a kernel against the twin's headers, once: objects are kept in the user's cache folder."""
+"""Compilation of a kernel against the headers of the simulator; objects are kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from .host import has_host, without_host
 
 INCLUDE = Path(__file__).with_name("include")
 
-# Architecture, and what the device's compiler defines for it.
+# Architecture -> macros that the device's compiler defines for it.
 _ARCH_DEFINES = {
     2002: {"__CCE_AICORE__": "200", "__DAV_M200__": "1"},
     2201: {"__CCE_AICORE__": "220", "__DAV_C220__": "1", "__DAV_C220_VEC__": "1", "__DAV_VEC__": "1"},
     3002: {"__CCE_AICORE__": "300", "__DAV_M300__": "1"},
 }
 
-# Two refusals have to see the same arithmetic on every host, so no fused multiply-add and no fast mathematics; and two
-# kernels in one process have each their own state, so no unique symbols.
+# Results have to be the same on every host: no fused multiply-add, no fast math. Two kernels in one process each need
+# their own state: no unique symbols.
 _FLAGS = (
     *("-std=c++17", "-O2", "-g1", "-shared", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-fno-strict-aliasing", "-w"),
 )
 
-# Headers of AscendC that kernels include by name beside kernel_operator.h, which has all that the twin has of them.
+# Headers of AscendC that kernels include by name. Each forwards to kernel_operator.h, which has everything that the
+# simulator implements of them.
 _PARTS = {
     "": ("kernel_basic_intf kernel_tensor kernel_tpipe kernel_type kernel_common kernel_vec_intf",),
     "activation": ("geglu gelu logsoftmax reglu sigmoid silu simplesoftmax softmax swiglu swish",),
@@ -67,48 +68,50 @@ def build(
     include: Sequence[Path],
     entry: str | None = None,
 ) -> Path:
-    """The shared object of a kernel, compiled if no earlier call did.
+    """Return the shared object of a kernel, compiled unless an earlier call did.
 
     Args:
-        source: the kernel's C++ file. Where it also has the host's part (`<<<>>>`, acl functions), the bodies of
-            the functions that make it up are left out.
+        source: C++ file of the kernel. If it also contains host code (`<<<>>>`, acl functions), the bodies of the host
+            functions are left out.
         arch: `__NPU_ARCH__`.
         defines: preprocessor names and values; None defines a name without a value.
-        include: folders searched for `#include` before the twin's own.
-        entry: an expression that names one function; the object then has a way in that knows its parameters' types.
+        include: folders searched for `#include` before those of the simulator.
+        entry: expression that names one function; the object then has an entry point that knows its parameter types.
 
     Raises:
         InputError: the architecture is unknown, or the source cannot be read or does not compile.
         ToolchainError: there is no C++ compiler.
     """
     if arch not in _ARCH_DEFINES:
-        known = ", ".join(map(str, _ARCH_DEFINES))
-        raise InputError(f"the twin has no architecture {arch}; it has {known}")
+        supported = ", ".join(map(str, _ARCH_DEFINES))
+        raise InputError(f"the simulator has no architecture {arch}; it supports {supported}")
     with explained(source):
         text = source.read_text(encoding="utf-8", errors="replace")
     command = compiler()
-    every = {"__NPU_ARCH__": arch, **_ARCH_DEFINES[arch], **defines}
+    macros = {"__NPU_ARCH__": arch, **_ARCH_DEFINES[arch], **defines}
     options = [
         *_FLAGS,
-        *(f"-D{name}" if value is None else f"-D{name}={value}" for name, value in every.items()),
+        *(f"-D{name}" if value is None else f"-D{name}={value}" for name, value in macros.items()),
         *(f"-I{folder}" for folder in [*include, INCLUDE]),
     ]
     key = _digest(compiler_version(command), *command, *options, str(source), entry or "")
     cache = cache_directory("twin")
     manifest = cache / f"{key}.json"
-    known = _read_manifest(manifest)
-    if known is not None and _unchanged(known["files"]) and (cache / known["object"]).is_file():
-        return cache / known["object"]
+    # The key does not cover headers, which only the compiler knows; the manifest lists them with their digests.
+    if built := _read_manifest(manifest):
+        unchanged = all(_file_digest(path) == digest for path, digest in built["files"].items())
+        if unchanged and (cache / built["object"]).is_file():
+            return cache / built["object"]
     with staging(cache) as stage:
-        made = stage / "kernel.so"
+        staged = stage / "kernel.so"
         unit = source
         if entry is not None or has_host(text):
             unit = stage / "kernel.cpp"
             unit.write_text(_unit(source, text, entry), encoding="utf-8")
         quoted = ["-iquote", str(source.parent), "-idirafter", str(_forward(stage)), "-x", "c++", str(unit)]
-        files = _compile([*command, *options, *quoted, "-o", str(made)], source, stage)
+        files = _compile([*command, *options, *quoted, "-o", str(staged)], source, stage)
         name = f"{_digest(key, json.dumps(files, sort_keys=True))}.so"
-        publish(made, cache / name)
+        publish(staged, cache / name)
         listing = stage / "manifest"
         listing.write_text(json.dumps({"object": name, "files": files}))
         publish(listing, manifest)
@@ -116,14 +119,14 @@ def build(
 
 
 def _unit(source: Path, text: str, entry: str | None) -> str:
-    """What is compiled: the kernel's file or its text without the host's part, and the typed way in."""
+    """Return the text to compile: the kernel without its host code, and the typed entry point."""
     quoted = json.dumps(str(source), ensure_ascii=False)
     kernel = f"#line 1 {quoted}\n{without_host(text)}\n" if has_host(text) else f"#include {quoted}\n"
     return kernel if entry is None else f"{kernel}#line 1 {quoted}\nNEONEXT_TWIN_ENTRY({entry})\n"
 
 
 def _forward(stage: Path) -> Path:
-    """A folder with the headers that stand for kernel_operator.h."""
+    """Write a folder of headers that each include kernel_operator.h, and return it."""
     folder = stage / "include"
     names = [f"{place}kernel_operator_{name}_intf" for name in _INTERFACES.split() for place in ("", "basic_api/")]
     for part, rows in _PARTS.items():
@@ -148,14 +151,10 @@ def _digest(*parts: str) -> str:
 
 def _read_manifest(path: Path) -> dict | None:
     try:
-        known = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return known if isinstance(known, dict) and {"object", "files"} <= known.keys() else None
-
-
-def _unchanged(files: Mapping[str, str]) -> bool:
-    return all(_file_digest(path) == digest for path, digest in files.items())
+    return content if isinstance(content, dict) and {"object", "files"} <= content.keys() else None
 
 
 def _file_digest(path: str | os.PathLike) -> str | None:
@@ -166,11 +165,11 @@ def _file_digest(path: str | os.PathLike) -> str | None:
 
 
 def _compile(command: list[str], source: Path, stage: Path) -> dict[str, str]:
-    """Compile, and give every file that was read, but the system's headers, with its digest."""
+    """Compile and return the digest of every file that the compiler read, except the system's headers."""
     depends = stage / "depends"
     done = attempt([*command, "-MMD", "-MF", str(depends), "-MT", "object"])
     if done.returncode != 0:
-        raise InputError(f"{source} does not compile against the twin's headers:{messages(done)}")
+        raise InputError(f"{source} does not compile against the headers of the simulator:{messages(done)}")
     listed = depends.read_text().replace("\\\n", " ").partition(":")[2]
     names = [name.replace("\\ ", " ") for name in re.findall(r"(?:\\ |\S)+", listed)]
     names = [name for name in names if not Path(name).is_relative_to(stage)]

@@ -1,4 +1,4 @@
-"""Leaving out the host's part of a source that has kernel and host in one file, as the public samples do."""
+"""Removal of host code from a source that has kernel and host in one file, as the public samples do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _QUIET = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|(?<![0-9a-zA-Z])\'(?:\\.|[^\'\
 _DIRECTIVE = r"^[ \t]*#(?:[^\n\\]|\\.)*"
 _SILENT = re.compile(rf"{_QUIET}|{_DIRECTIVE}", re.DOTALL | re.MULTILINE)
 
-# What only the host's side has: a launch, the runtime's functions, the tiling library.
+# Only host code has these: a launch, functions of the runtime, the tiling library.
 _HOST = re.compile(r"<<<|\bacl[a-z]*[A-Z]\w*|\bplatform_ascendc\b|\bmatmul_tiling\b|\boptiling\b|\bstd::c(?:out|err)\b")
 _DEVICE = re.compile(r"\b__(?:aicore|global|vector|cube|simd_vf|simd_callee)__\b")
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]acl/', re.MULTILINE)
@@ -17,15 +17,15 @@ _OPENS_SCOPE = re.compile(r"\bnamespace\b[^;()]*$|\bextern\s*$")
 
 
 def has_host(text: str) -> bool:
-    """Whether a source includes the runtime's headers or launches a kernel."""
+    """Return True if a source includes headers of the runtime or launches a kernel."""
     return bool(_INCLUDE.search(text)) or "<<<" in _silenced(text)
 
 
 def without_host(text: str) -> str:
-    """The source with the bodies of the host's functions empty; every line stays where it is.
+    """Return the source with empty bodies of the host functions; every line keeps its number.
 
-    A function is the host's if it is `main`, or if it has no qualifier of the device and its body launches a kernel
-    or uses the runtime or the tiling library.
+    A host function is `main`, or a function without a device qualifier that launches a kernel or uses the runtime or
+    the tiling library.
     """
     code = _silenced(text)
     kept, done = [], 0
@@ -39,14 +39,15 @@ def without_host(text: str) -> str:
 
 
 def _silenced(text: str) -> str:
-    """The text with comments, strings and directives as blanks of the same length."""
-    return _SILENT.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+    """Return the text with comments, strings and directives replaced by blanks, so that offsets stay valid."""
+    return _SILENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 
 def _functions(code: str):
-    """(start of the header, place of `{`, place behind `}`) of every function that is not a member of a class."""
-    braces = [found.start() for found in re.finditer(r"[{}]", code)]
-    partner, opened = {}, []
+    """Yield (start of the header, offset of `{`, offset after `}`) of every function outside a class."""
+    braces = [match.start() for match in re.finditer(r"[{}]", code)]
+    partner: dict[int, int] = {}
+    opened: list[int] = []
     for place in braces:
         if code[place] == "{":
             opened.append(place)

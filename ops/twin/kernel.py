@@ -1,4 +1,4 @@
-"""Compiling a kernel for one device and running it on all its cores, one after another."""
+"""Kernels of the simulator: compile a source for one device and run it on all cores, one after another."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,22 +23,23 @@ from ..soc import Soc
 from ..soc import soc as find_soc
 from .build import build
 
-ALIGNMENT = 512
-MOST_ARGUMENTS = 24
+_ALIGNMENT = 512
+_MOST_ARGUMENTS = 24
 _MOST_BLOCKS = 250
 _MOST_SECONDS = 10**6
+# Bytes around every argument; a change there is a write through a bare pointer beyond its end.
 _RED_ZONE = 512
 _RED = 0xA5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One breach of a rule.
+    """One violation of a rule.
 
     Attributes:
-        rule: the rule's id (docs/twin.md, or `neonext_ms.ops.twin.rules()`).
+        rule: id of the rule (docs/operator.md).
         text: function, operand, the number found and the limit.
-        file, line: the kernel's own call.
+        file, line: the call in the kernel's source.
         core: index of the core that ran.
     """
 
@@ -52,28 +54,18 @@ class Finding:
         return f"{place}{self.text} [{self.rule}, core {self.core}]"
 
 
-class TwinError(NeoNextError):
+class SimulatorError(NeoNextError):
     """A kernel broke a rule of the device.
 
     Attributes:
-        finding: the rule, the place and the numbers.
+        finding: the violation.
+        rule, file, line: the attributes of `finding` with these names.
     """
 
     def __init__(self, finding: Finding):
         super().__init__(str(finding))
         self.finding = finding
-
-    @property
-    def rule(self) -> str:
-        return self.finding.rule
-
-    @property
-    def file(self) -> str:
-        return self.finding.file
-
-    @property
-    def line(self) -> int:
-        return self.finding.line
+        self.rule, self.file, self.line = finding.rule, finding.file, finding.line
 
 
 class _Argument(ctypes.Structure):
@@ -102,16 +94,16 @@ class _Settings(ctypes.Structure):
 
 
 class _Region:
-    """One argument at an aligned address between red zones, in memory that a child process can share."""
+    """A copy of one argument at an aligned address between red zones, optionally in memory shared with a child."""
 
     def __init__(self, array: np.ndarray, pad: int, shared: bool):
         self.array = array
         self.size = array.nbytes
         self.room = self.size + pad
-        length = self.room + 2 * _RED_ZONE + ALIGNMENT
+        length = self.room + 2 * _RED_ZONE + _ALIGNMENT
         raw = np.frombuffer(mmap.mmap(-1, length), np.uint8) if shared else np.empty(length, np.uint8)
         raw[:] = _RED
-        self.start = -(raw.ctypes.data + _RED_ZONE) % ALIGNMENT + _RED_ZONE
+        self.start = -(raw.ctypes.data + _RED_ZONE) % _ALIGNMENT + _RED_ZONE
         self.raw = raw
         self.bytes[:] = array.reshape(-1).view(np.uint8)
         raw[self.start + self.size : self.start + self.room] = 0
@@ -129,7 +121,7 @@ class _Region:
 
 
 class _Library:
-    """A compiled kernel and its way in. The object's state belongs to one launch at a time."""
+    """A compiled kernel and its entry point. The state of the object serves one launch at a time."""
 
     def __init__(self, path: Path):
         self.lock = threading.Lock()
@@ -139,58 +131,60 @@ class _Library:
         self.launch.argtypes = (ctypes.POINTER(_Settings), ctypes.POINTER(_Argument), ctypes.c_int)
         self.result = self._library.neonext_twin_result
         self.result.restype = ctypes.c_char_p
-        self.parameters = None
+        # Kinds of the entry's parameters, such as "p8" or "f4"; None if the object does not know its types.
+        self.parameters: list[str] | None = None
         if hasattr(self._library, "neonext_twin_parameters"):
             parameters = self._library.neonext_twin_parameters
             parameters.restype = ctypes.c_char_p
             self.parameters = parameters().decode().split()
 
     def symbol(self, name: str) -> int | None:
-        """Address of a function, or None."""
+        """Return the address of a function, or None."""
         if not hasattr(self._library, name):
             return None
         return ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
 
 
-@functools.cache
-def _load(path: Path) -> _Library:
-    """One library for each object: the loader gives all kernels of one object the same state."""
-    return _Library(path)
+# One library per object, because the loader gives all kernels of an object the same state.
+_load = functools.cache(_Library)
 
 
 def _by_value(value: object, kind: str, place: int) -> np.ndarray:
-    """The bytes of an argument that the entry takes by value, as the parameter's type."""
+    """Return the bytes of an argument that the entry takes by value, converted to the type of the parameter."""
     letter, size = kind[0], int(kind[1:])
     if letter in "biuf" and not (isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.nbytes == size):
         try:
-            given = np.asarray(value).reshape(1)
-            converted = given.astype(f"{letter}{size}" if letter != "b" else "?")
-            same = given.dtype.kind in "biuf" and (letter == "f" or bool((converted == given).all()))
+            number = np.asarray(value).reshape(1)
+            converted = number.astype(f"{letter}{size}" if letter != "b" else "?")
+            # Rounding is normal for a float; an integer that changes would be a silent error.
+            exact = number.dtype.kind in "biuf" and (letter == "f" or bool((converted == number).all()))
         except (OverflowError, ValueError, TypeError):
-            same = False
-        if not same:
+            exact = False
+        if not exact:
             raise InputError(f"argument {place} is {value!r}, which its parameter ({letter}{size}) cannot hold")
         return converted.view(np.uint8)
     data = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
     if not isinstance(data, np.ndarray) or data.nbytes != size:
-        found = f"{data.nbytes} bytes" if isinstance(data, np.ndarray) else repr(value)
-        raise InputError(f"argument {place} is {found}; its parameter is a struct of {size} bytes, given as an array")
+        actual = f"{data.nbytes} bytes" if isinstance(data, np.ndarray) else repr(value)
+        raise InputError(f"argument {place} is {actual}; its parameter is a struct of {size} bytes, given as an array")
     return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
 
 
 def _takes_values(text: str, entry: str) -> bool:
-    """Whether the source declares the entry with a parameter that is neither a pointer nor a GM_ADDR."""
-    found = re.search(rf"\b{re.escape(entry)}\s*\(([^()]*)\)\s*\{{", text)
-    parameters = [part for part in found[1].split(",") if part.strip()] if found else []
+    """Return True if the source declares the entry with a parameter that is neither a pointer nor a GM_ADDR."""
+    declaration = re.search(rf"\b{re.escape(entry)}\s*\(([^()]*)\)\s*\{{", text)
+    parameters = [part for part in declaration[1].split(",") if part.strip()] if declaration else []
     return any("*" not in part and "GM_ADDR" not in part for part in parameters)
 
 
 class Kernel:
-    """A compiled kernel, ready to run any number of times.
+    """A compiled kernel that can be launched any number of times.
 
     Attributes:
-        soc: the device it was compiled for.
-        path: its shared object.
+        soc: device that it was compiled for.
+        entry: name of the entry function.
+        source: C++ file.
+        path: shared object.
     """
 
     def __init__(self, make: Callable[[str | None], Path], soc: Soc, entry: str, source: Path):
@@ -198,8 +192,8 @@ class Kernel:
         self.soc = soc
         self.entry = entry
         self.source = source
-        # A template or a member of a namespace is no symbol of the object, and a symbol does not tell the types of its
-        # parameters.
+        # A template or a member of a namespace is not a symbol of the object, and a symbol does not show the types of
+        # its parameters. Those kernels need a typed entry point, which costs a second compilation of the source.
         with explained(source):
             text = source.read_text(encoding="utf-8", errors="replace")
         plain = entry.isidentifier() and not _takes_values(text, entry)
@@ -211,16 +205,14 @@ class Kernel:
         try:
             return _load(self._make(self.entry))
         except InputError as error:
-            words = str(error)
-            if self._plain is not None:  # the source itself does compile
-                words = (
-                    next((line for line in words.splitlines() if "error:" in line), words)
-                    .rpartition("error:")[2]
-                    .strip()
-                )
+            message = str(error)
+            if self._plain is not None:
+                # The source itself compiles, so the first error is about the entry.
+                first = next((line for line in message.splitlines() if "error:" in line), message)
+                message = first.rpartition("error:")[2].strip()
             raise InputError(
-                f"{self.source} has no entry {self.entry!r}: expected a `__global__ __aicore__ void` function, a "
-                f"template with all its arguments (`add<float>`). The compiler says: {words}"
+                f"{self.source} has no entry {self.entry!r}; expected a `__global__ __aicore__ void` function, a "
+                f"template with all its arguments (`add<float>`). Compiler error: {message}"
             ) from error
 
     def launch(
@@ -232,7 +224,7 @@ class Kernel:
         initialised: Iterable[int] = (),
         shared: Iterable[int] = (),
         tiling_key: int = 0,
-        hazards: str = "refuse",
+        hazards: str = "raise",
         pad: int = 0,
         isolated: bool = False,
         timeout: float = 600.0,
@@ -240,87 +232,87 @@ class Kernel:
         """Run the kernel on `blocks` cores, one after another.
 
         Args:
-            arguments: one for each parameter of the entry. For a GM_ADDR or other pointer a C-contiguous array, or
-                None for a null pointer; tiling data is an array of bytes. For a number taken by value a number, for
-                a struct taken by value its bytes (an array or `bytes`).
-            blocks: number of cores that the kernel is started on.
+            arguments: one argument per parameter of the entry. A GM_ADDR or another pointer takes a C-contiguous
+                array, or None for a null pointer; tiling data is an array of bytes. A parameter by value takes a
+                number, or the bytes of a struct (an array or `bytes`).
+            blocks: number of cores.
             outputs: indices of the arguments that the kernel writes; they are written in place.
-            initialised: those of `outputs` whose content may be read before the kernel writes it (workspace that was
-                cleared, an argument updated in place); all others count as unwritten at the start.
-            shared: those of `outputs` that several cores may write at the same place.
-            tiling_key: what `TILING_KEY_IS` compares with.
-            hazards: "refuse" raises at the first hazard; "report" goes on and lists them under "hazards". Rules
-                that are no hazards always raise.
-            pad: bytes behind each argument that may be read and written (a framework rounds its allocations up).
-            isolated: run in a process of its own (a fork), so that a kernel that crashes or does not end is a
-                `TwinError` and not the end of Python. It costs 1 to 10 ms, more for a large Python process.
-            timeout: seconds that an isolated kernel may take.
+            initialised: those of `outputs` that the kernel may read before it writes them, such as a cleared
+                workspace or an argument that is updated in place. All others count as unwritten at the start.
+            shared: those of `outputs` in which several cores may write the same place.
+            tiling_key: value that `TILING_KEY_IS` compares with.
+            hazards: "raise" to raise an error at the first hazard, "report" to continue and list hazards in the
+                result. Rules that are not hazards always raise an error.
+            pad: bytes after each argument that may be read and written, as frameworks round allocations up.
+            isolated: True to run in a forked process, so that a crash or an endless loop of the kernel is a
+                `SimulatorError` instead of the end of Python. It costs 1 to 10 ms, more in a large process.
+            timeout: time limit of an isolated kernel in seconds.
 
         Returns:
-            the counts of each core and pipe, the totals, the counts by instruction, "hazards" and "notes".
+            the counts of each core and pipe, their totals, the counts by instruction, "hazards" and "notes".
 
         Raises:
-            TwinError: the kernel broke a rule; the outputs are as they were.
-            InputError: the arguments are not what the twin takes.
+            SimulatorError: the kernel broke a rule. The outputs are unchanged.
+            InputError: an argument is invalid.
         """
         outputs, initialised, shared = set(outputs), set(initialised), set(shared)
-        library, entry = self._way_in(arguments)
-        values = list(arguments)
-        for i, kind in enumerate(library.parameters or ()):
-            if kind[0] != "p":
-                values[i] = _by_value(values[i], kind, i)
-        self._check(values, blocks, outputs, initialised, shared, hazards, pad, timeout)
-        regions = [None if array is None else _Region(array, pad, isolated) for array in values]
-        table = (_Argument * max(len(regions), 1))()
-        for i, region in enumerate(regions):
-            if region is not None:
-                flags = (i in outputs, i in initialised, i in shared)
-                by_value = library.parameters is not None and library.parameters[i][0] != "p"
-                table[i] = _Argument(region.address, region.size, region.room, *flags, by_value)
+        library, entry = self._entry_point(arguments)
+        by_value = {i for i, kind in enumerate(library.parameters or ()) if kind[0] != "p"}
+        arrays: list[Any] = list(arguments)
+        for i in by_value:
+            arrays[i] = _by_value(arrays[i], (library.parameters or [])[i], i)
+        self._check(arrays, blocks, outputs, initialised, shared, hazards, pad, timeout)
+        regions = {i: _Region(array, pad, isolated) for i, array in enumerate(arrays) if array is not None}
+        table = (_Argument * max(len(arrays), 1))()
+        for i, region in regions.items():
+            flags = (i in outputs, i in initialised, i in shared, i in by_value)
+            table[i] = _Argument(region.address, region.size, region.room, *flags)
         settings = _Settings(
             *(entry, self.soc.name.encode(), self.soc.ub_bytes, blocks, tiling_key, hazards == "report"),
             *(library.parameters is not None, timeout if isolated else 0.0),
         )
         with library.lock:
-            failed = library.launch(settings, table, len(regions))
-            if failed < 0:
-                raise NeoNextError("the system makes no new process; launch the kernel with isolated=False")
+            status = library.launch(settings, table, len(arrays))
+            if status < 0:
+                raise NeoNextError("the system cannot create a process; launch the kernel with isolated=False")
             result = json.loads(library.result().decode("utf-8", "replace"))
-        if failed:
-            raise TwinError(Finding(**{**result, "file": result["file"] or os.fspath(self.source)}))
-        for i, region in enumerate(regions):
-            if region is not None and not region.intact():
+        if status:
+            raise SimulatorError(Finding(**{**result, "file": result["file"] or os.fspath(self.source)}))
+        for i, region in regions.items():
+            if not region.intact():
                 text = f"argument {i} was written beyond its end through a bare pointer"
-                raise TwinError(Finding("gm-bounds", text, os.fspath(self.source), 0, blocks - 1))
-        for i in outputs:
-            if regions[i] is not None:
-                arguments[i].reshape(-1).view(np.uint8)[:] = regions[i].bytes
+                raise SimulatorError(Finding("gm-bounds", text, os.fspath(self.source), 0, blocks - 1))
+        # Copied back last, so that an error leaves the outputs as they were.
+        for i in outputs & regions.keys():
+            arrays[i].reshape(-1).view(np.uint8)[:] = regions[i].bytes
         result["hazards"] = [Finding(**hazard) for hazard in result["hazards"]]
         return result
 
-    def _way_in(self, arguments: Sequence) -> tuple[_Library, int]:
-        """The library to launch with, and the address of the entry in it."""
+    def _entry_point(self, arguments: Sequence) -> tuple[_Library, int]:
+        """Return the library to launch with and the address of the entry in it."""
         count = len(arguments)
         pointers = all(isinstance(value, np.ndarray | None) for value in arguments)
         if self._plain is not None and pointers:
-            # An entry without extern "C" has its parameters in its name.
+            # Without extern "C", the symbol contains the parameters (Itanium C++ ABI: Ph, then S_ for each repeat).
             mangled = f"_Z{len(self.entry)}{self.entry}" + ("Ph" + "S_" * (count - 1) if count else "v")
             for name in (self.entry, mangled):
                 if (address := self._plain.symbol(name)) is not None:
                     return self._plain, address
         typed = self._typed
-        if len(typed.parameters) != count:
-            raise InputError(f"{count} arguments; the entry {self.entry!r} takes {len(typed.parameters)}")
-        return typed, typed.symbol("neonext_twin_entry")
+        address = typed.symbol("neonext_twin_entry")
+        if typed.parameters is None or address is None or len(typed.parameters) != count:
+            expected = len(typed.parameters or ())
+            raise InputError(f"{count} arguments; the entry {self.entry!r} takes {expected}")
+        return typed, address
 
     @staticmethod
     def _check(arguments, blocks, outputs, initialised, shared, hazards, pad, timeout) -> None:
-        if len(arguments) > MOST_ARGUMENTS:
-            raise InputError(f"{len(arguments)} arguments; the twin takes at most {MOST_ARGUMENTS}")
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise InputError(f"{len(arguments)} arguments; the simulator takes at most {_MOST_ARGUMENTS}")
         if not 1 <= blocks <= _MOST_BLOCKS:
             raise InputError(f"blocks is {blocks}; expected 1 to {_MOST_BLOCKS}")
-        if hazards not in ("refuse", "report"):
-            raise InputError(f'hazards is {hazards!r}; expected "refuse" or "report"')
+        if hazards not in ("raise", "report"):
+            raise InputError(f'hazards is {hazards!r}; expected "raise" or "report"')
         if pad < 0:
             raise InputError(f"pad is {pad}; expected 0 or more bytes")
         if not 0 < timeout <= _MOST_SECONDS:
@@ -332,8 +324,8 @@ class Kernel:
                 raise InputError(f"argument {i} is not a C-contiguous NumPy array; use np.ascontiguousarray")
             if i in outputs and not array.flags.writeable:
                 raise InputError(f"argument {i} is an output and its array is read-only")
-        for name, chosen in (("outputs", outputs), ("initialised", initialised), ("shared", shared)):
-            for i in chosen:
+        for name, indices in (("outputs", outputs), ("initialised", initialised), ("shared", shared)):
+            for i in indices:
                 if not 0 <= i < len(arguments):
                     raise InputError(f"{name} names argument {i}; there are {len(arguments)}, counted from 0")
                 if i not in outputs:
@@ -348,24 +340,24 @@ def compile(
     include: Sequence[str | os.PathLike] = (),
     tiling: str | None = None,
 ) -> Kernel:
-    """Compile a kernel's source for one device.
+    """Compile the source of a kernel for one device.
 
     Args:
-        source: the C++ file with the kernel; the host's part of a public sample (`.asc`) in it is left out.
-        soc: device, by the name that `atc --soc_version` takes.
-        entry: name of the kernel's entry function; a template with its arguments (`"add<float>"`).
+        source: C++ file with the kernel. Host code in a public sample (`.asc`) is left out.
+        soc: device, by its name for `atc --soc_version`.
+        entry: name of the entry function, of a template with its arguments (`"add<float>"`).
         defines: preprocessor names and values, such as `{"DTYPE_X": "half"}`.
         include: folders searched for `#include`.
-        tiling: name of the struct that `GET_TILING_DATA` reads, when the kernel does not register one.
+        tiling: name of the struct that `GET_TILING_DATA` reads, if the kernel does not register one.
 
     Raises:
-        InputError: the device is unknown, or the source does not compile; the message has the compiler's first lines.
+        InputError: the device is unknown, or the source does not compile; the message shows the first errors.
         ToolchainError: there is no C++ compiler.
     """
     device = soc if isinstance(soc, Soc) else find_soc(soc)
-    every = dict(defines or {})
+    all_defines = dict(defines or {})
     if tiling is not None:
-        every["NEONEXT_TWIN_TILING"] = tiling
+        all_defines["NEONEXT_TWIN_TILING"] = tiling
     path = Path(source).resolve()
     folders = [Path(folder).resolve() for folder in include]
-    return Kernel(functools.partial(build, path, device.npu_arch, every, folders), device, entry, path)
+    return Kernel(functools.partial(build, path, device.npu_arch, all_defines, folders), device, entry, path)

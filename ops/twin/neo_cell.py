@@ -1,7 +1,7 @@
-"""The NeoCell kernels of `ops/ascendc` run in the twin: forward, all gradients, and what they cost.
+"""The NeoCell kernels of `ops/ascendc` in the simulator: output, all gradients, and counts of the work.
 
-Nothing here has run on a device. The kernels' sources and their tiling function are the ones that CANN builds; what
-stands in for the hardware is `ops/twin/include`.
+Nothing here has run on a device. The sources of the kernels and their tiling function are those that CANN builds; the
+headers in `ops/twin/include` take the place of the hardware.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .kernel import Kernel
 from .kernel import compile as compile_kernel
 
 KERNELS = Path(__file__).parents[1] / "ascendc" / "op_kernel"
-# Name -> NumPy type, AscendC type, CANN's name for it.
+# Name -> NumPy dtype, AscendC type, CANN's name of the type.
 DTYPES: Mapping[str, tuple[np.dtype, str, str]] = {
     "float16": (np.dtype(np.float16), "half", "DT_FLOAT16"),
     "float32": (np.dtype(np.float32), "float", "DT_FLOAT"),
@@ -37,14 +37,14 @@ _FACTS = ("total_a", "total_b", "cores", "h_out", "w_out", "strip", "columns")
 
 @dataclass(frozen=True)
 class Tiling:
-    """What the tiling function decided.
+    """The result of the tiling function.
 
     Attributes:
-        data: the bytes of NeoCellTiling, as the kernel reads them.
-        total_a, total_b: rows of coefficients.
-        cores: cores that work.
+        data: bytes of NeoCellTiling, as the kernel reads them.
+        total_a, total_b: numbers of rows of coefficients.
+        cores: number of cores that work.
         h_out, w_out: size of the output.
-        strip, columns: rows and columns of the output computed at a time.
+        strip, columns: rows and columns of the output that are computed at a time.
     """
 
     data: bytes
@@ -58,30 +58,30 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Outputs of one launch, in NumPy, and the counts of the twin (`Kernel.launch`)."""
+class KernelRun:
+    """One launch: the outputs, the counts of the simulator (`Kernel.launch`), and the tiling."""
 
-    outputs: tuple[np.ndarray, ...]
+    outputs: tuple
     counts: dict
     tiling: Tiling
 
 
-def to_blocks(x: np.ndarray, c0: int = LANES) -> np.ndarray:
-    """`(N, C, H, W)` as `(N, C1, H, W, C0)`, NC1HWC0, the last channels zero where C0 does not divide C."""
+def to_nc1hwc0(x: np.ndarray, c0: int = LANES) -> np.ndarray:
+    """Convert `(N, C, H, W)` to `(N, C1, H, W, C0)`, padded with zero channels if C0 does not divide C."""
     n, c, h, w = x.shape
     padded = np.pad(x, ((0, 0), (0, -c % c0), (0, 0), (0, 0)))
     return np.ascontiguousarray(padded.reshape(n, -1, c0, h, w).transpose(0, 1, 3, 4, 2))
 
 
-def from_blocks(x: np.ndarray, channels: int) -> np.ndarray:
-    """The reverse of `to_blocks`."""
+def from_nc1hwc0(x: np.ndarray, channels: int) -> np.ndarray:
+    """Convert `(N, C1, H, W, C0)` back to `(N, channels, H, W)`."""
     n, c1, h, w, c0 = x.shape
     return np.ascontiguousarray(x.transpose(0, 1, 4, 2, 3).reshape(n, c1 * c0, h, w)[:, :channels])
 
 
 @lru_cache(maxsize=1)
 def _tiling_library() -> ctypes.CDLL:
-    # The architecture makes no difference; the define shows the part of the header that is for the host.
+    # Any architecture will do: the tiling function is host code, which the macro enables in the header.
     source = Path(__file__).with_name("tiling.cpp")
     library = ctypes.CDLL(str(build(source, 2002, {"NEO_CELL_HOST_TILING": None}, [KERNELS])))
     library.neo_cell_make_tiling.restype = ctypes.c_char_p
@@ -100,21 +100,21 @@ def tiling(
     bias: bool = False,
     gradient: bool = False,
 ) -> Tiling:
-    """The operators' own tiling function (`op_kernel/neo_cell_tiling.h`).
+    """Call the tiling function of the operators (`op_kernel/neo_cell_tiling.h`).
 
     Args:
-        shape: of x as stored, `(N, C1, H, W, C0)`.
-        runs: the operator's attributes (`packing.RUN_ATTRIBUTES`).
-        cores: at most so many are used.
+        shape: shape of x as stored, `(N, C1, H, W, C0)`.
+        runs: attributes of the operator (`packing.RUN_ATTRIBUTES`).
+        cores: largest number of cores to use.
         ub_bytes: unified buffer of a core.
-        element_bytes: of a stored number.
-        compute_bytes: of a number in the arithmetic.
-        output_size: rows and columns of the output; from the runs if None.
-        bias: whether there is one.
-        gradient: for NeoCellGrad.
+        element_bytes: bytes of a stored number.
+        compute_bytes: bytes of a number in the arithmetic.
+        output_size: rows and columns of the output; None to derive them from the runs.
+        bias: True if there is a bias.
+        gradient: True for NeoCellGrad.
 
     Raises:
-        InputError: the tiling function refuses; the message is its own.
+        InputError: the tiling function rejects the problem; the message is its own.
     """
     library = _tiling_library()
     n, c1, h, w, c0 = shape
@@ -123,19 +123,19 @@ def tiling(
     for run in zip(*(runs[name] for name in RUN_ATTRIBUTES), strict=True):
         numbers += run
     data = ctypes.create_string_buffer(library.neo_cell_tiling_bytes())
-    refusal = library.neo_cell_make_tiling((ctypes.c_int64 * len(numbers))(*map(int, numbers)), data)
-    if refusal:
-        raise InputError(f"NeoCell: {refusal.decode()}; x is {tuple(shape)}, the runs are {dict(runs)}")
+    error = library.neo_cell_make_tiling((ctypes.c_int64 * len(numbers))(*map(int, numbers)), data)
+    if error:
+        raise InputError(f"NeoCell: {error.decode()}; x is {tuple(shape)}, the runs are {dict(runs)}")
     facts = (ctypes.c_int32 * len(_FACTS))()
     library.neo_cell_tiling_facts(data, facts)
     return Tiling(data.raw, **dict(zip(_FACTS, facts, strict=True)))
 
 
-def kernel(name: str, soc: str, dtype: str) -> Kernel:
-    """A kernel of `ops/ascendc`, compiled for a device and a type; `name` is "neo_cell" or "neo_cell_grad"."""
-    device, (_, written, orig) = soc_of(soc), _dtype(dtype, soc_of(soc))
+def kernel(name: str, device: Soc, dtype: str) -> Kernel:
+    """Compile a kernel of `ops/ascendc`, "neo_cell" or "neo_cell_grad", for a device and a dtype."""
+    _, written, orig = _dtype(dtype, device)
     defines = {"DTYPE_X": written, "ORIG_DTYPE_X": orig}
-    return compile_kernel(KERNELS / f"{name}.cpp", soc=device.name, entry=name, defines=defines)
+    return compile_kernel(KERNELS / f"{name}.cpp", soc=device, entry=name, defines=defines)
 
 
 def forward(
@@ -154,38 +154,38 @@ def forward(
     c0: int = LANES,
     ub_bytes: int | None = None,
     **launch,
-) -> Run:
-    """The operator NeoCell in the twin.
+) -> KernelRun:
+    """Run the operator NeoCell in the simulator.
 
     Args:
-        x: `(N, C, H, W)`.
+        x: maps `(N, C, H, W)`.
         weights_a: learned A, one `(channels, h_out, h_in)` per group.
         weights_b: learned B, one `(channels, w_in, w_out)` per group.
-        spec: the geometry.
-        bias: `(C)` or None.
-        soc: a device of `ops/soc.py`.
-        dtype: "float16", "float32" or "bfloat16": everything is rounded to it first.
-        blocks: cores to use, all of the device's if None.
-        accumulate_fp32: arithmetic in float32 on float16 maps; bfloat16 always has it.
-        transposed: with all matrices transposed: x is an upstream gradient.
-        output_size: rows and columns of the output, where they do not follow from those of x.
+        spec: geometry.
+        bias: `(C,)` or None.
+        soc: name of a device of `ops/soc.py`.
+        dtype: "float16", "float32" or "bfloat16"; all inputs are rounded to it first.
+        blocks: number of cores; None for all cores of the device.
+        accumulate_fp32: True to compute float16 maps in float32; bfloat16 maps always are.
+        transposed: True to transpose all matrices; x is then an upstream gradient.
+        output_size: rows and columns of the output, if they do not follow from those of x.
         c0: channels of a block.
-        ub_bytes: a smaller unified buffer than the device's.
-        launch: for `Kernel.launch`.
+        ub_bytes: size of the unified buffer, if it should be smaller than that of the device.
+        launch: further arguments of `Kernel.launch`.
 
     Returns:
-        a Run with the output `(N, C, H_out, W_out)`.
+        a run with the output `(N, C, H_out, W_out)`.
 
     Raises:
-        InputError: shapes that do not fit, a type that the device does not have.
-        TwinError: the kernel did what a device would punish.
+        InputError: the shapes do not fit, or the device does not support the dtype.
+        SimulatorError: the kernel broke a rule of the device.
     """
     device = soc_of(soc)
     number, _, _ = _dtype(dtype, device)
     wide = dtype == "bfloat16" or (accumulate_fp32 and dtype == "float16")
     stored, coef_a, coef_b = _stored(x, weights_a, weights_b, spec, number, transposed, c0)
     runs = plan(spec, transposed).attributes
-    made = tiling(
+    tiles = tiling(
         stored.shape,
         runs,
         cores=blocks or device.vector_units,
@@ -195,16 +195,16 @@ def forward(
         output_size=output_size,
         bias=bias is not None,
     )
-    y = np.zeros((*stored.shape[:2], made.h_out, made.w_out, c0), number)
+    y = np.zeros((*stored.shape[:2], tiles.h_out, tiles.w_out, c0), number)
     offset = None if bias is None else pack_channels(bias.astype(number))
-    counts = kernel("neo_cell", soc, dtype).launch(
-        [stored, coef_a, coef_b, offset, y, None, np.frombuffer(made.data, np.uint8)],
-        blocks=made.cores,
+    counts = kernel("neo_cell", device, dtype).launch(
+        [stored, coef_a, coef_b, offset, y, None, np.frombuffer(tiles.data, np.uint8)],
+        blocks=tiles.cores,
         outputs=(4,),
         tiling_key=int(wide),
         **launch,
     )
-    return Run((from_blocks(y, spec.channels),), counts, made)
+    return KernelRun((from_nc1hwc0(y, spec.channels),), counts, tiles)
 
 
 def gradients(
@@ -220,44 +220,44 @@ def gradients(
     c0: int = LANES,
     ub_bytes: int | None = None,
     **launch,
-) -> Run:
-    """The operator NeoCellGrad in the twin, with its sums over the images taken.
+) -> KernelRun:
+    """Run the operator NeoCellGrad in the simulator and sum its results over the images.
 
     Args:
         dy: upstream gradient `(N, C, H_out, W_out)`.
         x, weights_a, weights_b, spec, soc, dtype, blocks, c0, ub_bytes, launch: as in `forward`.
 
     Returns:
-        a Run with two lists of float32 gradients, in the shapes of the weights of A and of B.
+        a run with two lists of float32 gradients, in the shapes of the weights of A and of B.
     """
     device = soc_of(soc)
     number, _, _ = _dtype(dtype, device)
     stored, coef_a, coef_b = _stored(x, weights_a, weights_b, spec, number, False, c0)
-    made = tiling(
+    tiles = tiling(
         stored.shape,
         plan(spec).attributes,
         cores=blocks or device.vector_units,
         ub_bytes=ub_bytes or device.ub_bytes,
         element_bytes=number.itemsize,
         compute_bytes=4,
-        output_size=dy.shape[2:],
+        output_size=(dy.shape[2], dy.shape[3]),
         gradient=True,
     )
-    grad_a = np.zeros((len(x), made.total_a, LANES), np.float32)
-    grad_b = np.zeros((len(x), made.total_b, LANES), np.float32)
-    upstream = to_blocks(dy.astype(number), c0)
-    counts = kernel("neo_cell_grad", soc, dtype).launch(
-        [stored, upstream, coef_a, coef_b, grad_a, grad_b, None, np.frombuffer(made.data, np.uint8)],
-        blocks=made.cores,
+    grad_a = np.zeros((len(x), tiles.total_a, LANES), np.float32)
+    grad_b = np.zeros((len(x), tiles.total_b, LANES), np.float32)
+    upstream = to_nc1hwc0(dy.astype(number), c0)
+    counts = kernel("neo_cell_grad", device, dtype).launch(
+        [stored, upstream, coef_a, coef_b, grad_a, grad_b, None, np.frombuffer(tiles.data, np.uint8)],
+        blocks=tiles.cores,
         outputs=(4, 5),
         **launch,
     )
-    return Run(unpack_gradients(spec, grad_a.sum(0), grad_b.sum(0)), counts, made)
+    return KernelRun(unpack_gradients(spec, grad_a.sum(0), grad_b.sum(0)), counts, tiles)
 
 
 def _dtype(dtype: str, device: Soc) -> tuple[np.dtype, str, str]:
     if dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+        raise InputError(f"unknown dtype {dtype!r}; expected {', '.join(DTYPES)}")
     if dtype == "bfloat16" and not device.bf16:
         raise InputError(f"{device.name} has no bfloat16; use float16 or float32")
     return DTYPES[dtype]
@@ -267,4 +267,4 @@ def _stored(x, weights_a, weights_b, spec, number, transposed, c0):
     if x.ndim != 4 or x.shape[1] != spec.channels:
         raise InputError(f"NeoCell: x must be (N, {spec.channels}, H, W), got {tuple(x.shape)}")
     coef_a, coef_b = pack(spec, weights_a, weights_b, transposed)
-    return to_blocks(x.astype(number), c0), coef_a.astype(number), coef_b.astype(number)
+    return to_nc1hwc0(x.astype(number), c0), coef_a.astype(number), coef_b.astype(number)

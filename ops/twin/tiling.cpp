@@ -1,4 +1,5 @@
-// The operators' tiling function for Python: it takes numbers and fills the bytes of a NeoCellTiling.
+// The operators' tiling function for Python (neo_cell.py): numbers in, the bytes of NeoCellTiling out. Python treats
+// those bytes as opaque, so the struct may change without a change here.
 #include "neo_cell_tiling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -8,17 +9,17 @@ EXPORT int32_t neo_cell_tiling_bytes()
     return static_cast<int32_t>(sizeof(NeoCellTiling));
 }
 
-// `numbers`: cores, UB bytes, then the fields of NeoCellProblem in order, with 7 numbers for each run. Returns nullptr
-// on success, else the reason why there is no tiling.
+// `numbers`: cores, UB bytes, then the fields of NeoCellProblem in order, with 7 numbers per run. Returns nullptr, or
+// the reason why there is no tiling.
 EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* tiling)
 {
     NeoCellProblem problem{};
     const NeoCellDevice device{static_cast<int32_t>(numbers[0]), static_cast<int32_t>(numbers[1])};
     const int64_t* next = numbers + 2;
     int32_t* const fields[] = {
-        &problem.images,       &problem.planes,       &problem.c0,      &problem.hIn,
-        &problem.wIn,          &problem.hOut,         &problem.wOut,    &problem.elementBytes,
-        &problem.computeBytes, &problem.hasBias,      &problem.gradient, &problem.runs};
+        &problem.images,       &problem.planes,  &problem.c0,       &problem.hIn,
+        &problem.wIn,          &problem.hOut,    &problem.wOut,     &problem.elementBytes,
+        &problem.computeBytes, &problem.hasBias, &problem.gradient, &problem.runs};
     for (int32_t* field : fields) {
         *field = static_cast<int32_t>(*next++);
     }
@@ -31,7 +32,7 @@ EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* t
     return NeoCellMakeTiling(problem, device, *tiling);
 }
 
-// The facts that a caller needs: rows of coefficients of either side, cores, output size, and the size of a strip.
+// The fields that a caller of the kernel needs, in the order of _FACTS in neo_cell.py.
 EXPORT void neo_cell_tiling_facts(const NeoCellTiling* tiling, int32_t* facts)
 {
     facts[0] = tiling->totalA;

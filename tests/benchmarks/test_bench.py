@@ -12,11 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from acl_stand_in import StandIn
-from neonext_ms.benchmarks import command, gemm, regression, results, statistics
+from neonext_ms.benchmarks import command, gemm, regression, results, session, statistics
+from neonext_ms.benchmarks.measure import timed
 from neonext_ms.benchmarks.report import markdown
-from neonext_ms.benchmarks.runtimes.onnx_runtime import OnnxRuntimeCpu
-from neonext_ms.benchmarks.runtimes.pyacl import PyAcl
 from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.acl import PyAcl
+from neonext_ms.runtime.base import Settings
+from neonext_ms.runtime.onnx import OnnxRuntime
 
 
 def net(path, shape=("n", 3, 8, 8), dtype=TensorProto.FLOAT, name="pixels", value=None, channels=4):
@@ -74,7 +76,7 @@ def test_two_files_side_by_side(pair, tmp_path, capsys):
     assert result["partial"] is False and result["command"][0] == "neonext-bench"
     assert {"cpu", "flags", "load"} <= set(result["machine"]) and "onnxruntime" in result["versions"]
     assert result["settings"]["cores"] and result["settings"]["threads"] == len(result["settings"]["cores"])
-    rows = results.rows(result)
+    rows = results.entries(result)
     measured = [(f"{name}.onnx", batch) for batch in (1, 4) for name in ("one", "two")]
     assert [(r.label, r.batch) for r in rows if not r.is_gemm] == measured
     assert {len(row["samples"]) for group in result["batches"] for row in group["rows"]} == {9}
@@ -120,7 +122,7 @@ def test_a_fixed_batch_beside_an_open_one(pair, tmp_path, capsys):
     code, out, _ = bench(capsys, pair[0], fixed, "--rounds", 1, "--json")
     result = json.loads(out)
     assert code == 0 and [group["batch"] for group in result["batches"]] == [1, 2, 8]
-    assert "fixed.onnx does not take batches of 1, 8: left out there" in result["notes"]
+    assert "fixed.onnx does not take batches of 1, 8; omitted there" in result["notes"]
 
 
 def bad(tmp_path):
@@ -135,18 +137,18 @@ def bad(tmp_path):
         "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt'; did you mean neonext_t"),
         "unknown name in a list": (["--models", "resnet51"], 1, "did you mean resnet50"),
         "missing file": ([tmp_path / "none.onnx"], 1, "none.onnx: no such file"),
-        "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: not a whole ONNX model"),
+        "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: onnxruntime cannot load it"),
         "another kind of file": ([__file__], 2, "unknown kind of model '.py'"),
         "image size": ([good, "--image-size", 16], 1, "float32 ?x3x8x8, so images of 16x16 do not fit"),
-        "batch": ([fixed, "--batch", "1,3"], 1, "takes batches of 2 only, not 1, 3"),
+        "batch": ([fixed, "--batch", "1,3"], 1, "takes batches of 2 only (got 1, 3)"),
         "NaN": ([net(tmp_path / "nan.onnx", value=np.nan)], 1, "nan.onnx: it returns NaN values"),
         "zero rounds": ([good, "--rounds", 0], 2, "at least 1, got '0'"),
         "negative batch": ([good, "--batch=1,-8"], 2, "at least 1, got '-8'"),
-        "zero seconds": ([good, "--seconds", 0], 2, "seconds above 0"),
-        "no seconds": ([good, "--seconds", "nan"], 2, "seconds above 0"),
+        "zero seconds": ([good, "--seconds", 0], 2, "a positive number of seconds"),
+        "no seconds": ([good, "--seconds", "nan"], 2, "a positive number of seconds"),
         "threads": ([good, "--threads", 0], 2, "at least 1"),
         "too many threads": ([good, "--threads", 4096], 2, "this process may use"),
-        "device": ([good, "--device", -1], 2, "0 or more"),
+        "device": ([good, "--device", -1], 2, "at least 0"),
         "runtime": ([good, "--runtime", "onnx"], 2, "unknown runtime 'onnx'; did you mean"),
         "missing runtime": ([good, "--runtime", "onnxruntime-cann"], 3, "pip install onnxruntime-cann"),
         "missing board": ([tmp_path / "x.om"], 3, "install CANN"),
@@ -210,14 +212,18 @@ def test_a_run_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
 def interrupting(monkeypatch, after):
     """Ctrl-C in the call of this number."""
     calls = iter(range(after + 1))
-    timed = OnnxRuntimeCpu.timed
 
-    def call(self):
-        if next(calls) == after:
-            raise KeyboardInterrupt
-        return timed(self)
+    def counted(runtime, arrays):
+        call = timed(runtime, arrays)
 
-    monkeypatch.setattr(OnnxRuntimeCpu, "timed", call)
+        def counted_call():
+            if next(calls) == after:
+                raise KeyboardInterrupt
+            return call()
+
+        return counted_call
+
+    monkeypatch.setattr(session, "timed", counted)
 
 
 def test_interrupted_runs_keep_what_was_measured(pair, tmp_path, capsys, monkeypatch):
@@ -225,7 +231,7 @@ def test_interrupted_runs_keep_what_was_measured(pair, tmp_path, capsys, monkeyp
     interrupting(monkeypatch, 2 * 4 + 6 * 4 + 1)
     output = tmp_path / "result.json"
     code, out, err = bench(capsys, *pair, "--batch", "1,2", "--rounds", 50, "--output", output)
-    assert code == 130 and f"interrupted: what was measured until then is in {output}" in err
+    assert code == 130 and f"interrupted: the result so far is in {output}" in err
     assert "**Partial: the run was interrupted" in out
     result = results.read(output)
     assert result["partial"] is True and [group["rounds"] for group in result["batches"]] == [6]
@@ -256,9 +262,7 @@ def test_products_of_a_graph(tmp_path):
     path = tmp_path / "gemm.onnx"
     gemm.write_graph(work.products, path)
     onnx.checker.check_model(str(path), full_check=True)
-    with OnnxRuntimeCpu() as runtime:
-        from neonext_ms.benchmarks.runtimes import Settings
-
+    with OnnxRuntime() as runtime:
         runtime.load(str(path), Settings(2, (8, 8)))
         left = gemm.inputs_of(work.products)
         (corners,) = runtime.run(left)
@@ -337,7 +341,7 @@ def write(path, result):
         ({"a": 0.5, "b": 1.2, "GEMM of a": 0.8}, 0, ""),
     ],
 )
-def test_gate(after, code, message, tmp_path, capsys):
+def test_regression(after, code, message, tmp_path, capsys):
     before = write(tmp_path / "before.json", made_up({"a": 1.0, "b": 1.2, "GEMM of a": 0.8}))
     now = write(tmp_path / "now.json", made_up(after, seed=1))
     found, out, err = bench(capsys, "report", now, "--compare", before, "--fail-above", "1.1")
@@ -348,7 +352,7 @@ def test_gate(after, code, message, tmp_path, capsys):
     assert {move["anchor"] for move in json.loads(out)["moves"]} == {"GEMM of a"}
 
 
-def test_gate_without_gemm_and_with_another_anchor():
+def test_regression_without_gemm_and_with_another_anchor():
     before, now = made_up({"a": 1.0, "b": 1.2, "c": 3.0}), made_up({"a": 1.0, "b": 1.8, "c": 3.0}, noise=0.1)
     moves = regression.compare(now, before)
     assert {m.label: m.anchor for m in moves} == {"b": "a", "c": "a"}
@@ -358,7 +362,7 @@ def test_gate_without_gemm_and_with_another_anchor():
     for other, asked, message in (
         (made_up({"x": 1.0}), None, "no model at the same batch in common"),
         (made_up({"a": 1.0}), None, "have only a in common"),
-        (now, "aa", r"'aa' to hold it against is not in both; did you mean"),
+        (now, "aa", r"the anchor 'aa' is not in both; did you mean"),
     ):
         with pytest.raises(InputError, match=message):
             regression.compare(other, before, asked) or pytest.fail("nothing raised")
@@ -378,7 +382,28 @@ def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = bench(capsys, "report", path, "--output", tmp_path / "plain")
     assert code == 0 and [p.name for p in (tmp_path / "plain").iterdir()] == ["run.md"]
-    assert "no pictures: matplotlib is not installed" in err and len(err.splitlines()) == 2
+    assert "no pictures: matplotlib is required" in err and len(err.splitlines()) == 2
+
+
+def test_reports_inside_a_page(tmp_path, capsys):
+    page, path = tmp_path / "page.md", write(tmp_path / "run.json", made_up({"a": 1.0, "b": 1.2}))
+    page.write_text(f"# Page\n\n    neonext-bench report {path}\n\nold\n\n<!-- end of the table -->\n\nEnd.\n")
+    assert bench(capsys, "report", "--update", page) == (0, f"{page}: 1 of 1 tables changed\n", "")
+    text = page.read_text()
+    assert "\n### SingleStream (batch 1)" in text and text.endswith("<!-- end of the table -->\n\nEnd.\n")
+    assert bench(capsys, "report", "--update", page)[1] == f"{page}: 0 of 1 tables changed\n"
+    code, _, err = bench(capsys, "report")
+    assert code == 2 and "expected results, or --update PAGE.md" in err
+
+
+def test_the_page_of_results_is_what_the_command_prints(monkeypatch):
+    from neonext_ms.benchmarks import documents, report_command
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    tables = documents.tables_of(Path("docs/results.md").read_text(encoding="utf-8"), report_command.COMMAND)
+    assert len(tables) == 3
+    for arguments, table in tables:
+        assert report_command._section(arguments.split()) == table
 
 
 @pytest.mark.parametrize(
@@ -455,20 +480,19 @@ def official(tmp_path, monkeypatch):
 
 
 def test_official_model_in_its_own_process(official, tmp_path):
-    from neonext_ms.benchmarks.runtimes import Settings
-    from neonext_ms.benchmarks.subjects import Choice, _official
+    from neonext_ms.benchmarks.subjects import _official
     from neonext_ms.export.pipeline import source_of_name
 
-    choice = Choice(["neonext_t.released_224"], torch=(sys.executable, str(official)))
-    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), choice, tmp_path)
+    torch = (sys.executable, str(official))
+    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), torch, tmp_path)
     assert subject.label == "neonext_t.released_224/torch" and Path(subject.path).stat().st_size > 1e8
     with subject.make() as runtime:
-        runtime.load(subject.path, Settings(2, (8, 8)))
-        assert runtime.found == {"torch": "stub", "threads": 1}
+        runtime.load(subject.path, Settings(2, (8, 8), threads=1))
+        assert runtime.package_versions == {"torch": "stub", "threads": 1}
         images = np.ones((2, 3, 8, 8), np.float32)
         (logits,) = runtime.run([images])
-        assert logits.shape == (2, 1000) and runtime.timed()["execute"] > 0
-        process = runtime._process
+        assert logits.shape == (2, 1000) and timed(runtime, [images])()["execute"] > 0
+        process = runtime._process._process
     assert process.returncode == 0
     (official / "ptvision" / "models" / "neonext" / "neonext.py").write_text("raise ImportError('no module timm')")
     with pytest.raises(InputError, match="no module timm"), subject.make() as runtime:

@@ -41,10 +41,8 @@ def run(model: onnx.ModelProto | str, x: np.ndarray) -> np.ndarray:
 def small(family, size, options):
     """A narrow network: its plain model, and its `DeployGraph` before folding."""
     plain = GraphBuilder(family, None, size, keep=True)
-    networks.Network(family, options, 0, 0.0, "", "transformers" if family == "convnext" else "convolutional").add_to(
-        plain
-    )
-    graph = getattr(folded, family)(family, plain.weights.made, size, *options)
+    networks.Network(family, options, 0, 0.0, "").add_to(plain)
+    graph = getattr(folded, family)(family, plain.weights.arrays, size, *options)
     return plain.model(), graph
 
 
@@ -118,12 +116,12 @@ def test_write_leaves_nothing_half_written(tmp_path):
     assert plain.read_bytes() == networks.build("resnet18", image_size=(32, 32)).SerializeToString()
 
 
-def test_refusals(tmp_path):
-    with pytest.raises(UsageError, match="densenet121 has no folded form; these have: convnext_t"):
+def test_rejections(tmp_path):
+    with pytest.raises(UsageError, match="densenet121 has no folded form; these networks have one: convnext_t"):
         networks.build("densenet121", form="folded", image_size=(32, 32))
-    with pytest.raises(UsageError, match="unknown target 'om'"):
+    with pytest.raises(UsageError, match="target 'om' of a network: unknown"):
         networks.write("resnet18", tmp_path / "r.onnx", target="om")
-    with pytest.raises(UsageError, match="give a seed"):
+    with pytest.raises(UsageError, match="Give a seed"):
         networks.build("resnet18", form="folded", seed=None)
     with pytest.raises(InputError, match="at least 1 image"):
         networks.build("resnet18", form="folded", batch=0)

@@ -95,16 +95,16 @@ def test_a_fixed_batch():
     assert sizes(model)["logits"] == [2, 1000]
 
 
-def test_refusals():
+def test_rejections():
     with pytest.raises(InputError, match="did you mean resnet"):
         networks.build("resnet500")
     with pytest.raises(InputError, match="vanishes"):
         networks.build("squeezenet1_1", image_size=(8, 8))
-    with pytest.raises(InputError, match="at least 1 image"):
+    with pytest.raises(InputError, match="expected at least 1 image"):
         networks.build("resnet18", batch=0)
     with pytest.raises(InputError, match="the last map is 4x4 and has to be a square of a multiple of 7"):
         networks.build("vgg16", image_size=(128, 128), seed=None)
     with pytest.raises(InputError, match="-4x224"):
         networks.build("resnet18", image_size=(-4, 224))
-    with pytest.raises(UsageError, match="unknown form 'naive'"):
+    with pytest.raises(UsageError, match="form 'naive' of a network: unknown"):
         networks.build("resnet18", form="naive")

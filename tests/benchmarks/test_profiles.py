@@ -90,7 +90,7 @@ def test_msprof(tmp_path):
     found = profiles.read(path)
     assert (found.source, found.runs) == ("msprof", 3)
     assert found.kinds() == {"NeoCell": 30, "stem": 21, "layout": 5}
-    assert "no real file" in "\n".join(found.lines())
+    assert "not tested with a real file" in "\n".join(found.lines())
 
 
 def test_msprof_without_its_columns(tmp_path):

@@ -13,9 +13,14 @@ from onnx import TensorProto, helper
 
 import lite_stand_in
 from acl_stand_in import StandIn
-from neonext_ms.benchmarks import inputs, runtimes
-from neonext_ms.benchmarks.runtimes import Settings, pyacl
+from neonext_ms.benchmarks.inputs import DEFAULT_SIZE, check_batches, random_images
+from neonext_ms.benchmarks.measure import timed
+from neonext_ms.benchmarks.session import _check_finite
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.runtime.acl import PyAcl
+from neonext_ms.runtime.base import Settings
+from neonext_ms.runtime.onnx import onnx_signature
+from neonext_ms.runtime.open import RUNTIMES, choose_runtimes, open_runtime, runtime_class
 
 SIZE = (8, 8)
 
@@ -40,18 +45,18 @@ def classifier(path, shape=("n", 3, 8, 8), dtype=TensorProto.FLOAT, name="pixels
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "openvino-bf16"])
 def test_onnx_runtimes_agree(name, tmp_path):
-    kind = runtimes.runtime(name)
+    kind = runtime_class(name)
     if kind.missing():
         pytest.skip(kind.missing())
     path = classifier(tmp_path / "net.onnx")
     runtime = kind()
     found = runtime.describe(path, Settings(1, SIZE))
     assert found.name == "pixels" and found.batches is None
-    images = found.images(2, SIZE)
+    images = random_images(found, 2, SIZE)
     with runtime:
         runtime.load(path, Settings(2, SIZE, threads=1))
         (logits,) = runtime.run([images])
-        parts = runtime.timed()
+        parts = timed(runtime, [images])()
     assert logits == pytest.approx(images.mean(axis=(2, 3)), abs=0.01)
     assert set(parts) == {"copy_in", "execute", "copy_out"} and min(parts.values()) >= 0
     runtime.close()
@@ -69,11 +74,11 @@ def test_mindspore_agrees_with_onnxruntime(tmp_path, digits):
     logits = []
     for target, name in (("onnx", "onnxruntime"), ("mindir", "mindspore")):
         path = str(report.files[target])
-        with runtimes.runtime(name)() as runtime:
+        with runtime_class(name)() as runtime:
             found = runtime.describe(path, Settings(1, (64, 64)))
             assert found.batches == (1,) and found.size(path, None) == (64, 64)
             runtime.load(path, Settings(1, (64, 64), threads=2))
-            logits.append(runtime.run([found.images(1, (64, 64))])[0])
+            logits.append(runtime.run([random_images(found, 1, (64, 64))])[0])
     assert logits[0] == pytest.approx(logits[1], abs=1e-3)
 
 
@@ -88,73 +93,73 @@ def test_mindspore_agrees_with_onnxruntime(tmp_path, digits):
     ],
 )
 def test_the_input_is_derived_from_the_file(shape, dtype, batches, size, tmp_path):
-    found = inputs.of_onnx(classifier(tmp_path / "net.onnx", shape, dtype, name="x.1"))
+    found = onnx_signature(classifier(tmp_path / "net.onnx", shape, dtype, name="x.1"))
     assert found.name == "x.1" and found.batches == batches
-    assert found.size("net", None) == size
-    images = found.images(2, size, seed=3)
+    assert found.size("net", None, DEFAULT_SIZE) == size
+    images = random_images(found, 2, size, seed=3)
     assert images.dtype == helper.tensor_dtype_to_np_dtype(dtype)
     assert images.shape == (2, shape[1] if isinstance(shape[1], int) else 3, *size)
-    assert np.array_equal(images, found.images(2, size, seed=3)) and images.std() > 0
+    assert np.array_equal(images, random_images(found, 2, size, seed=3)) and images.std() > 0
 
 
 def test_sizes_and_batches_that_do_not_fit(tmp_path):
     path = classifier(tmp_path / "net.onnx", (4, 3, 8, 8))
-    found = inputs.of_onnx(path)
-    with pytest.raises(InputError, match=r"float32 4x3x8x8, so images of 16x16 do not fit"):
+    found = onnx_signature(path)
+    with pytest.raises(UsageError, match=r"float32 4x3x8x8, so images of 16x16 do not fit"):
         found.size(path, (16, 16))
-    assert inputs.check_batches(path, found, [1, 4]) == [4]
-    with pytest.raises(InputError, match=r"batches of 4 only, not 1, 8; pass --batch 4"):
-        inputs.check_batches(path, found, [1, 8])
+    assert check_batches(path, found, [1, 4]) == [4]
+    with pytest.raises(InputError, match=r"batches of 4 only \(got 1, 8\)\. Pass --batch 4"):
+        check_batches(path, found, [1, 8])
 
 
 def test_what_is_no_model_of_images(tmp_path):
     wrong = tmp_path / "wrong.onnx"
     wrong.write_bytes(b"this is not a model")
-    with pytest.raises(InputError, match="not a whole ONNX model"):
-        inputs.of_onnx(wrong)
+    with pytest.raises(InputError, match="not a whole ONNX file"):
+        onnx_signature(wrong)
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(InputError, match="no nodes"):
-        inputs.of_onnx(tmp_path / "empty.onnx")
+        onnx_signature(tmp_path / "empty.onnx")
     with pytest.raises(InputError, match="no such file"):
-        inputs.of_onnx(tmp_path / "missing.onnx")
+        onnx_signature(tmp_path / "missing.onnx")
     model = onnx.load(classifier(tmp_path / "two.onnx"))
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     onnx.save(model, tmp_path / "two.onnx")
     with pytest.raises(InputError, match="found 2: pixels, mask"):
-        inputs.of_onnx(tmp_path / "two.onnx")
+        onnx_signature(tmp_path / "two.onnx")
     text = classifier(tmp_path / "text.onnx")
     model = onnx.load(text)
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
     onnx.save(model, text)
     with pytest.raises(InputError, match=r"one input of images.*int64"):
-        inputs.of_onnx(text)
+        onnx_signature(text)
 
 
 @pytest.mark.parametrize("value, word", [(np.nan, "NaN"), (np.inf, "infinite")])
 def test_outputs_that_are_not_finite(value, word):
-    runtimes.check_finite("net", [np.zeros(3, np.float32), np.arange(3)])
+    _check_finite("net", [np.zeros(3, np.float32), np.arange(3)])
     with pytest.raises(InputError, match=f"net: it returns {word} values"):
-        runtimes.check_finite("net", [np.array([0, value], np.float16)])
+        _check_finite("net", [np.array([0, value], np.float16)])
 
 
 def test_choice_of_runtimes(monkeypatch):
-    assert [r.name for r in runtimes.choose("a.onnx", [])] == ["onnxruntime"]
-    assert [r.name for r in runtimes.choose("a.mindir", ["onnxruntime", "mindspore"])] == ["mindspore"]
+    assert [r.name for r in choose_runtimes("a.onnx", [])] == ["onnxruntime"]
+    assert [r.name for r in choose_runtimes("a.mindir", ["onnxruntime", "mindspore"])] == ["mindspore"]
     with pytest.raises(UsageError, match=r"unknown runtime 'onxruntime'; did you mean onnxruntime"):
-        runtimes.choose("a.onnx", ["onxruntime"])
+        choose_runtimes("a.onnx", ["onxruntime"])
     with pytest.raises(UsageError, match=r"openvino takes no \.mindir file; these do: mindspore"):
-        runtimes.choose("a.mindir", ["openvino"])
+        choose_runtimes("a.mindir", ["openvino"])
     with pytest.raises(UsageError, match=r"unknown kind of model '\.onn'.*did you mean \.onnx"):
-        runtimes.choose("a.onn", [])
+        choose_runtimes("a.onn", [])
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ToolchainError, match=r"openvino is not installed; install it with: pip install"):
-        runtimes.choose("a.onnx", ["openvino"])
+        choose_runtimes("a.onnx", ["openvino"])
     with pytest.raises(ToolchainError, match=r"pyacl cannot be used here.*install CANN"):
-        runtimes.choose("a.om", [])
+        choose_runtimes("a.om", [])
 
 
 def test_what_needs_a_board_says_that_it_was_not_run_on_one():
-    labels = {name: runtimes.runtime(name).label for name in runtimes.names()}
+    labels = {name: runtime_class(name).label for name in RUNTIMES}
     assert {name for name, label in labels.items() if label == "not run on a device"} == {
         "onnxruntime-cann", "mindspore-ascend", "pyacl", "mindspore-lite", "mindspore-lite-ascend",
     }  # fmt: skip
@@ -165,9 +170,9 @@ def acl(monkeypatch):
     """The stand-in as the module `acl`; at the end nothing is left on the device and no rule was broken."""
     stand_in = StandIn()
     monkeypatch.setitem(sys.modules, "acl", stand_in)
-    monkeypatch.setattr(pyacl.PyAcl, "_device", None)
+    monkeypatch.setattr(PyAcl, "_device", None)
     yield stand_in
-    pyacl.PyAcl.shutdown()
+    PyAcl.shutdown()
     assert stand_in.live == {} and stand_in.violations == []
 
 
@@ -180,17 +185,17 @@ def om(path, dims=(2, 3, 8, 8), dtype="float32", batches=None, outputs=((2, 5),)
 
 def test_om_of_static_shape(acl, tmp_path):
     path = om(tmp_path / "net.om", outputs=((2, 5), (2, 3)), out="float16")
-    runtime = pyacl.PyAcl()
+    runtime = PyAcl()
     found = runtime.describe(path, Settings(1, SIZE))
     assert (found.name, found.shape, found.batches, found.layout) == ("image", (2, 3, 8, 8), (2,), "NCHW")
-    images = found.images(2, SIZE)
+    images = random_images(found, 2, SIZE)
     with runtime:
         runtime.load(path, Settings(2, SIZE))
         outputs = runtime.run([images])
-        assert set(runtime.timed()) == {"copy_in", "execute", "copy_out"}
+        assert set(timed(runtime, [images])()) == {"copy_in", "execute", "copy_out"}
     assert [o.shape for o in outputs] == [(2, 5), (2, 3)] and outputs[0].dtype == np.float16
     assert outputs[0][:, 0] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-2)
-    pyacl.PyAcl.shutdown()
+    PyAcl.shutdown()
     order = [acl.calls.index(f"acl.{name}") for name in ("init", "rt.set_device", "rt.create_context")]
     assert order == sorted(order)
     last = [name.removeprefix("acl.") for name in acl.calls[-3:]]
@@ -200,10 +205,10 @@ def test_om_of_static_shape(acl, tmp_path):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_om_with_several_batch_sizes(acl, batch, tmp_path):
     path = om(tmp_path / "net.om", (-1, 3, 8, 8), batches=[1, 8], outputs=((-1, 5),))
-    with pyacl.PyAcl() as runtime:
+    with PyAcl() as runtime:
         found = runtime.describe(path, Settings(1, SIZE))
         assert found.batches == (1, 8)
-        images = found.images(batch, SIZE)
+        images = random_images(found, batch, SIZE)
         runtime.load(path, Settings(batch, SIZE))
         (logits,) = runtime.run([images])
     assert logits.shape == (batch, 5)
@@ -212,22 +217,22 @@ def test_om_with_several_batch_sizes(acl, batch, tmp_path):
 
 def test_om_with_aipp_takes_bytes_with_channels_last(acl, tmp_path):
     path = om(tmp_path / "net.om", (1, 8, 8, 3), dtype="uint8", outputs=((1, 2),))
-    with pyacl.PyAcl() as runtime:
+    with PyAcl() as runtime:
         found = runtime.describe(path, Settings(1, SIZE))
         assert found.layout == "NHWC" and found.size(path, None) == SIZE
         runtime.load(path, Settings(1, SIZE))
-        images = found.images(1, SIZE)
+        images = random_images(found, 1, SIZE)
         assert runtime.run([images])[0][0, 0] == images.sum()
 
 
 def test_models_share_one_device(acl, tmp_path):
     paths = [om(tmp_path / f"{i}.om") for i in range(3)]
-    with pyacl.PyAcl() as one, pyacl.PyAcl() as other:
+    with PyAcl() as one, PyAcl() as other:
         one.load(paths[0], Settings(2, SIZE))
         other.load(paths[1], Settings(2, SIZE))
         one.load(paths[2], Settings(2, SIZE))
         with pytest.raises(InputError, match="this run uses device 0 already"):
-            pyacl.PyAcl().load(paths[0], Settings(2, SIZE, device=1))
+            PyAcl().load(paths[0], Settings(2, SIZE, device=1))
     assert acl.calls.count("acl.init") == 1
 
 
@@ -243,7 +248,7 @@ FAILING = [
 def test_every_failing_call_is_named_and_everything_given_back(acl, call, tmp_path):
     path = om(tmp_path / "net.om", (-1, 3, 8, 8), batches=[1, 8], outputs=((-1, 5),))
     acl.fail[call] = 207001
-    runtime = pyacl.PyAcl()
+    runtime = PyAcl()
     with pytest.raises(InputError) as caught, runtime:
         runtime.load(path, Settings(8, SIZE))
         runtime.run([np.zeros((8, 3, 8, 8), np.float32)])
@@ -253,10 +258,10 @@ def test_every_failing_call_is_named_and_everything_given_back(acl, call, tmp_pa
 
 @pytest.mark.parametrize("call", ["acl.rt.free", "acl.mdl.unload"])
 def test_what_cannot_be_given_back_is_told_and_the_rest_is(acl, call, tmp_path):
-    runtime = pyacl.PyAcl()
+    runtime = PyAcl()
     runtime.load(om(tmp_path / "net.om"), Settings(2, SIZE))
     acl.fail[call] = 507011
-    with pytest.raises(InputError, match=f"not everything could be given back: .*{call} returned 507011"):
+    with pytest.raises(InputError, match=f"not everything could be freed: .*{call} returned 507011"):
         runtime.close()
     kinds = {"acl.rt.free": "memory", "acl.mdl.unload": "model"}
     assert set(acl.live) == {kinds[call], "context", "init", "device"}
@@ -265,20 +270,20 @@ def test_what_cannot_be_given_back_is_told_and_the_rest_is(acl, call, tmp_path):
 
 
 def test_wrong_inputs_of_an_om(acl, tmp_path):
-    with pyacl.PyAcl() as runtime:
+    with PyAcl() as runtime:
         runtime.load(om(tmp_path / "net.om"), Settings(2, SIZE))
         with pytest.raises(InputError, match="takes 1536 bytes, these images are 768"):
             runtime.run([np.zeros((1, 3, 8, 8), np.float32)])
     path = om(tmp_path / "open.om", (1, 3, -1, -1))
     with pytest.raises(InputError, match="build it with static sizes"):
-        pyacl.PyAcl().describe(path, Settings(1, SIZE))
+        PyAcl().describe(path, Settings(1, SIZE))
     with pytest.raises(InputError, match="no such file"):
-        pyacl.PyAcl().load(str(tmp_path / "missing.om"), Settings(1, SIZE))
+        PyAcl().load(str(tmp_path / "missing.om"), Settings(1, SIZE))
 
 
 def test_something_else_called_acl(monkeypatch):
     monkeypatch.setitem(sys.modules, "acl", json)
-    assert "is not pyACL" in pyacl.PyAcl.missing()
+    assert "is not pyACL" in PyAcl.missing()
 
 
 @pytest.fixture
@@ -291,11 +296,11 @@ def lite(monkeypatch):
 def test_lite_on_the_cpu_resizes(lite, tmp_path):
     path = tmp_path / "net.ms"
     path.write_bytes(b"")
-    kind = runtimes.choose(str(path), [])[0]
+    kind = choose_runtimes(str(path), [])[0]
     with kind() as runtime:
         found = runtime.describe(str(path), Settings(1, SIZE))
         assert found.batches is None
-        images = found.images(4, SIZE)
+        images = random_images(found, 4, SIZE)
         runtime.load(str(path), Settings(4, SIZE, threads=2))
         (logits,) = runtime.run([images])
     assert logits[:, 1] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-3)
@@ -306,17 +311,17 @@ def test_lite_on_the_cpu_resizes(lite, tmp_path):
 def test_lite_on_ascend_keeps_its_sizes(lite, tmp_path):
     path = tmp_path / "net.mindir"
     path.write_bytes(b"")
-    with runtimes.runtime("mindspore-lite-ascend")() as runtime:
+    with runtime_class("mindspore-lite-ascend")() as runtime:
         assert runtime.describe(str(path), Settings(1, SIZE)).batches == (1,)
         runtime.load(str(path), Settings(1, SIZE, device=3))
         context = lite.Model.built[-1][1]
         assert (context.target, context.ascend.device_id) == (["ascend"], 3)
-        with pytest.raises(InputError, match="refuses the input"):
+        with pytest.raises(InputError, match="rejects the input"):
             runtime.run([np.zeros((2, 3, 8, 8), np.float32)])
     broken = tmp_path / "broken.mindir"
     broken.write_bytes(b"")
     with pytest.raises(InputError, match="MindSpore Lite cannot load it"):
-        runtimes.runtime("mindspore-lite-ascend")().load(str(broken), Settings(1, SIZE))
+        runtime_class("mindspore-lite-ascend")().load(str(broken), Settings(1, SIZE))
 
 
 class CannSession:
@@ -367,10 +372,32 @@ def test_cann_provider_binds_device_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(onnxruntime, "InferenceSession", CannSession)
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", on_device)
     path = classifier(tmp_path / "net.onnx")
-    (kind,) = runtimes.choose(path, ["onnxruntime-cann"])
+    (kind,) = choose_runtimes(path, ["onnxruntime-cann"])
     with kind() as runtime:
         runtime.load(path, Settings(2, SIZE, device=1))
         provider, options = runtime._session.made[0]
         assert provider == "CANNExecutionProvider" and options["device_id"] == 1
-        images = runtime.describe(path, Settings(1, SIZE)).images(2, SIZE)
+        images = random_images(runtime.describe(path, Settings(1, SIZE)), 2, SIZE)
         assert runtime.run([images])[0] == pytest.approx(images.mean(axis=(2, 3)), abs=1e-5)
+
+
+def test_a_board_file_is_opened_as_a_classifier(acl, tmp_path):
+    path = om(tmp_path / "net.om", (-1, 3, 8, 8), batches=[1, 4], outputs=((-1, 5),))
+    (tmp_path / "net.json").write_text(json.dumps({"labels": list("abcde"), "image_size": [8, 8]}))
+    images = np.random.default_rng(0).standard_normal((6, 3, 8, 8), np.float32)
+    with open_runtime(path) as model:
+        assert (model.name, model.batch, model.classes, model.input_size) == ("pyacl", 4, 5, SIZE)
+        assert model.metadata["labels"] == list("abcde") and model.notes == ["pyacl: not run on a device"]
+        assert model.run(images)[:, 2] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-3)
+
+
+def test_a_lite_file_with_channels_last_is_opened_as_a_classifier(lite, monkeypatch, tmp_path):
+    path = tmp_path / "net.ms"
+    path.write_bytes(b"")
+    monkeypatch.setattr(lite.Model, "shape", (1, 8, 8, 3))
+    monkeypatch.setattr(lite.Tensor, "layout", lite.Format.NHWC)
+    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8), np.float32)
+    with open_runtime(path) as model:
+        assert (model.batch, model.input_size, model.classes) == (None, SIZE, 2)
+        assert model.run(images)[:, 0] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-3)
+    assert open_runtime(path)._runtime._inputs[0].shape == [1, 8, 8, 3]

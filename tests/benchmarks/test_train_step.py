@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from neonext_ms.benchmarks import train_step
-from neonext_ms.benchmarks.subjects import official_options
+from neonext_ms.benchmarks.official_torch import official_options
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.models.registry import model_config
 
@@ -26,5 +26,5 @@ def test_options_of_the_official_code():
 @pytest.mark.parametrize("python", [sys.executable, "/no/such/python"])
 def test_an_environment_that_cannot_run_it_is_an_error(python, tmp_path):
     args = argparse.Namespace(torch=python, official=str(tmp_path), threads=1)
-    with pytest.raises(ToolchainError, match=r"did not run|cannot be run"):
-        train_step._Official(args, {}, 32, 1)
+    with pytest.raises(ToolchainError, match=r"did not run|cannot be started"):
+        train_step._official(args, {}, 32, 1)

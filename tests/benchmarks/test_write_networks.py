@@ -36,10 +36,10 @@ def test_files_for_a_board(capsys, tmp_path):
     assert all(f"--input_shape=input:{n},3,64,64" in script for n in (1, 8)) and "--soc_version=Ascend310P3" in script
 
 
-def test_what_atc_may_refuse_is_said(capsys, tmp_path):
+def test_what_atc_may_reject_is_said(capsys, tmp_path):
     arguments = ("mobilenet_v3_large", "--target", "cann", "--image-size", "32", "--output", tmp_path)
     code, out, err = write(capsys, *arguments)
-    assert code == 0 and "HardSigmoid" in err and "ATC may refuse it" in err
+    assert code == 0 and "HardSigmoid" in err and "ATC may reject it" in err
     assert "mobilenet_v3_large_plain_32x32_b1.onnx" in out
     code, _, err = write(capsys, "squeezenet1_1", "--batch", "dynamic", "--image-size", "32", "--output", tmp_path)
     assert code == 0 and not err
@@ -57,18 +57,18 @@ def test_list(capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "text"),
     [
-        (["resnet18", "resnet19"], 1, "unknown network 'resnet19'; did you mean"),
+        (["resnet18", "resnet19"], 1, "network 'resnet19': unknown; did you mean"),
         (["resnet18", "--soc", "Ascend310P9"], 1, "unknown device"),
         (["densenet121", "--form", "folded"], 2, "has no folded form"),
         (["resnet18", "--soc", "Ascend310P3", "--batch", "dynamic"], 2, "build_om.sh needs batch sizes"),
-        (["resnet18", "--soc", "Ascend310P3", "--target", "onnx"], 2, "--soc is for --target cann"),
+        (["resnet18", "--soc", "Ascend310P3", "--target", "onnx"], 2, "--soc requires --target cann"),
         (["resnet18", "--soc", "Ascend310P3", "--precision", "mixed_bfloat16"], 2, "does not compute in bfloat16"),
-        ([], 2, "give names of networks, or --list"),
+        ([], 2, "expected names of networks, or --list"),
         (["resnet18", "--batch", "0"], 2, "sizes such as"),
         (["resnet18", "--image-size", "0"], 2, "size"),
     ],
 )
-def test_refusals_leave_nothing(capsys, tmp_path, argv, code, text):
+def test_rejections_leave_nothing(capsys, tmp_path, argv, code, text):
     size = [] if "--image-size" in argv else ["--image-size", "32"]
     found, out, err = write(capsys, *argv, *size, "--output", tmp_path / "new")
     assert (found, out) == (code, "") and text in err, err

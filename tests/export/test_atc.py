@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -15,13 +14,24 @@ import pytest
 
 from neonext_ms.common import external_tools
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
-from neonext_ms.common.files import staging
-from neonext_ms.export.om import atc
-from neonext_ms.ops.soc import SOCS, soc
+from neonext_ms.common.files import publish, staging
+from neonext_ms.export.om import cann_log, target
+from neonext_ms.export.om.aipp import aipp_config
+from neonext_ms.export.om.job import Job
+from neonext_ms.export.om.options import OmOptions
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.ops.soc import SOCS
 
-OPTIONS = atc.OmOptions(soc("Ascend310P3"), (64, 48))
+ATC = target.COMPILERS["atc"]
 
-# Takes what hicann/ge's api/atc/atc_flags.cc takes, refuses the rest, and checks what ATC checks.
+
+def make_job(stem="net", size=(64, 48), batch=(1,), soc="Ascend310P3", data=(), **options) -> Job:
+    return Job(stem, size, batch, OmOptions(soc, **options), ATC, data=data)
+
+
+JOB = make_job()
+
+# Takes what hicann/ge's api/atc/atc_flags.cc takes, rejects the rest, and checks what ATC checks.
 STRICT = r"""
 import json, os, re, sys
 
@@ -158,15 +168,15 @@ def write_atc(folder: Path, text: str | None = None) -> Path:
     return write_tool(folder, "atc", head + text + "\n")
 
 
-def write_onnx(path: Path, external: str | None = None) -> Path:
-    """A tiny model with one input named `input`."""
+def write_onnx(path: Path, external: str | None = None, name: str = "input") -> Path:
+    """A tiny model with one input."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 64, 48]) for name in ("input", "features")]
+    value = [helper.make_tensor_value_info(of, TensorProto.FLOAT, ["N", 3, 64, 48]) for of in (name, "features")]
     bias = numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), "bias")
-    node = helper.make_node("Add", ["input", "bias"], ["features"])
+    node = helper.make_node("Add", [name, "bias"], ["features"])
     model = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], [bias]))
     path.parent.mkdir(parents=True, exist_ok=True)
     save = {"save_as_external_data": True, "location": external, "size_threshold": 0} if external else {}
@@ -194,65 +204,57 @@ def wait_until(condition, seconds: float = 10.0) -> None:
 
 
 @pytest.fixture
-def onnx_file(tmp_path) -> Path:
-    return write_onnx(tmp_path / "in" / "net.onnx")
-
-
-@pytest.fixture
 def environ(tmp_path) -> dict[str, str]:
     """An environment with a tools folder first in PATH and no CANN."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith("ASCEND")}
     return {**keep, "PATH": f"{tmp_path}/tools:{os.defpath}", "OUTSIDE": str(tmp_path)}
 
 
-def compile_om(onnx, tmp_path, environ, options=OPTIONS, timeout=None, name="net.om", folder="out"):
+def compile_om(tmp_path, environ, job=JOB, folder="out", **model):
     """Compile and publish as a command does; returns the final path."""
-    output = tmp_path / folder / name
-    with staging(output.parent) as stage:
-        staged = atc.compile_om(onnx, output, options, stage, output.with_suffix(".atc.log"), timeout, environ)
+    output = tmp_path / folder
+    with staging(output) as stage:
+        write_onnx(stage / job.onnx, **model)
+        target.write_companions([job], stage)
+        staged = target.compile_job(job, stage, output, environ)
         assert staged.parent == stage
-        return atc.publish_om(staged, output)
+        return publish(staged, output / staged.name)
 
 
 def test_the_command_is_exact():
-    assert atc.atc_command("m.onnx", "out/m", OPTIONS) == [
+    assert JOB.invocation().command == [
         "atc",
         "--framework=5",
-        "--model=m.onnx",
-        "--output=out/m",
+        "--model=net.onnx",
+        "--output=net",
         "--soc_version=Ascend310P3",
         "--input_format=NCHW",
         "--input_shape=input:1,3,64,48",
         "--precision_mode_v2=fp16",
     ]
-    options = atc.OmOptions(
-        soc("Ascend910B4-1"),
+    job = make_job(
+        "m",
         (256, 320),
         (1, 8, 16),
-        "mixed_bfloat16",
-        "pixels:0",
-        "a.cfg",
-        ("Conv_1", "OpType::Relu"),
-        "f.cfg",
-        "high_performance",
-        ("Gelu", "Add"),
-        ("--log=error",),
+        "Ascend910B4-1",
+        precision_mode="mixed_bfloat16",
+        aipp=True,
+        keep_dtype=("Conv_1", "OpType::Relu"),
+        extra=("--op_select_implmode=high_performance", "--log=error"),
     )
-    assert atc.atc_command("m.onnx", "m", options) == [
+    assert job.invocation().command == [
         "atc",
         "--framework=5",
         "--model=m.onnx",
         "--output=m",
         "--soc_version=Ascend910B4-1",
         "--input_format=NCHW",
-        "--input_shape=pixels:0:-1,3,256,320",
+        "--input_shape=input:-1,3,256,320",
         "--dynamic_batch_size=1,8,16",
         "--precision_mode_v2=mixed_bfloat16",
-        "--insert_op_conf=a.cfg",
+        "--insert_op_conf=m.aipp.cfg",
         "--keep_dtype=m.keep_dtype.cfg",
-        "--fusion_switch_file=f.cfg",
         "--op_select_implmode=high_performance",
-        "--optypelist_for_implmode=Gelu,Add",
         "--log=error",
     ]
 
@@ -265,92 +267,82 @@ def test_the_command_is_exact():
         ({"batch": (1, 1)}, "every size once"),
         ({"batch": (1, 2049)}, "at most 2048"),
         ({"batch": tuple(range(1, 102))}, "expected 1 to 100"),
-        ({"precision": "fp61"}, "did you mean fp16?"),
-        ({"precision": "mixed_bfloat16"}, "Ascend310P3 does not compute in bfloat16"),
-        ({"image_size": (0, 4)}, "image size 0x4"),
-        ({"input_name": "a;b"}, "input name 'a;b'"),
-        ({"keep_dtype": ("Conv_1",), "precision": "origin"}, "no effect with precision origin"),
-        ({"keep_dtype": ("a\nb",)}, "expected a node's name"),
+        ({"precision_mode": "fp61"}, "did you mean fp16?"),
+        ({"precision_mode": "mixed_bfloat16"}, "Ascend310P3 does not compute in bfloat16"),
+        ({"size": (0, 4)}, "image size 0x4"),
+        ({"keep_dtype": ("Conv_1",), "precision_mode": "origin"}, "no effect with precision mode origin"),
+        ({"keep_dtype": ("a\nb",)}, "expected a node name"),
         ({"keep_dtype": ("OpType::relu",)}, "OpType::Relu"),
-        ({"op_select_implmode": "high"}, "unknown op_select_implmode 'high'"),
-        ({"optypelist_for_implmode": ("Gelu",)}, "needs op_select_implmode"),
-        (
-            {"optypelist_for_implmode": ("Gelu",), "op_select_implmode": "high_precision_for_all"},
-            "is for all operators",
-        ),
         ({"extra": ("log",)}, "expected --name=value"),
         ({"extra": ("--soc-version=Ascend910A",)}, "contradicts"),
         ({"extra": ("--precision_mode=force_fp16",)}, "contradicts"),
         ({"extra": ("--dynamic_dims=1",)}, "contradicts"),
     ],
 )
-def test_options_that_atc_refuses_are_refused_before(changes, message):
+def test_options_that_atc_rejects_are_rejected_before(changes, message):
     with pytest.raises(UsageError, match=message):
-        atc.atc_command("m.onnx", "m", dataclasses.replace(OPTIONS, **changes))
+        make_job(**changes).invocation()
 
 
-@pytest.mark.parametrize("device", SOCS.values(), ids=SOCS)
+@pytest.mark.parametrize("device", SOCS)
 def test_every_device_has_a_command(device):
-    assert f"--soc_version={device.name}" in atc.atc_command("m", "m", dataclasses.replace(OPTIONS, soc=device))
+    assert f"--soc_version={device}" in make_job(soc=device).invocation().command
 
 
-def test_an_om_is_built_in_a_folder_of_its_own(onnx_file, tmp_path, environ):
+def test_an_om_is_built_in_a_folder_of_its_own(tmp_path, environ):
     write_atc(tmp_path / "tools")
-    (tmp_path / "p.cfg").write_text("aipp_op {}")
-    options = dataclasses.replace(OPTIONS, batch=(1, 8), aipp=tmp_path / "p.cfg", keep_dtype=("Add_0", "OpType::Relu"))
-    made = compile_om(onnx_file, tmp_path, environ, options)
+    job = make_job(batch=(1, 8), aipp=True, keep_dtype=("Add_0", "OpType::Relu"))
+    made = compile_om(tmp_path, environ, job)
     seen = json.loads(made.read_text())
     assert leftovers(tmp_path / "out") == ["net.atc.log", "net.om"]
-    command, _ = atc.staged_command(onnx_file, "net", options)
-    assert seen["argv"] == command[1:] and seen["stdin"] == ""
-    assert seen["files"] == {"insert_op_conf": "aipp_op {}", "keep_dtype": "Add_0\nOpType::Relu\n"}
+    assert seen["argv"] == job.invocation().command[1:] and seen["stdin"] == ""
+    aipp = aipp_config(Preprocessing(), (64, 48))
+    assert seen["files"] == {"insert_op_conf": aipp, "keep_dtype": "Add_0\nOpType::Relu\n"}
     log = (tmp_path / "out" / "net.atc.log").read_text()
     assert log.startswith("$ atc --framework=5 --model=net.onnx --output=net ") and "ATC run success" in log
-    assert leftovers(tmp_path / "in") == ["net.onnx"]
 
 
-def test_names_and_folders_that_atc_refuses_work_all_the_same(tmp_path, environ):
+def test_names_and_folders_that_atc_rejects_work_all_the_same(tmp_path, environ):
     write_atc(tmp_path / "tools")
-    onnx = write_onnx(tmp_path / "my files" / "naïve net's.onnx", external="weights of it.data")
-    made = compile_om(onnx, tmp_path, environ, name="a net; $(x).om", folder="an 'out' + folder")
-    assert made.name == "a net; $(x).om"
-    assert leftovers(made.parent) == ["a net; $(x).atc.log", "a net; $(x).om"]
-    assert "--output=a_net____x_" in json.loads(made.read_text())["argv"]
+    job = make_job("a naïve net's; $(x)", data=("weights of it.data",))
+    made = compile_om(tmp_path, environ, job, "an 'out' + folder", external="weights of it.data")
+    assert made.name == "a naïve net's; $(x).om"
+    assert leftovers(made.parent) == ["a naïve net's; $(x).atc.log", "a naïve net's; $(x).om"]
+    assert "--output=a_na_ve_net_s____x_" in json.loads(made.read_text())["argv"]
 
 
 def test_weights_beside_the_model_are_there_for_atc(tmp_path, environ):
-    text = "cat weights/w.data >/dev/null && [ -f net.onnx ] && echo OM > $out.om && echo 'ATC run success, w'"
+    text = "cat net.data >/dev/null && [ -f net.onnx ] && echo OM > $out.om && echo 'ATC run success, w'"
     write_atc(tmp_path / "tools", text)
-    (tmp_path / "in" / "weights").mkdir(parents=True)
-    onnx = write_onnx(tmp_path / "in" / "net.onnx", external="weights/w.data")
-    assert compile_om(onnx, tmp_path, environ).read_text() == "OM\n"
+    made = compile_om(tmp_path, environ, make_job(data=("net.data",)), external="net.data")
+    assert made.read_text() == "OM\n"
 
 
-@pytest.mark.parametrize("name", ["v1.omega.om", "-x.om", "net"])
-def test_names_that_would_confuse_atc(name, onnx_file, tmp_path, environ):
+@pytest.mark.parametrize("name", ["v1.omega", "-x", "net"])
+def test_names_that_would_confuse_atc(name, tmp_path, environ):
     write_atc(tmp_path / "tools")
-    made = compile_om(onnx_file, tmp_path, {**environ, "STAND_IN_SUFFIX": "_linux_x86_64"}, name=name)
-    assert made.name == f"{name.removesuffix('.om')}_linux_x86_64.om"
+    made = compile_om(tmp_path, {**environ, "STAND_IN_SUFFIX": "_linux_x86_64"}, make_job(name))
+    assert made.name == f"{name}_linux_x86_64.om"
     output = next(part for part in json.loads(made.read_text())["argv"] if part.startswith("--output="))
     assert ".om" not in output and not output.startswith("--output=-")
 
 
 @pytest.mark.parametrize("suffix", ["_linux_x86_64", "_linux_aarch64"])
-def test_the_systems_name_in_the_file_name_is_kept(suffix, onnx_file, tmp_path, environ):
+def test_the_systems_name_in_the_file_name_is_kept(suffix, tmp_path, environ):
     write_atc(tmp_path / "tools")
-    made = compile_om(onnx_file, tmp_path, {**environ, "STAND_IN_SUFFIX": suffix})
+    made = compile_om(tmp_path, {**environ, "STAND_IN_SUFFIX": suffix})
     assert made.name == f"net{suffix}.om"
     assert leftovers(tmp_path / "out") == ["net.atc.log", made.name]
 
 
-def test_the_strict_stand_in_refuses_what_the_options_would_not(onnx_file, tmp_path, environ):
+def test_the_strict_stand_in_rejects_what_the_options_would_not(tmp_path, environ):
     write_atc(tmp_path / "tools")
-    for changes, code, advice in (
-        ({"extra": ("--unknown=1",)}, "E10001", "ATC refuses the value of an option"),
-        ({"input_name": "pixels"}, "E10016", "use a name of the ONNX graph"),
+    for options, model, code, advice in (
+        ({"extra": ("--unknown=1",)}, {}, "E10001", "ATC rejects the value of an option"),
+        ({}, {"name": "pixels"}, "E10016", "use a name of the ONNX graph"),
     ):
         with pytest.raises(InputError) as error:
-            compile_om(onnx_file, tmp_path, environ, dataclasses.replace(OPTIONS, **changes))
+            compile_om(tmp_path, environ, make_job(**options), **model)
         message = str(error.value)
         assert "atc failed (exit code 1)" in message and f"{code}): " in message and advice in message
         assert str(tmp_path / "out" / "net.atc.log") in message and "\n" not in message
@@ -358,11 +350,11 @@ def test_the_strict_stand_in_refuses_what_the_options_would_not(onnx_file, tmp_p
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, onnx_file, tmp_path, environ):
+def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, tmp_path, environ):
     write_atc(tmp_path / "tools", BROKEN[case])
     kind, parts = EXPECTED[case]
     with pytest.raises((InputError, ToolchainError)) as error:
-        compile_om(onnx_file, tmp_path, environ)
+        compile_om(tmp_path, environ)
     assert type(error.value) is kind
     for part in (*parts, str(tmp_path / "out" / "net.atc.log")):
         assert part in str(error.value)
@@ -370,22 +362,22 @@ def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, onnx_file
     assert (tmp_path / "out" / "net.atc.log").read_text().startswith("$ atc ")
 
 
-def test_an_earlier_om_survives_a_failure(onnx_file, tmp_path, environ):
+def test_an_earlier_om_survives_a_failure(tmp_path, environ):
     write_atc(tmp_path / "tools", BROKEN["exits non-zero with a file"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "net.om").write_text("earlier")
     with pytest.raises(InputError):
-        compile_om(onnx_file, tmp_path, environ)
+        compile_om(tmp_path, environ)
     assert (tmp_path / "out" / "net.om").read_text() == "earlier"
 
 
-def test_ten_megabytes_of_output_go_to_the_log(onnx_file, tmp_path, environ):
+def test_ten_megabytes_of_output_go_to_the_log(tmp_path, environ):
     import tracemalloc
 
     write_atc(tmp_path / "tools", "head -c 10000000 /dev/zero | tr '\\0' x; echo; echo 'E10016: Op name y'; exit 1")
     tracemalloc.start()
     with pytest.raises(InputError, match="E10016: Op name y"):
-        compile_om(onnx_file, tmp_path, environ)
+        compile_om(tmp_path, environ)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "out" / "net.atc.log").stat().st_size > 10_000_000
@@ -409,11 +401,11 @@ def _pids(tmp_path):
 
 
 @pytest.mark.parametrize("text", [HANGS, IGNORES], ids=["hangs", "ignores TERM"])
-def test_the_time_limit_ends_the_tool_and_its_children(text, onnx_file, tmp_path, environ, monkeypatch):
+def test_the_time_limit_ends_the_tool_and_its_children(text, tmp_path, environ, monkeypatch):
     monkeypatch.setattr(external_tools, "GRACE", 0.3)
     write_atc(tmp_path / "tools", text)
     with pytest.raises(InputError) as error:
-        compile_om(onnx_file, tmp_path, environ, timeout=0.7)
+        compile_om(tmp_path, environ, make_job(timeout=0.7))
     assert "did not finish within 0.7 s" in str(error.value) and "net.atc.log" in str(error.value)
     assert len(_pids(tmp_path)) == 3
     wait_until(lambda: not any(map(alive, _pids(tmp_path))))
@@ -421,34 +413,35 @@ def test_the_time_limit_ends_the_tool_and_its_children(text, onnx_file, tmp_path
     assert "hanging" in (tmp_path / "out" / "net.atc.log").read_text()
 
 
-def test_children_that_outlive_the_tool_are_ended(onnx_file, tmp_path, environ):
+def test_children_that_outlive_the_tool_are_ended(tmp_path, environ):
     text = "sleep 60 & echo $! > \"$OUTSIDE/pids\"; echo OM > $out.om; echo 'ATC run success, w'"
     write_atc(tmp_path / "tools", text)
-    assert compile_om(onnx_file, tmp_path, environ).exists()
+    assert compile_om(tmp_path, environ).exists()
     wait_until(lambda: not any(map(alive, _pids(tmp_path))))
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_a_time_limit_is_above_zero(timeout, onnx_file, tmp_path, environ):
+def test_a_time_limit_is_above_zero(timeout, tmp_path, environ):
     with pytest.raises(UsageError, match="time limit"):
-        compile_om(onnx_file, tmp_path, environ, timeout=timeout)
+        compile_om(tmp_path, environ, make_job(timeout=timeout))
 
 
 DRIVER = """
 import sys
 from pathlib import Path
-from neonext_ms.commands import common
-from neonext_ms.export.om import atc
+from neonext_ms.common import cli
+from neonext_ms.export.om import target
+from neonext_ms.export.om.options import OmOptions
 from neonext_ms.common.files import staging
-from neonext_ms.ops.soc import soc
 
 def body(argv=None):
-    output = Path(sys.argv[2])
-    with staging(output.parent) as stage:
-        options = atc.OmOptions(soc("Ascend310P3"), (64, 48))
-        atc.compile_om(sys.argv[1], output, options, stage, output.with_suffix(".atc.log"))
+    output = Path(sys.argv[1])
+    with staging(output) as stage:
+        job = target.Job("net", (64, 48), (1,), OmOptions("Ascend310P3"), target.COMPILERS["atc"])
+        (stage / job.onnx).write_bytes(b"input")
+        target.compile_job(job, stage, output)
 
-sys.exit(common.run(body) if sys.argv[3] == "command" else body())
+sys.exit(cli.run(body) if sys.argv[2] == "command" else body())
 """
 
 
@@ -456,9 +449,9 @@ sys.exit(common.run(body) if sys.argv[3] == "command" else body())
     ("sent", "how", "code"),
     [(signal.SIGINT, "command", 130), (signal.SIGTERM, "command", 130), (signal.SIGTERM, "library", 143)],
 )
-def test_a_signal_ends_the_tool_and_its_children(sent, how, code, onnx_file, tmp_path, environ):
+def test_a_signal_ends_the_tool_and_its_children(sent, how, code, tmp_path, environ):
     write_atc(tmp_path / "tools", HANGS)
-    argv = [sys.executable, "-c", DRIVER, str(onnx_file), str(tmp_path / "out" / "net.om"), how]
+    argv = [sys.executable, "-c", DRIVER, str(tmp_path / "out"), how]
     # A runner may have started this with SIGINT ignored, which a child would inherit.
     process = subprocess.Popen(
         argv,
@@ -474,10 +467,10 @@ def test_a_signal_ends_the_tool_and_its_children(sent, how, code, onnx_file, tmp
     assert leftovers(tmp_path / "out") == ["net.atc.log"]
 
 
-def test_without_atc_the_message_says_where_it_was_looked_for(onnx_file, tmp_path, environ):
+def test_without_atc_the_message_says_where_it_was_looked_for(tmp_path, environ):
     environ = {**environ, "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")}
     with pytest.raises(ToolchainError) as error:
-        compile_om(onnx_file, tmp_path, environ)
+        compile_om(tmp_path, environ)
     message = str(error.value)
     assert error.value.exit_code == 3
     for part in ("PATH", f"ASCEND_TOOLKIT_HOME ({tmp_path}/cann)", "ASCEND_HOME_PATH (not set)", "set_env.sh"):
@@ -486,28 +479,29 @@ def test_without_atc_the_message_says_where_it_was_looked_for(onnx_file, tmp_pat
 
 
 @pytest.mark.parametrize("folder", ["bin", "compiler/bin"])
-def test_atc_is_found_in_the_toolkit(folder, onnx_file, tmp_path, environ):
+def test_atc_is_found_in_the_toolkit(folder, tmp_path, environ):
     write_atc(tmp_path / "cann" / folder)
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "atc").write_text("not executable")
-    made = compile_om(onnx_file, tmp_path, {**environ, "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
+    made = compile_om(tmp_path, {**environ, "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
     assert made.exists()
 
 
-def test_an_atc_that_cannot_start_says_so(onnx_file, tmp_path, environ):
+def test_an_atc_that_cannot_start_says_so(tmp_path, environ):
     write_tool(tmp_path / "tools", "atc", "#!/nowhere/sh\n")
     with pytest.raises(ToolchainError, match="cannot be started"):
-        compile_om(onnx_file, tmp_path, environ)
+        compile_om(tmp_path, environ)
 
 
-def test_a_model_that_is_not_there_or_not_onnx(tmp_path, environ):
+def test_a_model_that_is_not_there(tmp_path, environ):
     write_atc(tmp_path / "tools")
-    with pytest.raises(InputError, match=r"no\.onnx: no such file"):
-        compile_om(tmp_path / "no.onnx", tmp_path, environ)
-    (tmp_path / "bad.onnx").write_text("not a model")
-    with pytest.raises(InputError, match=r"bad\.onnx: not an ONNX file"):
-        compile_om(tmp_path / "bad.onnx", tmp_path, environ)
+    with staging(tmp_path / "out") as stage, pytest.raises(InputError, match=r"net_cann\.onnx: no such file"):
+        target.compile_job(JOB, stage, tmp_path / "out", environ)
     assert not (tmp_path / "out").exists()
+
+
+def explain(text):
+    return cann_log.read_log(text.splitlines(), ATC.success, ATC.failure).explanation
 
 
 def test_first_code_wins_with_its_own_line():
@@ -518,47 +512,41 @@ def test_first_code_wins_with_its_own_line():
         [PID: 5] 2026-01-01 Invalid_Argument_ONNX_Model_Data(E16002): No ONNX parser is registered for optype NeoCell.
                 Solution: Check the version. E10001: not this one
         """)
-    found = atc.explain(text)
+    found = explain(text)
     assert found.startswith("E16002): No ONNX parser is registered for optype NeoCell: CANN's ONNX parser")
     assert "E10001" not in found and "--opset 13" in found
-    assert atc.explain("all is well\nATC run success") is None
-    assert atc.explain("") is None
-    assert "does not know" in atc.explain("E98765: what is this")
+    assert explain("all is well\nATC run success") is None
+    assert explain("") is None
+    assert "does not know" in explain("E98765: what is this")
 
 
-@pytest.mark.parametrize("code", atc.ERRORS)
+@pytest.mark.parametrize("code", cann_log.CODES)
 def test_every_code_is_explained_in_old_and_new_spelling(code):
-    advice = atc.ERRORS[code]
+    advice = cann_log.CODES[code]
     for line in (f"{code}: something was wrong with it", f"[PID: 1] 2026 T({code}): something was wrong with it"):
-        found = atc.explain(f"ATC run failed\n{line}\n")
-        assert advice.what in found and advice.do in found and "something was wrong with it" in found
+        found = explain(f"ATC run failed\n{line}\n")
+        assert advice.meaning in found and advice.remedy in found and "something was wrong with it" in found
 
 
-def test_the_document_has_every_code_and_option():
-    text = (Path(__file__).parents[2] / "docs" / "om.md").read_text()
-    assert [code for code in atc.ERRORS if code not in text] == []
-    options = dataclasses.replace(
-        OPTIONS,
-        batch=(1, 8),
-        aipp="a",
-        keep_dtype=("b",),
-        fusion_switch="c",
-        op_select_implmode="high_precision",
-        optypelist_for_implmode=("d",),
-    )
-    named = [part.split("=")[0] for part in atc.atc_command("m", "m", options)[1:]]
+def test_the_page_has_the_printed_table_and_every_option_and_device():
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    argv = [sys.executable, "-m", "neonext_ms.export.om.cann_log"]
+    printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert printed in text and printed.count("\n") > 30
+    job = make_job(batch=(1, 8), aipp=True, keep_dtype=("b",))
+    named = [part.split("=")[0] for part in job.invocation().command[1:]]
     assert [option for option in named if f"`{option}" not in text] == []
     assert [name for name in SOCS if name.removeprefix("Ascend") not in text] == []
 
 
 def test_long_lines_are_cut():
-    assert len(atc.explain("E10014: " + "x" * 5000)) < 500
+    assert len(explain("E10014: " + "x" * 5000)) < 500
 
 
-def _script(tmp_path, jobs):
+def _script(tmp_path, *jobs):
     folder = tmp_path / "b"
     folder.mkdir(exist_ok=True)
-    return atc.write_script(folder / "build_om.sh", jobs)
+    return folder / target.write_script(jobs or [JOB], folder)
 
 
 def _run_script(path, environ, cwd="/", shell="sh"):
@@ -568,23 +556,18 @@ def _run_script(path, environ, cwd="/", shell="sh"):
 @pytest.mark.parametrize("stem", ["net_64", 'it\'s a "net" $x `y` * \\ ü'])
 def test_the_script_builds_every_size(stem, tmp_path, environ):
     write_atc(tmp_path / "tools")
-    jobs = []
-    for size in ((64, 48), (32, 32)):
-        name = f"{stem}_{size[0]}"
-        options = dataclasses.replace(
-            OPTIONS, image_size=size, batch=(1, 4), aipp=Path("/x") / f"{name}.aipp.cfg", keep_dtype=("Add's", "B")
-        )
-        jobs.append(atc.OmJob(f"{name}.onnx", name, options))
-    script = _script(tmp_path, jobs)
+    sizes = (64, 48), (32, 32)
+    jobs = [make_job(f"{stem}_{size[0]}", size, (1, 4), aipp=True, keep_dtype=("Add's", "B")) for size in sizes]
+    script = _script(tmp_path, *jobs)
     for job in jobs:
         write_onnx(script.parent / job.onnx)
-        (script.parent / f"{job.stem}.aipp.cfg").write_text("aipp")
+        (script.parent / job.aipp).write_text("aipp")
     assert subprocess.run(["sh", "-n", str(script)]).returncode == 0
     done = _run_script(script, environ)
     assert done.returncode == 0, done.stderr
     for job in jobs:
         seen = json.loads((script.parent / f"{job.stem}.om").read_text())
-        assert seen["argv"] == atc.staged_command(job.onnx, job.stem, job.options)[0][1:]
+        assert seen["argv"] == job.invocation().command[1:]
         assert seen["files"] == {"insert_op_conf": "aipp", "keep_dtype": "Add's\nB\n"}
         assert f"built    {job.stem}.om" in done.stdout
     assert not [name for name in leftovers(script.parent) if name.startswith(".")]
@@ -593,30 +576,30 @@ def test_the_script_builds_every_size(stem, tmp_path, environ):
 @pytest.mark.parametrize("case", [case for case in BROKEN if case != "fills the disk"])
 def test_the_script_is_as_strict(case, tmp_path, environ):
     write_atc(tmp_path / "tools", BROKEN[case])
-    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
-    write_onnx(script.parent / "net.onnx")
+    script = _script(tmp_path)
+    write_onnx(script.parent / "net_cann.onnx")
     done = _run_script(script, environ)
     assert done.returncode == 1 and "error: atc " in done.stderr, done.stderr
     assert str(script.parent / "net.atc.log") in done.stderr
-    assert leftovers(script.parent) == ["build_om.sh", "net.atc.log", "net.onnx"]
+    assert leftovers(script.parent) == ["build_om.sh", "net.atc.log", "net_cann.onnx"]
     if case == "exits non-zero with a file":
         assert "E19999: an internal error of CANN" in done.stderr
 
 
 def test_the_script_explains_and_asks_for_missing_files(tmp_path, environ):
     write_atc(tmp_path / "tools")
-    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", dataclasses.replace(OPTIONS, input_name="pixels"))])
+    script = _script(tmp_path)
     done = _run_script(script, environ)
-    assert done.returncode == 1 and "net.onnx is missing; copy it into" in done.stderr
-    write_onnx(script.parent / "net.onnx")
+    assert done.returncode == 1 and "net_cann.onnx is missing; copy it into" in done.stderr
+    write_onnx(script.parent / "net_cann.onnx", name="pixels")
     done = _run_script(script, environ)
     assert done.returncode == 1 and "E10016: the graph has no operator of the name" in done.stderr
 
 
 def test_the_script_sources_set_env(tmp_path, environ):
     write_atc(tmp_path / "cann" / "bin")
-    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
-    write_onnx(script.parent / "net.onnx")
+    script = _script(tmp_path)
+    write_onnx(script.parent / "net_cann.onnx")
     done = _run_script(script, {**environ, "HOME": str(tmp_path)})
     assert done.returncode == 3 and "set_env.sh" in done.stderr
     (tmp_path / "cann" / "set_env.sh").write_text(f'export PATH="{tmp_path}/cann/bin:$UNSET$PATH"\n')
@@ -632,8 +615,8 @@ def test_the_script_sources_set_env(tmp_path, environ):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_script_leaves_the_log_only(sent, tmp_path, environ):
     write_atc(tmp_path / "tools", 'echo $$ > "$OUTSIDE/pids"; echo OM > $out.om; exec sleep 60')
-    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
-    write_onnx(script.parent / "net.onnx")
+    script = _script(tmp_path)
+    write_onnx(script.parent / "net_cann.onnx")
     process = subprocess.Popen(
         ["sh", str(script)],
         env=environ,
@@ -645,25 +628,23 @@ def test_an_interrupted_script_leaves_the_log_only(sent, tmp_path, environ):
     os.killpg(process.pid, sent)
     assert process.wait(20) != 0
     wait_until(lambda: not any(map(alive, _pids(tmp_path))))
-    assert leftovers(script.parent) == ["build_om.sh", "net.atc.log", "net.onnx"]
+    assert leftovers(script.parent) == ["build_om.sh", "net.atc.log", "net_cann.onnx"]
 
 
 def test_the_script_keeps_the_systems_name(tmp_path, environ):
     write_atc(tmp_path / "tools")
-    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
-    write_onnx(script.parent / "net.onnx")
+    script = _script(tmp_path)
+    write_onnx(script.parent / "net_cann.onnx")
     assert _run_script(script, {**environ, "STAND_IN_SUFFIX": "_linux_aarch64"}).returncode == 0
     assert (script.parent / "net_linux_aarch64.om").exists() and not (script.parent / "net.om").exists()
 
 
-def test_a_script_needs_a_job_and_a_place(tmp_path):
-    with pytest.raises(UsageError, match="at least one model"):
-        atc.write_script(tmp_path / "x.sh", [])
+def test_a_script_needs_a_place(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
-        atc.write_script(tmp_path / "no" / "x.sh", [atc.OmJob("net.onnx", "net", OPTIONS)])
+        target.write_script([JOB], tmp_path / "no")
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="dash is not installed")
 def test_dash_takes_the_script(tmp_path):
-    script = _script(tmp_path, [atc.OmJob("net.onnx", "net", OPTIONS)])
+    script = _script(tmp_path)
     assert subprocess.run(["dash", "-n", str(script)]).returncode == 0

@@ -53,10 +53,10 @@ def test_every_operator_that_can_be_emitted_is_in_the_table():
             for graph in (lower(fold(network)[0], flavour), neocell_to_matmul(network)):
                 emitted |= {node.op_type for node in emitter.emit(graph, flavour=flavour).graph.node}
     assert emitted - set(parser_support.PARSERS) == {"Gelu"}
-    assert all(parser.source and parser.opsets for parser in parser_support.PARSERS.values())
+    assert all(opsets and repository and file and ops for opsets, repository, file, ops in parser_support.PLUGINS)
 
 
-def test_the_ordinary_flavours_are_refused_with_what_to_do():
+def test_the_ordinary_flavours_are_rejected_with_what_to_do():
     graph = neocell_to_matmul(fold(_network())[0])
     problems = parser_support.check(emitter.emit(graph, opset=20))
     gelu = next(p for p in problems if "Gelu" in p)

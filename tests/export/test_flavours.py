@@ -103,7 +103,7 @@ def test_the_cann_flavour(folded, expected):
     norm = types.index("ReduceMean")
     assert types[norm : norm + 9] == ["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
     assert types[norm - 2 : norm] == ["GlobalAveragePool", "Flatten"] and types[norm + 9 :] == ["Gemm"]
-    assert parity.compare(wanted, _run(model, images)[0]).holds()
+    assert parity.compare(wanted, _run(model, images)[0]).agrees()
     assert emitter.count_nodes(lower(folded, CANN), flavour=CANN) == len(types)
 
 
@@ -112,7 +112,7 @@ def test_tanh(folded, expected, flavour):
     images, wanted = expected
     model = emitter.emit(lower(folded, flavour), flavour=flavour)
     result = parity.compare(wanted, _run(model, images)[0], tolerance("float32", "tanh"))
-    assert result.holds(tolerance("float32", "tanh")) and not result.holds()
+    assert result.agrees(tolerance("float32", "tanh")) and not result.agrees()
     types = _types(model)
     if flavour.chains:
         assert types.count("Tanh") == 5
@@ -142,7 +142,7 @@ def test_padded_products_are_aligned_in_every_dimension(folded, expected):
         for value in (*node.input, *node.output):
             assert all(side % 16 == 0 for side in shapes[value][-2:])
     dynamic = emitter.emit(lower(folded, flavour), flavour=flavour)
-    assert parity.compare(wanted, _run(dynamic, images)[0]).holds()
+    assert parity.compare(wanted, _run(dynamic, images)[0]).agrees()
 
 
 def test_a_custom_graph_is_proven_two_ways(folded, expected):
@@ -154,9 +154,9 @@ def test_a_custom_graph_is_proven_two_ways(folded, expected):
         if node.op_type == "NeoCell":
             assert {a.name for a in node.attribute} == set(RUN_ATTRIBUTES) <= set(neocell_node.ATTRIBUTES)
             assert len(node.input) <= len(neocell_node.INPUTS)
-    assert parity.compare(wanted, neocell_node.run_reference(model, images)).holds()
+    assert parity.compare(wanted, neocell_node.run_reference(model, images)).agrees()
     before = model.SerializeToString()
-    assert parity.compare(wanted, _run(neocell_node.expand_custom(model), images)[0]).holds()
+    assert parity.compare(wanted, _run(neocell_node.expand_custom(model), images)[0]).agrees()
     assert model.SerializeToString() == before
 
 
@@ -189,7 +189,7 @@ def test_a_custom_graph_with_wrong_coefficients_is_not_proven(folded, expected):
     weights = next(t for t in model.graph.initializer if t.name == node.input[1])
     right = numpy_helper.to_array(weights)
     weights.CopyFrom(numpy_helper.from_array(right[::-1].copy(), weights.name))
-    assert not parity.compare(wanted, _run(neocell_node.expand_custom(model), images)[0]).holds()
+    assert not parity.compare(wanted, _run(neocell_node.expand_custom(model), images)[0]).agrees()
     channels = next(a for a in node.attribute if a.name == "channels")
     channels.ints[0] += 16
     with pytest.raises(InputError, match="do not belong to the attributes"):
@@ -214,8 +214,8 @@ def test_half_precision_in_onnxruntime_and_rounded(folded, expected):
         (native,) = _run(model, outside)
         assert native.dtype == outside.dtype
         limit = tolerance("float16")
-        assert parity.compare(wanted, native.astype(np.float32), limit).holds(limit)
-        assert parity.compare(wanted, _run(emitter.in_float32(model), images)[0], limit).holds(limit)
+        assert parity.compare(wanted, native.astype(np.float32), limit).agrees(limit)
+        assert parity.compare(wanted, _run(emitter.in_float32(model), images)[0], limit).agrees(limit)
 
 
 def test_bfloat16_is_valid_and_proven_by_emulation(folded, expected):
@@ -225,7 +225,7 @@ def test_bfloat16_is_valid_and_proven_by_emulation(folded, expected):
     assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.BFLOAT16}
     limit = tolerance("bfloat16")
     result = parity.compare(wanted, _run(emitter.in_float32(model), images)[0], limit)
-    assert result.holds(limit) and result.relative_l2 > tolerance("float32")
+    assert result.agrees(limit) and result.relative_l2 > tolerance("float32")
 
 
 def test_a_weight_that_float16_cannot_hold(folded):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -11,10 +10,20 @@ import pytest
 
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 from neonext_ms.common.files import publish, staging
-from neonext_ms.export.om import lite
-from neonext_ms.ops.soc import soc
+from neonext_ms.export.om import cann_log, lite, target
+from neonext_ms.export.om.aipp import aipp_config
+from neonext_ms.export.om.job import Job
+from neonext_ms.export.om.options import OmOptions
+from neonext_ms.images.preprocessing import Preprocessing
 
-OPTIONS = lite.LiteOptions(soc("Ascend310P3"), (64, 48))
+LITE = target.COMPILERS["lite"]
+
+
+def make_job(stem="net", size=(64, 48), batch=(1,), soc="Ascend310P3", **options) -> Job:
+    return Job(stem, size, batch, OmOptions(soc, via="lite", **options), LITE)
+
+
+JOB = make_job()
 
 # Takes what converter_flags.cc and config_file_parser.cc of mindspore-ai/mindspore-lite take.
 STRICT = r"""
@@ -81,10 +90,13 @@ print('CONVERT RESULT SUCCESS:0')
 
 GOOD = "echo 'CONVERT RESULT SUCCESS:0'"
 BROKEN = {
-    "exits 0 without a file": (GOOD, ["reported success, but wrote no net.mindir"]),
+    "exits 0 without a file": (GOOD, ["reported success, but wrote no net_ascend.mindir"]),
     "exits non-zero with a file": ("echo M > $out.mindir; exit 3", ["failed (exit code 3)", "is not used"]),
-    "says success and exits non-zero": (f"echo M > $out.mindir; {GOOD}; exit 3", ["although it reported success"]),
-    "writes an empty file": (f": > $out.mindir; {GOOD}", ["net.mindir that it wrote is empty"]),
+    "says success and exits non-zero": (
+        f"echo M > $out.mindir; {GOOD}; exit 3",
+        ["although it printed 'CONVERT RESULT SUCCESS:0'"],
+    ),
+    "writes an empty file": (f": > $out.mindir; {GOOD}", ["net_ascend.mindir that it wrote is empty"]),
     "never says success": ("echo M > $out.mindir", ["without its line 'CONVERT RESULT SUCCESS:0'"]),
     "says both": (f"echo M > $out.mindir; {GOOD}; echo 'Convert failed. Ret: 1'", ["although its exit code is 0"]),
     "says another code": ("echo M > $out.mindir; echo 'CONVERT RESULT SUCCESS:01'", ["without its line"]),
@@ -114,24 +126,19 @@ def write_converter(folder: Path, text: str | None = None) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path) -> Path:
-    path = tmp_path / "net.mindir"
-    path.write_bytes(b"mindir with input")
-    path.chmod(0o400)
-    return path
-
-
-@pytest.fixture
 def environ(tmp_path) -> dict[str, str]:
     keep = {key: value for key, value in os.environ.items() if key not in ("LITE_HOME", "LD_LIBRARY_PATH")}
     return {**keep, "PATH": f"{tmp_path}/tools:{os.defpath}"}
 
 
-def compile_lite(model, tmp_path, environ, options=OPTIONS, timeout=None):
-    output = tmp_path / "out" / "net.mindir"
-    with staging(output.parent) as stage:
-        staged = lite.compile_lite(model, output, options, stage, tmp_path / "out" / "net.lite.log", timeout, environ)
-        return publish(staged, output)
+def compile_lite(tmp_path, environ, job=JOB, content=b"onnx with input"):
+    output = tmp_path / "out"
+    with staging(output) as stage:
+        (stage / job.onnx).write_bytes(content)
+        target.write_companions([job], stage)
+        staged = target.compile_job(job, stage, output, environ)
+        assert (stage / job.onnx).read_bytes() == content
+        return publish(staged, output / staged.name)
 
 
 def leftovers(tmp_path):
@@ -139,106 +146,103 @@ def leftovers(tmp_path):
 
 
 def test_the_command_and_the_configuration_are_exact():
-    assert lite.lite_command("m.onnx", "out/m", OPTIONS, "m.cfg") == [
+    invocation = JOB.invocation()
+    assert invocation.command == [
         "converter_lite",
         "--fmk=ONNX",
-        "--modelFile=m.onnx",
-        "--outputFile=out/m",
+        "--modelFile=./net_ascend.onnx",
+        "--outputFile=./net_ascend",
         "--saveType=MINDIR",
         "--optimize=ascend_oriented",
-        "--configFile=m.cfg",
+        "--configFile=./net_ascend.lite.cfg",
         "--inputShape=input:1,3,64,48",
     ]
-    options = dataclasses.replace(OPTIONS, batch=(1, 8), aipp="a.cfg", plugin_custom_ops=("LayerNormV3",))
-    assert lite.lite_command("m.mindir", "m", options, "m.cfg")[1] == "--fmk=MINDIR"
-    assert "--inputShape" not in " ".join(lite.lite_command("m.mindir", "m", options, "m.cfg"))
-    assert lite.config_text(options) == (
-        "[ascend_context]\ninput_format=NCHW\ninput_shape=input:[-1,3,64,48]\ndynamic_dims=[1],[8]\n"
-        "precision_mode=enforce_fp16\ninsert_op_config_file_path=a.cfg\nplugin_custom_ops=LayerNormV3\n\n"
-        "[acl_init_options]\nge.socVersion=Ascend310P3\n"
-    )
+    assert invocation.inputs == {"net_ascend.onnx": "net_cann.onnx"}
+    invocation = make_job(batch=(1, 8), aipp=True).invocation()
+    assert "--inputShape" not in " ".join(invocation.command)
+    assert invocation.configs == {
+        "net_ascend.lite.cfg": (
+            "[ascend_context]\ninput_format=NCHW\ninput_shape=input:[-1,3,64,48]\ndynamic_dims=[1],[8]\n"
+            "precision_mode=enforce_fp16\ninsert_op_config_file_path=./net_ascend.aipp.cfg\n\n"
+            "[acl_init_options]\nge.socVersion=Ascend310P3\n"
+        )
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "mixed_bfloat16", "soc": soc("Ascend910B2")}, "converter_lite has no precision mixed_bfloat16"),
-        ({"precision": "mixed_bfloat16"}, "does not compute in bfloat16"),
-        ({"precision": "x"}, "unknown precision"),
+        ({"precision_mode": "mixed_bfloat16", "soc": "Ascend910B2"}, "converter_lite has no precision mode mixed_bf"),
+        ({"precision_mode": "mixed_bfloat16"}, "does not compute in bfloat16"),
+        ({"precision_mode": "x"}, "unknown precision mode"),
         ({"batch": (1, 1)}, "every size once"),
-        ({"image_size": (1, -1)}, "image size"),
-        ({"input_name": "a=b"}, "input name"),
-        ({"plugin_custom_ops": ("Gelu",)}, "unknown plugin_custom_ops"),
+        ({"size": (1, -1)}, "image size"),
+        ({"keep_dtype": ("a",)}, "options of atc"),
+        ({"extra": ("--log=error",)}, "options of atc"),
     ],
 )
-def test_options_that_the_converter_refuses(changes, message):
+def test_options_that_the_converter_rejects(changes, message):
     with pytest.raises(UsageError, match=message):
-        lite.lite_command("m.onnx", "m", dataclasses.replace(OPTIONS, **changes), "c")
+        make_job(**changes).invocation()
 
 
-def test_another_kind_of_model_is_refused():
-    with pytest.raises(UsageError, match=r"m\.pt: converter_lite is given"):
-        lite.lite_command("m.pt", "m", OPTIONS, "c")
-
-
-@pytest.mark.parametrize("precision", lite.PRECISIONS)
+@pytest.mark.parametrize("mode", lite.PRECISION_MODES)
 @pytest.mark.parametrize("batch", [(1,), (1, 8, 16)])
-def test_the_strict_stand_in_takes_it(precision, batch, model, tmp_path, environ):
+def test_the_strict_stand_in_takes_it(mode, batch, tmp_path, environ):
     write_converter(tmp_path / "tools")
-    (tmp_path / "a.cfg").write_text("aipp")
-    options = dataclasses.replace(OPTIONS, precision=precision, batch=batch, aipp=tmp_path / "a.cfg")
-    seen = json.loads(compile_lite(model, tmp_path, environ, options).read_text())
-    assert seen["argv"] == lite.staged_command(model, "net", options)[0][1:]
-    assert seen["aipp"] == "aipp" and seen["config"]["acl_init_options"] == {"ge.socVersion": "Ascend310P3"}
-    assert leftovers(tmp_path) == ["net.lite.log", "net.mindir"]
-    assert model.read_bytes() == b"mindir with input"
+    job = make_job(precision_mode=mode, batch=batch, aipp=True)
+    seen = json.loads(compile_lite(tmp_path, environ, job).read_text())
+    assert seen["argv"] == job.invocation().command[1:]
+    assert seen["aipp"] == aipp_config(Preprocessing(), (64, 48))
+    assert seen["config"]["acl_init_options"] == {"ge.socVersion": "Ascend310P3"}
+    assert leftovers(tmp_path) == ["net.converter_lite.log", "net_ascend.mindir"]
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, model, tmp_path, environ):
+def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, tmp_path, environ):
     text, parts = BROKEN[case]
     write_converter(tmp_path / "tools", text)
     with pytest.raises((InputError, ToolchainError)) as error:
-        compile_lite(model, tmp_path, environ)
+        compile_lite(tmp_path, environ)
     assert type(error.value) is (ToolchainError if case in ("finds no CANN", "lacks a library") else InputError)
-    for part in (*parts, str(tmp_path / "out" / "net.lite.log")):
+    for part in (*parts, str(tmp_path / "out" / "net.converter_lite.log")):
         assert part in str(error.value)
-    assert leftovers(tmp_path) == ["net.lite.log"]
+    assert leftovers(tmp_path) == ["net.converter_lite.log"]
 
 
-def test_the_strict_stand_in_refuses_a_wrong_input(model, tmp_path, environ):
+def test_the_strict_stand_in_rejects_a_wrong_input(tmp_path, environ):
     write_converter(tmp_path / "tools")
-    with pytest.raises(InputError, match=r"failed .exit code 7.*Convert failed"):
-        compile_lite(model, tmp_path, environ, dataclasses.replace(OPTIONS, input_name="pixels"))
+    with pytest.raises(InputError, match=r"failed .exit code 7.*Failed to find input"):
+        compile_lite(tmp_path, environ, content=b"onnx with pixels")
 
 
-def test_the_time_limit_holds(model, tmp_path, environ):
+def test_the_time_limit_holds(tmp_path, environ):
     write_converter(tmp_path / "tools", "sleep 60")
     with pytest.raises(InputError, match=r"did not finish within 0\.3 s"):
-        compile_lite(model, tmp_path, environ, timeout=0.3)
-    assert leftovers(tmp_path) == ["net.lite.log"]
+        compile_lite(tmp_path, environ, make_job(timeout=0.3))
+    assert leftovers(tmp_path) == ["net.converter_lite.log"]
 
 
-def test_it_is_found_in_lite_home_with_its_libraries(model, tmp_path, environ):
+def test_it_is_found_in_lite_home_with_its_libraries(tmp_path, environ):
     home = tmp_path / "lite"
     write_converter(home / "tools" / "converter" / "converter")
     (home / "tools" / "converter" / "lib").mkdir()
     environ = {**environ, "LITE_HOME": str(home), "LD_LIBRARY_PATH": "/before"}
-    seen = json.loads(compile_lite(model, tmp_path, environ).read_text())
+    seen = json.loads(compile_lite(tmp_path, environ).read_text())
     assert seen["library"] == f"{home}/tools/converter/lib:/before"
 
 
-def test_without_it_the_message_says_where_it_was_looked_for(model, tmp_path, environ):
+def test_without_it_the_message_says_where_it_was_looked_for(tmp_path, environ):
     with pytest.raises(ToolchainError) as error:
-        compile_lite(model, tmp_path, environ)
+        compile_lite(tmp_path, environ)
     assert error.value.exit_code == 3
     assert "LITE_HOME (not set)" in str(error.value) and "--via atc" in str(error.value)
 
 
-def _script(tmp_path, jobs):
+def _script(tmp_path, job=JOB):
     folder = tmp_path / "b"
     folder.mkdir(exist_ok=True)
-    return lite.write_script(folder / lite.SCRIPT, jobs)
+    return folder / target.write_script([job], folder)
 
 
 def _run_script(path, environ):
@@ -249,44 +253,40 @@ def _run_script(path, environ):
 def test_the_script_builds_it(batch, tmp_path, environ):
     home = tmp_path / "lite"
     write_converter(home / "tools" / "converter" / "converter")
-    options = dataclasses.replace(OPTIONS, batch=batch, aipp="/elsewhere/a b.cfg")
-    job = lite.LiteJob("it's.mindir", "it's_ascend", options)
-    script = _script(tmp_path, [job])
-    (script.parent / "it's.mindir").write_bytes(b"mindir with input")
-    (script.parent / "a b.cfg").write_text("aipp")
+    job = make_job("it's", batch=batch, aipp=True)
+    script = _script(tmp_path, job)
+    (script.parent / job.onnx).write_bytes(b"onnx with input")
+    (script.parent / job.aipp).write_text("aipp")
     assert subprocess.run(["sh", "-n", str(script)]).returncode == 0
     assert _run_script(script, environ).returncode == 3
     done = _run_script(script, {**environ, "LITE_HOME": str(home)})
     assert done.returncode == 0, done.stderr
     seen = json.loads((script.parent / "it's_ascend.mindir").read_text())
-    assert seen["argv"] == lite.staged_command(job.model, job.stem, options)[0][1:] and seen["aipp"] == "aipp"
+    assert seen["argv"] == job.invocation().command[1:] and seen["aipp"] == "aipp"
     assert seen["library"] == f"{home}/tools/converter/lib:{home}/runtime/lib"
     names = sorted(path.name for path in script.parent.iterdir())
-    assert names == ["a b.cfg", "build_lite.sh", "it's.mindir", "it's_ascend.converter_lite.log", "it's_ascend.mindir"]
+    made = ["it's_ascend.converter_lite.log", "it's_ascend.mindir"]
+    assert names == ["build_lite.sh", "it's.aipp.cfg", *made, "it's_cann.onnx"]
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_the_script_is_as_strict(case, tmp_path, environ):
     write_converter(tmp_path / "tools", BROKEN[case][0])
-    script = _script(tmp_path, [lite.LiteJob("m.onnx", "net", OPTIONS)])
-    (script.parent / "m.onnx").write_bytes(b"input")
+    script = _script(tmp_path)
+    (script.parent / "net_cann.onnx").write_bytes(b"input")
     done = _run_script(script, environ)
     assert done.returncode == 1 and "error: converter_lite " in done.stderr, done.stderr
     assert sorted(path.name for path in script.parent.iterdir()) == [
         "build_lite.sh",
-        "m.onnx",
-        "net.converter_lite.log",
+        "net_ascend.converter_lite.log",
+        "net_cann.onnx",
     ]
 
 
-def test_a_script_needs_a_job_that_keeps_its_model(tmp_path):
-    with pytest.raises(UsageError, match="at least one model"):
-        lite.write_script(tmp_path / "x.sh", [])
-    with pytest.raises(UsageError, match="would replace its model"):
-        lite.write_script(tmp_path / "x.sh", [lite.LiteJob("net.mindir", "net", OPTIONS)])
+def test_errors_of_the_converter_and_of_cann():
+    def explain(line):
+        return cann_log.read_log([line], LITE.success, LITE.failure, LITE.texts).explanation
 
-
-def test_explain():
-    assert "refuses an option" in lite.explain("INPUT ILLEGAL: fmk must be")
-    assert lite.explain("E10001: x y z").startswith("E10001: x y z")
-    assert lite.explain("CONVERT RESULT SUCCESS:0") is None
+    assert "rejects an option" in explain("INPUT ILLEGAL: fmk must be")
+    assert explain("E10001: x y z").startswith("E10001: x y z")
+    assert explain("CONVERT RESULT SUCCESS:0") is None

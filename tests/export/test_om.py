@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 from neonext_ms.export import command
+from neonext_ms.export.om.options import VIAS
+from neonext_ms.export.om.target import COMPILERS
 
 STAND_IN = """\
 #!{python}
@@ -159,6 +161,10 @@ def test_options_of_om_need_om(digits, tmp_path, capsys):
     ):
         assert command.main([*argv, "--output", str(tmp_path / "o"), *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_every_via_has_a_compiler():
+    assert list(VIAS) == list(COMPILERS)
 
 
 def test_list_targets(tool, capsys):

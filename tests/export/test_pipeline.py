@@ -20,7 +20,7 @@ from neonext_ms.export.onnx.emitter import emit
 from neonext_ms.export.request import Request
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.runtime.base import open_runtime
+from neonext_ms.runtime.open import open_runtime
 from networks import networks
 
 SHIFTS = (1, 1, 0, 0)
@@ -100,7 +100,7 @@ def test_a_live_model_is_exported_and_not_changed(tmp_path):
     model.set_train(True)
     before = model_arrays(model)
     report = _export(pipeline.source_of_model(model), ["onnx"], tmp_path, (64, 32))
-    assert report.parity["onnx"].holds()
+    assert report.parity["onnx"].agrees()
     for name, array in model_arrays(model).items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -150,7 +150,7 @@ def test_compare():
     reference = np.float32([[1, 2], [3, 1]])
     assert parity.compare(reference, reference) == parity.Parity(2, 0.0, 3.0, 0.0, 2)
     swapped = parity.compare(reference, reference[:, ::-1])
-    assert swapped.top1_agree == 0 and not swapped.holds(10)
+    assert swapped.top1_agree == 0 and not swapped.agrees(10)
     tie = np.float32([[1, 1.00001]])
     assert parity.compare(tie, tie[:, ::-1]).top1_agree == 1
     with pytest.raises(ParityError, match="not finite"):

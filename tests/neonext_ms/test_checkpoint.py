@@ -18,10 +18,10 @@ from neonext_ms.checkpoint import mindspore_ckpt, pytorch, safetensors_file
 from neonext_ms.checkpoint.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    read_architecture,
     require_shifts,
     save_checkpoint,
 )
+from neonext_ms.checkpoint.infer_architecture import infer_architecture
 from neonext_ms.checkpoint.mapped_file import BFLOAT16
 from neonext_ms.checkpoint.metadata import decode
 from neonext_ms.common.errors import InputError, UsageError
@@ -119,7 +119,7 @@ def test_the_trained_digits_checkpoint(digits):
     assert architecture.num_classes == 10 and architecture.shifts is None and checkpoint.metadata == {}
     assert list(checkpoint.arrays) == list(architecture.tensors())
     assert len(checkpoint.counters) == 9 and checkpoint.format == "PyTorch" and checkpoint.dtypes == ["float32"]
-    with pytest.raises(UsageError, match="pass --shifts a,b,c,d"):
+    with pytest.raises(UsageError, match="Pass --shifts a,b,c,d"):
         require_shifts(checkpoint)
     given = load_checkpoint(digits, shifts=(1, 1, 0, 0))
     assert require_shifts(given).shifts == (1, 1, 0, 0)
@@ -174,15 +174,15 @@ def test_the_suffix_does_not_matter_for_reading(tmp_path):
         save_checkpoint(tmp_path / f"x{suffix}", random_arrays())
         (tmp_path / f"x{suffix}").rename(tmp_path / "weights.bin")
         assert same(load_checkpoint(tmp_path / "weights.bin").arrays, random_arrays())
-    with pytest.raises(UsageError, match=r"unknown suffix '.bin'.*\.safetensors"):
+    with pytest.raises(UsageError, match=r"unknown suffix .*\.bin.*\.safetensors"):
         save_checkpoint(tmp_path / "weights.bin", random_arrays())
 
 
 def test_written_state_dicts_have_the_official_entries(tmp_path, digits):
     save_checkpoint(tmp_path / "x.pt", load_checkpoint(digits).arrays)
     save_checkpoint(tmp_path / "x.safetensors", load_checkpoint(digits).arrays)
-    official = {name.removeprefix("module."): array for name, array in pytorch.read(digits).items()}
-    written = pytorch.read(tmp_path / "x.pt")
+    official = {name.removeprefix("module."): array for name, array in pytorch.read(digits)[0].items()}
+    written = pytorch.read(tmp_path / "x.pt")[0]
     assert same(written, {name: a * 0 if a.dtype == np.int64 else a for name, a in official.items()})
     assert set(safetensors_file.read(tmp_path / "x.safetensors")[0]) == set(official)
 
@@ -199,7 +199,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in list_models() if name.startswith(("neonext_t", "neonext_l"))])
 def test_registered_models_are_recognised(name):
     architecture = model_config(name).architecture
-    found = read_architecture(architecture.tensors(), name)
+    found = infer_architecture(architecture.tensors(), name)
     assert found.tensors() == architecture.tensors() and found.shifts is None
     assert identify(found.with_shifts(architecture.shifts)) == name
 
@@ -223,11 +223,11 @@ def variants():
 @pytest.mark.parametrize("architecture", list(variants()), ids=lambda a: f"{a.downsample}-{a.linear_bias}-{a.dims[1]}")
 def test_one_wrong_tensor_is_reported_as_that_tensor(architecture):
     shapes = architecture.tensors()
-    assert read_architecture(shapes, "file") == architecture
+    assert infer_architecture(shapes, "file") == architecture
 
     def reported(changed: dict) -> list[str]:
         with pytest.raises(InputError) as caught:
-            read_architecture(changed, "file")
+            infer_architecture(changed, "file")
         return [line.strip().split(":")[0].split(" ")[0] for line in str(caught.value).split("\n") if line[:2] == "  "]
 
     for name, shape in shapes.items():
@@ -264,11 +264,11 @@ def test_what_is_no_neonext(tmp_path):
     assert "how many channels stage 3 has" in message(make_pt(tmp_path / "x.pt", part))
     huge = {**SMALL.tensors(), "stem.conv.weight": (1 << 62, 48, 1, 1), "head.fc.bias": (1 << 62,)}
     with pytest.raises(InputError, match="2 misshapen"):
-        read_architecture(huge, "file")
+        infer_architecture(huge, "file")
     with pytest.raises(InputError, match="too many"):
-        read_architecture({f"stage_1.{i}.ops.content.norm.bias": (8,) for i in range(9999)}, "file")
+        infer_architecture({f"stage_1.{i}.ops.content.norm.bias": (8,) for i in range(9999)}, "file")
     with pytest.raises(InputError):
-        read_architecture({}, "file")
+        infer_architecture({}, "file")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -356,7 +356,9 @@ def test_mindspore_files_with_optimizer_state_and_strings(tmp_path):
     extra += value("learning_rate", np.array(0.5, np.float32), dims=[0])
     checkpoint = load_checkpoint(make_ckpt(tmp_path / "x.ckpt", arrays, extra))
     assert same(checkpoint.arrays, arrays) and checkpoint.format == "MindSpore"
-    assert checkpoint.notes == ["left aside what is no weight: moment1.*, exp_avg_sq.*, epoch_num, who, learning_rate"]
+    assert checkpoint.notes == [
+        "ignored entries that are not weights: moment1.*, exp_avg_sq.*, epoch_num, who, learning_rate"
+    ]
     assert "surprise" in message(make_ckpt(tmp_path / "x.ckpt", arrays, value("surprise", np.zeros(3, np.float32))))
     told = value("neonext_ms", json.dumps({"shifts": [1, 0, 0, 0], "counters": {COUNTER: 4}}))
     checkpoint = load_checkpoint(make_ckpt(tmp_path / "x.ckpt", arrays, told))
@@ -455,7 +457,7 @@ def test_safetensors_damage(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"hello\n", "text file"),
-        (b"\nhello", "no MindSpore checkpoint"),
+        (b"\nhello", "not a MindSpore checkpoint"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"\x93NUMPY", "NumPy array"),
         (b"\x00" * 64, "unknown format"),

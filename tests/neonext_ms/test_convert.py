@@ -28,8 +28,8 @@ def test_there_and_back_keeps_every_bit(tmp_path, digits, capsys):
         shifts = ["--shifts", "1,1,0,0"] if previous == digits else []
         assert main([previous, str(tmp_path / name), *shifts]) == 0
         previous = str(tmp_path / name)
-    original = {name.removeprefix("module."): array for name, array in pytorch.read(digits).items()}
-    back = pytorch.read(tmp_path / "c.pt")
+    original = {name.removeprefix("module."): array for name, array in pytorch.read(digits)[0].items()}
+    back = pytorch.read(tmp_path / "c.pt")[0]
     assert list(back) == list(original)
     assert all(back[name].tobytes() == array.tobytes() for name, array in original.items())
     assert load_checkpoint(tmp_path / "c.pt").architecture.shifts == (1, 1, 0, 0)
@@ -47,7 +47,7 @@ def test_json_and_labels(tmp_path, digits, capsys):
     assert report["tensors"] == 95 and report["dtypes"] == ["float32"] and report["model"] is None
     assert report["architecture"]["shifts"] is None and report["recorded"] == ["labels"]
     assert report["output_bytes"] == out.stat().st_size
-    assert "the shifts are not known" in report["notes"][0]
+    assert "the shifts are unknown" in report["notes"][0]
     assert load_checkpoint(out).metadata == {"labels": [f"digit {i}" for i in range(10)]}
 
 
@@ -57,9 +57,9 @@ def test_refusals(tmp_path, digits, capsys):
     (tmp_path / "link.pt").symlink_to(copy)
     (tmp_path / "labels.txt").write_text("one\n")
     out = tmp_path / "out.pt"
-    assert "OUT is the file that IN is" in error_of(capsys, 2, copy, copy)
-    assert "OUT is the file that IN is" in error_of(capsys, 2, copy, tmp_path / "link.pt")
-    assert "unknown suffix '.onnx'" in error_of(capsys, 2, copy, tmp_path / "x.onnx")
+    assert "OUT is the same file as IN" in error_of(capsys, 2, copy, copy)
+    assert "OUT is the same file as IN" in error_of(capsys, 2, copy, tmp_path / "link.pt")
+    assert "unknown suffix (got '.onnx'" in error_of(capsys, 2, copy, tmp_path / "x.onnx")
     assert "no such file" in error_of(capsys, 1, tmp_path / "y.pt", out)
     assert "shifts 1,1,0,9" in error_of(capsys, 1, copy, out, "--shifts", "1,1,0,9")
     assert "bare state dict" in error_of(capsys, 1, copy, out, "--ema")

@@ -16,11 +16,10 @@ from neonext_ms.images.images import (
     load_images,
     needs_resize,
     prepare,
-    preprocessing_from_file,
     read_image,
     resized_size,
 )
-from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.images.preprocessing import Preprocessing, preprocessing_from_file
 
 ROOT = Path(__file__).parents[2]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -117,7 +116,7 @@ def test_wide_pixels(tmp_path, values, expected):
     ],
 )
 def test_wide_pixels_of_no_known_scale(tmp_path, values):
-    with pytest.raises(InputError, match=r"a\.tiff: .*convert it to"):
+    with pytest.raises(InputError, match=r"a\.tiff: .*Convert it to"):
         read_image(saved(tmp_path, Image.fromarray(values), "a.tiff"))
 
 
@@ -331,7 +330,7 @@ def test_prepare_takes_any_mode():
 
 def test_elongated_image(tmp_path):
     path = saved(tmp_path, Image.new("RGB", (60000, 1)))
-    with pytest.raises(InputError, match=r"image\.png: 1x60000 .* would become 1024x"):
+    with pytest.raises(InputError, match=r"image\.png: too elongated; 1x60000 .* would become 1024x"):
         load_images([path], Preprocessing(), (896, 896))
 
 
@@ -405,8 +404,8 @@ def test_keys_left_out(tmp_path):
         ("crop: 0.9\nmean: [0.1, 0.2", "line [23]: not valid YAML"),
         ("crop: 0.9\n\tmode: auto", "line 2: not valid YAML"),
         ("a: !!python/object/apply:os.system [true]", "line 1: not valid YAML"),
-        ("", "found nothing"),
-        ("- crop", "found list"),
+        ("", "got nothing"),
+        ("- crop", "got list"),
         ("\x00", "not valid YAML"),
     ],
 )

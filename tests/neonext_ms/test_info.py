@@ -7,7 +7,7 @@ import pytest
 from neonext_ms.commands import info
 from neonext_ms.export import pipeline
 from neonext_ms.export.request import Request
-from neonext_ms.runtime.base import open_runtime
+from neonext_ms.runtime.open import open_runtime
 
 
 def _run(capsys, *argv):
@@ -67,8 +67,15 @@ def test_lists_and_tables(capsys):
     assert code == 0 and out.count("(agrees)") >= 7 and "(differs)" in out
 
 
+@pytest.mark.parametrize("option", ["--list", "--tables"])
+def test_the_page_has_what_the_command_prints(capsys, data, option):
+    page = (data.parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"$ neonext-info {option}\n{_run(capsys, option)[1]}```" in page
+
+
 def test_bad_input(capsys, tmp_path, digits):
-    (tmp_path / "m.json").write_text("[1]")
+    (tmp_path / "m.json").write_text("{}")
+    (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "m.onnx").write_text("no")
     for argv, code, message in (
         ([], 2, "give one of"),
@@ -76,8 +83,9 @@ def test_bad_input(capsys, tmp_path, digits):
         (["neonext-t"], 1, "did you mean neonext_t"),
         ([tmp_path / "missing.pt"], 1, "no such file"),
         ([tmp_path / "m.json"], 1, "not the manifest"),
+        ([tmp_path / "list.json"], 1, "JSON object"),
         ([tmp_path / "m.onnx"], 1, "not"),
-        ([tmp_path / "m.onnx", "--shifts", "1,1,1,0"], 2, "leave"),
+        ([tmp_path / "m.onnx", "--shifts", "1,1,1,0"], 2, "Leave out"),
         ([digits, "--image-size", "65"], 1, "multiples of 4"),
     ):
         found, out, err = _run(capsys, *argv)

@@ -9,7 +9,8 @@ from conftest import goldens, relative_l2, relative_max
 from neonext_ms import NeoNeXt, create_model, load_checkpoint, load_weights, mindspore_name, model_arrays
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.models.neonext import BatchNorm, DropPath, load_arrays
+from neonext_ms.models.neonext import BatchNorm, DropPath
+from neonext_ms.models.weights import load_arrays
 
 ms.set_device("CPU")
 

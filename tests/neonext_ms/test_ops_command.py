@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from neonext_ms.commands import ops
+from neonext_ms.common.errors import ToolchainError
+from neonext_ms.ops import device_check, package_build
 from neonext_ms.ops.package import FAMILIES, OPERATORS, PROJECT, VENDOR
 
 BUILD = """\
@@ -41,7 +43,7 @@ def no_cann(monkeypatch):
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """A PATH with stand-ins for the compilers, whatever this host has."""
+    """A PATH with stand-ins for the compilers, whether or not this host has them."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("cmake", "make", "g++"):
@@ -87,7 +89,7 @@ def test_build_lays_the_sources_into_the_toolkits_template(tmp_path, tools, monk
     facts = json.loads(out)
     assert facts["soc"] == ["ascend310p", "ascend910b"] and facts["cann"] == "8.1.RC1"
     package = output / "custom_opp_linux_x86_64.run"
-    assert sorted(path.name for path in output.iterdir()) == ["custom_opp_linux_x86_64.run", ops.LOG]
+    assert sorted(path.name for path in output.iterdir()) == ["custom_opp_linux_x86_64.run", package_build.LOG]
     variables = json.loads(package.read_text())["configurePresets"][0]["cacheVariables"]
     assert variables["ASCEND_COMPUTE_UNIT"]["value"] == "ascend310p;ascend910b"
     assert variables["ASCEND_CANN_PACKAGE_PATH"]["value"] == str(tmp_path / "cann")
@@ -123,9 +125,9 @@ def test_a_failed_build_leaves_its_log_alone(build, message, tmp_path, tools, ca
     output = tmp_path / "out"
     code, _, err = _run(capsys, "build", "--cann", _cann(tmp_path / "cann", build), "--output", output)
     assert code == 1
-    assert message in err + (output / ops.LOG).read_text()
-    assert err.startswith("CANN 8.1.RC1") and "error: " in err and ops.LOG in err
-    assert [path.name for path in output.iterdir()] == [ops.LOG]
+    assert message in err + (output / package_build.LOG).read_text()
+    assert err.startswith("CANN 8.1.RC1") and "error: " in err and package_build.LOG in err
+    assert [path.name for path in output.iterdir()] == [package_build.LOG]
 
 
 def test_a_build_that_hangs_is_stopped(tmp_path, tools, capsys):
@@ -135,7 +137,7 @@ def test_a_build_that_hangs_is_stopped(tmp_path, tools, capsys):
 
 
 def test_what_is_missing_is_named(tmp_path, tools, monkeypatch, capsys):
-    monkeypatch.setattr(ops, "USUAL_PLACES", ())
+    monkeypatch.setattr(package_build, "USUAL_PLACES", ())
     code, _, err = _run(capsys, "build", "--output", tmp_path / "out")
     assert code == 3 and "no CANN toolkit" in err and "ASCEND_HOME_PATH (not set)" in err
     (tmp_path / "runtime").mkdir()
@@ -174,7 +176,7 @@ def test_build_script_says_what_is_missing_by_itself(tmp_path, tools):
     ("soc", "code", "message"),
     [
         ("Ascend310P33", 1, "did you mean Ascend310P3"),
-        ("Ascend910A", 2, "not for ascend910"),
+        ("Ascend910A", 2, "not ascend910"),
         ("Ascend310P3,", 2, "separated by commas"),
     ],
 )
@@ -202,7 +204,7 @@ def test_mindspores_compiler_runs_in_a_copy(tmp_path, tools, monkeypatch, capsys
         "folder.mkdir(parents=True)\n"
         "(folder / 'custom_opp_x.run').write_text('x')\n"
     )
-    monkeypatch.setattr(ops, "_mindspore_compiler", lambda: compiler)
+    monkeypatch.setattr(package_build, "mindspore_compiler", lambda: compiler)
     output = tmp_path / "out"
     code, _, err = _run(capsys, "build", "--with", "mindspore", "--cann", _cann(tmp_path / "cann"), "--output", output)
     assert code == 0, err
@@ -211,7 +213,7 @@ def test_mindspores_compiler_runs_in_a_copy(tmp_path, tools, monkeypatch, capsys
 
 
 def test_mindspore_has_a_compiler():
-    assert (ops._mindspore_compiler() / "start.sh").is_file()
+    assert (package_build.mindspore_compiler() / "start.sh").is_file()
 
 
 def test_install_runs_the_package_and_looks_for_the_operator(tmp_path, monkeypatch, capsys):
@@ -238,7 +240,7 @@ def test_a_failed_installation_is_not_called_one(script, message, tmp_path, monk
     assert code == 1 and message in err
 
 
-def test_install_refuses_what_it_cannot_do(tmp_path, capsys):
+def test_install_rejects_what_it_cannot_do(tmp_path, capsys):
     assert _run(capsys, "install", tmp_path / "none.run")[0] == 1
     (tmp_path / "a.run").write_text("")
     code, _, err = _run(capsys, "install", tmp_path / "a.run", "--install-path", "relative")
@@ -248,7 +250,7 @@ def test_install_refuses_what_it_cannot_do(tmp_path, capsys):
 
 
 def _package(folder: Path, families=("ascend310p",)) -> Path:
-    """A package with every file that a build makes (as in the one that MindSpore's wheel carries)."""
+    """Write a package with every file of a real build (as in the one inside MindSpore's wheel)."""
     tbe = "op_impl/ai_core/tbe"
     texts = {f"op_api/include/aclnn_{name}.h": "x" for name in OPERATORS}
     texts |= {
@@ -274,9 +276,9 @@ def _package(folder: Path, families=("ascend310p",)) -> Path:
 @pytest.fixture
 def no_device(monkeypatch):
     def none():
-        raise ops.ToolchainError("the files are good; no device")
+        raise ToolchainError("the files are good; no device")
 
-    monkeypatch.setattr(ops, "run_on_device", none)
+    monkeypatch.setattr(device_check, "run_on_device", none)
 
 
 def test_check_without_a_device_says_that_the_files_are_good(tmp_path, no_device, monkeypatch, capsys):
@@ -315,10 +317,10 @@ def test_check_finds_a_family_an_operator_and_sources_that_are_not_there(tmp_pat
 def test_check_on_a_device_compares_with_the_reference(tmp_path, monkeypatch, capsys):
     package = _package(tmp_path / "neonext")
     entry = {"case": "ragged", "dtype": "float32", "of": "y", "difference": 1e-6, "tolerance": 1e-4}
-    monkeypatch.setattr(ops, "run_on_device", lambda: [entry])
+    monkeypatch.setattr(device_check, "run_on_device", lambda: [entry])
     assert _run(capsys, "check", "--package", package)[0] == 0
     for wrong in (0.1, float("nan")):
-        monkeypatch.setattr(ops, "run_on_device", lambda wrong=wrong: [{**entry, "difference": wrong}])
+        monkeypatch.setattr(device_check, "run_on_device", lambda wrong=wrong: [{**entry, "difference": wrong}])
         code, _, err = _run(capsys, "check", "--package", package)
         assert code == 4 and "ragged, float32, y" in err
 
@@ -333,7 +335,7 @@ def test_families_are_those_of_the_device_table():
     from neonext_ms.ops.soc import SOCS
 
     assert set(FAMILIES) <= {soc.family for soc in SOCS.values()}
-    assert ops.families(",".join(SOCS[name].name for name in ("Ascend310B1", "Ascend910B4-1"))) == [
+    assert package_build.parse_families(",".join(SOCS[name].name for name in ("Ascend310B1", "Ascend910B4-1"))) == [
         "ascend310b",
         "ascend910b",
     ]
@@ -342,7 +344,15 @@ def test_families_are_those_of_the_device_table():
 def test_help_imports_neither_numpy_nor_mindspore():
     code = (
         "import sys\nfrom neonext_ms.commands.ops import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "for words in (['--help'], ['simulate', '--help']):\n"
+        "    try:\n        main(words)\n    except SystemExit:\n        pass\n"
         "assert not {'numpy', 'mindspore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_former_name_of_simulate_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        ops.main(["twin", "--help"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'twin'" in capsys.readouterr().err

@@ -303,6 +303,22 @@ def test_predict_json(capsys, tmp_path, tree):
     assert abs(sum(entry["probability"] for entry in image["top"]) - 1) < 1e-12
 
 
+@pytest.mark.parametrize("command", [predict, validate])
+def test_another_runtime(capsys, model, tree, command):
+    pytest.importorskip("openvino")
+    place = tree / "red" / "1.png" if command is predict else tree
+    for runtime in ("onnxruntime", "openvino"):
+        code, out, _ = ran(capsys, command, "--model", model, "--runtime", runtime, "--json", place)
+        report = json.loads(out)
+        assert code == 0 and report["runtime"] == runtime
+        if command is validate:
+            assert report["top1"]["correct"] == 12
+    code, _, err = ran(capsys, command, "--model", model, "--runtime", "pyacl", place)
+    assert code == 2 and "pyacl takes no .onnx file; these do: onnxruntime" in err
+    code, _, err = ran(capsys, command, "--model", "net.om", place)
+    assert code == 3 and "install CANN" in err
+
+
 def test_softmax_is_double():
     probabilities = predict.softmax(np.array([[1000, 999, -1000]], np.float32))
     assert probabilities.dtype == np.float64
@@ -339,7 +355,7 @@ def test_bad_command_lines(capsys, model, tree, command, flags, message):
     [
         (["--model", "m.txt"], 2, "unknown kind of model"),
         (["--model", "none.onnx"], 1, "none.onnx: no such file"),
-        (["--image-size", "16"], 2, "made for images of 8x8"),
+        (["--image-size", "16"], 2, "8x8, so images of 16x16 do not fit"),
         (["--ema"], 2, "--ema is for checkpoints"),
         (["--preprocess", "none.yaml"], 1, "none.yaml: no such file"),
     ],

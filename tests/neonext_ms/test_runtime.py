@@ -11,11 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 from neonext_ms.common.signals import signals_later
 from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
-from neonext_ms.runtime.base import OnnxRuntime, open_runtime
+from neonext_ms.runtime.base import chunks, run_in_chunks
+from neonext_ms.runtime.open import open_runtime
 
 DATA = Path(__file__).parents[1] / "data"
 CLASSES = 5
@@ -88,7 +89,7 @@ def test_half_precision_onnx(tmp_path):
 
 def test_onnx_with_open_size(tmp_path):
     path = onnx_file(tmp_path / "m.onnx", ("n", 3, "h", "w"))
-    with pytest.raises(UsageError, match="give --image-size"):
+    with pytest.raises(UsageError, match="Pass --image-size"):
         open_runtime(path)
     assert open_runtime(path, image_size=(8, 12)).run(images(2)).shape == (2, CLASSES)
     path = onnx_file(tmp_path / "m.onnx", ("n", 3, "h", "w"), {"image_size": [8, 12]})
@@ -99,7 +100,7 @@ def test_onnx_with_open_size(tmp_path):
 def test_onnx_size_that_contradicts(tmp_path):
     path = onnx_file(tmp_path / "m.onnx")
     assert open_runtime(path, image_size=(8, 12)).input_size == (8, 12)
-    with pytest.raises(UsageError, match=r"m\.onnx: the model is made for images of 8x12 .* 16x16"):
+    with pytest.raises(UsageError, match=r"m\.onnx: its input is float32 .*8x12, so images of 16x16 do not fit"):
         open_runtime(path, image_size=(16, 16))
     with pytest.raises(InputError, match="the graph has images of 8 pixels, its metadata says 9"):
         open_runtime(onnx_file(path, metadata={"image_size": [9, 12]}))
@@ -115,7 +116,7 @@ def test_images_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inputs": 2}, "one input, the image; found 2: x0, x1"),
+        ({"inputs": 2}, "one input, the images; found 2: x0, x1"),
         ({"outputs": ("y", "z")}, "expected one output, or one called 'logits'; found y, z"),
         ({"shape": ("n", 3, 8, 12, 1)}, r"expected an input of floating-point images|cannot load it"),
         ({"shape": ("n", 1, 8, 12)}, "expected an input of floating-point images|cannot load it"),
@@ -141,7 +142,7 @@ def test_onnx_of_bytes(tmp_path):
     ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
-    with pytest.raises(InputError, match=r"expected an input of floating-point images .* tensor\(uint8\)"):
+    with pytest.raises(InputError, match=r"expected an input of floating-point images .* uint8"):
         open_runtime(tmp_path / "m.onnx")
 
 
@@ -178,8 +179,11 @@ def test_onnx_with_an_operator_of_a_device(tmp_path):
 
 
 def test_unknown_files(tmp_path):
-    for name in ("m.onx", "m", "m.om"):
-        with pytest.raises(UsageError, match=r"unknown kind of model .* \.onnx, \.mindir, \.pt"):
+    for name in ("m.onx", "m"):
+        with pytest.raises(UsageError, match=r"unknown kind of model .* \.onnx, \.mindir, \.om, \.ms, \.pt"):
+            open_runtime(tmp_path / name)
+    for name, missing in (("m.om", "install CANN"), ("m.ms", "mindspore_lite is not installed")):
+        with pytest.raises(ToolchainError, match=missing):
             open_runtime(tmp_path / name)
     for name in ("m.onnx", "m.mindir", "m.pt"):
         with pytest.raises(InputError, match=f"{name}: no such file"):
@@ -201,16 +205,37 @@ def test_options_of_checkpoints(tmp_path):
 def test_onnx_needs_no_mindspore(tmp_path):
     path = onnx_file(tmp_path / "m.onnx")
     code = (
-        "import sys, numpy as np; from neonext_ms.runtime.base import open_runtime;"
+        "import sys, numpy as np; from neonext_ms.runtime.open import open_runtime;"
         f"open_runtime({str(path)!r}).run(np.zeros((2, 3, 8, 12), np.float32)); sys.exit('mindspore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_closed_twice(tmp_path):
-    runtime = OnnxRuntime(onnx_file(tmp_path / "m.onnx"))
+    runtime = open_runtime(onnx_file(tmp_path / "m.onnx"))
     runtime.close()
     runtime.close()
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_a_runtime_of_choice(tmp_path, batch):
+    pytest.importorskip("openvino")
+    path = onnx_file(tmp_path / "m.onnx", (batch, 3, "h", "w"), METADATA)
+    with open_runtime(path, image_size=(8, 12), threads=1, runtime="openvino") as runtime:
+        assert (runtime.name, runtime.classes, runtime.metadata) == ("openvino", CLASSES, METADATA)
+        for count in (1, 5):
+            np.testing.assert_allclose(runtime.run(images(count)), expected(images(count)), atol=1e-5)
+    with pytest.raises(UsageError, match="unknown runtime 'openvno'; did you mean openvino"):
+        open_runtime(path, runtime="openvno")
+    with pytest.raises(UsageError, match=r"mindspore takes no \.onnx file; these do: onnxruntime"):
+        open_runtime(path, runtime="mindspore")
+
+
+def test_chunks():
+    parts = list(chunks(np.arange(1, 6)[:, None], 2))
+    assert [(chunk.ravel().tolist(), count) for chunk, count in parts] == [([1, 2], 2), ([3, 4], 2), ([5, 0], 1)]
+    doubled, summed = run_in_chunks(lambda x: [2 * x, x.sum(1)], np.arange(1, 6)[:, None], 2)
+    assert doubled.ravel().tolist() == [2, 4, 6, 8, 10] and summed.tolist() == [1, 2, 3, 4, 5]
 
 
 # MindIR
@@ -232,8 +257,8 @@ def mindir_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mindir")
     ms.set_device("CPU")
     net = Net()
-    for name, batch in (("fixed", 4), ("dynamic", None)):
-        x = ms.Tensor(shape=[batch, 3, 8, 12], dtype=ms.float32)
+    for name, (batch, *size) in (("fixed", (4, 8, 12)), ("dynamic", (None, 8, 12)), ("open", (None, None, None))):
+        x = ms.Tensor(shape=[batch, 3, *size], dtype=ms.float32)
         ms.export(net, x, file_name=str(folder / name), file_format="MINDIR")
     return folder
 
@@ -255,13 +280,17 @@ def test_mindir_with_manifest(mindir_folder, name, count):
 
 def test_mindir_without_manifest(mindir_folder, tmp_path):
     path = tmp_path / "m.mindir"
-    path.write_bytes((mindir_folder / "fixed.mindir").read_bytes())
-    with pytest.raises(UsageError, match=r"no manifest .*m\.json.*give --image-size"):
+    path.write_bytes((mindir_folder / "open.mindir").read_bytes())
+    with pytest.raises(UsageError, match=r"there is no .*m\.json.*Pass --image-size"):
         open_runtime(path)
+    runtime = open_runtime(path, image_size=(8, 12))
+    np.testing.assert_allclose(runtime.run(images(5)), expected(images(5)), atol=1e-5)
+    path.write_bytes((mindir_folder / "fixed.mindir").read_bytes())
+    assert open_runtime(path).input_size == (8, 12)
     runtime = open_runtime(path, image_size=(8, 12))
     assert runtime.batch == 4
     np.testing.assert_allclose(runtime.run(images(5)), expected(images(5)), atol=1e-5)
-    with pytest.raises(UsageError, match="made for images of 8x12"):
+    with pytest.raises(UsageError, match="8x12, so images of 8x8 do not fit"):
         open_runtime(path, image_size=(8, 8))
     (tmp_path / "m.json").write_text("{")
     with pytest.raises(InputError, match=r"m\.json: not valid JSON"):
@@ -319,7 +348,7 @@ def test_checkpoint_has_the_official_logits(checkpoint):
 def test_checkpoint_that_says_too_little(checkpoint):
     with pytest.raises(UsageError, match="--shifts"):
         open_runtime(checkpoint, image_size=(64, 64))
-    with pytest.raises(UsageError, match="give --image-size"):
+    with pytest.raises(UsageError, match="Pass --image-size"):
         open_runtime(checkpoint, shifts=(1, 1, 0, 0))
     with pytest.raises(InputError, match=r"digits_64\.pt: image size 63x64"):
         open_runtime(checkpoint, shifts=(1, 1, 0, 0), image_size=(63, 64))

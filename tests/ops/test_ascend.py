@@ -1,4 +1,4 @@
-"""The MindSpore side of the AscendC operator, on the CPU: an emulation takes the place of the operator itself."""
+"""The MindSpore side of the AscendC operator on the CPU, with an emulation in place of the operator itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspore.ops.operations._custom_ops_utils import CustomCodeGenerator
 
 from conftest import relative_max
 from neonext_ms.common.errors import InputError
-from neonext_ms.ops import NeoCellSpec, ascend, neocell, package, packing, reference
+from neonext_ms.ops import NeoCellSpec, ascend, device_check, neocell, package, packing, reference
 
 ms.set_device("CPU")
 
@@ -25,7 +25,7 @@ SPECS = {
 
 
 class Emulation:
-    """What the operators compute, from their arguments alone but for the specs that may occur."""
+    """The operators in NumPy, computed from their arguments and the list of specs that may occur."""
 
     def __init__(self, *specs):
         self.specs = specs
@@ -60,8 +60,8 @@ class Emulation:
 
     def neo_cell_grad(self, x, dy, coef_a, coef_b, *arguments):
         self.calls.append("neo_cell_grad")
-        made = self.gradients(*(_array(v) for v in (x, dy, coef_a, coef_b)), *arguments)
-        return tuple(Tensor(value) for value in made)
+        gradients = self.gradients(*(_array(v) for v in (x, dy, coef_a, coef_b)), *arguments)
+        return tuple(Tensor(value) for value in gradients)
 
     def gradients(self, x, dy, coef_a, coef_b, *arguments):
         runs = {name: list(map(int, value)) for name, value in zip(packing.RUN_ATTRIBUTES, arguments, strict=False)}
@@ -84,7 +84,7 @@ def _array(value):
 
 
 class _InGraph(nn.Cell):
-    """The emulation inside a compiled graph, for square matrices: there both directions have the same attributes."""
+    """The emulation inside a compiled graph, for square matrices, whose attributes are the same in both directions."""
 
     def __init__(self, function, shape, dtype):
         super().__init__()
@@ -97,13 +97,13 @@ class _InGraph(nn.Cell):
 def _graph_emulation(emulation, spec):
     def forward(size):
         def compute(x, coef_a, coef_b, bias):
-            return emulation.forward(x, coef_a, coef_b, bias, *ascend._arguments(spec, False, size))
+            return emulation.forward(x, coef_a, coef_b, bias, *ascend._call_attributes(spec, False, size))
 
         return _InGraph(compute, ascend.forward_shape(size), lambda x, *_: x)
 
     def gradient():
         def compute(x, dy, coef_a, coef_b):
-            return emulation.gradients(x, dy, coef_a, coef_b, *ascend._arguments(spec, False, dy.shape[2:4]))
+            return emulation.gradients(x, dy, coef_a, coef_b, *ascend._call_attributes(spec, False, dy.shape[2:4]))
 
         return _InGraph(compute, ascend.gradient_shape, (ms.float32, ms.float32))
 
@@ -116,7 +116,7 @@ def emulated(monkeypatch):
 
     def use(*specs):
         emulation = Emulation(*specs)
-        monkeypatch.setattr(neocell, "chosen", lambda spec, dtype: True)
+        monkeypatch.setattr(ascend, "operator_available", lambda spec, dtype: True)
         monkeypatch.setattr(ascend, "_eager", lambda: emulation)
         ascend._cached_operator.cache_clear()
         return emulation
@@ -178,7 +178,7 @@ def test_the_calls_of_both_modes_have_the_arguments_of_the_operator(compiled, mo
     monkeypatch.setattr(ascend, "_graph_forward", lambda size: ("forward", size))
     monkeypatch.setattr(ascend, "_graph_gradient", lambda: "gradient")
     operator = ascend.NeoCellOperator(spec, 7, 8, False, compiled)
-    assert len(operator.forward_attributes) == len(ascend.ATTRIBUTES)
+    assert len(operator.forward_attributes) == len(ascend.OPERATOR_ATTRIBUTES)
     assert operator.forward_attributes[:7] == ((5,), (2,), (1,), (3,), (2,), (0,), (0,))
     assert operator.forward_attributes[7:] == ((3, 5), 1)
     # Sizes change places, and the ragged map gets its own size back.
@@ -238,11 +238,11 @@ def test_shapes_and_types_for_the_graph():
     ("name", "tensors", "results"), [(ascend.FORWARD, 4, 1), (ascend.GRADIENT, 4, 2)], ids=["forward", "gradient"]
 )
 def test_registration_gives_the_signature_of_the_generated_function(name, tensors, results):
-    """CANN's op_build makes these parameters of aclnnNeoCell(Grad)GetWorkspaceSize; MindSpore compares their number."""
+    """CANN's op_build generates these parameters of aclnnNeoCell(Grad)GetWorkspaceSize; MindSpore checks their number."""
     types = CustomCodeGenerator().get_api_types_by_reg_info(ascend.registration(name))
     expected = ["aclTensor*"] * tensors + ["aclIntArray*"] * 8 + ["int64_t"] + ["aclTensor*"] * results
     assert types[:-2] == expected
-    assert [a["name"] for a in ascend.registration(name)["attr"]] == list(ascend.ATTRIBUTES)
+    assert [a["name"] for a in ascend.registration(name)["attr"]] == list(ascend.OPERATOR_ATTRIBUTES)
 
 
 def _install(folder):
@@ -267,16 +267,16 @@ def test_installed_package_is_found_where_cann_looks(tmp_path):
 @pytest.fixture
 def on_ascend(monkeypatch):
     monkeypatch.setattr(ascend.ms, "get_context", lambda name: "Ascend")
-    ascend._package_or_note.cache_clear()
+    ascend._package_or_warning.cache_clear()
     yield monkeypatch
-    ascend._package_or_note.cache_clear()
+    ascend._package_or_warning.cache_clear()
 
 
 def test_without_the_package_one_line_says_how_to_install_it(on_ascend, caplog):
     spec = NeoCellSpec([{"kernel": 7, "channels": 4}])
     on_ascend.setattr(ascend, "installed_package", lambda: None)
     with caplog.at_level(logging.WARNING):
-        assert not any(ascend.chosen(spec, ms.float16) for _ in range(3))
+        assert not any(ascend.operator_available(spec, ms.float16) for _ in range(3))
     (record,) = caplog.records
     assert "neonext-ops build" in record.message and "neonext-ops install" in record.message
 
@@ -284,20 +284,20 @@ def test_without_the_package_one_line_says_how_to_install_it(on_ascend, caplog):
 def test_the_package_is_chosen_for_what_its_kernels_are_made_for(on_ascend, tmp_path, caplog):
     on_ascend.setattr(ascend, "installed_package", lambda: tmp_path)
     spec = NeoCellSpec([{"kernel": 7, "channels": 4}])
-    assert all(ascend.chosen(spec, dtype) for dtype in (ms.float16, ms.float32, ms.bfloat16))
-    assert not ascend.chosen(spec, ms.float64)
-    assert not ascend.chosen(NeoCellSpec([{"kernel": 33, "channels": 4}]), ms.float16)
+    assert all(ascend.operator_available(spec, dtype) for dtype in (ms.float16, ms.float32, ms.bfloat16))
+    assert not ascend.operator_available(spec, ms.float64)
+    assert not ascend.operator_available(NeoCellSpec([{"kernel": 33, "channels": 4}]), ms.float16)
     many = NeoCellSpec([{"kernel": 4 + i % 2, "channels": 1} for i in range(65)])
-    assert not ascend.chosen(many, ms.float16)
+    assert not ascend.operator_available(many, ms.float16)
     assert not caplog.records
 
 
 def test_on_the_cpu_nothing_is_said(caplog):
-    assert not ascend.chosen(NeoCellSpec([{"kernel": 7, "channels": 4}]), ms.float32)
+    assert not ascend.operator_available(NeoCellSpec([{"kernel": 7, "channels": 4}]), ms.float32)
     assert not caplog.records
 
 
-def test_wrong_arguments_are_refused_as_on_the_cpu(emulated):
+def test_wrong_arguments_are_rejected_as_on_the_cpu(emulated):
     spec = NeoCellSpec([{"kernel": 4, "channels": 3}])
     emulated(spec)
     x, a, b, _ = _draw(spec, 5, 5)
@@ -310,8 +310,8 @@ def test_wrong_arguments_are_refused_as_on_the_cpu(emulated):
 def test_comparison_for_the_device_sees_a_wrong_operator(emulated):
     spec = NeoCellSpec([{"kernel": 4, "channels": 6, "shift": 1}])
     emulation = emulated(spec)
-    assert max(ascend.compare_with_reference(spec, 6, 7, ms.float32).values()) < 1e-5
+    assert max(device_check.compare_with_reference(spec, 6, 7, ms.float32).values()) < 1e-5
     right = emulation.forward
     emulation.forward = lambda x, *rest: right(x, *rest) * np.float32(1.01)
-    differences = ascend.compare_with_reference(spec, 6, 7, ms.float32)
+    differences = device_check.compare_with_reference(spec, 6, 7, ms.float32)
     assert differences["y"] > 5e-3 and differences["x"] > 5e-3 and differences["a"] < 1e-5

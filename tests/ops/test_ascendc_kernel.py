@@ -1,4 +1,4 @@
-"""The AscendC kernels in the twin, against the golden vectors, the float64 reference and their own order of sums."""
+"""The AscendC kernels in the simulator, against the golden vectors, the reference and their own order of sums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.soc import soc as soc_of
 from neonext_ms.ops.twin import neo_cell
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the twin needs g++")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the simulator needs g++")
 SOCS = ("Ascend310P3", "Ascend910B3")
 
 
@@ -32,7 +32,7 @@ def _golden(case):
 
 
 def in_order(x, weights_a, weights_b, spec, bias=None, out=None):
-    """Both products in the type of x, taps ascending, every product and sum rounded once, as the kernel does it."""
+    """Compute both products in the dtype of x in the order of the kernel: taps ascending, each multiply-add rounded once."""
 
     def product(x, weights, axes, size):
         y = np.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
@@ -95,7 +95,7 @@ def test_golden_in_float16_on_any_number_of_cores(case, soc):
         back = neo_cell.forward(dy, a, b, spec, transposed=True, output_size=size, **options)
         np.testing.assert_array_equal(back.outputs[0], dx)
         if blocks > len(x) * -(-spec.channels // 16):
-            continue  # a core does whole maps
+            continue  # one core computes all of a map
         grads = [grad for side in neo_cell.gradients(x, dy, a, b, spec, **options).outputs for grad in side]
         first = first or grads
         for grad, one, exact in zip(grads, first, (*exact_a, *exact_b), strict=True):
@@ -129,7 +129,7 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def _shapes():
-    """Every different NeoCell of T, S, B and L at 224 and 384, with the released shifts."""
+    """Return every distinct NeoCell of T, S, B and L at 224 and 384, with the released shifts."""
     found = {}
     for name in "tsbl":
         for variant in ("released_224", "released_384"):

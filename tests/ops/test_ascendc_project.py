@@ -1,4 +1,4 @@
-"""The operator project's C++ sources agree with what the Python side writes and calls."""
+"""The C++ sources of the operator project agree with the tables and calls of the Python side."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ KINDS = {"INTS": "ListInt", "INT": "Int"}
 
 
 def _source(name: str) -> str:
-    """A source without its comments."""
+    """Return a source without its comments."""
     return re.sub(r"//[^\n]*", "", (PROJECT / name).read_text(encoding="utf-8"))
 
 
 def _strings(source: str, name: str) -> list[str]:
-    """The strings of `const char* const NAME[] = {...}`."""
+    """Return the strings of `const char* const NAME[] = {...}`."""
     return re.findall(r'"([^"]*)"', re.search(rf"\b{name}\[\] = \{{([^}}]*)\}}", source)[1])
 
 
@@ -52,7 +52,9 @@ def test_mindspore_passes_the_same_attributes():
     from neonext_ms.ops import ascend
 
     kinds = {"INTS": "listInt", "INT": "int"}
-    assert list(ascend.ATTRIBUTES.items()) == [(name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()]
+    assert list(ascend.OPERATOR_ATTRIBUTES.items()) == [
+        (name, kinds[kind]) for name, kind in neocell_node.ATTRIBUTES.items()
+    ]
 
 
 def test_plugin_reads_every_attribute_by_its_type():
@@ -97,7 +99,7 @@ def test_families_and_their_bfloat16_are_those_of_the_device_table():
     for soc in SOCS.values():
         if soc.family in families:
             assert families[soc.family] == str(soc.bf16).lower(), soc.name
-    # The older 910 is the one family that the kernels are not made for.
+    # The older 910 is the one family that the kernels do not support.
     assert {soc.family for soc in SOCS.values()} - set(families) == {"ascend910"}
 
 
@@ -175,7 +177,7 @@ int main(int, char** argv)
 
 @compiler
 def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
-    """CANN's parser makes JSON of the node's attributes: indent of two, keys in alphabetical order."""
+    """CANN's parser passes the attributes of a node as JSON, indented by two, with keys in alphabetical order."""
     attributes = [
         {"ints": [24, 24, 48], "name": "channels", "type": 7},
         {"doc_string": 'a "quoted" {[,]} note', "i": 1, "name": "accumulate_fp32", "type": 2},
@@ -193,13 +195,13 @@ def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
 
     assert read(json.dumps({"attribute": attributes})) == expected
     assert read('{"attribute": []}') == []
-    # Cut off anywhere, it is refused, and never read beyond its end.
+    # Cut off anywhere, it is rejected, and never read beyond its end.
     assert all(read(whole[:length]) == ["refused"] for length in range(0, len(whole) - 1, 7))
     assert read('{"other": []}') == read("") == read("[]") == ["refused"]
 
 
 def test_plugin_reads_the_node_that_the_exporter_writes():
-    """Every attribute of a node is one that the plugin reads, by ONNX's own type numbers."""
+    """The plugin reads every attribute of a node, by the type numbers of ONNX."""
     import onnx
     from onnx import helper
 

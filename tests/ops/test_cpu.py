@@ -1,4 +1,4 @@
-"""The C++ kernels for the CPU against float64, and what happens where they cannot be had."""
+"""The C++ kernels for the CPU against float64, and the behaviour without a compiler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _random(*shape):
 
 @pytest.fixture
 def no_library(monkeypatch):
-    """As if nothing had been compiled yet, before and after."""
+    """Reset the caches, as if nothing had been compiled, before and after the test."""
     library.library.cache_clear()
     library.has_products.cache_clear()
     yield monkeypatch
@@ -84,8 +84,8 @@ print(digest.hexdigest())
 
 @needs_kernels
 def test_the_number_of_threads_changes_no_bit():
-    """Workers that share a machine have fewer threads than a run alone."""
-    made = [
+    """Workers that share a machine have fewer threads than a single process."""
+    digests = [
         subprocess.run(
             [sys.executable, "-c", THREADS],
             env={**os.environ, "OMP_NUM_THREADS": count},
@@ -94,7 +94,7 @@ def test_the_number_of_threads_changes_no_bit():
         ).stdout
         for count in ("1", "3")
     ]
-    assert made[0] == made[1] and len(made[0]) > 60
+    assert digests[0] == digests[1] and len(digests[0]) > 60
 
 
 @needs_kernels

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.ops.soc import SOCS, soc
+from neonext_ms.ops.soc import MACS_PER_CYCLE, SOCS, soc
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,15 @@ from neonext_ms.ops.soc import SOCS, soc
     ],
 )
 def test_peak_of_the_published_devices(name, tflops):
-    assert soc(name).fp16_tflops == pytest.approx(tflops, rel=0.01)
+    device = soc(name)
+    peak = device.ai_cores * device.cube_mhz * 1e6 * MACS_PER_CYCLE * 2 / 1e12
+    assert peak == pytest.approx(tflops, rel=0.01)
 
 
-def test_the_table_is_whole():
+def test_the_table_is_complete():
     assert list(SOCS) == [device.name for device in SOCS.values()]
     for device in SOCS.values():
-        assert device.name.startswith("Ascend") and device.name in device.source
+        assert device.name.startswith("Ascend")
         for field in dataclasses.fields(device):
             value = getattr(device, field.name)
             assert value is not None
@@ -62,11 +64,11 @@ def test_buffers_are_those_of_the_platform_configuration():
         ("Ascend310P", "did you mean Ascend310P1 or Ascend310P3"),
         ("Ascend310P33", "Ascend310P3"),
         ("Ascend910_93", "Ascend910_9362"),
-        ("", "known are Ascend310P1, "),
-        ("H100", "known are Ascend310P1, "),
+        ("", "known devices: Ascend310P1, "),
+        ("H100", "known devices: Ascend310P1, "),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(name, suggested):
+def test_an_unknown_name_is_rejected_with_the_nearest(name, suggested):
     with pytest.raises(InputError) as error:
         soc(name)
     assert suggested in str(error.value) and "npu-smi" in str(error.value)

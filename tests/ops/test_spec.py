@@ -48,15 +48,15 @@ def test_shift_of_every_channel(channels, kernel, step, expected):
         ({"kernel": 4, "channels": 8, "shift": -1}, "at least 0"),
         ({"kernel": 0, "channels": 8}, "at least 1"),
         ({"kernel": 4, "channels": 8.5}, "whole number"),
-        ({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": 6, "shift": 1}, "only square matrices"),
+        ({"h_in": 2, "h_out": 1, "w_in": 2, "w_out": 1, "channels": 6, "shift": 1}, "Only square matrices"),
     ],
 )
-def test_bad_groups_are_refused(group, message):
+def test_bad_groups_are_rejected(group, message):
     with pytest.raises(InputError, match=message):
         NeoCellSpec(group)
 
 
-def test_no_group_is_refused():
+def test_no_group_is_rejected():
     with pytest.raises(InputError, match="at least one"):
         NeoCellSpec([])
 
@@ -67,7 +67,7 @@ def test_output_size_is_exact_where_floating_point_is_not():
     assert spec.output_size(49, 9) == (245, 4)
 
 
-def test_empty_output_is_refused():
+def test_empty_output_is_rejected():
     spec = NeoCellSpec({"h_in": 4, "h_out": 1, "w_in": 4, "w_out": 1, "channels": 6})
     with pytest.raises(InputError, match="3x3 map gives a 0x0 output"):
         spec.output_size(3, 3)

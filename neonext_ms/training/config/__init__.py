@@ -1,1 +1,1 @@
-"""Training configurations: schema, loading, description of keys."""
+"""Training configurations: the schema, its description, and loading."""

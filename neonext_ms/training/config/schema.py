@@ -1,58 +1,83 @@
-"""The configuration of a training run: one tree of dataclasses, read from YAML and `key=value` overrides."""
+"""The keys of a training configuration: a tree of dataclasses with the type, range and meaning of every key."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_type_hints
 
-from neonext_ms.common.errors import InputError, UsageError, nearest
-from neonext_ms.common.files import read_yaml
 
-BASE = "base"
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers, as an annotation of a key.
+
+    Attributes:
+        low, high: bounds of the interval.
+        open_low, open_high: whether the bound itself is excluded.
+    """
+
+    low: float = 0
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low < value if self.open_low else self.low <= value
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'>' if self.open_low else '>='} {self.low:.10g}"
+        return f"in {'(' if self.open_low else '['}{self.low:.10g}, {self.high:.10g}{')' if self.open_high else ']'}"
+
+
+Positive = Annotated[float, Range(open_low=True)]
+NonNegative = Annotated[float, Range()]
+Fraction = Annotated[float, Range(0, 1)]
+FractionAboveZero = Annotated[float, Range(0, 1, open_low=True)]
+FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. Options that are left out are those of the named model.
+    """The network. An option that is left out keeps the value of the named model.
 
     Attributes:
-        name: a registered model (`neonext-info --list`); null for one described by the options alone.
-        image_size: side of the input in pixels, or height and width; null: that of the named model.
-        num_classes: outputs; null: as many as the data has classes.
-        per_stage_layers: blocks in each of the four stages.
-        dims: channels in each stage.
-        kernel_spec: sizes of NeoCell's matrices: "7", "4+7", four of them with commas, or "default".
+        name: registered model (`neonext-info --list`), or null for a network described by the options alone.
+        image_size: side of the input in pixels, or height and width; null keeps that of the named model.
+        num_classes: number of outputs; null follows the data.
+        per_stage_layers: number of blocks in each of the four stages.
+        dims: number of channels in each stage.
+        kernel_spec: block sizes of NeoCell: "7", "4+7", four such codes separated by commas, or "default".
         shifts: shift of each stage, such as [1, 1, 1, 0].
-        layer_scale_init_value: initial layer scale, 0 for no layer scale.
+        layer_scale_init_value: initial layer scale; 0 means no layer scale.
         linear_bias: whether the linear layers of a block have a bias.
-        downsample: what lies between stages: "official" or "paper".
-        drop_path: rate of the last block; it grows linearly from 0.
-        conv_init: "xavier_uniform", "kaiming_normal", or null for PyTorch's default.
-        neocell_init: "neoinit", or "normal" (the paper's ablation: its noise without the identity).
-        init: a checkpoint to start from, official or ours.
-        init_ema: take the moving average that this checkpoint holds.
+        downsample: layers between the stages, in the order of the official code or of the paper.
+        drop_path: drop-path rate of the last block; the rate grows linearly from 0 with depth.
+        conv_init: initialisation of convolutions and linear layers; null is PyTorch's default.
+        neocell_init: initialisation of NeoCell; "normal" is the noise of NeoInit without the identity.
+        init: checkpoint to start from, official or ours.
+        init_ema: whether to start from the moving average in that checkpoint.
         freeze: parts that keep their weights and statistics: "stem", "stage_1", "downsample_1", ...
     """
 
     name: str | None = None
-    image_size: int | tuple[int, ...] | None = None
-    num_classes: int | None = None
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    num_classes: PositiveInt | None = None
     per_stage_layers: tuple[int, ...] | None = None
     dims: tuple[int, ...] | None = None
     kernel_spec: str | None = None
     shifts: tuple[int, ...] | None = None
-    layer_scale_init_value: float | None = None
+    layer_scale_init_value: NonNegative | None = None
     linear_bias: bool | None = None
-    downsample: str | None = None
-    drop_path: float = 0.0
-    conv_init: str | None = None
-    neocell_init: str = "neoinit"
+    downsample: Literal["official", "paper"] | None = None
+    drop_path: FractionBelowOne = 0.0
+    conv_init: Literal["xavier_uniform", "kaiming_normal"] | None = None
+    neocell_init: Literal["neoinit", "normal"] = "neoinit"
     init: str | None = None
     init_ema: bool = False
     freeze: tuple[str, ...] = ()
@@ -63,71 +88,71 @@ class DataConfig:
     """The images.
 
     Attributes:
-        dataset: digits, imagefolder, mindrecord, cifar10 or cifar100.
-        path: folder of the data; for "imagefolder" the one that holds `train` and `val`, for "mindrecord" what
-            `neonext-mindrecord` wrote.
+        dataset: kind of data set.
+        path: folder of the data. For "imagefolder" it contains `train` and `val`, for "mindrecord" the files of
+            `neonext-mindrecord`.
         train, val: name of this part below `path` ("imagefolder", "mindrecord").
-        batch_size: images of one step on one card.
-        val_batch_size: images at a time in validation, on one card.
-        workers: processes or threads that read and augment, on one card.
-        processes: whether workers are processes; threads share memory but take turns in Python.
-        cache: keep decoded images in memory (small sets).
-        broken_limit: broken images that are left out, each named, before the run ends with an error.
-        mean, std: of R, G, B after division by 255.
+        batch_size: images per batch on one card.
+        val_batch_size: images per batch in validation on one card.
+        workers: number of processes or threads that read and augment images on one card.
+        processes: whether workers are processes; threads share memory but are limited by Python's interpreter lock.
+        cache: whether to keep decoded images in memory, for small sets.
+        broken_limit: number of unreadable images that are skipped before the run ends with an error.
+        mean, std: mean and standard deviation of R, G and B after division by 255.
         val_crop: side of the centre crop relative to the resized image in validation.
-        val_interpolation: of the resize in validation: "bilinear" or "bicubic".
-        val_mode: "resize", "as-is" or "auto" (`Preprocessing.mode`).
+        val_interpolation: interpolation of the resize in validation.
+        val_mode: images that are resized and cropped in validation: all, none, or ("auto") those of another size.
     """
 
-    dataset: str = "imagefolder"
+    dataset: Literal["digits", "imagefolder", "mindrecord", "cifar10", "cifar100"] = "imagefolder"
     path: str | None = None
     train: str = "train"
     val: str = "val"
-    batch_size: int = 128
-    val_batch_size: int = 64
-    workers: int = 4
+    batch_size: PositiveInt = 128
+    val_batch_size: PositiveInt = 64
+    workers: Annotated[int, Range(1, 256)] = 4
     processes: bool = True
     cache: bool = False
-    broken_limit: int = 10
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    val_crop: float = 0.875
-    val_interpolation: str = "bilinear"
-    val_mode: str = "auto"
+    broken_limit: NonNegativeInt = 10
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    val_crop: FractionAboveZero = 0.875
+    val_interpolation: Interpolation = "bilinear"
+    val_mode: Literal["auto", "resize", "as-is"] = "auto"
 
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """What happens to a training image, in this order, and to a batch.
+    """Random changes to a training image, in this order, and to a batch.
 
     Attributes:
-        crop: "resized" (a random part, scaled to the input), "pad" (shifted by up to `pad` pixels), or "none".
-        scale: least and largest share of the area for "resized".
-        ratio: least and largest aspect ratio for "resized".
-        interpolation: of the resize: "bilinear" or "bicubic".
-        pad: pixels for "pad".
+        crop: "resized" (a random part, scaled to the input size), "pad" (a shift by up to `pad` pixels), or "none".
+        scale: smallest and largest fraction of the area for "resized".
+        ratio: smallest and largest aspect ratio for "resized".
+        interpolation: interpolation of the resize.
+        pad: largest shift in pixels for "pad".
         flip: probability of a horizontal flip.
-        randaugment_ops: operations of RandAugment on an image, 0 for none.
-        randaugment_magnitude: of each, from 0 to 30.
+        randaugment_ops: number of RandAugment operations on an image, 0 for none.
+        randaugment_magnitude: magnitude of each operation.
         erasing: probability of random erasing.
-        mixup, cutmix: alpha of its beta distribution, 0 for none.
-        switch: probability of CutMix where both are on.
-        mix_probability: share of batches that are mixed.
+        mixup, cutmix: alpha of its beta distribution, 0 to disable it.
+        switch: probability of CutMix if both are enabled.
+        mix_probability: fraction of batches that are mixed.
     """
 
-    crop: str = "resized"
-    scale: tuple[float, ...] = (0.08, 1.0)
-    ratio: tuple[float, ...] = (0.75, 4 / 3)
-    interpolation: str = "bicubic"
-    pad: int = 4
-    flip: float = 0.5
-    randaugment_ops: int = 2
-    randaugment_magnitude: int = 9
-    erasing: float = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    switch: float = 0.5
-    mix_probability: float = 1.0
+    crop: Literal["resized", "pad", "none"] = "resized"
+    scale: tuple[FractionAboveZero, FractionAboveZero] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    pad: NonNegativeInt = 4
+    flip: Fraction = 0.5
+    randaugment_ops: Annotated[int, Range(0, 14)] = 2
+    randaugment_magnitude: Annotated[int, Range(0, 30)] = 9
+    erasing: Fraction = 0.25
+    mixup: NonNegative = 0.8
+    cutmix: NonNegative = 1.0
+    switch: Fraction = 0.5
+    mix_probability: Fraction = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,30 +160,30 @@ class OptimizerConfig:
     """The optimizer.
 
     Attributes:
-        name: adamw or sgd.
-        lr: learning rate for a global batch of `reference_batch` images.
-        reference_batch: images a step for which `lr` is given.
-        lr_rule: how the rate follows the global batch: "linear", "sqrt" or "none".
-        weight_decay: of tensors with two or more axes; bias, norm and layer scale have none.
-        betas, eps: of AdamW.
-        momentum, nesterov: of SGD.
-        clip_norm: largest norm of all gradients together, 0 for no clipping.
-        accumulate: batches whose gradients are averaged for one update.
-        layer_decay: factor of the learning rate from one part of the network to the one before it, 1 for none.
+        name: name of the optimizer.
+        lr: learning rate at a global batch of `reference_batch` images.
+        reference_batch: global batch size that `lr` refers to.
+        lr_rule: scaling of the learning rate with the global batch size.
+        weight_decay: weight decay of tensors with two or more axes; biases, norms and layer scale have none.
+        betas, eps: parameters of AdamW.
+        momentum, nesterov: parameters of SGD.
+        clip_norm: largest global norm of the gradients, 0 for no clipping.
+        accumulate: number of batches whose gradients are averaged for one update.
+        layer_decay: factor of the learning rate from one layer to the one before it, 1 for none.
     """
 
-    name: str = "adamw"
-    lr: float = 1e-3
-    reference_batch: int = 1024
-    lr_rule: str = "linear"
-    weight_decay: float = 0.05
-    betas: tuple[float, ...] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.9
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    reference_batch: PositiveInt = 1024
+    lr_rule: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: NonNegative = 0.05
+    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    momentum: FractionBelowOne = 0.9
     nesterov: bool = False
-    clip_norm: float = 0.0
-    accumulate: int = 1
-    layer_decay: float = 1.0
+    clip_norm: NonNegative = 0.0
+    accumulate: PositiveInt = 1
+    layer_decay: Annotated[float, Range(0.01, 1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -166,36 +191,44 @@ class ScheduleConfig:
     """The learning rate over time.
 
     Attributes:
-        name: cosine, linear, constant or step.
-        epochs: passes over the training images.
-        warmup_epochs: of linear growth, step by step.
-        warmup_lr: where it starts, relative to the full rate.
-        final_lr: where it ends, relative to the full rate.
-        milestones: for "step": epochs after which the rate is multiplied by `factor`.
-        factor: for "step": see milestones.
+        name: course of the learning rate after the warm-up.
+        epochs: number of passes over the training images.
+        warmup_epochs: length of the linear warm-up, which changes the rate at every step.
+        warmup_lr: learning rate before the warm-up relative to the full rate.
+        final_lr: last learning rate relative to the full rate.
+        milestones: epochs at which "step" multiplies the rate by `factor`.
+        factor: multiplier of the rate at each milestone.
     """
 
-    name: str = "cosine"
-    epochs: int = 300
-    warmup_epochs: float = 20.0
-    warmup_lr: float = 0.0
-    final_lr: float = 0.0
+    name: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    epochs: PositiveInt = 300
+    warmup_epochs: NonNegative = 20.0
+    warmup_lr: Fraction = 0.0
+    final_lr: Fraction = 0.0
     milestones: tuple[float, ...] = ()
-    factor: float = 0.1
+    factor: Fraction = 0.1
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Cross-entropy with soft targets; `smoothing` is shared by all classes."""
+    """The loss: cross-entropy with soft targets.
 
-    smoothing: float = 0.1
+    Attributes:
+        smoothing: probability that label smoothing spreads evenly over all classes.
+    """
+
+    smoothing: FractionBelowOne = 0.1
 
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Moving average of weights and statistics, updated after every step; a decay of 0 for none."""
+    """The moving average of weights and statistics.
 
-    decay: float = 0.9999
+    Attributes:
+        decay: fraction of the old average that an update keeps, 0 for no moving average.
+    """
+
+    decay: FractionBelowOne = 0.9999
 
 
 @dataclass(frozen=True)
@@ -203,16 +236,16 @@ class PrecisionConfig:
     """Number formats.
 
     Attributes:
-        level: O0 (float32), O2 and O3 (float16), bf16.
-        loss_scale: "auto" (dynamic with float16, none otherwise), "dynamic", "none", or a number.
-        initial_scale: of dynamic scaling.
-        growth_interval: steps without overflow after which a dynamic scale doubles.
+        level: mixed precision: O0 is float32, O2 and O3 are float16, bf16 is bfloat16.
+        loss_scale: fixed loss scale, or "auto" for a dynamic one with float16 only.
+        initial_scale: first value of a dynamic loss scale.
+        growth_interval: steps without overflow after which a dynamic loss scale doubles.
     """
 
-    level: str = "O0"
-    loss_scale: float | str = "auto"
-    initial_scale: float = 65536.0
-    growth_interval: int = 2000
+    level: Literal["O0", "O2", "O3", "bf16"] = "O0"
+    loss_scale: Positive | Literal["auto", "dynamic", "none"] = "auto"
+    initial_scale: Positive = 65536.0
+    growth_interval: PositiveInt = 2000
 
 
 @dataclass(frozen=True)
@@ -220,33 +253,33 @@ class RunConfig:
     """The run itself.
 
     Attributes:
-        output: its folder; null: `runs/` and the name of the configuration.
-        seed: of initial weights, order, augmentation, mixing and drop path.
-        device: "auto", "CPU" or "Ascend".
-        jit: compile the step; off it runs operation by operation, for debugging.
-        sync_batch_norm: normalise over the batch of all cards.
+        output: folder of the run; null is `runs/` and the name of the configuration.
+        seed: random seed of initial weights, order, augmentation, mixing and drop path.
+        device: device target of MindSpore; "auto" is the one it was built for.
+        jit: whether to compile the step; if false, it runs operation by operation, for debugging.
+        sync_batch_norm: whether BatchNorm normalises over the batches of all cards.
         log_every: steps between two lines of the log.
-        checkpoint_every: steps between two checkpoints; 0: one at the end of each epoch.
-        keep: checkpoints that are kept, the newest ones.
+        checkpoint_every: steps between two checkpoints; 0 means one at the end of each epoch.
+        keep: number of checkpoints to keep.
         validate_every: epochs between two validations.
-        stop_after: steps after which the run saves and ends, as if stopped; 0: never.
+        stop_after: step after which the run saves its state and ends, as if by a signal; 0 means never.
     """
 
     output: str | None = None
-    seed: int = 0
-    device: str = "auto"
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    device: Literal["auto", "CPU", "Ascend"] = "auto"
     jit: bool = True
     sync_batch_norm: bool = False
-    log_every: int = 10
-    checkpoint_every: int = 0
-    keep: int = 3
-    validate_every: int = 1
-    stop_after: int = 0
+    log_every: PositiveInt = 10
+    checkpoint_every: NonNegativeInt = 0
+    keep: PositiveInt = 3
+    validate_every: PositiveInt = 1
+    stop_after: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole training run; see the parts."""
+    """A whole training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -259,187 +292,18 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict:
-        """Plain values for YAML and JSON."""
-        return _plain(dataclasses.asdict(self))
+        """Return plain nested values for YAML and JSON."""
+        return {
+            part: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for part, values in dataclasses.asdict(self).items()
+        }
 
 
-def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration.
-
-    Args:
-        path: a YAML file; its key `base` names another one, relative to it, whose values it changes.
-        overrides: texts such as `optimizer.lr=1e-3`, applied in order.
-
-    Raises:
-        InputError: a file cannot be read, a key in it is unknown (the nearest is named), or a value is wrong.
-        UsageError: the same of an override.
-    """
-    values = _read(Path(path), ())
-    for text in overrides:
-        _override(values, text)
-    return make_config(values, os.fspath(path))
-
-
-def make_config(values: Mapping, source: str = "config") -> Config:
-    """A `Config` from nested plain values; what is left out keeps its default.
-
-    Raises:
-        InputError: a key is unknown, or a value has a wrong type or is out of its range; the message names it.
-    """
-    from .check import check
-
-    config = _build(Config, values, "", source)
-    check(config, source)
-    return config
+def annotated_keys(part: type) -> dict:
+    """Return the annotation of every key of `Config` or of one of its parts, with choices and ranges."""
+    return get_type_hints(part, include_extras=True)
 
 
 def known_keys() -> list[str]:
-    """All keys with their dots, such as `optimizer.lr`."""
-    return [f"{part.name}.{leaf.name}" for part in fields(Config) for leaf in fields(_hints(Config)[part.name])]
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict:
-    values = read_yaml(path, "configs/digits.yaml")
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected lines 'key: value', found {type(values).__name__}; see configs/digits.yaml")
-    base = values.pop(BASE, None)
-    _build(Config, values, "", str(path))
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise InputError(f"{path}: base must name a YAML file, got {base!r}")
-    seen = (*seen, path.resolve())
-    parent = path.parent / base
-    if parent.resolve() in seen:
-        raise InputError(f"{path}: base leads back to {parent}; remove one of these lines")
-    return _merged(_read(parent, seen), values)
-
-
-def _merged(base: dict, changes: Mapping) -> dict:
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
-    return result
-
-
-def _override(values: dict, text: str) -> None:
-    import yaml
-
-    key, equals, written = text.partition("=")
-    if not equals:
-        raise UsageError(f"{text!r}: expected key=value, such as optimizer.lr=1e-3")
-    known = known_keys()
-    if key not in known:
-        ending = [name for name in known if name.rpartition(".")[2] == key]
-        hint = f"; did you mean {' or '.join(ending)}?" if ending else nearest(key, known)
-        raise UsageError(f"{text!r}: unknown key {key!r}{hint}")
-    try:
-        value = yaml.safe_load(written)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
-    part, _, leaf = key.partition(".")
-    try:
-        _build(Config, {part: {leaf: value}}, "", repr(text))
-    except InputError as error:
-        raise UsageError(str(error)) from error
-    values[part] = {**(values.get(part) or {}), leaf: value}
-
-
-def _hints(kind: type) -> dict:
-    return typing.get_type_hints(kind)
-
-
-def _build(kind: type, values: object, prefix: str, source: str):
-    """An instance of the dataclass `kind` from a mapping whose keys are its fields."""
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
-        raise InputError(f"{source}: {prefix.rstrip('.')} must hold keys of its own, got {values!r}")
-    hints = _hints(kind)
-    made = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in hints:
-            raise InputError(f"{source}: unknown key {name!r}{_suggestion(name, prefix, hints)}")
-        if dataclasses.is_dataclass(hints[key]):
-            made[key] = _build(hints[key], value, f"{name}.", source)
-        else:
-            made[key] = _convert(value, hints[key], name, source)
-    return kind(**made)
-
-
-def _suggestion(name: str, prefix: str, hints: Mapping) -> str:
-    leaf = name.rpartition(".")[2]
-    elsewhere = [key for key in known_keys() if key.rpartition(".")[2] == leaf]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere)}?"
-    return nearest(leaf, hints) or nearest(name, known_keys()) or f"; known: {', '.join(hints)}"
-
-
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-
-
-def _convert(value: object, annotation, name: str, source: str):
-    """The value in the type that the annotation asks for.
-
-    Raises:
-        InputError: it is of another type.
-    """
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    for kind in kinds:
-        converted, fits = _fit(value, kind)
-        if fits:
-            return converted
-    expected = " or ".join(_described(kind) for kind in kinds)
-    raise InputError(f"{source}: {name} must be {expected}, got {value!r}")
-
-
-def _described(kind) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"a list, each {_NAMES[typing.get_args(kind)[0]]}"
-    return _NAMES[kind]
-
-
-def _fit(value: object, kind) -> tuple[object, bool]:
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        if isinstance(value, str):
-            # The official notation of shifts and depths.
-            value = [int(part) if part.strip().lstrip("-").isdigit() else part for part in value.split(",")]
-        if not isinstance(value, (list, tuple)):
-            return None, False
-        fitted = [_fit(item, inner) for item in value]
-        return tuple(item for item, _ in fitted), all(fits for _, fits in fitted)
-    if kind is float:
-        if isinstance(value, str):
-            # YAML 1.1 takes 1e-3 for a text, since it has no point.
-            try:
-                value = float(value)
-            except ValueError:
-                return None, False
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return float(value) if fits else None, fits
-    if kind is int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return value, isinstance(value, int) and not isinstance(value, bool)
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        # A kernel of 7, or a folder called 2024.
-        return str(value), True
-    return value, type(value) is kind
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def config_yaml(config: Config) -> str:
-    """The whole configuration as YAML that `load_config` reads back to an equal one."""
-    import yaml
-
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    """Return all keys with their part, such as `optimizer.lr`."""
+    return [f"{part}.{key}" for part, kind in annotated_keys(Config).items() for key in annotated_keys(kind)]

@@ -1,7 +1,7 @@
-"""Random changes to training images, each decided by a generator that the caller seeds for that image.
+"""Data augmentation; the caller seeds a random generator for each image and each batch.
 
-RandAugment follows torchvision's, random erasing and mixing those of timm, as the official code does; operations are
-Pillow's and NumPy's.
+RandAugment follows torchvision; random erasing and mixing follow timm, as in the official code. The operations are
+those of Pillow and NumPy.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def augment(
     mean: np.ndarray,
     std: np.ndarray,
 ) -> np.ndarray:
-    """A training image: cropped, flipped, RandAugment, normalised, a part erased.
+    """Crop, flip, apply RandAugment, normalise and erase, in this order.
 
     Args:
-        image: mode RGB.
-        rng: decides everything.
-        config: what to do.
+        image: image in mode RGB.
+        rng: random generator of this image.
+        config: operations and their probabilities.
         size: height and width of the result.
-        mean, std: of the channels, float32 (3, 1, 1), on the scale 0 to 255.
+        mean, std: mean and standard deviation of the channels on the scale 0 to 255, float32 (3, 1, 1).
 
     Returns:
         float32 (3, H, W).
@@ -54,6 +54,7 @@ def augment(
     if config.randaugment_ops:
         image = rand_augment(image, rng, config.randaugment_ops, config.randaugment_magnitude)
     pixels = (np.asarray(image, np.float32).transpose(2, 0, 1) - mean) / std
+    # After normalisation as in timm; the official code erases before it.
     if config.erasing and rng.random() < config.erasing:
         erase(pixels, rng)
     return pixels
@@ -63,24 +64,25 @@ def random_resized_crop(
     image: Image.Image,
     rng: np.random.Generator,
     size: tuple[int, int],
-    scale: Sequence[float],
-    ratio: Sequence[float],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """A random part of the image, scaled to `size` (height, width); the centre if no part fits in ten attempts.
+    """Scale a random part of the image to `size`; the part is central if no random one fits in ten attempts.
 
     Args:
-        image: any size.
-        rng: decides.
-        size: of the result.
-        scale: least and largest share of the area.
-        ratio: least and largest width over height.
-        resampling: of the scaling.
+        image: image of any size.
+        rng: random generator.
+        size: height and width of the result.
+        scale: smallest and largest fraction of the area.
+        ratio: smallest and largest aspect ratio, width over height.
+        resampling: interpolation.
     """
     width, height = image.size
     area = width * height
     for _ in range(_CROP_ATTEMPTS):
         target = area * rng.uniform(*scale)
+        # Uniform in the logarithm, so that 3:4 is as likely as 4:3.
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -100,8 +102,8 @@ def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.NEAREST)
 
 
-# Name -> (largest magnitude, whether its sign is random, operation of image and magnitude). Magnitudes of geometry are
-# relative to the width or height.
+# Name -> (largest magnitude, whether its sign is random, operation on image and magnitude). Translations are relative
+# to the width or height. Shears keep the middle of the image in place, as in torchvision.
 _OPERATIONS: dict[str, tuple[float, bool, Callable[[Image.Image, float], Image.Image]]] = {
     "identity": (0, False, lambda image, m: image),
     "shear_x": (0.3, True, lambda image, m: _affine(image, 1, m, -m * image.height / 2, 0, 1, 0)),
@@ -114,7 +116,7 @@ _OPERATIONS: dict[str, tuple[float, bool, Callable[[Image.Image, float], Image.I
     "contrast": (0.9, True, lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m)),
     "sharpness": (0.9, True, lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m)),
     "posterize": (4, False, lambda image, m: ImageOps.posterize(image, 8 - round(m))),
-    "solarize": (255, False, lambda image, m: ImageOps.solarize(image, 255 - m)),
+    "solarize": (255, False, lambda image, m: ImageOps.solarize(image, math.ceil(255 - m))),
     "auto_contrast": (0, False, lambda image, m: ImageOps.autocontrast(image)),
     "equalize": (0, False, lambda image, m: ImageOps.equalize(image)),
 }
@@ -122,12 +124,12 @@ OPERATIONS = tuple(_OPERATIONS)
 
 
 def apply_operation(image: Image.Image, name: str, magnitude: float) -> Image.Image:
-    """One operation of RandAugment; `magnitude` is on its own scale, with its sign."""
+    """Apply one operation of RandAugment; `magnitude` is signed, in the unit of the operation."""
     return _OPERATIONS[name][2](image, magnitude)
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, operations: int, magnitude: int) -> Image.Image:
-    """RandAugment: some of fourteen operations, each at `magnitude` of 0 to 30."""
+    """Apply `operations` random operations out of fourteen, each at `magnitude` on a scale of 0 to 30."""
     for _ in range(operations):
         name = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
         largest, signed, _ = _OPERATIONS[name]
@@ -139,7 +141,7 @@ def rand_augment(image: Image.Image, rng: np.random.Generator, operations: int, 
 
 
 def erase(pixels: np.ndarray, rng: np.random.Generator) -> None:
-    """Replace a random rectangle of a normalised image, float32 (3, H, W), by normal noise, in place."""
+    """Fill a random rectangle of a normalised image, float32 (3, H, W), with normal noise, in place."""
     _, height, width = pixels.shape
     for _ in range(_CROP_ATTEMPTS):
         area = rng.uniform(*_ERASE_AREA) * height * width
@@ -152,7 +154,7 @@ def erase(pixels: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def soft_targets(labels: np.ndarray, classes: int, smoothing: float) -> np.ndarray:
-    """One-hot targets of which `smoothing` is shared by all classes: float32 (N, classes)."""
+    """Return one-hot targets smoothed over all classes: float32 (N, classes)."""
     targets = np.full((len(labels), classes), smoothing / classes, np.float32)
     targets[np.arange(len(labels)), labels] += 1 - smoothing
     return targets
@@ -161,13 +163,13 @@ def soft_targets(labels: np.ndarray, classes: int, smoothing: float) -> np.ndarr
 def mix(
     images: np.ndarray, targets: np.ndarray, rng: np.random.Generator, config: AugmentationConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixup or CutMix of a batch with itself in reverse order.
+    """Mix a batch with itself in reverse order, by mixup or CutMix.
 
     Args:
-        images: float32 (N, 3, H, W), not changed.
+        images: float32 (N, 3, H, W), not modified.
         targets: float32 (N, classes).
-        rng: decides.
-        config: `mixup`, `cutmix`, `switch`, `mix_probability`.
+        rng: random generator of this batch.
+        config: `mixup`, `cutmix`, `switch` and `mix_probability`.
 
     Returns:
         Images and targets of the same shapes.
@@ -182,7 +184,7 @@ def mix(
         top, bottom, left, right = _box(images.shape[2:], share, rng)
         mixed = images.copy()
         mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-        # What the edge of the image cut off the box counts for the image itself.
+        # The box may be cut off at the edge, so the share is that of the real area.
         share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     else:
         mixed = images * np.float32(share) + other * np.float32(1 - share)
@@ -190,15 +192,17 @@ def mix(
 
 
 def _box(size: Sequence[int], share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    edges = []
-    for length in size:
+    """Return top, bottom, left and right of a random box whose area is 1 - share of the image."""
+
+    def edges(length: int) -> tuple[int, int]:
         half = int(length * math.sqrt(1 - share)) // 2
         centre = int(rng.integers(length))
-        edges += [max(0, centre - half), min(length, centre + half)]
-    return tuple(edges)
+        return max(0, centre - half), min(length, centre + half)
+
+    return *edges(size[0]), *edges(size[1])
 
 
 def drop_path_factors(rates: Sequence[float], count: int, rng: np.random.Generator) -> np.ndarray:
-    """For every block and image 0, or 1 over the share that is kept: float32 (blocks, count)."""
+    """Return the drop-path factor of every block and image, 0 or 1 / (1 - rate): float32 (blocks, count)."""
     kept = 1 - np.asarray(rates, np.float64)[:, None]
     return ((rng.random((len(rates), count)) < kept) / kept).astype(np.float32)

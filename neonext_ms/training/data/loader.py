@@ -1,7 +1,7 @@
 """Batches of training and validation images through `mindspore.dataset`.
 
-What a batch holds follows from (seed, epoch, position) alone: every image, every batch and every drop path has a
-generator of its own, so neither the number of workers nor a resumption changes anything.
+A batch depends on (seed, epoch, position) alone: every image, every batch and every drop path has its own random
+generator. Neither the number of workers nor a resumed run changes a batch.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import mindspore.dataset as ds
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import plural
 from neonext_ms.images.images import BrokenImageError, prepare
 from neonext_ms.images.preprocessing import Preprocessing
 
 from ..config.schema import Config, DataConfig
 from .augment import augment, drop_path_factors, mix, soft_targets
-from .datasets import ImageSet
+from .image_sets import ImageSet
 
-# Which random numbers these are: the last word of a seed.
+# Last word of a seed, so that each purpose has its own stream of random numbers.
 _ORDER, _IMAGE, _BATCH, _DROP_PATH = range(4)
-# A broken image is replaced by the next one that can be read.
+# Attempts to replace a broken image by the next one.
 _REPLACEMENTS = 100
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch of one card.
+    """A training batch of one card.
 
     Attributes:
         images: float32 (N, 3, H, W).
         targets: float32 (N, classes), smoothed and mixed.
-        keep: factors of drop path, float32 (blocks with drop path, N), or None.
-        indices: place of every image in the training set.
+        keep: drop-path factors, float32 (blocks with drop path, N), or None.
+        indices: index of every image in the training set.
         broken: one message for each image that could not be read and was replaced.
     """
 
@@ -48,22 +49,22 @@ class TrainBatch:
 
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
-        """What `TrainStep` takes."""
+        """Return the arrays that `TrainStep` takes."""
         return (self.images, self.targets) if self.keep is None else (self.images, self.targets, self.keep)
 
 
 class TrainLoader:
-    """The training batches of one card.
+    """A source of training batches for one card.
 
     Args:
-        images: the whole training set.
-        config: the run's.
+        images: whole training set.
+        config: configuration of the run.
         size: height and width of the model's input.
-        drop_path: rate of each block that has one.
-        shard: which card this is, and how many there are.
+        drop_path: drop-path rate of each block that has one.
+        shard: rank of this card, and the number of cards.
 
     Raises:
-        InputError: there are fewer images than one update takes.
+        InputError: there are fewer images than one update needs.
     """
 
     def __init__(
@@ -82,20 +83,22 @@ class TrainLoader:
         self.updates_per_epoch = len(images) // needed
         if self.updates_per_epoch == 0:
             raise InputError(
-                f"data.batch_size {self.batch} on {self.world} cards with optimizer.accumulate {self.accumulate} takes "
-                f"{needed} images an update, but there are only {len(images)} for training; lower data.batch_size"
+                f"data.batch_size: too large. {self.batch} images on {plural(self.world, 'card')} with "
+                f"optimizer.accumulate {self.accumulate} are {needed} images per update, but there are only "
+                f"{len(images)} for training. Lower data.batch_size."
             )
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[list[TrainBatch]]:
-        """The batches of an epoch, `accumulate` for each update.
+        """Yield the batches of an epoch, `accumulate` of them for each update.
 
         Args:
-            epoch: from 0.
-            done: updates of this epoch that were made before.
+            epoch: index of the epoch.
+            done: number of updates of this epoch that were made before.
         """
         seed = self.config.run.seed
         order = np.random.default_rng([seed, epoch, _ORDER]).permutation(len(self.images))
         first, last = done * self.accumulate, self.updates_per_epoch * self.accumulate
+        # Card r takes every world-th batch, so that all cards together see the order of a single card.
         positions = [
             (batch * self.world + self.rank) * self.batch + i for batch in range(first, last) for i in range(self.batch)
         ]
@@ -111,7 +114,7 @@ class TrainLoader:
         seed, augmentation = self.config.run.seed, self.config.augmentation
         broken = _lines(messages)
         if (indices < 0).any():
-            raise InputError(f"{_REPLACEMENTS} images in a row cannot be read, the first of them: {broken[0]}")
+            raise InputError(f"{_REPLACEMENTS} images in a row cannot be read. The first of them: {broken[0]}")
         labels = np.array([self.images.labels[i] for i in indices])
         targets = soft_targets(labels, len(self.images.classes), self.config.loss.smoothing)
         images, targets = mix(images, targets, np.random.default_rng([seed, epoch, number, _BATCH]), augmentation)
@@ -123,31 +126,41 @@ class TrainLoader:
 
 
 class _Samples:
-    """What `mindspore.dataset` asks for one sample: image, index, and a message if it could not be read."""
+    """A source for `mindspore.dataset`: image, index, and a message if the image could not be read.
 
-    def __init__(self, images: ImageSet, positions: Sequence[int]):
-        self.images, self.positions = images, positions
+    Args:
+        images: image set.
+        size: height and width of the model's input.
+        positions: positions of the samples in the epoch.
+    """
+
+    def __init__(self, images: ImageSet, size: tuple[int, int], positions: Sequence[int]):
+        self.images, self.size, self.positions = images, size, positions
         self._process = os.getpid()
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, place: int) -> tuple[np.ndarray, np.int64, np.str_]:
         if os.getpid() != self._process:
-            # A worker has to die when it is told to; only the run itself finishes its step first.
+            # A worker inherits the handler of the run, which waits for the end of a step. It has to end at once.
             self._process = os.getpid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         image, index, message = self.sample(self.positions[int(place)])
         return image, np.int64(index), np.str_(message)
 
     def sample(self, position: int) -> tuple[np.ndarray, int, str]:
+        """Return the sample at a position; an error becomes an index of -1, since MindSpore would hide its type."""
         raise NotImplementedError
+
+    def _blank(self, message: str) -> tuple[np.ndarray, int, str]:
+        return np.zeros((3, *self.size), np.float32), -1, message
 
 
 class _TrainSamples(_Samples):
     def __init__(self, images: ImageSet, positions, config: Config, size: tuple[int, int], epoch: int, order):
-        super().__init__(images, positions)
-        self.config, self.size, self.epoch, self.order = config, size, epoch, order
+        super().__init__(images, size, positions)
+        self.config, self.epoch, self.order = config, epoch, order
         self.mean, self.std = (
             (255 * np.array(values, np.float32))[:, None, None] for values in (config.data.mean, config.data.std)
         )
@@ -165,30 +178,29 @@ class _TrainSamples(_Samples):
                 continue
             pixels = augment(image, rng, self.config.augmentation, self.size, self.mean, self.std)
             return pixels, index, "\n".join(messages)
-        # Not raised: an error in a worker would come out as MindSpore's.
-        return np.zeros((3, *self.size), np.float32), -1, "\n".join(messages)
+        return self._blank("\n".join(messages))
 
 
 class _ValSamples(_Samples):
     def __init__(self, images: ImageSet, positions, preprocessing: Preprocessing, size: tuple[int, int]):
-        super().__init__(images, positions)
-        self.preprocessing, self.size = preprocessing, size
+        super().__init__(images, size, positions)
+        self.preprocessing = preprocessing
 
     def sample(self, position: int) -> tuple[np.ndarray, int, str]:
-        # What fills up the last batch.
         if position >= len(self.images):
-            return np.zeros((3, *self.size), np.float32), -1, ""
+            # Padding of the last batch.
+            return self._blank("")
         try:
             image = self.images.read(position)
             return prepare(image, self.preprocessing, self.size, self.images.name(position)), position, ""
         except InputError as error:
-            return np.zeros((3, *self.size), np.float32), -1, str(error)
+            return self._blank(str(error))
 
 
 def _batches(samples: _Samples, batch: int, data: DataConfig) -> Iterator[tuple[np.ndarray, ...]]:
     if not len(samples):
         return
-    # MindSpore refuses more than there are processors.
+    # MindSpore rejects more workers than CPU cores.
     workers = min(data.workers, os.cpu_count() or 1)
     dataset = ds.GeneratorDataset(
         samples,
@@ -207,13 +219,14 @@ def validation_batches(
     size: tuple[int, int],
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
-    """The validation images of one card, each image on one card only.
+    """Yield the validation images of one card; no image is on two cards.
 
-    All cards have the same number of batches, all batches the same size; what is left over is filled with zeros.
+    All cards have the same number of batches and all batches the same size, because the cards sum their results and a
+    compiled network has fixed shapes. Missing images are zeros.
 
     Yields:
-        images float32 (N, 3, H, W), labels (N,), their places in the set (N,), -1 for what does not count, and messages
-        of those that are broken.
+        images float32 (N, 3, H, W), labels (N,), indices in the set (N,) with -1 for padding and broken images, and
+        messages about broken images.
     """
     rank, world = shard
     batch = config.data.val_batch_size

@@ -1,8 +1,8 @@
-"""Image folders as MindRecord files: a few large files in place of a million small ones, with the same batches.
+"""MindRecord files: a few large files instead of a million small images, with the same batches.
 
-A part of the data (`train`, `val`) becomes `<part>.mindrecord<shard>` with the index database that MindSpore writes
-beside each (`.db`). A row holds the image file as it is, its name, its class and its place in the folder, so that
-`mindspore.dataset.MindDataset` can read it, too. `index.json` names the classes.
+Each part of the data (`train`, `val`) becomes files `<part>.mindrecord<shard>`, each with the index database that
+MindSpore writes next to it (`.db`). A row contains the unchanged image file, its name, its class and its position in
+the folder, so that `mindspore.dataset.MindDataset` can read it as well. `index.json` contains the class names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,50 +19,49 @@ from urllib.parse import quote
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError, listed
+from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained, staging
+from neonext_ms.common.text import list_names, one_line
 from neonext_ms.images.images import BrokenImageError, decode_image
 
-from ..config.schema import DataConfig
-from .broken import BrokenImages
-from .datasets import FolderSet, ImageSet, open_folders
+from .image_sets import BrokenImages, FolderSet, ImageSet, open_folders
 
 if TYPE_CHECKING:
     from PIL import Image
 
-INDEX = "index.json"
+_INDEX = "index.json"
 _FORMAT = 1
 _SCHEMA = {
     "position": {"type": "int64"}, "label": {"type": "int64"}, "name": {"type": "string"}, "image": {"type": "bytes"},
 }  # fmt: skip
 _ROWS = "SELECT position_0, label_0, name_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
-# MindSpore stores the size of a field of bytes before it.
+# MindSpore stores the size of a binary field in front of it.
 _PREFIX = 8
 _BATCH = 64
-# The header lists the pages, less than 200 bytes each.
+# The header describes each page in less than 200 bytes, so 1 MiB is enough for 2,000 pages.
 _HEADER_BYTES = 1 << 20
 _PAGES = 2000
 _LEAST_PAGE, _LARGEST_PAGE = 1 << 18, 1 << 28
 
 
 class RecordSet(ImageSet):
-    """One part of a folder of MindRecord files that `write_records` made, read image by image in any order.
+    """One part of a folder of MindRecord files from `write_records`, with random access to its images.
 
     Args:
-        root: the folder.
-        part: such as "train".
+        root: folder of the files.
+        part: name of the part, such as "train".
 
     Raises:
-        InputError: files are missing, damaged, or not made by `write_records`.
+        InputError: files are missing, damaged, or not written by `write_records`.
     """
 
     def __init__(self, root: Path, part: str):
         self.root, self.part = Path(root), part
-        described = _read_index(self.root)
-        if part not in described["parts"]:
-            raise InputError(f"{self.root}: it has no part {part!r}; it has {', '.join(described['parts'])}")
-        self.classes = tuple(described["classes"])
-        entry = described["parts"][part]
+        index = _read_index(self.root)
+        if part not in index["parts"]:
+            raise InputError(f"{self.root}: unknown part {part!r} (expected one of {', '.join(index['parts'])})")
+        self.classes = tuple(index["classes"])
+        entry = index["parts"][part]
         self._files = []
         rows: list[tuple[int, int, str, int, int, int]] = []
         for number, name in enumerate(entry["files"]):
@@ -77,8 +75,8 @@ class RecordSet(ImageSet):
         rows.sort()
         if [row[0] for row in rows] != list(range(entry["images"])):
             raise InputError(
-                f"{self.root}: {part} should have {entry['images']} images, but its index has {len(rows)}; convert the "
-                "folder again with neonext-mindrecord"
+                f"{self.root}: incomplete index of {part} (got {len(rows)} images, expected {entry['images']}). "
+                "Convert the folder again with neonext-mindrecord."
             )
         self.labels = [row[1] for row in rows]
         self._names = [row[2] for row in rows]
@@ -94,44 +92,42 @@ class RecordSet(ImageSet):
         return decode_image(self.content(index), self.name(index))
 
     def content(self, index: int) -> bytes:
-        """The image file as it was.
+        """Return the bytes of an image file.
 
         Raises:
-            BrokenImageError: the record ends before it.
+            BrokenImageError: the record is truncated.
         """
         number, offset, size = (int(value) for value in self._places[index])
-        # By position, since the file is shared with the processes that read for other batches.
+        # pread, because worker processes inherit the descriptor and share its file position.
         content = os.pread(self._files[number].fileno(), size, offset)
         if len(content) != size:
-            raise BrokenImageError(f"{self.name(index)}: the record is truncated; convert the folder again")
+            raise BrokenImageError(f"{self.name(index)}: the record is truncated. Convert the folder again.")
         return content
 
 
-def open_records(config: DataConfig, root: Path) -> tuple[ImageSet, ImageSet]:
-    """The training and the validation images of a folder of records."""
-    return RecordSet(root, config.train), RecordSet(root, config.val)
-
-
 def _read_index(root: Path) -> dict:
-    path = root / INDEX
-    hint = "expected a folder that neonext-mindrecord wrote"
+    path = root / _INDEX
+    hint = "Expected a folder that neonext-mindrecord wrote."
     if not path.exists():
         with explained(root):
             os.listdir(root)
-        raise InputError(f"{root}: it has no {INDEX}; {hint}")
+        raise InputError(f"{root}: has no {_INDEX}. {hint}")
     try:
         with explained(path):
-            described = json.loads(path.read_text(encoding="utf-8"))
-        if described["format"] != _FORMAT:
-            raise InputError(f"{path}: format {described['format']}, expected {_FORMAT}; convert the folder again")
-        for entry in described["parts"].values():
+            index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != _FORMAT:
+            raise InputError(
+                f"{path}: unknown format (got {index['format']}, expected {_FORMAT}). Convert the folder again."
+            )
+        for entry in index["parts"].values():
+            # Only names inside of this folder, whatever the file says.
             entry["images"], entry["files"] = int(entry["images"]), [os.path.basename(name) for name in entry["files"]]
-        described["classes"] = [str(name) for name in described["classes"]]
-        return described
+        index["classes"] = [str(name) for name in index["classes"]]
+        return index
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); {hint}") from error
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}). {hint}") from error
 
 
 def _header(file, path: Path) -> dict[str, int]:
@@ -140,12 +136,12 @@ def _header(file, path: Path) -> dict[str, int]:
         header = json.loads(file.read(size)) if size <= 1 << 28 else {}
         return {key: int(header[key]) for key in ("header_size", "page_size")}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a MindRecord file, or damaged; convert the folder again") from error
+        raise InputError(f"{path}: not a MindRecord file, or damaged. Convert the folder again.") from error
 
 
 def _rows(path: Path) -> Iterator[tuple]:
     if not path.exists():
-        raise InputError(f"{path}: no such file; it belongs to the MindRecord file of that name, keep both together")
+        raise InputError(f"{path}: no such file. Keep it next to the MindRecord file that it belongs to.")
     try:
         database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
         try:
@@ -154,25 +150,8 @@ def _rows(path: Path) -> Iterator[tuple]:
             database.close()
     except sqlite3.Error as error:
         raise InputError(
-            f"{path}: not an index of MindSpore, or damaged ({error}); convert the folder again"
+            f"{path}: not an index of MindSpore, or damaged ({error}). Convert the folder again."
         ) from error
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written of one part.
-
-    Attributes:
-        images: rows.
-        bytes: of all image files.
-        files: names of the MindRecord files.
-        broken: one message for each image that was left out.
-    """
-
-    images: int
-    bytes: int
-    files: list[str]
-    broken: list[str]
 
 
 def write_records(
@@ -184,54 +163,61 @@ def write_records(
     workers: int = 1,
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[Iterable, int, str], Iterable] = lambda items, total, what: items,
-) -> dict[str, Written]:
-    """Write the images of `folder/<part>/<class>/` to MindRecord files in a new folder, whole or not at all.
+) -> dict[str, dict]:
+    """Write the images of `folder/<part>/<class>/` to MindRecord files in a new folder, atomically.
 
-    Every image is decoded once; a broken one is left out and noted.
+    Every image is decoded once. A broken one is skipped and reported.
 
     Args:
-        folder: what `data.path` is for `imagefolder`.
-        output: must not exist yet.
+        folder: folder as `data.path` of `imagefolder`.
+        output: folder to create; it must not exist yet.
         parts: names of the training and the validation images below `folder`.
-        shards: files of each part.
-        broken_limit: broken images that are left out before it ends with an error.
-        workers: threads that read and check.
-        note: told of every broken image.
-        progress: wraps the iteration over a part's images; given their number and the part.
+        shards: number of files of each part.
+        broken_limit: number of broken images to skip before failing.
+        workers: number of threads that read and check images.
+        note: called with a message for every broken image.
+        progress: wrapper of the iteration over the images of a part, called with their number and the part.
+
+    Returns:
+        For each part the number of `images`, their `bytes`, the names of the `files`, and a message for each `broken`
+        image.
 
     Raises:
-        InputError: the folder is not as training needs it, `output` exists, too many images are broken, or the disk
-            is full; nothing is left behind.
+        InputError: the folder is not a training folder, `output` exists, too many images are broken, or the disk is
+            full. No partial files are left behind.
     """
     folder, output = Path(folder), Path(output)
     if output.exists() or output.is_symlink():
-        raise InputError(f"{output}: exists already; choose another folder, or remove it first")
+        raise InputError(f"{output}: exists already. Choose another folder, or remove it first.")
     images = open_folders(folder, *parts)
     broken = BrokenImages(broken_limit, "--broken-limit")
     with staging(output.parent) as stage:
-        whole = stage / output.name
+        staged = stage / output.name
         with explained(output):
-            whole.mkdir()
-        written = {
-            part: _write_part(one, folder, whole, part, shards, broken, workers, note, progress)
-            for part, one in zip(parts, images, strict=True)
-        }
-        described = {
+            staged.mkdir()
+        written = {}
+        for part, one in zip(parts, images, strict=True):
+            written[part] = _write_part(one, staged, part, shards, broken, workers, note, progress)
+            if not written[part]["images"]:
+                raise InputError(
+                    f"{folder / part}: none of its {len(one)} images can be read:\n"
+                    f"{list_names(written[part]['broken'])}"
+                )
+        index = {
             "format": _FORMAT,
             "classes": list(images[0].classes),
-            "parts": {part: {"images": one.images, "files": one.files} for part, one in written.items()},
+            "parts": {part: {key: entry[key] for key in ("images", "files")} for part, entry in written.items()},
         }
         with explained(output):
-            (whole / INDEX).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-            _settle(whole)
-            os.rename(whole, output)
+            (staged / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            _sync(staged)
+            os.rename(staged, output)
     return written
 
 
 def _write_part(
-    images: FolderSet, folder: Path, output: Path, part: str, shards: int, broken: BrokenImages, workers: int, note,
-    progress,
-) -> Written:  # fmt: skip
+    images: FolderSet, output: Path, part: str, shards: int, broken: BrokenImages, workers: int, note, progress
+) -> dict:
     from mindspore.mindrecord import FileWriter
 
     shards = min(shards, len(images))
@@ -243,7 +229,7 @@ def _write_part(
             sizes.append(os.stat(images.name(i)).st_size)
     if max(sizes) > _LARGEST_PAGE // 2:
         large = images.name(sizes.index(max(sizes)))
-        raise InputError(f"{large}: {max(sizes):,} bytes; a MindRecord file takes at most {_LARGEST_PAGE // 2:,}")
+        raise InputError(f"{large}: too large (got {max(sizes):,} bytes, expected at most {_LARGEST_PAGE // 2:,})")
     writer = FileWriter(str(first), shards)
     messages: list[str] = []
     total = position = 0
@@ -256,7 +242,7 @@ def _write_part(
         for index, content, message in progress(_checked(images, workers), len(images), part):
             if message is not None:
                 for text in broken.add([message]):
-                    note(f"left out: {text}")
+                    note(f"skipped: {text}")
                     messages.append(text)
                 continue
             name, label = images.file(index).encode("utf-8", "replace").decode(), int(images.labels[index])
@@ -270,20 +256,18 @@ def _write_part(
         if position:
             writer.commit()
     except RuntimeError as error:
-        raise _failed(error, output) from error
-    if not position:
-        raise InputError(f"{folder / part}: none of its {len(images)} images can be read:\n{listed(messages)}")
-    return Written(position, total, files, messages)
+        raise _explain(error, output) from error
+    return {"images": position, "bytes": total, "files": files, "broken": messages}
 
 
 def _page_size(sizes: Sequence[int], shards: int) -> int:
-    """A power of two that holds every image, and makes few enough pages for the header to list."""
+    """Return the page size: a power of two, large enough for every image and for few enough pages in the header."""
     needed = max(_LEAST_PAGE, 2 * max(sizes), 2 * sum(sizes) // shards // _PAGES)
     return min(_LARGEST_PAGE, 1 << (needed - 1).bit_length())
 
 
 def _checked(images: FolderSet, workers: int) -> Iterator[tuple[int, bytes, str | None]]:
-    """Place, content, and a message instead if it is no image, in order."""
+    """Yield index, content, and None or a message about a broken image, in order."""
 
     def check(index: int) -> tuple[int, bytes, str | None]:
         path = images.name(index)
@@ -301,16 +285,16 @@ def _checked(images: FolderSet, workers: int) -> Iterator[tuple[int, bytes, str 
             yield from pool.map(check, chunk)
 
 
-def _failed(error: RuntimeError, output: Path) -> InputError:
-    # MindSpore does not pass on the reason.
+def _explain(error: RuntimeError, output: Path) -> InputError:
+    # MindSpore does not pass on the reason; a page that did not fit is the likely one.
     space = os.statvfs(output)
     if space.f_bavail * space.f_frsize < _LARGEST_PAGE:
-        return InputError(f"{output.name}: the disk is full or nearly so; free some space or choose another place")
-    return InputError(f"{output.name}: MindSpore cannot write the records ({' '.join(str(error).split())[:200]})")
+        return InputError(f"{output.name}: the disk is full or almost full. Free some space or choose another place.")
+    return InputError(f"{output.name}: MindSpore cannot write the records ({one_line(error)})")
 
 
-def _settle(folder: Path) -> None:
-    """Give the files the permissions of other files, and bring them to disk."""
+def _sync(folder: Path) -> None:
+    """Give the files the permissions of other files, and flush them to disk."""
     umask = os.umask(0)
     os.umask(umask)
     for path in sorted(folder.iterdir()):

@@ -17,7 +17,7 @@
 //   over rows: `Cost` chooses, and it also counts conflicts between banks. Where a map holds hardly more than one
 //   period (7 x 7 with k = 7), repeats run over the phases, whose coefficients are evenly apart.
 //
-// What bounds it (docs/davinci.md has the sources; none of it was measured on a device by us)
+// What bounds it (docs/device-model.md has the sources; none of it was measured on a device by us)
 //   - Repeats: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products. The documents
 //     give a repeat of MulAddDst 2 cycles and an instruction about 22 more, so repeats for each instruction matter as
 //     much as repeats in total.
@@ -36,11 +36,12 @@
 //   - An odd row pitch, which puts rows below each other into different banks: the one long line of A x gets a ragged
 //     end (4453 instructions for stage 1 of T instead of 3069), and columns as blocks have no conflict for odd k
 //     anyway.
-//   - Another order of the channels: shifts that share a block of 16 are neighbours already (ops/lanes.py).
+//   - Another order of the channels: shifts that share a block of 16 are neighbours already (docs/device-model.md).
 //   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do
 //     not.
 //   Not tried: several images or planes of a small map in one strip; two block-diagonal products on the cube, which
-//   need every channel's map as a matrix of its own, but are predicted to be near this kernel at 224 (docs/davinci.md).
+//   need every channel's map as a matrix of its own, but are predicted to be near this kernel at 224
+//   (docs/device-model.md).
 #include "neo_cell_base.h"
 
 namespace NeoCell {

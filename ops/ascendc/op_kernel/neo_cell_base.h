@@ -425,7 +425,7 @@ protected:
     }
 
     // Estimate the cycles of a step on a grid: 22 to start an instruction, 2 for a repeat of MulAddDst, more where
-    // blocks of a repeat lie in the same one of the 16 groups of banks. docs/davinci.md has the sources.
+    // blocks of a repeat lie in the same one of the 16 groups of banks. docs/device-model.md has the sources.
     __aicore__ static inline int32_t Cost(const Grid& layout)
     {
         const Grid grid = Flat(layout);

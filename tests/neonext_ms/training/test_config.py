@@ -3,14 +3,23 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES
+from neonext_ms.models.architecture import DOWNSAMPLES
+from neonext_ms.models.initialization import CONV_INITS
 from neonext_ms.models.registry import model_config
-from neonext_ms.training.config.schema import Config, ScheduleConfig, config_yaml, load_config, make_config
-from neonext_ms.training.optimizers import full_rate
-from neonext_ms.training.schedule import learning_rate
+from neonext_ms.training.config.describe import describe_keys
+from neonext_ms.training.config.load import config_yaml, load_config, make_config
+from neonext_ms.training.config.schema import Config, Range, ScheduleConfig, annotated_keys, known_keys
+from neonext_ms.training.data import augment
+from neonext_ms.training.data.datasets import DATASETS
+from neonext_ms.training.optimizers import LR_RULES, OPTIMIZERS, full_rate
+from neonext_ms.training.precision import LEVELS
+from neonext_ms.training.schedule import SCHEDULES, learning_rate
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "eval_imagenet")
@@ -55,20 +64,30 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ("optimizer: {lrate: 1}", "unknown key 'optimizer.lrate'; did you mean"),
         ("optimiser: {lr: 1}", "unknown key 'optimiser'; did you mean optimizer"),
         ("lr: 1", "unknown key 'lr'; did you mean optimizer.lr?"),
-        ("optimizer: {lr: fast}", "optimizer.lr must be a number, got 'fast'"),
-        ("optimizer: {lr: .nan}", "optimizer.lr must be a number"),
-        ("optimizer: {lr: 0}", "optimizer.lr must be above 0"),
-        ("optimizer: 3", "optimizer must hold keys of its own, got 3"),
-        ("schedule: {epochs: 1.5}", "schedule.epochs must be a whole number, got 1.5"),
-        ("data: {batch_size: true}", "data.batch_size must be a whole number, got True"),
-        ("data: {dataset: imagenet}", "data.dataset must be one of digits, imagefolder"),
-        ("model: {shifts: [1, a]}", "model.shifts must be a list, each a whole number or null"),
-        ("data: {mean: [0.5]}", "data.mean must be 3 numbers"),
-        ("loss: {smoothing: 1}", "loss.smoothing must be at least 0 and below 1"),
-        ("precision: {loss_scale: often}", "precision.loss_scale must be auto, dynamic, none or a number"),
+        ("optimizer: {lr: fast}", "wrong value for optimizer.lr (got 'fast', expected a number > 0)"),
+        ("optimizer: {lr: .nan}", "optimizer.lr (got nan, expected a number > 0)"),
+        ("optimizer: {lr: 0}", "optimizer.lr (got 0, expected a number > 0)"),
+        ("optimizer: 3", "optimizer (got 3, expected keys of its own)"),
+        ("schedule: {epochs: 1.5}", "schedule.epochs (got 1.5, expected a whole number >= 1)"),
+        ("data: {batch_size: true}", "data.batch_size (got True, expected a whole number >= 1)"),
+        ("data: {dataset: imagenet}", "data.dataset (got 'imagenet', expected one of digits, imagefolder"),
+        ("model: {shifts: [1, a]}", "model.shifts (got [1, 'a'], expected a list of whole numbers or null)"),
+        ("data: {mean: [0.5]}", "data.mean (got [0.5], expected a list of 3 numbers)"),
+        ("loss: {smoothing: 1}", "loss.smoothing (got 1, expected a number in [0, 1))"),
+        ("precision: {loss_scale: often}", "precision.loss_scale (got 'often', expected a number > 0 or one of auto,"),
+        ("precision: {loss_scale: 0}", "precision.loss_scale (got 0, expected a number > 0 or one of auto,"),
+        ("precision: {level: bf15}", "expected one of O0, O2, O3, bf16); did you mean bf16?"),
+        ("optimizer: {betas: [0.9, 1]}", "optimizer.betas (got [0.9, 1], expected a list of 2 numbers in [0, 1))"),
+        (
+            "augmentation: {scale: [0.5, 2]}",
+            "augmentation.scale (got [0.5, 2], expected a list of 2 numbers in (0, 1])",
+        ),
+        ("augmentation: {ratio: [2, 1]}", "wrong order in augmentation.ratio (got [2, 1]"),
+        ("run: {seed: 4294967296}", "run.seed (got 4294967296, expected a whole number in [0, 4294967295])"),
+        ("model: {image_size: [1, 2, 3]}", "expected a whole number >= 1 or a list of 2 whole numbers >= 1 or null"),
         ("schedule: {epochs: 5}", "schedule.warmup_epochs (20) is more than schedule.epochs (5)"),
         ("a: [", "not valid YAML"),
-        ("[1]", "expected lines 'key: value', found list"),
+        ("[1]", "got list, expected lines 'key: value'"),
         ("base: none.yaml", "none.yaml: no such file"),
         ("base: x.yaml", "base leads back to"),
     ],
@@ -87,7 +106,8 @@ def test_wrong_values_are_named(tmp_path, text, expected):
         ("batch_size=1", "unknown key 'batch_size'; did you mean data.batch_size"),
         ("optimizer=1", "unknown key 'optimizer'"),
         ("optimizer.lr=[", "not valid YAML"),
-        ("optimizer.lr=big", "optimizer.lr must be a number"),
+        ("optimizer.lr=big", "optimizer.lr (got 'big', expected a number > 0)"),
+        ("optimizer.lr=-1", "optimizer.lr (got -1, expected a number > 0)"),
     ],
 )
 def test_wrong_overrides_are_named(text, expected):
@@ -103,6 +123,35 @@ def test_overrides_and_bases(tmp_path):
     assert (config.model.dims, config.model.shifts, config.model.kernel_spec) == ((1, 2, 3, 4), (1, 1, 0, 0), "7")
     assert config.data.path == "/a=b"
     assert make_config({}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("data.dataset", DATASETS), ("data.val_interpolation", INTERPOLATIONS), ("data.val_mode", MODES),
+        ("augmentation.interpolation", augment._RESAMPLING), ("optimizer.name", OPTIMIZERS),
+        ("optimizer.lr_rule", LR_RULES), ("schedule.name", SCHEDULES), ("precision.level", LEVELS),
+        ("model.downsample", DOWNSAMPLES), ("model.conv_init", CONV_INITS),
+    ],
+)  # fmt: skip
+def test_choices_are_those_of_the_tables(key, table):
+    part, _, leaf = key.partition(".")
+    annotation = annotated_keys(annotated_keys(Config)[part])[leaf]
+    choices = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is Literal]
+    assert set(get_args(choices[0])) == set(table)
+
+
+def test_ranges():
+    assert 0 in Range() and -1e-9 not in Range() and 1e9 in Range()
+    half_open = Range(0, 1, open_high=True)
+    assert 0 in half_open and 1 not in half_open and str(half_open) == "in [0, 1)"
+    assert 0 not in Range(open_low=True) and str(Range(open_low=True)) == "> 0" and str(Range(1)) == ">= 1"
+
+
+def test_every_key_is_described():
+    rows = describe_keys()
+    assert [row[0] for row in rows] == known_keys() and all(all(row) for row in rows)
+    assert ("ema.decay", "0.9999", "a number in [0, 1)") in {row[:3] for row in rows}
 
 
 def test_learning_rate_warms_up_step_by_step_and_falls_to_nothing():

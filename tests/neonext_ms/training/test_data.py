@@ -14,10 +14,11 @@ from neonext_ms.commands import mindrecord
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.images.folder import find_images
 from neonext_ms.images.preprocessing import Preprocessing
-from neonext_ms.training.config.schema import AugmentationConfig, make_config
+from neonext_ms.training.config.load import make_config
+from neonext_ms.training.config.schema import AugmentationConfig
 from neonext_ms.training.data import augment
-from neonext_ms.training.data.broken import BrokenImages
 from neonext_ms.training.data.datasets import DATASETS, open_dataset, write_digits
+from neonext_ms.training.data.image_sets import BrokenImages
 from neonext_ms.training.data.loader import TrainLoader, validation_batches
 from neonext_ms.training.data.mindrecord import write_records
 
@@ -121,7 +122,7 @@ def test_conversion_names_broken_images_and_leaves_nothing_half_written(tmp_path
     assert "2 images cannot be read, more than --broken-limit=1" in error and "b/0.png" in error
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert mindrecord.main([str(root), str(output), "--shards", "2"]) == 0
-    assert capsys.readouterr().err.count("left out:") == 2
+    assert capsys.readouterr().err.count("skipped:") == 2
     train, _ = open_dataset(_config(data={"dataset": "mindrecord", "path": str(output)}).data)
     assert [train.file(i) for i in range(6, 10)] == ["b/2.png", "b/3.png", "b/4.png", "b/5.png"]
     assert mindrecord.main([str(root), str(output)]) == 1
@@ -148,10 +149,10 @@ def test_records_that_are_damaged_are_named(tmp_path):
         with pytest.raises(InputError, match=expected):
             open_dataset(data)
         Path(f"{shard}.db").write_bytes(index)
-    with pytest.raises(InputError, match="has no part 'test'; it has train, val"):
+    with pytest.raises(InputError, match=r"unknown part 'test' \(expected one of train, val\)"):
         open_dataset(replace(data, val="test"))
     (tmp_path / "records" / "index.json").unlink()
-    with pytest.raises(InputError, match=r"has no index\.json; expected a folder that neonext-mindrecord wrote"):
+    with pytest.raises(InputError, match=r"has no index\.json\. Expected a folder that neonext-mindrecord wrote"):
         open_dataset(data)
 
 
@@ -316,7 +317,7 @@ def test_cards_share_the_images_of_one_epoch(tmp_path):
 def test_a_batch_that_cannot_be_filled(tmp_path):
     train, _ = open_dataset(_folders_config(_folder(tmp_path)).data)
     config = _config(data={"batch_size": 4}, optimizer={"accumulate": 2})
-    with pytest.raises(InputError, match="takes 16 images an update, but there are only 12"):
+    with pytest.raises(InputError, match="are 16 images per update, but there are only 12"):
         TrainLoader(train, config, SIZE, (), (0, 2))
 
 

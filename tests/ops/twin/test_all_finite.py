@@ -24,7 +24,7 @@ def kernel():
 
 
 def _tiling(count, blocks, dtype):
-    """What the operator's host code computes: elements, tile, tail, loops, real tail and padding, for all cores but
+    """Return what the operator's host code computes: elements, tile, tail, loops, real tail and padding, for all cores but
     the last and for the last; then the number of buffers and the data type."""
     size = np.dtype(dtype).itemsize
     share = -(-count // (blocks * TILE)) * TILE
@@ -41,12 +41,12 @@ def _tiling(count, blocks, dtype):
 
 
 def _launch(kernel, x, blocks, hazards):
-    found = np.zeros(16, np.uint16)
-    arguments = [x, found, None, _tiling(x.size, blocks, x.dtype.type)]
+    flag = np.zeros(16, np.uint16)
+    arguments = [x, flag, None, _tiling(x.size, blocks, x.dtype.type)]
     # Every core that finds something writes the same place.
     places = {"outputs": (1,), "initialised": (1,), "shared": (1,)}
     counts = kernel.launch(arguments, blocks=blocks, **places, hazards=hazards)
-    return bool(found[0]), counts
+    return bool(flag[0]), counts
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,8 +66,8 @@ def test_finds_what_is_not_finite(kernel, dtype, blocks, bad):
 def test_its_unordered_padding_is_named(kernel):
     """CopyInPad fills the buffer on V and copies over it on MTE2 with no event between the two."""
     x = np.zeros(TILE - 77, np.float16)
-    with pytest.raises(twin.TwinError) as caught:
-        _launch(kernel, x, 1, "refuse")
+    with pytest.raises(twin.SimulatorError) as caught:
+        _launch(kernel, x, 1, "raise")
     assert caught.value.rule == "write-after-write"
     line = Path(caught.value.file).read_text().splitlines()[caught.value.line - 1]
     assert line.strip().startswith("DataCopyPad(")

@@ -1,4 +1,4 @@
-"""Compiling, caching and calling: what goes wrong before a kernel runs."""
+"""Compilation, cache and arguments: the errors before a kernel runs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ __global__ __aicore__ void plain(GM_ADDR gy, GM_ADDR) { put(gy); }
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A kernel that every test leaves as it is, compiled once."""
+    """A kernel that no test changes, compiled once."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "value.h").write_text("#define VALUE 40\n")
     path = folder / "put.cpp"
@@ -64,7 +64,7 @@ def test_the_cache_follows_every_input(source, monkeypatch):
     assert _put(source)[0] == 52
     assert len(compiled) == 2
     names = os.listdir(cache_directory("twin"))
-    assert all(name.endswith((".so", ".json")) for name in names), "nothing half-made is left"
+    assert all(name.endswith((".so", ".json")) for name in names), "partial files are left"
 
 
 def test_a_damaged_cache_is_made_again(source):
@@ -147,5 +147,5 @@ def test_a_bare_pointer_beyond_the_end(source):
         '#include "kernel_operator.h"\n'
         'extern "C" __global__ __aicore__ void put(GM_ADDR gy) { reinterpret_cast<int32_t*>(gy)[1] = 7; }\n'
     )
-    with pytest.raises(twin.TwinError, match="bare pointer"):
+    with pytest.raises(twin.SimulatorError, match="bare pointer"):
         _put(source)

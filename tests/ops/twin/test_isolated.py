@@ -1,4 +1,4 @@
-"""A kernel in a process of its own: same results, and Python survives what the kernel does."""
+"""A kernel in a forked process gives the same results, and Python survives its crash."""
 
 import signal
 import threading
@@ -29,10 +29,10 @@ def test_the_same_results_and_counts():
     assert before == [signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGSEGV)]
 
 
-def test_a_refusal_comes_through():
+def test_a_broken_rule_is_reported():
     kernel = twin.compile(KERNELS / "refused.cpp", soc="Ascend310P3", entry="gm_past_the_end")
     x, y = np.zeros(4096, np.float16), np.full(4096, 7, np.float16)
-    with pytest.raises(twin.TwinError, match="gm-bounds"):
+    with pytest.raises(twin.SimulatorError, match="gm-bounds"):
         kernel.launch([x, y, None], blocks=1, outputs=(1,), isolated=True)
     assert np.all(y == 7)
 
@@ -72,6 +72,6 @@ def test_other_ways_to_die(entry, text, tmp_path_factory):
     source = folder / "die.cpp"
     source.write_text(STACK)
     kernel = twin.compile(source, soc="Ascend310P3", entry=entry)
-    with pytest.raises(twin.TwinError, match=text) as caught:
+    with pytest.raises(twin.SimulatorError, match=text) as caught:
         kernel.launch([np.zeros(1, np.int32)], blocks=1, outputs=(0,), isolated=True, timeout=20)
     assert caught.value.rule == "crash" and caught.value.file == str(source.resolve())

@@ -1,4 +1,4 @@
-"""Kernels that keep the rules give NumPy's results, bit for bit, and the counts that can be worked out by hand."""
+"""Kernels that keep the rules give the results of NumPy, bit for bit, and the counts that follow by hand."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def _cast(key, x, dtype, mode):
 
 
 def _same(a, b):
-    """Bits agree; any NaN is as good as another."""
+    """Assert that all bits agree, except those of NaNs."""
     nan = a != a  # np.isnan does not know bfloat16
     assert np.array_equal(nan, b != b)
     assert np.array_equal(a.view(f"u{a.itemsize}")[~nan], b.view(f"u{b.itemsize}")[~nan])
@@ -64,7 +64,7 @@ ALL_HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)
 
 
 def _floats_around(values):
-    """Floats next to every value and half-way to the next one."""
+    """Return every value, the midpoints between neighbours, and the floats next to the midpoints."""
     finite = np.sort(values.astype(np.float32)[np.isfinite(values.astype(np.float32))])
     middle = ((finite[:-1].astype(np.float64) + finite[1:]) / 2).astype(np.float32)
     up, down = np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, np.float32(-np.inf))
@@ -269,7 +269,7 @@ def test_atomic_sum_of_cores_and_padded_copies():
     y = np.ones(45, np.float32)
     _kernel("add_up").launch([x, y], blocks=4, outputs=(1,), initialised=(1,))
     assert np.array_equal(y, 1 + 4 * x)
-    with pytest.raises(twin.TwinError, match="gm-unwritten"):
+    with pytest.raises(twin.SimulatorError, match="gm-unwritten"):
         _kernel("add_up").launch([x, y], blocks=4, outputs=(1,))
 
 

@@ -1,4 +1,4 @@
-"""Events by hand: correct kernels are not refused, and their subtly wrong neighbours are."""
+"""Events set by hand: correct kernels pass, and their subtly wrong variants are errors."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_order(entry):
     y = np.zeros_like(x)
     _, _, rule = entry.partition("__")
     if rule:
-        with pytest.raises(twin.TwinError) as caught:
+        with pytest.raises(twin.SimulatorError) as caught:
             kernel.launch([x, y, None], blocks=1, outputs=(1,))
         assert caught.value.rule == rule.replace("_", "-"), str(caught.value)
     else:

@@ -1,4 +1,4 @@
-"""Kernels as public samples have them: host code in the same file, templates, parameters by value, parts of headers."""
+"""Features of public samples: host code in the same file, templates, parameters by value, partial headers."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_padding_goes_out_with_a_block():
     y = np.zeros(8, np.float32)
     counts = twin.compile(SAMPLE, soc="Ascend910B3", entry="one_sum").launch([x, y], blocks=1, outputs=(1,))
     assert y[0] == x.sum() and "never written" in counts["notes"][0]
-    with pytest.raises(twin.TwinError, match=r"\[unwritten"):
+    with pytest.raises(twin.SimulatorError, match=r"\[unwritten"):
         twin.compile(SAMPLE, soc="Ascend910B3", entry="one_block_too_many").launch(
             [x, np.zeros(16, np.float32)], blocks=1, outputs=(1,)
         )
@@ -75,7 +75,7 @@ def test_wrong_values(scale, value, message):
 
 def test_lines_behind_the_host_part():
     kernel = twin.compile(SAMPLE, soc="Ascend910B3", entry="late")
-    with pytest.raises(twin.TwinError, match="flag-unset") as caught:
+    with pytest.raises(twin.SimulatorError, match="flag-unset") as caught:
         kernel.launch([None], blocks=1)
     line = next(i for i, text in enumerate(SAMPLE.read_text().splitlines(), 1) if "EVENT_ID3" in text)
     assert (caught.value.line, Path(caught.value.file)) == (line, SAMPLE)

@@ -1,0 +1,153 @@
+"""Tables of `neonext-bench estimate --table`, in Markdown. Every time in them is predicted, or measured by others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from neonext_ms.common.errors import InputError, nearest
+
+from .. import networks
+from ..report import table
+from .figures import read as read_figures
+from .neonext import FORMS, build
+from .network_model import Estimate, TaskEstimate, estimate
+from .parameters import fitted, stored
+
+SIZES = ("t", "s", "b", "l", "xl")
+IMAGES = (224, 384)
+BATCHES = (1, 8)
+SOCS = ("Ascend310P3", "Ascend310B4", "Ascend910B3")
+_MEANING = {
+    "run_us": ("us", "a run besides its tasks"),
+    "launch_us": ("us", "from one task to the work of the next"),
+    "cube_share": ("of the cube's rate", "convolutions and products in full tiles of 16"),
+    "depthwise_share": ("of the cube's rate", "depthwise convolutions in diagonal tiles"),
+    "matrix_start_cycles": ("cycles", "a core, for each product of two values"),
+    "vector_share": ("of the vector units' rate", "elementwise work and reductions"),
+    "l2_share": ("of the level-2 cache's rate", "reading and writing"),
+    "layout_share": ("of the rates of L2 and memory", "Transpose, TransData, copies in another order"),
+    "serial_share": ("of a task's shorter units", "not hidden behind the longest one"),
+    "l2_held": ("of the level-2 cache", "a value of this size is half found by its next reader"),
+    "memory_310p": ("of the configuration's figure", "memory of a 310P"),
+    "memory_310b": ("of the configuration's figure", "memory of a 310B"),
+    "memory_other": ("of the configuration's figure", "memory of other devices; assumed"),
+}
+
+
+def printed(name: str) -> str:
+    """Return a table by its name.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    if name not in TABLES:
+        raise InputError(f"table {name!r}: unknown{nearest(name, TABLES)} (expected {', '.join(TABLES)})")
+    return TABLES[name]()
+
+
+def parameters_table() -> str:
+    """Return the fitted parameters with their units and meaning."""
+    values = stored()["parameters"]
+    body = [[name, f"{values[name]:g}", unit, meaning] for name, (unit, meaning) in _MEANING.items()]
+    return table(["parameter", "value", "unit", "meaning"], body)
+
+
+def errors_table() -> str:
+    """Return the errors of throughput on rows that were fitted and rows that were left out."""
+    body = [
+        [name, str(error["rows"]), *(f"{error[which]:.2f}" for which in ("median", "p90", "worst"))]
+        for name, error in stored()["errors"].items()
+    ]
+    return table(["rows", "number", "median error (times)", "nine of ten within", "worst"], body)
+
+
+def rows_table() -> str:
+    """Return every published figure with the prediction that its own network had no part in."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in (*stored()["rows"], *stored()["unused"]):
+        groups.setdefault((row["name"], row["soc"], row.get("why", "")), []).append(row)
+    body = []
+    for (name, soc, why), rows in groups.items():
+        rows.sort(key=lambda row: row["batch"])
+        predicted = [row["measured"] * row.get("left_out_ratio", row["fitted_ratio"]) for row in rows]
+        cells = [[row["batch"] for row in rows], predicted, [row["measured"] for row in rows]]
+        *first, last = (", ".join(f"{number:.0f}" for number in cell) for cell in cells)
+        body.append([name, soc.removeprefix("Ascend"), *first, f"{last} (not used: {why})" if why else last])
+    return table(["network", "device", "batch", "predicted images/s", "measured by others, images/s"], body)
+
+
+def band() -> tuple[float, float]:
+    """Return the factors on a predicted rate between which nine of ten rows left out were measured."""
+    ratios = sorted(row["left_out_ratio"] for row in stored()["rows"])
+    low, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.05, 0.95))
+    return 1 / high, 1 / low
+
+
+def with_band(images_per_second: float) -> str:
+    """Return a predicted rate with the range of `band`."""
+    low, high = band()
+    return f"{images_per_second:.0f} ({images_per_second * low:.0f} to {images_per_second * high:.0f})"
+
+
+def neonext_table(sizes: Sequence[str] = SIZES, images: Sequence[int] = IMAGES, socs: Sequence[str] = SOCS) -> str:
+    """Return the predicted rates of NeoNeXt in both forms of NeoCell, and the units that bound them."""
+    head = ["model", "image", "batch"]
+    head += [f"{soc.removeprefix('Ascend')}, {form}" for soc in socs for form in FORMS]
+    body = []
+    for size in sizes:
+        for image_size in images:
+            for batch in BATCHES:
+                models = [build(size, image_size, batch, form) for form in FORMS]
+                estimates = [estimate(model, soc) for soc in socs for model in models]
+                body.append([size.upper(), str(image_size), str(batch), *map(_rate_and_bounds, estimates)])
+    title = "Predicted images a second of NeoNeXt in float16 (% of the time bound by cube, vector, memory, launch)"
+    return f"{title}\n\n{table(head, body)}"
+
+
+def _rate_and_bounds(estimated: Estimate) -> str:
+    shares = (f"{100 * us / estimated.predicted_us:.0f}" for us in estimated.predicted_bounds_us.values())
+    return f"{estimated.predicted_images_per_second:.1f} ({' '.join(shares)})"
+
+
+def answer_text() -> str:
+    """Return ConvNeXt-T as measured by others and as predicted, and NeoNeXt-T beside it, on a 310P3."""
+    measured = {f.batch: f.images_per_second for f in read_figures() if f.model == "ConvNeXt-T"}
+    left_out = {
+        row["batch"]: row["left_out_ratio"] for row in stored()["rows"] if row["name"].startswith("ConvNeXt-T ")
+    }
+    lines = []
+    for batch in BATCHES:
+        plain = networks.build("convnext_t", batch=batch, form="plain", seed=None)
+        peer, matmul, operator = (
+            estimate(model, SOCS[0]) for model in (plain, *(build("t", 224, batch, form) for form in FORMS))
+        )
+        rates = [with_band(each.predicted_images_per_second) for each in (peer, matmul, operator)]
+        lines.append(
+            f"- Batch {batch}: ConvNeXt-T, exported as PyTorch does, was measured by others at {measured[batch]:.0f} "
+            f"images/s. It is predicted at {rates[0]}, or at {measured[batch] * left_out[batch]:.0f} by parameters "
+            f"fitted without it. NeoNeXt-T is predicted at {rates[1]} images/s with MatMuls and at {rates[2]} with the "
+            f"AscendC operator; at {slower(operator):.0f} if the operator reached only the share of the vector units "
+            "that other operators do."
+        )
+    return "\n".join(lines)
+
+
+def slower(estimated: Estimate) -> float:
+    """Return the images a second if NeoCell kernels reached the vector units' share of all other operators."""
+
+    def us(task: TaskEstimate) -> float:
+        more = task.predicted_units_us["vector"] * (1 / fitted().vector_share - 1)
+        return task.predicted_us + (more if task.kind == "neocell" else 0.0)
+
+    tasks = tuple(replace(task, predicted_us=us(task)) for task in estimated.tasks)
+    return replace(estimated, tasks=tasks).predicted_images_per_second
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "parameters": parameters_table,
+    "errors": errors_table,
+    "rows": rows_table,
+    "neonext": neonext_table,
+    "answer": answer_text,
+}

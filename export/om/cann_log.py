@@ -1,0 +1,215 @@
+"""Errors of CANN's tools in plain words: one table of codes, one of texts, and the reader of a log.
+
+`python -m neonext_ms.export.om.cann_log` prints the table of codes as docs/deploy.md shows it.
+
+Sources of codes, messages and remedies: docs/en/user_guides/error_codes in hicann/ge,
+src/dfx/error_manager/error_code.json in hicann/runtime. E19010 is E16002 of older releases; EZ9010, EZ0501 and E13003
+are other spellings of E19010, E10501 and EZ3003. No source explains E10502, so it has no row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Advice(NamedTuple):
+    """An error in plain words.
+
+    Attributes:
+        meaning: what happened.
+        remedy: what to do about it.
+        broken_toolchain: whether the installation is at fault, not the model or an option.
+    """
+
+    meaning: str
+    remedy: str
+    broken_toolchain: bool = False
+
+
+class LogReport(NamedTuple):
+    """Summary of a log.
+
+    Attributes:
+        success: whether the success line occurs.
+        failure: whether the failure line occurs.
+        explanation: the first recognized error with its line, or None.
+        broken_toolchain: whether that error is the installation's.
+    """
+
+    success: bool
+    failure: bool
+    explanation: str | None
+    broken_toolchain: bool
+
+
+_OPTION = "check the option that the line names; if this package set it, please report that"
+_OPERATOR = "export with `--opset 13`, and with `--neocell matmul` unless the NeoCell operator package is installed"
+_PLUGIN = "source set_env.sh, and install the NeoCell operator package if the graph was exported with --neocell custom"
+_BATCH = "give two or more different batch sizes, or a single one"
+_INTERNAL = ("E19999", "EZ9999")
+
+_ROWS = (
+    ("E10001 E10003 E10014 E10015 E10061", Advice("ATC rejects the value of an option", _OPTION)),
+    ("E10002", Advice("ATC cannot read --input_shape", "it has to be name:n,c,h,w with whole numbers")),
+    ("E10004 E10058", Advice("an option of ATC has no value", _OPTION)),
+    ("E10005", Advice("an option of ATC has to be true or false", _OPTION)),
+    ("E10006", Advice("an option of ATC has to be 0 or 1", _OPTION)),
+    ("E10007 E10054", Advice("a required option of ATC is missing or empty", _OPTION)),
+    (
+        "E10016",
+        Advice(
+            "the graph has no operator of the name that an option gives",
+            "use a name of the ONNX graph; its input's name is that in --input_shape",
+        ),
+    ),
+    ("E10018", Advice("--dynamic_batch_size allows -1 for the batch only", "give the image size as numbers")),
+    ("E10031 E10040", Advice("--dynamic_batch_size needs -1 for the batch in --input_shape", _BATCH)),
+    ("E10035", Advice("there are too few batch sizes", _BATCH)),
+    ("E10036", Advice("there are too many batch sizes", "give at most 100")),
+    ("E10039", Advice("a batch size occurs twice", "give every size once")),
+    (
+        "E10041",
+        Advice(
+            "ATC could not load the model",
+            "check that the ONNX file is complete, and that its weights file, if it has one, is beside it",
+        ),
+    ),
+    ("E10047 E10056", Advice("two options of ATC exclude each other", "leave one of them out")),
+    (
+        "E10055",
+        Advice("this ATC does not support what was asked for", "read the reason; a newer CANN may support it"),
+    ),
+    ("E10057", Advice("two options of ATC belong together", "read which; give both or neither")),
+    ("E10410", Advice("a file that an option names does not exist", "check its path; it has to be absolute")),
+    ("E10501 EZ0501", Advice("CANN has no definition of an operator in the graph", _PLUGIN)),
+    ("E13000", Advice("a path does not exist", "check the path in the line")),
+    ("E13001", Advice("a file cannot be opened", "check that it exists and is readable")),
+    ("E13003 EZ3003", Advice("no kernel of this device can run an operator", _OPERATOR)),
+    ("E13004", Advice("a file cannot be written", "check permissions and free space of the output folder")),
+    ("E13010", Advice("CANN has no plugin for an operator in the graph", _PLUGIN)),
+    ("E13023", Advice("the OM would be larger than ATC can write", "use a smaller model or batch")),
+    (
+        "E13024 E40001",
+        Advice("an environment variable has a value that CANN rejects", "unset it, or source set_env.sh again"),
+    ),
+    ("E14001", Advice("an operator's inputs or attributes do not fit this device", _OPERATOR)),
+    ("E16001", Advice("the ONNX model lacks a node", "export it again")),
+    (
+        "E16002 E19010 EZ9010",
+        Advice("CANN's ONNX parser does not know an operator at this opset", f"{_OPERATOR}; {_PLUGIN}"),
+    ),
+    ("E16004", Advice("the ONNX model has no graph", "export it again")),
+    ("E16005", Advice("the ONNX model imports several opsets", "export it again with one")),
+    (
+        " ".join(_INTERNAL),
+        Advice(
+            "an internal error of CANN",
+            "try another --opset, precision mode or CANN release; `export ASCEND_SLOG_PRINT_TO_STDOUT=1` and "
+            "ASCEND_GLOBAL_LOG_LEVEL=1 make it print more",
+        ),
+    ),
+    ("E40002", Advice("this Python is too old for CANN", "put a newer one into PATH", broken_toolchain=True)),
+    (
+        "E40020",
+        Advice(
+            "CANN needs a Python module that is not installed",
+            "install it with pip for the Python in PATH",
+            broken_toolchain=True,
+        ),
+    ),
+    ("E40021", Advice("an operator failed to compile", "read the Python traceback in the log; check CANN's release")),
+    ("E40024", Advice("CANN's own Python code failed", "source set_env.sh, and check the Python in PATH")),
+    ("EZ3002", Advice("this device does not run an operator in the form that the graph has", _OPERATOR)),
+)
+CODES = {code: advice for codes, advice in _ROWS for code in codes.split()}
+UNKNOWN = Advice("an error that this package does not know", "look the code up in CANN's error code reference")
+
+# Texts of a shell, the loader or Python where CANN's environment is incomplete, and of a full disk.
+_TEXTS = (
+    (
+        r"error while loading shared libraries",
+        Advice("a library of CANN was not found", "source set_env.sh in this shell", broken_toolchain=True),
+    ),
+    (
+        r"(atc\S*|set_env\.sh)\S*: .*(not found|No such file)",
+        Advice("a part of ATC is missing", "reinstall the CANN toolkit", broken_toolchain=True),
+    ),
+    (
+        r"ASCEND_OPP_PATH.*(not|empty|invalid|[Ff]ail)",
+        Advice("CANN's operators were not found", "source set_env.sh in this shell", broken_toolchain=True),
+    ),
+    (
+        r"(ModuleNotFoundError|ImportError): ",
+        Advice(
+            "a Python module of CANN is missing",
+            "install it for the Python in PATH, and source set_env.sh",
+            broken_toolchain=True,
+        ),
+    ),
+    (r"No space left on device", Advice("the disk is full", "free some space")),
+)
+_CODE = re.compile(r"(?<![\w./=-])(E[0-9A-Z]\d{4})(?=[:)\]\s]|$)")
+
+
+def read_log(lines: Iterable[str], success: str, failure: str, texts: Sequence[tuple[str, Advice]] = ()) -> LogReport:
+    """Summarize a log.
+
+    The first code decides. An internal error says nothing by itself, so there the first recognized text goes before it.
+
+    Args:
+        lines: lines of the log. Those that start with `$ ` are commands and are ignored.
+        success: start of the line that reports success, as a regular expression.
+        failure: start of the line that reports a failure.
+        texts: more patterns to recognize, for a tool around CANN. They count where neither a code nor a text of CANN
+            explains the log.
+    """
+    succeeded = failed = incomplete = False
+    code = code_line = ""
+    first_text: dict[bool, tuple[Advice, str]] = {}
+    for raw in lines:
+        line = raw.strip()
+        if line.startswith("$ "):
+            continue
+        succeeded = succeeded or bool(re.match(success, line))
+        failed = failed or line.startswith(failure)
+        if incomplete and line:
+            code_line, incomplete = f"{code_line} {line}", False
+        match = None if code else _CODE.search(line)
+        if match:
+            code, code_line = match[1], line[match.start() :]
+            # Some releases print the message on the next line.
+            incomplete = len(code_line) < 30
+        for is_own, patterns in ((False, _TEXTS), (True, texts)):
+            advice = next((advice for pattern, advice in patterns if re.search(pattern, line)), None)
+            if advice:
+                first_text.setdefault(is_own, (advice, line))
+    explained = first_text.get(False)
+    if code and not (code in _INTERNAL and explained):
+        explained = CODES.get(code, UNKNOWN), code_line
+    explained = explained or first_text.get(True)
+    if explained is None:
+        return LogReport(succeeded, failed, None, False)
+    advice, line = explained
+    return LogReport(
+        succeeded, failed, f"{_shortened(line)}: {advice.meaning}; {advice.remedy}", advice.broken_toolchain
+    )
+
+
+def _shortened(line: str, limit: int = 300) -> str:
+    line = " ".join(line.split()).rstrip(".:")
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def table() -> str:
+    """Return the table of codes in Markdown."""
+    rows = [f"| {codes.replace(' ', ', ')} | {advice.meaning} | {advice.remedy} |" for codes, advice in _ROWS]
+    return "\n".join(["| code | what happened | what to do |", "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    from neonext_ms.common.cli import Parser
+
+    Parser(prog="python -m neonext_ms.export.om.cann_log", description=__doc__).parse_args()
+    print(table())

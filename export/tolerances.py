@@ -1,0 +1,32 @@
+"""The deviations that count as equal, in one table: an exported file against the float32 network that it was made from.
+
+Verification of an export, `neonext-compare` and the regression check of `neonext-bench` all read it, so a file that
+one of them accepts is not rejected by another.
+"""
+
+from __future__ import annotations
+
+from neonext_ms.common.errors import InputError
+
+# Relative L2 of the logits by the dtype of a file; docs/export.md lists measured values.
+#   float32   measured deviations are around 1e-6, and a wrong epsilon already makes 4e-5.
+#   halves    a value is off by up to 2^-11 (float16) or 2^-8 (bfloat16) of itself, and about a hundred roundings lie
+#             between an image and its logits: 10 of these if they are independent, 20 with a margin.
+TOLERANCES = {"float32": 2e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
+# The tanh form of GELU is off by up to 4.8e-4 at one value; ten times what was measured on a whole network.
+TANH = 1e-3
+
+
+def tolerance(dtype: str, gelu: str = "auto") -> float:
+    """Return the largest relative deviation from the float32 network that passes.
+
+    Args:
+        dtype: dtype of weights and arithmetic, a key of `TOLERANCES`.
+        gelu: form of GELU in the file; "tanh" is an approximation and adds `TANH`.
+
+    Raises:
+        InputError: an unknown dtype.
+    """
+    if dtype not in TOLERANCES:
+        raise InputError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}")
+    return TOLERANCES[dtype] + (TANH if gelu == "tanh" else 0.0)

@@ -1,0 +1,132 @@
+"""A classifier of images in any runtime: batches of any number, and logits out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+
+from .base import Runtime, Settings, run_in_chunks
+
+
+class Classifier:
+    """A loaded model. `run` computes; `close` frees it (or use it in a `with` block).
+
+    Args:
+        runtime: runtime of the model; it is closed with the classifier.
+        path: the model file.
+        settings: options of the model; `batch` is chosen here, and `image_size` is needed where the file leaves the
+            size open.
+
+    Attributes:
+        name: name of the runtime, such as "onnxruntime" or "mindspore".
+        path: the model file.
+        input_size: height and width of the input.
+        batch: images that one call of the model takes, or None for any number.
+        classes: number of logits per image.
+        metadata: metadata of the file; among the keys may be `labels` (list of str), `preprocessing` (as
+            `Preprocessing.to_dict`), `image_size` ([height, width]) and `shifts`.
+        notes: messages to show to the user.
+
+    Raises:
+        InputError: no such file, or not a classifier of images.
+        UsageError: an option is missing or contradicts the file.
+    """
+
+    def __init__(self, runtime: Runtime, path: str, settings: Settings):
+        self.name, self.path, self._runtime = runtime.name, path, runtime
+        self._largest = 0
+        try:
+            self._open(settings)
+        except BaseException:
+            runtime.close()
+            raise
+
+    def _open(self, settings: Settings) -> None:
+        signature = self._runtime.describe(self.path, settings)
+        if signature.dtype not in ("float32", "float16", "float64") or signature.channels != 3:
+            raise InputError(
+                f"{self.path}: expected an input of floating-point images (N, 3, H, W), found {signature.name!r} of "
+                f"{signature.describe()}. Export the model without built-in preprocessing."
+            )
+        named = "logits" in signature.outputs
+        if len(signature.outputs) > 1 and not named:
+            names = ", ".join(signature.outputs)
+            raise InputError(f"{self.path}: expected one output, or one called 'logits'; found {names}")
+        self._logits = signature.outputs.index("logits") if named else None
+        self._dtype, self._channels_last = signature.dtype, signature.layout == "NHWC"
+        self.metadata = dict(signature.metadata)
+        self.input_size = signature.size(self.path, settings.image_size)
+        self.batch = max(signature.batches) if signature.batches else None
+        self._runtime.load(self.path, replace(settings, batch=self.batch, image_size=self.input_size))
+        label = self._runtime.label
+        self.notes = [*self._runtime.notes, *([f"{self.name}: {label}"] if label else [])]
+        # A model that does not state its number of classes is run on zeros.
+        zeros = np.zeros((self.batch or 1, 3, *self.input_size), np.float32)
+        self.classes: int = signature.classes or self._run(zeros).shape[1]
+        labels = self.metadata.get("labels")
+        if labels and len(labels) != self.classes:
+            raise InputError(
+                f"{self.path}: its metadata has {len(labels)} labels, but the model has {self.classes} classes. "
+                "Export it again with the right labels."
+            )
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Compute the logits of prepared images.
+
+        A model of fixed batch is fed in chunks, the last one filled up with zeros whose logits are cut off.
+
+        Args:
+            images: float32 (N, 3, H, W) of the model's `input_size`; N may be 0.
+
+        Returns:
+            float32 (N, classes).
+
+        Raises:
+            InputError: another shape or dtype, or the model fails.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != (3, *self.input_size) or images.dtype != np.float32:
+            raise InputError(
+                f"{self.path}: expected float32 images of shape (N, 3, {self.input_size[0]}, {self.input_size[1]}), "
+                f"got {images.dtype} {images.shape}"
+            )
+        if not len(images):
+            return np.empty((0, self.classes), np.float32)
+        (logits,) = run_in_chunks(lambda chunk: [self._run(chunk)], images, self._step(len(images)))
+        if logits.shape[1] != self.classes:
+            raise InputError(f"{self.path}: expected {self.classes} logits per image, got {logits.shape[1]}")
+        return logits.astype(np.float32, copy=False)
+
+    def _step(self, count: int) -> int | None:
+        """Return the number of images that the model is given at once, when `count` are to be run."""
+        if self.batch or self._runtime.largest_batch is None:
+            return self.batch
+        # It only grows, so that a smaller last batch is not compiled for once more.
+        self._largest = max(self._largest, min(count, self._runtime.largest_batch))
+        return self._largest
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        inputs = images.transpose(0, 2, 3, 1) if self._channels_last else images
+        outputs = self._runtime.run([np.ascontiguousarray(inputs, self._dtype)])
+        if self._logits is None and len(outputs) != 1:
+            raise InputError(f"{self.path}: expected a model with one output, found {len(outputs)}")
+        logits = outputs[self._logits or 0]
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise InputError(
+                f"{self.path}: expected logits of shape ({len(images)}, classes) for {len(images)} images, got "
+                f"{logits.shape}; is it a classifier?"
+            )
+        return logits
+
+    def close(self) -> None:
+        """Free the model; `run` cannot be called afterwards."""
+        self._runtime.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -1,0 +1,57 @@
+"""Metadata that an export leaves for a runtime: inside an ONNX file, or in the manifest beside any other file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from neonext_ms.checkpoint.metadata import check
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import explained
+
+
+def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
+    """Find the manifest of an exported file: `<same name>.json`, or one in the same folder that lists the file.
+
+    Returns:
+        Metadata of the file, with the `image_size` of its entry in the manifest, and the path of the manifest; an empty
+        dict and the first path that was tried if there is none.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
+    path = Path(path)
+    own = path.with_suffix(".json")
+    for candidate in (own, *sorted(path.parent.glob("*.json"))):
+        # A folder may hold large JSON files of other programs; a manifest names this package in its first lines.
+        if not candidate.is_file() or (candidate != own and b"neonext_ms" not in candidate.read_bytes()[:200]):
+            continue
+        with explained(candidate):
+            metadata = read_metadata(candidate.read_bytes(), str(candidate))
+        files = metadata.get("files")
+        entries = [e for e in files if isinstance(e, dict)] if isinstance(files, list) else []
+        entry = next((e for e in entries if e.get("file") == path.name), None)
+        if entry is not None and "image_size" in entry:
+            return check({**metadata, "image_size": entry["image_size"]}, str(candidate)), candidate
+        if candidate == own:
+            return metadata, candidate
+    return {}, own
+
+
+def read_metadata(text: str | bytes, source: str) -> dict:
+    """Parse metadata in JSON and check the keys that this package uses.
+
+    Raises:
+        InputError: it is not a JSON object, or one of these keys has another value.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: not valid JSON ({error}); export the model again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected a JSON object, found {type(values).__name__}; export the model again")
+    batch = values.get("batch")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise InputError(f"{source}: batch must be a positive whole number or null, got {batch!r}")
+    return check(values, source)

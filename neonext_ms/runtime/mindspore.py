@@ -1,0 +1,219 @@
+"""MindIR files and checkpoints in MindSpore: on the CPU, and on an Ascend device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import explained
+from neonext_ms.common.signals import signals_later
+from neonext_ms.common.text import one_line
+
+from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .manifest import read_manifest
+
+
+class MindSpore(Runtime):
+    """A MindIR file or a checkpoint as a compiled graph on the CPU. Its input is float32 (N, 3, H, W).
+
+    What a MindIR file leaves open comes from its manifest. A checkpoint has to record its shifts and its image size,
+    or the settings have to.
+    """
+
+    name = "mindspore"
+    suffixes = (".mindir", *CHECKPOINT_SUFFIXES)
+    versions = ("mindspore",)
+    # Every batch size is compiled anew, for longer the larger it is, while images per second hardly grow.
+    largest_batch = 8
+
+    def __init__(self):
+        self._path = ""
+        self._cell: Any = None
+        self._checkpoint: Any = None
+        self._inputs: list = []
+        self._outputs: Sequence = ()
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None
+
+    def _import(self, settings: Settings):
+        return load_mindspore(settings.threads)
+
+    def describe(self, path: str, settings: Settings) -> Signature:
+        check_file(path)
+        if path.lower().endswith(CHECKPOINT_SUFFIXES):
+            return self._describe_checkpoint(path, settings)
+        self._import(settings)
+        shape, outputs, classes = mindir_signature(path)
+        metadata, manifest = read_manifest(path)
+        source = "its manifest" if metadata else f"its manifest (there is no {manifest})"
+        batch = shape[0] or metadata.get("batch")
+        batches = (batch,) if batch else None
+        signature = Signature("", "float32", tuple(shape), batches, "NCHW", outputs, classes, metadata, source)
+        return signature.checked(path)
+
+    def _describe_checkpoint(self, path: str, settings: Settings) -> Signature:
+        from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
+
+        self._checkpoint = load_checkpoint(path, shifts=settings.shifts, ema=settings.ema)
+        self.notes = list(self._checkpoint.notes)
+        classes = require_shifts(self._checkpoint).num_classes
+        shape = (None, 3, None, None)
+        metadata = dict(self._checkpoint.metadata)
+        return Signature("", "float32", shape, classes=classes, metadata=metadata, source="the checkpoint")
+
+    def load(self, path: str, settings: Settings) -> None:
+        self._path = path
+        if not path.lower().endswith(CHECKPOINT_SUFFIXES):
+            self._import(settings)
+            self._cell = load_mindir(path)
+            return
+        if self._checkpoint is None:
+            self.describe(path, settings)
+        architecture = self._checkpoint.architecture
+        try:
+            architecture.maps(settings.image_size)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        ms = self._import(settings)
+        from neonext_ms.models.factory import build_model
+
+        # Operator by operator it takes three to twenty times as long; compiling pays from the second batch on.
+        self._cell = ms.jit(build_model(architecture, self._checkpoint.arrays).construct)
+        self._checkpoint = None
+
+    def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        import mindspore as ms
+
+        self._inputs = [ms.Tensor(array) for array in arrays]
+
+    def execute(self) -> None:
+        try:
+            # MindSpore aborts or loses signals while it compiles, which happens in the first call.
+            with signals_later():
+                outputs = self._cell(*self._inputs)
+                self._outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                self._wait()
+        except Exception as error:
+            raise InputError(f"{self._path}: MindSpore cannot run it ({_gist(error)})") from error
+
+    def _wait(self) -> None:
+        # On the CPU MindSpore has no other way to wait; the logits are small.
+        for output in self._outputs:
+            output.asnumpy()
+
+    def copy_out(self) -> list[np.ndarray]:
+        return [output.asnumpy() for output in self._outputs]
+
+    def close(self) -> None:
+        self._cell = self._checkpoint = None
+        self._inputs, self._outputs = [], ()
+
+
+class MindSporeAscend(MindSpore):
+    """A MindIR file or a checkpoint on an Ascend device."""
+
+    name = "mindspore-ascend"
+    label = NOT_RUN_ON_A_DEVICE
+
+    # MindSpore lets a process choose its device once.
+    _device: int | None = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        with signals_later():
+            from mindspore import hal
+
+            if hal.is_available("Ascend"):
+                return None
+        return "this MindSpore finds no Ascend device; install CANN and the driver, and source CANN's set_env.sh"
+
+    def _import(self, settings: Settings):
+        with signals_later():
+            import mindspore as ms
+
+            if MindSporeAscend._device != settings.device:
+                try:
+                    ms.set_device("Ascend", settings.device)
+                except RuntimeError as error:
+                    raise InputError(f"--device {settings.device}: MindSpore cannot use it ({_gist(error)})") from error
+                MindSporeAscend._device = settings.device
+        return ms
+
+    def _wait(self) -> None:
+        import mindspore as ms
+
+        ms.runtime.synchronize()
+
+
+def load_mindspore(threads: int | None = None):
+    """Import MindSpore and set it to the CPU; `threads` counts only if it is not imported yet."""
+    # MindSpore reads both variables when it is imported, and never again.
+    os.environ.setdefault("GLOG_v", "3")
+    if threads and "mindspore" not in sys.modules:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    with signals_later():
+        import mindspore as ms
+
+        # Code that has computed with MindSpore before has chosen a device, and MindSpore then allows no other.
+        with contextlib.suppress(RuntimeError):
+            ms.set_device("CPU")
+    return ms
+
+
+def load_mindir(path: str):
+    """Load a MindIR file as a MindSpore cell; MindSpore has to be imported already.
+
+    Raises:
+        InputError: MindSpore cannot load it.
+    """
+    import mindspore as ms
+
+    try:
+        return ms.nn.GraphCell(ms.load(path))
+    except Exception as error:
+        raise InputError(f"{path}: MindSpore cannot load it ({_gist(error)})") from error
+
+
+def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int | None]:
+    """Read shape (N, C, H, W) of a MindIR file's input, names of its outputs, and its number of classes.
+
+    MindSpore does not expose them. Reading them also finds files for which MindSpore's loader would print a page of
+    its own log. Open dimensions, and an unknown number of classes, are None.
+
+    Raises:
+        InputError: not a MindIR file, or not one with a single input of images.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from mindspore.train import mind_ir_pb2
+
+    model = mind_ir_pb2.ModelProto()
+    try:
+        with explained(path), open(path, "rb") as file:
+            model.ParseFromString(file.read())
+        graph = model.graph
+        inputs = [list(tensor.dims) for value in graph.input for tensor in value.tensor]
+        outputs = [list(tensor.dims) for value in graph.output for tensor in value.tensor]
+    except DecodeError as error:
+        raise InputError(f"{path}: not a whole MindIR file ({one_line(error)}); export it again") from error
+    if model.producer_name != "MindSpore" or not inputs:
+        raise InputError(f"{path}: not a MindIR file; expected one that mindspore.export wrote")
+    if len(inputs) != 1 or len(inputs[0]) not in (0, 4) or inputs[0][1:2] not in ([], [3], [-1]):
+        raise InputError(
+            f"{path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {inputs}"
+        )
+    shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
+    classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
+    return shape, tuple(value.name for value in graph.output), classes
+
+
+def _gist(error: Exception) -> str:
+    """Return a MindSpore error on one line, without the C++ stack that follows it."""
+    return one_line(str(error).split("\n----")[0], 400)

@@ -1,0 +1,296 @@
+"""ONNX files: their signature, and onnxruntime on the CPU or, through its CANN provider, on an Ascend device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neonext_ms.checkpoint.metadata import KEY
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import one_line
+
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .manifest import read_metadata
+
+# onnxruntime's names of types -> NumPy's, where they differ.
+_NUMPY = {"float": "float32", "double": "float64"}
+
+
+class OnnxFileRuntime(Runtime):
+    """A runtime of ONNX files, whose signature is read from the file itself."""
+
+    suffixes = (".onnx",)
+
+    def describe(self, path: str, settings: Settings) -> Signature:
+        return onnx_signature(path)
+
+
+class OnnxRuntime(Runtime):
+    """onnxruntime's CPU execution provider. Inputs and outputs are the host's arrays; nothing is copied."""
+
+    name = "onnxruntime"
+    suffixes = (".onnx",)
+    versions = ("onnxruntime",)
+
+    def __init__(self):
+        self._path = ""
+        self._session: Any = None
+        self._feeds: dict[str, np.ndarray] = {}
+        self._outputs: list[np.ndarray] = []
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None
+
+    def describe(self, path: str, settings: Settings) -> Signature:
+        # The session states what the file does; reading the file by `onnx_signature` as well would double the time.
+        self.load(path, settings)
+        return _signature(
+            path,
+            [_Value(v.name, _NUMPY.get(v.type[7:-1], v.type[7:-1]), v.shape) for v in self._session.get_inputs()],
+            [_Value(v.name, "", v.shape) for v in self._session.get_outputs()],
+            self._session.get_modelmeta().custom_metadata_map.get(KEY),
+        )
+
+    def load(self, path: str, settings: Settings) -> None:
+        if self._session is not None and self._path == path:
+            return
+        check_file(path)
+        self._path = path
+        try:
+            self._session = onnx_session(path, settings.threads)
+        except Exception as error:
+            text = one_line(error, 400).replace(f"Load model from {path} failed:", "")
+            hint = "is it a whole ONNX file?"
+            if any(sign in text for sign in ("No Op registered", "is not a registered function", "NOT_IMPLEMENTED")):
+                hint = "it has operators or types that a CPU lacks; export it for onnxruntime"
+            raise InputError(f"{path}: onnxruntime cannot load it ({text[:300]}); {hint}") from error
+        self._names = [value.name for value in self._session.get_inputs()]
+
+    def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        self._feeds = dict(zip(self._names, arrays, strict=True))
+
+    def execute(self) -> None:
+        try:
+            self._outputs = self._session.run(None, self._feeds)
+        except Exception as error:
+            raise InputError(f"{self._path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
+
+    def copy_out(self) -> list[np.ndarray]:
+        return self._outputs
+
+    def close(self) -> None:
+        self._session, self._feeds, self._outputs = None, {}, []
+
+
+class OnnxRuntimeCann(OnnxFileRuntime):
+    """onnxruntime's CANN execution provider, with inputs and outputs bound to memory of the device.
+
+    Options follow
+    https://onnxruntime.ai/docs/execution-providers/community-maintained/CANN-ExecutionProvider.html. onnxruntime runs
+    nodes that CANN does not take on the CPU.
+    """
+
+    name = "onnxruntime-cann"
+    label = NOT_RUN_ON_A_DEVICE
+    versions = ("onnxruntime-cann",)
+    provider = "CANNExecutionProvider"
+
+    def __init__(self):
+        self._path = ""
+        self._session: Any = None
+        self._binding: Any = None
+        self._device = 0
+
+    @classmethod
+    def missing(cls) -> str | None:
+        import onnxruntime
+
+        if cls.provider in onnxruntime.get_available_providers():
+            return None
+        return (
+            f"this onnxruntime ({onnxruntime.__version__}) has no {cls.provider}; on a machine with CANN install it "
+            "with: pip uninstall onnxruntime && pip install onnxruntime-cann"
+        )
+
+    def load(self, path: str, settings: Settings) -> None:
+        import onnxruntime
+
+        self._path, self._device = path, settings.device
+        options = {"device_id": settings.device, "enable_cann_graph": True, "arena_extend_strategy": "kNextPowerOfTwo"}
+        try:
+            session = onnxruntime.InferenceSession(path, providers=[(self.provider, options), "CPUExecutionProvider"])
+        except Exception as error:
+            raise InputError(f"{path}: onnxruntime cannot load it with CANN ({one_line(error, 400)})") from error
+        if self.provider not in session.get_providers():
+            raise InputError(f"{path}: onnxruntime did not enable {self.provider}; is device {settings.device} there?")
+        self._session = session
+        self._binding = session.io_binding()
+        for output in session.get_outputs():
+            self._binding.bind_output(output.name, "cann", settings.device)
+
+    def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        import onnxruntime
+
+        for value, array in zip(self._session.get_inputs(), arrays, strict=True):
+            on_device = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cann", self._device)
+            self._binding.bind_ortvalue_input(value.name, on_device)
+
+    def execute(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+        except Exception as error:
+            raise InputError(f"{self._path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
+
+    def copy_out(self) -> list[np.ndarray]:
+        return self._binding.copy_outputs_to_cpu()
+
+    def close(self) -> None:
+        self._session = self._binding = None
+
+
+def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False, profile: str | None = None):
+    """Return an onnxruntime session on the CPU; errors are onnxruntime's own.
+
+    Args:
+        model: a file, or a serialised model.
+        threads: intra-op threads (default: number of CPU cores).
+        lean: hold the weights once, at some cost in speed: no second copy in another layout, no arena.
+        profile: path prefix of the profile of every run, which `end_profiling` writes.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # By default the threads of a session go on spinning after a run, and take the cores from whatever follows:
+    # another model that is compared with this one, or the decoding of the next images.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if lean:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+    if threads:
+        options.intra_op_num_threads = threads
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def read_onnx(path: str | os.PathLike, weights: bool = True):
+    """Read an ONNX file as a `ModelProto`.
+
+    Args:
+        path: the file.
+        weights: whether to read weights that lie in files of their own.
+
+    Raises:
+        InputError: no such file, or not an ONNX file.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    path = os.fspath(path)
+    check_file(path)
+    try:
+        model = onnx.load(path, load_external_data=weights)
+    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path}: not a whole ONNX file ({one_line(error, 400)}); export it again") from error
+    if not model.graph.node:
+        raise InputError(f"{path}: not an ONNX file; it has no nodes")
+    return model
+
+
+def onnx_signature(path: str | os.PathLike) -> Signature:
+    """Read the signature of an ONNX file, without its weights.
+
+    Raises:
+        InputError: no such file, not an ONNX file, or not a model with one input (N, C, H, W).
+    """
+    model = read_onnx(path, weights=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs, outputs = (
+        [
+            _Value(value.name, _dtype(value.type.tensor_type.elem_type), [d.dim_value for d in _dims(value)])
+            for value in values
+            if value.name not in weights
+        ]
+        for values in (model.graph.input, model.graph.output)
+    )
+    return _signature(os.fspath(path), inputs, outputs, _metadata_text(model))
+
+
+def describe_onnx(path: str | os.PathLike) -> dict:
+    """Return facts about an ONNX file without running it: inputs, outputs, opset, nodes, metadata; plain values.
+
+    Raises:
+        InputError: no such file, or not an ONNX file.
+    """
+    import onnx
+
+    model = read_onnx(path, weights=False)
+
+    def values(tensors):
+        return {
+            v.name: f"{onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower()} "
+            + "x".join(d.dim_param or str(d.dim_value) for d in _dims(v))
+            for v in tensors
+        }
+
+    text = _metadata_text(model)
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "nodes": len(model.graph.node),
+        "inputs": values(model.graph.input),
+        "outputs": values(model.graph.output),
+        "metadata": {} if text is None else read_metadata(text, f"{os.fspath(path)}: metadata {KEY!r}"),
+    }
+
+
+class _Value(NamedTuple):
+    """An input or output of a graph; `shape` has a positive int for each dimension that is fixed."""
+
+    name: str
+    dtype: str
+    shape: Sequence
+
+
+def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], metadata: str | None) -> Signature:
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise InputError(f"{path}: expected a model with one input, the images; found {len(inputs)}: {names}")
+    shape = _fixed(inputs[0].shape)
+    classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
+    return Signature(
+        name=inputs[0].name,
+        dtype=inputs[0].dtype,
+        shape=shape,
+        batches=(shape[0],) if shape and shape[0] else None,
+        outputs=tuple(value.name for value in outputs),
+        classes=classes[0] if len(classes) == 1 else None,
+        metadata={} if metadata is None else read_metadata(metadata, f"{path}: metadata {KEY!r}"),
+    ).checked(path)
+
+
+def _fixed(shape: Sequence) -> tuple[int | None, ...]:
+    return tuple(d if isinstance(d, int) and d > 0 else None for d in shape)
+
+
+def _dims(value):
+    return value.type.tensor_type.shape.dim
+
+
+def _dtype(code: int) -> str:
+    import onnx
+
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(code))
+    except (KeyError, ValueError):
+        return onnx.TensorProto.DataType.Name(code).lower() if code else "unknown"
+
+
+def _metadata_text(model) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)

@@ -1,0 +1,124 @@
+"""All runtimes by name, and `open_runtime`, which opens a model file in one of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.text import nearest
+
+from .base import CHECKPOINT_SUFFIXES, Runtime, Settings
+from .classifier import Classifier
+
+# Name -> module and class. Their modules import the runtime only when it is used.
+RUNTIMES = {
+    "onnxruntime": ("onnx", "OnnxRuntime"),
+    "onnxruntime-cann": ("onnx", "OnnxRuntimeCann"),
+    "openvino": ("openvino", "OpenVino"),
+    "openvino-bf16": ("openvino", "OpenVinoBfloat16"),
+    "mindspore": ("mindspore", "MindSpore"),
+    "mindspore-ascend": ("mindspore", "MindSporeAscend"),
+    "pyacl": ("acl", "PyAcl"),
+    "mindspore-lite": ("lite", "Lite"),
+    "mindspore-lite-ascend": ("lite", "LiteAscend"),
+}
+_DEFAULT = {
+    ".onnx": "onnxruntime",
+    ".mindir": "mindspore",
+    ".om": "pyacl",
+    ".ms": "mindspore-lite",
+    **dict.fromkeys(CHECKPOINT_SUFFIXES, "mindspore"),
+}
+SUFFIXES = tuple(_DEFAULT)
+
+
+def runtime_class(name: str) -> type[Runtime]:
+    """Return the class of a runtime, even if it cannot be used here.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"unknown runtime {name!r}{nearest(name, RUNTIMES)}; known are {', '.join(RUNTIMES)}")
+    module, class_name = RUNTIMES[name]
+    return getattr(import_module(f"{__package__}.{module}"), class_name)
+
+
+def default_runtime(path: str | os.PathLike) -> str:
+    """Return the name of the runtime that opens a file when none is asked for.
+
+    Raises:
+        UsageError: an unknown suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _DEFAULT:
+        raise UsageError(
+            f"{os.fspath(path)}: unknown kind of model {suffix!r}; expected a file ending in {', '.join(SUFFIXES)}"
+            f"{nearest(suffix, SUFFIXES) if suffix else ''}"
+        )
+    return _DEFAULT[suffix]
+
+
+def choose_runtimes(path: str | os.PathLike, asked: Sequence[str] = ()) -> list[type[Runtime]]:
+    """Return the runtimes of `asked` that take a file, or the default of its suffix.
+
+    Raises:
+        UsageError: an unknown suffix, or none of those asked for takes it.
+        ToolchainError: one of them cannot be used here.
+    """
+    default, suffix = default_runtime(path), Path(path).suffix.lower()
+    chosen = [runtime for runtime in map(runtime_class, asked or [default]) if suffix in runtime.suffixes]
+    if not chosen:
+        fitting = [name for name in RUNTIMES if suffix in runtime_class(name).suffixes]
+        raise UsageError(
+            f"{os.fspath(path)}: {', '.join(asked)} takes no {suffix} file; these do: {', '.join(fitting)}"
+        )
+    for runtime in chosen:
+        if reason := runtime.missing():
+            raise ToolchainError(f"{os.fspath(path)}: the runtime {runtime.name} cannot be used here: {reason}")
+    return chosen
+
+
+def open_runtime(
+    path: str | os.PathLike,
+    shifts: Sequence[int] | None = None,
+    image_size: tuple[int, int] | None = None,
+    threads: int | None = None,
+    ema: bool = False,
+    runtime: str | None = None,
+    device: int = 0,
+) -> Classifier:
+    """Open a model file: ONNX, MindIR, OM, MindSpore Lite, or a checkpoint.
+
+    Args:
+        path: the file.
+        shifts: shifts of the four stages, for a checkpoint that does not record them.
+        image_size: height and width, for a file that does not fix or record them.
+        threads: intra-op threads (default: number of CPU cores).
+        ema: use the moving average of a checkpoint's weights.
+        runtime: name of the runtime (default: chosen by the suffix); see `RUNTIMES`.
+        device: number of the accelerator.
+
+    Raises:
+        InputError: the file is not what its suffix says, or not a classifier of images.
+        UsageError: an unknown suffix or runtime, or an argument that is missing or contradicts the file.
+        ToolchainError: the runtime cannot be used here.
+    """
+    (kind,) = choose_runtimes(path, [runtime] if runtime else ())
+    path = os.fspath(path)
+    suffix = Path(path).suffix.lower()
+    if ema and suffix not in CHECKPOINT_SUFFIXES:
+        raise UsageError(f"{path}: the weights of a {suffix} file are fixed; --ema is for checkpoints")
+    model = Classifier(kind(), path, Settings(None, image_size, threads, device, shifts, ema))
+    built_in = model.metadata.get("shifts")
+    if suffix in CHECKPOINT_SUFFIXES or shifts is None or built_in == list(shifts):
+        return model
+    model.close()
+    recorded = f"and has {','.join(map(str, built_in))}" if built_in else "which it does not record"
+    raise UsageError(
+        f"{path}: a {suffix} file has its shifts built in, {recorded}; --shifts {','.join(map(str, shifts))} cannot "
+        "change them. Omit --shifts."
+    )

@@ -1,0 +1,82 @@
+"""ONNX files in OpenVINO on the CPU, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import one_line
+
+from .base import Settings
+from .onnx import OnnxFileRuntime
+
+
+class OpenVino(OnnxFileRuntime):
+    """OpenVINO's CPU plugin, compiled for the batch and image size of its settings; one request at a time."""
+
+    name = "openvino"
+    versions = ("openvino",)
+    precision = "f32"
+    capability = "FP32"
+
+    def __init__(self):
+        self._path = ""
+        self._request: Any = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        try:
+            import openvino
+        except ImportError:
+            return 'openvino is not installed; install it with: pip install "neonext_ms[openvino]"'
+        if cls.capability not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return f"this CPU has no {cls.capability} arithmetic that OpenVINO uses"
+        return None
+
+    def load(self, path: str, settings: Settings) -> None:
+        import openvino
+
+        self._path = path
+        options = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        if settings.threads:
+            options["INFERENCE_NUM_THREADS"] = settings.threads
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            if settings.image_size and len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
+                channels = model.input().partial_shape[1]
+                # -1 leaves the batch open.
+                shape = [settings.batch or -1, 3 if channels.is_dynamic else channels, *settings.image_size]
+                model.reshape(shape)
+            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error
+
+    def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        import openvino
+
+        for index, array in enumerate(arrays):
+            self._request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+
+    def execute(self) -> None:
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            raise InputError(f"{self._path}: OpenVINO cannot run it ({one_line(error, 400)})") from error
+
+    def copy_out(self) -> list[np.ndarray]:
+        return [np.array(tensor.data) for tensor in self._request.output_tensors]
+
+    def close(self) -> None:
+        self._request = None
+
+
+class OpenVinoBfloat16(OpenVino):
+    """OpenVINO with arithmetic in bfloat16, where the CPU has it."""
+
+    name = "openvino-bf16"
+    precision = "bf16"
+    capability = "BF16"

@@ -1,0 +1,190 @@
+"""Configurations from YAML files and `key=value` overrides; every error names the file and the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.files import read_yaml
+from neonext_ms.common.text import nearest, one_line
+
+from .describe import alternatives, expected
+from .schema import Config, annotated_keys, known_keys
+
+_BASE = "base"
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: YAML file; its key `base` names another file, relative to it, whose values it changes.
+        overrides: texts such as `optimizer.lr=1e-3`, applied in order.
+
+    Raises:
+        InputError: a file cannot be read, or has an unknown key (the nearest one is named) or an invalid value.
+        UsageError: an override has one of these.
+    """
+    values = _read(Path(path), ())
+    for text in overrides:
+        _override(values, text)
+    return make_config(values, os.fspath(path))
+
+
+def make_config(values: Mapping, source: str = "config") -> Config:
+    """Return a `Config` from nested plain values; keys that are left out keep their defaults.
+
+    Raises:
+        InputError: a key is unknown or a value is invalid; the message names `source` and the key.
+    """
+    config: Config = _build(Config, values, "", source)
+    for key in ("scale", "ratio"):
+        low, high = getattr(config.augmentation, key)
+        if low > high:
+            raise InputError(
+                f"{source}: wrong order in augmentation.{key} (got [{low:g}, {high:g}], expected the smaller number "
+                "first)"
+            )
+    schedule = config.schedule
+    if schedule.warmup_epochs > schedule.epochs:
+        raise InputError(
+            f"{source}: schedule.warmup_epochs ({schedule.warmup_epochs:g}) is more than schedule.epochs "
+            f"({schedule.epochs})"
+        )
+    return config
+
+
+def config_yaml(config: Config) -> str:
+    """Return the whole configuration as YAML; `load_config` reads it back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+    """Return the values of a file merged into those of its bases; `seen` are the files that led here."""
+    values = read_yaml(path, "configs/digits.yaml")
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path}: wrong content (got {type(values).__name__}, expected lines 'key: value'). See configs/digits.yaml"
+        )
+    base = values.pop(_BASE, None)
+    # Checked before the merge, so that an error names the file that has the key.
+    _build(Config, values, "", str(path))
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise InputError(f"{path}: wrong value for base (got {base!r}, expected the name of a YAML file)")
+    seen = (*seen, path.resolve())
+    parent = path.parent / base
+    if parent.resolve() in seen:
+        raise InputError(f"{path}: base leads back to {parent}. Remove one of these lines")
+    merged = _read(parent, seen)
+    for part, keys in values.items():
+        merged[part] = {**(merged.get(part) or {}), **(keys or {})}
+    return merged
+
+
+def _override(values: dict, text: str) -> None:
+    import yaml
+
+    key, equals, written = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r}: not an override (expected key=value, such as optimizer.lr=1e-3)")
+    part, _, leaf = key.partition(".")
+    if key not in known_keys():
+        raise UsageError(f"{text!r}: unknown key {key!r}{_suggestion(key, ())}")
+    try:
+        value = yaml.safe_load(written)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{text!r}: the value is not valid YAML ({one_line(error)})") from error
+    try:
+        _build(Config, {part: {leaf: value}}, "", repr(text))
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    values[part] = {**(values.get(part) or {}), leaf: value}
+
+
+def _build(kind: type, values: object, prefix: str, source: str):
+    """Return an instance of the dataclass `kind` from a mapping of its fields; `prefix` is its key with a dot."""
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source}: wrong value for {prefix.rstrip('.')} (got {values!r}, expected keys of its own)")
+    annotations = annotated_keys(kind)
+    converted = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in annotations:
+            raise InputError(f"{source}: unknown key {name!r}{_suggestion(name, annotations)}")
+        if dataclasses.is_dataclass(annotations[key]):
+            converted[key] = _build(annotations[key], value, f"{name}.", source)
+        else:
+            converted[key] = _convert(value, annotations[key], name, source)
+    return kind(**converted)
+
+
+def _suggestion(name: str, siblings: Collection[str]) -> str:
+    """Return a hint for an unknown key: the same last word elsewhere, the nearest key, or what is known here."""
+    leaf = name.rpartition(".")[2]
+    if elsewhere := [key for key in known_keys() if key.rpartition(".")[2] == leaf]:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    listed = f"; known: {', '.join(siblings)}" if siblings else ""
+    return nearest(leaf, siblings) or nearest(name, known_keys()) or listed
+
+
+def _convert(value: object, annotation, name: str, source: str):
+    """Return the value in the type that the annotation asks for.
+
+    Raises:
+        InputError: the value has another type, or is outside of the range or the choices.
+    """
+    kinds = alternatives(annotation)
+    for kind in kinds:
+        try:
+            return _fit(value, kind)
+        except (ValueError, OverflowError):
+            continue
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    hint = nearest(value, choices) if isinstance(value, str) else ""
+    raise InputError(f"{source}: wrong value for {name} (got {value!r}, expected {expected(annotation)}){hint}")
+
+
+def _fit(value, kind):
+    """Return the value as `kind`, one of the alternatives of an annotation; ValueError if it does not fit."""
+    arguments = get_args(kind)
+    fits: bool
+    if get_origin(kind) is Literal:
+        fits = value in arguments
+    elif get_origin(kind) is Annotated:
+        value = _fit(value, arguments[0])
+        fits = value in arguments[1]
+    elif get_origin(kind) is tuple:
+        if isinstance(value, str):
+            # The official notation of shifts and depths, such as 1,1,1,0.
+            value = [int(part) if part.strip().lstrip("-").isdigit() else part for part in value.split(",")]
+        variable = arguments[-1] is Ellipsis
+        fits = isinstance(value, (list, tuple)) and (variable or len(value) == len(arguments))
+        value = tuple(_fit(item, arguments[0]) for item in value) if fits else value
+    elif kind is float:
+        # YAML 1.1 reads 1e-3 as a text because it has no point; float() raises ValueError for other texts.
+        value = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        fits = math.isfinite(value)
+    elif kind is int:
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
+        fits = type(value) is int
+    elif kind is str:
+        # A kernel of 7, or a folder named 2024.
+        value = str(value) if type(value) in (int, float) else value
+        fits = isinstance(value, str)
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise ValueError(value)
+    return value

@@ -1,0 +1,154 @@
+"""Labelled images that are read one by one, and the count of those that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import list_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+class ImageSet:
+    """Labelled images, the training or the validation part of a data set.
+
+    Attributes:
+        classes: names of the classes.
+        labels: class index of every image.
+        natural_size: height and width in pixels of all images, or None if they vary.
+    """
+
+    classes: tuple[str, ...]
+    labels: Sequence[int]
+    natural_size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Return the name of an image for messages: its path, or its place in a file."""
+        raise NotImplementedError
+
+    def file(self, index: int) -> str:
+        """Return the name that `neonext-validate` gives an image of a folder, `<class>/<file>`; else `name`."""
+        return self.name(index)
+
+    def read(self, index: int) -> Image.Image:
+        """Read an image in mode RGB.
+
+        Raises:
+            BrokenImageError: the image cannot be read; the message names it.
+        """
+        raise NotImplementedError
+
+
+class FolderSet(ImageSet):
+    """Images in one folder per class (`images.folder.find_images`).
+
+    Args:
+        root: folder of the class folders.
+        cache: whether to keep decoded images in memory.
+    """
+
+    def __init__(self, root: Path, cache: bool = False):
+        from neonext_ms.images.folder import find_images
+
+        tree = find_images(root)
+        self.classes = tree.classes
+        self.labels = tree.folders
+        self._files = tree.files
+        self._paths = [str(tree.root / file) for file in tree.files]
+        self._cache: dict[int, Image.Image] | None = {} if cache else None
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+    def file(self, index: int) -> str:
+        return self._files[index]
+
+    def read(self, index: int) -> Image.Image:
+        from neonext_ms.images.images import read_image
+
+        if self._cache is None:
+            return read_image(self._paths[index])
+        if index not in self._cache:
+            self._cache[index] = read_image(self._paths[index])
+        return self._cache[index]
+
+
+class ArraySet(ImageSet):
+    """Images of one size in memory.
+
+    Args:
+        pixels: uint8 (N, H, W, 3).
+        labels: class index of every image.
+        classes: names of the classes.
+        names: name of every image.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: Sequence[int], classes: Sequence[str], names: Sequence[str]):
+        self.classes = tuple(classes)
+        self.labels = [int(label) for label in labels]
+        _, height, width, _ = pixels.shape
+        self.natural_size = height, width
+        self._pixels, self._names = pixels, names
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def read(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        return Image.fromarray(self._pixels[index])
+
+
+def open_folders(
+    root: Path, train_name: str = "train", val_name: str = "val", cache: bool = False
+) -> tuple[FolderSet, FolderSet]:
+    """Open the images of `root/<train_name>/<class>/` and `root/<val_name>/<class>/`.
+
+    Raises:
+        InputError: a folder or class is missing or empty, or the two parts have different classes.
+    """
+    train, val = FolderSet(root / train_name, cache), FolderSet(root / val_name, cache)
+    if train.classes != val.classes:
+        only_train = [f"{train_name}/{name}" for name in train.classes if name not in val.classes]
+        only_val = [f"{val_name}/{name}" for name in val.classes if name not in train.classes]
+        raise InputError(
+            f"{root}: {train_name} and {val_name} have different class folders; {len(only_train)} exist only in the "
+            f"first and {len(only_val)} only in the second. Rename, add or remove:\n{list_names(only_train + only_val)}"
+        )
+    return train, val
+
+
+class BrokenImages:
+    """Count of the broken images of a run, each counted once.
+
+    Args:
+        limit: largest number that may be skipped.
+        option: option that sets the limit, for the message.
+    """
+
+    def __init__(self, limit: int, option: str = "data.broken_limit"):
+        self.limit, self.option = limit, option
+        self.messages: dict[str, None] = {}
+
+    def add(self, messages: Sequence[str]) -> list[str]:
+        """Record messages, one per broken image, and return the new ones.
+
+        Raises:
+            InputError: the limit is exceeded.
+        """
+        new = [text for text in dict.fromkeys(messages) if text not in self.messages]
+        self.messages.update(dict.fromkeys(new))
+        if len(self.messages) > self.limit:
+            raise InputError(
+                f"{len(self.messages)} images cannot be read, more than {self.option}={self.limit}. Repair or remove "
+                f"them, or raise the limit:\n{list_names(self.messages)}"
+            )
+        return new
