@@ -1,4 +1,4 @@
-// Small bad kernels, each with one mistake. The comment on the line of the mistake names the rule; the test reads it.
+// Small kernels that break one rule each. The comment on the offending line names the rule; the test reads it.
 #include "bench.h"
 
 // ---- global memory ----
@@ -496,7 +496,7 @@ KERNEL(overwrite_what_goes_out)
     Duplicate(a, half(0), 128);  // error: write-after-read | is being read by MTE3
 }
 
-// ---- what the architecture and the twin lack ----
+// ---- functions that the architecture or the simulator lacks ----
 
 KERNEL(padded_copy_on_310p)
 {
