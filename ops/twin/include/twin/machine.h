@@ -46,7 +46,7 @@ inline const char* pipe_name(int pipe)
     return names[pipe];
 }
 
-/// How a copy to global memory combines with the values there.
+/// The operation that combines a copy to global memory with the values there.
 enum Atomic : uint8_t { atomic_none, atomic_add, atomic_max, atomic_min };
 
 /// A broken rule: thrown, or recorded where a hazard is only reported.

@@ -1,7 +1,11 @@
-// How a vector instruction runs: in repeats of 256 bytes, each of 8 blocks of 32 bytes, with strides and a mask.
+// Execution of vector instructions: repeats of 256 bytes, each of 8 blocks of 32 bytes, with strides and a mask.
 //
-// A block is what the unified buffer's shadow knows, so every check is made for blocks, and only those blocks that the
-// mask has lanes in: what lies in the others, or beyond the buffer, is nobody's business.
+// The shadow of the unified buffer is kept for blocks, so every check is made for blocks, and only for those in which
+// the mask has lanes. A block without an active lane may lie anywhere, even beyond the buffer.
+//
+// Two building blocks serve all functions: a Form is one of the two ways to call a function (with a mask and strides,
+// or with a count), and run_lanes is an instruction that computes lane by lane. Functions whose results are not lanes
+// (bits, reductions, gathers) do their own loops on the same checks.
 #pragma once
 
 #include <initializer_list>
