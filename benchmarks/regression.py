@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from neonext_ms.common.errors import InputError, nearest
 
@@ -41,15 +41,8 @@ class Change:
 
     def to_dict(self) -> dict:
         """Return plain values for JSON."""
-        return {
-            "label": self.label,
-            "anchor": self.anchor,
-            "batch": self.batch,
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-            "factor": self.factor,
-            "sure": self.sure,
-        }
+        ratios = {"before": self.before.to_dict(), "after": self.after.to_dict()}
+        return {**asdict(self), **ratios, "factor": self.factor, "sure": self.sure}
 
 
 def compare(after: Mapping, before: Mapping, anchor: str | None = None) -> list[Change]:

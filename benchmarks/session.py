@@ -18,7 +18,7 @@ from neonext_ms.runtime.open import default_runtime
 
 from . import gemm
 from .inputs import DEFAULT_SIZE, check_batches, random_images
-from .measure import Measurement, interleave, timed
+from .measure import interleave, timed
 from .subjects import Subject
 
 DEFAULT_BATCHES = (1, 8)
@@ -105,50 +105,27 @@ def run(
         KeyboardInterrupt: the run was interrupted before anything was measured. An interruption after that ends the
             run, and the result is marked partial.
     """
-    notes: list[str] = []
-    used = {subject.runtime: subject.make for subject in subjects}
+    session = _Session(conditions, folder, status, progress)
     with _bound_to(conditions.threads) as cores:
         try:
-            prepared = _prepare(subjects, conditions, notes, status)
-            batches: list[dict] = []
-            partial = False
-            for batch in sorted({b for p in prepared for b in p.batches}):
-                try:
-                    group = [p for p in prepared if batch in p.batches]
-                    measured = _measure_batch(group, batch, conditions, folder, notes, status, progress)
-                except KeyboardInterrupt:
-                    if not batches:
-                        raise
-                    partial = True
-                    break
-                if measured["rounds"]:
-                    batches.append(measured)
-                partial = measured.pop("partial")
-                if partial:
-                    break
-            if not batches:
-                raise KeyboardInterrupt
+            prepared = session.prepare(subjects)
+            batches, partial = session.measure(prepared)
             try:
-                preprocessing = [] if partial else _preprocessing(prepared, status)
+                preprocessing = [] if partial else session.preprocessing(prepared)
             except KeyboardInterrupt:
                 preprocessing, partial = [], True
         finally:
-            for make in used.values():
+            for make in {subject.runtime: subject.make for subject in subjects}.values():
                 if isinstance(make, type) and issubclass(make, Runtime):
                     make.shutdown()
+    settings = {name: getattr(conditions, name) for name in ("rounds", "seconds", "threads", "seed")}
     return {
         "partial": partial,
-        "settings": {
-            "rounds": conditions.rounds,
-            "seconds": conditions.seconds,
-            "threads": conditions.threads,
-            "cores": cores,
-            "seed": conditions.seed,
-        },
+        "settings": {**settings, "cores": cores},
         "subjects": [p.describe() for p in prepared],
         "batches": batches,
         "preprocessing": preprocessing,
-        "notes": list(dict.fromkeys(notes)),
+        "notes": list(dict.fromkeys(session.notes)),
     }
 
 
@@ -166,80 +143,168 @@ def _bound_to(threads: int) -> Iterator[list[int]]:
         os.sched_setaffinity(0, before)
 
 
-def _prepare(subjects, conditions: Conditions, notes: list[str], status) -> list[_Prepared]:
-    prepared = []
-    for subject in subjects:
-        status(f"reading {subject.label}")
-        with subject.make() as runtime:
-            signature = runtime.describe(subject.path, conditions.settings())
-        try:
-            size = signature.size(subject.label, conditions.image_size, DEFAULT_SIZE)
-        except UsageError as error:
-            # Of several models only this one does not fit.
-            raise InputError(str(error)) from error
-        if None in signature.fixed_size and subject.form == "file" and conditions.image_size is None:
-            notes.append(f"{subject.label} leaves the image size open; measured at {format_size(size)} (--image-size)")
-        prepared.append(_Prepared(subject, signature, size, []))
-    fixed = {batch for p in prepared for batch in p.signature.batches or ()}
-    open_batch = any(p.signature.batches is None for p in prepared)
-    asked = conditions.batches or tuple(sorted(fixed | (set(DEFAULT_BATCHES) if open_batch else set())))
-    for p in prepared:
-        p.batches = check_batches(p.subject.label, p.signature, asked)
-        left_out = [batch for batch in asked if batch not in p.batches]
-        if left_out:
-            notes.append(f"{p.subject.label} does not take batches of {', '.join(map(str, left_out))}; omitted there")
-    return prepared
+class _Session:
+    """State of a run; the arguments are those of `run`."""
 
+    def __init__(self, conditions: Conditions, folder: Path, status: Callable[[str], None], progress):
+        self.conditions, self.folder, self.status, self.progress = conditions, folder, status, progress
+        self.notes: list[str] = []
 
-def _measure_batch(group, batch: int, conditions: Conditions, folder: Path, notes: list[str], status, progress) -> dict:
-    """Measure one batch size; return the samples as plain values."""
-    with contextlib.ExitStack() as stack:
-        calls, rows = {}, []
-        outputs: dict[str, list[np.ndarray]] = {}
+    def prepare(self, subjects: Sequence[Subject]) -> list[_Prepared]:
+        """Read the signature of every subject, and choose its image size and batch sizes."""
+        conditions = self.conditions
+        prepared = []
+        for subject in subjects:
+            self.status(f"reading {subject.label}")
+            with subject.make() as runtime:
+                signature = runtime.describe(subject.path, conditions.settings())
+            try:
+                size = signature.size(subject.label, conditions.image_size, DEFAULT_SIZE)
+            except UsageError as error:
+                # Of several models only this one does not fit.
+                raise InputError(str(error)) from error
+            if None in signature.fixed_size and subject.form == "file" and conditions.image_size is None:
+                self.notes.append(
+                    f"{subject.label} leaves the image size open; measured at {format_size(size)} (--image-size)"
+                )
+            prepared.append(_Prepared(subject, signature, size, []))
+        fixed = {batch for p in prepared for batch in p.signature.batches or ()}
+        open_batch = any(p.signature.batches is None for p in prepared)
+        asked = conditions.batches or tuple(sorted(fixed | (set(DEFAULT_BATCHES) if open_batch else set())))
+        for p in prepared:
+            p.batches = check_batches(p.subject.label, p.signature, asked)
+            left_out = [batch for batch in asked if batch not in p.batches]
+            if left_out:
+                self.notes.append(
+                    f"{p.subject.label} does not take batches of {', '.join(map(str, left_out))}; omitted there"
+                )
+        return prepared
+
+    def measure(self, prepared: Sequence[_Prepared]) -> tuple[list[dict], bool]:
+        """Measure every batch size; return plain values, and whether the run was interrupted.
+
+        Raises:
+            KeyboardInterrupt: the run was interrupted before anything was measured.
+        """
+        batches: list[dict] = []
+        for batch in sorted({b for p in prepared for b in p.batches}):
+            try:
+                values, partial = self._measure_batch([p for p in prepared if batch in p.batches], batch)
+            except KeyboardInterrupt:
+                partial = True
+            else:
+                if values["rounds"]:
+                    batches.append(values)
+            if partial and not batches:
+                raise KeyboardInterrupt
+            if partial:
+                return batches, True
+        return batches, False
+
+    def _measure_batch(self, group: Sequence[_Prepared], batch: int) -> tuple[dict, bool]:
+        conditions = self.conditions
+        with contextlib.ExitStack() as stack:
+            calls: dict[str, Callable[[], object]] = {}
+            rows: list[dict] = []
+            outputs: dict[str, list[np.ndarray]] = {}
+            for p in group:
+                self.status(f"batch {batch}: loading {p.subject.label}")
+                runtime = stack.enter_context(p.subject.make())
+                runtime.load(p.subject.path, conditions.settings(batch, p.image_size))
+                images = random_images(p.signature, batch, p.image_size, conditions.seed)
+                result = runtime.run([images])
+                _check_finite(p.subject.label, result)
+                _compare(p, result, outputs)
+                calls[p.subject.label] = timed(runtime, [images])
+                rows.append({"label": p.subject.label, "kind": "model"})
+            for label, p, products in self._reachable(group, batch):
+                self.status(f"batch {batch}: {label}")
+                call = self._load_gemm(stack, p, products, batch)
+                if call is not None:
+                    calls[label] = call
+                    rows.append(
+                        {"label": label, "kind": "gemm", "model": p.subject.model, "runtime": p.subject.runtime}
+                    )
+            self.status(f"batch {batch}")
+            measured = interleave(
+                calls,
+                rounds=conditions.rounds,
+                seconds=conditions.seconds,
+                seed=conditions.seed,
+                progress=self.progress,
+            )
+        subjects = {p.subject.label: p for p in group}
+        for row in rows:
+            label = row["label"]
+            row["stable"], row["samples"] = measured.stable[label], measured.samples[label]
+            row["parts"] = measured.parts.get(label, {})
+            if label in subjects and (work := _work(subjects[label], group, batch)):
+                row["multiply_adds"], row["gemm_multiply_adds"] = work.multiply_adds, work.gemm_multiply_adds
+        counts = {"rounds": measured.rounds, "warm_up_rounds": measured.warm_up_rounds, "seconds": measured.seconds}
+        return {"batch": batch, **counts, "rows": rows}, measured.partial
+
+    def _reachable(self, group: Sequence[_Prepared], batch: int) -> Iterator[tuple[str, _Prepared, gemm.Work]]:
+        """Yield label, subject and work for each model and runtime whose matrix products are to be timed."""
+        seen = set()
         for p in group:
-            status(f"batch {batch}: loading {p.subject.label}")
-            runtime = stack.enter_context(p.subject.make())
-            runtime.load(p.subject.path, conditions.settings(batch, p.image_size))
-            images = random_images(p.signature, batch, p.image_size, conditions.seed)
-            result = runtime.run([images])
-            _check_finite(p.subject.label, result)
-            _compare(p, result, outputs)
-            calls[p.subject.label] = timed(runtime, [images])
-            rows.append({"label": p.subject.label, "kind": "model"})
-        for label, p, products in _reachable(group, batch, conditions, notes):
-            status(f"batch {batch}: {label}")
-            call = _load_gemm(stack, p, products, batch, conditions, folder, notes)
-            if call is not None:
-                calls[label] = call
-                rows.append({"label": label, "kind": "gemm", "model": p.subject.model, "runtime": p.subject.runtime})
-        status(f"batch {batch}")
-        measured = interleave(
-            calls, rounds=conditions.rounds, seconds=conditions.seconds, seed=conditions.seed, progress=progress
-        )
-    for row in rows:
-        row.update(_samples(measured, row["label"]))
-    for p in group:
-        work = _work(p, group, batch)
-        row = next(row for row in rows if row["label"] == p.subject.label)
-        if work is not None:
-            row["multiply_adds"] = work.multiply_adds
-            row["gemm_multiply_adds"] = work.gemm_multiply_adds
-    return {
-        "batch": batch,
-        "rounds": measured.rounds,
-        "partial": measured.partial,
-        "warm_up_rounds": measured.warm_up_rounds,
-        "seconds": measured.seconds,
-        "rows": rows,
-    }
+            subject = p.subject
+            if Path(subject.path).suffix.lower() != ".onnx" or subject.form in ("naive", "onnxslim"):
+                continue
+            try:
+                work = gemm.work_of(subject.path, p.signature.shape_of(batch, p.image_size))
+            except InputError as error:
+                self.notes.append(f"no share of the GEMM rate for {subject.label}: {error}")
+                continue
+            p.work[batch] = work
+            key = (subject.model, subject.runtime)
+            if self.conditions.gemm and work.products and key not in seen:
+                seen.add(key)
+                at = "" if subject.runtime == default_runtime(subject.path) else f"@{subject.runtime}"
+                yield f"GEMM of {subject.model}{at}", p, work
 
+    def _load_gemm(self, stack: contextlib.ExitStack, p: _Prepared, work: gemm.Work, batch: int):
+        """Load the matrix products of a subject; return a timed call, or None if that fails."""
+        path = self.folder / "gemm.onnx"
+        runtime: Runtime = p.subject.make()
+        try:
+            gemm.write_graph(work.products, path, self.conditions.seed)
+            runtime.load(str(path), self.conditions.settings(batch, p.image_size))
+            arrays = gemm.inputs_of(work.products, self.conditions.seed)
+            runtime.run(arrays)
+        except InputError as error:
+            runtime.close()
+            self.notes.append(f"no share of the GEMM rate for {p.subject.label}: {error}")
+            return None
+        finally:
+            path.unlink(missing_ok=True)
+        stack.enter_context(runtime)
+        return timed(runtime, arrays)
 
-def _samples(measured: Measurement, label: str) -> dict:
-    return {
-        "stable": measured.stable[label],
-        "samples": measured.samples[label],
-        "parts": measured.parts.get(label, {}),
-    }
+    def preprocessing(self, prepared: Sequence[_Prepared]) -> list[dict]:
+        """Time decoding, resizing, cropping and normalising one photograph in one thread, for each image size."""
+        import tempfile
+        import time
+
+        from PIL import Image
+
+        from neonext_ms.images.images import load_images
+        from neonext_ms.images.preprocessing import Preprocessing
+
+        self.status("preprocessing")
+        rows = []
+        with tempfile.TemporaryDirectory(prefix="neonext-") as folder:
+            path = str(Path(folder) / "photo.jpg")
+            small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+            Image.fromarray(small).resize(PHOTO[::-1], Image.Resampling.BICUBIC).save(path, quality=90)
+            for size in sorted({p.image_size for p in prepared}):
+                samples = []
+                for _ in range(PHOTO_SAMPLES):
+                    start = time.perf_counter()
+                    load_images([path], Preprocessing(), size)
+                    samples.append(time.perf_counter() - start)
+                # The first ones import the decoder and fill its caches.
+                rows.append({"image_size": list(size), "photo": list(PHOTO), "samples": samples[5:]})
+        return rows
 
 
 def _check_finite(label: str, outputs: Sequence[np.ndarray]) -> None:
@@ -267,72 +332,3 @@ def _work(p: _Prepared, group: Sequence[_Prepared], batch: int) -> gemm.Work | N
     if p.subject.form in ("folded", "plain", "file"):
         return p.work.get(batch)
     return next((q.work[batch] for q in group if q.subject.model == p.subject.model and batch in q.work), None)
-
-
-def _reachable(
-    group, batch: int, conditions: Conditions, notes: list[str]
-) -> Iterator[tuple[str, _Prepared, gemm.Work]]:
-    """Yield label, subject and work for each model and runtime whose matrix products are to be timed."""
-    seen = set()
-    for p in group:
-        subject = p.subject
-        if Path(subject.path).suffix.lower() != ".onnx" or subject.form in ("naive", "onnxslim"):
-            continue
-        try:
-            work = gemm.work_of(subject.path, p.signature.shape_of(batch, p.image_size))
-        except InputError as error:
-            notes.append(f"no share of the GEMM rate for {subject.label}: {error}")
-            continue
-        p.work[batch] = work
-        key = (subject.model, subject.runtime)
-        if conditions.gemm and work.products and key not in seen:
-            seen.add(key)
-            at = "" if subject.runtime == default_runtime(subject.path) else f"@{subject.runtime}"
-            yield f"GEMM of {subject.model}{at}", p, work
-
-
-def _load_gemm(
-    stack, p: _Prepared, work: gemm.Work, batch: int, conditions: Conditions, folder: Path, notes: list[str]
-):
-    path = folder / "gemm.onnx"
-    runtime: Runtime = p.subject.make()
-    try:
-        gemm.write_graph(work.products, path, conditions.seed)
-        runtime.load(str(path), conditions.settings(batch, p.image_size))
-        arrays = gemm.inputs_of(work.products, conditions.seed)
-        runtime.run(arrays)
-    except InputError as error:
-        runtime.close()
-        notes.append(f"no share of the GEMM rate for {p.subject.label}: {error}")
-        return None
-    finally:
-        path.unlink(missing_ok=True)
-    stack.enter_context(runtime)
-    return timed(runtime, arrays)
-
-
-def _preprocessing(prepared: Sequence[_Prepared], status) -> list[dict]:
-    """Time decoding, resizing, cropping and normalising one photograph in one thread, for each image size."""
-    import tempfile
-    import time
-
-    from PIL import Image
-
-    from neonext_ms.images.images import load_images
-    from neonext_ms.images.preprocessing import Preprocessing
-
-    status("preprocessing")
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="neonext-") as folder:
-        path = str(Path(folder) / "photo.jpg")
-        small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
-        Image.fromarray(small).resize(PHOTO[::-1], Image.Resampling.BICUBIC).save(path, quality=90)
-        for size in sorted({p.image_size for p in prepared}):
-            samples = []
-            for _ in range(PHOTO_SAMPLES):
-                start = time.perf_counter()
-                load_images([path], Preprocessing(), size)
-                samples.append(time.perf_counter() - start)
-            # The first ones import the decoder and fill its caches.
-            rows.append({"image_size": list(size), "photo": list(PHOTO), "samples": samples[5:]})
-    return rows

@@ -183,7 +183,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--model", default="neonext_t.released_224", help="named network with random weights")
     source.add_argument("--checkpoint", metavar="FILE", help="checkpoint to measure instead")
     source.add_argument("--shifts", type=parse_shifts, help="shifts of the stages, if the checkpoint lacks them")
-    source.add_argument("--image-size", type=parse_size, help="height x width, if the checkpoint lacks it")
+    source.add_argument(
+        "--image-size", type=parse_size, metavar="SIZE", help="height x width, if the checkpoint lacks it"
+    )
     speed_group = parser.add_argument_group("measurement")
     speed_group.add_argument(
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from neonext_ms.common.cli import Parser
+
 COMMANDS = {
     "neonext-export": "fold a checkpoint and write verified ONNX, MindIR or OM files",
     "neonext-convert": "convert a checkpoint between PyTorch, MindSpore and safetensors",
@@ -19,6 +21,7 @@ COMMANDS = {
 
 def main() -> None:
     """Print every command with one line about it."""
+    Parser(prog="python -m neonext_ms", description="List the commands of this package.").parse_args()
     print("Commands of neonext_ms. COMMAND --help shows the options and examples.\n")
     for name, summary in COMMANDS.items():
         print(f"  {name:<20}{summary}")

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -96,6 +97,9 @@ def parse(line: Line) -> str | None:
         targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         unknown = [word for word in words[1:] if "=" not in word and word not in targets]
         return f"no make target {', '.join(unknown)}" if unknown else None
+    if words[0] == "python" and len(words) == 3:
+        # Without arguments, there is nothing to parse.
+        return None if find_spec(words[2]) else f"no module {words[2]}"
     if len(words) == 1 or "..." in words or re.search(r"[\[|…]", line.text):
         # A name in running text, or a synopsis such as `[--top 5]`.
         return None

@@ -46,7 +46,7 @@ def main() -> None:
         _run(scripts / "neonext-convert", DIGITS, folder / "digits.ckpt", "--shifts", "1,1,0,0", cwd=folder)
         _run(scripts / "neonext-validate", "--model", folder / "out/digits_64.onnx", IMAGE.parents[1], cwd=folder)
         model = folder / "out/digits_64.onnx"
-        _run(scripts / "neonext-bench", "predict", model, "--soc", "Ascend310P3", "--batch", "8", cwd=folder)
+        _run(scripts / "neonext-bench", "estimate", model, "--soc", "Ascend310P3", "--batch", "8", cwd=folder)
         _run(scripts / "neonext-bench", model, "--batch", "1", "--rounds", "8", "--seconds", "5", cwd=folder)
         options = ["--spec", '{"kernel": 4, "channels": 16, "shift": 1}', "--map", "8x8", "--soc", "Ascend310P3"]
         _run(scripts / "neonext-ops", "simulate", *options, cwd=folder)

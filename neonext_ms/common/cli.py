@@ -12,10 +12,12 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from .errors import NeoNextError, nearest
+from .errors import InputError, NeoNextError, nearest
+from .files import explain
 from .text import one_line
 
 INTERRUPTED = 130
@@ -43,6 +45,43 @@ def _stop(signum, frame):
     raise KeyboardInterrupt
 
 
+def _prepare_streams() -> None:
+    """Make the standard streams safe to print to.
+
+    A closed stream becomes the null device; otherwise the next file that is opened would take its number, and prints
+    would go there. Characters that a stream cannot encode, such as those of a file name that is not UTF-8, are escaped.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> InputError | None:
+    """Flush stdout; return the error if that fails, with what is left in the buffer dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone, which is its right; it gets no message.
+        error = InputError("")
+    except OSError as problem:
+        error = explain(problem, "standard output")
+    else:
+        return None
+    # Python flushes once more at its end, and would complain once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return error
+
+
 def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run the body of a command and return its exit code.
 
@@ -51,36 +90,64 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     """
     # MindSpore logs to the same terminal, and its warnings mean nothing to the user of a command.
     os.environ.setdefault("GLOG_v", "3")
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _stop)
+    _prepare_streams()
+    for name in ("SIGTERM", "SIGHUP"):
+        # `nohup` makes a process ignore SIGHUP; that is kept.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _stop)
+    code, text = _outcome(command, argv)
+    problem = _flush()
+    if text:
+        print(text, file=sys.stderr)
+    elif problem and not code:
+        code = problem.exit_code
+        if str(problem):
+            print(f"error: {problem}", file=sys.stderr)
+    if code == INTERRUPTED:
+        _leave(code)
+    return code
+
+
+def _outcome(
+    command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None
+) -> tuple[int, str | None]:
+    """Run the body of a command; return its exit code and the message for stderr."""
     debug = bool(os.environ.get("NEONEXT_DEBUG"))
     try:
-        code = command(argv) or 0
-        sys.stdout.flush()
-        return code
+        os.getcwd()
+    except OSError:
+        return 1, "error: the working folder does not exist any more. Change to another folder."
+    try:
+        return command(argv) or 0, None
     except NeoNextError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code, f"error: {error}"
     except KeyboardInterrupt:
-        print("interrupted; no partial files were left behind", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED, "interrupted; no partial files were left behind"
     except BrokenPipeError:
-        # The reader of our output has gone. Without this, Python would report the broken pipe again at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1, None
     except MemoryError:
-        print("error: not enough memory for this model on this machine", file=sys.stderr)
-        return 1
+        return 1, "error: not enough memory for this model on this machine"
+    except OSError as error:
+        if debug:
+            raise
+        where = error.filename if isinstance(error.filename, str) else "standard output"
+        return 1, f"error: {explain(error, where)}"
     except Exception as error:
         if debug:
             raise
-        print(
-            f"error: unexpected {type(error).__name__}: {one_line(error, 300)} (set NEONEXT_DEBUG=1 for the traceback)",
-            file=sys.stderr,
+        text = (
+            f"error: unexpected {type(error).__name__}: {one_line(error, 300)} (set NEONEXT_DEBUG=1 for the traceback)"
         )
-        return 1
+        return 1, text
+
+
+def _leave(code: int) -> None:
+    """End the process at once if a thread would keep it alive, for example one that waits for a dead network drive."""
+    if any(thread.is_alive() and not thread.daemon for thread in threading.enumerate()[1:]):
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def progress(items: Iterable[T], total: int | None = None, what: str = "", quiet: bool = False) -> Iterable[T]:

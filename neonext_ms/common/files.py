@@ -6,12 +6,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 from .text import one_line
@@ -150,14 +153,29 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Reject what is not a regular file: reading a FIFO or a device could block for ever.
+
+    Raises:
+        InputError: the path does not exist, or is no regular file.
+    """
+    with explained(path):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "a folder")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{os.fspath(path)}: not a regular file, but a pipe, socket or device. Name a file.")
+
+
 def read_text(path: str | os.PathLike) -> str:
-    """Read a UTF-8 text file.
+    """Read a UTF-8 text file, without the byte order mark that some editors put at its start.
 
     Raises:
         InputError: the file cannot be read or is not UTF-8.
     """
+    check_regular(path)
     try:
-        with explained(path), open(path, encoding="utf-8") as file:
+        with explained(path), open(path, encoding="utf-8-sig") as file:
             return file.read()
     except UnicodeDecodeError as error:
         raise InputError(f"{os.fspath(path)}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
@@ -172,24 +190,22 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return read_text(path).rstrip("\n").split("\n")
 
 
-def read_yaml(path: str | os.PathLike, example: str):
-    """Load a YAML file as plain values; nothing in it is executed.
+def read_json(path: str | os.PathLike, kind: str) -> Any:
+    """Load a JSON file.
 
     Args:
         path: file to read.
-        example: a valid file of this kind, for the error message.
+        kind: what the file should be, for the error message, for example "a manifest".
 
     Raises:
-        InputError: the file cannot be read or is not YAML. The message has the line if it is known.
+        InputError: the file cannot be read, or is not JSON.
     """
-    import yaml
-
-    name = os.fspath(path)
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}, line {mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or one_line(error)
-        raise InputError(f"{where}: not valid YAML ({problem}); see {example}") from error
+        return json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{os.fspath(path)}: not {kind} ({one_line(error)})") from error
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

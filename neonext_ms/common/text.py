@@ -32,6 +32,24 @@ def one_line(error: object, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+def shorten(value: object, limit: int = 100) -> str:
+    """Return the representation of a value for an error message, cut to about `limit` characters.
+
+    The whole representation is never built, since that of a value with shared parts can be of any size.
+    """
+    import reprlib
+
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = limit
+    text = writer.repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def printable(text: object) -> str:
+    """Return text of a file with control characters, line breaks and invalid Unicode escaped, safe for a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
 def list_names(names: Iterable[object], limit: int = 20) -> str:
     """Return names for an error message, one per line, with a count of those beyond `limit`."""
     names = list(names)

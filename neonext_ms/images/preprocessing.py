@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import read_yaml
 from neonext_ms.common.text import nearest
+from neonext_ms.common.yaml_file import read_yaml
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

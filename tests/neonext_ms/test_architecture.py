@@ -69,7 +69,7 @@ def test_drop_path_grows_linearly():
         ({"downsample": "papers"}, "downsample"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_rejected(options, message):
     with pytest.raises(InputError, match=message):
         make_architecture(**options)
 

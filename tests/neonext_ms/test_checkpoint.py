@@ -197,7 +197,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in list_models() if name.startswith(("neonext_t", "neonext_l"))])
-def test_registered_models_are_recognised(name):
+def test_registered_models_are_recognized(name):
     architecture = model_config(name).architecture
     found = infer_architecture(architecture.tensors(), name)
     assert found.tensors() == architecture.tensors() and found.shifts is None
@@ -360,8 +360,8 @@ def test_mindspore_files_with_optimizer_state_and_strings(tmp_path):
         "ignored entries that are not weights: moment1.*, exp_avg_sq.*, epoch_num, who, learning_rate"
     ]
     assert "surprise" in message(make_ckpt(tmp_path / "x.ckpt", arrays, value("surprise", np.zeros(3, np.float32))))
-    told = value("neonext_ms", json.dumps({"shifts": [1, 0, 0, 0], "counters": {COUNTER: 4}}))
-    checkpoint = load_checkpoint(make_ckpt(tmp_path / "x.ckpt", arrays, told))
+    recorded = value("neonext_ms", json.dumps({"shifts": [1, 0, 0, 0], "counters": {COUNTER: 4}}))
+    checkpoint = load_checkpoint(make_ckpt(tmp_path / "x.ckpt", arrays, recorded))
     assert checkpoint.architecture.shifts == (1, 0, 0, 0) and checkpoint.counters == {COUNTER: 4}
     assert "1,0,0,0" in message(tmp_path / "x.ckpt", shifts=(1, 1, 1, 0))
 
@@ -510,18 +510,18 @@ def test_damage_anywhere_ends_in_one_error(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     tiny = make_architecture(2, (0, 1, 0, 0), (2, 2, 2, 2), kernel_spec="2", shifts=None)
     arrays = random_arrays(tiny)
-    told = value("neonext_ms", '{"shifts": [0, 1, 0, 0]}')
+    recorded = value("neonext_ms", '{"shifts": [0, 1, 0, 0]}')
     if suffix == ".ckpt":
-        make_ckpt(path, arrays, told)
+        make_ckpt(path, arrays, recorded)
     else:
         save_checkpoint(path, arrays, {"shifts": [0, 1, 0, 0]})
     whole = path.read_bytes()
     assert load_checkpoint(path).architecture.shifts == (0, 1, 0, 0)
     chosen = random.Random(suffix)
-    for size in sorted(chosen.sample(range(len(whole) - len(told) if suffix == ".ckpt" else len(whole)), 300)):
+    for size in sorted(chosen.sample(range(len(whole) - len(recorded) if suffix == ".ckpt" else len(whole)), 300)):
         path.write_bytes(whole[:size])
         message(path)
-    refused = 0
+    rejected = 0
     for _ in range(700):
         data = bytearray(whole)
         at = chosen.randrange(len(data))
@@ -530,9 +530,9 @@ def test_damage_anywhere_ends_in_one_error(tmp_path, suffix):
         try:
             load_checkpoint(path)
         except InputError as error:
-            refused += 1
+            rejected += 1
             assert str(error).isprintable() or "\n" in str(error)
-    assert refused > 50
+    assert rejected > 50
 
 
 def test_a_flipped_bit_in_a_tensor_of_a_pt_is_noticed(tmp_path, digits):

@@ -1,4 +1,4 @@
-"""neonext-convert: every direction, what it prints, and what it refuses."""
+"""neonext-convert: every direction, what it prints, and what it rejects."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_json_and_labels(tmp_path, digits, capsys):
     assert load_checkpoint(out).metadata == {"labels": [f"digit {i}" for i in range(10)]}
 
 
-def test_refusals(tmp_path, digits, capsys):
+def test_rejected_command_lines(tmp_path, digits, capsys):
     copy = tmp_path / "x.pt"
     copy.write_bytes(Path(digits).read_bytes())
     (tmp_path / "link.pt").symlink_to(copy)
@@ -68,9 +68,9 @@ def test_refusals(tmp_path, digits, capsys):
         main([str(copy), str(out), "--shifts", "1,2"])
     assert caught.value.code == 2
     assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["labels.txt", "link.pt", "x.pt"]
-    assert main([str(copy), str(tmp_path / "told.pt"), "--shifts", "1,1,0,0"]) == 0
+    assert main([str(copy), str(tmp_path / "recorded.pt"), "--shifts", "1,1,0,0"]) == 0
     capsys.readouterr()
-    assert "records the shifts 1,1,0,0" in error_of(capsys, 1, tmp_path / "told.pt", out, "--shifts", "1,1,1,0")
+    assert "records the shifts 1,1,0,0" in error_of(capsys, 1, tmp_path / "recorded.pt", out, "--shifts", "1,1,1,0")
 
 
 def test_help_is_quick():

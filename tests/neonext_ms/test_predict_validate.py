@@ -145,7 +145,7 @@ def test_class_indices(folders, classes, labels, expected):
         (["0", "²"], None, "'²' is not a number"),
     ],
 )
-def test_classes_that_cannot_be_told(folders, labels, message):
+def test_classes_that_cannot_be_determined(folders, labels, message):
     with pytest.raises(InputError, match=message):
         class_indices(folders, 3, labels, "val")
 
@@ -275,7 +275,7 @@ def test_preprocessing_flags_go_before_metadata(capsys, tmp_path, tree):
     assert used("--preprocess", config, "--crop", 1)["crop"] == 1
 
 
-def test_as_is_refuses_another_size(capsys, model, tree):
+def test_as_is_rejects_another_size(capsys, model, tree):
     code, _, err = ran(capsys, validate, "--model", model, tree, "--preprocess", "as-is", "--skip-broken")
     assert code == 1 and "blue/0.png: 20x20 pixels" in err
 

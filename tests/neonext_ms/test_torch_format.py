@@ -1,4 +1,4 @@
-"""Reading and writing `.pt` without PyTorch: what it must read, what it must refuse, what it must never run."""
+"""Reading and writing `.pt` without PyTorch: what it must read, what it must reject, what it must never run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tree_of(path):
     return pytorch.read(path)[0]
 
 
-def refuse(path, *words: str) -> str:
+def rejected(path, *words: str) -> str:
     with pytest.raises(InputError) as caught:
         tree_of(path)
     message = str(caught.value)
@@ -123,7 +123,7 @@ def test_non_contiguous_arrays_are_written_in_order(tmp_path):
     np.testing.assert_array_equal(tree_of(tmp_path / "x.pt")["a"], values)
 
 
-def test_a_type_that_pytorch_lacks_is_refused(tmp_path):
+def test_a_type_that_pytorch_lacks_is_rejected(tmp_path):
     with pytest.raises(InputError, match="w: cannot be written as complex128"):
         pytorch.write(tmp_path / "x.pt", {"w": np.zeros(2, complex)})
 
@@ -194,7 +194,7 @@ def test_plain_values_of_every_pickle_protocol(tmp_path, protocol):
 def test_big_endian_records(tmp_path):
     path = make_zip(tmp_path / "x.pt", state_dict(w=tensor()), {"0": SIX.astype(">f4").tobytes()}, order=b"big")
     np.testing.assert_array_equal(tree_of(path)["w"], SIX)
-    refuse(make_zip(tmp_path / "y.pt", state_dict(w=tensor()), order=b"middle"), "byte order")
+    rejected(make_zip(tmp_path / "y.pt", state_dict(w=tensor()), order=b"middle"), "byte order")
 
 
 def test_legacy_format_with_a_storage_view(tmp_path):
@@ -213,13 +213,13 @@ def test_legacy_format_with_a_storage_view(tmp_path):
     whole = path.read_bytes()
     for size in range(1, len(whole)):
         path.write_bytes(whole[:size])
-        refuse(path)
+        rejected(path)
     path.write_bytes(whole[:-1])
-    refuse(path, "truncated")
+    rejected(path, "truncated")
     beyond = b"(" + text("12") + number(4) + number(3) + b"t"
-    refuse(make_legacy(tmp_path / "y.pt", state_dict(w=tensor(key="1", tail=beyond)), {"1": (6, SIX.tobytes())}))
-    refuse(make_legacy(tmp_path / "y.pt", state_dict(w=tensor(key="1", tail=b"N")), {"1": (5, SIX.tobytes())}))
-    refuse(make_legacy(tmp_path / "y.pt", state_dict(w=tensor(key="1", tail=b"N")), {"2": (6, SIX.tobytes())}))
+    rejected(make_legacy(tmp_path / "y.pt", state_dict(w=tensor(key="1", tail=beyond)), {"1": (6, SIX.tobytes())}))
+    rejected(make_legacy(tmp_path / "y.pt", state_dict(w=tensor(key="1", tail=b"N")), {"1": (5, SIX.tobytes())}))
+    rejected(make_legacy(tmp_path / "y.pt", state_dict(w=tensor(key="1", tail=b"N")), {"2": (6, SIX.tobytes())}))
 
 
 COMMAND = text("touch canary")
@@ -245,13 +245,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_other_globals_are_refused_by_name_and_nothing_runs(tmp_path, canary, name):
+def test_other_globals_are_rejected_by_name_and_nothing_runs(tmp_path, canary, name):
     body = HOSTILE[name]
     zipped = make_zip(tmp_path / "x.pt", body)
-    assert "torch.save(model.state_dict()" in refuse(zipped, name, "nothing of it was executed")
+    assert "torch.save(model.state_dict()" in rejected(zipped, name, "nothing of it was executed")
     (tmp_path / "y.pt").write_bytes(b"\x80\x02" + body)
-    refuse(tmp_path / "y.pt", name)
-    refuse(make_legacy(tmp_path / "z.pt", body, {}), name)
+    rejected(tmp_path / "y.pt", name)
+    rejected(make_legacy(tmp_path / "z.pt", body, {}), name)
 
 
 ABUSE = {
@@ -303,8 +303,8 @@ ABUSE = {
 
 @pytest.mark.parametrize("name", ABUSE)
 def test_abuse_of_the_known_ends_in_one_error(tmp_path, canary, name):
-    refuse(make_zip(tmp_path / "x.pt", ABUSE[name]))
-    refuse(make_legacy(tmp_path / "y.pt", ABUSE[name], {}))
+    rejected(make_zip(tmp_path / "x.pt", ABUSE[name]))
+    rejected(make_legacy(tmp_path / "y.pt", ABUSE[name], {}))
 
 
 def test_nested_values_need_no_recursion(tmp_path):
@@ -312,7 +312,7 @@ def test_nested_values_need_no_recursion(tmp_path):
     assert type(read) is tuple
     deep = tree_of(make_zip(tmp_path / "y.pt", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."))
     assert type(deep) is list
-    refuse(make_zip(tmp_path / "many.pt", b"\x80\x02(" + b"}" * 1_000_000 + b"t."), "too many")
+    rejected(make_zip(tmp_path / "many.pt", b"\x80\x02(" + b"}" * 1_000_000 + b"t."), "too many")
     itself = tree_of(make_zip(tmp_path / "z.pt", b"\x80\x02]q\x00h\x00a."))
     assert itself[0] is itself
 
@@ -340,20 +340,22 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_tensors_stay_inside_their_storage(tmp_path, name):
-    refuse(make_zip(tmp_path / "x.pt", state_dict(w=BOUNDS[name])))
+    rejected(make_zip(tmp_path / "x.pt", state_dict(w=BOUNDS[name])))
 
 
 def test_expansion_is_bounded_alone_and_together(tmp_path):
-    refuse(make_zip(tmp_path / "x.pt", state_dict(w=tensor(shape=(1 << 40, 6), strides=(0, 1)))), "expanded", "64 MiB")
+    rejected(
+        make_zip(tmp_path / "x.pt", state_dict(w=tensor(shape=(1 << 40, 6), strides=(0, 1)))), "expanded", "64 MiB"
+    )
     allowed = tensor(shape=(1 << 20, 6), strides=(0, 1))
     assert tree_of(make_zip(tmp_path / "y.pt", state_dict(w=allowed)))["w"].shape == (1 << 20, 6)
-    refuse(make_zip(tmp_path / "z.pt", state_dict(a=allowed, b=allowed, c=allowed)), "expanded")
+    rejected(make_zip(tmp_path / "z.pt", state_dict(a=allowed, b=allowed, c=allowed)), "expanded")
 
 
-def test_zip_bomb_is_refused_without_unpacking(tmp_path):
+def test_zip_bomb_is_rejected_without_unpacking(tmp_path):
     path = make_zip(tmp_path / "x.pt", state_dict(w=tensor()), {"0": bytes(64 << 20)}, method=zipfile.ZIP_DEFLATED)
     tracemalloc.start()
-    refuse(path, "compressed")
+    rejected(path, "compressed")
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
 
@@ -371,41 +373,41 @@ def test_damaged_zip_directories(tmp_path):
         return make_zip(tmp_path / "x.pt", state_dict(w=tensor()))
 
     central, local, end = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
-    refuse(patched(fresh(), central, 8, "<H", 1), "encrypted")
-    refuse(patched(fresh(), central, 10, "<H", 8), "compressed")
-    refuse(patched(fresh(), central, 24, "<I", 5), "compressed")
-    refuse(patched(fresh(), central, 16, "<I", 1), "CRC-32")
-    refuse(patched(fresh(), central, 42, "<I", 1 << 30), "not where the directory says")
-    refuse(patched(fresh(), central, 42, "<I", 0, last=True), "name")
-    refuse(patched(fresh(), local, 28, "<H", 60000), "beyond the end")
-    refuse(patched(fresh(), local, 28, "<H", 40), "share the same bytes")
-    refuse(patched(fresh(), end, 10, "<H", 60000), "fewer entries")
-    refuse(patched(fresh(), end, 16, "<I", 1 << 31), "beyond the end")
+    rejected(patched(fresh(), central, 8, "<H", 1), "encrypted")
+    rejected(patched(fresh(), central, 10, "<H", 8), "compressed")
+    rejected(patched(fresh(), central, 24, "<I", 5), "compressed")
+    rejected(patched(fresh(), central, 16, "<I", 1), "CRC-32")
+    rejected(patched(fresh(), central, 42, "<I", 1 << 30), "not where the directory says")
+    rejected(patched(fresh(), central, 42, "<I", 0, last=True), "name")
+    rejected(patched(fresh(), local, 28, "<H", 60000), "beyond the end")
+    rejected(patched(fresh(), local, 28, "<H", 40), "share the same bytes")
+    rejected(patched(fresh(), end, 10, "<H", 60000), "fewer entries")
+    rejected(patched(fresh(), end, 16, "<I", 1 << 31), "beyond the end")
     with pytest.warns(UserWarning, match="Duplicate"):
         twice = make_zip(tmp_path / "y.pt", state_dict(w=tensor()), extra=[("a/data/0", bytes(24))])
-    refuse(twice, "twice")
+    rejected(twice, "twice")
     with zipfile.ZipFile(tmp_path / "n.pt", "w") as archive:
         archive.writestr("w.npy", b"")
-    refuse(tmp_path / "n.pt", "no data.pkl")
-    refuse(
+    rejected(tmp_path / "n.pt", "no data.pkl")
+    rejected(
         make_zip(tmp_path / "j.pt", b"\x80\x02}.", extra=[("a/constants.pkl", b""), ("a/code/x.py", b"")]),
         "TorchScript",
     )
     (tmp_path / "t.pt").write_bytes(bytes(257) + b"ustar" + bytes(250))
-    refuse(tmp_path / "t.pt", "tar archive")
+    rejected(tmp_path / "t.pt", "tar archive")
     (tmp_path / "p.pt").write_bytes(pickle.dumps({"a": 1}))
-    refuse(tmp_path / "p.pt", "not one of torch.save")
+    rejected(tmp_path / "p.pt", "not one of torch.save")
 
 
 def test_no_file_no_content(tmp_path):
-    refuse(tmp_path / "missing.pt", "no such file")
-    refuse(tmp_path, "folder")
+    rejected(tmp_path / "missing.pt", "no such file")
+    rejected(tmp_path, "folder")
     (tmp_path / "empty.pt").write_bytes(b"")
-    refuse(tmp_path / "empty.pt", "empty")
+    rejected(tmp_path / "empty.pt", "empty")
     os.mkfifo(tmp_path / "pipe.pt")
-    refuse(tmp_path / "pipe.pt", "not an ordinary file")
+    rejected(tmp_path / "pipe.pt", "not an ordinary file")
     (tmp_path / "text.pt").write_text("hello")
-    refuse(tmp_path / "text.pt", "not a file of torch.save")
+    rejected(tmp_path / "text.pt", "not a file of torch.save")
 
 
 def test_truncated_anywhere(tmp_path):
@@ -413,9 +415,9 @@ def test_truncated_anywhere(tmp_path):
     whole = path.read_bytes()
     for size in range(1, len(whole)):
         path.write_bytes(whole[:size])
-        refuse(path)
+        rejected(path)
     path.write_bytes(whole[:-30])
-    refuse(path, "is truncated")
+    rejected(path, "is truncated")
 
 
 def test_mutations_never_escape(tmp_path, canary):

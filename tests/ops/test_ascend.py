@@ -238,7 +238,7 @@ def test_shapes_and_types_for_the_graph():
     ("name", "tensors", "results"), [(ascend.FORWARD, 4, 1), (ascend.GRADIENT, 4, 2)], ids=["forward", "gradient"]
 )
 def test_registration_gives_the_signature_of_the_generated_function(name, tensors, results):
-    """CANN's op_build generates these parameters of aclnnNeoCell(Grad)GetWorkspaceSize; MindSpore checks their number."""
+    """op_build generates these parameters of aclnnNeoCell(Grad)GetWorkspaceSize; MindSpore checks their number."""
     types = CustomCodeGenerator().get_api_types_by_reg_info(ascend.registration(name))
     expected = ["aclTensor*"] * tensors + ["aclIntArray*"] * 8 + ["int64_t"] + ["aclTensor*"] * results
     assert types[:-2] == expected

@@ -32,7 +32,7 @@ def _golden(case):
 
 
 def in_order(x, weights_a, weights_b, spec, bias=None, out=None):
-    """Compute both products in the dtype of x in the order of the kernel: taps ascending, each multiply-add rounded once."""
+    """Compute both products in the kernel's order and dtype: taps ascending, each multiply-add rounded once."""
 
     def product(x, weights, axes, size):
         y = np.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import read_yaml
 from neonext_ms.common.text import nearest, one_line
+from neonext_ms.common.yaml_file import read_yaml
 
 from .describe import alternatives, expected
 from .schema import Config, annotated_keys, known_keys

@@ -24,8 +24,11 @@ def kernel():
 
 
 def _tiling(count, blocks, dtype):
-    """Return what the operator's host code computes: elements, tile, tail, loops, real tail and padding, for all cores but
-    the last and for the last; then the number of buffers and the data type."""
+    """Return the tiling data that the operator's host code computes.
+
+    It holds elements, tile, tail, loops, real tail and padding of all cores but the last, the same numbers of the last
+    core, the number of buffers, and the dtype.
+    """
     size = np.dtype(dtype).itemsize
     share = -(-count // (blocks * TILE)) * TILE
 
