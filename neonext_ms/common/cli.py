@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from .errors import InputError, NeoNextError, nearest
-from .files import explain
+from .files import explain, remove_private_folder
 from .text import one_line
 
 INTERRUPTED = 130
@@ -146,6 +146,7 @@ def _outcome(
 def _leave(code: int) -> None:
     """End the process at once if a thread would keep it alive, for example one that waits for a dead network drive."""
     if any(thread.is_alive() and not thread.daemon for thread in threading.enumerate()[1:]):
+        remove_private_folder()
         sys.stderr.flush()
         os._exit(code)
 
