@@ -1,8 +1,8 @@
 """C++ sources of this package as shared objects, compiled on first use and kept in the user's cache folder.
 
-An entry of the cache is a shared object, named by its digest, and a record `<key>.json` of its size and digest. What is
-loaded was verified against its record. Where the cache cannot be used, a temporary folder of this process takes its
-place and is removed when the process ends.
+An entry of the cache is a shared object, named by its key and digest, and a record `<key>.json` of its size and digest.
+What is loaded was verified against its record. Where the cache cannot be used, a temporary folder of this process takes
+its place and is removed when the process ends.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _find_or_compile(folder: Path, key: str, compile_in: Callable, current: Call
     with staging(folder) as stage:
         staged, files = compile_in(stage)
         digest = sha256(staged)
-        # Named by its content: the record, which is published last, never names an object that it does not describe.
-        target = folder / f"{digest[:32]}.so"
+        # A name with a digest of the content: the record is published last, and always describes the object it names.
+        target = folder / f"{key}-{digest[:16]}.so"
         listing = stage / "record"
         size = staged.stat().st_size
         listing.write_text(json.dumps({"object": target.name, "size": size, "sha256": digest, "files": dict(files)}))

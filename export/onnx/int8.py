@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from neonext_ms.common.files import atomic
+from neonext_ms.runtime.onnx import import_onnxruntime
 
 from ..fold import channels_last
 from ..graph import DeployGraph
@@ -39,6 +40,7 @@ def write(
     Raises:
         InputError: as `onnx_emitter.emit`, or the file cannot be written.
     """
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     flavour = Flavour(opset=opset)

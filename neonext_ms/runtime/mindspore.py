@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 from neonext_ms.common.signals import signals_later
@@ -155,10 +155,8 @@ class MindSporeAscend(MindSpore):
 
 def load_mindspore(threads: int | None = None):
     """Import MindSpore and set it to the CPU; `threads` counts only if it is not imported yet."""
-    # MindSpore reads both variables when it is imported, and never again.
-    os.environ.setdefault("GLOG_v", "3")
-    if threads and "mindspore" not in sys.modules:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "mindspore" not in sys.modules:
+        prepare_environment(threads)
     with signals_later():
         import mindspore as ms
 

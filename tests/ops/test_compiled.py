@@ -73,7 +73,7 @@ def test_a_damaged_object_is_compiled_again(one, tmp_path, temporary, damage):
     # A folder cannot be replaced.
     assert again == path or (damage == "a folder" and again.is_relative_to(temporary))
     assert again.read_bytes() == content and _value(again) == 7
-    assert one() == (again, runs)
+    assert damage == "a folder" or one() == (again, runs)
 
 
 def test_a_foreign_file_is_not_loaded(one, monkeypatch, temporary):
