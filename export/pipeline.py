@@ -336,7 +336,7 @@ def _emit_and_prove(build: Build, metadata: dict, report: Report, output: Path, 
                     f"top-1 agrees on {result.top1_agree} of {result.samples}; allowed is {allowed:.1e}. "
                     "Nothing was written"
                 )
-            extra = {"bytes": sum(file.stat().st_size for file in files)}
+            extra = {"bytes": sum(file.stat().st_size for file in files), "sha256": sha256(files[0])}
             extra |= {
                 "batch": build.batch(target),
                 "dtype": flavour.precision,
