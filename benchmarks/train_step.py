@@ -1,11 +1,4 @@
-"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
-
-    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
-        [--torch PYTHON --official REPOSITORY]
-
-`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
-AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
-"""
+"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network."""
 
 from __future__ import annotations
 
@@ -25,6 +18,15 @@ from neonext_ms.common.processors import thread_count
 from .measure import EXECUTE, Parts, interleave
 from .official_torch import OfficialProcess, check_torch, official_options
 from .statistics import ratio, summary
+
+DESCRIPTION = """\
+Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
+
+    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
+        [--torch PYTHON --official REPOSITORY]
+
+`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
+AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations."""
 
 # A thread pool spins for some milliseconds after its work, which must not overlap the turn of the other code.
 _REST_SECONDS = 0.05
@@ -200,7 +202,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=DESCRIPTION)
     parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
     parser.add_argument(
         "--batch", type=comma_list(positive_int), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"

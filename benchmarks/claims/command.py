@@ -22,7 +22,7 @@ CLAIMS = {
 
 def build_parser() -> Parser:
     """Return the parser of neonext-bench claims."""
-    parser = Parser(prog="neonext-bench claims", description=__doc__)
+    parser = Parser(prog="neonext-bench claims", description="The paper's claims, measured on this machine.")
     claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
     for name, text in CLAIMS.items():
         claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
