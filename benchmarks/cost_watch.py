@@ -1,12 +1,4 @@
-"""Cost of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
-
-    python -m neonext_ms.benchmarks.cost_watch [--update]
-
-The cost of a piece is its number of instructions, which hardly varies from run to run: by `perf stat` where the machine
-has counters, else by valgrind's callgrind. Without both, it is the CPU time over that of fixed work in Python and
-NumPy. The exit code is 1 if a piece needs more than 1.1 times its baseline (1.5 times for ratios of time). Counts
-depend on the interpreter and the libraries, so a baseline of other versions is reported and not compared.
-"""
+"""Cost of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline."""
 
 from __future__ import annotations
 
@@ -27,6 +19,16 @@ from pathlib import Path
 from neonext_ms.common.cli import Parser, print_json, progress, run
 from neonext_ms.common.errors import InputError, NeoNextError, ToolchainError, UsageError
 from neonext_ms.common.files import atomic, explained
+
+DESCRIPTION = """\
+Cost of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
+
+    python -m neonext_ms.benchmarks.cost_watch [--update]
+
+The cost of a piece is its number of instructions, which hardly varies from run to run: by `perf stat` where the machine
+has counters, else by valgrind's callgrind. Without both, it is the CPU time over that of fixed work in Python and
+NumPy. The exit code is 1 if a piece needs more than 1.1 times its baseline (1.5 times for ratios of time). Counts
+depend on the interpreter and the libraries, so a baseline of other versions is reported and not compared."""
 
 BASELINE = Path(__file__).parent / "data" / "cost_watch.json"
 # Largest allowed ratio to the baseline; times vary more than counts.
@@ -240,7 +242,7 @@ def compare(how: str, measured: Mapping[str, float], baseline: Mapping) -> tuple
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=DESCRIPTION)
     parser.add_argument("--method", help=f"{', '.join(LIMITS)} (default: the first that works here)")
     parser.add_argument("--baseline", default=str(BASELINE), metavar="FILE", help="file of the baseline")
     parser.add_argument("--update", action="store_true", help="store the measured costs as the baseline")
