@@ -94,6 +94,13 @@ class RunLog:
             if not unchanged:
                 with atomic(path) as staged:
                     staged.write_bytes(content)
+        events = self.folder / "log.jsonl"
+        if events.exists():
+            check_regular(events)
+            with explained(events), open(events, "rb+") as file:
+                # The next event must not continue a line that a killed process has begun.
+                if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) is not None and file.read() != b"\n":
+                    file.write(b"\n")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -127,7 +134,8 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], str | None]:
             (values,) = csv.reader([line.decode()])
             if not header:
                 header = values
-                header.index("step")
+                if "step" not in header:
+                    raise ValueError("it has no column step")
                 continue
             row = dict(zip(header, values, strict=True))
             if not 0 <= int(row["step"]) < _LARGEST_STEP:
