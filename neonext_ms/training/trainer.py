@@ -29,7 +29,7 @@ from .config.schema import Config
 from .console import ProgressLine
 from .data.datasets import open_dataset
 from .data.image_sets import BrokenImages, check_data, describe_data
-from .data.loader import TrainBatch, TrainLoader, validation_batches
+from .data.loader import ReadingStoppedError, TrainBatch, TrainLoader, validation_batches
 from .optimizers import full_rate
 from .plan import check_network, make_plan
 from .precision import check_precision
@@ -115,6 +115,7 @@ class Trainer:
             self.plan.size,
             self.step.drop_path_rates,
             shard or (self.cards.rank, self.cards.world),
+            self._stops_reading,
         )
         self.log: RunLog | None = None
         self.evaluator = Evaluator(replace(self.plan.architecture, drop_path=0.0), self.cards, config.run.jit)
@@ -146,7 +147,15 @@ class Trainer:
                 start = {**describe_run(self.command), "cards": self.cards.world, "step": self.progress.step}
                 write_run(self.output, start)
                 self.log = RunLog(self.output, self.progress.step)
-            return self._train()
+            try:
+                return self._train()
+            except ReadingStoppedError:
+                self._stop(None)
+                raise
+
+    def _stops_reading(self) -> bool:
+        """Return whether to give up waiting for images; several cards can only stop together, after a step."""
+        return self._stop_signal is not None and self.cards.world == 1
 
     def _train(self) -> dict:
         start = time.monotonic()
@@ -320,8 +329,9 @@ class Trainer:
 
     def _validation(self):
         batches = validation_batches(
-            self.val_images, self.config, self.plan.preprocessing, self.plan.size, (self.cards.rank, self.cards.world)
-        )
+            self.val_images, self.config, self.plan.preprocessing, self.plan.size, (self.cards.rank, self.cards.world),
+            self._stops_reading,
+        )  # fmt: skip
         for batch in batches:
             self._report_broken(batch[3])
             yield batch

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from neonext_ms import load_checkpoint, save_checkpoint
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.commands import validate
 from neonext_ms.commands.train import main
+from neonext_ms.common import cli
 from neonext_ms.common.errors import InputError
 from neonext_ms.export.command import main as export_main
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.training.config.schema import known_keys
+from neonext_ms.training.data.image_sets import FolderSet
 from neonext_ms.training.data.mindrecord import write_records
 from neonext_ms.training.run_state import Checkpoints, Progress, load_state, save_state
 from neonext_ms.training.runlog import read_csv
@@ -137,6 +141,30 @@ def test_a_signal_saves_and_ends_the_run(folder, monkeypatch, capsys, number):
     assert _train(folder, "run") == 130
     assert f"stopped: {signal.Signals(number).name} after step 2: saved" in capsys.readouterr().err
     assert _state(folder, "run")[1].step == 2
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_signal_ends_a_run_whose_images_block(folder, monkeypatch, capsys, part):
+    read, release, main_thread = FolderSet.read, threading.Event(), threading.main_thread().ident
+
+    def blocked(self, index):
+        if f"/{part}/" in self.name(index) and index == 2:
+            threading.Timer(0.5, lambda: signal.pthread_kill(main_thread, signal.SIGTERM)).start()
+            began.append(time.monotonic())
+            release.wait(30)
+        return read(self, index)
+
+    began: list[float] = []
+    monkeypatch.setattr(FolderSet, "read", blocked)
+    monkeypatch.setattr(cli, "_leave", lambda code: None)
+    try:
+        assert _train(folder, "run", "data.processes=false") == 130
+        # Half a second until the signal; the rest is for a busy machine.
+        assert time.monotonic() - began[0] < 10
+    finally:
+        release.set()
+    assert "SIGTERM after step" in capsys.readouterr().err
+    assert len(list((folder / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(folder, capsys):
@@ -293,7 +321,7 @@ def test_the_order_of_the_classes_of_a_run_is_kept(folder, capsys):
     safetensors_file.write(path, arrays, texts)
     assert load_state(path)[1].data == {"classes": ["red", "blue"]}
     capsys.readouterr()
-    assert _train(folder, "run", "--resume", "auto", "data.classes=sorted") == 0
+    assert _train(folder, "run", "--resume", "auto", "data.classes=sorted", "schedule.epochs=1") == 0
     assert "2 classes (by name)" in capsys.readouterr().err
     for name in ("final", "best"):
         assert load_checkpoint(folder / "run" / f"{name}.safetensors").metadata["labels"] == ["red", "blue"]
