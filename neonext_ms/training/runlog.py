@@ -16,6 +16,7 @@ from pathlib import Path
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic, check_regular, explained, read_text
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line, printable
 
 from .data.image_sets import ImageSet
@@ -179,7 +180,7 @@ def describe_run(argv: Sequence[str]) -> dict:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), **versions},
         "git": _git(),
-        "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+        "machine": {"system": platform.platform(), "processors": os.cpu_count(), "threads": thread_count()},
     }
 
 

@@ -18,6 +18,7 @@ import mindspore.dataset as ds
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import processors
 from neonext_ms.common.text import plural
 from neonext_ms.images.images import BrokenImageError, prepare
 from neonext_ms.images.preprocessing import Preprocessing
@@ -215,7 +216,7 @@ def _batches(
     if not len(samples):
         return
     # MindSpore rejects more workers than CPU cores.
-    workers = min(data.workers, os.cpu_count() or 1)
+    workers = min(data.workers, processors())
     dataset = ds.GeneratorDataset(
         samples,
         ["image", "index", "message"],
