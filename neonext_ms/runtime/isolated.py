@@ -37,14 +37,17 @@ class IsolatedModel:
     def __init__(self, path: str, threads: int | None = None, device: int | None = None):
         self._path = path
         ours, theirs = socket.socketpair()
-        with theirs:
-            program = _PROGRAM.format(path=sys.path, arguments=f"{theirs.fileno()}, {path!r}, {device!r}")
+        # Closed with this object or with this process, which ends the other one.
+        self._life, their_life = socket.socketpair()
+        with theirs, their_life:
+            descriptors = [theirs.fileno(), their_life.fileno()]
+            program = _PROGRAM.format(path=sys.path, arguments=f"{descriptors}, {path!r}, {device!r}")
             # Its session is its own, so that Ctrl-C reaches this process alone, which then ends that one.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(thread_count(threads))},
             )
@@ -90,29 +93,29 @@ class IsolatedModel:
     def close(self) -> None:
         """End the process; allowed more than once."""
         self._connection.close()
+        self._life.close()
         # It may be deep in MindSpore, and has nothing to save.
         self._process.kill()
         self._process.wait()
 
 
-def serve(descriptor: int, path: str, device: int | None) -> None:
+def serve(descriptors: Sequence[int], path: str, device: int | None) -> None:
     """Load a file and answer calls until the other side closes the connection; the body of the process.
 
     Args:
-        descriptor: file descriptor of the connection.
+        descriptors: file descriptors of the connection, and of a socket that is closed when this process has to end.
         path: the file.
         device: number of the Ascend device, or None for the CPU.
     """
-    import ctypes
     import resource
 
     from . import mindspore as runtime
     from .base import Settings
 
-    # SIGKILL when the parent ends, and no core file in the user's folder.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with(descriptors[1])
+    # No core file in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection = Connection(descriptor)
+    connection = Connection(descriptors[0])
     model = runtime.MindSpore() if device is None else runtime.MindSporeAscend()
     try:
         model.load_here(path, Settings(device=device or 0))
@@ -126,6 +129,15 @@ def serve(descriptor: int, path: str, device: int | None) -> None:
         connection.send_bytes(str(error).removeprefix(f"{path}: ").encode())
     # Threads of MindSpore may not end.
     os._exit(0)
+
+
+def end_with(descriptor: int) -> None:
+    """End this process when the other side of a socket is closed, also while MindSpore holds the interpreter."""
+    import fcntl
+
+    # The system sends SIGIO then, whose default is to end the process.
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_ASYNC)
 
 
 def _send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: bytes | None = None) -> None:
