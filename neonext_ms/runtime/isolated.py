@@ -47,6 +47,8 @@ class IsolatedModel:
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                # MindSpore's libraries print pages before they end the process.
+                stderr=None if os.environ.get("NEONEXT_DEBUG") else subprocess.DEVNULL,
                 pass_fds=descriptors,
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(thread_count(threads))},

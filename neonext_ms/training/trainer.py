@@ -16,10 +16,10 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
-from neonext_ms.common.signals import in_main_thread
+from neonext_ms.common.signals import in_main_thread, killed_child
 from neonext_ms.common.text import format_size, list_names, plural
 from neonext_ms.models.neonext import NeoNeXt
 
@@ -119,6 +119,7 @@ class Trainer:
         self.global_batch = config.data.batch_size * self.cards.world * config.optimizer.accumulate
         self.rate = full_rate(config.optimizer, self.global_batch)
         self._stop_signal: int | None = None
+        self._killed: signal.Signals | None = None
         self._saved: Progress | None = None
 
     def run(self) -> dict:
@@ -139,7 +140,18 @@ class Trainer:
                 start = {**describe_run(self.command), "cards": self.cards.world, "step": self.progress.step}
                 write_run(self.output, start)
                 self.log = RunLog(self.output, self.progress.step)
-            return self._train()
+            try:
+                return self._train()
+            except (NeoNextError, OSError, MemoryError):
+                raise
+            except Exception as error:
+                # MindSpore reports it with errors of many kinds.
+                if killed := self._killed or killed_child():
+                    raise InputError(
+                        f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. "
+                        "Lower data.workers or data.batch_size, and resume with --resume auto."
+                    ) from error
+                raise
 
     def _train(self) -> dict:
         start = time.monotonic()
@@ -249,7 +261,8 @@ class Trainer:
             except InputError:
                 raise
             except Exception:
-                if self._stop_signal is None:
+                self._killed = self._killed or killed_child()
+                if self._stop_signal is None and self._killed is None:
                     raise
                 self._stop(None)
             if group is None:
@@ -261,6 +274,12 @@ class Trainer:
             line.clear()
         path = self._save()
         reason = f"run.stop_after={self.config.run.stop_after}"
+        if self._killed is not None:
+            raise InputError(
+                f"a process that reads images was killed ({self._killed.name}), perhaps because memory ran out. "
+                f"The state after step {self.progress.step} is saved in {path}. Lower data.workers or "
+                "data.batch_size, and resume with --resume auto."
+            )
         if self._stop_signal is not None:
             reason = signal.Signals(self._stop_signal).name
         raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")
@@ -440,6 +459,8 @@ class Trainer:
             if self._stop_signal is not None:
                 raise KeyboardInterrupt
             self._stop_signal = number
+            # MindSpore sends SIGTERM to its own process when a process that reads images was killed.
+            self._killed = killed_child()
 
         before = {}
         for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread() else ():
