@@ -19,7 +19,9 @@ from neonext_ms.common.processors import thread_count
 
 # For one call of the model, the first of which compiles it.
 _SECONDS = 900
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from neonext_ms.runtime.isolated import serve; serve({arguments})"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from neonext_ms.runtime.isolated_process import serve; serve({arguments})"
+)
 
 
 class IsolatedModel:
@@ -68,7 +70,7 @@ class IsolatedModel:
         """
         # If the process has ended, `_answer` finds out how.
         with contextlib.suppress(OSError):
-            _send_arrays(self._connection, inputs)
+            send_arrays(self._connection, inputs)
         return self._answer("run")
 
     def _answer(self, action: str) -> tuple[np.ndarray, ...]:
@@ -80,7 +82,7 @@ class IsolatedModel:
                 )
             error = self._connection.recv_bytes().decode(errors="replace")
             if not error:
-                return _receive_arrays(self._connection)
+                return receive_arrays(self._connection)
         except (EOFError, OSError, ValueError) as problem:
             if isinstance(problem, ValueError):
                 self._process.kill()
@@ -101,48 +103,7 @@ class IsolatedModel:
         self._process.wait()
 
 
-def serve(descriptors: Sequence[int], path: str, device: int | None) -> None:
-    """Load a file and answer calls until the other side closes the connection; the body of the process.
-
-    Args:
-        descriptors: file descriptors of the connection, and of a socket that is closed when this process has to end.
-        path: the file.
-        device: number of the Ascend device, or None for the CPU.
-    """
-    import resource
-
-    from . import mindspore as runtime
-    from .base import Settings
-
-    end_with(descriptors[1])
-    # No core file in the user's folder.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection = Connection(descriptors[0])
-    model = runtime.MindSpore() if device is None else runtime.MindSporeAscend()
-    try:
-        model.load_here(path, Settings(device=device or 0))
-        _send_arrays(connection, (), b"")
-        while True:
-            inputs = _receive_arrays(connection)
-            _send_arrays(connection, model.run(inputs), b"")
-    except EOFError:
-        pass
-    except InputError as error:
-        connection.send_bytes(str(error).removeprefix(f"{path}: ").encode())
-    # Threads of MindSpore may not end.
-    os._exit(0)
-
-
-def end_with(descriptor: int) -> None:
-    """End this process when the other side of a socket is closed, also while MindSpore holds the interpreter."""
-    import fcntl
-
-    # The system sends SIGIO then, whose default is to end the process.
-    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_ASYNC)
-
-
-def _send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: bytes | None = None) -> None:
+def send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: bytes | None = None) -> None:
     """Send a header, the number of arrays, and each array in NumPy's format."""
     if header is not None:
         connection.send_bytes(header)
@@ -153,6 +114,7 @@ def _send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: b
         connection.send_bytes(buffer.getbuffer())
 
 
-def _receive_arrays(connection: Connection) -> tuple[np.ndarray, ...]:
+def receive_arrays(connection: Connection) -> tuple[np.ndarray, ...]:
+    """Return the arrays that `send_arrays` sent, without its header."""
     count = int(connection.recv_bytes())
     return tuple(np.load(io.BytesIO(connection.recv_bytes()), allow_pickle=False) for _ in range(count))

@@ -389,7 +389,7 @@ def test_a_changed_mindir_is_not_what_the_manifest_says(mindir_folder, tmp_path)
 
 
 def test_an_isolated_model_ends_with_its_parent(monkeypatch):
-    program = "import time; from neonext_ms.runtime.isolated import end_with; end_with([{arguments}][0][1]); "
+    program = "import time; from neonext_ms.runtime.isolated_process import end_with; end_with([{arguments}][0][1]); "
     monkeypatch.setattr(isolated, "_PROGRAM", program + LOADED + "time.sleep(60)")
     process = isolated.IsolatedModel("m.mindir")._process
     assert process.wait(20) == -signal.SIGIO
