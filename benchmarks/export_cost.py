@@ -41,12 +41,13 @@ save_checkpoint({output!r} + "/weights.pt", checkpoint.arrays)
 """,
     "emit": """\
 from pathlib import Path
-from neonext_ms.export import pipeline
-from neonext_ms.export.fold import fold, neocell_to_matmul
-from neonext_ms.export.graph import unfolded
+from neonext_ms.export.fold import fold
+from neonext_ms.export.graph import original_graph
+from neonext_ms.export.lower import neocell_to_matmul
 from neonext_ms.export.onnx.emitter import save
-source = pipeline.source_of_checkpoint({checkpoint!r})
-graph = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, (224, 224)))[0])
+from neonext_ms.export.source import Source
+source = Source.from_checkpoint({checkpoint!r})
+graph = neocell_to_matmul(fold(original_graph(source.architecture, source.arrays, (224, 224)))[0])
 save(graph, Path({output!r}) / "model.onnx")
 """,
 }
@@ -77,9 +78,9 @@ def _measure_once(work: str) -> tuple[float, int, bool]:
 def measure(model: str, targets: Sequence[str], rounds: int) -> list[dict]:
     """Return medians of seconds and peak bytes over `rounds` processes of each kind, one row for each."""
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
-    from neonext_ms.export.pipeline import source_of_name
+    from neonext_ms.export.source import Source
 
-    source = source_of_name(f"neonext_{model}.released_224")
+    source = Source.from_name(f"neonext_{model}.released_224")
     works = {**_WORK, **dict.fromkeys(targets, _EXPORT)}
     measured: dict[str, list[tuple[float, int, bool]]] = {kind: [] for kind in works}
     with tempfile.TemporaryDirectory() as folder:

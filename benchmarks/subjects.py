@@ -139,8 +139,9 @@ def _of_name(name: str, selection: Selection, folder: Path) -> list[Subject]:
 def _of_neonext(name: str, selection: Selection, folder: Path) -> list[Subject]:
     from neonext_ms.export import pipeline
     from neonext_ms.export.request import Request
+    from neonext_ms.export.source import Source
 
-    source = pipeline.source_of_name(name, seed=selection.seed)
+    source = Source.from_name(name, seed=selection.seed)
     sizes = [selection.image_size] if selection.image_size else ()
     request = Request(["onnx", *(["onnx-naive"] if selection.naive else [])], sizes)
     report = pipeline.export(source, request, folder / name)

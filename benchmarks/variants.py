@@ -79,7 +79,7 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
     """Write the file of a variant, with an open batch.
 
     Args:
-        source: `export.pipeline.Source` of the network.
+        source: `export.source.Source` of the network.
         image_size: height and width in pixels.
         path: the file to write.
         variant: one of `VARIANTS`, or None for float32.
@@ -90,16 +90,17 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
     from neonext_ms.checkpoint.metadata import KEY
     from neonext_ms.common.files import atomic
     from neonext_ms.export.fold import fold
-    from neonext_ms.export.graph import unfolded
+    from neonext_ms.export.graph import original_graph
+    from neonext_ms.export.lower import lower
     from neonext_ms.export.onnx import emitter, int8
-    from neonext_ms.export.onnx.format import Flavour, lower
+    from neonext_ms.export.onnx.format import Format
 
-    graph, _ = fold(unfolded(source.architecture, source.arrays, image_size))
+    graph, _ = fold(original_graph(source.architecture, source.arrays, image_size))
     metadata = {KEY: {**source.metadata, "image_size": list(image_size), "shifts": list(source.architecture.shifts)}}
     if variant and VARIANTS[variant][1]:
         return int8.write(graph, path, metadata=metadata)
     with atomic(path) as staged:
-        emitter.save(lower(graph, Flavour()), staged, None, Flavour(), metadata)
+        emitter.save(lower(graph, Format()), staged, None, Format(), metadata)
     return Path(path)
 
 
@@ -232,13 +233,13 @@ def _usable(asked: Sequence[str]) -> list[str]:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     names = _usable(args.variants)
-    from neonext_ms.export import pipeline
+    from neonext_ms.export.source import Source
 
     if args.checkpoint:
-        source = pipeline.source_of_checkpoint(args.checkpoint, args.shifts)
+        source = Source.from_checkpoint(args.checkpoint, args.shifts)
     else:
-        source = pipeline.source_of_name(args.model, args.shifts)
-    (size,) = pipeline.resolve_image_sizes(source, [args.image_size] if args.image_size else ())
+        source = Source.from_name(args.model, args.shifts)
+    (size,) = source.image_sizes([args.image_size] if args.image_size else ())
     result = {"model": source.name, "image_size": list(size), "threads": args.threads, "variants": names}
     with tempfile.TemporaryDirectory() as folder:
         files = {BASE: write(source, size, Path(folder) / "float32.onnx")}

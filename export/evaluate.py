@@ -1,27 +1,25 @@
-"""A `DeployGraph` computed in float64 NumPy: slow, plain, and independent of every runtime."""
+"""Evaluation of a `DeployGraph` in float64 NumPy: slow, plain, and independent of every runtime."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from neonext_ms.ops import reference
 
-from .graph import INPUT, DeployGraph, Layer, conv_margins, conv_strides
+from .graph import INPUT, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def evaluate(graph: DeployGraph, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every value of a graph.
+    """Return every value of a graph, float64 by name.
 
     Args:
-        graph: folded or not.
-        images: `(N, 3, H, W)`.
-
-    Returns:
-        float64 arrays by the name of the value.
+        graph: any graph, folded or not.
+        images: input, `(N, 3, H, W)`.
     """
     values = {INPUT: np.asarray(images, np.float64)}
     for layer in graph.layers:
@@ -29,7 +27,7 @@ def evaluate(graph: DeployGraph, images: np.ndarray) -> dict[str, np.ndarray]:
     return values
 
 
-def _arrays(layer: Layer):
+def _arrays(layer: Layer) -> dict[str, np.ndarray]:
     return {key: array.astype(np.float64) for key, array in layer.arrays.items()}
 
 
@@ -52,9 +50,9 @@ def _conv(layer, x):
     return y.reshape(n, outputs, h, w) + _column(a.get("bias"))
 
 
-def _windows(x, kernel, strides):
-    """`(N, C, H, W)` as windows `(N, C, rows, columns, height, width)`."""
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))
+def _windows(x: np.ndarray, kernel: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
+    """Return the windows `(N, C, rows, columns, height, width)` of a map `(N, C, H, W)`."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))  # type: ignore[call-overload]
     return windows[:, :, :: strides[0], :: strides[1]]
 
 
@@ -65,8 +63,7 @@ def _max_pool(layer, x):
 
 
 def _neocell(layer, x):
-    n = range(len(layer.attributes["spec"].groups))
-    a, b = ([layer.arrays[f"weight_{side}.{i}"] for i in n] for side in "ab")
+    a, b = neocell_weights(layer)
     return reference.forward(x, a, b, layer.attributes["spec"], layer.arrays.get("bias"))
 
 
@@ -110,7 +107,7 @@ def _column(values):
     return 0.0 if values is None else values[:, None, None]
 
 
-_LAYERS = {
+_LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "space_to_depth": _space_to_depth,
     "conv": _conv,
     "neocell": _neocell,

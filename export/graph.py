@@ -1,76 +1,63 @@
-"""`DeployGraph`: a network as a short list of layers with plain named arrays, and no framework in it.
+"""`DeployGraph`: a network as a short list of layers with plain named arrays, independent of every framework.
 
-`unfolded` writes the official model down node by node, in the order and the layout of the PyTorch code; the rules in
-`fold` turn that into the deployment form. Values keep their names through every rule, so the output of a layer of the
-folded graph can be compared with the value of the same name in the unfolded one.
+`original_graph` writes the official model node by node, in the order and the layout of the PyTorch code. The rules in
+`fold` turn it into the deployment form. A value keeps its name through every rule, so each value of the folded graph
+can be compared with the value of the same name in the original one.
+
+Layer kinds, with their arrays and attributes (in brackets: optional). Maps are (N, C, H, W) unless a transpose says
+otherwise.
+
+    space_to_depth  block                        channels become (C, block, block)
+    conv            weight, [bias]; groups,      square or oblong kernel. The default stride is the size of the kernel.
+                    [stride], [padding], [pads]  `padding` adds zeros on every side, `pads` further rows of zeros below
+                                                 the map and columns to its right
+    neocell         weight_a.i, weight_b.i,      block-diagonal products with the small matrices of each group i
+                    [bias]; spec
+    left, right     matrix                       A @ x, x @ B with full matrices, one per channel
+    shift           bias                         adds one number per channel
+    batch_norm      weight, bias, running_mean,  in evaluation
+                    running_var; eps
+    transpose       order
+    linear          weight, [bias]               over the last axis
+    gelu            [approximate]                exact form, or "tanh"
+    relu
+    max_pool        kernel, stride, padding      square windows; padded pixels never win
+    scale           gamma; axis                  multiplies channels
+    add                                          the sum of two inputs
+    global_mean     [size]                       (N, C, H, W) -> (N, C), over the upper left part of that size
+    crop            size                         the upper left part of a map
+    layer_norm      [weight, bias]; eps, [axis]  over the last axis, or over the channels of a map (axis 1)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.architecture import BATCH_NORM_EPS, LAYER_NORM_EPS, STAGES, STEM_STRIDE, Architecture
+from neonext_ms.ops.spec import NeoCellSpec
 
 INPUT = "input"
 LOGITS = "logits"
-
-# Layer kinds, with their arrays and attributes. Maps are (N, C, H, W) unless a transpose says otherwise.
-#   space_to_depth  block                              channels become (C, block, block)
-#   conv            weight, [bias]; groups, [stride],  square or oblong kernel; the stride is the kernel's size unless
-#                   [padding], [pads]                  given; padding is zeros on every side, pads are further rows of
-#                                                      zeros below the map and columns to its right
-#   neocell         weight_a.i, weight_b.i, [bias]; spec
-#   left, right     matrix; whole A @ x, x @ whole B, one matrix per channel
-#   shift           bias                               adds one number per channel
-#   batch_norm      weight, bias, running_mean, running_var; eps
-#   transpose       order
-#   linear          weight, [bias]                     over the last axis
-#   gelu            [approximate]                      exact form, or "tanh"
-#   relu
-#   max_pool        kernel, stride, padding            square windows; what is padded never wins
-#   scale           gamma                              multiplies channels; attribute axis
-#   add                                                two inputs
-#   global_mean     [size]                             (N, C, H, W) -> (N, C), over the upper left part of that size
-#   crop            size                               the upper left part of a map
-#   layer_norm      [weight, bias]; eps, [axis]        over the last axis, or over the channels of a map (axis 1)
-OPS = (
-    "space_to_depth",
-    "conv",
-    "neocell",
-    "left",
-    "right",
-    "shift",
-    "batch_norm",
-    "transpose",
-    "linear",
-    "gelu",
-    "relu",
-    "max_pool",
-    "scale",
-    "add",
-    "global_mean",
-    "crop",
-    "layer_norm",
-)
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer.
+    """A layer of a graph.
 
     Attributes:
-        op: one of `OPS`.
-        name: the official name of the module it comes from.
+        op: kind, one of the list above.
+        name: official name of the module that the layer comes from.
         inputs: names of the values it reads.
-        output: name of the value it makes.
-        arrays: its constants.
-        attributes: the rest.
+        output: name of the value it computes.
+        arrays: constants by name.
+        attributes: other options by name.
     """
 
     op: str
@@ -78,18 +65,18 @@ class Layer:
     inputs: tuple[str, ...]
     output: str
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    attributes: Mapping[str, object] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class DeployGraph:
-    """Layers in an order in which they can run.
+    """A network as layers in an order in which they can run.
 
     Attributes:
-        layers: the layers.
+        layers: layers in execution order.
         image_size: height and width of the input image; the input is `(N, 3, H, W)`.
-        outputs: names of the values that are the result.
-        name: of the network.
+        outputs: names of the output values.
+        name: name of the network.
     """
 
     layers: tuple[Layer, ...]
@@ -98,11 +85,11 @@ class DeployGraph:
     name: str = "neonext"
 
     def count(self, op: str) -> int:
-        """Layers of a kind."""
+        """Return the number of layers of a kind."""
         return sum(layer.op == op for layer in self.layers)
 
     def consumers(self) -> dict[str, list[Layer]]:
-        """The layers that read each value."""
+        """Return the layers that read each value."""
         table: dict[str, list[Layer]] = {}
         for layer in self.layers:
             for name in layer.inputs:
@@ -110,32 +97,39 @@ class DeployGraph:
         return table
 
     def chains(self, *ops: str) -> Iterator[list[Layer]]:
-        """Every run of layers of these kinds in which each value between them is read by the next layer only."""
+        """Yield every chain of layers of these kinds; `|` separates alternatives, as in "conv|linear".
+
+        Each value inside a chain is read by the next layer only and is no output of the graph.
+        """
         consumers = self.consumers()
         for first in self.layers:
             chain = [first]
             for op in ops[1:]:
                 readers = consumers.get(chain[-1].output, [])
-                if len(readers) != 1 or chain[-1].output in self.outputs or readers[0].op != op:
+                if len(readers) != 1 or chain[-1].output in self.outputs or readers[0].op not in op.split("|"):
                     break
                 chain.append(readers[0])
-            if first.op == ops[0] and len(chain) == len(ops):
+            if first.op in ops[0].split("|") and len(chain) == len(ops):
                 yield chain
 
     def replaced(self, changes: Sequence[tuple[Sequence[Layer], Sequence[Layer]]]) -> DeployGraph:
-        """The graph with groups of layers replaced; what is new takes the place of the last of what is old."""
-        gone = {id(layer) for old, _ in changes for layer in old}
-        at = {id(old[-1]): new for old, new in changes}
+        """Return the graph with groups of layers replaced.
+
+        Args:
+            changes: pairs of old layers and the new layers that take the place of the last old one.
+        """
+        removed = {id(layer) for old, _ in changes for layer in old}
+        inserted = {id(old[-1]): new for old, new in changes}
         layers: list[Layer] = []
         for layer in self.layers:
-            if id(layer) in at:
-                layers.extend(at[id(layer)])
-            elif id(layer) not in gone:
+            if id(layer) in inserted:
+                layers.extend(inserted[id(layer)])
+            elif id(layer) not in removed:
                 layers.append(layer)
         return replace(self, layers=tuple(layers))
 
     def renamed(self, names: Mapping[str, str]) -> DeployGraph:
-        """The graph with values under other names; the layers keep theirs."""
+        """Return the graph with some values under other names; the layers keep theirs."""
         layers = tuple(
             replace(
                 layer,
@@ -147,7 +141,7 @@ class DeployGraph:
         return replace(self, layers=layers, outputs=tuple(names.get(name, name) for name in self.outputs))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every value without its batch axis."""
+        """Return the shape of every value, without its batch axis."""
         shapes: dict[str, tuple[int, ...]] = {INPUT: (3, *self.image_size)}
         for layer in self.layers:
             shapes[layer.output] = output_shape(layer, shapes[layer.inputs[0]])
@@ -155,7 +149,7 @@ class DeployGraph:
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a layer's output from that of its first input, both without the batch axis."""
+    """Return the shape of a layer's output from that of its first input, both without the batch axis."""
     arrays, attributes = layer.arrays, layer.attributes
     if layer.op == "space_to_depth":
         (c, h, w), p = shape, attributes["block"]
@@ -187,26 +181,33 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def conv_strides(layer: Layer) -> tuple[int, int]:
-    """Vertical and horizontal stride of a convolution."""
+    """Return the vertical and the horizontal stride of a convolution."""
     stride = layer.attributes.get("stride")
-    return tuple(layer.arrays["weight"].shape[2:]) if stride is None else (stride, stride)
+    height, width = layer.arrays["weight"].shape[2:]
+    return (height, width) if stride is None else (stride, stride)
 
 
 def conv_margins(layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Zeros that a convolution adds: (above, left) and (below, right)."""
+    """Return the zeros that a convolution adds: (above, left) and (below, right)."""
     padding, (below, right) = layer.attributes.get("padding", 0), layer.attributes.get("pads", (0, 0))
     return (padding, padding), (padding + below, padding + right)
 
 
+def neocell_weights(layer: Layer) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the small matrices A and B of each group of a NeoCell."""
+    groups = range(len(layer.attributes["spec"].groups))
+    return [layer.arrays[f"weight_a.{i}"] for i in groups], [layer.arrays[f"weight_b.{i}"] for i in groups]
+
+
 class LayerList:
-    """Collects the layers of a graph, taking their arrays by official name.
+    """A graph under construction: layers that take their arrays by official name.
 
     Args:
-        arrays: weights and statistics; they are only read.
+        arrays: weights and statistics by official name; they are only read.
 
     Attributes:
-        layers: so far.
-        value: what the next layer reads.
+        layers: layers so far.
+        value: name of the value that the next layer reads.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
@@ -214,8 +215,8 @@ class LayerList:
         self.layers: list[Layer] = []
         self.value = INPUT
 
-    def add(self, op: str, name: str, arrays: Sequence[str] = (), output: str | None = None, **attributes) -> str:
-        """Append a layer and give the name of its output; of its arrays those that exist are taken."""
+    def add(self, op: str, name: str, arrays: Sequence[str] = (), output: str | None = None, **attributes: Any) -> str:
+        """Append a layer and return the name of its output; arrays that do not exist are left out."""
         constants = {}
         for key in arrays:
             array = self.source.get(f"{name}.{key}")
@@ -226,13 +227,13 @@ class LayerList:
         return self.value
 
     def sum(self, name: str, *values: str) -> str:
-        """Append the sum of two values."""
+        """Append the sum of two values and return its name."""
         self.layers.append(Layer("add", name, values, name))
         self.value = name
         return name
 
 
-class _Official(LayerList):
+class _OfficialLayers(LayerList):
     """The blocks of the official NeoNeXt."""
 
     def conv(self, name: str) -> None:
@@ -241,11 +242,11 @@ class _Official(LayerList):
     def batch_norm(self, name: str) -> None:
         self.add("batch_norm", name, ("weight", "bias", "running_mean", "running_var"), eps=BATCH_NORM_EPS)
 
-    def neocell(self, name: str, spec) -> None:
+    def neocell(self, name: str, spec: NeoCellSpec) -> None:
         keys = [f"weight_{side}.{i}" for side in "ab" for i in range(len(spec.groups))]
         self.add("neocell", name, [*keys, "bias"], spec=spec)
 
-    def block(self, prefix: str, spec, layer_scale: bool) -> None:
+    def block(self, prefix: str, spec: NeoCellSpec, layer_scale: bool) -> None:
         entry, content = self.value, f"{prefix}.ops.content"
         self.neocell(f"{content}.neocell", spec)
         self.batch_norm(f"{content}.norm")
@@ -258,7 +259,7 @@ class _Official(LayerList):
         branch = self.add("transpose", f"{content}.hwc2chw", order=NCHW)
         self.sum(prefix, branch, entry)
 
-    def downsample(self, prefix: str, spec, kind: str) -> None:
+    def downsample(self, prefix: str, spec: NeoCellSpec, kind: str) -> None:
         if kind == "official":
             self.conv(f"{prefix}.conv")
             self.neocell(f"{prefix}.neocell", spec)
@@ -272,27 +273,27 @@ class _Official(LayerList):
             self.add("gelu", f"{prefix}.act_2")
 
 
-def unfolded(
+def original_graph(
     architecture: Architecture,
     arrays: Mapping[str, np.ndarray],
     image_size: tuple[int, int],
     features_only: bool = False,
 ) -> DeployGraph:
-    """The official network, node by node.
+    """Return the official network, node by node.
 
     Args:
-        architecture: its options, shifts included.
+        architecture: options of the network, shifts included.
         arrays: weights and statistics under their official names; they are only read.
         image_size: height and width of the input in pixels.
-        features_only: the outputs are those of the four stages, named `stage_1` to `stage_4`, and there is no head.
+        features_only: end at the stages; the outputs are the maps `stage_1` to `stage_4`, and there is no head.
 
     Raises:
         InputError: unknown shifts, or an image size that the network cannot take.
     """
     if architecture.shifts is None:
-        raise InputError("a deployment graph needs the shifts of the network, such as 1,1,1,0")
+        raise InputError("a deployment graph needs the shifts of the network. Pass them, such as 1,1,1,0.")
     architecture.maps(image_size)
-    b = _Official(arrays)
+    b = _OfficialLayers(arrays)
     b.add("space_to_depth", "stem.patchify", block=STEM_STRIDE)
     b.conv("stem.conv")
     b.batch_norm("stem.norm")
@@ -304,9 +305,9 @@ def unfolded(
         if stage < STAGES - 1:
             b.downsample(f"downsample_{stage + 1}", architecture.downsample_spec(stage), architecture.downsample)
     if features_only:
-        graph = DeployGraph(tuple(b.layers), tuple(image_size), tuple(stages))
+        graph = DeployGraph(tuple(b.layers), image_size, tuple(stages))
         return graph.renamed({value: f"stage_{stage + 1}" for stage, value in enumerate(stages)})
     b.add("global_mean", "head.pool")
     b.add("layer_norm", "head.ln", ("weight", "bias"), eps=LAYER_NORM_EPS)
     b.add("linear", "head.fc", ("weight", "bias"), output=LOGITS)
-    return DeployGraph(tuple(b.layers), tuple(image_size), (LOGITS,))
+    return DeployGraph(tuple(b.layers), image_size, (LOGITS,))

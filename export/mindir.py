@@ -1,9 +1,10 @@
-"""A folded `DeployGraph` as a MindSpore cell, and that as a MindIR file."""
+"""A folded `DeployGraph` as a MindSpore cell and as a MindIR file."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -11,9 +12,10 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.signals import signals_later
+from neonext_ms.common.text import one_line
 
 from .graph import INPUT, DeployGraph, Layer
-from .onnx.format import Flavour
+from .onnx.format import Format
 
 
 class _Conv(nn.Cell):
@@ -36,7 +38,7 @@ class _Conv(nn.Cell):
 
 
 class _Product(nn.Cell):
-    """`matrix @ x` or `x @ matrix` for every channel; the CPU kernel does not broadcast over the batch."""
+    """`matrix @ x` or `x @ matrix` for every channel."""
 
     def __init__(self, layer: Layer):
         super().__init__()
@@ -45,6 +47,7 @@ class _Product(nn.Cell):
         self.product = ops.BatchMatMul()
 
     def construct(self, x):
+        # The CPU kernel does not broadcast over the batch.
         matrix = ops.tile(self.matrix.expand_dims(0), (x.shape[0], 1, 1, 1))
         if self.from_left:
             return self.product(matrix, x)
@@ -64,7 +67,8 @@ class _Shift(nn.Cell):
 class _Crop(nn.Cell):
     def __init__(self, layer: Layer):
         super().__init__()
-        self.height, self.width = layer.attributes["size"]
+        self.height: int = layer.attributes["size"][0]
+        self.width: int = layer.attributes["size"][1]
 
     def construct(self, x):
         return x[:, :, : self.height, : self.width]
@@ -127,45 +131,40 @@ def _parameter(layer: Layer, key: str) -> Parameter:
 
 
 class DeployCell(nn.Cell):
-    """The layers of a folded graph, one cell each, run in their order.
+    """The layers of a folded graph as cells that run in order.
 
     Args:
-        graph: a graph that `fold.fold` and `flavour.lower` (or `fold.neocell_to_matmul`) made.
-        dtype: of weights and arithmetic, `mindspore.float32` or `mindspore.float16`.
-        float32_io: whether input and outputs stay float32.
+        graph: a graph that `fold.fold` and `lower.lower` made.
+        dtype: dtype of weights and arithmetic, `mindspore.float32` or `mindspore.float16`.
+        float32_io: keep input and outputs in float32.
 
     Inputs:
         images: `(N, 3, H, W)`, float32, or `dtype` without `float32_io`.
 
     Outputs:
-        the graph's outputs, in the type of the input; a single one is not wrapped in a tuple.
+        the graph's outputs in the dtype of the input; a single one is not wrapped in a tuple.
 
     Raises:
-        InputError: a layer that MindIR does not express, such as a NeoCell that was left for a custom node.
+        InputError: a layer that MindIR cannot express, such as a NeoCell that was left for a custom node.
     """
 
-    def __init__(self, graph: DeployGraph, dtype=ms.float32, float32_io: bool = True):
+    def __init__(self, graph: DeployGraph, dtype: Any = ms.float32, float32_io: bool = True):
         super().__init__(auto_prefix=False)
+        for layer in graph.layers:
+            _check(layer)
         self.dtype = dtype
         self.outside = ms.float32 if float32_io else dtype
-        for layer in graph.layers:
-            if layer.op not in _CELLS:
-                instead = "write NeoCells as matmul or padded" if layer.op == "neocell" else "write ONNX"
-                raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer; {instead}")
-            if {"stride", "padding", "axis"} & set(layer.attributes):
-                raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer of this kind; write ONNX")
         self.cells_in_order = nn.CellList([_CELLS[layer.op](layer) for layer in graph.layers], auto_prefix=False)
-        at = {INPUT: 0}
-        for i, layer in enumerate(graph.layers):
-            at[layer.output] = i + 1
-        self.sources = tuple(tuple(at[name] for name in layer.inputs) for layer in graph.layers)
-        self.results = tuple(at[name] for name in graph.outputs)
+        # MindSpore compiles tuples of numbers, not names: values are numbered, the input first.
+        numbers = {name: i for i, name in enumerate([INPUT, *(layer.output for layer in graph.layers)])}
+        self.sources = tuple(tuple(numbers[name] for name in layer.inputs) for layer in graph.layers)
+        self.results = tuple(numbers[name] for name in graph.outputs)
         self.count = len(graph.layers)
         for parameter in self.get_parameters() if dtype != ms.float32 else ():
             parameter.set_dtype(dtype)
 
     def construct(self, images):
-        values = (ops.cast(images, self.dtype),)
+        values: Any = (ops.cast(images, self.dtype),)
         for i in range(self.count):
             source = self.sources[i]
             if len(source) == 2:
@@ -175,13 +174,21 @@ class DeployCell(nn.Cell):
             values = (*values, value)
         if len(self.results) == 1:
             return ops.cast(values[self.results[0]], self.outside)
-        outputs = ()
+        outputs: Any = ()
         for result in self.results:
             outputs = (*outputs, ops.cast(values[result], self.outside))
         return outputs
 
 
-def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Flavour | None = None) -> list[Path]:
+def _check(layer: Layer) -> None:
+    if layer.op not in _CELLS:
+        instead = "Write NeoCells as matmul or padded." if layer.op == "neocell" else "Write ONNX."
+        raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer. {instead}")
+    if {"stride", "padding", "axis"} & set(layer.attributes):
+        raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer of this kind. Write ONNX.")
+
+
+def write(graph: DeployGraph, path: Path, batch: int | None = None, format: Format | None = None) -> list[Path]:
     """Write a folded graph as MindIR.
 
     Above 1 GiB MindSpore writes `<name>_graph.mindir`, and the weights into the folder `<name>_variables` beside it;
@@ -189,60 +196,64 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, flavour: Fla
 
     Args:
         graph: as for `DeployCell`.
-        path: the file, ending in `.mindir`.
+        path: path of the file, ending in `.mindir`.
         batch: fixed batch size, or None for a dynamic one.
-        flavour: its precision and `float32_io` count; what else it says, `flavour.lower` has done.
+        format: `dtype` and `float32_io` of the file; `lower.lower` has applied the rest.
 
     Returns:
         the files that were written, the graph first.
 
     Raises:
         OSError: the file cannot be written.
-        InputError: MindSpore could not write it, or a precision that cannot be proven here.
+        InputError: MindSpore could not write it, or a dtype that cannot be verified here.
     """
-    flavour = flavour or Flavour()
-    if flavour.precision == "bfloat16":
+    format = format or Format()
+    if format.dtype == "bfloat16":
         raise InputError(
-            f"{path.name}: MindSpore's CPU backend has no bfloat16 convolution, so such a MindIR could not be proven; "
-            "write float32 and let converter_lite lower the precision, or take float16, or ONNX"
+            f"{path.name}: MindSpore's CPU backend has no bfloat16 convolution, so such a MindIR could not be "
+            "verified. Write float32 and let converter_lite lower the precision, or write float16 or ONNX."
         )
-    dtype = getattr(ms, flavour.precision)
-    if flavour.precision == "float16":
+    if format.dtype == "float16":
         _check_range(graph)
-    cell = DeployCell(graph, dtype, flavour.float32_io)
+    cell = DeployCell(graph, getattr(ms, format.dtype), format.float32_io)
     cell.set_train(False)
     images = Tensor(shape=[batch, 3, *graph.image_size], dtype=cell.outside)
-    # MindSpore reports a full disk in its log only, so the space is claimed first.
-    itemsize = 4 if flavour.precision == "float32" else 2
-    size = itemsize * sum(array.size for layer in graph.layers for array in layer.arrays.values())
+    size = np.dtype(format.dtype).itemsize * sum(a.size for layer in graph.layers for a in layer.arrays.values())
+    _reserve(path, size)
+    try:
+        with signals_later():
+            ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_canonical)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{path.name}: MindSpore could not write MindIR ({one_line(error)})") from error
+    files = [path]
+    if not path.is_file():
+        data = path.with_name(f"{path.stem}_variables")
+        files = [path.with_name(f"{path.stem}_graph.mindir"), *(sorted(data.iterdir()) if data.is_dir() else ())]
+    if sum(file.stat().st_size for file in files if file.is_file()) < size:
+        raise InputError(f"{path.name}: MindSpore wrote only a part of the file. Check that the disk is not full.")
+    return files
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Check that a file of this size fits: MindSpore reports a full disk in its log only.
+
+    Raises:
+        OSError: it does not.
+    """
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, max(size, 1))
     finally:
         os.close(descriptor)
         os.unlink(path)
-    try:
-        with signals_later():
-            ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_canonical)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{path.name}: MindSpore could not write MindIR: {str(error).splitlines()[0]}") from error
-    files = [path]
-    if not path.is_file():
-        data = path.with_name(f"{path.stem}_variables")
-        files = [path.with_name(f"{path.stem}_graph.mindir"), *(sorted(data.iterdir()) if data.is_dir() else ())]
-    if sum(file.stat().st_size for file in files if file.is_file()) < size:
-        raise InputError(f"{path.name}: MindSpore wrote no whole MindIR file; is the disk full?")
-    return files
 
 
 def _canonical(model) -> None:
-    """Make two exports the same bytes: no time, no address, and the primitives in an order that is not that of memory.
-
-    Nodes refer to primitives by name.
-    """
+    """Make two exports of one network the same bytes: no time, no address, primitives in a fixed order."""
     for attribute in model.graph.attribute:
         if attribute.name == "compile_phase":
             attribute.s = b"export.mindir"
+    # Nodes refer to primitives by name, so their order, which is that of memory, can be changed.
     ordered = sorted(model.primitives, key=lambda primitive: primitive.name)
     del model.primitives[:]
     model.primitives.extend(ordered)
@@ -255,5 +266,5 @@ def _check_range(graph: DeployGraph) -> None:
             largest = float(np.abs(array).max(initial=0.0))
             if largest > limit:
                 raise InputError(
-                    f"{layer.name}.{key} has values up to {largest:.3g}, which float16 cannot hold; write float32"
+                    f"{layer.name}.{key} has values up to {largest:.3g}, which float16 cannot hold. Write float32."
                 )

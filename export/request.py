@@ -1,4 +1,4 @@
-"""What can be asked of an export."""
+"""`Request`: the options of an export, and the format of each target that follows from them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 
 from .om.options import VIAS, OmOptions
-from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Flavour
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Format
 from .targets import Target, resolve_targets
 
-# Options of a `Request` that a target may have no choice of.
+# Options of a `Request` that cannot be chosen for every target, with their defaults.
 _DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """An export: which files, for which inputs, in which form.
+    """The options of an export.
 
     Attributes:
-        targets: names from `targets.TARGETS`.
-        image_sizes: heights and widths; none for the source's own. Each gets files of its own.
-        batch: none for a dynamic batch, one for a fixed one; several are for OM files, the others are dynamic then.
-        opset: of the ONNX files; None for the target's own default.
-        gelu: "auto", "erf" or "tanh".
-        neocell: "matmul", "padded" or "custom".
-        dtype: of weights and arithmetic in ONNX files: "float32", "float16" or "bfloat16".
-        float32_io: with a half precision, whether input and outputs stay float32.
-        features_only: the outputs are those of the four stages.
-        name: of the files, before their suffixes; None for the source's own.
-        labels: class names, one for each class; None for the source's own.
-        preprocessing: what travels with the files; None for the source's own, or the official one.
+        targets: names of targets, keys of `targets.TARGETS`.
+        image_sizes: heights and widths, each with files of its own; empty for the source's own size.
+        batch: batch sizes: none for a dynamic batch, one for a fixed one; several for OM files only, where other files
+            have a dynamic batch.
+        opset: opset of the ONNX files; None for the default of each target.
+        gelu: form of GELU: "auto", "erf" or "tanh".
+        neocell: form of NeoCells: "matmul", "padded" or "custom".
+        dtype: dtype of weights and arithmetic: "float32", "float16" or "bfloat16".
+        float32_io: keep input and outputs in float32 where `dtype` is half precision.
+        features_only: end at the four stages, whose maps are the outputs.
+        name: base name of the files; None for the source's name.
+        labels: class names, one for each class; None for those of the source.
+        preprocessing: preprocessing recorded in the files; None for that of the source, or the official one.
         images: image files to compare on, besides noise.
-        seed: of the noise.
-        tolerance: largest relative deviation that passes; None for that of the form (`flavour.tolerance`).
-        om: for the target `om`.
+        seed: random seed of the noise.
+        tolerance: largest relative deviation that passes; None for that of the format (`tolerances.tolerance`).
+        om: options of the target `om`.
         command: the command line, for the manifest.
 
     Raises:
@@ -68,42 +69,47 @@ class Request:
         object.__setattr__(self, "chosen", chosen)
         om = any(target.name == "om" for target in chosen)
         if om and self.om is None:
-            raise UsageError("target om needs the device that it is for, such as --soc Ascend310P3")
+            raise UsageError("--target om requires --soc, for example --soc Ascend310P3")
         if self.om is not None and not om:
-            raise UsageError("--soc and the options beside it are for the target om; add it to --target")
+            raise UsageError("--soc and its options belong to the target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
         if len(self.batch) > 1 and not om:
-            raise UsageError("several batch sizes are for the target om; give one, or leave the batch dynamic")
+            raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None and not self.tolerance >= 0:
             raise UsageError(f"tolerance {self.tolerance}: expected a number of at least 0")
         for target in chosen:
-            self.flavour(target)
-            for option in target.without:
+            self.format(target)
+            for option in target.fixed:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
-                    raise UsageError(f"target {target.name} has no choice of {option}; leave it out")
+                    raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out.")
 
-    def flavour(self, target: Target) -> Flavour:
-        """The form in which a target is written; what a target has no choice of keeps its default there.
+    def format(self, target: Target) -> Format:
+        """Return the format that a target is written in; options that it fixes keep their defaults.
 
         Raises:
             InputError: values that do not go together.
         """
-        asked = {
-            option: default if option in target.without else getattr(self, option)
-            for option, default in _DEFAULTS.items()
-        }
-        if target.name == "om":
-            gelu = CANN.gelu if asked["gelu"] == "auto" else asked["gelu"]
-            opset = CANN.opset if self.opset is None else self.opset
-            return CANN.with_(opset=opset, gelu=gelu, neocell=asked["neocell"], precision=asked["dtype"])
+        gelu, neocell, dtype = (
+            default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()
+        )
         opset = self.opset
+        if target.name == "om":
+            gelu = CANN.gelu if gelu == "auto" else gelu
+            return CANN.with_(opset=CANN.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
         if opset is None:
             # A custom node is for CANN, whose parsers end before the default.
-            opset = CANN.opset if asked["neocell"] == "custom" else DEFAULT_OPSET
-            opset = BFLOAT16_OPSET if asked["dtype"] == "bfloat16" else opset
-        return Flavour(opset, asked["gelu"], asked["neocell"], asked["dtype"], self.float32_io)
+            opset = CANN.opset if neocell == "custom" else DEFAULT_OPSET
+            opset = BFLOAT16_OPSET if dtype == "bfloat16" else opset
+        return Format(opset, gelu, neocell, dtype, self.float32_io)
 
+    def batch_of(self, target: Target) -> int | None:
+        """Return the batch size of a target's file, or None for a dynamic one."""
+        if target.name == "om" and not self.batch:
+            return 1
+        return self.fixed_batch
+
+    @property
     def fixed_batch(self) -> int | None:
-        """The batch of files that have one axis for it: the only size, or None for a dynamic one."""
+        """The only batch size, or None for a dynamic batch."""
         return self.batch[0] if len(self.batch) == 1 else None

@@ -1,101 +1,171 @@
-"""Running what was emitted, whatever its form, for the comparison with the network."""
+"""Verification: every exported file is run and compared with the original network before it is published."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, ParityError
+from neonext_ms.common.text import one_line
+from neonext_ms.models.architecture import Architecture
+from neonext_ms.runtime.base import run_in_chunks
 from neonext_ms.runtime.mindspore import load_mindspore
 from neonext_ms.runtime.onnx import onnx_session
 
-from .onnx.format import Flavour
+from .compare import parity
+from .compare.compare import compare_activations
+from .compare.open import open_activations
+from .graph import DeployGraph
+from .lower import lower, neocell_to_matmul
+from .onnx import emitter
+from .onnx.format import Format
+from .onnx.runnable import runnable_model
+from .onnx.save import write_model
+from .tolerances import tolerance
 
 # Above this size a comparison saves memory rather than time.
 LARGE_BYTES = 1 << 29
 
-if TYPE_CHECKING:
-    from .pipeline import Build
 
-
-def outputs(path: Path, flavour: Flavour, samples: np.ndarray, batch: int | None = None) -> np.ndarray:
-    """What an ONNX or MindIR file computes: the first image alone, the others together.
-
-    NeoCell nodes are written back as products from their own coefficients and attributes, since no runtime here has
-    the operator; bfloat16 is run in float32 arithmetic with each result rounded, since no runtime here has the type.
+def verify(
+    path: Path, format: Format, batch: int | None, samples: np.ndarray, expected: np.ndarray, limit: float | None = None
+) -> parity.Parity:
+    """Compare the outputs of an exported file with those of the original network.
 
     Args:
-        path: the file.
-        flavour: the form in which it was written.
-        samples: float32 `(N, 3, H, W)`.
+        path: path of the ONNX or MindIR file.
+        format: format that it was written in.
+        batch: fixed batch size of the file, or None for a dynamic one.
+        samples: float32 images `(N, 3, H, W)`.
+        expected: outputs of the original network, as `file_outputs` returns them.
+        limit: largest relative deviation that passes; None for the tolerance of the format.
+
+    Raises:
+        ParityError: the file deviates by more than that.
+        InputError: the file cannot be run.
+    """
+    limit = tolerance(format.dtype, format.gelu) if limit is None else limit
+    result = parity.compare(expected, file_outputs(path, format, samples, batch), limit)
+    if not result.agrees(limit):
+        raise ParityError(
+            f"{path.name} does not compute what the network computes: relative L2 {result.relative_l2:.1e}, largest "
+            f"difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on {result.top1_agree} of "
+            f"{result.samples}; allowed is {limit:.1e}. Nothing was written."
+        )
+    return result
+
+
+def original_outputs(network: DeployGraph, samples: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the outputs of the original graph, written node by node and run in onnxruntime.
+
+    Args:
+        network: a graph that `graph.original_graph` made.
+        samples: float32 images `(N, 3, H, W)`.
+        folder: folder for the temporary file.
+    """
+    path = folder / "reference.onnx"
+    files = emitter.save(neocell_to_matmul(network), path)
+    outputs = file_outputs(path, Format(), samples)
+    for file in files:
+        file.unlink()
+    return outputs
+
+
+def mindspore_outputs(
+    architecture: Architecture, arrays: Mapping[str, np.ndarray], samples: np.ndarray, features_only: bool = False
+) -> np.ndarray:
+    """Return the outputs of the original network in MindSpore."""
+    ms = load_mindspore()
+    from neonext_ms.models.neonext import NeoNeXt
+
+    model = NeoNeXt.from_architecture(architecture, arrays, features_only)
+    model.set_train(False)
+    return _in_two_batches(lambda images: _numpy(model(ms.Tensor(images))), samples, None)
+
+
+def file_outputs(path: Path, format: Format, samples: np.ndarray, batch: int | None = None) -> np.ndarray:
+    """Return the outputs of an ONNX or MindIR file.
+
+    NeoCell nodes are run as products from their own coefficients and attributes, since no runtime here has the
+    operator; bfloat16 is run in float32 arithmetic with each result rounded, since no runtime here has the dtype.
+
+    Args:
+        path: path of the file.
+        format: format that it was written in.
+        samples: float32 images `(N, 3, H, W)`.
         batch: fixed batch size of the file, or None for a dynamic one.
 
     Returns:
         float32 `(N, classes)`, or several outputs flattened and joined, `(N, numbers)`.
+
+    Raises:
+        InputError: the file cannot be loaded.
     """
-    run = _mindir(path, flavour) if path.suffix == ".mindir" else _onnx(path, flavour)
-    parts = (samples[:1], samples[1:])
-    return np.concatenate([_joined(_chunks(run, part, batch)) for part in parts])
+    run = _load_mindir(path, format) if path.suffix == ".mindir" else _load_onnx(path, format)
+    return _in_two_batches(run, samples, batch)
 
 
-def runnable(path: Path, flavour: Flavour):
-    """An ONNX file of ours in a form that onnxruntime has kernels for, or None if it is in one already."""
-    if flavour.neocell != "custom" and flavour.precision != "bfloat16":
-        return None
-    from .onnx import emitter
+def layer_deviations(path: Path, format: Format, folded: DeployGraph, samples: np.ndarray, folder: Path) -> list[dict]:
+    """Return how far each layer of an ONNX file in half precision is from the same file in float32.
 
-    return emitter.runnable(emitter.read(path))
+    Args:
+        path: path of the file.
+        format: format that it was written in.
+        folded: the graph that it was written from, before lowering.
+        samples: float32 images `(N, 3, H, W)`.
+        folder: folder for temporary files.
+    """
+    exact, rounded = folder / "float32.onnx", path
+    plain = Format(gelu=format.gelu, neocell=format.neocell.replace("custom", "matmul"))
+    emitter.save(lower(folded, plain), exact)
+    if not _runs_as_it_is(format):
+        rounded = folder / "runnable.onnx"
+        write_model(runnable_model(onnx.load(path)), rounded)
+    result = compare_activations(open_activations(exact), open_activations(rounded), samples, layers=True)
+    keys = ("name", "relative_l2", "max_abs", "added")
+    return [{key: getattr(layer, key) for key in keys} for layer in result.layers]
 
 
-def model_outputs(build: Build, samples: np.ndarray) -> np.ndarray:
-    """The same of the unfolded network in MindSpore."""
-    ms = load_mindspore()
-    from neonext_ms.models.neonext import NeoNeXt
-
-    source = build.source
-    model = NeoNeXt.from_architecture(source.architecture, source.arrays, build.request.features_only)
-    model.set_train(False)
-    return np.concatenate([_joined(_numpy(model(ms.Tensor(part)))) for part in (samples[:1], samples[1:])])
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
-def _joined(results: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.asarray(r, np.float32).reshape(len(r), -1) for r in results], axis=1)
+def _in_two_batches(run: Run, samples: np.ndarray, batch: int | None) -> np.ndarray:
+    """Return all outputs joined; the first image runs alone, the others together, so a dynamic batch is exercised."""
+    rows = []
+    for part in (samples[:1], samples[1:]):
+        results = run_in_chunks(run, part, batch)
+        rows.append(np.concatenate([np.asarray(r, np.float32).reshape(len(r), -1) for r in results], axis=1))
+    return np.concatenate(rows)
 
 
 def _numpy(result) -> list[np.ndarray]:
     return [part.asnumpy() for part in (result if isinstance(result, (tuple, list)) else (result,))]
 
 
-def _mindir(path: Path, flavour: Flavour):
+def _load_mindir(path: Path, format: Format) -> Run:
     ms = load_mindspore()
     try:
         cell = ms.nn.GraphCell(ms.load(str(path)))
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path.name}: MindSpore cannot load what it wrote ({str(error).splitlines()[0]})") from error
-    dtype = np.float32 if flavour.float32_io else np.dtype(flavour.precision)
+        raise InputError(f"{path.name}: MindSpore cannot load the file it wrote ({one_line(error)})") from error
+    dtype = np.float32 if format.float32_io else np.dtype(format.dtype)
     return lambda images: _numpy(cell(ms.Tensor(images.astype(dtype, copy=False))))
 
 
-def _onnx(path: Path, flavour: Flavour):
-    form = runnable(path, flavour)
-    model = str(path) if form is None else form.SerializeToString()
+def _load_onnx(path: Path, format: Format) -> Run:
+    model = str(path) if _runs_as_it_is(format) else runnable_model(onnx.load(path)).SerializeToString()
     try:
         session = onnx_session(model, lean=path.stat().st_size > LARGE_BYTES)
     except Exception as error:
-        raise InputError(f"{path.name}: onnxruntime cannot load it ({' '.join(str(error).split())[:200]})") from error
-    given = session.get_inputs()[0]
-    dtype = np.float16 if given.type == "tensor(float16)" else np.float32
-    return lambda images: session.run(None, {given.name: images.astype(dtype, copy=False)})
+        raise InputError(f"{path.name}: onnxruntime cannot load it ({one_line(error)})") from error
+    (model_input,) = session.get_inputs()
+    dtype = np.float16 if model_input.type == "tensor(float16)" else np.float32
+    return lambda images: session.run(None, {model_input.name: images.astype(dtype, copy=False)})
 
 
-def _chunks(run, images: np.ndarray, batch: int | None) -> list[np.ndarray]:
-    """Feed a model of fixed batch in chunks, the last one filled up with zeros whose results are cut off."""
-    step = batch or len(images)
-    chunks = []
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        filled = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), part.dtype)])
-        chunks.append([result[: len(part)] for result in run(np.ascontiguousarray(filled))])
-    return [np.concatenate(results) for results in zip(*chunks, strict=True)]
+def _runs_as_it_is(format: Format) -> bool:
+    """Return whether onnxruntime's CPU has kernels for all of a file."""
+    return format.neocell != "custom" and format.dtype != "bfloat16"

@@ -1,4 +1,4 @@
-"""Kill an export with SIGKILL at random moments: whatever stands under a final name must be whole.
+"""Kill an export with SIGKILL at random moments: every file under its final name must be complete.
 
 make kill-test
 """
@@ -28,14 +28,14 @@ def _command(output: Path) -> list[str]:
 
 
 def _check(output: Path, sizes: dict[str, int]) -> list[str]:
-    """Names of the files there; each must be whole."""
+    """Return the names of the files in a folder; each must be complete."""
     names = []
     for path in sorted(output.glob("*")):
         if path.name.startswith("."):
             continue
         names.append(path.name)
         if path.suffix == ".json":
-            # It has the command in it, so its size depends on the folder.
+            # The manifest contains the command, so its size depends on the folder.
             json.loads(path.read_text())
             continue
         if path.stat().st_size != sizes[path.name]:
@@ -52,22 +52,22 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
-        whole = Path(name) / "whole"
+        complete = Path(name) / "complete"
         start = time.monotonic()
-        subprocess.run(_command(whole), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(_command(complete), check=True, stdout=subprocess.DEVNULL)
         duration = time.monotonic() - start
-        sizes = {path.name: path.stat().st_size for path in whole.iterdir()}
-        found: dict[int, int] = {}
+        sizes = {path.name: path.stat().st_size for path in complete.iterdir()}
+        counts: dict[int, int] = {}
         for i in range(args.times):
             output = Path(name) / str(i)
             process = subprocess.Popen(_command(output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            # More of the moments near the end, where files get their names.
+            # More of the moments are near the end, where files get their final names.
             time.sleep(duration * rng.choice((rng.random(), rng.uniform(0.85, 1.05))))
             process.kill()
             process.wait()
             count = len(_check(output, sizes)) if output.exists() else 0
-            found[count] = found.get(count, 0) + 1
-    print(f"{args.times} kills; files found under final names, all whole: {dict(sorted(found.items()))}")
+            counts[count] = counts.get(count, 0) + 1
+    print(f"{args.times} kills; number of complete files -> kills that left as many: {dict(sorted(counts.items()))}")
 
 
 if __name__ == "__main__":

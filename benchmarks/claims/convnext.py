@@ -63,17 +63,18 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def _neonext(name: str, image_size: tuple[int, int]) -> dict:
-    from neonext_ms.export import pipeline
+    from neonext_ms.export.source import Source
 
-    return forms_of_source(pipeline.source_of_name(name), image_size)
+    return forms_of_source(Source.from_name(name), image_size)
 
 
 def forms_of_source(source, image_size: tuple[int, int]) -> dict:
-    """Return the two graphs of an `export.pipeline.Source`: node by node, and folded."""
-    from neonext_ms.export.fold import fold, neocell_to_matmul
-    from neonext_ms.export.graph import unfolded
+    """Return the two graphs of an `export.source.Source`: node by node, and folded."""
+    from neonext_ms.export.fold import fold
+    from neonext_ms.export.graph import original_graph
+    from neonext_ms.export.lower import neocell_to_matmul
 
-    network = unfolded(source.architecture, source.arrays, image_size)
+    network = original_graph(source.architecture, source.arrays, image_size)
     return {"neonext plain": neocell_to_matmul(network), "neonext folded": neocell_to_matmul(fold(network)[0])}
 
 

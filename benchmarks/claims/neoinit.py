@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="configuration of all runs")
     parser.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="runs of each kind (default 5)")
     parser.add_argument("--output", default="runs/ablate_neoinit", metavar="FOLDER", help="folder of the runs")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change in the configuration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change, after all options")
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -107,14 +107,14 @@ def summarise(trials: Sequence[Mapping]) -> dict[str, dict]:
     return summary
 
 
-def lines(found: Mapping) -> Iterator[str]:
+def lines(result: Mapping) -> Iterator[str]:
     """Yield the table as text."""
     yield "         runs  diverged  mean top-1  deviation"
-    for value, row in found["summary"].items():
+    for value, row in result["summary"].items():
         mean, deviation = ("-" if x is None else f"{100 * x:.2f} %" for x in (row["mean"], row["deviation"]))
         yield f"{value:7}  {row['runs']:<4}  {row['diverged']:<8}  {mean:10}  {deviation}".rstrip()
-    if found["plot"]:
-        yield found["plot"]
+    if result["plot"]:
+        yield result["plot"]
 
 
 def _draw(summary: Mapping[str, dict], path: Path) -> None:

@@ -22,11 +22,11 @@ def measure(args: argparse.Namespace) -> dict:
     import tempfile
     from pathlib import Path
 
-    from neonext_ms.export import pipeline
+    from neonext_ms.export.source import Source
 
     from .. import profiles, variants
 
-    sources = {name: pipeline.source_of_name(name) for name in args.models}
+    sources = {name: Source.from_name(name) for name in args.models}
     counts = {name: count(source, tuple(source.metadata["image_size"])) for name, source in sources.items()}
     first = sources[args.models[0]]
     size = tuple(first.metadata["image_size"])
@@ -49,12 +49,13 @@ def measure(args: argparse.Namespace) -> dict:
 
 def count(source, image_size: tuple[int, int]) -> dict[str, float]:
     """Return the shares of NeoCells in the folded network: multiply-adds by equation 5 and with zeros, and weights."""
-    from neonext_ms.export.fold import fold, neocell_to_matmul
-    from neonext_ms.export.graph import unfolded
+    from neonext_ms.export.fold import fold
+    from neonext_ms.export.graph import original_graph
+    from neonext_ms.export.lower import neocell_to_matmul
 
     from .. import costs
 
-    folded, _ = fold(unfolded(source.architecture, source.arrays, image_size))
+    folded, _ = fold(original_graph(source.architecture, source.arrays, image_size))
     cells = {layer.name for layer in folded.layers if layer.op == "neocell"}
     exact = costs.of_graph(folded)
     products = costs.of_graph(neocell_to_matmul(folded))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
     from neonext_ms.export.graph import DeployGraph
-    from neonext_ms.export.onnx.format import Flavour
+    from neonext_ms.export.onnx.format import Format
 
     from .builder import GraphBuilder
 
@@ -180,7 +180,7 @@ def build(
     form: str = "plain",
     seed: int | None = 0,
     target: str = "onnx",
-    flavour: Flavour | None = None,
+    format: Format | None = None,
 ) -> onnx.ModelProto:
     """Return a network as ONNX.
 
@@ -191,7 +191,7 @@ def build(
         form: "plain" is the graph that PyTorch's exporter gives, "folded" the deployment form.
         seed: random seed of the weights; None writes a plain form without their values, for counts.
         target: "onnx" for onnxruntime, "cann" for ATC (`export.onnx.format.CANN`); the plain form is the same for both.
-        flavour: format of the folded form (default: the target's).
+        format: format of the folded form (default: the target's).
 
     Returns:
         a model with input `input` (batch, 3, H, W) and output `logits` (batch, 1000), float32.
@@ -204,8 +204,8 @@ def build(
 
     if _is_plain(form, target):
         return assemble(name, batch, image_size, seed).model()
-    graph, flavour = _lowered(name, batch, image_size, seed, target, flavour)
-    return emitter.emit(graph, batch, flavour=flavour)
+    graph, format = _lowered(name, batch, image_size, seed, target, format)
+    return emitter.emit(graph, batch, format=format)
 
 
 def write(
@@ -231,15 +231,16 @@ def write(
         UsageError: as `build`.
     """
     from neonext_ms.export.onnx import emitter
+    from neonext_ms.export.onnx.save import write_model
 
     if _is_plain(form, target):
         model = assemble(name, batch, image_size, seed).model()
         with atomic(path) as staged:
-            emitter.write(model, staged)
+            write_model(model, staged)
     else:
-        graph, flavour = _lowered(name, batch, image_size, seed, target)
+        graph, format = _lowered(name, batch, image_size, seed, target)
         with atomic(path) as staged:
-            emitter.save(graph, staged, batch, flavour)
+            emitter.save(graph, staged, batch, format)
     return Path(path)
 
 
@@ -249,16 +250,17 @@ def _lowered(
     image_size: tuple[int, int],
     seed: int | None,
     target: str,
-    flavour: Flavour | None = None,
-) -> tuple[DeployGraph, Flavour]:
-    from neonext_ms.export.onnx.format import CANN, Flavour, lower
+    format: Format | None = None,
+) -> tuple[DeployGraph, Format]:
+    from neonext_ms.export.lower import lower
+    from neonext_ms.export.onnx.format import CANN, Format
 
     if batch is not None and batch < 1:
         raise InputError(f"{name}: wrong batch (got {batch}, expected at least 1 image)")
     if seed is None:
         raise UsageError(f"{name}: the folded form is computed from its weights. Give a seed.")
-    flavour = flavour or (CANN if target == "cann" else Flavour())
-    return lower(deploy_graph(name, image_size=image_size, seed=seed), flavour), flavour
+    format = format or (CANN if target == "cann" else Format())
+    return lower(deploy_graph(name, image_size=image_size, seed=seed), format), format
 
 
 def _is_plain(form: str, target: str) -> bool:

@@ -1,4 +1,4 @@
-"""Activations of a checkpoint: the unfolded network as ONNX in memory, which needs no MindSpore."""
+"""Activations of a checkpoint: the original network as ONNX in memory, which needs no MindSpore."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 from neonext_ms.common.errors import UsageError
 from neonext_ms.models.registry import identify, model_config
 
-from ..fold import fold, neocell_to_matmul
-from ..graph import unfolded
+from ..fold import fold
+from ..graph import original_graph
+from ..lower import neocell_to_matmul
 from ..onnx.emitter import emit
 from .onnx_side import OnnxActivations
 
@@ -48,7 +49,7 @@ class CheckpointActivations(OnnxActivations):
             raise UsageError(
                 f"{os.fspath(path)}: the checkpoint does not record the size of the images; give --image-size"
             )
-        network = unfolded(architecture, checkpoint.float32(), tuple(size))
+        network = original_graph(architecture, checkpoint.float32(), tuple(size))
         super().__init__(path, tuple(size), emit(neocell_to_matmul(network)))
         self.metadata = {**metadata, "shifts": list(architecture.shifts or ())}
         # An operator of the folded graph computes the value after everything that was folded into it.

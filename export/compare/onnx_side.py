@@ -43,7 +43,7 @@ class OnnxActivations(Activations):
     Values inside a float32 model become outputs of the model, as many at a time as `GROUP_BYTES` hold. A float16 model
     is run operator by operator: onnxruntime's CPU computes float16 in float32 and does not always round in between,
     which would hide an overflow. Each operator then reads and writes float16 and computes in float32. onnxruntime has
-    no kernels for NeoCell nodes and bfloat16; these are run as `emitter.runnable` rewrites them.
+    no kernels for NeoCell nodes and bfloat16; these are run as `runnable_model` rewrites them.
 
     Args:
         path: ONNX file; for a model in memory, its name in messages.
@@ -61,14 +61,14 @@ class OnnxActivations(Activations):
         self, path: str | os.PathLike, image_size: tuple[int, int] | None = None, model: onnx.ModelProto | None = None
     ):
         super().__init__(path)
-        from ..onnx import emitter
+        from ..onnx.runnable import runnable_model
 
         original = _load(self.path) if model is None else model
         if not original.graph.node:
             raise InputError(f"{self.path}: not an ONNX model, or one without nodes. Export it again.")
         weights = {tensor.data_type for tensor in original.graph.initializer if len(tensor.dims) > 1}
         self.dtype = "float16" if 10 in weights else "bfloat16" if 16 in weights else "float32"
-        self._model = emitter.runnable(original)
+        self._model = runnable_model(original)
         graph = self._model.graph
         constants = {tensor.name for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in constants]

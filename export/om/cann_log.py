@@ -50,80 +50,61 @@ _PLUGIN = "source set_env.sh, and install the NeoCell operator package if the gr
 _BATCH = "give two or more different batch sizes, or a single one"
 _INTERNAL = ("E19999", "EZ9999")
 
+# Codes, meaning, remedy.
 _ROWS = (
-    ("E10001 E10003 E10014 E10015 E10061", Advice("ATC rejects the value of an option", _OPTION)),
-    ("E10002", Advice("ATC cannot read --input_shape", "it has to be name:n,c,h,w with whole numbers")),
-    ("E10004 E10058", Advice("an option of ATC has no value", _OPTION)),
-    ("E10005", Advice("an option of ATC has to be true or false", _OPTION)),
-    ("E10006", Advice("an option of ATC has to be 0 or 1", _OPTION)),
-    ("E10007 E10054", Advice("a required option of ATC is missing or empty", _OPTION)),
+    ("E10001 E10003 E10014 E10015 E10061", "ATC rejects the value of an option", _OPTION),
+    ("E10002", "ATC cannot read --input_shape", "it has to be name:n,c,h,w with whole numbers"),
+    ("E10004 E10058", "an option of ATC has no value", _OPTION),
+    ("E10005", "an option of ATC has to be true or false", _OPTION),
+    ("E10006", "an option of ATC has to be 0 or 1", _OPTION),
+    ("E10007 E10054", "a required option of ATC is missing or empty", _OPTION),
     (
         "E10016",
-        Advice(
-            "the graph has no operator of the name that an option gives",
-            "use a name of the ONNX graph; its input's name is that in --input_shape",
-        ),
+        "the graph has no operator of the name that an option gives",
+        "use a name of the ONNX graph; its input's name is that in --input_shape",
     ),
-    ("E10018", Advice("--dynamic_batch_size allows -1 for the batch only", "give the image size as numbers")),
-    ("E10031 E10040", Advice("--dynamic_batch_size needs -1 for the batch in --input_shape", _BATCH)),
-    ("E10035", Advice("there are too few batch sizes", _BATCH)),
-    ("E10036", Advice("there are too many batch sizes", "give at most 100")),
-    ("E10039", Advice("a batch size occurs twice", "give every size once")),
+    ("E10018", "--dynamic_batch_size allows -1 for the batch only", "give the image size as numbers"),
+    ("E10031 E10040", "--dynamic_batch_size needs -1 for the batch in --input_shape", _BATCH),
+    ("E10035", "there are too few batch sizes", _BATCH),
+    ("E10036", "there are too many batch sizes", "give at most 100"),
+    ("E10039", "a batch size occurs twice", "give every size once"),
     (
         "E10041",
-        Advice(
-            "ATC could not load the model",
-            "check that the ONNX file is complete, and that its weights file, if it has one, is beside it",
-        ),
+        "ATC could not load the model",
+        "check that the ONNX file is complete, and that its weights file, if it has one, is beside it",
     ),
-    ("E10047 E10056", Advice("two options of ATC exclude each other", "leave one of them out")),
+    ("E10047 E10056", "two options of ATC exclude each other", "leave one of them out"),
+    ("E10055", "this ATC does not support what was asked for", "read the reason; a newer CANN may support it"),
+    ("E10057", "two options of ATC belong together", "read which; give both or neither"),
+    ("E10410", "a file that an option names does not exist", "check its path; it has to be absolute"),
+    ("E10501 EZ0501", "CANN has no definition of an operator in the graph", _PLUGIN),
+    ("E13000", "a path does not exist", "check the path in the line"),
+    ("E13001", "a file cannot be opened", "check that it exists and is readable"),
+    ("E13003 EZ3003", "no kernel of this device can run an operator", _OPERATOR),
+    ("E13004", "a file cannot be written", "check permissions and free space of the output folder"),
+    ("E13010", "CANN has no plugin for an operator in the graph", _PLUGIN),
+    ("E13023", "the OM would be larger than ATC can write", "use a smaller model or batch"),
+    ("E13024 E40001", "an environment variable has a value that CANN rejects", "unset it, or source set_env.sh again"),
+    ("E14001", "an operator's inputs or attributes do not fit this device", _OPERATOR),
+    ("E16001", "the ONNX model lacks a node", "export it again"),
+    ("E16002 E19010 EZ9010", "CANN's ONNX parser does not know an operator at this opset", f"{_OPERATOR}; {_PLUGIN}"),
+    ("E16004", "the ONNX model has no graph", "export it again"),
+    ("E16005", "the ONNX model imports several opsets", "export it again with one"),
     (
-        "E10055",
-        Advice("this ATC does not support what was asked for", "read the reason; a newer CANN may support it"),
+        "E19999 EZ9999",
+        "an internal error of CANN",
+        "try another --opset, precision mode or CANN release; `export ASCEND_SLOG_PRINT_TO_STDOUT=1` and "
+        "ASCEND_GLOBAL_LOG_LEVEL=1 make it print more",
     ),
-    ("E10057", Advice("two options of ATC belong together", "read which; give both or neither")),
-    ("E10410", Advice("a file that an option names does not exist", "check its path; it has to be absolute")),
-    ("E10501 EZ0501", Advice("CANN has no definition of an operator in the graph", _PLUGIN)),
-    ("E13000", Advice("a path does not exist", "check the path in the line")),
-    ("E13001", Advice("a file cannot be opened", "check that it exists and is readable")),
-    ("E13003 EZ3003", Advice("no kernel of this device can run an operator", _OPERATOR)),
-    ("E13004", Advice("a file cannot be written", "check permissions and free space of the output folder")),
-    ("E13010", Advice("CANN has no plugin for an operator in the graph", _PLUGIN)),
-    ("E13023", Advice("the OM would be larger than ATC can write", "use a smaller model or batch")),
-    (
-        "E13024 E40001",
-        Advice("an environment variable has a value that CANN rejects", "unset it, or source set_env.sh again"),
-    ),
-    ("E14001", Advice("an operator's inputs or attributes do not fit this device", _OPERATOR)),
-    ("E16001", Advice("the ONNX model lacks a node", "export it again")),
-    (
-        "E16002 E19010 EZ9010",
-        Advice("CANN's ONNX parser does not know an operator at this opset", f"{_OPERATOR}; {_PLUGIN}"),
-    ),
-    ("E16004", Advice("the ONNX model has no graph", "export it again")),
-    ("E16005", Advice("the ONNX model imports several opsets", "export it again with one")),
-    (
-        " ".join(_INTERNAL),
-        Advice(
-            "an internal error of CANN",
-            "try another --opset, precision mode or CANN release; `export ASCEND_SLOG_PRINT_TO_STDOUT=1` and "
-            "ASCEND_GLOBAL_LOG_LEVEL=1 make it print more",
-        ),
-    ),
-    ("E40002", Advice("this Python is too old for CANN", "put a newer one into PATH", broken_toolchain=True)),
-    (
-        "E40020",
-        Advice(
-            "CANN needs a Python module that is not installed",
-            "install it with pip for the Python in PATH",
-            broken_toolchain=True,
-        ),
-    ),
-    ("E40021", Advice("an operator failed to compile", "read the Python traceback in the log; check CANN's release")),
-    ("E40024", Advice("CANN's own Python code failed", "source set_env.sh, and check the Python in PATH")),
-    ("EZ3002", Advice("this device does not run an operator in the form that the graph has", _OPERATOR)),
+    ("E40002", "this Python is too old for CANN", "put a newer one into PATH"),
+    ("E40020", "CANN needs a Python module that is not installed", "install it with pip for the Python in PATH"),
+    ("E40021", "an operator failed to compile", "read the Python traceback in the log; check CANN's release"),
+    ("E40024", "CANN's own Python code failed", "source set_env.sh, and check the Python in PATH"),
+    ("EZ3002", "this device does not run an operator in the form that the graph has", _OPERATOR),
 )
-CODES = {code: advice for codes, advice in _ROWS for code in codes.split()}
+# Codes that mean that the installation is at fault.
+_BROKEN = ("E40002", "E40020")
+CODES = {code: Advice(meaning, remedy, code in _BROKEN) for codes, meaning, remedy in _ROWS for code in codes.split()}
 UNKNOWN = Advice("an error that this package does not know", "look the code up in CANN's error code reference")
 
 # Texts of a shell, the loader or Python where CANN's environment is incomplete, and of a full disk.
@@ -204,7 +185,7 @@ def _shortened(line: str, limit: int = 300) -> str:
 
 def table() -> str:
     """Return the table of codes in Markdown."""
-    rows = [f"| {codes.replace(' ', ', ')} | {advice.meaning} | {advice.remedy} |" for codes, advice in _ROWS]
+    rows = [f"| {codes.replace(' ', ', ')} | {meaning} | {remedy} |" for codes, meaning, remedy in _ROWS]
     return "\n".join(["| code | what happened | what to do |", "|---|---|---|", *rows])
 
 

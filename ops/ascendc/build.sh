@@ -1,16 +1,16 @@
 #!/bin/bash
-# Builds the operator package custom_opp_<system>_<machine>.run with an installed CANN toolkit, 8.0 or newer.
+# Build the operator package custom_opp_<system>_<machine>.run with an installed CANN toolkit, 8.0 or newer.
 #
 #   bash build.sh [--soc ascend310p,ascend910b] [--cann DIR] [--work DIR] [--output DIR]
 #
-# --soc     families of devices to compile the kernels for (default: all that CMakePresets.json names)
-# --cann    the toolkit (default: ASCEND_HOME_PATH, ASCEND_TOOLKIT_HOME, or where CANN installs itself)
-# --work    folder to build in, empty or left by an earlier build (default: build beside this script)
-# --output  folder that gets the package (default: the current one)
+# --soc     device families to compile the kernels for (default: all families in CMakePresets.json)
+# --cann    folder of the toolkit (default: ASCEND_HOME_PATH, ASCEND_TOOLKIT_HOME, or CANN's default location)
+# --work    build folder, empty or from an earlier build (default: build beside this script)
+# --output  folder for the package (default: the current folder)
 #
-# CANN 8.x has no CMake functions that a project outside could call: its own tools start every project as a copy of
-# tools/op_project_templates/ascendc/customize, and so does this script. Without that template it takes the CMake
-# functions npu_op_* of newer toolkits.
+# CANN 8.x has no CMake functions that an outside project could call. Its own tools start every project as a copy of
+# tools/op_project_templates/ascendc/customize, and so does this script. Where that template is missing, it uses the
+# CMake functions npu_op_* of newer toolkits.
 #
 # Exit codes: 1 the build failed, 2 wrong arguments, 3 something is missing.
 set -uo pipefail

@@ -17,8 +17,9 @@ EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* t
     const NeoCellDevice device{static_cast<int32_t>(numbers[0]), static_cast<int32_t>(numbers[1])};
     const int64_t* next = numbers + 2;
     int32_t* const fields[] = {
-        &problem.images, &problem.planes,       &problem.c0,           &problem.hIn,     &problem.wIn,      &problem.hOut,
-        &problem.wOut,   &problem.elementBytes, &problem.computeBytes, &problem.hasBias, &problem.gradient, &problem.runs};
+        &problem.images,       &problem.planes,  &problem.c0,       &problem.hIn,
+        &problem.wIn,          &problem.hOut,    &problem.wOut,     &problem.elementBytes,
+        &problem.computeBytes, &problem.hasBias, &problem.gradient, &problem.runs};
     for (int32_t* field : fields) {
         *field = static_cast<int32_t>(*next++);
     }

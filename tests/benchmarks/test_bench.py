@@ -274,11 +274,12 @@ def test_products_of_a_graph(tmp_path):
 def test_the_exported_network_is_its_products(tmp_path):
     from neonext_ms.export import pipeline
     from neonext_ms.export.request import Request
+    from neonext_ms.export.source import Source
     from neonext_ms.models.architecture import make_architecture
     from neonext_ms.models.initialization import initial_arrays
 
     architecture = make_architecture(7, (1, 1, 1, 1), (8, 16, 24, 32), shifts=(1, 1, 1, 0))
-    source = pipeline.Source(initial_arrays(architecture, rng=np.random.RandomState(0)), architecture, "tiny")
+    source = Source(initial_arrays(architecture, rng=np.random.RandomState(0)), architecture, "tiny")
     report = pipeline.export(source, Request(["onnx"], [(64, 64)]), tmp_path)
     work = gemm.work_of(report.files["onnx"], (3, 3, 64, 64))
     # Stem, three downsamplings (2x2), two linear layers in each of four blocks, head; no product of a NeoCell.
@@ -481,10 +482,10 @@ def official(tmp_path, monkeypatch):
 
 def test_official_model_in_its_own_process(official, tmp_path):
     from neonext_ms.benchmarks.subjects import _official
-    from neonext_ms.export.pipeline import source_of_name
+    from neonext_ms.export.source import Source
 
     torch = (sys.executable, str(official))
-    subject = _official("neonext_t.released_224", source_of_name("neonext_t.released_224"), torch, tmp_path)
+    subject = _official("neonext_t.released_224", Source.from_name("neonext_t.released_224"), torch, tmp_path)
     assert subject.label == "neonext_t.released_224/torch" and Path(subject.path).stat().st_size > 1e8
     with subject.make() as runtime:
         runtime.load(subject.path, Settings(2, (8, 8), threads=1))

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from neonext_ms.benchmarks.claims import command, complexity, forms, share
-from neonext_ms.export import pipeline
+from neonext_ms.export.source import Source
 from neonext_ms.ops import reference
 from neonext_ms.ops.spec import NeoCellSpec
 
@@ -54,7 +54,7 @@ def test_a_cut_off_block_counts_less():
 
 
 def test_share_counts(digits):
-    source = pipeline.source_of_checkpoint(digits, (1, 1, 0, 0))
+    source = Source.from_checkpoint(digits, (1, 1, 0, 0))
     found = share.count(source, (64, 64))
     assert 0 < found["share"] < found["share_with_zeros"] < 0.2 and 0 < found["share_of_weights"] < 0.1
 
@@ -86,7 +86,7 @@ def test_convnext_command(capsys, monkeypatch, digits):
     from neonext_ms.benchmarks.claims import convnext
 
     # The named networks take seconds to make; any two forms do for the plumbing.
-    source = pipeline.source_of_checkpoint(digits, (1, 1, 0, 0))
+    source = Source.from_checkpoint(digits, (1, 1, 0, 0))
     own = {}
 
     def forms_of(name, image_size):

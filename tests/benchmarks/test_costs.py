@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from neonext_ms.benchmarks import costs, networks
 from neonext_ms.commands import info
 from neonext_ms.common.errors import InputError
-from neonext_ms.export.fold import fold, neocell_to_matmul
-from neonext_ms.export.graph import unfolded
+from neonext_ms.export.fold import fold
+from neonext_ms.export.graph import original_graph
+from neonext_ms.export.lower import neocell_to_matmul
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.registry import model_config
 from networks import networks as random_networks
@@ -30,7 +31,7 @@ def test_t_counts_as_neonext_info_counts(capsys):
     info.main(["neonext_t.released_224", "--json"])
     facts = json.loads(capsys.readouterr().out)
     architecture = model_config("neonext_t.released_224").architecture
-    graph = unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (224, 224))
+    graph = original_graph(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (224, 224))
     for network, key in ((graph, "multiply_adds"), (neocell_to_matmul(graph), "multiply_adds_block_diagonal")):
         assert costs.total(costs.of_graph(network)).multiply_adds == facts[key]
     folded = costs.of_graph(fold(graph)[0], batch=8, itemsize=2)
@@ -51,7 +52,7 @@ def test_t_counts_as_neonext_info_counts(capsys):
 @given(random_networks())
 def test_any_network_counts_as_its_architecture(case):
     architecture, arrays, size = case
-    graph = unfolded(architecture, arrays, size)
+    graph = original_graph(architecture, arrays, size)
     assert costs.total(costs.of_graph(graph)).multiply_adds == architecture.multiply_adds(size)
     for cost in costs.of_graph(graph):
         assert cost.read_bytes > 0 and cost.written_bytes > 0

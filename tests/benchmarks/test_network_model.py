@@ -135,11 +135,12 @@ def test_layer_norm_and_gelu_chains_become_one_operator():
 
 def test_the_tanh_form_of_gelu_is_found():
     from neonext_ms.benchmarks.latency.neonext import _folded
+    from neonext_ms.export.lower import lower
     from neonext_ms.export.onnx.emitter import skeleton
-    from neonext_ms.export.onnx.format import CANN, lower
+    from neonext_ms.export.onnx.format import CANN
 
-    flavour = CANN.with_(gelu="tanh")
-    model = skeleton(lower(_folded("neonext_t.released_224", 224), flavour), 1, flavour)
+    format = CANN.with_(gelu="tanh")
+    model = skeleton(lower(_folded("neonext_t.released_224", 224), format), 1, format)
     ops = [operator.op for operator in operators(read(model))]
     assert ops.count("Gelu") == 18 and "Tanh" not in ops
 

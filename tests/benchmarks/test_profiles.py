@@ -9,6 +9,7 @@ from neonext_ms.benchmarks import profiles
 from neonext_ms.common.errors import InputError
 from neonext_ms.export import pipeline
 from neonext_ms.export.request import Request
+from neonext_ms.export.source import Source
 
 # Columns of op_summary_*.csv as CANN 8.5 documents them; N/A as for communication.
 OP_SUMMARY = """\
@@ -34,7 +35,7 @@ AIS_BENCH = """\
 def exported(tmp_path_factory):
     from conftest import DATA
 
-    source = pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
+    source = Source.from_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
     return str(pipeline.export(source, Request(["onnx"], [(64, 64)]), tmp_path_factory.mktemp("out")).files["onnx"])
 
 

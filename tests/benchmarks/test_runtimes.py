@@ -65,9 +65,10 @@ def test_onnx_runtimes_agree(name, tmp_path):
 def test_mindspore_agrees_with_onnxruntime(tmp_path, digits):
     from neonext_ms.export import pipeline
     from neonext_ms.export.request import Request
+    from neonext_ms.export.source import Source
 
     report = pipeline.export(
-        pipeline.source_of_checkpoint(digits, (1, 1, 0, 0)),
+        Source.from_checkpoint(digits, (1, 1, 0, 0)),
         Request(["onnx", "mindir"], [(64, 64)], batch=(1,)),
         tmp_path,
     )

@@ -8,20 +8,23 @@ import onnx
 import pytest
 
 from neonext_ms.benchmarks import variants
-from neonext_ms.export import evaluate, pipeline
-from neonext_ms.export.fold import channels_last, fold, neocell_to_matmul
-from neonext_ms.export.graph import LOGITS, unfolded
+from neonext_ms.export import evaluate
+from neonext_ms.export.fold import fold
+from neonext_ms.export.graph import LOGITS, original_graph
+from neonext_ms.export.lower import neocell_to_matmul
+from neonext_ms.export.onnx.int8 import channels_last
+from neonext_ms.export.source import Source
 
 
 @pytest.fixture(scope="module")
 def source():
     from conftest import DATA
 
-    return pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
+    return Source.from_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
 
 
 def test_linear_form_is_the_same_network(source):
-    folded = neocell_to_matmul(fold(unfolded(source.architecture, source.arrays, (64, 64)))[0])
+    folded = neocell_to_matmul(fold(original_graph(source.architecture, source.arrays, (64, 64)))[0])
     linear = channels_last(folded)
     assert linear.count("linear") == folded.count("linear") + 10 and linear.count("conv") == folded.count("conv") - 10
     x = np.random.RandomState(0).standard_normal((2, 3, 64, 64)).astype(np.float32)

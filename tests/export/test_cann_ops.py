@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from neonext_ms.export.fold import fold, neocell_to_matmul
-from neonext_ms.export.graph import unfolded
+from neonext_ms.export.fold import fold
+from neonext_ms.export.graph import original_graph
+from neonext_ms.export.lower import lower, neocell_to_matmul
 from neonext_ms.export.om import parser_support
 from neonext_ms.export.onnx import emitter
-from neonext_ms.export.onnx.format import CANN, Flavour, lower
+from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 
@@ -16,7 +17,7 @@ from neonext_ms.models.initialization import initial_arrays
 def _network(features_only=False, downsample="official"):
     architecture = make_architecture(num_classes=3, dims=(4, 6, 8, 10), kernel_spec="2+3", downsample=downsample)
     arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
-    return unfolded(architecture, arrays, (32, 32), features_only)
+    return original_graph(architecture, arrays, (32, 32), features_only)
 
 
 def _model(*nodes, opset=13, constants=(), domain=""):
@@ -35,41 +36,41 @@ def _model(*nodes, opset=13, constants=(), domain=""):
         {"gelu": "tanh"},
         {"neocell": "padded"},
         {"neocell": "custom"},
-        {"precision": "float16"},
+        {"dtype": "float16"},
         *({"opset": opset} for opset in range(11, 19)),
     ],
 )
-def test_what_the_cann_flavour_writes_is_taken(changes, downsample, features_only):
-    flavour = CANN.with_(**changes)
-    graph = lower(fold(_network(features_only, downsample))[0], flavour)
-    assert parser_support.check(emitter.emit(graph, flavour=flavour)) == []
+def test_what_the_cann_format_writes_is_parsed(changes, downsample, features_only):
+    format = CANN.with_(**changes)
+    graph = lower(fold(_network(features_only, downsample))[0], format)
+    assert parser_support.check(emitter.emit(graph, format=format)) == []
 
 
 def test_every_operator_that_can_be_emitted_is_in_the_table():
     emitted = set()
-    for flavour in (Flavour(), CANN, CANN.with_(gelu="tanh", neocell="padded", precision="float16")):
+    for format in (Format(), CANN, CANN.with_(gelu="tanh", neocell="padded", dtype="float16")):
         for features_only in (False, True):
             network = _network(features_only)
-            for graph in (lower(fold(network)[0], flavour), neocell_to_matmul(network)):
-                emitted |= {node.op_type for node in emitter.emit(graph, flavour=flavour).graph.node}
+            for graph in (lower(fold(network)[0], format), neocell_to_matmul(network)):
+                emitted |= {node.op_type for node in emitter.emit(graph, format=format).graph.node}
     assert emitted - set(parser_support.PARSERS) == {"Gelu"}
     assert all(opsets and repository and file and ops for opsets, repository, file, ops in parser_support.PLUGINS)
 
 
-def test_the_ordinary_flavours_are_rejected_with_what_to_do():
+def test_the_ordinary_formats_are_rejected_with_what_to_do():
     graph = neocell_to_matmul(fold(_network())[0])
-    problems = parser_support.check(emitter.emit(graph, opset=20))
+    problems = parser_support.check(emitter.emit(graph, format=Format(20)))
     gelu = next(p for p in problems if "Gelu" in p)
     assert gelu == (
         "node 'stage_1.0.ops.content.act', operator Gelu, opset 20: CANN has no parser for it; write it as a chain: "
         "--gelu erf or --gelu tanh"
     )
     assert any("operator Conv, opset 20" in p and "--opset 13" in p for p in problems)
-    assert parser_support.check(emitter.emit(graph, opset=17)) == []
+    assert parser_support.check(emitter.emit(graph, format=Format(17))) == []
 
 
 def test_layouts_between_convolutions():
-    problems = parser_support.check(emitter.emit(neocell_to_matmul(_network()), opset=13))
+    problems = parser_support.check(emitter.emit(neocell_to_matmul(_network()), format=Format(13)))
     assert sum("between two convolutions" in p for p in problems) == 6
     assert all("chw2hwc" in p or "hwc2chw" in p for p in problems)
 

@@ -13,8 +13,10 @@ import onnx
 import pytest
 
 from neonext_ms.common.errors import ParityError
-from neonext_ms.export import command, pipeline
+from neonext_ms.export import command, source
+from neonext_ms.export.compare import parity
 from neonext_ms.export.onnx import emitter
+from neonext_ms.export.source import Source
 
 
 def _arguments(digits, output, *more, target="onnx"):
@@ -52,13 +54,13 @@ def test_output_may_be_the_file(digits, tmp_path, capsys):
     assert _run(_arguments(digits, tmp_path / "x" / "m.onnx"), capsys)[0] == 0
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["m.json", "m.onnx"]
     code, _, err = _run(_arguments(digits, tmp_path / "y" / "m.onnx", target="onnx,mindir"), capsys)
-    assert code == 2 and "name a folder" in err
+    assert code == 2 and "expected a folder" in err
 
 
 def test_a_named_model_needs_no_checkpoint(tmp_path, capsys, monkeypatch):
     small = {"per_stage_layers": (1, 0, 1, 0), "dims": (8, 8, 8, 8)}
-    config = pipeline.model_config
-    monkeypatch.setattr(pipeline, "model_config", lambda name, **options: config(name, **small, **options))
+    config = source.model_config
+    monkeypatch.setattr(source, "model_config", lambda name, **options: config(name, **small, **options))
     argv = ["--model", "neonext_t", "--target", "onnx", "--image-size", "64x32", "--output", str(tmp_path)]
     code, _, err = _run(argv, capsys)
     assert code == 0 and "random weights (seed 0)" in err
@@ -118,7 +120,7 @@ def test_a_failed_comparison_exits_with_4(digits, tmp_path, capsys, monkeypatch)
     def refuse(*_):
         raise ParityError("digits_64.onnx does not compute what the network computes")
 
-    monkeypatch.setattr(pipeline.parity, "compare", refuse)
+    monkeypatch.setattr(parity, "compare", refuse)
     code, _, err = _run(_arguments(digits, tmp_path / "out"), capsys)
     assert code == 4 and "does not compute" in err and not (tmp_path / "out").exists()
 
@@ -141,14 +143,14 @@ def test_a_disk_that_fails(digits, tmp_path, capsys, monkeypatch, reason):
 
 
 def test_weights_that_make_nan(digits, tmp_path, capsys, monkeypatch):
-    source = pipeline.source_of_checkpoint
+    read = Source.from_checkpoint
 
     def spoiled(*arguments):
-        found = source(*arguments)
-        found.arrays["head.fc.weight"] = np.full_like(found.arrays["head.fc.weight"], 3e38)
-        return found
+        source = read(*arguments)
+        source.arrays["head.fc.weight"] = np.full_like(source.arrays["head.fc.weight"], 3e38)
+        return source
 
-    monkeypatch.setattr(pipeline, "source_of_checkpoint", spoiled)
+    monkeypatch.setattr(Source, "from_checkpoint", spoiled)
     code, _, err = _run(_arguments(digits, tmp_path / "out"), capsys)
     assert code == 4 and "not finite" in err and not (tmp_path / "out").exists()
 
@@ -161,7 +163,7 @@ def test_an_interrupt_leaves_nothing(digits, tmp_path, number):
     code = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from neonext_ms.export import command, pipeline; "
-        "pipeline._reference = lambda *_: time.sleep(60); sys.exit(command.main(sys.argv[1:]))"
+        "pipeline._expected = lambda *_: time.sleep(60); sys.exit(command.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *_arguments(digits, output)], stderr=subprocess.PIPE, text=True

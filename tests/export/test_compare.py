@@ -18,9 +18,12 @@ from neonext_ms.export.compare.difference import difference
 from neonext_ms.export.compare.open import open_activations
 from neonext_ms.export.compare.parity import noise
 from neonext_ms.export.compare.side import Activations
-from neonext_ms.export.fold import fold, neocell_to_matmul
-from neonext_ms.export.graph import unfolded
+from neonext_ms.export.fold import fold
+from neonext_ms.export.graph import original_graph
+from neonext_ms.export.lower import neocell_to_matmul
 from neonext_ms.export.onnx import emitter
+from neonext_ms.export.onnx.format import Format
+from neonext_ms.export.onnx.save import write_model
 from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
@@ -32,7 +35,7 @@ SHIFTS = ["--shifts", "1,1,0,0"]
 def _graph(size=(32, 32), **options):
     options = {"dims": (8, 16, 24, 32), "kernel_spec": "4+7", "num_classes": 5, "shifts": (1, 1, 0, 0)} | options
     architecture = make_architecture(per_stage_layers=(1, 0, 1, 0), **options)
-    return unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), size)
+    return original_graph(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), size)
 
 
 def _models(folder, batch=None, opset=20, **options):
@@ -40,14 +43,14 @@ def _models(folder, batch=None, opset=20, **options):
     network = _graph(**options)
     paths = folder / "naive.onnx", folder / "folded.onnx"
     for path, graph in zip(paths, (network, fold(network)[0]), strict=True):
-        emitter.write(emitter.emit(neocell_to_matmul(graph), batch, opset), path)
+        write_model(emitter.emit(neocell_to_matmul(graph), batch, Format(opset)), path)
     return paths
 
 
 def _digits(path):
     """The folded graph of the digits checkpoint."""
     checkpoint = load_checkpoint(path, (1, 1, 0, 0))
-    return neocell_to_matmul(fold(unfolded(checkpoint.architecture, checkpoint.float32(), (64, 64)))[0])
+    return neocell_to_matmul(fold(original_graph(checkpoint.architecture, checkpoint.float32(), (64, 64)))[0])
 
 
 def _half(source: Path, target: Path) -> Path:
@@ -259,7 +262,7 @@ def test_om_files_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
 def test_shifts_and_size_come_from_the_other_file(digits, tmp_path, capsys):
     model = emitter.emit(_digits(digits))
     model.metadata_props.add(key="neonext_ms", value='{"shifts": [1, 1, 0, 0], "image_size": [64, 64]}')
-    emitter.write(model, tmp_path / "d.onnx")
+    write_model(model, tmp_path / "d.onnx")
     code, _, err = _run([digits, tmp_path / "d.onnx", "--samples", "1"], capsys)
     assert code == 0 and "uses the shifts 1,1,0,0 of the other file" in err
 
@@ -315,13 +318,13 @@ def test_layouts_and_types_of_dumped_files(tmp_path, suffix, change):
 
 
 def test_a_dump_against_its_checkpoint(digits, tmp_path, capsys):
-    emitter.write(emitter.emit(_digits(digits)), tmp_path / "d.onnx")
+    write_model(emitter.emit(_digits(digits)), tmp_path / "d.onnx")
     images = noise(2, (64, 64), 0)
     dump = _dump(tmp_path / "d.onnx", tmp_path / "dump", images, _mangled)
     argv = [dump, "--layers", "--samples", "2", "--image-size", "64", *SHIFTS]
     code, out, err = _run([digits, *argv], capsys)
     assert code == 0 and "skipped" not in out and out.count("e-0") > 100 and "BatchNorm" not in err
-    emitter.write(open_activations(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
+    write_model(open_activations(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
     code, out, err = _run([tmp_path / "naive.onnx", dump, "--layers", "--samples", "2"], capsys)
     assert "the dump has no BatchNorm" in err and "skipped   downsample_1.conv: " in out
 

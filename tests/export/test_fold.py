@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,9 @@ from neonext_ms import load_checkpoint
 from neonext_ms.common.errors import InputError
 from neonext_ms.export import fold
 from neonext_ms.export.evaluate import evaluate
-from neonext_ms.export.graph import NCHW, NHWC, DeployGraph, Layer, unfolded
+from neonext_ms.export.graph import NCHW, NHWC, DeployGraph, Layer, original_graph
+from neonext_ms.export.lower import neocell_to_matmul, neocell_to_padded_matmul
+from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
@@ -186,8 +191,8 @@ def test_layer_scale_into_conv(bias):
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 2)])
 def test_neocell_to_matmul(size):
     graph = fold.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
-    _check(fold.neocell_to_matmul, graph, ["conv", "left", "right", "shift"])
-    _check(fold.neocell_to_matmul, _graph(_conv(3, 4), _cell(PAIR), size=size), ["conv", "left", "right"])
+    _check(neocell_to_matmul, graph, ["conv", "left", "right", "shift"])
+    _check(neocell_to_matmul, _graph(_conv(3, 4), _cell(PAIR), size=size), ["conv", "left", "right"])
 
 
 def _padded(graph, padded):
@@ -208,8 +213,8 @@ def test_neocell_to_padded_matmul(downsample, size, multiple):
             arrays[name] = (RNG.standard_normal(array.shape) ** 2 + 0.2).astype(np.float32)
     x = RNG.standard_normal((1, 3, *size))
     for features_only in (False, True):
-        folded, _ = fold.fold(unfolded(architecture, arrays, size, features_only))
-        padded = fold.neocell_to_padded_matmul(folded, multiple)
+        folded, _ = fold.fold(original_graph(architecture, arrays, size, features_only))
+        padded = neocell_to_padded_matmul(folded, multiple)
         shapes = padded.shapes()
         for layer in padded.layers:
             if layer.op in ("left", "right"):
@@ -228,36 +233,36 @@ def test_neocell_to_padded_matmul(downsample, size, multiple):
 def test_padded_products_of_a_neocell_with_bias(size):
     graph = fold.batch_norm_into_neocell(_graph(_conv(3, 4), _cell(PAIR), _norm(4), size=size))
     ops = ["conv", "left", "right", "shift", "crop"]
-    folded = _check(fold.neocell_to_padded_matmul, graph, ops)
+    folded = _check(neocell_to_padded_matmul, graph, ops)
     assert folded.shapes()["v2.padded"] == (4, 16, 16)
 
 
 def test_the_input_itself_is_padded_by_rectangular_matrices():
     spec = NeoCellSpec([{"kernel": 2, "channels": 1}, {"h_in": 2, "h_out": 2, "w_in": 2, "w_out": 2, "channels": 2}])
-    folded = _check(fold.neocell_to_padded_matmul, _graph(_cell(spec), size=(5, 20)), ["left", "right", "crop"])
+    folded = _check(neocell_to_padded_matmul, _graph(_cell(spec), size=(5, 20)), ["left", "right", "crop"])
     assert [layer.arrays["matrix"].shape for layer in folded.layers[:2]] == [(3, 16, 5), (3, 20, 32)]
 
 
 def test_a_mean_over_a_part_too_large_for_one_pooling_is_cropped():
     graph = _graph(_conv(3, 4), ("global_mean", {}, {}), size=(20, 40))
-    _check(fold.neocell_to_padded_matmul, graph, ["conv", "crop", "global_mean"])
+    _check(neocell_to_padded_matmul, graph, ["conv", "crop", "global_mean"])
     graph = _graph(_conv(3, 4), ("global_mean", {}, {}), size=(7, 20))
-    assert _check(fold.neocell_to_padded_matmul, graph, ["conv", "global_mean"]).layers[1].attributes["size"] == (
+    assert _check(neocell_to_padded_matmul, graph, ["conv", "global_mean"]).layers[1].attributes["size"] == (
         7,
         20,
     )
 
 
 def test_padding_needs_a_folded_graph():
-    with pytest.raises(InputError, match="fold the graph first"):
-        fold.neocell_to_padded_matmul(unfolded(make_architecture(), initial_arrays(make_architecture()), (32, 32)))
+    with pytest.raises(InputError, match="Fold the graph first"):
+        neocell_to_padded_matmul(original_graph(make_architecture(), initial_arrays(make_architecture()), (32, 32)))
     with pytest.raises(InputError, match="multiple of at least 1"):
-        fold.neocell_to_padded_matmul(_graph(_conv(3, 4)), 0)
+        neocell_to_padded_matmul(_graph(_conv(3, 4)), 0)
 
 
 def test_features_are_named_after_their_stages():
     architecture = make_architecture(dims=(4, 6, 8, 10), kernel_spec="2", per_stage_layers=(1, 0, 2, 0))
-    graph = unfolded(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (32, 64), True)
+    graph = original_graph(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), (32, 64), True)
     assert graph.outputs == ("stage_1", "stage_2", "stage_3", "stage_4")
     folded, _ = fold.fold(graph)
     assert [folded.shapes()[name] for name in folded.outputs] == [(4, 8, 16), (6, 4, 8), (8, 2, 4), (10, 1, 2)]
@@ -273,17 +278,17 @@ def test_values_with_two_readers_are_not_folded_away():
 
 
 @pytest.mark.parametrize("case", goldens("NeoNeXt"))
-def test_the_unfolded_graph_is_the_official_network(case):
+def test_the_original_graph_is_the_official_network(case):
     arrays = load_checkpoint(case.checkpoint).float32()
-    graph = unfolded(make_architecture(**case.options), arrays, case.image_size)
+    graph = original_graph(make_architecture(**case.options), arrays, case.image_size)
     if case.image_size[0] > 96:
         pytest.skip("float64 in NumPy is too slow for this size; onnxruntime checks it")
     values = evaluate(graph, case.load("_input.npy"))
     assert relative_max(values["logits"], case.load("_logits64.npy")) < 1e-12
     folded, what = fold.fold(graph)
     assert relative_max(evaluate(folded, case.load("_input.npy"))["logits"], case.load("_logits64.npy")) < 1e-6
-    assert what.gone("batch_norm") == 9 and "batch_norm" not in what.after
-    assert what.gone("scale") == (5 if case.options.get("layer_scale_init_value") else 0)
+    assert what.removed("batch_norm") == 9 and "batch_norm" not in what.after
+    assert what.removed("scale") == (5 if case.options.get("layer_scale_init_value") else 0)
 
 
 def test_the_papers_order_folds_to_two_convolutions_between_gelus():
@@ -292,7 +297,7 @@ def test_the_papers_order_folds_to_two_convolutions_between_gelus():
     for name, array in arrays.items():
         if ".norm" in name:
             arrays[name] = (np.abs(_array(*array.shape)) + 0.2).astype(np.float32)
-    graph = unfolded(architecture, arrays, (36, 32))
+    graph = original_graph(architecture, arrays, (36, 32))
     folded, what = fold.fold(graph)
     assert set(what.after) == {"conv", "neocell", "gelu", "add", "global_mean", "layer_norm", "linear"}
     between = [layer for layer in folded.layers if layer.name.startswith("downsample_1")]
@@ -305,6 +310,16 @@ def test_the_papers_order_folds_to_two_convolutions_between_gelus():
 def test_shifts_and_sizes_are_checked():
     architecture = make_architecture(shifts=None)
     with pytest.raises(InputError, match="needs the shifts"):
-        unfolded(architecture, {}, (64, 64))
+        original_graph(architecture, {}, (64, 64))
     with pytest.raises(InputError, match="multiples of 4"):
-        unfolded(make_architecture(), {}, (65, 64))
+        original_graph(make_architecture(), {}, (65, 64))
+
+
+def test_the_page_lists_every_rule_and_tolerance():
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    rows = re.findall(r"(?m)^\| `(\w+)` \|", page)
+    assert [row for row in rows if hasattr(fold, row)] == [
+        *(rule.__name__ for rule in fold.RULES), "layer_norm_into_next", "layer_norm_to_depthwise",
+    ]  # fmt: skip
+    for dtype in TOLERANCES:
+        assert f"| {dtype} | {tolerance(dtype):.1e} | {tolerance(dtype, 'tanh'):.1e} |" in page

@@ -7,6 +7,7 @@ import pytest
 from neonext_ms.commands import info
 from neonext_ms.export import pipeline
 from neonext_ms.export.request import Request
+from neonext_ms.export.source import Source
 from neonext_ms.runtime.open import open_runtime
 
 
@@ -22,7 +23,7 @@ def _run(capsys, *argv):
 def exported(tmp_path_factory):
     from conftest import DATA
 
-    source = pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
+    source = Source.from_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
     folder = tmp_path_factory.mktemp("exported")
     sizes = [(64, 64), (64, 96)]
     pipeline.export(source, Request(["onnx"], sizes, batch=(2,), neocell="custom", opset=15, name="c"), folder)

@@ -415,8 +415,9 @@ def test_all_digits(capsys, tmp_path, kind):
     if kind != "checkpoint":
         from neonext_ms.export import pipeline
         from neonext_ms.export.request import Request
+        from neonext_ms.export.source import Source
 
-        source = pipeline.source_of_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
+        source = Source.from_checkpoint(str(DATA / "digits_64.pt"), (1, 1, 0, 0))
         flags = ["--model", pipeline.export(source, Request([kind], [(64, 64)]), tmp_path).files[kind]]
     code, out, err = ran(capsys, validate, *flags, FULL / "digits" / "val", "--json")
     assert code == 0, err

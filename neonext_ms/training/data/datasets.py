@@ -28,9 +28,9 @@ def _digits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     pixels = np.repeat(np.stack([np.asarray(image) for image in large])[..., None], 3, axis=3)
     order = np.random.RandomState(0).permutation(len(labels))
 
-    def part(chosen: np.ndarray) -> ArraySet:
-        names = [f"{labels[i]}/{i:04d}.png" for i in chosen]
-        return ArraySet(pixels[chosen], labels[chosen], [str(digit) for digit in range(10)], names)
+    def part(indices: np.ndarray) -> ArraySet:
+        names = [f"{labels[i]}/{i:04d}.png" for i in indices]
+        return ArraySet(pixels[indices], labels[indices], [str(digit) for digit in range(10)], names)
 
     return part(np.sort(order[:-_DIGITS_VALIDATION])), part(np.sort(order[-_DIGITS_VALIDATION:]))
 
@@ -102,7 +102,7 @@ def _cifar_part(root: Path, files: Sequence[str], classes: Sequence[str], label_
 
 def _root(config: DataConfig, what: str) -> Path:
     if config.path is None:
-        raise UsageError(f"data.path is not set. Add data.path=FOLDER, {what}")
+        raise UsageError(f"data.path is not set. Add data.path=FOLDER, {what}.")
     return Path(config.path)
 
 

@@ -15,11 +15,11 @@ static ge::graphStatus InferShapeNeoCell(gert::InferShapeContext* context)
     gert::Shape* y = context->GetOutputShape(0);
     const gert::CompileTimeTensorDesc* desc = context->GetInputDesc(0);
     if (x == nullptr || y == nullptr) {
-        return neo_cell_host::Refuse(context->GetNodeName(), "the framework passed no shape");
+        return neo_cell_host::Fail(context->GetNodeName(), "the framework passed no shape");
     }
     const bool channelsLast = desc != nullptr && desc->GetOriginFormat() == ge::FORMAT_NHWC;
     const std::string reason = neo_cell_host::InferOutput(*x, channelsLast, context->GetAttrs(), *y);
-    return reason.empty() ? ge::GRAPH_SUCCESS : neo_cell_host::Refuse(context->GetNodeName(), reason);
+    return reason.empty() ? ge::GRAPH_SUCCESS : neo_cell_host::Fail(context->GetNodeName(), reason);
 }
 
 static ge::graphStatus InferDataTypeNeoCell(gert::InferDataTypeContext* context)
@@ -41,16 +41,16 @@ public:
             OpAICoreConfig config;
             Describe(config, family.bf16);
             neo_cell_host::SetFlags(config);
-            // Of two formats that an operator takes, GE prefers ND where the graph is NCHW, and would pass x as it
-            // is, in four axes. For a heavy operator it prefers NC1HWC0, and asks its neighbours for it too.
+            // Of the two formats GE would prefer ND where the graph is NCHW, and pass x as it is, with four axes. For
+            // a "heavy" operator it prefers NC1HWC0, and asks the neighbouring operators for it too.
             config.ExtendCfgInfo("heavyOp.flag", "true");
             this->AICore().AddConfig(family.name, config);
         }
     }
 
 private:
-    // Inputs and outputs, for the operator (OpDef) or for one family of devices (OpAICoreConfig). Each type once
-    // as NC1HWC0, which GE converts to, and once as ND, which aclnn passes through as it is.
+    // Describe inputs and outputs, for the operator (OpDef) or for one family of devices (OpAICoreConfig). Each type
+    // occurs once as NC1HWC0, to which GE converts, and once as ND, which aclnn passes through as it is.
     template <typename Definition>
     static void Describe(Definition& definition, bool bf16)
     {

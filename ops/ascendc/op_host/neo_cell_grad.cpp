@@ -16,7 +16,7 @@ static ge::graphStatus InferShapeNeoCellGrad(gert::InferShapeContext* context)
         const gert::Shape* coefficients = context->GetInputShape(2 + side);
         gert::Shape* gradient = context->GetOutputShape(side);
         if (x == nullptr || coefficients == nullptr || gradient == nullptr || coefficients->GetDimNum() != 2) {
-            return neo_cell_host::Refuse(context->GetNodeName(), "coef_a and coef_b must be (rows, 16)");
+            return neo_cell_host::Fail(context->GetNodeName(), "coef_a and coef_b must be (rows, 16)");
         }
         gradient->SetDimNum(3);
         gradient->SetDim(0, x->GetDim(0));
@@ -51,7 +51,7 @@ public:
     }
 
 private:
-    // Training calls this through aclnn only, so the maps are 5-D ND.
+    // Training calls this operator through aclnn only, so its maps are 5-D tensors of format ND.
     template <typename Definition>
     static void Describe(Definition& definition, bool bf16)
     {

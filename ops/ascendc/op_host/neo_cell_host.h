@@ -1,6 +1,8 @@
-// What NeoCell and NeoCellGrad share on the host: attributes, output sizes, tiling.
+// The common host part of NeoCell and NeoCellGrad: attributes, output sizes, tiling. The geometry itself is in
+// op_kernel/neo_cell_tiling.h, which the kernels share; here are the framework's types and the checks of what it
+// passes.
 //
-// C++11: CANN 8.x compiles operator projects with -std=c++11.
+// C++11, because CANN 8.x compiles operator projects with -std=c++11.
 #ifndef NEO_CELL_HOST_H
 #define NEO_CELL_HOST_H
 
@@ -26,8 +28,8 @@ enum AttributeIndex { CHANNELS, H_IN, H_OUT, W_IN, W_OUT, SHIFT_A, SHIFT_B, OUTP
 // Axes of the 5-D storage (N, C1, H, W, C0).
 enum StorageAxis { AXIS_N, AXIS_C1, AXIS_H, AXIS_W, AXIS_C0, STORAGE_AXES };
 
-// Operators have no logging interface of their own that every CANN 8.x installs, and ATC shows this stream.
-inline ge::graphStatus Refuse(const char* node, const std::string& reason)
+// Report an error. No logging interface for operators comes with every CANN 8.x, but ATC shows this stream.
+inline ge::graphStatus Fail(const char* node, const std::string& reason)
 {
     std::fprintf(stderr, "[ERROR] %s: %s\n", node == nullptr ? "NeoCell" : node, reason.c_str());
     return ge::GRAPH_FAILED;
@@ -47,7 +49,8 @@ inline const gert::TypedContinuousVector<int64_t>* ReadList(const gert::RuntimeA
     return attributes == nullptr ? nullptr : attributes->GetAttrPointer<gert::TypedContinuousVector<int64_t>>(index);
 }
 
-// Fills the runs and the given output size of `problem`; returns why it cannot, or an empty string.
+// Fill in the runs of `problem`, and its output size if an attribute has it. Return an empty string, or the reason why
+// not.
 inline std::string ReadAttributes(const gert::RuntimeAttrs* attributes, NeoCellProblem& problem)
 {
     const gert::TypedContinuousVector<int64_t>* lists[SHIFT_B + 1];
@@ -108,13 +111,13 @@ inline int64_t TotalChannels(const NeoCellProblem& problem)
     return total;
 }
 
-// Outputs of one side of the map for `size` inputs, -1 if those are not known yet.
+// Return the outputs of one side of the map for `size` inputs, -1 if those are not known yet.
 inline int64_t OutputSize(const NeoCellMatrix* sides, int32_t runs, int64_t size)
 {
     return size < 0 ? -1 : NeoCellOutputs(sides, runs, size);
 }
 
-// The forward operator's output from its input: NCHW or NHWC as GE sees a map, or 5-D as aclnn passes it.
+// Infer the forward operator's output from its input: NCHW or NHWC as GE sees a map, or 5-D as aclnn passes it.
 inline std::string InferOutput(
     const gert::Shape& x, bool channelsLast, const gert::RuntimeAttrs* attributes, gert::Shape& y)
 {
@@ -133,8 +136,9 @@ inline std::string InferOutput(
     }
     const size_t height = axes == 4 && channelsLast ? 1 : AXIS_H;
     const int64_t channels = TotalChannels(problem);
-    const int64_t given = axes == 4 ? x.GetDim(channelsLast ? 3 : 1) : channels;
-    if (given >= 0 && given != channels) {
+    // A 5-D shape does not tell its channels: C1 * C0 may have lanes beyond the last one.
+    const int64_t actual = axes == 4 ? x.GetDim(channelsLast ? 3 : 1) : channels;
+    if (actual >= 0 && actual != channels) {
         return "x is " + ShapeText(x) + ", but the attribute channels adds up to " + std::to_string(channels);
     }
     const int64_t rows =
@@ -154,11 +158,11 @@ inline ge::graphStatus CheckCoefficients(
 {
     const gert::StorageShape* shape = context->GetInputShape(input);
     if (shape == nullptr) {
-        return Refuse(context->GetNodeName(), std::string(name) + " is missing");
+        return Fail(context->GetNodeName(), std::string(name) + " is missing");
     }
     const gert::Shape& stored = shape->GetStorageShape();
     if (stored.GetDimNum() != 2 || stored.GetDim(0) != rows || stored.GetDim(1) != NEO_CELL_LANES) {
-        return Refuse(
+        return Fail(
             context->GetNodeName(), std::string(name) + " is " + ShapeText(stored) + "; the attributes ask for (" +
                                         std::to_string(rows) + ", " + std::to_string(NEO_CELL_LANES) +
                                         "), packed by the same version of neonext_ms");
@@ -166,7 +170,7 @@ inline ge::graphStatus CheckCoefficients(
     return ge::GRAPH_SUCCESS;
 }
 
-// Tiling of either operator. `coefficients` is the index of coef_a among the inputs, coef_b is the next.
+// Make the tiling of either operator. `coefficients` is the index of coef_a among the inputs; coef_b is the next one.
 inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, size_t coefficients)
 {
     const char* node = context->GetNodeName();
@@ -175,22 +179,22 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
     NeoCellTiling* tiling = context->GetTilingData<NeoCellTiling>();
     size_t* workspaces = context->GetWorkspaceSizes(1);
     if (xShape == nullptr || xDesc == nullptr || tiling == nullptr || workspaces == nullptr) {
-        return Refuse(node, "the framework passed no input, or no room for tiling data");
+        return Fail(node, "the framework passed no input, or no room for tiling data");
     }
     NeoCellProblem problem{};
     const std::string reason = ReadAttributes(context->GetAttrs(), problem);
     if (!reason.empty()) {
-        return Refuse(node, reason);
+        return Fail(node, reason);
     }
     const gert::Shape& x = xShape->GetStorageShape();
     if (x.GetDimNum() != STORAGE_AXES) {
-        return Refuse(
+        return Fail(
             node, "x is stored as " + ShapeText(x) + "; expected (N, C1, H, W, C0), that is format NC1HWC0, or a "
                                                      "5-D tensor of that layout");
     }
     for (size_t axis = 0; axis < STORAGE_AXES; ++axis) {
         if (x.GetDim(axis) < 1 || x.GetDim(axis) > INT32_MAX) {
-            return Refuse(node, "x is stored as " + ShapeText(x) + ", which has a side that is empty or too large");
+            return Fail(node, "x is stored as " + ShapeText(x) + ", which has a side that is empty or too large");
         }
     }
     problem.images = static_cast<int32_t>(x.GetDim(AXIS_N));
@@ -201,7 +205,7 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
 
     const ge::DataType type = xDesc->GetDataType();
     if (type != ge::DT_FLOAT16 && type != ge::DT_FLOAT && type != ge::DT_BF16) {
-        return Refuse(node, "x must be float16, float32 or bfloat16");
+        return Fail(node, "x must be float16, float32 or bfloat16");
     }
     const int64_t* accumulate =
         context->GetAttrs() == nullptr ? nullptr : context->GetAttrs()->GetAttrPointer<int64_t>(ACCUMULATE_FP32);
@@ -209,18 +213,18 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
     problem.elementBytes = type == ge::DT_FLOAT ? 4 : 2;
     problem.computeBytes = gradient || wide ? 4 : problem.elementBytes;
     problem.gradient = gradient ? 1 : 0;
-    // The gradient has one kernel for all types, which computes in float32.
+    // The forward kernel has one variant that computes in the type of x and one in float32; the gradient has only one.
     const uint64_t key = !gradient && wide ? 1 : 0;
 
     if (gradient) {
         const gert::StorageShape* dyShape = context->GetInputShape(1);
         if (dyShape == nullptr || dyShape->GetStorageShape().GetDimNum() != STORAGE_AXES) {
-            return Refuse(node, "dy must be stored as (N, C1, H, W, C0)");
+            return Fail(node, "dy must be stored as (N, C1, H, W, C0)");
         }
         const gert::Shape& dy = dyShape->GetStorageShape();
         if (dy.GetDim(AXIS_N) != x.GetDim(AXIS_N) || dy.GetDim(AXIS_C1) != x.GetDim(AXIS_C1) ||
             dy.GetDim(AXIS_C0) != x.GetDim(AXIS_C0)) {
-            return Refuse(node, "dy is stored as " + ShapeText(dy) + ", which does not go with x, " + ShapeText(x));
+            return Fail(node, "dy is stored as " + ShapeText(dy) + ", which does not match x, " + ShapeText(x));
         }
         problem.hOut = static_cast<int32_t>(dy.GetDim(AXIS_H));
         problem.wOut = static_cast<int32_t>(dy.GetDim(AXIS_W));
@@ -229,7 +233,7 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
         problem.hasBias = bias != nullptr && bias->GetStorageShape().GetShapeSize() > 0 ? 1 : 0;
         const int64_t lanes = static_cast<int64_t>(problem.planes) * problem.c0;
         if (problem.hasBias != 0 && bias->GetStorageShape().GetShapeSize() != lanes) {
-            return Refuse(
+            return Fail(
                 node, "bias is " + ShapeText(bias->GetStorageShape()) + "; expected " + std::to_string(lanes) +
                           " values, zero beyond the last channel");
         }
@@ -242,9 +246,9 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
     device.cores = static_cast<int32_t>(platform.GetCoreNumAiv());
     device.ubBytes = static_cast<int32_t>(ubBytes);
 
-    const char* refusal = NeoCellMakeTiling(problem, device, *tiling);
-    if (refusal != nullptr) {
-        return Refuse(node, std::string(refusal) + "; x is stored as " + ShapeText(x));
+    const char* why = NeoCellMakeTiling(problem, device, *tiling);
+    if (why != nullptr) {
+        return Fail(node, std::string(why) + "; x is stored as " + ShapeText(x));
     }
     if (CheckCoefficients(context, coefficients, "coef_a", tiling->totalA) != ge::GRAPH_SUCCESS ||
         CheckCoefficients(context, coefficients + 1, "coef_b", tiling->totalB) != ge::GRAPH_SUCCESS) {
@@ -256,7 +260,7 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
     return ge::GRAPH_SUCCESS;
 }
 
-// Types of a family of devices: bfloat16 only where the vector unit has it.
+// Return the types of a family of devices: bfloat16 only where the vector unit has it.
 inline std::vector<ge::DataType> Types(bool bf16)
 {
     std::vector<ge::DataType> types = {ge::DT_FLOAT16, ge::DT_FLOAT};
@@ -266,7 +270,7 @@ inline std::vector<ge::DataType> Types(bool bf16)
     return types;
 }
 
-// Families of ops/soc.py that the kernels are made for, and whether they have bfloat16.
+// A family of devices, named as in ops/soc.py, for which the kernels are compiled.
 struct Family {
     const char* name;
     bool bf16;

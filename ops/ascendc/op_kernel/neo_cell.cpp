@@ -1,44 +1,52 @@
 // NeoCell forward: y = A x B + bias for every channel, A and B block-diagonal (ops/packing.py has the equations).
 //
-// What it does
-//   Vector unit only. Storage is NC1HWC0: a block of 32 bytes holds 16 channels (fp16) of one position, so one vector
-//   instruction does the same multiply-add for 8 positions of 16 channels in each repeat, with the coefficients of 16
-//   channels broadcast over the positions by strides of zero. Both products run on a strip of rows in the unified buffer
-//   (UB): first A x (taps over rows), then the product with B (taps over columns); nothing in between goes to memory.
-//   A first, because then neighbouring strips share input rows (loaded once, kept in UB by a copy) and never results.
-//   The next strip is loaded while this one is computed, and the one before stored.
+// Layout
+//   Storage is NC1HWC0: a block of 32 bytes holds 16 channels (float16) of one position. One vector instruction does
+//   the same multiply-add for 8 positions of 16 channels in each repeat, with the coefficients of the 16 channels
+//   broadcast over the positions by strides of zero. Only the vector unit works; nothing in between goes to memory.
 //
-// Arithmetic behind the tiling (docs/device-model.md has the sources; none of it was measured on a device by us)
-//   - Repeats: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products. A repeat of
-//     MulAddDst is given with 2 cycles, an instruction with about 22 besides: repeats for an instruction matter as much
-//     as repeats. So the rows of a strip lie in UB phase by phase (rows r, r + k, r + 2 k, ...; the copies from and to
-//     memory put them there): a tap of a phase in A x is then one instruction over all its rows and columns.
-//   - In the product with B the 8 blocks of a repeat are rows, with repeats over the columns of a phase, or columns of a
-//     phase, with repeats over rows: whichever `Cost` says, which also counts conflicts between banks. Where a map holds
-//     hardly more than one period (7 x 7 with k = 7), repeats run over the phases, whose coefficients are evenly apart.
+// How it works
+//   Both products run on a strip of rows in the unified buffer (UB): first A x (taps over rows), then the product with
+//   B (taps over columns). A comes first because then neighbouring strips share input rows, which are loaded once and
+//   kept in UB by a copy, and never results. While a strip is computed, the next one is loaded and the one before is
+//   stored.
+//
+//   Rows of a strip lie in UB phase by phase (rows r, r + k, r + 2 k, ...), where the copies from and to memory put
+//   them. So a tap of a phase in A x is one instruction over all its rows and columns. In the product with B the 8
+//   blocks of a repeat are either rows, with repeats over the columns of a phase, or columns of a phase, with repeats
+//   over rows: `Cost` chooses, and it also counts conflicts between banks. Where a map holds hardly more than one
+//   period (7 x 7 with k = 7), repeats run over the phases, whose coefficients are evenly apart.
+//
+// What bounds it (docs/device-model.md has the sources; none of it was measured on a device by us)
+//   - Repeats: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products. The documents
+//     give a repeat of MulAddDst 2 cycles and an instruction about 22 more, so repeats for each instruction matter as
+//     much as repeats in total.
 //   - UB, in rows of W 32-byte blocks: input 2 (R + h) (double buffered, h <= 2 (k - 1) rows of margin), A x R, output
-//     2 R; for 56 x 56 and k = 7, R = 16 takes 212 KiB. R is chosen by the same costs (NeoCellCost).
-//   - Memory: every input row once (but for the margins where a core starts or ends inside a map), every output once,
-//     coefficients once for each core and block of channels: those taps alone that one of the 16 channels has.
+//     2 R. For 56 x 56 and k = 7, R = 16 takes 212 KiB. R is chosen by the same costs (NeoCellCost).
+//   - Memory: every input row once, except for margins where a core starts or ends inside a map; every output once;
+//     coefficients once for each core and block of channels, and only those taps that one of the 16 channels has.
 //   - Cores: a row with 7 x 7 matrices costs up to 1.8 times one with 4 x 4, so cores get the same cost, not the same
-//     number of rows, in the order (plane, image, row): a core keeps its coefficients over the images of a batch.
+//     number of rows. The order (plane, image, row) lets a core keep its coefficients over the images of a batch.
 //
-// Tried and lost
-//   - NHWC: the same instructions, but a strip of 16 channels is 32 bytes out of each position's C: copies of 32 bytes,
-//     where NC1HWC0 copies whole rows; with 128 channels in a repeat no tap is zero for all of them.
+// Tried and rejected
+//   - NHWC: the same instructions, but a strip of 16 channels is 32 bytes out of each position's C, so copies move 32
+//     bytes where NC1HWC0 copies whole rows; with 128 channels in a repeat no tap is zero for all of them.
 //   - B first: the margin rows would be multiplied with B twice.
-//   - Rows in their order: 1.6 to 2.7 times the instructions at 56 and 28, though 10 % fewer repeats.
-//   - An odd row pitch, so that rows below each other lie in different banks: the one long line of A x gets a ragged end
-//     (4453 instructions for stage 1 of T instead of 3069), and columns as blocks have no conflict for odd k anyway.
+//   - Rows in their natural order: 1.6 to 2.7 times the instructions at 56 and 28, though 10 % fewer repeats.
+//   - An odd row pitch, which puts rows below each other into different banks: the one long line of A x gets a ragged
+//     end (4453 instructions for stage 1 of T instead of 3069), and columns as blocks have no conflict for odd k
+//     anyway.
 //   - Another order of the channels: shifts that share a block of 16 are neighbours already (docs/device-model.md).
-//   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do not.
-//   Not tried: several images or planes of a small map in one strip; two block-diagonal products on the cube, which need
-//   every channel's map as a matrix of its own, but are predicted near this kernel at 224 (docs/device-model.md).
+//   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do
+//     not.
+//   Not tried: several images or planes of a small map in one strip; two block-diagonal products on the cube, which
+//   need every channel's map as a matrix of its own, but are predicted to be near this kernel at 224
+//   (docs/device-model.md).
 #include "neo_cell_base.h"
 
 namespace NeoCell {
 
-// S: type in memory. T: type of the arithmetic.
+// The kernel for one type S in memory and one type T of the arithmetic.
 template <typename S, typename T>
 class NeoCellForward : public Products<T> {
 public:
@@ -60,11 +68,13 @@ public:
         const int32_t window = t.windowRows * t.windowColumns * t.c0;
         const int32_t output = t.strip * t.columns * t.c0;
         const int32_t rows = t.mostA + t.mostB + 1;
+        // Two buffers each, so that the copies in and out run while the vector unit computes.
         pipe_.InitBuffer(input_, 2, window * sizeof(S));
         pipe_.InitBuffer(output_, 2, output * sizeof(S));
         pipe_.InitBuffer(coefficient_, 2, rows * NEO_CELL_LANES * sizeof(S));
         pipe_.InitBuffer(middle_, t.strip * t.windowColumns * t.c0 * sizeof(T));
         if constexpr (CAST) {
+            // Two windows: rows that both strips need are copied from the one to the other.
             pipe_.InitBuffer(window_[0], window * sizeof(T));
             pipe_.InitBuffer(window_[1], window * sizeof(T));
             now_ = 0;
@@ -95,6 +105,7 @@ public:
             more = walk_.Next(next);
             const bool other = more && Block(next) != Block(current);
             const int32_t kept = more ? Kept(current, next) : 0;
+            // Issued before the arithmetic of this strip, so that MTE2 loads while V computes.
             if (more) {
                 if (other) {
                     LoadCoefficients(next);
@@ -102,6 +113,7 @@ public:
                 Load(next, kept);
             }
             Compute(current, held);
+            // Only now are the old coefficients used up; the new ones wait in the queue's second buffer.
             if (other) {
                 coefficient_.FreeTensor(coefficients_);
                 TakeCoefficients();
@@ -118,7 +130,7 @@ public:
 
 private:
     static constexpr bool CAST = sizeof(S) != sizeof(T);
-    // Both round to nearest even: 2002 has no CAST_RINT to half, and nothing has CAST_NONE to bfloat16.
+    // Both round to nearest even. 2002 has no CAST_RINT to half, and no architecture has CAST_NONE to bfloat16.
     static constexpr AscendC::RoundMode NARROW =
         AscendC::IsSameType<S, half>::value ? AscendC::RoundMode::CAST_NONE : AscendC::RoundMode::CAST_RINT;
 
@@ -127,11 +139,12 @@ private:
         return strip.plane * this->tiling_->c0 / NEO_CELL_LANES;
     }
 
-    // Rows of the strip's block of coefficients, A, B and bias, into one buffer.
+    // Load the coefficients of the strip's block of 16 channels, A, B and bias, into one buffer.
     __aicore__ inline void LoadCoefficients(const Strip& strip)
     {
         const NeoCellTiling& t = *this->tiling_;
         const int32_t channel = Block(strip) * NEO_CELL_LANES;
+        // With c0 = 8 the plane may be the second half of its block, whose first half began in an earlier run.
         int32_t run = strip.run;
         while (run > 0 && t.runEnd[run - 1] > channel) {
             --run;
@@ -150,6 +163,7 @@ private:
         nextB_ = rowsB;
     }
 
+    // Wait for the coefficients that were loaded last, and widen them if the arithmetic is wider.
     __aicore__ inline void TakeCoefficients()
     {
         coefficients_ = coefficient_.template DeQue<S>();
@@ -164,13 +178,13 @@ private:
         }
     }
 
-    // Rows of `next`'s window that `current`'s has.
+    // Return how many rows of `next`'s window the window of `current` has.
     __aicore__ inline int32_t Kept(const Strip& current, const Strip& next) const
     {
         return next.follows && !current.Empty() ? NeoCellMax(0, current.bottom - next.top) : 0;
     }
 
-    // Starts the copy of a strip's window but for its first `kept` rows.
+    // Start the copy of a strip's window, except for its first `kept` rows.
     __aicore__ inline void Load(const Strip& strip, int32_t kept)
     {
         if (strip.Empty()) {
@@ -202,7 +216,8 @@ private:
         }
     }
 
-    // The window of `next`, once `current` is computed: the rows that both have are copied, the others were loaded.
+    // Return the window of `next`, once `current` is computed. The rows that both have are copied on the vector unit,
+    // which is cheaper than loading them again; the others were loaded.
     __aicore__ inline LocalTensor<S> Keep(const Strip& current, LocalTensor<S>& held, const Strip& next, int32_t kept)
     {
         LocalTensor<S> local = Take(next);
@@ -225,6 +240,7 @@ private:
         const int32_t row = next.WindowColumns() * this->tiling_->c0;
         const Line to = next.Window();
         const Line from = current.Window();
+        // The rows of one phase lie together in both windows, so each phase is one copy.
         for (int32_t phase = 0; phase < to.period && kept > 0; ++phase) {
             const Places places(to, phase, to.origin, to.origin + kept);
             if (places.count > 0) {
@@ -236,7 +252,7 @@ private:
         AscendC::PipeBarrier<PIPE_V>();
     }
 
-    // The loaded rows, but for the first `kept`, in the type of the arithmetic.
+    // Convert the loaded rows, except for the first `kept`, to the type of the arithmetic.
     __aicore__ inline void Widen(const Strip& strip, LocalTensor<S>& local, int32_t kept)
     {
         if (strip.Empty()) {
@@ -288,6 +304,7 @@ private:
         const int32_t blocks = this->Blocks();
         const Line rows = strip.Output();
         const int32_t pitchOut = strip.Columns() * blocks;
+        // A strip that reads no input at all, below or beside what a shifted grid covers, is zero plus bias.
         if (strip.Empty()) {
             this->Zero(result, {strip.Columns() * blocks, rows.Places(), 1, 1, pitchOut, pitchOut, 0});
         } else {
@@ -297,7 +314,7 @@ private:
                 middle, window, coefficients, t.runA, strip.plane, strip.run,
                 {strip.begin, strip.end, t.hIn, rows, strip.Window()},
                 {strip.WindowColumns(), 1, blocks, blocks, pitch, pitch, 0});
-            // Places that no row takes: the product with B goes over all of them.
+            // The product with B goes over all places, also those that no row takes: they must hold numbers.
             for (int32_t place = strip.Rows() % rows.period; place % rows.period != 0; ++place) {
                 const int32_t empty = ((place + 1) * rows.each - 1) * pitch * Products<T>::LANES;
                 this->Zero(middle[empty], {pitch, 1, 1, 1, 0, 0, 0});
@@ -325,7 +342,7 @@ private:
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> output_;
     AscendC::TQue<AscendC::TPosition::VECIN, 1> coefficient_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> middle_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> window_[2]; // this strip's and the one's before
+    AscendC::TBuf<AscendC::TPosition::VECCALC> window_[2]; // of this strip and of the one before
     AscendC::TBuf<AscendC::TPosition::VECCALC> result_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> wide_;
     GlobalTensor<S> x_;
@@ -334,7 +351,7 @@ private:
     GlobalTensor<S> bias_;
     GlobalTensor<S> y_;
     LocalTensor<S> coefficients_;
-    int32_t now_;     // which of the windows is this strip's
+    int32_t now_;     // index of this strip's window
     int32_t offsetA_; // next row of coefficients to load
     int32_t offsetB_;
     int32_t nextA_; // rows of the coefficients loaded last
@@ -354,7 +371,7 @@ __aicore__ inline void RunForward(
 
 } // namespace NeoCell
 
-// Tiling key 0: arithmetic in the type of x; 1: in float32, for float16 on request and for bfloat16 always.
+// Tiling key 0 computes in the type of x; key 1 in float32, for float16 on request and for bfloat16 always.
 extern "C" __global__ __aicore__ void neo_cell(
     GM_ADDR x, GM_ADDR coef_a, GM_ADDR coef_b, GM_ADDR bias, GM_ADDR y, GM_ADDR workspace, GM_ADDR tiling)
 {

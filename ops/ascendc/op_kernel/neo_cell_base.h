@@ -1,4 +1,10 @@
-// What the NeoCell kernels share: a product with one side's matrices, and the walk over strips of the maps.
+// The common parts of the NeoCell kernels: a product with one side's matrices, and the walk over strips of the maps.
+//
+// A product is a sum over taps. Its operands are grids of 32-byte blocks in the unified buffer, and one step of the sum
+// is the same multiply-add on every block of a grid. What costs time is the number of vector instructions (about 22
+// cycles each) and of their repeats (2 cycles, more where blocks of a repeat share banks), so the code here chooses,
+// for each part of the channels, in which order the blocks of a grid become repeats (`Plan`, `Cost`, `Run`). Scalar
+// work is slow on the device, so plans are kept for as long as they hold (`PhasesKey`).
 #ifndef NEO_CELL_BASE_H
 #define NEO_CELL_BASE_H
 
@@ -25,10 +31,10 @@ struct Grid {
     int32_t withAlong; // of the coefficients, which are the same across
 };
 
-// Where the rows (or columns) of a map lie in UB, counted in rows: those of a phase together, or as they come.
+// The places of the rows (or columns) of a map in UB: in their natural order, or those of a phase together.
 struct Line {
     int32_t origin; // the first one
-    int32_t period; // phases, 1 if the rows lie as they come
+    int32_t period; // phases, 1 if the rows lie in their natural order
     int32_t each;   // places for each phase
 
     __aicore__ inline int32_t At(int32_t index) const
@@ -37,7 +43,7 @@ struct Line {
         return period == 1 ? place : place % period * each + place / period;
     }
 
-    // Places from one to the one `period` further on, if `period` is this line's.
+    // Return the places between a row and the one `distance` rows on; `distance` is the period, if there is one.
     __aicore__ inline int32_t Step(int32_t distance) const
     {
         return period == 1 ? distance : 1;
@@ -54,7 +60,7 @@ __aicore__ inline Line MakeLine(int32_t origin, int32_t count, int32_t period)
     return {origin, period, NeoCellCeil(count, period)};
 }
 
-// The outputs `begin` to before `end` of a product, out of inputs of which there are `size`.
+// Outputs [begin, end) of a product, and the places of outputs and inputs; there are `size` inputs.
 struct Range {
     int32_t begin;
     int32_t end;
@@ -63,7 +69,8 @@ struct Range {
     Line from;
 };
 
-// What phases depend on. Neighbouring planes and strips often have the same, and scalar work is slow.
+// The values that phases depend on. Neighbouring planes and strips often share them, and scalar work is slow, so phases
+// are planned again only when one of these changes.
 struct PhasesKey {
     int32_t firstRun; // of the segment
     int32_t lastRun;
@@ -83,16 +90,16 @@ struct PhasesKey {
     }
 };
 
-// What a segment does in each phase, for the channels of one 32-byte block.
+// The plan of a segment for the channels of one 32-byte block: the taps of each phase, and the order of the repeats.
 struct Phases {
     PhasesKey key;
     int32_t kIn;
     int32_t kOut;
-    int32_t from;                       // first period that the range has a part of
+    int32_t from;                       // first period of which the range has a part
     int32_t to;                         // last one
     int32_t sweeps;                     // most taps of a phase that the range has
-    bool together;                      // repeats run over neighbouring phases, not over periods
-    bool turned;                        // blocks of a repeat lie along the axis, repeats across
+    bool together;                      // repeats run over neighbouring phases instead of periods
+    bool turned;                        // blocks of a repeat lie along the axis, and repeats run across
     int16_t start[NEO_CELL_MAX_KERNEL]; // first tap
     int16_t stop[NEO_CELL_MAX_KERNEL];  // behind the last one
     int16_t row[NEO_CELL_MAX_KERNEL];   // row of coefficients of tap 0
@@ -100,11 +107,12 @@ struct Phases {
     int16_t high[NEO_CELL_MAX_KERNEL];  // last one
 };
 
-// Outputs [begin, end) x [left, right) of one plane of one image, and the inputs they read.
+// Outputs [begin, end) x [left, right) of one plane of one image, and the inputs [top, bottom) x [first, last) that
+// they read.
 struct Strip {
     int32_t plane;
     int32_t image;
-    int32_t run; // first of the plane's
+    int32_t run; // first run of the plane
     int32_t begin;
     int32_t end;
     int32_t left;
@@ -113,9 +121,9 @@ struct Strip {
     int32_t bottom;
     int32_t first;
     int32_t last;
-    int32_t phasesIn;  // of the rows in UB: 1, or those of the matrices A
+    int32_t phasesIn;  // phases in whose order the rows lie in UB: 1, or those of the matrices A
     int32_t phasesOut;
-    bool follows; // right below the strip before, in the same columns
+    bool follows; // lies right below the strip before, in the same columns, and can keep rows of it
     __aicore__ inline bool Empty() const
     {
         return top >= bottom || first >= last;
@@ -207,8 +215,8 @@ public:
     }
 
 private:
-    // Rows of a phase together make one long run of positions for each tap. That pays where rows are long, and needs
-    // matrices A of one size for all channels of the plane.
+    // Rows of a phase that lie together make one long run of positions for each tap. That pays where rows are long. It
+    // needs matrices A of one size for all channels of the plane, and gaps between the rows that fit into a copy.
     __aicore__ inline void Order(Strip& strip) const
     {
         const NeoCellTiling& t = *tiling_;
@@ -236,15 +244,15 @@ private:
     int32_t lastRun_;
 };
 
-// The parts of a plane's channels: those of one segment in one 32-byte block.
+// The parts of a plane's channels. A part has the channels of one segment in one 32-byte block: one plan, one mask.
 struct Parts {
     NeoCellSegment segment;
-    int32_t row;    // of the block of 16 channels, at which the segment's coefficients start
-    int32_t block;  // of the position
+    int32_t row;    // row of the block of 16 channels at which the segment's coefficients start
+    int32_t block;  // 32-byte block of a position
     int32_t begin;  // channels
     int32_t end;
-    int32_t lane;   // of the block, where `begin` is
-    int32_t column; // of a row of coefficients, where the block begins
+    int32_t lane;   // place of `begin` in the block
+    int32_t column; // place of the block in a row of coefficients
 
     __aicore__ inline void Init(
         const NeoCellTiling& tiling, const uint16_t* sides, int32_t plane, int32_t run, int32_t lanes)
@@ -296,12 +304,13 @@ private:
     int32_t stop_;
 };
 
-// Vector instructions on maps of 32-byte blocks: `T` is the type of the arithmetic.
+// Vector instructions on maps of 32-byte blocks; T is the type of the arithmetic.
 template <typename T>
 class Products {
 public:
-    static constexpr int32_t LANES = NEO_CELL_BLOCK / static_cast<int32_t>(sizeof(T)); // channels of a block
-    static constexpr int32_t ROW = NEO_CELL_LANES / LANES;                             // blocks of a row of coefficients
+    // Channels of a block, and blocks of a row of coefficients.
+    static constexpr int32_t LANES = NEO_CELL_BLOCK / static_cast<int32_t>(sizeof(T));
+    static constexpr int32_t ROW = NEO_CELL_LANES / LANES;
 
     __aicore__ inline void Init(const NeoCellTiling& tiling)
     {
@@ -312,14 +321,14 @@ public:
         sides_[1].key.end = 0;
     }
 
-    // Blocks of 32 bytes for each position of a map.
+    // Return the 32-byte blocks of each position of a map.
     __aicore__ inline int32_t Blocks() const
     {
         return blocks_;
     }
 
-    // One side of y = A x B for all channels of a plane: sums over taps along one axis, the same for all lanes across.
-    // `coefficients` are the rows of the plane's block of 16 channels; `run` is the first run of the plane.
+    // Compute one side of y = A x B for all channels of a plane: sums over taps along one axis, the same for all lanes
+    // across. `coefficients` are the rows of the plane's block of 16 channels; `run` is the first run of the plane.
     __aicore__ inline void Product(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients,
         const uint16_t* sides, int32_t plane, int32_t run, const Range& range, const Grid& grid)
@@ -334,14 +343,14 @@ public:
         }
     }
 
-    // Zero in every block of a grid.
+    // Clear every block of a grid.
     __aicore__ inline void Zero(const LocalTensor<T>& dst, const Grid& grid)
     {
         SetLanes(0, LANES);
         Run<Step::ZERO>(dst, dst, dst, grid);
     }
 
-    // The same block added to every block of a grid, for each block of a position.
+    // Add one block to every block of a grid, for each block of a position.
     __aicore__ inline void AddToAll(const LocalTensor<T>& dst, const LocalTensor<T>& block, const Grid& grid)
     {
         SetLanes(0, LANES);
@@ -351,7 +360,7 @@ public:
     }
 
 protected:
-    // The phases of a part, in `phases_`.
+    // Plan the phases of a part, in `phases_`.
     __aicore__ inline void Plan(const uint16_t* sides, const Parts& part, const Range& range, const Grid& grid)
     {
         const NeoCellSegment& segment = part.segment;
@@ -396,7 +405,7 @@ protected:
                 p.sweeps = NeoCellMax(p.sweeps, stop - start);
             }
         }
-        // Whichever takes fewer instructions.
+        // Repeats over phases or over periods, whichever takes fewer instructions.
         int32_t groups = 0;
         for (int32_t phase = 0; phase < p.kOut; phase = Alike(phase)) {
             ++groups;
@@ -415,11 +424,11 @@ protected:
                 grid.dstAcross, grid.srcAcross, grid.withAlong};
     }
 
-    // Cycles of a step on a grid, about: 22 to start an instruction, 2 for a repeat of MulAddDst, more where the blocks
-    // of a repeat lie in the same of the 16 groups of banks. docs/device-model.md has the sources.
-    __aicore__ static inline int32_t Cost(const Grid& given)
+    // Estimate the cycles of a step on a grid: 22 to start an instruction, 2 for a repeat of MulAddDst, more where
+    // blocks of a repeat lie in the same one of the 16 groups of banks. docs/device-model.md has the sources.
+    __aicore__ static inline int32_t Cost(const Grid& layout)
     {
-        const Grid grid = Flat(given);
+        const Grid grid = Flat(layout);
         const int32_t groups = grid.lanes / NEO_CELL_GROUP;
         const int32_t rest = grid.lanes % NEO_CELL_GROUP != 0 ? 1 : 0;
         if (!Fits(grid.dstAcross, grid.srcAcross)) {
@@ -434,14 +443,14 @@ protected:
                2 * (groups + rest) * grid.repeats * NeoCellMax(Ways(grid.dstAcross), Ways(grid.srcAcross));
     }
 
-    // Cycles in which 8 blocks so far apart are reached: they lie in 16 / gcd(stride, 16) groups of banks.
+    // Return the cycles in which 8 blocks so far apart are reached: they lie in 16 / gcd(stride, 16) groups of banks.
     __aicore__ static inline int32_t Ways(int32_t stride)
     {
         const int32_t common = stride & -stride;
         return common <= 2 ? 1 : NeoCellMin(common / 2, NEO_CELL_GROUP);
     }
 
-    // A grid whose repeats follow each other without a gap is one long line.
+    // Return a grid whose repeats follow each other without a gap as one long line, which takes fewer instructions.
     __aicore__ static inline Grid Flat(const Grid& grid)
     {
         if (grid.withAlong != 0 || grid.dstAlong != grid.lanes * grid.dstAcross ||
@@ -451,7 +460,8 @@ protected:
         return {grid.lanes * grid.repeats, 1, grid.dstAcross, grid.srcAcross, 0, 0, 0};
     }
 
-    // Behind the last of the phases from `phase` on that read the same taps, with rows of coefficients evenly apart.
+    // Return the end of the phases from `phase` on that read the same taps, with rows of coefficients evenly apart: a
+    // repeat stride can then step through the coefficients.
     __aicore__ inline int32_t Alike(int32_t phase) const
     {
         const Phases& p = *phases_;
@@ -463,8 +473,8 @@ protected:
         return next;
     }
 
-    // Sums over the taps, ascending whatever the strip, so that the result does not depend on the cores. Each output's
-    // first tap inside the map writes, the others add. In each sweep every phase takes one tap: neighbouring
+    // Sum over the taps, ascending whatever the strip, so that the result does not depend on the cores. Each output's
+    // first tap inside the map writes, the others add. In each sweep every phase takes one tap, so that neighbouring
     // instructions do not wait for each other's results.
     __aicore__ inline void Sweep(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
@@ -488,7 +498,7 @@ protected:
         }
     }
 
-    // One tap of one phase, in all periods.
+    // Do one tap of one phase, in all periods.
     __aicore__ inline void OverPeriods(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
         const Grid& across, int32_t phase, int32_t sweep)
@@ -501,7 +511,8 @@ protected:
         if (low > high) {
             return;
         }
-        // The block that a shifted grid starts with lies partly before the map: tap 0 is its first.
+        // The first block of a shifted grid lies partly before the map, so its first tap is tap 0, while that of the
+        // other periods is `start`: it is multiplied apart from them, and tap 0 must not be added again.
         const bool cut = low == 0 && p.start[phase] < 0;
         low += cut && tap <= 0 ? 1 : 0;
         Clip(tap, range.size, low, high);
@@ -522,13 +533,13 @@ protected:
             grid.repeats = 1;
             Tap<Step::MULTIPLY>(dst, src, coefficients, range, across, grid, phase, 0, p.row[phase]);
         }
-        // Outputs whose block lies behind the map.
+        // Outputs whose block lies behind the map have no tap that would write them.
         const int32_t none = NeoCellMax(low, high + 1);
         grid.repeats = last - none + 1;
         Tap<Step::ZERO>(dst, src, coefficients, range, across, grid, none * p.kOut + phase, 0, 0);
     }
 
-    // One tap of the phases [phase, next), which read the same taps, in each period.
+    // Do one tap of the phases [phase, next), which read the same taps, in each period.
     __aicore__ inline void OverPhases(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
         const Grid& across, int32_t phase, int32_t next, int32_t sweep)
@@ -562,7 +573,7 @@ protected:
         }
     }
 
-    // `grid` from output, input and row of coefficients on; nothing if it has no repeats.
+    // Do a step on `grid`, which starts at an output, an input and a row of coefficients; nothing if it has no repeats.
     template <Step STEP>
     __aicore__ inline void Tap(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& coefficients, const Range& range,
@@ -581,7 +592,7 @@ protected:
         }
     }
 
-    // Periods of [low, high] whose input m * kIn + tap lies in the map.
+    // Clip [low, high] to the periods whose input m * kIn + tap lies in the map.
     __aicore__ inline void Clip(int32_t tap, int32_t size, int32_t& low, int32_t& high) const
     {
         const int32_t k = phases_->kIn;
@@ -593,14 +604,15 @@ protected:
         }
     }
 
-    // Channels [begin, end) of every block take part from here on.
+    // Let channels [begin, end) of every block take part from here on.
     __aicore__ inline void SetLanes(int32_t begin, int32_t end)
     {
         lanes_ = ((static_cast<uint64_t>(1) << (end - begin)) - 1) << begin;
         masked_ = -1;
     }
 
-    // The first `blocks` blocks of a repeat take part.
+    // Let the first `blocks` blocks of a repeat take part. Setting the mask costs scalar instructions, so it is set
+    // only when it changes.
     __aicore__ inline void SetBlocks(int32_t blocks)
     {
         if (masked_ == blocks) {
@@ -620,16 +632,17 @@ protected:
         return stride <= NEO_CELL_MAX_STRIDE && other <= NEO_CELL_MAX_STRIDE;
     }
 
-    // One step on a grid. A repeat covers 8 blocks across; repeats run along, or over groups of 8 across, whichever
+    // Do one step on a grid. A repeat covers 8 blocks across. Repeats run along, or over groups of 8 across, whichever
     // needs fewer instructions among those whose distances fit into an instruction.
     template <Step STEP>
     __aicore__ inline void Run(
-        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& given)
+        const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& layout)
     {
-        const Grid grid = Flat(given);
+        const Grid grid = Flat(layout);
         const int32_t groups = grid.lanes / NEO_CELL_GROUP;
         const int32_t rest = grid.lanes - groups * NEO_CELL_GROUP;
         const bool along = Fits(grid.dstAlong, grid.srcAlong);
+        // Blocks across are too far apart for a repeat: each becomes a line of its own.
         if (!Fits(grid.dstAcross, grid.srcAcross)) {
             Grid one = grid;
             one.dstAcross = 1;
@@ -663,6 +676,7 @@ protected:
         }
     }
 
+    // Do a step with repeats along, one by one where they are too far apart for a stride.
     template <Step STEP>
     __aicore__ inline void Along(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid, bool fits)
@@ -678,6 +692,7 @@ protected:
         }
     }
 
+    // Issue a step with any number of repeats; an instruction has at most 255. The mask is set already (`false`).
     template <Step STEP>
     __aicore__ inline void Repeat(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid,
@@ -711,10 +726,10 @@ protected:
     Phases sides_[2];
 
     uint64_t lanes_;
-    int32_t masked_; // blocks that the device's mask is set for, -1 unknown
+    int32_t masked_; // blocks for which the device's mask is set, -1 if unknown
 };
 
-// Rows of one map, `columns` wide, of which the columns [first, last) count.
+// Rows of one map in memory, `columns` wide, of which the columns [first, last) are copied.
 struct Rows {
     int64_t map;
     int32_t rows;
@@ -729,11 +744,11 @@ struct Rows {
     }
 };
 
-// Places of a phase that the rows [top, bottom) of a line take; rows [line.origin, top) come before them.
+// The places of one phase that rows [top, bottom) of a line take; rows [line.origin, top) come before them.
 struct Places {
     int32_t begin;
     int32_t count;
-    int32_t row; // the first one's
+    int32_t row; // the first of them
 
     __aicore__ inline Places(const Line& line, int32_t phase, int32_t top, int32_t bottom)
     {
@@ -744,14 +759,14 @@ struct Places {
     }
 
 private:
-    // Of `rows` rows, those of the phase.
+    // Return how many of `rows` rows belong to the phase.
     __aicore__ static inline int32_t Count(int32_t rows, int32_t phase, int32_t period)
     {
         return rows > phase ? NeoCellCeil(rows - phase, period) : 0;
     }
 };
 
-// How the rows of a phase lie in memory, for a copy between it and UB.
+// Return the parameters of a copy of one phase: in memory its rows are a period apart, in UB they are neighbours.
 template <typename S>
 __aicore__ inline AscendC::DataCopyParams Bursts(const Rows& rows, const Line& line, int32_t count, bool load)
 {
@@ -762,7 +777,7 @@ __aicore__ inline AscendC::DataCopyParams Bursts(const Rows& rows, const Line& l
         static_cast<uint16_t>(count), static_cast<uint16_t>(width * pixel), load ? gap : 0, load ? 0 : gap);
 }
 
-// Copies the rows [top, bottom) of a map to their places in UB.
+// Copy rows [top, bottom) of a map to their places in UB.
 template <typename S>
 __aicore__ inline void LoadMap(
     const LocalTensor<S>& dst, const GlobalTensor<S>& src, const Rows& rows, const Line& line, int32_t top,
@@ -783,7 +798,7 @@ __aicore__ inline void LoadMap(
     }
 }
 
-// The reverse, for all rows of a line up to before `bottom`.
+// The reverse, for all rows of a line before `bottom`.
 template <typename S>
 __aicore__ inline void StoreMap(
     const GlobalTensor<S>& dst, const LocalTensor<S>& src, const Rows& rows, const Line& line, int32_t bottom)

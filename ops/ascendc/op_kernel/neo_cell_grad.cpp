@@ -3,20 +3,28 @@
 //     grad_a[p, t] = sum over rows m kOut + p and columns of dy[m kOut + p, :] * (x B)[m kIn + t, :]
 //     grad_b[q, t] = sum over rows and columns n kOut + q of dy[:, n kOut + q] * (A x)[:, n kIn + t]
 //
-// for every channel and image; the caller sums over the images. So no two cores add to the same place: the result does
-// not depend on the number of cores or on their order, and the operator needs no atomics. The gradient of x is the
-// forward operator with transposed matrices (ops/packing.py, `transposed`).
+// for every channel and image. The gradient of x needs no kernel of its own: it is the forward operator with transposed
+// matrices (ops/packing.py, `transposed`).
 //
-// As in neo_cell.cpp a strip of rows is computed at a time, all of it in float32. A x and x B are computed as there; each
-// phase and tap is then one sum of products over the strip: up to 32 repeats are kept apart in a scratch buffer while
-// the instructions run over the rest, then added pairwise (for accuracy as well as for speed) and to the result.
-// A core does whole maps, so that each element of the result is written once. Margins of strips are loaded again:
-// the products below are several times the work of loading them.
+// Layout
+//   That of neo_cell.cpp: NC1HWC0 in memory, rows of 16 coefficients. The result has a partial sum for each image, and
+//   the caller sums over the images. So no two cores add to the same place: the result depends neither on the number
+//   of cores nor on their order, and the operator needs no atomics.
+//
+// How it works
+//   As in neo_cell.cpp a strip of rows is computed at a time, here all of it in float32. A x and x B are computed as
+//   there. Each phase and tap is then one sum of products over the strip: up to 32 repeats stay apart in a scratch
+//   buffer while the instructions run over the rest, and are then added pairwise, for accuracy as well as for speed. A
+//   core does whole maps, so that each element of the result is written once.
+//
+// What bounds it
+//   Repeats of MulAddDst: k taps of each phase over the whole strip, for both sides, besides the two products. Margins
+//   of strips are loaded again, because loading them costs a fraction of these products.
 #include "neo_cell_base.h"
 
 namespace NeoCell {
 
-// S: type in memory; all arithmetic is in float32.
+// The kernel for one type S in memory; all arithmetic is in float32.
 template <typename S>
 class NeoCellGradient : public Products<float> {
 public:
@@ -74,6 +82,7 @@ public:
                 upstream = upstream_.template DeQue<S>();
             }
             more = walk_.Next(next);
+            // Issued before the arithmetic of this strip, so that MTE2 loads while V computes.
             if (more) {
                 Load(next);
             }
@@ -97,7 +106,7 @@ public:
 private:
     static constexpr bool CAST = sizeof(S) != sizeof(float);
 
-    // A new map: its coefficients, if they are not those of the map before, and a sum of zero.
+    // Begin a new map: load its coefficients, if the map before had others, and clear the sum.
     __aicore__ inline void Begin(const Strip& strip)
     {
         const NeoCellTiling& t = *tiling_;
@@ -126,6 +135,7 @@ private:
                 Widen(wideCoefficient_.template Get<float>(), coefficients_, (rowsA_ + rowsB_) * NEO_CELL_LANES);
             }
         }
+        // One buffer: the store of the map before has to be done, which this waits for.
         total_ = sum_.template AllocTensor<float>();
         AscendC::Duplicate(total_, 0.0f, (rowsA_ + rowsB_) * NEO_CELL_LANES);
         AscendC::PipeBarrier<PIPE_V>();
@@ -145,7 +155,7 @@ private:
         sum_.FreeTensor(total_);
     }
 
-    // Rows of coefficients; of each row only what belongs to this plane.
+    // Store rows of coefficients. With c0 = 8 a row belongs to two planes, and this one stores its half.
     __aicore__ inline void StoreRows(const GlobalTensor<float>& dst, const LocalTensor<float>& src, int32_t rows)
     {
         const int32_t c0 = tiling_->c0;
@@ -226,7 +236,7 @@ private:
             {strip.Rows(), 1, pitchOut, pitchIn, blocks, blocks, 0});
     }
 
-    // Adds to each row of coefficients of a side the products of `dy` (dst of the grid) and `values` (src).
+    // Add to each row of coefficients of a side the products of `dy` (dst of the grid) and `values` (src).
     __aicore__ inline void Sums(
         const LocalTensor<float>& total, const LocalTensor<float>& dy, const LocalTensor<float>& values,
         const uint16_t* sides, int32_t plane, int32_t run, const Range& range, const Grid& across)
@@ -258,7 +268,7 @@ private:
         }
     }
 
-    // total += the sum over a grid of a * b, by lanes.
+    // Add the sum of a * b over a grid to `total`, lane by lane.
     __aicore__ inline void Sum(
         const LocalTensor<float>& total, const LocalTensor<float>& a, const LocalTensor<float>& b, const Grid& grid)
     {
@@ -268,6 +278,7 @@ private:
             for (int32_t done = 0; done < grid.repeats; done += NEO_CELL_SCRATCH) {
                 const int32_t count = NeoCellMin(NEO_CELL_SCRATCH, grid.repeats - done);
                 Start(count);
+                // Consecutive instructions add to the same scratch repeats: only repeats within one are independent.
                 for (int32_t lane = 0; lane < grid.lanes; lane += step) {
                     const int32_t output = done * grid.dstAlong + lane * grid.dstAcross;
                     const int32_t input = done * grid.srcAlong + lane * grid.srcAcross;
@@ -279,7 +290,7 @@ private:
             }
             return;
         }
-        // Distances that do not fit along the axis fit across it: there a position's blocks are neighbours.
+        // Where distances along the axis do not fit, those across it do: there a position's blocks are neighbours.
         const int32_t count = NeoCellCeil(grid.lanes, NEO_CELL_GROUP);
         Start(count);
         for (int32_t i = 0; i < grid.repeats; ++i) {
@@ -300,7 +311,7 @@ private:
         Finish(total, count);
     }
 
-    // Zero in the first `count` repeats of the scratch buffer.
+    // Clear the first `count` repeats of the scratch buffer.
     __aicore__ inline void Start(int32_t count)
     {
         SetBlocks(NEO_CELL_GROUP);
@@ -316,7 +327,7 @@ private:
         const LocalTensor<float>& b, const Grid& grid)
     {
         SetBlocks(blocks);
-        // The distance across means nothing for one block, and may not fit.
+        // For a single block the distance across has no meaning, so it does no harm that it may not fit.
         const AscendC::BinaryRepeatParams strides(
             1, static_cast<uint8_t>(grid.dstAcross), static_cast<uint8_t>(grid.srcAcross), NEO_CELL_GROUP,
             static_cast<uint8_t>(aStride), static_cast<uint8_t>(bStride));
@@ -327,7 +338,8 @@ private:
         AscendC::PipeBarrier<PIPE_V>();
     }
 
-    // Adds the first `count` repeats of the scratch buffer, and their 8 blocks, to `total`.
+    // Add the first `count` repeats of the scratch buffer, and their 8 blocks, to `total`. Halving both each time
+    // keeps the rounding error at the depth of a tree.
     __aicore__ inline void Finish(const LocalTensor<float>& total, int32_t count)
     {
         const LocalTensor<float> scratch = scratch_.template Get<float>();
@@ -372,7 +384,7 @@ private:
     GlobalTensor<float> gradB_;
     LocalTensor<S> coefficients_;
     LocalTensor<float> total_;
-    int32_t block_; // of 16 channels whose coefficients are held, -1 none
+    int32_t block_; // the block of 16 channels whose coefficients are held, -1 for none
     int32_t offsetA_;
     int32_t offsetB_;
     int32_t rowsA_;

@@ -1,4 +1,4 @@
-// Geometry and tiling of the NeoCell operators: plain C++, the same for op_host, the kernels and the twin.
+// Geometry and tiling of the NeoCell operators: plain C++, the same for op_host, the kernels and the simulator.
 //
 // A side (A over rows, B over columns) is a periodic filter. Output o = m * kOut + p of a channel reads the inputs
 // m * kIn + t, with taps t that depend on the phase p and on the channel's shift alone; ops/packing.py has the
@@ -32,7 +32,7 @@ struct NeoCellMatrix {
     int32_t shift;
 };
 
-// What the kernels are told. All sizes in elements unless said.
+// The tiling data that the kernels get. Sizes are in elements unless said otherwise.
 struct NeoCellTiling {
     int32_t images;
     int32_t planes;        // blocks of c0 channels
@@ -44,18 +44,18 @@ struct NeoCellTiling {
     int32_t hasBias;
     int32_t strip;         // output rows computed at a time
     int32_t columns;       // output columns computed at a time
-    int32_t windowRows;    // most rows of UB that its input takes
-    int32_t windowColumns; // most input columns that its columns need
+    int32_t windowRows;    // most rows of UB that the input of a strip takes
+    int32_t windowColumns; // most input columns that a strip needs
     int32_t mostA;         // most rows of coefficients of one block of 16 channels
     int32_t mostB;
     int32_t totalA;        // rows of coefficients
     int32_t totalB;
     int32_t cores;
-    // Output row, over (plane, image, row), at which each core starts; behind the last, their number. Two more than the
-    // cores, so that the size is a multiple of 8.
+    // Output row, over (plane, image, row), at which each core starts, and behind the last core the number of rows. Two
+    // more than the cores, so that the size is a multiple of 8.
     int32_t first[NEO_CELL_MAX_CORES + 2];
     int32_t runs;
-    int32_t runEnd[NEO_CELL_MAX_RUNS]; // channel behind the run; of the last one, behind the last lane
+    int32_t runEnd[NEO_CELL_MAX_RUNS]; // end of the run's channels; of the last run, end of the lanes
     uint16_t runA[NEO_CELL_MAX_RUNS];  // NeoCellPack
     uint16_t runB[NEO_CELL_MAX_RUNS];
     int32_t offsetA[NEO_CELL_MAX_CORES]; // first row of coefficients of each core's first block of 16 channels
@@ -64,7 +64,7 @@ struct NeoCellTiling {
 
 static_assert(sizeof(NeoCellTiling) % 8 == 0, "CANN copies tiling data in steps of 8 bytes");
 
-// What op_host and the twin know. Storage is (images, planes, height, width, c0).
+// The problem as op_host and the simulator describe it. Storage is (images, planes, height, width, c0).
 struct NeoCellProblem {
     int32_t images;
     int32_t planes;
@@ -103,7 +103,7 @@ NEO_CELL_FN int32_t NeoCellCeil(int32_t a, int32_t b)
     return (a + b - 1) / b;
 }
 
-// One side of a run in 15 bits: kIn - 1, kOut - 1, shift, five bits each.
+// Pack one side of a run into 15 bits: kIn - 1, kOut - 1 and shift, five bits each.
 NEO_CELL_FN uint16_t NeoCellPack(const NeoCellMatrix& matrix)
 {
     return static_cast<uint16_t>((matrix.kIn - 1) | (matrix.kOut - 1) << 5 | matrix.shift << 10);
@@ -114,13 +114,14 @@ NEO_CELL_FN NeoCellMatrix NeoCellUnpack(uint16_t run)
     return {(run & 31) + 1, ((run >> 5) & 31) + 1, run >> 10};
 }
 
-// Whether two runs have matrices of the same size.
+// Return whether two runs have matrices of the same size.
 NEO_CELL_FN bool NeoCellSameSize(uint16_t run, uint16_t other)
 {
     return ((run ^ other) & 1023) == 0;
 }
 
-// First input of the block that an output lies in; before the map if negative. `output` >= 0, 0 <= shift < kOut.
+// Return the first input of the block that an output lies in; it is negative before the map. `output` >= 0 and
+// 0 <= shift < kOut.
 NEO_CELL_FN int32_t NeoCellFirstInput(const NeoCellMatrix& matrix, int32_t output)
 {
     const int32_t block = output < matrix.shift ? -1 : (output - matrix.shift) / matrix.kOut;
@@ -137,7 +138,7 @@ struct NeoCellSegment {
     int32_t kOut;
 };
 
-// The segment that starts at channel `begin`, in run `run`, and ends before `stop`.
+// Return the segment that starts at channel `begin`, in run `run`, and ends at `stop` at the latest.
 NEO_CELL_FN NeoCellSegment NeoCellNextSegment(
     const NeoCellTiling& tiling, const uint16_t* sides, int32_t run, int32_t begin, int32_t stop)
 {
@@ -150,13 +151,13 @@ NEO_CELL_FN NeoCellSegment NeoCellNextSegment(
     return segment;
 }
 
-// Run after `segment`, if its last one ends with it.
+// Return the run in which the channel behind `segment` lies.
 NEO_CELL_FN int32_t NeoCellRunAfter(const NeoCellTiling& tiling, const NeoCellSegment& segment)
 {
     return tiling.runEnd[segment.last] == segment.end ? segment.last + 1 : segment.last;
 }
 
-// Taps of a phase over the runs of a segment: from `start` to before `stop`.
+// Find the taps [start, stop) of a phase over the runs of a segment.
 NEO_CELL_FN void NeoCellTaps(
     const uint16_t* sides, int32_t first, int32_t last, int32_t phase, int32_t& start, int32_t& stop)
 {
@@ -172,7 +173,7 @@ NEO_CELL_FN void NeoCellTaps(
     stop = high + one.kIn;
 }
 
-// Rows of coefficients of a segment of a whole block of 16 channels.
+// Return the rows of coefficients of a segment of a whole block of 16 channels.
 NEO_CELL_FN int32_t NeoCellSegmentRows(const uint16_t* sides, const NeoCellSegment& segment)
 {
     int32_t rows = 0;
@@ -185,7 +186,7 @@ NEO_CELL_FN int32_t NeoCellSegmentRows(const uint16_t* sides, const NeoCellSegme
     return rows;
 }
 
-// Rows of coefficients of the block of 16 channels that starts at `channel`, in run `run`.
+// Return the rows of coefficients of the block of 16 channels that starts at `channel`, in run `run`.
 NEO_CELL_FN int32_t NeoCellBlockRows(const NeoCellTiling& tiling, const uint16_t* sides, int32_t run, int32_t channel)
 {
     const int32_t stop = NeoCellMin(channel + NEO_CELL_LANES, tiling.runEnd[tiling.runs - 1]);
@@ -199,13 +200,13 @@ NEO_CELL_FN int32_t NeoCellBlockRows(const NeoCellTiling& tiling, const uint16_t
     return rows;
 }
 
-// Rows of a strip whose rows lie in UB in the order of `phases` phases: whole periods, 0 if not even one fits.
+// Return the rows of a strip that lies in UB in the order of `phases` phases: whole periods, 0 if not even one fits.
 NEO_CELL_FN int32_t NeoCellOrderedStrip(int32_t strip, int32_t phases)
 {
     return strip / phases * phases;
 }
 
-// Inputs that outputs `begin` to before `end` of the runs `first` to `last` read, within the map.
+// Find the inputs [low, high) of the map that outputs [begin, end) of the runs `first` to `last` read.
 NEO_CELL_FN void NeoCellWindow(
     const uint16_t* sides, int32_t first, int32_t last, int32_t begin, int32_t end, int32_t size, int32_t& low,
     int32_t& high)
@@ -221,10 +222,10 @@ NEO_CELL_FN void NeoCellWindow(
     high = NeoCellMin(high, size);
 }
 
-// The device's compiler does not see what only the host needs.
+// Only the host needs the rest, so the device's compiler does not see it.
 #if (!defined(__CCE_AICORE__) && !defined(__NPU_ARCH__)) || defined(NEO_CELL_HOST_TILING)
 
-// Outputs of one side of the map for `size` inputs: the most that any run has.
+// Return the outputs of one side of the map for `size` inputs: the most that any run has.
 inline int64_t NeoCellOutputs(const NeoCellMatrix* sides, int32_t runs, int64_t size)
 {
     int64_t most = 0;
@@ -235,7 +236,7 @@ inline int64_t NeoCellOutputs(const NeoCellMatrix* sides, int32_t runs, int64_t 
     return most;
 }
 
-// Most inputs that `outputs` neighbouring ones of `total` outputs of the runs [first, next) need, wherever they begin.
+// Return the most inputs that `outputs` neighbours out of `total` outputs of the runs [first, next) read.
 inline int32_t NeoCellMostInputs(
     const uint16_t* sides, int32_t first, int32_t next, int32_t outputs, int32_t total, int32_t size)
 {
@@ -249,13 +250,14 @@ inline int32_t NeoCellMostInputs(
     return most;
 }
 
-// Bytes of the unified buffer for strips of `strip` rows and `columns` columns; fills the window of the tiling.
+// Return the bytes of unified buffer for strips of `strip` rows and `columns` columns, as the kernels' Init takes them,
+// and fill in the window of the tiling.
 inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tiling, int32_t strip, int32_t columns)
 {
     tiling.strip = strip;
     tiling.columns = columns;
     tiling.windowRows = NeoCellMostInputs(tiling.runA, 0, problem.runs, strip, problem.hOut, problem.hIn);
-    // Rows in the order of their phases leave places empty where the phases do not divide them.
+    // Rows in the order of their phases leave places empty where the number of phases does not divide theirs.
     for (int32_t run = 0; run < problem.runs && problem.gradient == 0; ++run) {
         const NeoCellMatrix& a = problem.a[run];
         int32_t next = run + 1;
@@ -290,7 +292,8 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
     return bytes;
 }
 
-// Repeats for each output row and 8 positions, over the segments of a block of 16 channels, times 64.
+// Return the repeats for each output row and 8 positions, over the segments of a block of 16 channels, times 64 (to
+// stay in integers).
 inline int64_t NeoCellBlockWork(const NeoCellTiling& tiling, const uint16_t* sides, int32_t run, int32_t channel)
 {
     const int32_t stop = NeoCellMin(channel + NEO_CELL_LANES, tiling.runEnd[tiling.runs - 1]);
@@ -304,7 +307,8 @@ inline int64_t NeoCellBlockWork(const NeoCellTiling& tiling, const uint16_t* sid
     return work;
 }
 
-// Cycles for an output row of a plane, about: 2 for each repeat, or 2 for each block of 32 bytes from or to memory.
+// Estimate the cycles for an output row of a plane: 2 for each repeat, or 2 for each block of 32 bytes from or to
+// memory, whichever is more, because the two overlap.
 inline int64_t NeoCellRowCost(const NeoCellProblem& problem, int64_t workA, int64_t workB, int32_t rows)
 {
     const int64_t vector = (workA * problem.wIn + workB * problem.wOut) / 256;
@@ -313,8 +317,8 @@ inline int64_t NeoCellRowCost(const NeoCellProblem& problem, int64_t workA, int6
     return (vector > memory ? vector : memory) + 1;
 }
 
-// What strips of `strip` rows and `columns` columns cost a core with `rows` rows of a plane, about, in cycles: 22 for
-// an instruction, 2 for a repeat, 2 for a block of 32 bytes from or to memory. In the product with B 8 rows, or 8
+// Estimate the cycles that strips of `strip` rows and `columns` columns take on a core with `rows` rows of a plane: 22
+// for an instruction, 2 for a repeat, 2 for a block of 32 bytes from or to memory. In the product with B 8 rows, or 8
 // columns of a phase, lie across a repeat. Columns that are computed apart read their margins twice.
 inline int64_t NeoCellCost(
     const NeoCellProblem& problem, NeoCellTiling& tiling, int32_t rows, int32_t strip, int32_t columns)
@@ -356,10 +360,9 @@ inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
     return nullptr;
 }
 
-// Fills `tiling` for at most `device.cores` cores. Returns nullptr, or why it cannot be done.
-inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellDevice& device, NeoCellTiling& tiling)
+// Fill `tiling` for at most `device.cores` cores. Return nullptr, or the reason why there is none.
+inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice& device, NeoCellTiling& tiling)
 {
-    NeoCellProblem problem = given;
     tiling = NeoCellTiling{};
     if (problem.images < 1 || problem.planes < 1 || problem.hIn < 1 || problem.wIn < 1) {
         return "x must be (N, C1, H, W, C0) and not empty";
@@ -380,10 +383,10 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
     for (int32_t run = 0; run < problem.runs; ++run) {
         const NeoCellMatrix& a = problem.a[run];
         const NeoCellMatrix& b = problem.b[run];
-        const char* refusal = NeoCellCheckSide(a);
-        refusal = refusal != nullptr ? refusal : NeoCellCheckSide(b);
-        if (refusal != nullptr) {
-            return refusal;
+        const char* reason = NeoCellCheckSide(a);
+        reason = reason != nullptr ? reason : NeoCellCheckSide(b);
+        if (reason != nullptr) {
+            return reason;
         }
         if (problem.channels[run] < 1) {
             return "every run needs at least one channel";
@@ -397,7 +400,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
     if (channels > lanes || channels <= lanes - problem.c0) {
         return "the channels of the runs do not add up to those of x";
     }
-    // Lanes beyond the last channel do what it does, with coefficients of zero.
+    // Lanes beyond the last channel belong to its run and have coefficients of zero: they need no mask of their own.
     tiling.runEnd[problem.runs - 1] = static_cast<int32_t>(lanes);
     tiling.runs = problem.runs;
     if (problem.hOut == 0) {
@@ -418,12 +421,14 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
     tiling.wOut = problem.wOut;
     tiling.hasBias = problem.hasBias;
 
-    const int64_t units = static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient != 0 ? 1 : problem.hOut);
+    const int64_t units =
+        static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient != 0 ? 1 : problem.hOut);
     if (units > INT32_MAX || lanes > INT32_MAX) {
         return "x is too large";
     }
     tiling.cores = NeoCellMin(NeoCellMin(device.cores, NEO_CELL_MAX_CORES), static_cast<int32_t>(units));
     const int32_t rowsOfPlane = problem.images * problem.hOut;
+    // The first pass adds up the cost of all planes, the second one cuts it into equal parts.
     int64_t total = 0;
     for (int32_t pass = 0; pass < 2; ++pass) {
         int64_t done = 0;
@@ -441,7 +446,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
             const int64_t cost = NeoCellRowCost(
                 problem, NeoCellBlockWork(tiling, tiling.runA, run, channel),
                 NeoCellBlockWork(tiling, tiling.runB, run, channel), rowsA + rowsB);
-            // Every core gets the same cost; in the second pass the total is known.
+            // Cores that start within this plane. The gradient keeps a map whole, so that no two cores add to one sum.
             for (; pass == 1 && core < tiling.cores && total * core / tiling.cores < done + cost * rowsOfPlane;
                  ++core) {
                 int32_t row = static_cast<int32_t>((total * core / tiling.cores - done) / cost);
@@ -451,6 +456,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
                 tiling.offsetB[core] = tiling.totalB;
             }
             done += cost * rowsOfPlane;
+            // With c0 = 8 two planes share a block of 16 channels and its coefficients.
             const bool last = (plane + 1) * problem.c0 % NEO_CELL_LANES == 0 || plane + 1 == problem.planes;
             tiling.mostA = NeoCellMax(tiling.mostA, rowsA);
             tiling.mostB = NeoCellMax(tiling.mostB, rowsB);
@@ -461,7 +467,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
     }
     tiling.first[tiling.cores] = problem.planes * rowsOfPlane;
 
-    // Whole rows if they fit, and as many as pay: NeoCellCost.
+    // Try ever more tiles across, and for each the largest strips that fit: fewer columns leave room for more rows.
     int32_t rows = 0;
     for (int32_t core = 0; core < tiling.cores; ++core) {
         rows = NeoCellMax(rows, NeoCellMin(problem.hOut, tiling.first[core + 1] - tiling.first[core]));
@@ -482,6 +488,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
         if (most == 0) {
             continue;
         }
+        // The largest strip is not always the cheapest: whole periods and full repeats matter as well.
         for (int32_t candidate = most; candidate > 0 && candidate > most - 2 * NEO_CELL_MAX_KERNEL; --candidate) {
             const int64_t cost = NeoCellCost(problem, tiling, rows, candidate, width);
             if (best < 0 || cost < best) {
@@ -490,6 +497,7 @@ inline const char* NeoCellMakeTiling(const NeoCellProblem& given, const NeoCellD
                 columns = width;
             }
         }
+        // Margins grow with every cut, so that more tiles than these do not pay any more.
         if (best >= 0 && tiles >= 8) {
             break;
         }

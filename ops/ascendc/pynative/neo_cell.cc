@@ -1,4 +1,5 @@
-// NeoCell for MindSpore's PyNative mode, through aclnn. ops/ascend.py compiles it on the first use on Ascend.
+// NeoCell for MindSpore's PyNative mode, through aclnn. ops/ascend.py compiles this file when it is first used on
+// Ascend. aclnn infers no shapes for the caller, so the outputs are made here.
 #include <cstdint>
 #include <optional>
 #include <vector>

@@ -1,7 +1,7 @@
-// A stand-in for AscendC's kernel_operator.h with which a vector kernel's own source runs on the host.
+// A stand-in for AscendC's kernel_operator.h, with which a vector kernel's own source runs on the host.
 //
-// It checks the device's rules and counts each pipe's work; it is not a device and simulates no time. docs/twin.md
-// says what is checked and what is missing.
+// This simulator raises an error wherever the device would fail or give undefined results, and counts the work of each
+// pipe. It simulates no time. The page on the operator in docs/ lists what is checked and what is missing.
 #pragma once
 
 #include <utility>

@@ -30,7 +30,7 @@ def test_the_same_results_and_counts():
 
 
 def test_a_broken_rule_is_reported():
-    kernel = twin.compile(KERNELS / "refused.cpp", soc="Ascend310P3", entry="gm_past_the_end")
+    kernel = twin.compile(KERNELS / "rules.cpp", soc="Ascend310P3", entry="gm_past_the_end")
     x, y = np.zeros(4096, np.float16), np.full(4096, 7, np.float16)
     with pytest.raises(twin.SimulatorError, match="gm-bounds"):
         kernel.launch([x, y, None], blocks=1, outputs=(1,), isolated=True)

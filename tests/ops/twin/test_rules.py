@@ -10,7 +10,7 @@ from neonext_ms.ops import twin
 from neonext_ms.ops.twin.build import INCLUDE
 
 KERNELS = Path(__file__).with_name("kernels")
-SOURCE = KERNELS / "refused.cpp"
+SOURCE = KERNELS / "rules.cpp"
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "operator.md"
 # (id, text, "true" for a hazard) of every rule in the table of the headers.
 RULES = re.findall(
@@ -23,7 +23,7 @@ def _cases():
     for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
         if found := re.match(r"KERNEL\((\w+)\)(?:.*// blocks: (\d+))?", line):
             entry, blocks = found[1], int(found[2] or 1)
-        if found := re.search(r"// refused: ([\w-]+) \| (.*)", line):
+        if found := re.search(r"// error: ([\w-]+) \| (.*)", line):
             yield pytest.param(entry, blocks, number, found[1], found[2], id=entry)
 
 

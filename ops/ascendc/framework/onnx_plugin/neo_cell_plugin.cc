@@ -1,4 +1,5 @@
-// The node that neonext-export --neocell custom writes, for ATC: the same attributes in ONNX and in CANN.
+// The ONNX node NeoCell, which neonext-export --neocell custom writes, for ATC. The operator has the same attributes in
+// ONNX and in CANN, so the plugin only copies them.
 #include <cstdio>
 
 #include "graph/operator.h"
@@ -12,7 +13,7 @@ const char* const REQUIRED_INTS[] = {"channels", "h_in", "h_out", "w_in", "w_out
 const char* const OPTIONAL_INTS[] = {"output_size"};
 const char* const OPTIONAL_INT[] = {"accumulate_fp32"};
 
-Status Refuse(const std::string& what)
+Status Fail(const std::string& what)
 {
     std::fprintf(stderr, "[ERROR] ONNX node NeoCell: %s\n", what.c_str());
     return FAILED;
@@ -23,17 +24,17 @@ static Status ParseNeoCell(const ge::Operator& from, ge::Operator& to)
 {
     ge::AscendString text;
     if (from.GetAttr("attribute", text) != ge::GRAPH_SUCCESS || text.GetString() == nullptr) {
-        return Refuse("it has no attributes; write the model again with this version of neonext_ms");
+        return Fail("it has no attributes; write the model again with this version of neonext_ms");
     }
     const std::string json = text.GetString();
     std::map<std::string, neo_cell_onnx::Attribute> attributes;
     if (!neo_cell_onnx::Reader(json).Read(attributes)) {
-        return Refuse("its attributes cannot be read: " + json.substr(0, 200));
+        return Fail("its attributes cannot be read: " + json.substr(0, 200));
     }
     for (const char* name : REQUIRED_INTS) {
         const auto found = attributes.find(name);
         if (found == attributes.end() || found->second.type != neo_cell_onnx::TYPE_INTS) {
-            return Refuse(
+            return Fail(
                 std::string("it needs the attribute ") + name + ", a list of whole numbers; write the model again "
                                                                "with this version of neonext_ms");
         }
@@ -50,7 +51,7 @@ static Status ParseNeoCell(const ge::Operator& from, ge::Operator& to)
     return SUCCESS;
 }
 
-// Opsets as in export/onnx/neocell_node.py.
+// The opsets that export/onnx/neocell_node.py writes; ATC looks a node up by its opset.
 REGISTER_CUSTOM_OP("NeoCell")
     .FrameworkType(ONNX)
     .OriginOpType({

@@ -1,8 +1,9 @@
-// Reads the attributes of an ONNX node from the text that CANN's ONNX parser hands to a plugin.
+// A reader for the attributes of an ONNX node, in the text that CANN's ONNX parser passes to a plugin.
 //
 // That text is the JSON form of the repeated field `attribute` of a NodeProto, such as
-//     {"attribute": [{"ints": [48, 48], "name": "channels", "type": 7}, {"i": 1, "name": "accumulate_fp32", "type": 2}]}
-// CANN installs no JSON library for projects like this one, and one attribute after the other is all that is needed.
+//     {"attribute": [{"ints": [48, 48], "name": "channels", "type": 7}, {"i": 1, "name": "accumulate_fp32", "type":
+//     2}]}
+// CANN installs no JSON library for projects like this one, and one pass over the attributes is all that is needed.
 #ifndef NEO_CELL_ONNX_ATTRIBUTES_H
 #define NEO_CELL_ONNX_ATTRIBUTES_H
 
@@ -28,7 +29,7 @@ class Reader {
 public:
     explicit Reader(const std::string& text) : text_(text), at_(0), good_(true) {}
 
-    // Attributes by name; false if the text is not of the form above.
+    // Read the attributes by name; return false if the text does not have the form above.
     bool Read(std::map<std::string, Attribute>& attributes)
     {
         Expect('{');
@@ -122,7 +123,7 @@ private:
         return value;
     }
 
-    // Any value of a field that does not matter here.
+    // Skip a value of any type: newer versions of ONNX add fields that do not matter here.
     void Skip()
     {
         Space();

@@ -1,4 +1,4 @@
-// Names of the runtime's header that stand in signatures of a sample's host part. The twin runs no host code.
+// Names of the runtime's header that occur in signatures of a sample's host part. The simulator runs no host code.
 #pragma once
 
 using aclrtStream = void*;

@@ -1,4 +1,4 @@
-// Vector kernels include this by habit; the twin has no cube unit, and a use of Matmul does not compile.
+// Vector kernels include this by habit. The simulator has no cube unit, so a use of Matmul does not compile.
 #pragma once
 
 #include "../kernel_operator.h"

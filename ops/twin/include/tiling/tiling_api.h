@@ -1,4 +1,4 @@
-// Host code, which the twin leaves out, but for the structures that kernels share with it.
+// The structures that host code shares with kernels; the simulator leaves the rest of the host code out.
 #pragma once
 
 #include "register/tilingdata_base.h"

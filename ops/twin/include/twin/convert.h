@@ -18,18 +18,11 @@ constexpr uint32_t round_directed =
     round_bit(AscendC::RoundMode::CAST_ROUND) | round_bit(AscendC::RoundMode::CAST_TRUNC);
 constexpr uint32_t round_five = round_rint | round_directed;
 
-/// Rounding modes of one conversion on 2002, 2201 and 3002; 0: it does not exist there.
+/// The rounding modes of one conversion.
 struct CastSupport {
     uint32_t from;
     uint32_t to;
-    uint32_t on_2002;
-    uint32_t on_2201;
-    uint32_t on_3002;
-
-    constexpr uint32_t here() const
-    {
-        return __NPU_ARCH__ == 2002 ? on_2002 : __NPU_ARCH__ == 2201 ? on_2201 : on_3002;
-    }
+    PerArch modes;
 };
 
 constexpr CastSupport cast_table[] = {
@@ -70,23 +63,19 @@ inline const char* round_name(AscendC::RoundMode mode)
 template <typename D, typename A>
 inline void check_cast(AscendC::RoundMode mode)
 {
-    for (const CastSupport& row : cast_table) {
-        if (row.from != type_bit<A>() || row.to != type_bit<D>()) {
-            continue;
-        }
-        if (row.here() != 0 && (row.here() & round_bit(mode)) == 0) {
-            machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no %s from %s to %s", __NPU_ARCH__,
-                           machine.soc.c_str(), round_name(mode), type_name<A>(), type_name<D>());
-        }
-        if (row.here() != 0) {
-            return;
-        }
+    const auto row = std::find_if(std::begin(cast_table), std::end(cast_table), [](const CastSupport& one) {
+        return one.from == type_bit<A>() && one.to == type_bit<D>();
+    });
+    if (row == std::end(cast_table) || row->modes.here() == 0) {
+        machine.reject(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no conversion from %s to %s", __NPU_ARCH__,
+                       machine.soc.c_str(), type_name<A>(), type_name<D>());
+    } else if ((row->modes.here() & round_bit(mode)) == 0) {
+        machine.reject(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no %s from %s to %s", __NPU_ARCH__,
+                       machine.soc.c_str(), round_name(mode), type_name<A>(), type_name<D>());
     }
-    machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no conversion from %s to %s", __NPU_ARCH__,
-                   machine.soc.c_str(), type_name<A>(), type_name<D>());
 }
 
-/// A number without a fraction, rounded from `value` by `mode`. Wide, so that int64_t is exact where the host allows.
+/// Round a value to an integer. The type is wide, so that int64_t is exact where the host allows.
 inline long double round_integer(long double value, AscendC::RoundMode mode)
 {
     using AscendC::RoundMode;
@@ -103,7 +92,7 @@ inline long double round_integer(long double value, AscendC::RoundMode mode)
     }
 }
 
-/// A binary format: significant bits, exponent of the smallest normal number (as frexp gives it), largest number.
+/// A binary format: significant bits, exponent of the smallest normal number (as frexp counts), largest number.
 struct Format {
     int digits;
     int least;
@@ -133,7 +122,7 @@ inline float round_format(long double value, const Format& format, AscendC::Roun
     return static_cast<float>(std::copysign(limit, static_cast<double>(value)));
 }
 
-/// One lane to an integer type: rounded, then saturated; not a number gives 0.
+/// Convert a lane to an integer type: round, then saturate; not a number becomes 0.
 template <typename D>
 inline D to_integer(double value, AscendC::RoundMode mode)
 {
@@ -164,7 +153,7 @@ inline compute_t<D> convert_lane(compute_t<A> value, AscendC::RoundMode mode)
         return static_cast<float>(round_integer(value, mode));
     } else if constexpr (std::is_same_v<D, half> || std::is_same_v<D, bfloat16_t> ||
                          (std::is_same_v<D, float> && std::is_integral_v<A>)) {
-        // To nearest even is what narrowing does anyhow.
+        // Narrowing rounds to nearest even by itself.
         if (mode == RoundMode::CAST_NONE || mode == RoundMode::CAST_RINT) {
             return static_cast<float>(value);
         }
@@ -177,62 +166,24 @@ inline compute_t<D> convert_lane(compute_t<A> value, AscendC::RoundMode mode)
     }
 }
 
+/// Convert lane by lane. Operands of different sizes may overlap as long as no repeat reads what an earlier one wrote.
 template <typename D, typename A>
-constexpr int cast_lanes()
+inline void run_Cast(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& src, AscendC::RoundMode mode,
+                     const Form<AscendC::UnaryRepeatParams>& form, Where at)
 {
-    return repeat_bytes / (sizeof(D) > sizeof(A) ? sizeof(D) : sizeof(A));
-}
-
-/// Operands of different sizes may lie on each other as long as no repeat reads what an earlier one wrote.
-template <typename D, typename A>
-inline void run_cast(const Lanes& lanes, const UnaryOperands& operands, AscendC::RoundMode mode)
-{
-    run_unary<false, D, A>(
-        lanes, operands.dst, operands.a,
-        [mode](compute_t<D>* out, const compute_t<A>* a, int n) {
-            for (int i = 0; i < n; ++i) {
-                out[i] = convert_lane<D, A>(a[i], mode);
-            }
-        });
+    machine.enter("Cast", at);
+    check_cast<D, A>(mode);
+    run_unary<false>(dst, src, form,
+                     [mode](compute_t<D>, compute_t<A> x) { return convert_lane<D, A>(x, mode); });
 }
 
 }  // namespace neonext_twin
 
 namespace AscendC {
 
-template <typename T, typename U, bool isSetMask = true>
-inline void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
-                 const MaskBits& mask, Field<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
-                 Where at = Where::here())
-{
-    machine.enter("Cast", at);
-    neonext_twin::check_cast<T, U>(roundMode);
-    const auto operands = neonext_twin::unary_operands(dst, src, repeatParams);
-    constexpr int per_repeat = neonext_twin::cast_lanes<T, U>();
-    neonext_twin::run_cast<T, U>(neonext_twin::lanes_of<isSetMask>(per_repeat, mask, repeatTime), operands, roundMode);
-}
-
-template <typename T, typename U, bool isSetMask = true>
-inline void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode, uint64_t mask,
-                 Field<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams, Where at = Where::here())
-{
-    machine.enter("Cast", at);
-    neonext_twin::check_cast<T, U>(roundMode);
-    const auto operands = neonext_twin::unary_operands(dst, src, repeatParams);
-    constexpr int per_repeat = neonext_twin::cast_lanes<T, U>();
-    neonext_twin::run_cast<T, U>(neonext_twin::lanes_of<isSetMask>(per_repeat, mask, repeatTime), operands, roundMode);
-}
-
-template <typename T, typename U>
-inline void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode, const uint32_t count,
-                 Where at = Where::here())
-{
-    machine.enter("Cast", at);
-    neonext_twin::check_cast<T, U>(roundMode);
-    constexpr int per_repeat = neonext_twin::cast_lanes<T, U>();
-    const auto operands = neonext_twin::unary_operands(dst, src, per_repeat);
-    neonext_twin::run_cast<T, U>(neonext_twin::lanes_of_count(per_repeat, count), operands, roundMode);
-}
+NEONEXT_TWIN_FORMS(Cast, UnaryRepeatParams, (typename T, typename U),
+                   (const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode),
+                   (dst, src, roundMode))
 
 inline void SetDeqScale(half scale)
 {

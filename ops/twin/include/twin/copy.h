@@ -8,23 +8,23 @@ namespace neonext_twin {
 
 constexpr uint64_t most_blocks = 4095;
 
-inline void count_copy(Pipe pipe, uint64_t bursts, uint64_t bytes)
+inline void count_copy(Pipe pipe, uint64_t bursts, uint64_t bytes, uint64_t repeats = 0)
 {
-    PipeCounts counts;
-    counts.instructions = 1;
-    counts.bursts = bursts;
-    counts.bytes = bytes;
-    machine.count(pipe, counts);
+    machine.count(pipe, {1, repeats, 0, 0, bursts, bytes});
 }
 
-/// The blocks of one copy, in bytes.
-struct Copy {
+/// The blocks of one copy, in bytes. A block with padding takes `padded` bytes of the unified buffer, of which the
+/// first `left` come before its data.
+struct Transfer {
     uint64_t blocks = 1;
     uint64_t length = 0;
     uint64_t source_step = 0;
     uint64_t target_step = 0;
+    uint64_t left = 0;
+    uint64_t padded = length;
 };
 
+/// Check the parameters of a copy of whole blocks; return false where the device has nothing to do.
 inline bool check_blocks(const AscendC::DataCopyParams& params)
 {
     params.blockCount.checked("blockCount");
@@ -32,77 +32,71 @@ inline bool check_blocks(const AscendC::DataCopyParams& params)
     params.srcGap.checked("srcGap");
     params.dstGap.checked("dstGap");
     if (params.blockCount > most_blocks) {
-        machine.refuse(Rule::stride, "blockCount is %d; a copy has at most %d blocks", int(params.blockCount),
+        machine.reject(Rule::stride, "blockCount is %d; a copy has at most %d blocks", int(params.blockCount),
                        int(most_blocks));
     }
     const bool nothing = params.blockCount == 0 || params.blockLen == 0;
     if (nothing && !zero_does_nothing()) {
-        machine.refuse(Rule::argument, "blockCount is %d and blockLen %d; neither may be 0", int(params.blockCount),
+        machine.reject(Rule::argument, "blockCount is %d and blockLen %d; neither may be 0", int(params.blockCount),
                        int(params.blockLen));
     }
     return !nothing;
 }
 
-inline Copy copy_of(const AscendC::DataCopyParams& params)
+inline Transfer transfer_of(const AscendC::DataCopyParams& params)
 {
-    Copy copy;
-    copy.blocks = params.blockCount;
-    copy.length = uint64_t{params.blockLen} * block_bytes;
-    copy.source_step = copy.length + uint64_t{params.srcGap} * block_bytes;
-    copy.target_step = copy.length + uint64_t{params.dstGap} * block_bytes;
-    return copy;
+    const uint64_t length = uint64_t{params.blockLen} * block_bytes;
+    return {params.blockCount, length, length + uint64_t{params.srcGap} * block_bytes,
+            length + uint64_t{params.dstGap} * block_bytes};
 }
 
-/// The copy of `count` elements; the real one drops what is left over of a 32-byte block.
+/// The copy of `count` elements. The device drops what does not fill a block of 32 bytes, so that is an error here.
 template <typename T>
-inline Copy copy_of_count(uint32_t count)
+inline Transfer transfer_of_count(uint32_t count)
 {
     const uint64_t bytes = uint64_t{count} * sizeof(T);
     if (bytes % block_bytes != 0) {
-        machine.refuse(Rule::length, "%u elements of %s are %llu bytes, not a multiple of 32: the copy would leave out "
-                       "the last %llu bytes",
+        machine.reject(Rule::length,
+                       "%u elements of %s are %llu bytes, not a multiple of 32: the copy would leave out the last %llu "
+                       "bytes",
                        count, type_name<T>(), static_cast<unsigned long long>(bytes),
                        static_cast<unsigned long long>(bytes % block_bytes));
     }
     if (bytes == 0 && !zero_does_nothing()) {
-        machine.refuse(Rule::count, "a copy of 0 elements");
+        machine.reject(Rule::count, "a copy of 0 elements");
     }
-    Copy copy;
-    copy.blocks = bytes == 0 ? 0 : 1;
-    copy.length = bytes;
-    return copy;
+    return {bytes == 0 ? 0u : 1u, bytes};
 }
 
 template <typename T>
 inline void check_gm_aligned(const AscendC::GlobalTensor<T>& tensor, const char* operand)
 {
     if (reinterpret_cast<uintptr_t>(tensor.GetPhyAddr()) % sizeof(T) != 0) {
-        machine.refuse(Rule::alignment, "%s does not start at a multiple of %zu bytes of global memory", operand,
+        machine.reject(Rule::alignment, "%s does not start at a multiple of %zu bytes of global memory", operand,
                        sizeof(T));
     }
 }
 
-template <typename T>
-inline void copy_in(const AscendC::LocalTensor<T>& dst, const AscendC::GlobalTensor<T>& src, const Copy& copy)
+/// Copy from global memory; pad(block) then fills the padding of a block.
+template <typename T, typename F>
+inline void copy_in(const AscendC::LocalTensor<T>& dst, const AscendC::GlobalTensor<T>& src, const Transfer& transfer,
+                    F pad)
 {
     const View& view = dst.twin_view();
-    view.check("dst");
     view.check_aligned("dst");
-    check_gm_aligned(src, "src");
     const uint32_t tick = machine.issue(pipe_mte2);
-    for (uint64_t block = 0; block < copy.blocks; ++block) {
+    for (uint64_t block = 0; block < transfer.blocks; ++block) {
         uint64_t start = 0;
-        Region& region = src.twin_range(block * copy.source_step, copy.length, "src", start);
-        machine.gm_read(pipe_mte2, tick, region, start, copy.length, "src");
-        const uint64_t to = block * copy.target_step;
-        view.check_range("dst", to, copy.length);
-        const uint32_t address = view.address + static_cast<uint32_t>(to);
-        machine.write_bytes(pipe_mte2, tick, address, static_cast<uint32_t>(copy.length), "dst");
-        std::memcpy(machine.ub + address, region.base + start, copy.length);
+        Region& region = src.twin_range(block * transfer.source_step, transfer.length, "src", start);
+        machine.gm_read(pipe_mte2, tick, region, start, transfer.length, "src");
+        uint8_t* target = view.write(pipe_mte2, tick, block * transfer.target_step, transfer.padded, "dst");
+        std::memcpy(target + transfer.left, region.base + start, transfer.length);
+        pad(target);
     }
-    count_copy(pipe_mte2, copy.blocks, copy.blocks * copy.length);
+    count_copy(pipe_mte2, transfer.blocks, transfer.blocks * transfer.length);
 }
 
+/// Store bytes in global memory, or combine them with those that are there, as the atomic mode says.
 template <typename T>
 inline void store(uint8_t* to, const uint8_t* from, uint64_t bytes)
 {
@@ -124,120 +118,85 @@ inline void store(uint8_t* to, const uint8_t* from, uint64_t bytes)
 }
 
 template <typename T>
-inline void copy_out(const AscendC::GlobalTensor<T>& dst, const AscendC::LocalTensor<T>& src, const Copy& copy)
+inline void copy_out(const AscendC::GlobalTensor<T>& dst, const AscendC::LocalTensor<T>& src, const Transfer& transfer)
 {
     const View& view = src.twin_view();
-    view.check("src");
     view.check_aligned("src");
-    check_gm_aligned(dst, "dst");
     const uint32_t tick = machine.issue(pipe_mte3);
-    for (uint64_t block = 0; block < copy.blocks; ++block) {
-        const uint64_t from = block * copy.source_step;
-        view.check_range("src", from, copy.length);
-        const uint32_t address = view.address + static_cast<uint32_t>(from);
-        machine.read_bytes(pipe_mte3, tick, address, static_cast<uint32_t>(copy.length), "src");
+    for (uint64_t block = 0; block < transfer.blocks; ++block) {
+        const uint8_t* data = view.read(pipe_mte3, tick, block * transfer.source_step, transfer.length, "src");
         uint64_t start = 0;
-        Region& region = dst.twin_range(block * copy.target_step, copy.length, "dst", start);
-        machine.gm_write(pipe_mte3, tick, region, start, copy.length, "dst");
-        store<T>(region.base + start, machine.ub + address, copy.length);
+        Region& region = dst.twin_range(block * transfer.target_step, transfer.length, "dst", start);
+        machine.gm_write(pipe_mte3, tick, region, start, transfer.length, "dst");
+        store<T>(region.base + start, data, transfer.length);
     }
-    count_copy(pipe_mte3, copy.blocks, copy.blocks * copy.length);
+    count_copy(pipe_mte3, transfer.blocks, transfer.blocks * transfer.length);
 }
 
-inline void copy_within(const View& dst, const View& src, const Copy& copy)
+// The three directions of DataCopy. Only they need global memory aligned to the element; DataCopyPad does not.
+
+template <typename T>
+inline void run_copy(const AscendC::LocalTensor<T>& dst, const AscendC::GlobalTensor<T>& src, const Transfer& transfer)
 {
-    dst.check("dst");
-    dst.check_aligned("dst");
-    src.check("src");
-    src.check_aligned("src");
+    check_gm_aligned(src, "src");
+    copy_in(dst, src, transfer, [](const uint8_t*) {});
+}
+
+template <typename T>
+inline void run_copy(const AscendC::GlobalTensor<T>& dst, const AscendC::LocalTensor<T>& src, const Transfer& transfer)
+{
+    check_gm_aligned(dst, "dst");
+    copy_out(dst, src, transfer);
+}
+
+template <typename T>
+inline void run_copy(const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src, const Transfer& transfer)
+{
+    dst.twin_view().check_aligned("dst");
+    src.twin_view().check_aligned("src");
     const uint32_t tick = machine.issue(pipe_v);
-    for (uint64_t block = 0; block < copy.blocks; ++block) {
-        const uint64_t from = block * copy.source_step;
-        const uint64_t to = block * copy.target_step;
-        src.check_range("src", from, copy.length);
-        dst.check_range("dst", to, copy.length);
-        const uint32_t source = src.address + static_cast<uint32_t>(from);
-        const uint32_t target = dst.address + static_cast<uint32_t>(to);
-        if (source < target + copy.length && target < source + copy.length && source != target) {
-            machine.refuse(Rule::overlap, "bytes [%u, %u) of the unified buffer are copied to [%u, %u)", source,
-                           static_cast<uint32_t>(source + copy.length), target,
-                           static_cast<uint32_t>(target + copy.length));
+    const uint32_t length = static_cast<uint32_t>(transfer.length);
+    for (uint64_t block = 0; block < transfer.blocks; ++block) {
+        const uint8_t* data = src.twin_view().read(pipe_v, tick, block * transfer.source_step, length, "src");
+        uint8_t* target = dst.twin_view().write(pipe_v, tick, block * transfer.target_step, length, "dst");
+        if (data < target + length && target < data + length && data != target) {
+            const uint32_t from = static_cast<uint32_t>(data - machine.ub);
+            const uint32_t to = static_cast<uint32_t>(target - machine.ub);
+            machine.reject(Rule::overlap, "bytes [%u, %u) of the unified buffer are copied to [%u, %u)", from,
+                           from + length, to, to + length);
         }
-        machine.read_bytes(pipe_v, tick, source, static_cast<uint32_t>(copy.length), "src");
-        machine.write_bytes(pipe_v, tick, target, static_cast<uint32_t>(copy.length), "dst");
-        std::memmove(machine.ub + target, machine.ub + source, copy.length);
+        std::memmove(target, data, length);
     }
-    PipeCounts counts;
-    counts.instructions = 1;
-    counts.bursts = copy.blocks;
-    counts.bytes = copy.blocks * copy.length;
-    counts.repeats = (counts.bytes + repeat_bytes - 1) / repeat_bytes;
-    machine.count(pipe_v, counts);
+    const uint64_t bytes = transfer.blocks * transfer.length;
+    count_copy(pipe_v, transfer.blocks, bytes, (bytes + repeat_bytes - 1) / repeat_bytes);
 }
 
 }  // namespace neonext_twin
 
+// DataCopy in one direction, with parameters or a count of elements.
+#define NEONEXT_TWIN_DATA_COPY(TARGET, SOURCE)                                                                      \
+    template <typename T>                                                                                           \
+    inline void DataCopy(const TARGET<T>& dst, const SOURCE<T>& src, const DataCopyParams& repeatParams,            \
+                         Where at = Where::here())                                                                  \
+    {                                                                                                               \
+        NEONEXT_TWIN_ENTER("DataCopy", T, at);                                                                      \
+        if (neonext_twin::check_blocks(repeatParams)) {                                                             \
+            neonext_twin::run_copy(dst, src, neonext_twin::transfer_of(repeatParams));                              \
+        }                                                                                                           \
+    }                                                                                                               \
+    template <typename T>                                                                                           \
+    inline void DataCopy(const TARGET<T>& dst, const SOURCE<T>& src, const uint32_t count,                          \
+                         Where at = Where::here())                                                                  \
+    {                                                                                                               \
+        NEONEXT_TWIN_ENTER("DataCopy", T, at);                                                                      \
+        neonext_twin::run_copy(dst, src, neonext_twin::transfer_of_count<T>(count));                                \
+    }
+
 namespace AscendC {
 
-template <typename T>
-inline void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& repeatParams,
-                     Where at = Where::here())
-{
-    machine.enter("DataCopy", at);
-    NEONEXT_TWIN_SUPPORT("DataCopy", T);
-    if (neonext_twin::check_blocks(repeatParams)) {
-        neonext_twin::copy_in(dst, src, neonext_twin::copy_of(repeatParams));
-    }
-}
-
-template <typename T>
-inline void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& repeatParams,
-                     Where at = Where::here())
-{
-    machine.enter("DataCopy", at);
-    NEONEXT_TWIN_SUPPORT("DataCopy", T);
-    if (neonext_twin::check_blocks(repeatParams)) {
-        neonext_twin::copy_out(dst, src, neonext_twin::copy_of(repeatParams));
-    }
-}
-
-template <typename T>
-inline void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& repeatParams,
-                     Where at = Where::here())
-{
-    machine.enter("DataCopy", at);
-    NEONEXT_TWIN_SUPPORT("DataCopy", T);
-    if (neonext_twin::check_blocks(repeatParams)) {
-        neonext_twin::copy_within(dst.twin_view(), src.twin_view(), neonext_twin::copy_of(repeatParams));
-    }
-}
-
-template <typename T>
-inline void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const uint32_t count,
-                     Where at = Where::here())
-{
-    machine.enter("DataCopy", at);
-    NEONEXT_TWIN_SUPPORT("DataCopy", T);
-    neonext_twin::copy_in(dst, src, neonext_twin::copy_of_count<T>(count));
-}
-
-template <typename T>
-inline void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count,
-                     Where at = Where::here())
-{
-    machine.enter("DataCopy", at);
-    NEONEXT_TWIN_SUPPORT("DataCopy", T);
-    neonext_twin::copy_out(dst, src, neonext_twin::copy_of_count<T>(count));
-}
-
-template <typename T>
-inline void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count,
-                     Where at = Where::here())
-{
-    machine.enter("DataCopy", at);
-    NEONEXT_TWIN_SUPPORT("DataCopy", T);
-    neonext_twin::copy_within(dst.twin_view(), src.twin_view(), neonext_twin::copy_of_count<T>(count));
-}
+NEONEXT_TWIN_DATA_COPY(LocalTensor, GlobalTensor)
+NEONEXT_TWIN_DATA_COPY(GlobalTensor, LocalTensor)
+NEONEXT_TWIN_DATA_COPY(LocalTensor, LocalTensor)
 
 }  // namespace AscendC
 
@@ -245,33 +204,28 @@ namespace neonext_twin {
 
 constexpr uint64_t most_pad_length = 2097151;
 
-/// One DataCopyPad: `length` and the strides of global memory in bytes, those of the unified buffer in blocks.
-struct PadCopy {
-    uint64_t blocks;
-    uint64_t length;
-    uint64_t source_gap;
-    uint64_t target_gap;
-};
-
+/// Check the parameters of DataCopyPad; the steps of the result are still the gaps behind a block, as they were given:
+/// those of global memory in bytes, those of the unified buffer in blocks.
 template <typename Params>
-inline PadCopy pad_copy_of(const Params& params, uint64_t element)
+inline Transfer pad_transfer_of(const Params& params, uint64_t element)
 {
-    const PadCopy copy{params.blockCount.checked("blockCount"), params.blockLen.checked("blockLen"),
-                       params.srcStride.checked("srcStride"), params.dstStride.checked("dstStride")};
-    if (copy.blocks > most_blocks) {
-        machine.refuse(Rule::stride, "blockCount is %llu; a copy has at most %d blocks",
-                       static_cast<unsigned long long>(copy.blocks), int(most_blocks));
+    const Transfer transfer{params.blockCount.checked("blockCount"), params.blockLen.checked("blockLen"),
+                            params.srcStride.checked("srcStride"), params.dstStride.checked("dstStride")};
+    if (transfer.blocks > most_blocks) {
+        machine.reject(Rule::stride, "blockCount is %llu; a copy has at most %d blocks",
+                       static_cast<unsigned long long>(transfer.blocks), int(most_blocks));
     }
-    if (copy.length > most_pad_length || copy.length % element != 0) {
-        machine.refuse(Rule::length, "blockLen is %llu bytes; it is a multiple of %llu and at most %llu",
-                       static_cast<unsigned long long>(copy.length), static_cast<unsigned long long>(element),
+    if (transfer.length > most_pad_length || transfer.length % element != 0) {
+        machine.reject(Rule::length, "blockLen is %llu bytes; it must be a multiple of %llu and at most %llu",
+                       static_cast<unsigned long long>(transfer.length), static_cast<unsigned long long>(element),
                        static_cast<unsigned long long>(most_pad_length));
     }
-    if ((copy.blocks == 0 || copy.length == 0) && !zero_does_nothing()) {
-        machine.refuse(Rule::argument, "blockCount is %llu and blockLen %llu; neither may be 0",
-                       static_cast<unsigned long long>(copy.blocks), static_cast<unsigned long long>(copy.length));
+    if ((transfer.blocks == 0 || transfer.length == 0) && !zero_does_nothing()) {
+        machine.reject(Rule::argument, "blockCount is %llu and blockLen %llu; neither may be 0",
+                       static_cast<unsigned long long>(transfer.blocks),
+                       static_cast<unsigned long long>(transfer.length));
     }
-    return copy;
+    return transfer;
 }
 
 inline uint64_t round_to_block(uint64_t bytes)
@@ -280,104 +234,65 @@ inline uint64_t round_to_block(uint64_t bytes)
 }
 
 template <typename T>
-inline void fill_elements(uint32_t address, uint64_t bytes, const T& value)
+inline void fill_elements(uint8_t* to, uint64_t bytes, const T& value)
 {
     for (uint64_t i = 0; i + sizeof(T) <= bytes; i += sizeof(T)) {
-        std::memcpy(machine.ub + address + i, &value, sizeof(T));
+        std::memcpy(to + i, &value, sizeof(T));
     }
 }
 
-template <typename T>
-inline void pad_copy_in(const AscendC::LocalTensor<T>& dst, const AscendC::GlobalTensor<T>& src, const PadCopy& copy,
-                        bool is_pad, uint64_t left, uint64_t right, const T& given)
+/// DataCopyPad from global memory. The padding holds the value of the call, or that of SetPadValue, or, if neither is
+/// given and nothing but the rest of the last block is padded, the first element; else its content is undefined.
+template <typename T, typename Params, typename PadParams>
+inline void pad_copy_in(const AscendC::LocalTensor<T>& dst, const AscendC::GlobalTensor<T>& src, const Params& params,
+                        const PadParams& padding, T value)
 {
-    const View& view = dst.twin_view();
-    view.check("dst");
-    view.check_aligned("dst");
-    left *= sizeof(T);
-    right *= sizeof(T);
-    if (left > block_bytes || right > block_bytes) {
-        machine.refuse(Rule::argument, "padding of %llu and %llu bytes; each is at most 32",
-                       static_cast<unsigned long long>(left), static_cast<unsigned long long>(right));
+    Transfer transfer = pad_transfer_of(params, sizeof(T));
+    dst.twin_view().check_aligned("dst");
+    transfer.left = padding.leftPadding.checked("leftPadding") * sizeof(T);
+    const uint64_t right = padding.rightPadding.checked("rightPadding") * sizeof(T);
+    if (transfer.left > block_bytes || right > block_bytes) {
+        machine.reject(Rule::argument, "padding of %llu and %llu bytes; each is at most 32",
+                       static_cast<unsigned long long>(transfer.left), static_cast<unsigned long long>(right));
     }
-    const uint32_t tick = machine.issue(pipe_mte2);
-    if (copy.length == 0) {
+    if (transfer.length == 0) {
         return;
     }
-    const uint64_t padded = round_to_block(left + copy.length + right);
-    T register_value;
-    std::memcpy(&register_value, &machine.pad_value, sizeof(T));
-    for (uint64_t block = 0; block < copy.blocks; ++block) {
-        uint64_t start = 0;
-        Region& region = src.twin_range(block * (copy.length + copy.source_gap), copy.length, "src", start);
-        machine.gm_read(pipe_mte2, tick, region, start, copy.length, "src");
-        const uint64_t to = block * (padded + copy.target_gap * block_bytes);
-        view.check_range("dst", to, padded);
-        const uint32_t address = view.address + static_cast<uint32_t>(to);
-        machine.write_bytes(pipe_mte2, tick, address, static_cast<uint32_t>(padded), "dst");
-        std::memcpy(machine.ub + address + left, region.base + start, copy.length);
-        const uint32_t tail = address + static_cast<uint32_t>(left + copy.length);
-        const uint64_t rest = padded - left - copy.length;
-        if (is_pad || machine.pad_value_set) {
-            fill_elements<T>(address, left, is_pad ? given : register_value);
-            fill_elements<T>(tail, rest, is_pad ? given : register_value);
-        } else if (left == 0 && right == 0) {
+    transfer.padded = round_to_block(transfer.left + transfer.length + right);
+    transfer.source_step += transfer.length;
+    transfer.target_step = transfer.padded + transfer.target_step * block_bytes;
+    const bool has_value = padding.isPad || machine.pad_value_set;
+    if (!padding.isPad) {
+        std::memcpy(&value, &machine.pad_value, sizeof(T));
+    }
+    copy_in(dst, src, transfer, [&](uint8_t* block) {
+        uint8_t* tail = block + transfer.left + transfer.length;
+        const uint64_t rest = transfer.padded - transfer.left - transfer.length;
+        if (has_value) {
+            fill_elements<T>(block, transfer.left, value);
+            fill_elements<T>(tail, rest, value);
+        } else if (transfer.left == 0 && right == 0) {
             T first;
-            std::memcpy(&first, region.base + start, sizeof(T));
+            std::memcpy(&first, block, sizeof(T));
             fill_elements<T>(tail, rest, first);
         } else {
-            machine.forget_bytes(address, static_cast<uint32_t>(left));
-            machine.forget_bytes(tail, static_cast<uint32_t>(rest));
+            machine.forget_bytes(static_cast<uint32_t>(block - machine.ub), static_cast<uint32_t>(transfer.left));
+            machine.forget_bytes(static_cast<uint32_t>(tail - machine.ub), static_cast<uint32_t>(rest));
         }
-    }
-    count_copy(pipe_mte2, copy.blocks, copy.blocks * copy.length);
+    });
 }
 
-template <typename T>
-inline void pad_copy_out(const AscendC::GlobalTensor<T>& dst, const AscendC::LocalTensor<T>& src, const PadCopy& copy)
+template <typename T, typename Params>
+inline void pad_copy_out(const AscendC::GlobalTensor<T>& dst, const AscendC::LocalTensor<T>& src, const Params& params)
 {
-    const View& view = src.twin_view();
-    view.check("src");
-    view.check_aligned("src");
-    const uint32_t tick = machine.issue(pipe_mte3);
-    if (copy.length == 0) {
+    Transfer transfer = pad_transfer_of(params, sizeof(T));
+    src.twin_view().check_aligned("src");
+    if (transfer.length == 0) {
         return;
     }
-    for (uint64_t block = 0; block < copy.blocks; ++block) {
-        const uint64_t from = block * (round_to_block(copy.length) + copy.source_gap * block_bytes);
-        view.check_range("src", from, copy.length);
-        const uint32_t address = view.address + static_cast<uint32_t>(from);
-        machine.read_bytes(pipe_mte3, tick, address, static_cast<uint32_t>(copy.length), "src");
-        uint64_t start = 0;
-        Region& region = dst.twin_range(block * (copy.length + copy.target_gap), copy.length, "dst", start);
-        machine.gm_write(pipe_mte3, tick, region, start, copy.length, "dst");
-        store<T>(region.base + start, machine.ub + address, copy.length);
-    }
-    count_copy(pipe_mte3, copy.blocks, copy.blocks * copy.length);
-}
-
-template <size_t bytes>
-struct Word;
-template <>
-struct Word<2> {
-    using type = uint16_t;
-};
-template <>
-struct Word<4> {
-    using type = uint32_t;
-};
-
-/// A masked copy within the unified buffer moves bits, whatever they mean.
-template <typename T>
-inline void masked_copy(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
-                        const AscendC::CopyRepeatParams& params)
-{
-    using W = typename Word<sizeof(T)>::type;
-    const Operand to = operand_of(dst, "dst", params.dstStride.checked("dstStride"),
-                                  params.dstRepeatSize.checked("dstRepeatSize"));
-    const Operand from = operand_of(src, "src", params.srcStride.checked("srcStride"),
-                                    params.srcRepeatSize.checked("srcRepeatSize"));
-    run_unary<false, W, W>(lanes, to, from, [](W* out, const W* in, int n) { std::copy(in, in + n, out); });
+    transfer.source_step = round_to_block(transfer.length) + transfer.source_step * block_bytes;
+    transfer.target_step += transfer.length;
+    copy_out(dst, src, transfer);
 }
 
 }  // namespace neonext_twin
@@ -388,42 +303,34 @@ template <typename T>
 inline void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyExtParams& dataCopyParams,
                         const DataCopyPadExtParams<T>& padParams, Where at = Where::here())
 {
-    machine.enter("DataCopyPad", at);
-    NEONEXT_TWIN_SUPPORT("DataCopyPad", T);
-    neonext_twin::pad_copy_in(dst, src, neonext_twin::pad_copy_of(dataCopyParams, sizeof(T)), padParams.isPad,
-                              padParams.leftPadding.checked("leftPadding"),
-                              padParams.rightPadding.checked("rightPadding"), padParams.paddingValue);
+    NEONEXT_TWIN_ENTER("DataCopyPad", T, at);
+    neonext_twin::pad_copy_in(dst, src, dataCopyParams, padParams, padParams.paddingValue);
 }
 
 template <typename T>
 inline void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& dataCopyParams,
                         const DataCopyPadParams& padParams, Where at = Where::here())
 {
-    machine.enter("DataCopyPad", at);
-    NEONEXT_TWIN_SUPPORT("DataCopyPad", T);
+    NEONEXT_TWIN_ENTER("DataCopyPad", T, at);
     T value;
     std::memcpy(&value, &padParams.paddingValue, sizeof(T));
-    neonext_twin::pad_copy_in(dst, src, neonext_twin::pad_copy_of(dataCopyParams, sizeof(T)), padParams.isPad,
-                              padParams.leftPadding.checked("leftPadding"),
-                              padParams.rightPadding.checked("rightPadding"), value);
+    neonext_twin::pad_copy_in(dst, src, dataCopyParams, padParams, value);
 }
 
 template <typename T>
 inline void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyExtParams& dataCopyParams,
                         Where at = Where::here())
 {
-    machine.enter("DataCopyPad", at);
-    NEONEXT_TWIN_SUPPORT("DataCopyPad", T);
-    neonext_twin::pad_copy_out(dst, src, neonext_twin::pad_copy_of(dataCopyParams, sizeof(T)));
+    NEONEXT_TWIN_ENTER("DataCopyPad", T, at);
+    neonext_twin::pad_copy_out(dst, src, dataCopyParams);
 }
 
 template <typename T>
 inline void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& dataCopyParams,
                         Where at = Where::here())
 {
-    machine.enter("DataCopyPad", at);
-    NEONEXT_TWIN_SUPPORT("DataCopyPad", T);
-    neonext_twin::pad_copy_out(dst, src, neonext_twin::pad_copy_of(dataCopyParams, sizeof(T)));
+    NEONEXT_TWIN_ENTER("DataCopyPad", T, at);
+    neonext_twin::pad_copy_out(dst, src, dataCopyParams);
 }
 
 template <typename T, TPosition pos = TPosition::MAX>
@@ -435,27 +342,22 @@ inline void SetPadValue(T paddingValue, Where at = Where::here())
     machine.pad_value_set = true;
 }
 
+/// A masked copy within the unified buffer; it moves bits, whatever they mean.
 template <typename T, bool isSetMask = true>
-inline void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const MaskBits& mask, Field<uint8_t> repeatTime,
+inline void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Mask& mask, Field<uint8_t> repeatTime,
                  const CopyRepeatParams& repeatParams, Where at = Where::here())
 {
-    machine.enter("Copy", at);
-    NEONEXT_TWIN_SUPPORT("Copy", T);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    neonext_twin::masked_copy(neonext_twin::lanes_of<isSetMask>(per_repeat, mask, repeatTime), dst, src, repeatParams);
+    using W = neonext_twin::word_t<sizeof(T)>;
+    NEONEXT_TWIN_ENTER("Copy", T, at);
+    const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime, isSetMask);
+    const auto target = neonext_twin::operand_of(dst, "dst", repeatParams.dstStride.checked("dstStride"),
+                                                 repeatParams.dstRepeatSize.checked("dstRepeatSize"));
+    neonext_twin::Source<W> source(neonext_twin::operand_of(src, "src", repeatParams.srcStride.checked("srcStride"),
+                                                            repeatParams.srcRepeatSize.checked("srcRepeatSize")));
+    neonext_twin::run_lanes<false, W>(lanes, target, [](W, W value) { return value; }, source);
 }
 
-template <typename T, bool isSetMask = true>
-inline void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask, Field<uint8_t> repeatTime,
-                 const CopyRepeatParams& repeatParams, Where at = Where::here())
-{
-    machine.enter("Copy", at);
-    NEONEXT_TWIN_SUPPORT("Copy", T);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    neonext_twin::masked_copy(neonext_twin::lanes_of<isSetMask>(per_repeat, mask, repeatTime), dst, src, repeatParams);
-}
-
-/// Fills global memory from the unified buffer; the fill itself is counted, not its pieces.
+/// Fill global memory from the unified buffer: counted as one copy, although the device makes several.
 template <typename T>
 inline void InitGlobalMemory(GlobalTensor<T>& gmWorkspaceAddr, const uint64_t size, const T value,
                              Where at = Where::here())

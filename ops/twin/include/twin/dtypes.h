@@ -1,4 +1,4 @@
-// CANN's numbers for data types, which ORIG_DTYPE_X and its kin are compared with in `#if`.
+// CANN's numbers for data types, with which kernels compare ORIG_DTYPE_X and the like in `#if`.
 #pragma once
 
 #define DT_FLOAT 0

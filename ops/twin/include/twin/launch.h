@@ -1,4 +1,4 @@
-// The way in from Python: one C function that runs a kernel on all its cores, and its result as JSON.
+// The entry point for Python: one C function that runs a kernel on all its cores, and its result as JSON.
 #pragma once
 
 #include <cerrno>
@@ -52,16 +52,16 @@ inline void append_number(std::string& out, const char* name, uint64_t value, bo
     out += "\": " + std::to_string(value);
 }
 
-inline void append_refusal(std::string& out, const Refusal& refusal)
+inline void append_violation(std::string& out, const Violation& violation)
 {
     out += "{\"rule\": ";
-    append_string(out, rule_of(refusal.rule).id);
+    append_string(out, rule_of(violation.rule).id);
     out += ", \"text\": ";
-    append_string(out, refusal.text);
+    append_string(out, violation.text);
     out += ", \"file\": ";
-    append_string(out, refusal.file);
-    append_number(out, "line", static_cast<uint64_t>(refusal.line));
-    append_number(out, "core", static_cast<uint64_t>(refusal.core));
+    append_string(out, violation.file);
+    append_number(out, "line", static_cast<uint64_t>(violation.line));
+    append_number(out, "core", static_cast<uint64_t>(violation.core));
     out += "}";
 }
 
@@ -134,7 +134,7 @@ inline std::string counts_json()
     out += "}, \"hazards\": [";
     for (size_t i = 0; i < machine.hazards.size(); ++i) {
         out += i == 0 ? "" : ", ";
-        append_refusal(out, machine.hazards[i]);
+        append_violation(out, machine.hazards[i]);
     }
     out += "], \"notes\": [";
     for (size_t i = 0; i < machine.notes.size(); ++i) {
@@ -157,7 +157,7 @@ inline void call_entry(void* entry, uint8_t* const* arguments, size_t count, std
     (void)((count == N && (call_entry(entry, arguments, std::make_index_sequence<N>()), true)) || ...);
 }
 
-/// A parameter's kind and size, as Python reads them: p for a pointer, b, i, u or f for numbers, s for a struct.
+/// Return a parameter's kind and size as Python reads them: p for a pointer, b, i, u or f for numbers, s for a struct.
 template <typename T>
 inline std::string parameter_kind()
 {
@@ -259,16 +259,16 @@ inline int launch(const LaunchSettings& settings, const LaunchArgument* argument
             }
             machine.end_core();
         }
-    } catch (const Refusal& refusal) {
+    } catch (const Violation& violation) {
         result.clear();
-        append_refusal(result, refusal);
+        append_violation(result, violation);
         return 1;
     }
     result = counts_json();
     return 0;
 }
 
-// ---- in a process of its own ----
+// ---- in a process of its own: a kernel that crashes must not take Python with it ----
 
 inline int child_pipe = -1;
 
@@ -284,23 +284,23 @@ inline void send_result(char status)
     }
 }
 
-/// The child's last words: what it did when it crashed, or when its time was over.
+/// Report where the child was when it crashed or its time was over, and end it.
 inline void dying(int signal)
 {
-    // Memory may be beyond use, and then these words do not come out: end anyway.
+    // The kernel may have ruined the memory that this report needs, so an alarm ends the process in any case.
     ::signal(SIGALRM, SIG_DFL);
     sigset_t none;
     sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     ::alarm(2);
     const bool late = signal == SIGALRM;
-    Refusal refusal{late ? Rule::time_out : Rule::crash, "", machine.where.file, machine.where.line, machine.core};
+    Violation violation{late ? Rule::time_out : Rule::crash, "", machine.where.file, machine.where.line, machine.core};
     const char* name = signal == SIGFPE ? "division by zero" : signal == SIGABRT ? "abort" : "access outside of memory";
-    refusal.text = late ? "the kernel did not end within its time" : std::string("the kernel crashed: ") + name;
-    refusal.text += refusal.line == 0 ? std::string(", before its first call")
+    violation.text = late ? "the kernel did not end within its time" : std::string("the kernel crashed: ") + name;
+    violation.text += violation.line == 0 ? std::string(", before its first call")
                                       : std::string(", in or after ") + machine.api + " in this line";
     result.clear();
-    append_refusal(result, refusal);
+    append_violation(result, violation);
     send_result('1');
     ::_exit(1);
 }
@@ -312,7 +312,7 @@ inline void dying(int signal)
 #endif
     const rlimit no_core{0, 0};
     ::setrlimit(RLIMIT_CORE, &no_core);
-    // A stack of its own for the handler: the kernel may have used up the other one.
+    // The handler has a stack of its own, because the kernel may have used up the other one.
     static char handler_stack[1 << 16];
     stack_t stack{};
     stack.ss_sp = handler_stack;
@@ -339,7 +339,7 @@ inline void dying(int signal)
     ::_exit(0);
 }
 
-/// Runs the kernel in a forked child, whose arguments lie in shared memory. -1: the system made no child.
+/// Run the kernel in a forked child, whose arguments lie in shared memory. Return -1 if the system makes no child.
 inline int launch_isolated(const LaunchSettings& settings, const LaunchArgument* arguments, int count)
 {
     int ends[2];
@@ -370,7 +370,7 @@ inline int launch_isolated(const LaunchSettings& settings, const LaunchArgument*
     if (answer.empty() || answer.back() != '}') {
         const std::string how = WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
                                                     : "exit code " + std::to_string(WEXITSTATUS(status));
-        append_refusal(result, Refusal{Rule::crash, "the kernel's process ended with " + how, "", 0, 0});
+        append_violation(result, Violation{Rule::crash, "the kernel's process ended with " + how, "", 0, 0});
         return 1;
     }
     result = answer.substr(1);
@@ -393,7 +393,7 @@ NEONEXT_TWIN_EXPORT const char* neonext_twin_result()
     return neonext_twin::result.c_str();
 }
 
-// The way in that knows its parameters' types, put behind the kernel's source.
+// An entry point that knows its parameters' types; Python appends it to the kernel's source.
 #define NEONEXT_TWIN_ENTRY(...)                                                        \
     NEONEXT_TWIN_EXPORT const char* neonext_twin_parameters()                          \
     {                                                                                  \

@@ -1,33 +1,22 @@
-// Element-wise functions of AscendC's library that public kernels call. The real ones are made of many vector
-// instructions and temporary space; here each is one step, computed in double and rounded once, and counted as one
-// instruction. Their counts are therefore too low and their last bits may differ from the device's.
+// Element-wise functions of AscendC's library that public kernels call. The real ones consist of many vector
+// instructions and use temporary space. Here each is one step, computed in double, rounded once and counted as one
+// instruction, so the counts are too low and the last bits may differ from the device's.
 #pragma once
 
-#include "vector.h"
+#include "elementwise.h"
 
 namespace neonext_twin {
-
-inline void note_library(const char* name)
-{
-    machine.note(std::string(name) + ": counted as one instruction; the device's library runs several, so the counts "
-                 "of V are too low");
-}
 
 template <typename T, typename F>
 inline void run_library(const char* name, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
                         int64_t count, Where at, F f)
 {
-    static_assert(std::is_same_v<T, half> || std::is_same_v<T, float>, "library functions take half and float");
+    static_assert(is_float_or_half<T>, "library functions take half and float");
     machine.enter(name, at);
-    note_library(name);
-    constexpr int per_repeat = lanes_per_repeat<T>();
-    const auto operands = unary_operands(dst, src, per_repeat);
-    run_unary<false, T, T>(lanes_of_count(per_repeat, count), operands.dst, operands.a,
-                           [&](float* out, const float* a, int n) {
-                               for (int i = 0; i < n; ++i) {
-                                   out[i] = static_cast<float>(f(static_cast<double>(a[i])));
-                               }
-                           });
+    machine.note(std::string(name) + ": counted as one instruction; the device's library runs several, so the counts "
+                 "of V are too low");
+    run_unary<false>(dst, src, Form<AscendC::UnaryRepeatParams>::counted(count),
+                     [&](float, float x) { return static_cast<float>(f(static_cast<double>(x))); });
 }
 
 inline double gelu(double x)
@@ -42,6 +31,7 @@ inline double sign(double x)
 
 }  // namespace neonext_twin
 
+// A function of one tensor with and without a count, with and without temporary space; EXPRESSION uses x.
 #define NEONEXT_TWIN_LIBRARY(NAME, EXPRESSION)                                                                      \
     template <typename T, bool isReuseSource = false>                                                               \
     inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count,                    \
@@ -97,28 +87,18 @@ NEONEXT_TWIN_LIBRARY(Sigmoid, 1.0 / (1.0 + std::exp(-x)))
 NEONEXT_TWIN_LIBRARY(Silu, x / (1.0 + std::exp(-x)))
 NEONEXT_TWIN_LIBRARY(Gelu, neonext_twin::gelu(x))
 
-template <typename T, bool isReuseSource = false>
-inline void Power(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const T& src1, uint32_t count,
-                  Where at = Where::here())
-{
-    const double exponent = static_cast<double>(static_cast<float>(src1));
-    neonext_twin::run_library("Power", dst, src0, count, at, [=](double x) { return std::pow(x, exponent); });
-}
+// Functions with a scalar; EXPRESSION uses x and s.
+#define NEONEXT_TWIN_LIBRARY_SCALAR(NAME, EXPRESSION)                                                               \
+    template <typename T, bool isReuseSource = false>                                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, const uint32_t count,   \
+                     Where at = Where::here())                                                                      \
+    {                                                                                                               \
+        const double s = static_cast<double>(static_cast<float>(scalar));                                           \
+        neonext_twin::run_library(#NAME, dst, src, count, at, [s](double x) { return EXPRESSION; });                \
+    }
 
-template <typename T, bool isReuseSource = false>
-inline void ClampMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T scalar, const uint32_t count,
-                     Where at = Where::here())
-{
-    const double most = static_cast<double>(static_cast<float>(scalar));
-    neonext_twin::run_library("ClampMax", dst, src, count, at, [=](double x) { return x > most ? most : x; });
-}
-
-template <typename T, bool isReuseSource = false>
-inline void ClampMin(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T scalar, const uint32_t count,
-                     Where at = Where::here())
-{
-    const double least = static_cast<double>(static_cast<float>(scalar));
-    neonext_twin::run_library("ClampMin", dst, src, count, at, [=](double x) { return x < least ? least : x; });
-}
+NEONEXT_TWIN_LIBRARY_SCALAR(Power, std::pow(x, s))
+NEONEXT_TWIN_LIBRARY_SCALAR(ClampMax, x > s ? s : x)
+NEONEXT_TWIN_LIBRARY_SCALAR(ClampMin, x < s ? s : x)
 
 }  // namespace AscendC

@@ -1,8 +1,8 @@
-// The state of one launch: memory and its shadows, the pipes' clocks, the counters, and refusals.
+// The state of one launch: memory and its shadows, the pipes' clocks, the counters, and the rules that were broken.
 //
-// Order of two instructions is decided by vector clocks. known_[p][q] is the number of the last instruction of pipe q
-// that is certain to have finished before the next one of pipe p starts. Set/WaitFlag and barriers carry that knowledge
-// from pipe to pipe, and nothing else does.
+// Vector clocks decide whether two instructions are ordered. known_[p][q] is the number of the last instruction of pipe
+// q that is certain to have finished before the next instruction of pipe p starts. Only SetFlag/WaitFlag and barriers
+// carry that knowledge from pipe to pipe. Time is not simulated: an order that holds by luck on a device is an error.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ namespace neonext_twin {
 constexpr uint32_t block_bytes = 32;
 constexpr uint32_t repeat_bytes = 256;
 
-/// The line of the kernel that called: a default argument of every public function.
+/// A line of the kernel. Every public function takes its caller's as a default argument, so that errors can name it.
 struct Where {
     const char* file = "";
     int line = 0;
@@ -46,10 +46,11 @@ inline const char* pipe_name(int pipe)
     return names[pipe];
 }
 
-/// What a copy to global memory does with what is there.
+/// The operation that combines a copy to global memory with the values there.
 enum Atomic : uint8_t { atomic_none, atomic_add, atomic_max, atomic_min };
 
-struct Refusal {
+/// A broken rule: thrown, or recorded where a hazard is only reported.
+struct Violation {
     Rule rule;
     std::string text;
     std::string file;
@@ -81,7 +82,7 @@ struct NamedCounts {
     PipeCounts counts;
 };
 
-/// Shadow of 32 bytes of the unified buffer.
+/// Shadow of 32 bytes of the unified buffer: which bytes hold a value, and who wrote and read them last.
 struct BlockShadow {
     uint32_t written = 0;
     uint32_t write_tick = 0;
@@ -91,7 +92,7 @@ struct BlockShadow {
     int32_t read_line[4] = {0, 0, 0, 0};
 };
 
-/// Shadow of 32 bytes of a writable argument in global memory. The byte mask tells writes of neighbours apart.
+/// Shadow of 32 bytes of a writable argument in global memory. The byte mask tells apart writes to neighbouring bytes.
 struct GmShadow {
     uint32_t write_tick = 0;
     uint32_t write_mask = 0;
@@ -99,6 +100,7 @@ struct GmShadow {
     int32_t write_line = 0;
 };
 
+// Owners of a byte of global memory that are not a core: nobody has written it, or it came with the launch.
 constexpr uint8_t gm_unwritten = 255;
 constexpr uint8_t gm_initial = 254;
 
@@ -114,7 +116,7 @@ struct Region {
     std::vector<GmShadow> shadow;
 };
 
-/// Bytes [from, to) of a 32-byte block as a mask.
+/// Return bytes [from, to) of a 32-byte block as a mask.
 inline uint32_t byte_mask(uint32_t from, uint32_t to)
 {
     const uint64_t upper = (uint64_t{1} << to) - 1;
@@ -153,10 +155,10 @@ public:
     float reduce_sum = 0;
 
     std::vector<Region> regions;
-    std::vector<Refusal> hazards;
+    std::vector<Violation> hazards;
     std::vector<std::string> notes;
 
-    /// Starts a public function: refusals from here on name it and its caller.
+    /// Start a public function: errors from here on name it and its caller.
     void enter(const char* name, Where at)
     {
         api = name;
@@ -165,26 +167,35 @@ public:
         }
     }
 
-    [[gnu::format(printf, 3, 4), gnu::cold, gnu::noinline]] void refuse(Rule rule, const char* format, ...)
+    /// Throw the violation of a rule. With `report_hazards`, record a hazard once for each line and go on.
+    [[gnu::format(printf, 3, 4), gnu::cold, gnu::noinline]] void reject(Rule rule, const char* format, ...)
     {
-        char text[1024];
         va_list arguments;
         va_start(arguments, format);
-        std::vsnprintf(text, sizeof(text), format, arguments);
+        Violation violation = violation_of(rule, format, arguments);
         va_end(arguments);
-        Refusal refusal{rule, std::string(api) + ": " + text, where.file, where.line, core};
         if (!report_hazards || !rule_of(rule).hazard) {
-            throw refusal;
+            throw violation;
         }
-        for (const Refusal& known : hazards) {
-            if (known.rule == rule && known.line == refusal.line && known.file == refusal.file) {
+        for (const Violation& known : hazards) {
+            if (known.rule == rule && known.line == violation.line && known.file == violation.file) {
                 return;
             }
         }
-        hazards.push_back(std::move(refusal));
+        hazards.push_back(std::move(violation));
     }
 
-    /// Something that whoever reads the counts must know, once.
+    /// Throw the violation of a rule that is not a hazard, where nothing could go on.
+    [[noreturn, gnu::format(printf, 3, 4), gnu::cold, gnu::noinline]] void stop(Rule rule, const char* format, ...)
+    {
+        va_list arguments;
+        va_start(arguments, format);
+        Violation violation = violation_of(rule, format, arguments);
+        va_end(arguments);
+        throw violation;
+    }
+
+    /// Add a remark that readers of the counts must know, once.
     void note(const std::string& text)
     {
         if (std::find(notes.begin(), notes.end(), text) == notes.end()) {
@@ -214,25 +225,27 @@ public:
     {
         core = index;
         counts_ = &cores_[index];
-        // What the buffer holds at the start is whatever the kernel before it left there.
+        // The device does not clear the buffer between kernels. 0xff bytes are NaN in every floating type.
         std::memset(ub, 0xff, ub_bytes);
         shadow_.assign((ub_bytes + block_bytes - 1) / block_bytes, BlockShadow{});
-        for (auto& source : flags_) {
-            for (auto& target : source) {
-                for (Flag& flag : target) {
-                    flag = Flag{};
-                }
-            }
-        }
+        std::fill_n(&flags_[0][0][0], sizeof(flags_) / sizeof(Flag), Flag{});
         ub_end = ub_peak = 0;
         ++pool_epoch;
-        mask_low = mask_high = ~uint64_t{0};
-        mask_counter = false;
-        atomic = atomic_none;
+        reset_modes();
         pad_value_set = false;
         api = "";
         where = Where{};
-        finish_everything();
+        barrier_all();
+    }
+
+    void reset_mask() { mask_low = mask_high = ~uint64_t{0}; }
+
+    /// Set the registers that a kernel finds at its start.
+    void reset_modes()
+    {
+        reset_mask();
+        mask_counter = false;
+        atomic = atomic_none;
     }
 
     void end_core()
@@ -244,7 +257,7 @@ public:
                     const Flag& flag = flags_[source][target][id];
                     if (flag.set && !flag.queue) {
                         enter("SetFlag", flag.where);
-                        refuse(Rule::flag_left,
+                        reject(Rule::flag_left,
                                "event %s_%s %d is set and never waited for: the next kernel finds it set",
                                pipe_name(source), pipe_name(target), id);
                     }
@@ -294,7 +307,7 @@ public:
 
     static constexpr int max_events = 8;
 
-    /// Starts an instruction on a pipe. Every instruction is sent out by the scalar unit, so it knows what S knows.
+    /// Start an instruction on a pipe and return its number. The scalar unit issues it, so it knows what S knows.
     uint32_t issue(Pipe pipe)
     {
         learn(pipe, known_[pipe_s]);
@@ -302,7 +315,7 @@ public:
         return ++now_[pipe];
     }
 
-    /// Whether what instruction `tick` of `earlier` did is visible to the instruction that `pipe` runs now. V and S
+    /// Return whether the instruction that `pipe` runs now sees the effect of instruction `tick` of `earlier`. V and S
     /// finish in order (the compiler orders V); two copies of one MTE pipe may overlap without a barrier.
     bool ordered(int pipe, int earlier, uint32_t tick) const
     {
@@ -314,7 +327,7 @@ public:
         check_event(source, target, id);
         Flag& flag = flags_[source][target][id];
         if (flag.set) {
-            refuse(Rule::flag_twice, "event %s_%s %d is set already (line %d) and nothing has waited for it",
+            reject(Rule::flag_twice, "event %s_%s %d is set already (line %d) and nothing has waited for it",
                    pipe_name(source), pipe_name(target), id, flag.where.line);
         }
         flag.set = true;
@@ -331,7 +344,7 @@ public:
         check_event(source, target, id);
         Flag& flag = flags_[source][target][id];
         if (!flag.set) {
-            refuse(Rule::flag_unset, "waits for event %s_%s %d, which nothing has set: the core would hang",
+            reject(Rule::flag_unset, "waits for event %s_%s %d, which nothing has set: the core would hang",
                    pipe_name(source), pipe_name(target), id);
         }
         flag.set = false;
@@ -342,7 +355,13 @@ public:
     /// PipeBarrier: everything on the pipe has finished before its next instruction.
     void barrier(int pipe) { known_[pipe][pipe] = now_[pipe]; }
 
-    void barrier_all() { finish_everything(); }
+    /// PipeBarrier<PIPE_ALL>: everything on every pipe has finished before any next instruction.
+    void barrier_all()
+    {
+        for (auto& known : known_) {
+            std::memcpy(known, now_, sizeof(now_));
+        }
+    }
 
     // ---- the unified buffer ----
 
@@ -350,7 +369,7 @@ public:
     {
         BlockShadow& shadow = shadow_[block];
         if ((shadow.written & need) != need) {
-            // Copies out are whole blocks: the last one may have more bytes than the kernel has to give.
+            // A copy out moves whole blocks, so its last block may hold more bytes than the kernel has results.
             if (pipe == pipe_mte3 && (shadow.written & need) != 0) {
                 note_padding();
             } else {
@@ -386,7 +405,7 @@ public:
         shadow.write_line = where.line;
     }
 
-    /// Bytes [address, address + bytes) of the unified buffer, read or written by one pipe.
+    /// Record that one pipe reads, or writes, bytes [address, address + bytes) of the unified buffer.
     void read_bytes(Pipe pipe, uint32_t tick, uint32_t address, uint32_t bytes, const char* operand)
     {
         for_blocks(address, bytes,
@@ -399,15 +418,15 @@ public:
                    [&](uint32_t block, uint32_t mask) { write_block(pipe, tick, block, mask, operand); });
     }
 
-    /// Takes back that bytes were written: a padded copy leaves values there that no kernel may rely on.
+    /// Mark bytes as unwritten again: a padded copy leaves values there that no kernel may rely on.
     void forget_bytes(uint32_t address, uint32_t bytes)
     {
         for_blocks(address, bytes, [&](uint32_t block, uint32_t mask) { shadow_[block].written &= ~mask; });
         std::memset(ub + address, 0xa5, bytes);
     }
 
-    /// A scalar access. The compiler (--cce-auto-sync, its default) orders S against every other pipe in both
-    /// directions, so this waits instead of refusing.
+    /// Record a scalar access. The compiler (--cce-auto-sync, its default) orders S against every other pipe in both
+    /// directions, so S waits here where another pipe would break a rule.
     void scalar_access(uint32_t address, uint32_t bytes, bool write)
     {
         const uint32_t tick = ++now_[pipe_s];
@@ -426,48 +445,35 @@ public:
                 unwritten(block, mask & ~shadow.written, "the tensor");
             }
         });
-        PipeCounts counts;
-        counts.instructions = 1;
-        count(pipe_s, counts);
+        count(pipe_s, {1});
     }
 
     // ---- global memory ----
 
-    Region* region_of(const void* pointer)
-    {
-        const uint8_t* address = static_cast<const uint8_t*>(pointer);
-        for (Region& region : regions) {
-            if (region.base != nullptr && address >= region.base && address <= region.base + region.padded) {
-                return &region;
-            }
-        }
-        return nullptr;
-    }
-
-    /// Checks bytes of global memory against the argument that holds them; `declared` bounds the GlobalTensor.
+    /// Return the argument that holds bytes of a GlobalTensor, whose declared size is `declared`.
     Region& gm_range(const uint8_t* base, uint64_t declared, uint64_t offset, uint64_t bytes, const char* operand)
     {
-        Region* region = region_of(base);
-        if (region == nullptr) {
-            if (base == nullptr) {
-                refuse(Rule::gm_bounds, "%s has no address: SetGlobalBuffer was not called, or the argument is None",
-                       operand);
-            }
-            refuse(Rule::gm_bounds, "%s starts outside of every argument of the kernel", operand);
-            throw Refusal{Rule::gm_bounds, "outside of global memory", where.file, where.line, core};
+        const auto region = std::find_if(regions.begin(), regions.end(), [base](const Region& one) {
+            return one.base != nullptr && base >= one.base && base <= one.base + one.padded;
+        });
+        if (base == nullptr) {
+            stop(Rule::gm_bounds, "%s has no address: SetGlobalBuffer was not called, or the argument is None",
+                 operand);
+        }
+        if (region == regions.end()) {
+            stop(Rule::gm_bounds, "%s starts outside every argument of the kernel", operand);
         }
         const uint64_t start = static_cast<uint64_t>(base - region->base) + offset;
         if (offset + bytes > declared || offset > declared) {
-            refuse(Rule::gm_tensor_bounds,
+            reject(Rule::gm_tensor_bounds,
                    "%s: bytes [%llu, %llu) of a GlobalTensor that SetGlobalBuffer gave %llu bytes", operand,
                    static_cast<unsigned long long>(offset), static_cast<unsigned long long>(offset + bytes),
                    static_cast<unsigned long long>(declared));
         }
         if (start > region->padded || bytes > region->padded - start) {
-            refuse(Rule::gm_bounds, "%s: bytes [%llu, %llu) of argument %d, which has %llu", operand,
-                   static_cast<unsigned long long>(start), static_cast<unsigned long long>(start + bytes),
-                   region->argument, static_cast<unsigned long long>(region->bytes));
-            throw Refusal{Rule::gm_bounds, "outside of global memory", where.file, where.line, core};
+            stop(Rule::gm_bounds, "%s: bytes [%llu, %llu) of argument %d, which has %llu", operand,
+                 static_cast<unsigned long long>(start), static_cast<unsigned long long>(start + bytes),
+                 region->argument, static_cast<unsigned long long>(region->bytes));
         }
         return *region;
     }
@@ -478,24 +484,25 @@ public:
             return;
         }
         const uint64_t end = std::min(start + bytes, region.bytes);
+        // One bad byte tells enough: the first one is reported.
         for (uint64_t i = start; i < end; ++i) {
             const uint8_t owner = region.owner[i];
             if (owner == gm_initial || owner == core) {
                 continue;
             }
             if (owner == gm_unwritten) {
-                refuse(Rule::gm_unwritten, "%s: byte %llu of argument %d was never written", operand,
+                reject(Rule::gm_unwritten, "%s: byte %llu of argument %d was never written", operand,
                        static_cast<unsigned long long>(i), region.argument);
             } else if (!region.shared) {
-                refuse(Rule::gm_two_cores, "%s: core %d reads byte %llu of argument %d, which core %d writes", operand,
+                reject(Rule::gm_two_cores, "%s: core %d reads byte %llu of argument %d, which core %d writes", operand,
                        core, static_cast<unsigned long long>(i), region.argument, owner);
             }
             break;
         }
-        gm_blocks(start, end, [&](uint64_t block, uint32_t mask) {
+        for_blocks(start, end - start, [&](uint32_t block, uint32_t mask) {
             GmShadow& shadow = region.shadow[block];
             if ((shadow.write_mask & mask) != 0 && pipe != pipe_s && !ordered(pipe, pipe_mte3, shadow.write_tick)) {
-                refuse(Rule::gm_order,
+                reject(Rule::gm_order,
                        "%s: %s reads bytes of argument %d that MTE3 writes (line %d) with no barrier or event between",
                        operand, pipe_name(pipe), region.argument, shadow.write_line);
             }
@@ -509,7 +516,7 @@ public:
             return;
         }
         if (!region.writable) {
-            refuse(Rule::gm_read_only, "%s: writes argument %d, which launch() was not told is an output", operand,
+            reject(Rule::gm_read_only, "%s: writes argument %d, which is not in launch()'s outputs", operand,
                    region.argument);
         }
         const bool adds = atomic != atomic_none && pipe == pipe_mte3;
@@ -517,24 +524,24 @@ public:
         for (uint64_t i = start; i < end; ++i) {
             uint8_t& owner = region.owner[i];
             if (owner < gm_initial && owner != core && !adds && !region.shared) {
-                refuse(Rule::gm_two_cores, "%s: core %d writes byte %llu of argument %d, which core %d wrote", operand,
+                reject(Rule::gm_two_cores, "%s: core %d writes byte %llu of argument %d, which core %d wrote", operand,
                        core, static_cast<unsigned long long>(i), region.argument, owner);
             }
             if (adds && owner == gm_unwritten) {
-                refuse(Rule::gm_unwritten, "%s: adds to byte %llu of argument %d, which was never written", operand,
+                reject(Rule::gm_unwritten, "%s: adds to byte %llu of argument %d, which was never written", operand,
                        static_cast<unsigned long long>(i), region.argument);
             }
             owner = adds && owner != core ? owner : static_cast<uint8_t>(core);
         }
-        gm_blocks(start, end, [&](uint64_t block, uint32_t mask) {
+        for_blocks(start, end - start, [&](uint32_t block, uint32_t mask) {
             GmShadow& shadow = region.shadow[block];
             const bool after = ordered(pipe, pipe_mte3, shadow.write_tick);
             if (!after && (shadow.write_mask & mask) != 0 && !adds && pipe == pipe_mte3) {
-                refuse(Rule::gm_order, "%s: writes bytes of argument %d again (line %d) without PipeBarrier<PIPE_MTE3>",
+                reject(Rule::gm_order, "%s: writes bytes of argument %d again (line %d) without PipeBarrier<PIPE_MTE3>",
                        operand, region.argument, shadow.write_line);
             }
             if (pipe == pipe_mte3 && !ordered(pipe, pipe_mte2, shadow.read_tick)) {
-                refuse(Rule::gm_order, "%s: writes bytes of argument %d that MTE2 is reading", operand,
+                reject(Rule::gm_order, "%s: writes bytes of argument %d that MTE2 is reading", operand,
                        region.argument);
             }
             shadow.write_mask = after ? mask : shadow.write_mask | mask;
@@ -543,7 +550,7 @@ public:
         });
     }
 
-    /// A scalar access to global memory: ordered against copies by the compiler, like those to the unified buffer.
+    /// Record a scalar access to global memory; the compiler orders it like one to the unified buffer.
     void gm_scalar(Region& region, uint64_t start, uint64_t bytes, bool write)
     {
         const uint32_t tick = ++now_[pipe_s];
@@ -552,9 +559,7 @@ public:
         } else {
             gm_read(pipe_s, tick, region, start, bytes, "the tensor");
         }
-        PipeCounts counts;
-        counts.instructions = 1;
-        count(pipe_s, counts);
+        count(pipe_s, {1});
     }
 
 private:
@@ -567,29 +572,27 @@ private:
         uint32_t known[pipe_count] = {};
     };
 
+    /// Call visit(block, mask of its bytes) for every 32-byte block that bytes [start, start + bytes) touch.
     template <typename F>
-    static void for_blocks(uint32_t address, uint32_t bytes, F visit)
+    static void for_blocks(uint64_t start, uint64_t bytes, F visit)
     {
-        const uint32_t end = address + bytes;
-        for (uint32_t block = address / block_bytes; block * block_bytes < end; ++block) {
-            const uint32_t start = block * block_bytes;
-            const uint32_t from = address > start ? address - start : 0;
-            const uint32_t to = std::min(end - start, block_bytes);
-            visit(block, byte_mask(from, to));
-        }
-    }
-
-    template <typename F>
-    static void gm_blocks(uint64_t start, uint64_t end, F visit)
-    {
+        const uint64_t end = start + bytes;
         for (uint64_t block = start / block_bytes; block * block_bytes < end; ++block) {
             const uint64_t first = block * block_bytes;
             const uint32_t from = start > first ? static_cast<uint32_t>(start - first) : 0;
             const uint32_t to = static_cast<uint32_t>(std::min<uint64_t>(end - first, block_bytes));
-            visit(block, byte_mask(from, to));
+            visit(static_cast<uint32_t>(block), byte_mask(from, to));
         }
     }
 
+    Violation violation_of(Rule rule, const char* format, va_list arguments) const
+    {
+        char text[1024];
+        std::vsnprintf(text, sizeof(text), format, arguments);
+        return {rule, std::string(api) + ": " + text, where.file, where.line, core};
+    }
+
+    /// Add to what a pipe knows to be finished.
     void learn(int pipe, const uint32_t* known)
     {
         uint32_t* mine = known_[pipe];
@@ -607,19 +610,11 @@ private:
         known_[pipe_s][pipe] = now_[pipe];
     }
 
-    void finish_everything()
-    {
-        for (auto& known : known_) {
-            std::memcpy(known, now_, sizeof(now_));
-        }
-    }
-
     void check_event(int source, int target, int id)
     {
         if (id < 0 || id >= max_events) {
-            refuse(Rule::event_range, "event id %d of %s_%s; there are 0 to %d", id, pipe_name(source),
-                   pipe_name(target), max_events - 1);
-            throw Refusal{Rule::event_range, "event id", where.file, where.line, core};
+            stop(Rule::event_range, "event id %d of %s_%s; ids are 0 to %d", id, pipe_name(source), pipe_name(target),
+                 max_events - 1);
         }
     }
 
@@ -631,7 +626,7 @@ private:
 
     [[gnu::cold, gnu::noinline]] void unwritten(uint32_t block, uint32_t missing, const char* operand)
     {
-        refuse(Rule::unwritten, "%s: byte %u of the unified buffer is read and was never written", operand,
+        reject(Rule::unwritten, "%s: byte %u of the unified buffer is read and was never written", operand,
                block * block_bytes + static_cast<uint32_t>(__builtin_ctz(missing)));
         shadow_[block].written |= missing;
     }
@@ -639,7 +634,7 @@ private:
     [[gnu::cold, gnu::noinline]] void hazard(Rule rule, int pipe, int other, uint32_t block, int line,
                                              const char* operand, const char* does, const char* other_does)
     {
-        refuse(rule, "%s: %s %s bytes [%u, %u) of the unified buffer, which %s %s (line %d); %s", operand,
+        reject(rule, "%s: %s %s bytes [%u, %u) of the unified buffer, which %s %s (line %d); %s", operand,
                pipe_name(pipe), does, block * block_bytes, (block + 1) * block_bytes, other_does, pipe_name(other),
                line,
                pipe == other ? "copies of one pipe that overlap need a PipeBarrier between them"

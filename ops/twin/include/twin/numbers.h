@@ -1,4 +1,4 @@
-// half and bfloat16_t: storage of 16 bits, arithmetic in float, rounded to nearest even.
+// half and bfloat16_t: stored in 16 bits, computed in float, rounded to nearest even.
 #pragma once
 
 #include <cmath>
@@ -73,11 +73,15 @@ inline uint16_t float_to_bfloat(float value)
 }
 
 #if defined(__x86_64__)
-// The compiler's own functions: its header of intrinsics takes longer to read than all the rest of the twin.
+// F16C converts eight lanes at a time: conversion is most of the work that the simulator does. These are the compiler's
+// own functions, because its header of intrinsics takes longer to compile than all the rest of the simulator.
 using HalfVector = short __attribute__((vector_size(16)));
 using FloatVector = float __attribute__((vector_size(32)));
 
-__attribute__((target("avx,f16c"))) inline void halves_to_floats_f16c(const uint16_t* from, float* to, int count)
+inline const bool has_f16c = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+
+/// Convert lanes in groups of eight; return how many were converted.
+__attribute__((target("avx,f16c"))) inline int halves_to_floats_f16c(const uint16_t* from, float* to, int count)
 {
     int i = 0;
     for (; i + 8 <= count; i += 8) {
@@ -86,12 +90,10 @@ __attribute__((target("avx,f16c"))) inline void halves_to_floats_f16c(const uint
         const FloatVector floats = __builtin_ia32_vcvtph2ps256(halves);
         std::memcpy(to + i, &floats, sizeof(floats));
     }
-    for (; i < count; ++i) {
-        to[i] = half_to_float(from[i]);
-    }
+    return i;
 }
 
-__attribute__((target("avx,f16c"))) inline void floats_to_halves_f16c(const float* from, uint16_t* to, int count)
+__attribute__((target("avx,f16c"))) inline int floats_to_halves_f16c(const float* from, uint16_t* to, int count)
 {
     constexpr int nearest_even = 0;
     int i = 0;
@@ -101,36 +103,24 @@ __attribute__((target("avx,f16c"))) inline void floats_to_halves_f16c(const floa
         const HalfVector halves = __builtin_ia32_vcvtps2ph256(floats, nearest_even);
         std::memcpy(to + i, &halves, sizeof(halves));
     }
-    for (; i < count; ++i) {
-        to[i] = float_to_half(from[i]);
-    }
+    return i;
 }
-
-inline const bool has_f16c = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+#else
+constexpr bool has_f16c = false;
+inline int halves_to_floats_f16c(const uint16_t*, float*, int) { return 0; }
+inline int floats_to_halves_f16c(const float*, uint16_t*, int) { return 0; }
 #endif
 
 inline void halves_to_floats(const uint16_t* from, float* to, int count)
 {
-#if defined(__x86_64__)
-    if (has_f16c) {
-        halves_to_floats_f16c(from, to, count);
-        return;
-    }
-#endif
-    for (int i = 0; i < count; ++i) {
+    for (int i = has_f16c ? halves_to_floats_f16c(from, to, count) : 0; i < count; ++i) {
         to[i] = half_to_float(from[i]);
     }
 }
 
 inline void floats_to_halves(const float* from, uint16_t* to, int count)
 {
-#if defined(__x86_64__)
-    if (has_f16c) {
-        floats_to_halves_f16c(from, to, count);
-        return;
-    }
-#endif
-    for (int i = 0; i < count; ++i) {
+    for (int i = has_f16c ? floats_to_halves_f16c(from, to, count) : 0; i < count; ++i) {
         to[i] = float_to_half(from[i]);
     }
 }
@@ -195,21 +185,9 @@ public:
 
 namespace neonext_twin {
 
-/// Type in which the lanes of a vector instruction on T are computed.
+/// The type in which the lanes of a vector instruction on T are computed.
 template <typename T>
-struct Compute {
-    using type = T;
-};
-template <>
-struct Compute<half> {
-    using type = float;
-};
-template <>
-struct Compute<bfloat16_t> {
-    using type = float;
-};
-template <typename T>
-using compute_t = typename Compute<T>::type;
+using compute_t = std::conditional_t<std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t>, float, T>;
 
 template <typename T>
 inline void widen(const T* from, compute_t<T>* to, int count)
@@ -255,32 +233,6 @@ inline void narrow(const compute_t<T>* from, T* to, int count)
         saturate(to, count);
     } else {
         std::memcpy(to, from, sizeof(T) * count);
-    }
-}
-
-template <typename T>
-constexpr const char* type_name()
-{
-    if constexpr (std::is_same_v<T, half>) {
-        return "half";
-    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
-        return "bfloat16_t";
-    } else if constexpr (std::is_same_v<T, float>) {
-        return "float";
-    } else if constexpr (std::is_same_v<T, double>) {
-        return "double";
-    } else if constexpr (std::is_same_v<T, bool>) {
-        return "bool";
-    } else if constexpr (std::is_integral_v<T>) {
-        constexpr bool is_signed = std::is_signed_v<T>;
-        switch (sizeof(T)) {
-            case 1: return is_signed ? "int8_t" : "uint8_t";
-            case 2: return is_signed ? "int16_t" : "uint16_t";
-            case 4: return is_signed ? "int32_t" : "uint32_t";
-            default: return is_signed ? "int64_t" : "uint64_t";
-        }
-    } else {
-        return "another type";
     }
 }
 

@@ -1,4 +1,5 @@
-// Parameter structures of the public functions, with fields that notice a value that does not fit.
+// Parameter structures of the public functions. Their fields keep a value that does not fit, for the error that names
+// it.
 #pragma once
 
 #include "types.h"

@@ -1,5 +1,8 @@
-// Events, barriers, TPipe and the queues. A queue sets and waits for the very events that the real one does:
-// EnQue sets one that DeQue waits for, FreeTensor one that the next AllocTensor of the buffer waits for.
+// Events, barriers, TPipe and the queues.
+//
+// A queue sets and waits for the very events that the real one does: EnQue sets one that DeQue waits for, and
+// FreeTensor one that the next AllocTensor of the same buffer waits for. So the order of a kernel's instructions comes
+// from the same places as on the device, and an order that is missing there is missing here.
 #pragma once
 
 #include <initializer_list>
@@ -10,7 +13,7 @@ namespace neonext_twin {
 
 constexpr int pool_limit = 64;
 
-/// Device memory that a position stands for; only the unified buffer and global memory are modelled.
+/// Return the memory that a position stands for; only the unified buffer and global memory are simulated.
 constexpr AscendC::Hardware hardware_of(AscendC::TPosition position)
 {
     using AscendC::Hardware;
@@ -27,7 +30,7 @@ constexpr AscendC::Hardware hardware_of(AscendC::TPosition position)
     }
 }
 
-/// The event with which a queue from `source` to `target` hands a buffer on (forward) or back.
+/// Return the event with which a queue from `source` to `target` passes a buffer on (forward) or back.
 constexpr AscendC::HardEvent queue_event(AscendC::TPosition source, AscendC::TPosition target, bool forward)
 {
     using AscendC::Hardware;
@@ -44,6 +47,21 @@ constexpr AscendC::HardEvent queue_event(AscendC::TPosition source, AscendC::TPo
         return forward ? HardEvent::MTE2_MTE3 : HardEvent::MTE3_MTE2;
     }
     return HardEvent::MAX;
+}
+
+/// Return the view of a tensor that a buffer gives out.
+inline View view_of(Buffer& buffer, uint64_t offset, uint64_t bytes, AscendC::TPosition position, uint32_t epoch)
+{
+    View view;
+    view.address = buffer.address + static_cast<uint32_t>(offset);
+    view.end = view.address + static_cast<uint32_t>(bytes);
+    view.size_bytes = static_cast<uint32_t>(bytes);
+    view.generation = buffer.generation;
+    view.epoch = epoch;
+    view.buffer = &buffer;
+    view.position = position;
+    view.bound = true;
+    return view;
 }
 
 inline void set_event(AscendC::HardEvent event, int id, Where at, bool queue)
@@ -64,7 +82,38 @@ inline void wait_event(AscendC::HardEvent event, int id)
     }
 }
 
+inline void set_flag(const char* name, pipe_t source, pipe_t target, int id, Where at)
+{
+    machine.enter(name, at);
+    machine.set_flag(pipe_of(source), pipe_of(target), id, at, false);
+}
+
+inline void wait_flag(const char* name, pipe_t source, pipe_t target, int id, Where at)
+{
+    machine.enter(name, at);
+    machine.wait_flag(pipe_of(source), pipe_of(target), id);
+}
+
 }  // namespace neonext_twin
+
+inline void set_flag(pipe_t source, pipe_t target, int id, neonext_twin::Where at = neonext_twin::Where::here())
+{
+    neonext_twin::set_flag("set_flag", source, target, id, at);
+}
+
+inline void wait_flag(pipe_t source, pipe_t target, int id, neonext_twin::Where at = neonext_twin::Where::here())
+{
+    neonext_twin::wait_flag("wait_flag", source, target, id, at);
+}
+
+inline void pipe_barrier(pipe_t pipe)
+{
+    if (pipe == PIPE_ALL) {
+        neonext_twin::machine.barrier_all();
+    } else {
+        neonext_twin::machine.barrier(neonext_twin::pipe_of(pipe));
+    }
+}
 
 namespace AscendC {
 
@@ -85,13 +134,9 @@ inline void WaitFlag(int32_t eventID, Where at = Where::here())
 template <pipe_t pipe>
 inline void PipeBarrier(Where at = Where::here())
 {
+    static_assert(pipe != PIPE_S, "PipeBarrier does not take PIPE_S");
     machine.enter("PipeBarrier", at);
-    if constexpr (pipe == PIPE_ALL) {
-        machine.barrier_all();
-    } else {
-        static_assert(pipe != PIPE_S, "PipeBarrier does not take PIPE_S");
-        machine.barrier(neonext_twin::pipe_of(pipe));
-    }
+    ::pipe_barrier(pipe);
 }
 
 template <MemDsbT arg0>
@@ -105,13 +150,11 @@ class TQueSync {
 public:
     void SetFlag(TEventID id, Where at = Where::here())
     {
-        machine.enter("TQueSync::SetFlag", at);
-        machine.set_flag(neonext_twin::pipe_of(source), neonext_twin::pipe_of(target), id, at, false);
+        neonext_twin::set_flag("TQueSync::SetFlag", source, target, id, at);
     }
     void WaitFlag(TEventID id, Where at = Where::here())
     {
-        machine.enter("TQueSync::WaitFlag", at);
-        machine.wait_flag(neonext_twin::pipe_of(source), neonext_twin::pipe_of(target), id);
+        neonext_twin::wait_flag("TQueSync::WaitFlag", source, target, id, at);
     }
 };
 
@@ -130,12 +173,90 @@ class TBuf;
 template <TPosition pos, uint32_t bufIDSize = 4>
 class TBufPool;
 
-class TPipe {
+/// The buffers of a TPipe or a TBufPool, and how it hands them out. Owner has take(bytes), the place of the next buffer
+/// in its memory, pipe(), the TPipe that has the events, and too_many(), the error for a buffer beyond the capacity.
+template <typename Owner, int capacity>
+class BufferOwner {
 public:
-    TPipe()
+    template <class Queue>
+    bool InitBuffer(Queue& queue, Field<uint8_t> num, Field<uint32_t> len, Where at = Where::here())
     {
-        Init();
+        machine.enter("InitBuffer", at);
+        num.checked("the number of buffers");
+        if (num.given() < 1) {
+            machine.reject(Rule::argument, "%lld buffers; a queue has at least 1", static_cast<long long>(num.given()));
+        }
+        queue.twin_start(owner().pipe(), &buffers_[used_], num);
+        for (int i = 0; i < num; ++i) {
+            add(round_up(len), true, Queue::freeBufEvt);
+        }
+        queue.twin_ready();
+        return true;
     }
+
+    template <TPosition pos>
+    bool InitBuffer(TBuf<pos>& buffer, Field<uint32_t> len, Where at = Where::here())
+    {
+        machine.enter("InitBuffer", at);
+        buffer.twin_start(add(round_up(len), false, HardEvent::MAX));
+        return true;
+    }
+
+    template <TPosition pos, uint32_t size>
+    bool InitBufPool(TBufPool<pos, size>& pool, Field<uint32_t> len, Where at = Where::here())
+    {
+        machine.enter("InitBufPool", at);
+        const uint32_t bytes = round_up(len);
+        pool.twin_start(owner().pipe(), owner().take(bytes), bytes);
+        return true;
+    }
+
+    /// The pool gets the memory of `shared`: only one of the two is in use at a time.
+    template <TPosition pos, uint32_t size, TPosition sharedPos, uint32_t sharedSize>
+    bool InitBufPool(TBufPool<pos, size>& pool, Field<uint32_t> len, TBufPool<sharedPos, sharedSize>& shared,
+                     Where at = Where::here())
+    {
+        machine.enter("InitBufPool", at);
+        shared.twin_share(owner().pipe(), pool, round_up(len));
+        return true;
+    }
+
+protected:
+    neonext_twin::Buffer buffers_[capacity];
+    int used_ = 0;
+
+private:
+    Owner& owner() { return *static_cast<Owner*>(this); }
+
+    static uint32_t round_up(const Field<uint32_t>& len)
+    {
+        if (len.checked("the length") == 0) {
+            machine.reject(Rule::argument, "a buffer of 0 bytes");
+        }
+        return (len + ONE_BLK_SIZE - 1) / ONE_BLK_SIZE * ONE_BLK_SIZE;
+    }
+
+    [[gnu::noinline]] neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+    {
+        if (used_ >= capacity) {
+            owner().too_many();
+        }
+        neonext_twin::Buffer& buffer = buffers_[used_++];
+        // A tensor from the buffer's life before Reset has an older generation.
+        const uint32_t generation = buffer.generation + 1;
+        buffer = neonext_twin::Buffer{};
+        buffer.generation = generation;
+        buffer.address = owner().take(bytes);
+        buffer.bytes = bytes;
+        buffer.queued = queued;
+        buffer.free_kind = free_kind;
+        return &buffer;
+    }
+};
+
+class TPipe : public BufferOwner<TPipe, neonext_twin::pool_limit> {
+public:
+    TPipe() { Init(); }
     TPipe(const TPipe&) = delete;
     TPipe& operator=(const TPipe&) = delete;
     ~TPipe() noexcept(false)
@@ -143,7 +264,7 @@ public:
         if (twin_detail::current_pipe == this) {
             twin_detail::current_pipe = nullptr;
         }
-        // While a refusal is on its way out, what is left of the pipe says nothing.
+        // While an error is on its way out, the state of the pipe is of no interest.
         if (!destroyed_ && std::uncaught_exceptions() == 0) {
             Destroy();
         }
@@ -154,50 +275,6 @@ public:
         reset_pool();
         destroyed_ = false;
         twin_detail::current_pipe = this;
-    }
-
-    template <class Queue>
-    bool InitBuffer(Queue& queue, Field<uint8_t> num, Field<uint32_t> len, Where at = Where::here())
-    {
-        machine.enter("InitBuffer", at);
-        num.checked("the number of buffers");
-        if (num.given() < 1) {
-            machine.refuse(Rule::argument, "%lld buffers; it takes at least 1", static_cast<long long>(num.given()));
-        }
-        queue.twin_start(this, &buffers_[used_], num);
-        for (int i = 0; i < num; ++i) {
-            add(round_up(len.checked("the length")), true, Queue::freeBufEvt);
-        }
-        queue.twin_ready();
-        return true;
-    }
-
-    template <TPosition pos>
-    bool InitBuffer(TBuf<pos>& buffer, Field<uint32_t> len, Where at = Where::here())
-    {
-        machine.enter("InitBuffer", at);
-        neonext_twin::Buffer* added = add(round_up(len.checked("the length")), false, HardEvent::MAX);
-        buffer.twin_start(added);
-        return true;
-    }
-
-    template <TPosition pos, uint32_t size>
-    bool InitBufPool(TBufPool<pos, size>& pool, uint32_t len, Where at = Where::here())
-    {
-        machine.enter("InitBufPool", at);
-        const uint32_t bytes = round_up(len);
-        pool.twin_start(this, take(bytes), bytes);
-        return true;
-    }
-
-    /// The pool gets the memory of `shared`: one of the two is in use at a time.
-    template <TPosition pos, uint32_t size, TPosition sharedPos, uint32_t sharedSize>
-    bool InitBufPool(TBufPool<pos, size>& pool, uint32_t len, TBufPool<sharedPos, sharedSize>& shared,
-                     Where at = Where::here())
-    {
-        machine.enter("InitBufPool", at);
-        shared.twin_share(this, pool, round_up(len));
-        return true;
     }
 
     template <HardEvent event>
@@ -264,30 +341,25 @@ public:
     void twin_give_event(HardEvent event, TEventID id)
     {
         if (id < 0 || id >= neonext_twin::Machine::max_events) {
-            machine.refuse(Rule::event_range, "event id %d; there are 0 to %d", id,
+            machine.reject(Rule::event_range, "event id %d; ids are 0 to %d", id,
                            neonext_twin::Machine::max_events - 1);
         }
         events_[static_cast<int>(event)] &= ~(1u << id);
     }
 
-    uint32_t twin_end() const { return machine.ub_end; }
-
-    static uint32_t round_up(uint32_t len)
-    {
-        if (len == 0) {
-            machine.refuse(Rule::argument, "a buffer of 0 bytes");
-        }
-        return (len + ONE_BLK_SIZE - 1) / ONE_BLK_SIZE * ONE_BLK_SIZE;
-    }
-
 private:
-    /// The next bytes of the unified buffer: their address.
+    friend BufferOwner;
+
+    TPipe* pipe() { return this; }
+
+    /// Return the address of the next bytes of the unified buffer.
     static uint32_t take(uint32_t bytes)
     {
         const uint32_t start = machine.ub_end;
         const uint64_t end = static_cast<uint64_t>(start) + bytes;
         if (end > machine.ub_bytes) {
-            machine.refuse(Rule::ub_overrun, "%llu bytes of unified buffer are asked for, %u more than %s has (%u)",
+            machine.reject(Rule::ub_overrun,
+                           "the kernel asks for %llu bytes of unified buffer, %u more than %s has (%u)",
                            static_cast<unsigned long long>(end), static_cast<uint32_t>(end - machine.ub_bytes),
                            machine.soc.c_str(), machine.ub_bytes);
         }
@@ -296,18 +368,9 @@ private:
         return start;
     }
 
-    neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+    static void too_many()
     {
-        if (used_ >= neonext_twin::pool_limit) {
-            machine.refuse(Rule::too_many_buffers, "more than %d buffers in one TPipe", neonext_twin::pool_limit);
-        }
-        neonext_twin::Buffer& buffer = buffers_[used_++];
-        buffer = neonext_twin::Buffer{};
-        buffer.address = take(bytes);
-        buffer.bytes = bytes;
-        buffer.queued = queued;
-        buffer.free_kind = free_kind;
-        return &buffer;
+        machine.reject(Rule::too_many_buffers, "more than %d buffers in one TPipe", neonext_twin::pool_limit);
     }
 
     TEventID first_free(HardEvent event) const
@@ -319,10 +382,8 @@ private:
             }
         }
         const neonext_twin::PipePair pipes = neonext_twin::pipes_of(event);
-        machine.refuse(Rule::events_used_up, "all %d events of %s_%s are in use",
-                       neonext_twin::Machine::max_events, neonext_twin::pipe_name(pipes.source),
-                       neonext_twin::pipe_name(pipes.target));
-        return 0;
+        machine.stop(Rule::events_used_up, "all %d events of %s_%s are in use", neonext_twin::Machine::max_events,
+                     neonext_twin::pipe_name(pipes.source), neonext_twin::pipe_name(pipes.target));
     }
 
     void wait_for_freed()
@@ -344,13 +405,9 @@ private:
         }
         machine.ub_end = 0;
         ++machine.pool_epoch;
-        machine.atomic = neonext_twin::atomic_none;
-        machine.mask_counter = false;
-        machine.mask_low = machine.mask_high = ~uint64_t{0};
+        machine.reset_modes();
     }
 
-    neonext_twin::Buffer buffers_[neonext_twin::pool_limit];
-    int used_ = 0;
     uint32_t events_[static_cast<int>(HardEvent::MAX) + 1] = {};
     bool destroyed_ = false;
 };
@@ -368,7 +425,8 @@ public:
     static constexpr TPosition dstPosition = dst;
     static constexpr HardEvent enQueEvt = neonext_twin::queue_event(src, dst, true);
     static constexpr HardEvent freeBufEvt = neonext_twin::queue_event(src, dst, false);
-    static_assert(enQueEvt != HardEvent::MAX, "the twin has queues between global memory and the unified buffer only");
+    static_assert(enQueEvt != HardEvent::MAX,
+                  "the simulator has queues between global memory and the unified buffer only");
 
     template <typename T>
     LocalTensor<T> AllocTensor(Where at = Where::here())
@@ -390,10 +448,10 @@ public:
         machine.enter("FreeTensor", at);
         neonext_twin::Buffer& buffer = own(tensor.twin_view());
         if (buffer.state == TBufState::FREE) {
-            machine.refuse(Rule::freed_twice, "the tensor was freed already (line %d)", buffer.line);
+            machine.reject(Rule::freed_twice, "the tensor was freed already (line %d)", buffer.line);
         }
         if (buffer.state == TBufState::ENQUE) {
-            machine.refuse(Rule::queue_order, "the tensor is in the queue (EnQue at line %d); DeQue comes first",
+            machine.reject(Rule::queue_order, "the tensor is in the queue (EnQue at line %d); DeQue comes first",
                            buffer.line);
         }
         if constexpr (depth != 0) {
@@ -438,7 +496,7 @@ public:
         machine.enter("DeQue", at);
         neonext_twin::Buffer& buffer = own(tensor.twin_view());
         if (buffer.state != TBufState::ENQUE) {
-            machine.refuse(Rule::queue_empty, "the tensor is not in the queue");
+            machine.reject(Rule::queue_empty, "the tensor is not in the queue");
         }
         neonext_twin::wait_event(enQueEvt, buffer.enqueue_event);
         buffer.state = TBufState::DEQUE;
@@ -511,11 +569,10 @@ private:
     {
         neonext_twin::Buffer* buffer = view.buffer;
         if (start_ == nullptr || buffer < start_ || buffer >= start_ + count_) {
-            machine.refuse(Rule::queue_foreign, "the tensor was not allocated from this queue");
-            throw neonext_twin::Refusal{Rule::queue_foreign, "foreign", "", 0, machine.core};
+            machine.stop(Rule::queue_foreign, "the tensor was not allocated from this queue");
         }
         if (view.generation != buffer->generation) {
-            machine.refuse(Rule::stale_tensor, "the tensor's buffer was freed and allocated again");
+            machine.reject(Rule::stale_tensor, "the tensor's buffer was freed and allocated again");
         }
         return *buffer;
     }
@@ -524,7 +581,7 @@ private:
     {
         machine.enter("AllocTensor", at);
         if (start_ == nullptr) {
-            machine.refuse(Rule::queue_full, "the queue has no buffers: InitBuffer was not called");
+            machine.reject(Rule::queue_full, "the queue has no buffers: InitBuffer was not called");
         }
         for (int tried = 0; tried < count_; ++tried) {
             neonext_twin::Buffer& buffer = start_[cursor_];
@@ -544,8 +601,7 @@ private:
             ++buffer.generation;
             return buffer;
         }
-        machine.refuse(Rule::queue_full, "all %d buffers of the queue are in use: the core would hang", count_);
-        throw neonext_twin::Refusal{Rule::queue_full, "full", "", 0, machine.core};
+        machine.stop(Rule::queue_full, "all %d buffers of the queue are in use: the core would hang", count_);
     }
 
     bool enqueue(const neonext_twin::View& view, HardEvent event, Where at)
@@ -553,14 +609,14 @@ private:
         machine.enter("EnQue", at);
         neonext_twin::Buffer& buffer = own(view);
         if (buffer.state == TBufState::ENQUE) {
-            machine.refuse(Rule::queue_order, "the tensor is in the queue already (line %d)", buffer.line);
+            machine.reject(Rule::queue_order, "the tensor is in the queue already (line %d)", buffer.line);
         }
         if (buffer.state == TBufState::FREE) {
-            machine.refuse(Rule::used_after_free, "the tensor was given to FreeTensor (line %d)", buffer.line);
+            machine.reject(Rule::used_after_free, "the tensor was given to FreeTensor (line %d)", buffer.line);
         }
         if constexpr (depth != 0) {
             if (queued_ >= depth) {
-                machine.refuse(Rule::queue_depth, "the queue holds %d tensors, its depth", depth);
+                machine.reject(Rule::queue_depth, "the queue holds %d tensors, its depth", depth);
             }
             if (event != HardEvent::V_V) {
                 buffer.enqueue_event = pipe_->twin_take_event(event);
@@ -578,7 +634,7 @@ private:
     {
         machine.enter("DeQue", at);
         if (queued_ == 0) {
-            machine.refuse(Rule::queue_empty, "the queue is empty");
+            machine.reject(Rule::queue_empty, "the queue is empty");
         }
         neonext_twin::Buffer& buffer = *waiting_[head_];
         head_ = (head_ + 1) % slots;
@@ -596,16 +652,8 @@ private:
     template <typename T>
     LocalTensor<T> tensor(neonext_twin::Buffer& buffer) const
     {
-        neonext_twin::View view;
-        view.address = buffer.address;
-        view.end = buffer.address + buffer.bytes;
-        view.size_bytes = buffer.bytes;
-        view.generation = buffer.generation;
-        view.epoch = machine.pool_epoch;
-        view.buffer = &buffer;
-        view.position = neonext_twin::hardware_of(src) == Hardware::GM ? dst : src;
-        view.bound = true;
-        return LocalTensor<T>(view);
+        const TPosition position = neonext_twin::hardware_of(src) == Hardware::GM ? dst : src;
+        return LocalTensor<T>(neonext_twin::view_of(buffer, 0, buffer.bytes, position, machine.pool_epoch));
     }
 
     TPipe* pipe_ = nullptr;
@@ -688,23 +736,14 @@ private:
     {
         machine.enter("TBuf::Get", at);
         if (buffer_ == nullptr) {
-            machine.refuse(Rule::ub_bounds, "the buffer has no memory: InitBuffer was not called");
-            throw neonext_twin::Refusal{Rule::ub_bounds, "no memory", "", 0, machine.core};
+            machine.stop(Rule::ub_bounds, "the buffer has no memory: InitBuffer was not called");
         }
         if (offset + bytes > buffer_->bytes) {
-            machine.refuse(Rule::ub_bounds, "bytes [%llu, %llu) of a buffer of %u bytes",
+            machine.reject(Rule::ub_bounds, "bytes [%llu, %llu) of a buffer of %u bytes",
                            static_cast<unsigned long long>(offset), static_cast<unsigned long long>(offset + bytes),
                            buffer_->bytes);
         }
-        neonext_twin::View result;
-        result.address = buffer_->address + static_cast<uint32_t>(offset);
-        result.end = result.address + static_cast<uint32_t>(bytes);
-        result.size_bytes = static_cast<uint32_t>(bytes);
-        result.epoch = epoch_;
-        result.buffer = buffer_;
-        result.position = pos;
-        result.bound = true;
-        return LocalTensor<T>(result);
+        return LocalTensor<T>(neonext_twin::view_of(*buffer_, offset, bytes, pos, epoch_));
     }
 
     neonext_twin::Buffer* buffer_ = nullptr;
@@ -713,66 +752,26 @@ private:
 
 /// A part of the unified buffer with buffers of its own, which Reset gives back without touching the rest.
 template <TPosition pos, uint32_t bufIDSize>
-class TBufPool {
+class TBufPool : public BufferOwner<TBufPool<pos, bufIDSize>, bufIDSize> {
 public:
     static constexpr TPosition poolPos = pos;
-
-    template <class Queue>
-    bool InitBuffer(Queue& queue, Field<uint8_t> num, uint32_t len, Where at = Where::here())
-    {
-        machine.enter("TBufPool::InitBuffer", at);
-        num.checked("the number of buffers");
-        const uint32_t bytes = TPipe::round_up(len);
-        queue.twin_start(pipe_, &buffers_[used_], num);
-        for (int i = 0; i < num; ++i) {
-            add(bytes, true, Queue::freeBufEvt);
-        }
-        queue.twin_ready();
-        return true;
-    }
-
-    template <TPosition bufferPos>
-    bool InitBuffer(TBuf<bufferPos>& buffer, uint32_t len, Where at = Where::here())
-    {
-        machine.enter("TBufPool::InitBuffer", at);
-        buffer.twin_start(add(TPipe::round_up(len), false, HardEvent::MAX));
-        return true;
-    }
-
-    template <TPosition innerPos, uint32_t size>
-    bool InitBufPool(TBufPool<innerPos, size>& pool, uint32_t len, Where at = Where::here())
-    {
-        machine.enter("TBufPool::InitBufPool", at);
-        const uint32_t bytes = TPipe::round_up(len);
-        pool.twin_start(pipe_, take(bytes), bytes);
-        return true;
-    }
-
-    template <TPosition innerPos, uint32_t size, TPosition sharedPos, uint32_t sharedSize>
-    bool InitBufPool(TBufPool<innerPos, size>& pool, uint32_t len, TBufPool<sharedPos, sharedSize>& shared,
-                     Where at = Where::here())
-    {
-        machine.enter("TBufPool::InitBufPool", at);
-        shared.twin_share(pipe_, pool, TPipe::round_up(len));
-        return true;
-    }
 
     void Reset(Where at = Where::here())
     {
         machine.enter("TBufPool::Reset", at);
-        for (int i = 0; i < used_; ++i) {
-            neonext_twin::Buffer& buffer = buffers_[i];
+        for (int i = 0; i < this->used_; ++i) {
+            neonext_twin::Buffer& buffer = this->buffers_[i];
             if (buffer.free_event != INVALID_TEVENTID) {
                 neonext_twin::wait_event(buffer.free_kind, buffer.free_event);
                 pipe_->twin_give_event(buffer.free_kind, buffer.free_event);
                 buffer.free_event = INVALID_TEVENTID;
             }
-            // Tensors of a TBuf have no state of their own; a buffer that is free and queued refuses them too.
+            // Tensors of a TBuf have no state of their own; as queued and free they are rejected like the others.
             buffer.queued = true;
             buffer.state = TBufState::FREE;
             buffer.line = at.line;
         }
-        used_ = 0;
+        this->used_ = 0;
         next_ = start_;
     }
 
@@ -781,23 +780,27 @@ public:
         pipe_ = pipe;
         start_ = next_ = start;
         bytes_ = bytes;
-        used_ = 0;
+        this->used_ = 0;
     }
 
     template <typename Pool>
     void twin_share(TPipe* pipe, Pool& pool, uint32_t bytes) const
     {
         if (bytes > bytes_) {
-            machine.refuse(Rule::ub_bounds, "%u bytes of a pool that has %u", bytes, bytes_);
+            machine.reject(Rule::ub_bounds, "%u bytes of a pool that has %u", bytes, bytes_);
         }
         pool.twin_start(pipe, start_, bytes_);
     }
 
 private:
+    friend BufferOwner<TBufPool, bufIDSize>;
+
+    TPipe* pipe() { return pipe_; }
+
     uint32_t take(uint32_t bytes)
     {
         if (pipe_ == nullptr || next_ + bytes > start_ + bytes_) {
-            machine.refuse(Rule::ub_bounds, "%u bytes more in a pool of %u, of which %u are taken", bytes, bytes_,
+            machine.reject(Rule::ub_bounds, "%u bytes more in a pool of %u, of which %u are taken", bytes, bytes_,
                            next_ - start_);
         }
         const uint32_t start = next_;
@@ -805,36 +808,22 @@ private:
         return start;
     }
 
-    neonext_twin::Buffer* add(uint32_t bytes, bool queued, HardEvent free_kind)
+    static void too_many()
     {
-        if (used_ >= static_cast<int>(bufIDSize)) {
-            machine.refuse(Rule::too_many_buffers, "more than the %u buffers that the pool is declared with",
-                           bufIDSize);
-        }
-        const uint32_t generation = buffers_[used_].generation;
-        neonext_twin::Buffer& buffer = buffers_[used_++];
-        buffer = neonext_twin::Buffer{};
-        buffer.generation = generation + 1;
-        buffer.address = take(bytes);
-        buffer.bytes = bytes;
-        buffer.queued = queued;
-        buffer.free_kind = free_kind;
-        return &buffer;
+        machine.reject(Rule::too_many_buffers, "more buffers than the %u that the pool is declared with", bufIDSize);
     }
 
-    neonext_twin::Buffer buffers_[bufIDSize];
     TPipe* pipe_ = nullptr;
     uint32_t start_ = 0;
     uint32_t next_ = 0;
     uint32_t bytes_ = 0;
-    int used_ = 0;
 };
 
-/// Static allocation: tensors one after another from the start of the unified buffer.
+/// Static allocation: tensors lie one after another from the start of the unified buffer.
 template <Hardware hard = Hardware::UB>
 class LocalMemAllocator {
 public:
-    static_assert(hard == Hardware::UB, "the twin has a unified buffer only");
+    static_assert(hard == Hardware::UB, "the simulator has a unified buffer only");
 
     uint32_t GetCurAddr() const { return head_; }
 

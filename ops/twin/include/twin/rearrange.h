@@ -8,53 +8,38 @@ namespace neonext_twin {
 
 constexpr int address_list = 16;
 
-inline void count_repeats(uint64_t repeats, uint64_t elements)
-{
-    PipeCounts counts;
-    counts.instructions = 1;
-    counts.repeats = repeats;
-    counts.elements = elements;
-    machine.count(pipe_v, counts);
-}
-
 template <typename T>
 inline void run_gather(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
                        const AscendC::LocalTensor<uint32_t>& offsets, uint64_t base, int64_t target_stride)
 {
     const uint32_t tick = machine.issue(pipe_v);
     const View& source = src.twin_view();
-    const View& where = offsets.twin_view();
     const Operand target = operand_of(dst, "dst", 1, target_stride);
-    source.check("src");
     source.check_aligned("src");
-    where.check("srcOffset");
-    where.check_aligned("srcOffset");
+    offsets.twin_view().check_aligned("srcOffset");
     check_operand<Access::write>(tick, lanes, target);
     count_vector(lanes);
     for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
         for (int lane = 0; lane < lanes.per_repeat; ++lane) {
-            const uint64_t word = lane < 64 ? lanes.low_of(repeat) >> lane : lanes.high_of(repeat) >> (lane - 64);
-            if ((word & 1) == 0) {
+            if ((lanes.bits(repeat, lane) & 1) == 0) {
                 continue;
             }
             const uint64_t at = (static_cast<uint64_t>(repeat) * lanes.per_repeat + lane) * sizeof(uint32_t);
-            where.check_range("srcOffset", at, sizeof(uint32_t));
-            machine.read_bytes(pipe_v, tick, where.address + static_cast<uint32_t>(at), sizeof(uint32_t), "srcOffset");
             uint32_t offset;
-            std::memcpy(&offset, machine.ub + where.address + at, sizeof(offset));
+            const uint8_t* bytes = offsets.twin_view().read(pipe_v, tick, at, sizeof(offset), "srcOffset");
+            std::memcpy(&offset, bytes, sizeof(offset));
             const uint64_t from = base + offset;
             if (from % sizeof(T) != 0) {
-                machine.refuse(Rule::alignment, "srcOffset: lane %d of repeat %d is at byte %llu, between two elements",
+                machine.reject(Rule::alignment, "srcOffset: lane %d of repeat %d is at byte %llu, between two elements",
                                lane, repeat, static_cast<unsigned long long>(from));
             }
-            source.check_range("src", from, sizeof(T));
-            machine.read_bytes(pipe_v, tick, source.address + static_cast<uint32_t>(from), sizeof(T), "src");
             std::memcpy(machine.ub + dst.twin_view().address + repeat * target_stride * block_bytes + lane * sizeof(T),
-                        machine.ub + source.address + from, sizeof(T));
+                        source.read(pipe_v, tick, from, sizeof(T), "src"), sizeof(T));
         }
     }
 }
 
+/// Return whether one of GatherMask's built-in patterns keeps a lane.
 inline bool pattern_bit(int pattern, uint64_t lane)
 {
     switch (pattern) {
@@ -65,7 +50,7 @@ inline bool pattern_bit(int pattern, uint64_t lane)
     }
 }
 
-/// Packs the chosen lanes of every repeat one after another. `chosen(repeat, lane)` may read a pattern tensor.
+/// Pack the chosen lanes of every repeat one after another. `chosen(repeat, lane)` may read a pattern tensor.
 template <typename T, typename F>
 inline void run_gather_mask(uint32_t tick, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
                             bool counter, uint32_t mask, const AscendC::GatherMaskParams& params, uint64_t& kept,
@@ -85,11 +70,8 @@ inline void run_gather_mask(uint32_t tick, const AscendC::LocalTensor<T>& dst, c
         total = repeats * mask;
     }
     const View& source = src.twin_view();
-    const View& target = dst.twin_view();
-    source.check("src0");
     source.check_aligned("src0");
-    target.check("dst");
-    target.check_aligned("dst");
+    dst.twin_view().check_aligned("dst");
     std::vector<uint8_t> out;
     constexpr uint64_t per_block = block_bytes / sizeof(T);
     uint64_t seen = 0;
@@ -100,30 +82,26 @@ inline void run_gather_mask(uint32_t tick, const AscendC::LocalTensor<T>& dst, c
             if (!chosen(repeat, lane)) {
                 continue;
             }
-            source.check_range("src0", from, sizeof(T));
-            machine.read_bytes(pipe_v, tick, source.address + static_cast<uint32_t>(from), sizeof(T), "src0");
-            const uint8_t* element = machine.ub + source.address + from;
+            const uint8_t* element = source.read(pipe_v, tick, from, sizeof(T), "src0");
             out.insert(out.end(), element, element + sizeof(T));
         }
     }
-    target.check_range("dst", 0, out.size());
     if (!out.empty()) {
-        machine.write_bytes(pipe_v, tick, target.address, static_cast<uint32_t>(out.size()), "dst");
-        std::memcpy(machine.ub + target.address, out.data(), out.size());
+        std::memcpy(dst.twin_view().write(pipe_v, tick, 0, out.size(), "dst"), out.data(), out.size());
     }
     kept = machine.reserved_count = out.size() / sizeof(T);
-    count_repeats(repeats, total);
+    count_vector(repeats, total);
 }
 
-/// A block of 32 bytes at an address of the unified buffer, or a refusal.
+/// Check an address from a list of addresses: a whole block of the unified buffer.
 inline void check_block_address(uint64_t address, const char* operand)
 {
     if (address % block_bytes != 0) {
-        machine.refuse(Rule::alignment, "%s: address %llu is not a multiple of 32", operand,
+        machine.reject(Rule::alignment, "%s: address %llu is not a multiple of 32", operand,
                        static_cast<unsigned long long>(address));
     }
     if (address + block_bytes > machine.ub_bytes) {
-        machine.refuse(Rule::ub_bounds, "%s: address %llu of a unified buffer of %u bytes", operand,
+        machine.reject(Rule::ub_bounds, "%s: address %llu of a unified buffer of %u bytes", operand,
                        static_cast<unsigned long long>(address), machine.ub_bytes);
     }
 }
@@ -137,7 +115,7 @@ inline void run_transdata(const uint64_t* target, const uint64_t* source, const 
     const uint64_t source_step = uint64_t{params.srcRepStride.checked("srcRepStride")} * block_bytes;
     constexpr int per_block = block_bytes / sizeof(T);
     for (int repeat = 0; repeat < repeats; ++repeat) {
-        // With one repeat the device starts one stride behind the addresses.
+        // A quirk of the device: with one repeat it starts one stride behind the addresses.
         const uint64_t step = repeats == 1 ? 1 : repeat;
         T in[address_list][per_block];
         for (int row = 0; row < address_list; ++row) {
@@ -171,7 +149,7 @@ inline void run_transdata(const uint64_t* target, const uint64_t* source, const 
             }
         }
     }
-    count_repeats(static_cast<uint64_t>(repeats), static_cast<uint64_t>(repeats) * address_list * per_block);
+    count_vector(static_cast<uint64_t>(repeats), static_cast<uint64_t>(repeats) * address_list * per_block);
 }
 
 }  // namespace neonext_twin
@@ -186,23 +164,11 @@ constexpr GatherMaskMode defaultGatherMaskMode =
 
 template <typename T>
 inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& srcOffset,
-                   const uint32_t srcBaseOffset, const uint64_t mask, Field<uint8_t> repeatTime,
+                   const uint32_t srcBaseOffset, const Mask& mask, Field<uint8_t> repeatTime,
                    Field<uint16_t> dstRepStride, Where at = Where::here())
 {
-    machine.enter("Gather", at);
-    NEONEXT_TWIN_SUPPORT("Gather", T);
-    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
-    neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, dstRepStride.checked("dstRepStride"));
-}
-
-template <typename T>
-inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& srcOffset,
-                   const uint32_t srcBaseOffset, const MaskBits& mask, Field<uint8_t> repeatTime,
-                   Field<uint16_t> dstRepStride, Where at = Where::here())
-{
-    machine.enter("Gather", at);
-    NEONEXT_TWIN_SUPPORT("Gather", T);
-    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    NEONEXT_TWIN_ENTER("Gather", T, at);
+    const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
     neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, dstRepStride.checked("dstRepStride"));
 }
 
@@ -210,47 +176,38 @@ template <typename T>
 inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& srcOffset,
                    const uint32_t srcBaseOffset, const uint32_t count, Where at = Where::here())
 {
-    machine.enter("Gather", at);
-    NEONEXT_TWIN_SUPPORT("Gather", T);
+    NEONEXT_TWIN_ENTER("Gather", T, at);
     const auto lanes = neonext_twin::lanes_of_count(neonext_twin::lanes_per_repeat<T>(), count);
     neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, DEFAULT_REPEAT_STRIDE);
 }
 
-/// Gathers whole blocks: eight offsets for each repeat.
+/// Gather whole blocks: eight offsets for each repeat.
 template <typename T>
 inline void Gatherb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset,
                     Field<uint8_t> repeatTime, const GatherRepeatParams& repeatParams, Where at = Where::here())
 {
     using neonext_twin::block_bytes;
     using neonext_twin::pipe_v;
-    machine.enter("Gatherb", at);
-    NEONEXT_TWIN_SUPPORT("Gatherb", T);
+    NEONEXT_TWIN_ENTER("Gatherb", T, at);
     const int repeats = repeatTime.checked("repeatTime", Rule::repeat);
     const uint64_t block_stride = repeatParams.dstBlkStride.checked("dstBlkStride");
     const uint64_t repeat_stride = repeatParams.dstRepStride.checked("dstRepStride");
     const uint32_t tick = machine.issue(pipe_v);
-    const neonext_twin::View* views[] = {&dst.twin_view(), &src.twin_view(), &offset.twin_view()};
-    const char* const names[] = {"dst", "src", "offset"};
-    for (int i = 0; i < 3; ++i) {
-        views[i]->check(names[i]);
-        views[i]->check_aligned(names[i]);
-    }
+    dst.twin_view().check_aligned("dst");
+    src.twin_view().check_aligned("src");
+    offset.twin_view().check_aligned("offset");
     for (int i = 0; i < repeats * DEFAULT_BLK_NUM; ++i) {
-        views[2]->check_range("offset", i * sizeof(uint32_t), sizeof(uint32_t));
-        machine.read_bytes(pipe_v, tick, views[2]->address + i * sizeof(uint32_t), sizeof(uint32_t), "offset");
         uint32_t from;
-        std::memcpy(&from, machine.ub + views[2]->address + i * sizeof(uint32_t), sizeof(from));
+        const uint64_t place = i * sizeof(from);
+        std::memcpy(&from, offset.twin_view().read(pipe_v, tick, place, sizeof(from), "offset"), sizeof(from));
         if (from % block_bytes != 0) {
-            machine.refuse(Rule::alignment, "offset: block %d is at byte %u, which is not a multiple of 32", i, from);
+            machine.reject(Rule::alignment, "offset: block %d is at byte %u, which is not a multiple of 32", i, from);
         }
-        views[1]->check_range("src", from, block_bytes);
-        machine.read_bytes(pipe_v, tick, views[1]->address + from, block_bytes, "src");
+        const uint8_t* block = src.twin_view().read(pipe_v, tick, from, block_bytes, "src");
         const uint64_t to = (i / DEFAULT_BLK_NUM * repeat_stride + i % DEFAULT_BLK_NUM * block_stride) * block_bytes;
-        views[0]->check_range("dst", to, block_bytes);
-        machine.write_bytes(pipe_v, tick, views[0]->address + static_cast<uint32_t>(to), block_bytes, "dst");
-        std::memcpy(machine.ub + views[0]->address + to, machine.ub + views[1]->address + from, block_bytes);
+        std::memcpy(dst.twin_view().write(pipe_v, tick, to, block_bytes, "dst"), block, block_bytes);
     }
-    neonext_twin::count_repeats(repeats, static_cast<uint64_t>(repeats) * neonext_twin::lanes_per_repeat<T>());
+    neonext_twin::count_vector(repeats, static_cast<uint64_t>(repeats) * neonext_twin::lanes_per_repeat<T>());
 }
 
 template <typename T, GatherMaskMode mode = defaultGatherMaskMode>
@@ -258,11 +215,10 @@ inline void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, co
                        const bool reduceMode, const uint32_t mask, const GatherMaskParams& gatherMaskParams,
                        uint64_t& rsvdCnt, Where at = Where::here())
 {
-    machine.enter("GatherMask", at);
-    NEONEXT_TWIN_SUPPORT("GatherMask", T);
+    NEONEXT_TWIN_ENTER("GatherMask", T, at);
     const int most = __NPU_ARCH__ == 2002 ? 6 : 7;
     if (src1Pattern < 1 || src1Pattern > most) {
-        machine.refuse(Rule::argument, "src1Pattern is %d; __NPU_ARCH__ %d has 1 to %d", src1Pattern, __NPU_ARCH__,
+        machine.reject(Rule::argument, "src1Pattern is %d; __NPU_ARCH__ %d has 1 to %d", src1Pattern, __NPU_ARCH__,
                        most);
     }
     const uint32_t tick = machine.issue(neonext_twin::pipe_v);
@@ -277,20 +233,17 @@ inline void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, co
                        uint64_t& rsvdCnt, Where at = Where::here())
 {
     static_assert(sizeof(T) == sizeof(U), "the pattern's type is as wide as the data's");
-    machine.enter("GatherMask", at);
-    NEONEXT_TWIN_SUPPORT("GatherMask", T);
+    NEONEXT_TWIN_ENTER("GatherMask", T, at);
     const neonext_twin::View& pattern = src1Pattern.twin_view();
-    pattern.check("src1Pattern");
     pattern.check_aligned("src1Pattern");
     const uint64_t stride = uint64_t{gatherMaskParams.src1RepeatStride.checked("src1RepeatStride")} * ONE_BLK_SIZE;
     const uint32_t tick = machine.issue(neonext_twin::pipe_v);
     neonext_twin::run_gather_mask(tick, dst, src0, reduceMode, mask, gatherMaskParams, rsvdCnt,
                                   [&](uint64_t repeat, uint64_t lane) {
                                       const uint64_t from = repeat * stride + lane / 8;
-                                      pattern.check_range("src1Pattern", from, 1);
-                                      const uint32_t address = pattern.address + static_cast<uint32_t>(from);
-                                      machine.read_bytes(neonext_twin::pipe_v, tick, address, 1, "src1Pattern");
-                                      return (machine.ub[address] >> (lane % 8) & 1) != 0;
+                                      const uint8_t byte =
+                                          *pattern.read(neonext_twin::pipe_v, tick, from, 1, "src1Pattern");
+                                      return (byte >> (lane % 8) & 1) != 0;
                                   });
 }
 
@@ -300,101 +253,65 @@ inline void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, Field<uin
 {
     using neonext_twin::block_bytes;
     using neonext_twin::pipe_v;
-    machine.enter("Brcb", at);
-    NEONEXT_TWIN_SUPPORT("Brcb", T);
+    NEONEXT_TWIN_ENTER("Brcb", T, at);
     const int repeats = repeatTime.checked("repeatTime", Rule::repeat);
     if (repeats == 0 && !neonext_twin::zero_does_nothing()) {
-        machine.refuse(Rule::repeat, "0 repeats; an instruction has 1 to 255");
+        machine.reject(Rule::repeat, "0 repeats; an instruction has 1 to 255");
     }
     const uint64_t block_stride = repeatParams.dstBlkStride.checked("dstBlkStride");
     const uint64_t repeat_stride = repeatParams.dstRepStride.checked("dstRepStride");
     if (block_stride == 0) {
-        machine.refuse(Rule::overlap, "dst: a block stride of 0 writes all blocks of a repeat to one place");
+        machine.reject(Rule::overlap, "dst: a block stride of 0 writes all blocks of a repeat to one place");
     }
     const uint32_t tick = machine.issue(pipe_v);
-    const neonext_twin::View& target = dst.twin_view();
-    const neonext_twin::View& source = src.twin_view();
-    target.check("dst");
-    target.check_aligned("dst");
-    source.check("src");
-    source.check_aligned("src");
+    dst.twin_view().check_aligned("dst");
+    src.twin_view().check_aligned("src");
     const uint32_t bytes = static_cast<uint32_t>(repeats * DEFAULT_BLK_NUM * sizeof(T));
-    source.check_range("src", 0, bytes);
-    machine.read_bytes(pipe_v, tick, source.address, bytes, "src");
+    const uint8_t* values = src.twin_view().read(pipe_v, tick, 0, bytes, "src");
     for (int i = 0; i < repeats * DEFAULT_BLK_NUM; ++i) {
-        T value;
-        std::memcpy(&value, machine.ub + source.address + i * sizeof(T), sizeof(T));
         const uint64_t to = (i / DEFAULT_BLK_NUM * repeat_stride + i % DEFAULT_BLK_NUM * block_stride) * block_bytes;
-        target.check_range("dst", to, block_bytes);
-        const uint32_t address = target.address + static_cast<uint32_t>(to);
-        if (address < source.address + bytes && source.address < address + block_bytes) {
-            machine.refuse(Rule::overlap, "dst covers src");
+        uint8_t* block = dst.twin_view().write(pipe_v, tick, to, block_bytes, "dst");
+        if (block < values + bytes && values < block + block_bytes) {
+            machine.reject(Rule::overlap, "dst covers src");
         }
-        machine.write_bytes(pipe_v, tick, address, block_bytes, "dst");
         for (uint32_t lane = 0; lane < block_bytes; lane += sizeof(T)) {
-            std::memcpy(machine.ub + address + lane, &value, sizeof(T));
+            std::memcpy(block + lane, values + i * sizeof(T), sizeof(T));
         }
     }
-    machine.mask_low = machine.mask_high = ~uint64_t{0};
-    neonext_twin::count_repeats(repeats, static_cast<uint64_t>(repeats) * neonext_twin::lanes_per_repeat<T>());
+    machine.reset_mask();
+    neonext_twin::count_vector(repeats, static_cast<uint64_t>(repeats) * neonext_twin::lanes_per_repeat<T>());
 }
 
+/// first, first + 1, first + 2, ... in lanes that may be masked.
 template <typename T>
 inline void twin_vector_index(const neonext_twin::Lanes& lanes, const neonext_twin::Operand& dst, const T& first)
 {
-    const uint32_t tick = machine.issue(neonext_twin::pipe_v);
-    neonext_twin::check_destination(lanes, dst);
-    neonext_twin::check_operand<neonext_twin::Access::write>(tick, lanes, dst);
-    neonext_twin::count_vector(lanes);
     using C = neonext_twin::compute_t<T>;
-    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
-        C values[neonext_twin::most_lanes];
-        T stored[neonext_twin::most_lanes];
-        for (int lane = 0; lane < lanes.per_repeat; ++lane) {
-            values[lane] = static_cast<C>(static_cast<C>(first) + static_cast<C>(repeat * lanes.per_repeat + lane));
-        }
-        neonext_twin::narrow(values, stored, lanes.per_repeat);
-        const neonext_twin::Pattern pattern(lanes, repeat, sizeof(T));
-        neonext_twin::scatter_repeat<T>(dst, repeat, pattern, stored);
-    }
+    int lane = 0;
+    neonext_twin::run_lanes<false, T>(
+        lanes, dst, [&](C) { return static_cast<C>(static_cast<C>(first) + static_cast<C>(lane++)); });
 }
 
 template <typename T>
 inline void CreateVecIndex(LocalTensor<T> dst, const T& firstValue, uint32_t count, Where at = Where::here())
 {
-    machine.enter("CreateVecIndex", at);
-    NEONEXT_TWIN_SUPPORT("CreateVecIndex", T);
+    NEONEXT_TWIN_ENTER("CreateVecIndex", T, at);
     const auto lanes = neonext_twin::lanes_of_count(neonext_twin::lanes_per_repeat<T>(), count);
     twin_vector_index(lanes, neonext_twin::operand_of(dst, "dst", 1, DEFAULT_REPEAT_STRIDE), firstValue);
 }
 
 template <typename T>
-inline void CreateVecIndex(LocalTensor<T>& dst, const T& firstValue, uint64_t mask, Field<uint8_t> repeatTime,
+inline void CreateVecIndex(LocalTensor<T>& dst, const T& firstValue, const Mask& mask, Field<uint8_t> repeatTime,
                            Field<uint16_t> dstBlkStride, Field<uint8_t> dstRepStride, Where at = Where::here())
 {
-    machine.enter("CreateVecIndex", at);
-    NEONEXT_TWIN_SUPPORT("CreateVecIndex", T);
-    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
-    twin_vector_index(lanes,
-                      neonext_twin::operand_of(dst, "dst", dstBlkStride.checked("dstBlkStride"),
-                                               dstRepStride.checked("dstRepStride")),
-                      firstValue);
+    NEONEXT_TWIN_ENTER("CreateVecIndex", T, at);
+    const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    const auto operand = neonext_twin::operand_of(dst, "dst", dstBlkStride.checked("dstBlkStride"),
+                                                  dstRepStride.checked("dstRepStride"));
+    twin_vector_index(lanes, operand, firstValue);
 }
 
-template <typename T>
-inline void CreateVecIndex(LocalTensor<T>& dst, const T& firstValue, const MaskBits& mask, Field<uint8_t> repeatTime,
-                           Field<uint16_t> dstBlkStride, Field<uint8_t> dstRepStride, Where at = Where::here())
-{
-    machine.enter("CreateVecIndex", at);
-    NEONEXT_TWIN_SUPPORT("CreateVecIndex", T);
-    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
-    twin_vector_index(lanes,
-                      neonext_twin::operand_of(dst, "dst", dstBlkStride.checked("dstBlkStride"),
-                                               dstRepStride.checked("dstRepStride")),
-                      firstValue);
-}
-
-/// first, first + step, first + 2 step, ...: a function of the library, counted as one instruction.
+/// first, first + step, first + 2 step, ...: a library function, counted as one instruction.
 template <typename T>
 inline void ArithProgression(const LocalTensor<T>& dst, const T firstValue, const T diffValue, const int32_t count,
                              Where at = Where::here())
@@ -412,43 +329,32 @@ inline void ArithProgression(const LocalTensor<T>& dst, const T firstValue, cons
     }
 }
 
-/// The transpose of 16 x 16 elements of 16 bits.
+/// Transpose 16 x 16 elements of 16 bits.
 template <typename T>
 inline void Transpose(const LocalTensor<T>& dst, const LocalTensor<T>& src, Where at = Where::here())
 {
     static_assert(sizeof(T) == 2, "Transpose takes types of 16 bits");
     using neonext_twin::pipe_v;
-    machine.enter("Transpose", at);
-    NEONEXT_TWIN_SUPPORT("Transpose", T);
+    NEONEXT_TWIN_ENTER("Transpose", T, at);
     constexpr int side = 16;
     constexpr uint32_t bytes = side * side * sizeof(T);
     const uint32_t tick = machine.issue(pipe_v);
-    src.twin_view().check("src");
     src.twin_view().check_aligned("src");
-    src.twin_view().check_range("src", 0, bytes);
-    dst.twin_view().check("dst");
     dst.twin_view().check_aligned("dst");
-    dst.twin_view().check_range("dst", 0, bytes);
-    machine.read_bytes(pipe_v, tick, src.twin_view().address, bytes, "src");
-    machine.write_bytes(pipe_v, tick, dst.twin_view().address, bytes, "dst");
     uint16_t in[side * side];
-    uint16_t out[side * side];
-    std::memcpy(in, machine.ub + src.twin_view().address, bytes);
-    for (int row = 0; row < side; ++row) {
-        for (int column = 0; column < side; ++column) {
-            out[column * side + row] = in[row * side + column];
-        }
+    std::memcpy(in, src.twin_view().read(pipe_v, tick, 0, bytes, "src"), bytes);
+    uint8_t* out = dst.twin_view().write(pipe_v, tick, 0, bytes, "dst");
+    for (int i = 0; i < side * side; ++i) {
+        std::memcpy(out + i * sizeof(T), &in[i % side * side + i / side], sizeof(T));
     }
-    std::memcpy(machine.ub + dst.twin_view().address, out, bytes);
-    neonext_twin::count_repeats(2, side * side);
+    neonext_twin::count_vector(2, side * side);
 }
 
 template <typename T>
 inline void TransDataTo5HD(uint64_t dstList[NCHW_CONV_ADDR_LIST_SIZE], uint64_t srcList[NCHW_CONV_ADDR_LIST_SIZE],
                            const TransDataTo5HDParams& nchwconvParams, Where at = Where::here())
 {
-    machine.enter("TransDataTo5HD", at);
-    NEONEXT_TWIN_SUPPORT("TransDataTo5HD", T);
+    NEONEXT_TWIN_ENTER("TransDataTo5HD", T, at);
     neonext_twin::run_transdata<T>(dstList, srcList, nchwconvParams);
 }
 
@@ -457,8 +363,7 @@ inline void TransDataTo5HD(const LocalTensor<T> (&dstList)[NCHW_CONV_ADDR_LIST_S
                            const LocalTensor<T> (&srcList)[NCHW_CONV_ADDR_LIST_SIZE],
                            const TransDataTo5HDParams& nchwconvParams, Where at = Where::here())
 {
-    machine.enter("TransDataTo5HD", at);
-    NEONEXT_TWIN_SUPPORT("TransDataTo5HD", T);
+    NEONEXT_TWIN_ENTER("TransDataTo5HD", T, at);
     uint64_t target[NCHW_CONV_ADDR_LIST_SIZE];
     uint64_t source[NCHW_CONV_ADDR_LIST_SIZE];
     for (int i = 0; i < NCHW_CONV_ADDR_LIST_SIZE; ++i) {

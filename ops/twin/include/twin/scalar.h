@@ -1,4 +1,4 @@
-// Scalar helpers, the operators of tensors, and names that public kernels take from AscendC's own library.
+// Scalar functions, the operators of tensors, and names that public kernels take from AscendC's own library.
 #pragma once
 
 #include "convert.h"
@@ -47,23 +47,12 @@ inline int64_t GetBitCount(uint64_t valueIn)
     return countValue == 1 ? __builtin_popcountll(valueIn) : 64 - __builtin_popcountll(valueIn);
 }
 
-template <int countValue>
-inline int64_t ScalarGetCountOfValue(uint64_t valueIn)
-{
-    return GetBitCount<countValue>(valueIn);
-}
-
 inline int64_t CountLeadingZero(uint64_t valueIn)
 {
     return valueIn == 0 ? 64 : __builtin_clzll(valueIn);
 }
 
-inline int64_t ScalarCountLeadingZero(uint64_t valueIn)
-{
-    return CountLeadingZero(valueIn);
-}
-
-/// Place of the lowest bit that is `countValue`, or -1.
+/// Return the place of the lowest bit that is `countValue`, or -1.
 template <int countValue>
 inline int64_t GetSFFValue(uint64_t valueIn)
 {
@@ -71,11 +60,12 @@ inline int64_t GetSFFValue(uint64_t valueIn)
     return bits == 0 ? -1 : __builtin_ctzll(bits);
 }
 
+// The older names.
 template <int countValue>
-inline int64_t ScalarGetSFFValue(uint64_t valueIn)
-{
-    return GetSFFValue<countValue>(valueIn);
-}
+inline int64_t ScalarGetCountOfValue(uint64_t valueIn) { return GetBitCount<countValue>(valueIn); }
+inline int64_t ScalarCountLeadingZero(uint64_t valueIn) { return CountLeadingZero(valueIn); }
+template <int countValue>
+inline int64_t ScalarGetSFFValue(uint64_t valueIn) { return GetSFFValue<countValue>(valueIn); }
 
 template <typename T, typename U, RoundMode roundMode>
 inline U ScalarCast(T valueIn)
@@ -94,22 +84,14 @@ inline U Cast(T valueIn)
     return ScalarCast<T, U, roundMode>(valueIn);
 }
 
-inline bfloat16_t ToBfloat16(const float& value)
-{
-    return bfloat16_t(value);
-}
+inline bfloat16_t ToBfloat16(const float& value) { return bfloat16_t(value); }
+inline float ToFloat(const bfloat16_t& value) { return float(value); }
 
-inline float ToFloat(const bfloat16_t& value)
-{
-    return float(value);
-}
-
-/// What operators of two tensors give: the assignment runs the function on the whole destination.
+/// The result of an operator on two tensors: its assignment runs the function on the whole destination.
 template <typename T>
 class SymbolOverride {
 public:
-    using Function = void (*)(const LocalTensor<T>&, const LocalTensor<T>&, const LocalTensor<T>&, const int32_t&,
-                              Where);
+    using Function = void (*)(const LocalTensor<T>&, const LocalTensor<T>&, const LocalTensor<T>&, int64_t, Where);
 
     SymbolOverride(Function function, const LocalTensor<T>& a, const LocalTensor<T>& b)
         : function_(function), a_(a), b_(b)
@@ -117,8 +99,8 @@ public:
 
     void run(const LocalTensor<T>& dst) const
     {
-        // An operator cannot know its line: the refusal names the call before it.
-        function_(dst, a_, b_, static_cast<int32_t>(dst.GetSize()), Where{});
+        // An operator cannot know its line, so errors name the line of the call before it.
+        function_(dst, a_, b_, dst.GetSize(), Where{});
     }
 
 private:
@@ -133,50 +115,27 @@ inline void LocalTensor<T>::operator=(const SymbolOverride<T>& expression)
     expression.run(*this);
 }
 
-template <typename T>
-inline SymbolOverride<T> operator+(const LocalTensor<T>& a, const LocalTensor<T>& b)
-{
-    return SymbolOverride<T>(&Add<T>, a, b);
-}
+#define NEONEXT_TWIN_OPERATOR(SYMBOL, FUNCTION)                                                             \
+    template <typename T>                                                                                   \
+    inline SymbolOverride<T> operator SYMBOL(const LocalTensor<T>& a, const LocalTensor<T>& b)              \
+    {                                                                                                       \
+        return SymbolOverride<T>(&FUNCTION<T>, a, b);                                                       \
+    }
+NEONEXT_TWIN_OPERATOR(+, Add)
+NEONEXT_TWIN_OPERATOR(-, Sub)
+NEONEXT_TWIN_OPERATOR(*, Mul)
+NEONEXT_TWIN_OPERATOR(/, Div)
+NEONEXT_TWIN_OPERATOR(&, And)
+NEONEXT_TWIN_OPERATOR(|, Or)
 
-template <typename T>
-inline SymbolOverride<T> operator-(const LocalTensor<T>& a, const LocalTensor<T>& b)
-{
-    return SymbolOverride<T>(&Sub<T>, a, b);
-}
-
-template <typename T>
-inline SymbolOverride<T> operator*(const LocalTensor<T>& a, const LocalTensor<T>& b)
-{
-    return SymbolOverride<T>(&Mul<T>, a, b);
-}
-
-template <typename T>
-inline SymbolOverride<T> operator/(const LocalTensor<T>& a, const LocalTensor<T>& b)
-{
-    return SymbolOverride<T>(&Div<T>, a, b);
-}
-
-template <typename T>
-inline SymbolOverride<T> operator&(const LocalTensor<T>& a, const LocalTensor<T>& b)
-{
-    return SymbolOverride<T>(&And<T>, a, b);
-}
-
-template <typename T>
-inline SymbolOverride<T> operator|(const LocalTensor<T>& a, const LocalTensor<T>& b)
-{
-    return SymbolOverride<T>(&Or<T>, a, b);
-}
-
-/// What is left of the unified buffer behind the TPipe's buffers.
+/// Take the rest of the unified buffer behind the TPipe's buffers.
 template <typename T, TPosition pos>
 inline bool PopStackBuffer(LocalTensor<T>& popLocal, Where at = Where::here())
 {
     machine.enter("PopStackBuffer", at);
     const uint32_t elements = (machine.ub_bytes - machine.ub_end) / sizeof(T);
     if (elements == 0) {
-        machine.refuse(Rule::ub_overrun, "nothing is left of the unified buffer");
+        machine.reject(Rule::ub_overrun, "no unified buffer is left");
     }
     popLocal = LocalTensor<T>(pos, machine.ub_end, elements, at);
     return true;

@@ -22,103 +22,107 @@ inline bool compare(C a, C b, CMPMODE mode)
 }
 
 template <typename T, typename U>
-inline void check_compare(const Support& row, CMPMODE mode)
+inline void check_compare(CMPMODE mode)
 {
     static_assert(sizeof(U) == 1, "the result of a comparison is a tensor of int8_t or uint8_t");
-    check_support(row, type_bit<T>(), type_name<T>());
     if (std::is_same_v<T, int32_t> && __NPU_ARCH__ == 2201 && mode != CMPMODE::EQ) {
-        machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ 2201 compares int32_t with CMPMODE::EQ only");
+        machine.reject(Rule::type_not_on_arch, "__NPU_ARCH__ 2201 compares int32_t with CMPMODE::EQ only");
     }
 }
 
-/// Lanes of a comparison: 2002 and 2201 ignore the mask.
-template <bool set, typename Mask>
-inline Lanes compare_lanes(int per_repeat, const Mask& mask, const Field<uint8_t>& repeats)
+/// Return the lanes of a comparison: whole repeats, and on 2002 and 2201 all of their lanes whatever the mask.
+template <typename Strides>
+inline Lanes compare_lanes(Form<Strides> form, int per_repeat)
 {
-    if (__NPU_ARCH__ == 3002) {
-        return lanes_of<set>(per_repeat, mask, repeats);
+    if (form.strides == nullptr && form.count % per_repeat != 0) {
+        machine.reject(Rule::count, "%lld elements; comparisons take whole repeats of 256 bytes (%d elements)",
+                       static_cast<long long>(form.count), per_repeat);
     }
-    return lanes_of<true>(per_repeat, static_cast<uint64_t>(per_repeat), repeats);
-}
-
-inline Lanes compare_count(int per_repeat, int64_t count)
-{
-    if (count % per_repeat != 0) {
-        machine.refuse(Rule::count, "%lld elements; comparisons take whole repeats of 256 bytes (%d elements)",
-                       static_cast<long long>(count), per_repeat);
+    if (form.strides != nullptr && __NPU_ARCH__ != 3002) {
+        form.mask = per_repeat;
+        form.sets_mask = true;
     }
-    return lanes_of_count(per_repeat, count);
+    return form.lanes(per_repeat);
 }
 
-/// Writes the bits of all repeats one after another: per_repeat / 8 bytes for each.
-inline void put_bits_of(uint32_t tick, const View& dst, int repeat, int per_repeat, const uint64_t* words)
-{
-    const uint64_t bytes = static_cast<uint64_t>(per_repeat) / 8;
-    const uint64_t offset = static_cast<uint64_t>(repeat) * bytes;
-    dst.check_range("dst", offset, bytes);
-    const uint32_t address = dst.address + static_cast<uint32_t>(offset);
-    machine.write_bytes(pipe_v, tick, address, static_cast<uint32_t>(bytes), "dst");
-    std::memcpy(machine.ub + address, words, bytes);
-}
-
-template <typename T, typename F>
-inline void run_compare(const Lanes& lanes, const View* dst, const Operand& a, const Operand* b, F test)
+/// Compare lane by lane: test(a, b...) gives the bits. They go to `dst`, per_repeat / 8 bytes for each repeat, or
+/// without `dst` into the register that Select's mode 0 reads.
+template <typename F, typename T, typename... S>
+inline void run_compare(const Lanes& lanes, const View* dst, F test, Source<T>& a, Source<S>&... b)
 {
     const uint32_t tick = machine.issue(pipe_v);
     if (dst != nullptr) {
-        dst->check("dst");
         dst->check_aligned("dst");
     }
-    check_operand<Access::read>(tick, lanes, a);
-    if (b != nullptr) {
-        check_operand<Access::read>(tick, lanes, *b);
-    }
+    check_operand<Access::read>(tick, lanes, a.operand);
+    (check_operand<Access::read>(tick, lanes, b.operand), ...);
     count_vector(lanes);
     const int n = lanes.per_repeat;
-    alignas(64) T gathered[most_lanes];
-    compute_t<T> wide_a[most_lanes];
-    compute_t<T> wide_b[most_lanes] = {};
     for (int repeat = 0; repeat < lanes.repeats && lanes.active > 0; ++repeat) {
-        widen(gather_repeat<T>(a, repeat, n, gathered), wide_a, n);
-        if (b != nullptr) {
-            widen(gather_repeat<T>(*b, repeat, n, gathered), wide_b, n);
-        }
         uint64_t words[4] = {0, 0, 0, 0};
-        for (int lane = 0; lane < n; ++lane) {
-            if (test(wide_a[lane], wide_b[lane])) {
-                words[lane / 64] |= uint64_t{1} << (lane % 64);
+        const auto each_lane = [&](const auto*... values) {
+            for (int lane = 0; lane < n; ++lane) {
+                words[lane / 64] |= uint64_t{test(values[lane]...)} << (lane % 64);
             }
-        }
+        };
+        each_lane(a.load(repeat, n), b.load(repeat, n)...);
         if (__NPU_ARCH__ == 3002) {
-            words[0] &= lanes.low_of(repeat);
-            words[1] &= lanes.high_of(repeat);
+            words[0] &= lanes.bits(repeat, 0);
+            words[1] &= lanes.bits(repeat, 64);
         }
         if (dst != nullptr) {
-            put_bits_of(tick, *dst, repeat, n, words);
+            const uint64_t bytes = static_cast<uint64_t>(n) / 8;
+            std::memcpy(dst->write(pipe_v, tick, repeat * bytes, bytes, "dst"), words, bytes);
         } else {
-            machine.compare_mask[0] = words[0];
-            machine.compare_mask[1] = words[1];
+            std::memcpy(machine.compare_mask, words, sizeof(machine.compare_mask));
         }
     }
 }
 
-/// The bits that Select chooses by, for every repeat.
+template <typename T, typename U>
+inline void run_Compare(const AscendC::LocalTensor<U>& dst, const AscendC::LocalTensor<T>& src0,
+                        const AscendC::LocalTensor<T>& src1, CMPMODE mode,
+                        const Form<AscendC::BinaryRepeatParams>& form, Where at)
+{
+    NEONEXT_TWIN_ENTER("Compare", T, at);
+    check_compare<T, U>(mode);
+    constexpr int per_repeat = lanes_per_repeat<T>();
+    const auto operands = binary_operands(dst.template ReinterpretCast<T>(), src0, src1, form.strides, per_repeat);
+    Source<T> a(operands.a);
+    Source<T> b(operands.b);
+    run_compare(compare_lanes(form, per_repeat), &dst.twin_view(),
+                [mode](auto x, auto y) { return compare(x, y, mode); }, a, b);
+}
+
+template <typename T, typename U>
+inline void run_Compares(const char* name, const AscendC::LocalTensor<U>& dst, const AscendC::LocalTensor<T>& src,
+                         T scalar, CMPMODE mode, const Form<AscendC::UnaryRepeatParams>& form, Where at)
+{
+    machine.enter(name, at);
+    NEONEXT_TWIN_SUPPORT("Compares", T);
+    check_compare<T, U>(mode);
+    constexpr int per_repeat = lanes_per_repeat<T>();
+    Source<T> a(unary_operands(src, src, form.strides, per_repeat).a);
+    const auto s = static_cast<compute_t<T>>(scalar);
+    run_compare(compare_lanes(form, per_repeat), &dst.twin_view(),
+                [s, mode](auto x) { return compare(x, s, mode); }, a);
+}
+
+/// The bits by which Select chooses: for every repeat its own (`each`), or the same for all. Without a tensor they come
+/// from the register that Compare or SetCmpMask filled.
 class Choices {
 public:
-    Choices(uint32_t tick, const View* mask, int repeats, int per_repeat, bool each)
-        : bytes_(per_repeat / 8), each_(each)
+    Choices(const View* mask, int repeats, int per_repeat, bool each) : bytes_(per_repeat / 8), each_(each)
     {
         if (mask == nullptr) {
-            bits_.resize(16);
-            std::memcpy(bits_.data(), machine.compare_mask, 16);
+            bits_.resize(sizeof(machine.compare_mask));
+            std::memcpy(bits_.data(), machine.compare_mask, sizeof(machine.compare_mask));
             return;
         }
         const uint32_t bytes = static_cast<uint32_t>(bytes_ * (each ? repeats : 1));
-        mask->check("selMask");
         mask->check_aligned("selMask");
-        mask->check_range("selMask", 0, bytes);
-        machine.read_bytes(pipe_v, tick, mask->address, bytes, "selMask");
-        bits_.assign(machine.ub + mask->address, machine.ub + mask->address + bytes);
+        const uint8_t* bits = mask->read(pipe_v, machine.issue(pipe_v), 0, bytes, "selMask");
+        bits_.assign(bits, bits + bytes);
     }
 
     bool first(int repeat, int lane) const
@@ -132,116 +136,69 @@ private:
     std::vector<uint8_t> bits_;
 };
 
+/// dst = bit ? src0 : src1, where src1 is a tensor or, if that is none, a scalar. Lanes move as bits, whatever they
+/// mean.
 template <typename T>
-inline void run_select(const Lanes& lanes, const Operand& dst, const Operand& a, const Operand* b, T scalar,
-                       const View* mask, bool each)
+inline void run_select(const Lanes& lanes, const BinaryOperands& operands, bool has_tensor, T scalar, const View* mask,
+                       bool each)
 {
-    const uint32_t tick = machine.issue(pipe_v);
-    check_destination(lanes, dst);
-    check_overlap(lanes, dst, a);
-    check_operand<Access::read>(tick, lanes, a);
-    if (b != nullptr) {
-        check_overlap(lanes, dst, *b);
-        check_operand<Access::read>(tick, lanes, *b);
-    }
-    const Choices choices(tick, mask, lanes.repeats, lanes.per_repeat, each);
-    check_operand<Access::write>(tick, lanes, dst);
-    count_vector(lanes);
-    if (lanes.active == 0) {
-        return;
-    }
-    const int n = lanes.per_repeat;
-    alignas(64) T gathered_a[most_lanes];
-    alignas(64) T gathered_b[most_lanes];
-    alignas(64) T stored[most_lanes];
-    const Pattern body(lanes, 0, sizeof(T));
-    const Pattern tail(lanes, lanes.repeats - 1, sizeof(T));
-    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
-        const T* from_a = gather_repeat<T>(a, repeat, n, gathered_a);
-        const T* from_b = b == nullptr ? nullptr : gather_repeat<T>(*b, repeat, n, gathered_b);
-        for (int lane = 0; lane < n; ++lane) {
-            stored[lane] = choices.first(repeat, lane) ? from_a[lane] : from_b == nullptr ? scalar : from_b[lane];
-        }
-        scatter_repeat<T>(dst, repeat, repeat == lanes.repeats - 1 ? tail : body, stored);
+    using W = word_t<sizeof(T)>;
+    const Choices choices(mask, lanes.repeats, lanes.per_repeat, each);
+    W other;
+    std::memcpy(&other, &scalar, sizeof(other));
+    int lane = -1;
+    const auto first = [&] {
+        ++lane;
+        return choices.first(lane / lanes.per_repeat, lane % lanes.per_repeat);
+    };
+    Source<W> a(operands.a);
+    if (has_tensor) {
+        Source<W> b(operands.b);
+        run_lanes<false, W>(lanes, operands.dst, [&](W, W x, W y) { return first() ? x : y; }, a, b);
+    } else {
+        run_lanes<false, W>(lanes, operands.dst, [&](W, W x) { return first() ? x : other; }, a);
     }
 }
 
-inline void check_mode(SELMODE mode, bool scalar)
+template <typename T, typename U>
+inline void run_Select(const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<U>& selMask,
+                       const AscendC::LocalTensor<T>& src0, const AscendC::LocalTensor<T>* src1, T scalar, SELMODE mode,
+                       Form<AscendC::BinaryRepeatParams> form, Where at)
 {
-    if ((mode == SELMODE::VSEL_TENSOR_SCALAR_MODE) != scalar) {
-        machine.refuse(Rule::argument, "selMode %d with a %s for src1", static_cast<int>(mode),
-                       scalar ? "scalar" : "tensor");
+    NEONEXT_TWIN_ENTER("Select", T, at);
+    if ((mode == SELMODE::VSEL_TENSOR_SCALAR_MODE) != (src1 == nullptr)) {
+        machine.reject(Rule::argument, "selMode %d with a %s for src1", static_cast<int>(mode),
+                       src1 == nullptr ? "scalar" : "tensor");
     }
+    constexpr int per_repeat = lanes_per_repeat<T>();
+    const auto operands = binary_operands(dst, src0, src1 == nullptr ? src0 : *src1, form.strides, per_repeat);
+    // Select sets the mask whatever isSetMask says.
+    form.sets_mask = true;
+    run_select(form.lanes(per_repeat), operands, src1 != nullptr, scalar, &selMask.twin_view(),
+               mode != SELMODE::VSEL_CMPMASK_SPR);
 }
 
 }  // namespace neonext_twin
 
 namespace AscendC {
 
-template <typename T, typename U, bool isSetMask = true>
-inline void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode,
-                    const MaskBits& mask, Field<uint8_t> repeatTime, const BinaryRepeatParams& repeatParams,
-                    Where at = Where::here())
-{
-    machine.enter("Compare", at);
-    neonext_twin::check_compare<T, U>(*neonext_twin::support_of("Compare"), cmpMode);
-    const auto operands = neonext_twin::binary_operands(dst.template ReinterpretCast<T>(), src0, src1, repeatParams);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    neonext_twin::run_compare<T>(neonext_twin::compare_lanes<isSetMask>(per_repeat, mask, repeatTime),
-                                 &dst.twin_view(), operands.a, &operands.b,
-                                 [cmpMode](auto a, auto b) { return neonext_twin::compare(a, b, cmpMode); });
-}
-
-template <typename T, typename U, bool isSetMask = true>
-inline void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode,
-                    const uint64_t mask, Field<uint8_t> repeatTime, const BinaryRepeatParams& repeatParams,
-                    Where at = Where::here())
-{
-    machine.enter("Compare", at);
-    neonext_twin::check_compare<T, U>(*neonext_twin::support_of("Compare"), cmpMode);
-    const auto operands = neonext_twin::binary_operands(dst.template ReinterpretCast<T>(), src0, src1, repeatParams);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    neonext_twin::run_compare<T>(neonext_twin::compare_lanes<isSetMask>(per_repeat, mask, repeatTime),
-                                 &dst.twin_view(), operands.a, &operands.b,
-                                 [cmpMode](auto a, auto b) { return neonext_twin::compare(a, b, cmpMode); });
-}
-
-template <typename T, typename U>
-inline void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode,
-                    uint32_t count, Where at = Where::here())
-{
-    machine.enter("Compare", at);
-    neonext_twin::check_compare<T, U>(*neonext_twin::support_of("Compare"), cmpMode);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    const auto operands = neonext_twin::binary_operands(dst.template ReinterpretCast<T>(), src0, src1, per_repeat);
-    neonext_twin::run_compare<T>(neonext_twin::compare_count(per_repeat, count), &dst.twin_view(), operands.a,
-                                 &operands.b,
-                                 [cmpMode](auto a, auto b) { return neonext_twin::compare(a, b, cmpMode); });
-}
+NEONEXT_TWIN_FORMS(Compare, BinaryRepeatParams, (typename T, typename U),
+                   (const LocalTensor<U>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode),
+                   (dst, src0, src1, cmpMode))
 
 /// The result of one repeat goes into the register that Select's mode 0 reads.
 template <typename T, bool isSetMask = true>
-inline void Compare(const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode, const MaskBits& mask,
+inline void Compare(const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode, const Mask& mask,
                     const BinaryRepeatParams& repeatParams, Where at = Where::here())
 {
-    machine.enter("Compare", at);
-    neonext_twin::check_compare<T, uint8_t>(*neonext_twin::support_of("Compare"), cmpMode);
-    const auto operands = neonext_twin::binary_operands(src0, src0, src1, repeatParams);
-    neonext_twin::run_compare<T>(neonext_twin::lanes_of<isSetMask>(neonext_twin::lanes_per_repeat<T>(), mask, 1),
-                                 nullptr, operands.a, &operands.b,
-                                 [cmpMode](auto a, auto b) { return neonext_twin::compare(a, b, cmpMode); });
-}
-
-template <typename T, bool isSetMask = true>
-inline void Compare(const LocalTensor<T>& src0, const LocalTensor<T>& src1, CMPMODE cmpMode, const uint64_t mask,
-                    const BinaryRepeatParams& repeatParams, Where at = Where::here())
-{
-    machine.enter("Compare", at);
-    neonext_twin::check_compare<T, uint8_t>(*neonext_twin::support_of("Compare"), cmpMode);
-    const auto operands = neonext_twin::binary_operands(src0, src0, src1, repeatParams);
-    neonext_twin::run_compare<T>(neonext_twin::lanes_of<isSetMask>(neonext_twin::lanes_per_repeat<T>(), mask, 1),
-                                 nullptr, operands.a, &operands.b,
-                                 [cmpMode](auto a, auto b) { return neonext_twin::compare(a, b, cmpMode); });
+    NEONEXT_TWIN_ENTER("Compare", T, at);
+    neonext_twin::check_compare<T, uint8_t>(cmpMode);
+    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
+    const auto operands = neonext_twin::binary_operands(src0, src0, src1, &repeatParams, per_repeat);
+    neonext_twin::Source<T> a(operands.a);
+    neonext_twin::Source<T> b(operands.b);
+    neonext_twin::run_compare(neonext_twin::lanes_of_mask(per_repeat, mask, 1, isSetMask), nullptr,
+                              [cmpMode](auto x, auto y) { return neonext_twin::compare(x, y, cmpMode); }, a, b);
 }
 
 template <typename T>
@@ -249,10 +206,9 @@ inline void GetCmpMask(const LocalTensor<T>& dst, Where at = Where::here())
 {
     machine.enter("GetCmpMask", at);
     dst.twin_view().check("dst");
-    dst.twin_view().check_range("dst", 0, sizeof(machine.compare_mask));
+    constexpr size_t bytes = sizeof(machine.compare_mask);
     const uint32_t tick = machine.issue(neonext_twin::pipe_v);
-    machine.write_bytes(neonext_twin::pipe_v, tick, dst.twin_view().address, sizeof(machine.compare_mask), "dst");
-    std::memcpy(machine.ub + dst.twin_view().address, machine.compare_mask, sizeof(machine.compare_mask));
+    std::memcpy(dst.twin_view().write(neonext_twin::pipe_v, tick, 0, bytes, "dst"), machine.compare_mask, bytes);
 }
 
 template <typename T>
@@ -260,152 +216,52 @@ inline void SetCmpMask(const LocalTensor<T>& src, Where at = Where::here())
 {
     machine.enter("SetCmpMask", at);
     src.twin_view().check("src");
-    src.twin_view().check_range("src", 0, sizeof(machine.compare_mask));
+    constexpr size_t bytes = sizeof(machine.compare_mask);
     const uint32_t tick = machine.issue(neonext_twin::pipe_v);
-    machine.read_bytes(neonext_twin::pipe_v, tick, src.twin_view().address, sizeof(machine.compare_mask), "src");
-    std::memcpy(machine.compare_mask, machine.ub + src.twin_view().address, sizeof(machine.compare_mask));
+    std::memcpy(machine.compare_mask, src.twin_view().read(neonext_twin::pipe_v, tick, 0, bytes, "src"), bytes);
 }
 
 }  // namespace AscendC
 
+// Compares and CompareScalar are two names of one function.
 #define NEONEXT_TWIN_COMPARES(NAME)                                                                                 \
-    template <typename T, typename U, bool isSetMask = true>                                                        \
-    inline void NAME(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T src1Scalar, CMPMODE cmpMode,    \
-                     const MaskBits& mask, Field<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,        \
-                     Where at = Where::here())                                                                      \
-    {                                                                                                               \
-        twin_Compares<T, U, isSetMask>(#NAME, dst, src0, src1Scalar, cmpMode, mask, repeatTime, repeatParams, at);  \
-    }                                                                                                               \
-    template <typename T, typename U, bool isSetMask = true>                                                        \
-    inline void NAME(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T src1Scalar, CMPMODE cmpMode,    \
-                     const uint64_t mask, Field<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,         \
-                     Where at = Where::here())                                                                      \
-    {                                                                                                               \
-        twin_Compares<T, U, isSetMask>(#NAME, dst, src0, src1Scalar, cmpMode, mask, repeatTime, repeatParams, at);  \
-    }                                                                                                               \
+    namespace neonext_twin {                                                                                        \
     template <typename T, typename U>                                                                               \
-    inline void NAME(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T src1Scalar, CMPMODE cmpMode,    \
-                     uint32_t count, Where at = Where::here())                                                      \
+    inline void run_##NAME(const AscendC::LocalTensor<U>& dst, const AscendC::LocalTensor<T>& src, T scalar,        \
+                           CMPMODE mode, const Form<AscendC::UnaryRepeatParams>& form, Where at)                    \
     {                                                                                                               \
-        machine.enter(#NAME, at);                                                                                   \
-        neonext_twin::check_compare<T, U>(*neonext_twin::support_of("Compares"), cmpMode);                          \
-        constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();                                             \
-        const auto operand = neonext_twin::operand_of(src0, "src0", 1, DEFAULT_REPEAT_STRIDE);                      \
-        twin_run_compares<T>(neonext_twin::compare_count(per_repeat, count), dst.twin_view(), operand, src1Scalar,  \
-                             cmpMode);                                                                              \
+        run_Compares(#NAME, dst, src, scalar, mode, form, at);                                                      \
+    }                                                                                                               \
+    }                                                                                                               \
+    namespace AscendC {                                                                                             \
+    NEONEXT_TWIN_FORMS(NAME, UnaryRepeatParams, (typename T, typename U),                                           \
+                       (const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T src1Scalar, CMPMODE cmpMode), \
+                       (dst, src0, src1Scalar, cmpMode))                                                            \
     }
-
-namespace AscendC {
-
-template <typename T>
-inline void twin_run_compares(const neonext_twin::Lanes& lanes, const neonext_twin::View& dst,
-                              const neonext_twin::Operand& operand, T scalar, CMPMODE mode)
-{
-    const auto s = static_cast<neonext_twin::compute_t<T>>(scalar);
-    neonext_twin::run_compare<T>(lanes, &dst, operand, nullptr,
-                                 [s, mode](auto a, auto) { return neonext_twin::compare(a, s, mode); });
-}
-
-template <typename T, typename U, bool isSetMask, typename Mask>
-inline void twin_Compares(const char* name, const LocalTensor<U>& dst, const LocalTensor<T>& src0, T scalar,
-                          CMPMODE mode, const Mask& mask, Field<uint8_t> repeatTime, const UnaryRepeatParams& params,
-                          Where at)
-{
-    machine.enter(name, at);
-    neonext_twin::check_compare<T, U>(*neonext_twin::support_of("Compares"), mode);
-    const auto operands = neonext_twin::unary_operands(src0, src0, params);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    twin_run_compares<T>(neonext_twin::compare_lanes<isSetMask>(per_repeat, mask, repeatTime), dst.twin_view(),
-                         operands.a, scalar, mode);
-}
-
 NEONEXT_TWIN_COMPARES(Compares)
 NEONEXT_TWIN_COMPARES(CompareScalar)
 
-template <typename T, typename U, typename Mask>
-inline void twin_Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-                        const LocalTensor<T>* src1, T scalar, SELMODE selMode, const Mask& mask,
-                        Field<uint8_t> repeatTime, const BinaryRepeatParams& params, Where at)
-{
-    machine.enter("Select", at);
-    NEONEXT_TWIN_SUPPORT("Select", T);
-    neonext_twin::check_mode(selMode, src1 == nullptr);
-    const auto operands = neonext_twin::binary_operands(dst, src0, src1 == nullptr ? src0 : *src1, params);
-    const auto lanes = neonext_twin::lanes_of<true>(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
-    neonext_twin::run_select<T>(lanes, operands.dst, operands.a, src1 == nullptr ? nullptr : &operands.b, scalar,
-                                &selMask.twin_view(), selMode != SELMODE::VSEL_CMPMASK_SPR);
-}
+namespace AscendC {
 
-template <typename T, typename U>
-inline void twin_Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-                        const LocalTensor<T>* src1, T scalar, SELMODE selMode, uint32_t count, Where at)
-{
-    machine.enter("Select", at);
-    NEONEXT_TWIN_SUPPORT("Select", T);
-    neonext_twin::check_mode(selMode, src1 == nullptr);
-    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
-    const auto operands = neonext_twin::binary_operands(dst, src0, src1 == nullptr ? src0 : *src1, per_repeat);
-    const auto lanes = neonext_twin::lanes_of_count(per_repeat, count);
-    neonext_twin::run_select<T>(lanes, operands.dst, operands.a, src1 == nullptr ? nullptr : &operands.b, scalar,
-                                &selMask.twin_view(), selMode != SELMODE::VSEL_CMPMASK_SPR);
-}
+NEONEXT_TWIN_FORMS(Select, BinaryRepeatParams, (typename T, typename U),
+                   (const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
+                    const LocalTensor<T>& src1, SELMODE selMode),
+                   (dst, selMask, src0, &src1, T(0), selMode))
+NEONEXT_TWIN_FORMS(Select, BinaryRepeatParams, (typename T, typename U),
+                   (const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0, T src1,
+                    SELMODE selMode),
+                   (dst, selMask, src0, static_cast<const LocalTensor<T>*>(nullptr), src1, selMode))
 
-template <typename T, typename U, bool isSetMask = true>
-inline void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-                   const LocalTensor<T>& src1, SELMODE selMode, const MaskBits& mask, Field<uint8_t> repeatTime,
-                   const BinaryRepeatParams& repeatParams, Where at = Where::here())
-{
-    twin_Select(dst, selMask, src0, &src1, T(0), selMode, mask, repeatTime, repeatParams, at);
-}
-
-template <typename T, typename U, bool isSetMask = true>
-inline void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-                   const LocalTensor<T>& src1, SELMODE selMode, uint64_t mask, Field<uint8_t> repeatTime,
-                   const BinaryRepeatParams& repeatParams, Where at = Where::here())
-{
-    twin_Select(dst, selMask, src0, &src1, T(0), selMode, mask, repeatTime, repeatParams, at);
-}
-
-template <typename T, typename U>
-inline void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0,
-                   const LocalTensor<T>& src1, SELMODE selMode, uint32_t count, Where at = Where::here())
-{
-    twin_Select(dst, selMask, src0, &src1, T(0), selMode, count, at);
-}
-
-template <typename T, typename U, bool isSetMask = true>
-inline void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0, T src1,
-                   SELMODE selMode, const MaskBits& mask, Field<uint8_t> repeatTime,
-                   const BinaryRepeatParams& repeatParams, Where at = Where::here())
-{
-    twin_Select<T, U>(dst, selMask, src0, nullptr, src1, selMode, mask, repeatTime, repeatParams, at);
-}
-
-template <typename T, typename U, bool isSetMask = true>
-inline void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0, T src1,
-                   SELMODE selMode, uint64_t mask, Field<uint8_t> repeatTime, const BinaryRepeatParams& repeatParams,
-                   Where at = Where::here())
-{
-    twin_Select<T, U>(dst, selMask, src0, nullptr, src1, selMode, mask, repeatTime, repeatParams, at);
-}
-
-template <typename T, typename U>
-inline void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const LocalTensor<T>& src0, T src1,
-                   SELMODE selMode, uint32_t count, Where at = Where::here())
-{
-    twin_Select<T, U>(dst, selMask, src0, nullptr, src1, selMode, count, at);
-}
-
-/// Chooses by the register that Compare or SetCmpMask filled, the same bits in every repeat.
+/// Choose by the register that Compare or SetCmpMask filled, with the same bits in every repeat.
 template <typename T, SELMODE selMode>
 inline void Select(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
                    Field<uint8_t> repeatTime, const BinaryRepeatParams& repeatParams, Where at = Where::here())
 {
-    machine.enter("Select", at);
-    NEONEXT_TWIN_SUPPORT("Select", T);
-    const auto operands = neonext_twin::binary_operands(dst, src0, src1, repeatParams);
-    const auto lanes = neonext_twin::lanes_of_register(neonext_twin::lanes_per_repeat<T>(), repeatTime);
-    neonext_twin::run_select<T>(lanes, operands.dst, operands.a, &operands.b, T(0), nullptr, false);
+    NEONEXT_TWIN_ENTER("Select", T, at);
+    constexpr int per_repeat = neonext_twin::lanes_per_repeat<T>();
+    const auto operands = neonext_twin::binary_operands(dst, src0, src1, &repeatParams, per_repeat);
+    neonext_twin::run_select<T>(neonext_twin::lanes_of_register(per_repeat, repeatTime), operands, true, T(0), nullptr,
+                                false);
 }
 
 }  // namespace AscendC

@@ -1,5 +1,5 @@
-// Which function takes which data types on which architecture: one table, after the type checks and refusals of
-// asc-devkit's impl/basic_api for dav_m200 (2002), dav_c220 (2201) and dav_m300 (3002) and the tables of its documents.
+// The data types of every function on every architecture, as one table. It follows the type checks in asc-devkit's
+// impl/basic_api for dav_m200 (2002), dav_c220 (2201) and dav_m300 (3002), and the tables of its documents.
 #pragma once
 
 #include "machine.h"
@@ -21,33 +21,53 @@ enum TypeBit : uint32_t {
     type_double = 1u << 11,
 };
 
+/// A data type: its bit in the tables below, and its name in errors.
+struct Type {
+    uint32_t bit;
+    const char* name;
+};
+
 template <typename T>
-constexpr uint32_t type_bit()
+constexpr Type type_of()
 {
     if constexpr (std::is_same_v<T, half>) {
-        return type_half;
+        return {type_half, "half"};
     } else if constexpr (std::is_same_v<T, bfloat16_t>) {
-        return type_bf16;
+        return {type_bf16, "bfloat16_t"};
     } else if constexpr (std::is_same_v<T, float>) {
-        return type_float;
+        return {type_float, "float"};
     } else if constexpr (std::is_same_v<T, double>) {
-        return type_double;
+        return {type_double, "double"};
     } else if constexpr (std::is_integral_v<T>) {
+        // bool is one byte wide and goes where uint8_t goes.
         constexpr bool is_signed = std::is_signed_v<T>;
         switch (sizeof(T)) {
-            case 1: return is_signed ? type_i8 : type_u8;
-            case 2: return is_signed ? type_i16 : type_u16;
-            case 4: return is_signed ? type_i32 : type_u32;
-            default: return is_signed ? type_i64 : type_u64;
+            case 1:
+                return is_signed ? Type{type_i8, "int8_t"}
+                                 : Type{type_u8, std::is_same_v<T, bool> ? "bool" : "uint8_t"};
+            case 2: return is_signed ? Type{type_i16, "int16_t"} : Type{type_u16, "uint16_t"};
+            case 4: return is_signed ? Type{type_i32, "int32_t"} : Type{type_u32, "uint32_t"};
+            default: return is_signed ? Type{type_i64, "int64_t"} : Type{type_u64, "uint64_t"};
         }
     } else {
-        return 0;
+        return {0, "another type"};
     }
 }
 
-/// Types of one function on 2002, 2201 and 3002; 0: the architecture does not have the function.
-struct Support {
-    const char* name;
+template <typename T>
+constexpr uint32_t type_bit()
+{
+    return type_of<T>().bit;
+}
+
+template <typename T>
+constexpr const char* type_name()
+{
+    return type_of<T>().name;
+}
+
+/// Bits of a set on 2002, 2201 and 3002; 0 where the architecture has nothing of the kind.
+struct PerArch {
     uint32_t on_2002;
     uint32_t on_2201;
     uint32_t on_3002;
@@ -56,6 +76,12 @@ struct Support {
     {
         return __NPU_ARCH__ == 2002 ? on_2002 : __NPU_ARCH__ == 2201 ? on_2201 : on_3002;
     }
+};
+
+/// The types that a function takes.
+struct Support {
+    const char* name;
+    PerArch types;
 };
 
 constexpr uint32_t floats = type_half | type_float;
@@ -136,32 +162,33 @@ constexpr const Support* support_of(const char* name)
     return nullptr;
 }
 
-[[gnu::cold, gnu::noinline]] inline void refuse_arch(const char* name)
+[[gnu::cold, gnu::noinline]] inline void reject_type(const char* name, const char* type)
 {
-    machine.refuse(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no %s", __NPU_ARCH__, machine.soc.c_str(), name);
-}
-
-[[gnu::cold, gnu::noinline]] inline void refuse_type(const char* name, const char* type)
-{
-    machine.refuse(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no %s of %s", __NPU_ARCH__, machine.soc.c_str(),
+    machine.reject(Rule::type_not_on_arch, "__NPU_ARCH__ %d (%s) has no %s of %s", __NPU_ARCH__, machine.soc.c_str(),
                    name, type);
 }
 
-inline void check_support(const Support& row, uint32_t bit, const char* type)
+inline void check_support(const Support& row, const Type& type)
 {
-    if (row.here() == 0) {
-        refuse_arch(row.name);
-    } else if ((row.here() & bit) == 0) {
-        refuse_type(row.name, type);
+    if (row.types.here() == 0) {
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no %s", __NPU_ARCH__, machine.soc.c_str(),
+                       row.name);
+    } else if ((row.types.here() & type.bit) == 0) {
+        reject_type(row.name, type.name);
     }
 }
 
 }  // namespace neonext_twin
 
-// NAME is a row of the table: a name that is none does not compile.
+// NAME is a row of the table: a name without one does not compile.
 #define NEONEXT_TWIN_SUPPORT(NAME, T)                                                                       \
     do {                                                                                                    \
         constexpr const neonext_twin::Support* twin_row = neonext_twin::support_of(NAME);                   \
         static_assert(twin_row != nullptr, "no row in support_table");                                      \
-        neonext_twin::check_support(*twin_row, neonext_twin::type_bit<T>(), neonext_twin::type_name<T>());  \
+        neonext_twin::check_support(*twin_row, neonext_twin::type_of<T>());                                 \
     } while (false)
+
+// The beginning of a public function: errors from here on name it and its caller `at`, and it must support T.
+#define NEONEXT_TWIN_ENTER(NAME, T, at) \
+    machine.enter(NAME, at);            \
+    NEONEXT_TWIN_SUPPORT(NAME, T)

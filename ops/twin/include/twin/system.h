@@ -1,18 +1,19 @@
-// What a kernel asks of its surroundings: block index, tiling, assertions, output to the log, and what the twin lacks.
+// The surroundings of a kernel: block index, tiling, assertions, log, and the functions that the simulator lacks.
 #pragma once
 
 #include "pipe.h"
+#include "vector.h"
 
 namespace neonext_twin {
 
-// The struct that GET_TILING_DATA reads. REGISTER_TILING_DEFAULT names another one for the scope it stands in.
+// The struct that GET_TILING_DATA reads, unless REGISTER_TILING_DEFAULT names another one for the scope it stands in.
 struct NoTiling {};
 
-[[noreturn, gnu::cold]] inline void refuse_missing(const char* name, Where at)
+[[noreturn, gnu::cold]] inline void stop_missing(const char* name, Where at)
 {
     machine.enter(name, at);
-    machine.refuse(Rule::not_in_twin, "the twin does not run this: cores run one after another, vector units only");
-    std::abort();
+    machine.stop(Rule::not_in_twin,
+                 "the simulator does not support this: cores run one after another, vector units only");
 }
 
 [[gnu::format(printf, 3, 4), gnu::cold]] inline void failed_assert(const char* condition, Where at,
@@ -24,7 +25,7 @@ struct NoTiling {};
     std::vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
     machine.enter("assert", at);
-    machine.refuse(Rule::kernel_assert, "(%s) does not hold. %s", condition, text);
+    machine.reject(Rule::kernel_assert, "(%s) is false. %s", condition, text);
 }
 
 }  // namespace neonext_twin
@@ -81,15 +82,10 @@ constexpr int AIC = 1;
 constexpr int MIX = 0;
 constexpr int g_coreType = AIV;
 
-inline int64_t get_block_idx()
-{
-    return neonext_twin::machine.core;
-}
-
-inline int64_t get_block_num()
-{
-    return neonext_twin::machine.blocks;
-}
+inline int64_t get_block_idx() { return neonext_twin::machine.core; }
+inline int64_t get_block_num() { return neonext_twin::machine.blocks; }
+inline int64_t get_subblockid() { return 0; }
+inline int64_t get_subblockdim() { return 1; }
 
 // The compiler's built-in variables of the same meaning.
 inline const struct {
@@ -99,73 +95,17 @@ inline const struct {
     operator int64_t() const { return neonext_twin::machine.blocks; }
 } block_num;
 
-inline int64_t get_subblockid()
-{
-    return 0;
-}
-
-inline int64_t get_subblockdim()
-{
-    return 1;
-}
-
-inline void pipe_barrier(pipe_t pipe)
-{
-    if (pipe == PIPE_ALL) {
-        neonext_twin::machine.barrier_all();
-    } else {
-        neonext_twin::machine.barrier(neonext_twin::pipe_of(pipe));
-    }
-}
-
-inline void set_flag(pipe_t source, pipe_t target, int id, neonext_twin::Where at = neonext_twin::Where::here())
-{
-    neonext_twin::machine.enter("set_flag", at);
-    neonext_twin::machine.set_flag(neonext_twin::pipe_of(source), neonext_twin::pipe_of(target), id, at, false);
-}
-
-inline void wait_flag(pipe_t source, pipe_t target, int id, neonext_twin::Where at = neonext_twin::Where::here())
-{
-    neonext_twin::machine.enter("wait_flag", at);
-    neonext_twin::machine.wait_flag(neonext_twin::pipe_of(source), neonext_twin::pipe_of(target), id);
-}
-
 template <typename... A>
-inline void dcci(A...)
-{}
+inline void dcci(A...) {}
 
 namespace AscendC {
 
-inline int64_t GetBlockIdx()
-{
-    return machine.core;
-}
-
-inline int64_t GetBlockNum()
-{
-    return machine.blocks;
-}
-
-inline int64_t GetSubBlockIdx()
-{
-    return 0;
-}
-
-inline int64_t GetSubBlockNum()
-{
-    return 1;
-}
-
-inline int64_t GetTaskRatio()
-{
-    return 1;
-}
-
-/// The older spelling.
-inline int64_t GetTaskRation()
-{
-    return 1;
-}
+inline int64_t GetBlockIdx() { return machine.core; }
+inline int64_t GetBlockNum() { return machine.blocks; }
+inline int64_t GetSubBlockIdx() { return 0; }
+inline int64_t GetSubBlockNum() { return 1; }
+inline int64_t GetTaskRatio() { return 1; }
+inline int64_t GetTaskRation() { return 1; }  // the older spelling
 
 template <typename T>
 inline void WriteGmByPassDCache(__gm__ T* address, T value)
@@ -179,14 +119,14 @@ inline T ReadGmByPassDCache(__gm__ T* address)
     return *address;
 }
 
-/// Bits of the control register are kept and mean nothing to the twin.
+/// Keep bits of the control register, which have no effect here.
 template <int8_t startBit, int8_t endBit>
 inline void SetCtrlSpr(int64_t value)
 {
     static_assert(0 <= startBit && startBit <= endBit && endBit < 64, "bits 0 to 63");
     constexpr uint64_t bits = (~uint64_t{0} >> (63 - (endBit - startBit))) << startBit;
     machine.control = (machine.control & ~bits) | (static_cast<uint64_t>(value) << startBit & bits);
-    machine.note("SetCtrlSpr: the twin keeps the control register's bits and computes as without them");
+    machine.note("SetCtrlSpr: the simulator keeps the bits of the control register, but they have no effect");
 }
 
 template <int8_t startBit, int8_t endBit>
@@ -201,161 +141,68 @@ inline void ResetCtrlSpr()
     SetCtrlSpr<startBit, endBit>(0);
 }
 
-/// Kernels that follow each other may overlap; in the twin each is alone.
-inline void SetNextTaskStart()
-{}
-inline void WaitPreTaskEnd()
-{}
+// Kernels that follow each other may overlap on a device; here each runs alone.
+inline void SetNextTaskStart() {}
+inline void WaitPreTaskEnd() {}
 
-/// Cores of the twin run in the order of their index, so a core's predecessor is done.
-inline void InitDetermineComputeWorkspace(GlobalTensor<int32_t>&, LocalTensor<int32_t>&)
-{}
-inline void WaitPreBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&)
-{}
-inline void NotifyNextBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&)
-{}
+// Cores run in the order of their index here, so a core's predecessor has finished.
+inline void InitDetermineComputeWorkspace(GlobalTensor<int32_t>&, LocalTensor<int32_t>&) {}
+inline void WaitPreBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&) {}
+inline void NotifyNextBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&) {}
 
-constexpr uint32_t DivCeil(uint32_t a, uint32_t b)
-{
-    return (a + b - 1) / b;
-}
-
-constexpr uint32_t AlignUp(uint32_t a, uint32_t b)
-{
-    return DivCeil(a, b) * b;
-}
-
-constexpr int32_t CeilDivision(int32_t a, int32_t b)
-{
-    return b == 0 ? 0 : (a + b - 1) / b;
-}
-
-constexpr int16_t GetDataBlockSizeInBytes()
-{
-    return ONE_BLK_SIZE;
-}
-
-inline void GetArchVersion(uint32_t& coreVersion)
-{
-    coreVersion = __NPU_ARCH__;
-}
-
-inline int64_t GetSystemCycle()
-{
-    return 0;
-}
-
-inline int64_t GetProgramCounter()
-{
-    return 0;
-}
-
-constexpr uint32_t GetUBSizeInBytes()
-{
-    return 0;
-}
+constexpr uint32_t DivCeil(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+constexpr uint32_t AlignUp(uint32_t a, uint32_t b) { return DivCeil(a, b) * b; }
+constexpr int32_t CeilDivision(int32_t a, int32_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
+constexpr int16_t GetDataBlockSizeInBytes() { return ONE_BLK_SIZE; }
+constexpr uint32_t GetUBSizeInBytes() { return 0; }
+inline void GetArchVersion(uint32_t& coreVersion) { coreVersion = __NPU_ARCH__; }
+inline int64_t GetSystemCycle() { return 0; }
+inline int64_t GetProgramCounter() { return 0; }
+inline __gm__ uint8_t* GetUserWorkspace(GM_ADDR workspace) { return workspace; }
+inline __gm__ uint8_t* GetSysWorkSpacePtr() { return nullptr; }
+inline void SetSysWorkspace(GM_ADDR) {}
 
 inline void Trap(Where at = Where::here())
 {
     machine.enter("Trap", at);
-    machine.refuse(Rule::kernel_assert, "the kernel stops itself");
+    machine.reject(Rule::kernel_assert, "the kernel called Trap");
 }
 
-inline __gm__ uint8_t* GetUserWorkspace(GM_ADDR workspace)
-{
-    return workspace;
-}
-
-inline __gm__ uint8_t* GetSysWorkSpacePtr()
-{
-    return nullptr;
-}
-
-inline void SetSysWorkspace(GM_ADDR)
-{}
-
-inline void InitSocState()
-{
-    machine.atomic = neonext_twin::atomic_none;
-    machine.mask_counter = false;
-    machine.mask_low = machine.mask_high = ~uint64_t{0};
-}
+inline void InitSocState() { machine.reset_modes(); }
 
 template <typename T>
-inline void SetAtomicAdd()
-{
-    machine.atomic = neonext_twin::atomic_add;
-}
-
+inline void SetAtomicAdd() { machine.atomic = neonext_twin::atomic_add; }
 template <typename T>
-inline void SetAtomicMax()
-{
-    machine.atomic = neonext_twin::atomic_max;
-}
-
+inline void SetAtomicMax() { machine.atomic = neonext_twin::atomic_max; }
 template <typename T>
-inline void SetAtomicMin()
-{
-    machine.atomic = neonext_twin::atomic_min;
-}
-
-inline void SetAtomicNone()
-{
-    machine.atomic = neonext_twin::atomic_none;
-}
-
-inline void DisableDmaAtomic()
-{
-    machine.atomic = neonext_twin::atomic_none;
-}
+inline void SetAtomicMin() { machine.atomic = neonext_twin::atomic_min; }
+inline void SetAtomicNone() { machine.atomic = neonext_twin::atomic_none; }
+inline void DisableDmaAtomic() { SetAtomicNone(); }
 
 template <typename T, CacheLine line, DcciDst target = DcciDst::CACHELINE_ALL>
-inline void DataCacheCleanAndInvalid(const GlobalTensor<T>&)
-{}
+inline void DataCacheCleanAndInvalid(const GlobalTensor<T>&) {}
 
 template <typename T, uint64_t = 0>
-inline void DataCachePreload(const GlobalTensor<T>&, int64_t)
-{}
+inline void DataCachePreload(const GlobalTensor<T>&, int64_t) {}
 
-template <bool isAIVOnly = true>
-inline void SyncAll(Where at = Where::here())
-{
-    neonext_twin::refuse_missing("SyncAll", at);
-}
+// Cores that wait for each other would wait for ever here.
+#define NEONEXT_TWIN_MISSING(TYPES, NAME, ...)                 \
+    template <NEONEXT_TWIN_BARE TYPES>                         \
+    inline void NAME(__VA_ARGS__ Where at = Where::here())     \
+    {                                                          \
+        neonext_twin::stop_missing(#NAME, at);                 \
+    }
+NEONEXT_TWIN_MISSING((bool isAIVOnly = true), SyncAll)
+NEONEXT_TWIN_MISSING((bool isAIVOnly = true), SyncAll, const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&,
+                     int32_t = 0, )
+NEONEXT_TWIN_MISSING((bool isAIVOnly = true), IBSet, const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t,
+                     int32_t, )
+NEONEXT_TWIN_MISSING((bool isAIVOnly = true), IBWait, const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&,
+                     int32_t, int32_t, )
+NEONEXT_TWIN_MISSING((uint8_t modeId, pipe_t pipe), CrossCoreSetFlag, uint16_t, )
+NEONEXT_TWIN_MISSING((uint8_t modeId = 0, pipe_t pipe = PIPE_S), CrossCoreWaitFlag, uint16_t, )
 
-template <bool isAIVOnly = true>
-inline void SyncAll(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t = 0, Where at = Where::here())
-{
-    neonext_twin::refuse_missing("SyncAll", at);
-}
-
-template <bool isAIVOnly = true>
-inline void IBSet(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t, int32_t,
-                  Where at = Where::here())
-{
-    neonext_twin::refuse_missing("IBSet", at);
-}
-
-template <bool isAIVOnly = true>
-inline void IBWait(const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t, int32_t,
-                   Where at = Where::here())
-{
-    neonext_twin::refuse_missing("IBWait", at);
-}
-
-template <uint8_t modeId, pipe_t pipe>
-inline void CrossCoreSetFlag(uint16_t, Where at = Where::here())
-{
-    neonext_twin::refuse_missing("CrossCoreSetFlag", at);
-}
-
-template <uint8_t modeId = 0, pipe_t pipe = PIPE_S>
-inline void CrossCoreWaitFlag(uint16_t, Where at = Where::here())
-{
-    neonext_twin::refuse_missing("CrossCoreWaitFlag", at);
-}
-
-/// The kernel's own log goes to the standard error output.
+/// The kernel's own log goes to standard error.
 template <typename... A>
 inline void printf([[maybe_unused]] const char* format, [[maybe_unused]] A... arguments)
 {
@@ -372,7 +219,6 @@ inline void PRINTF(const char* format, A... arguments)
 }
 
 template <typename T>
-inline void DumpTensor(const T&, uint32_t, uint32_t)
-{}
+inline void DumpTensor(const T&, uint32_t, uint32_t) {}
 
 }  // namespace AscendC

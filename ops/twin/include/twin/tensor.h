@@ -1,11 +1,11 @@
-// GlobalTensor and LocalTensor, and what a local tensor knows of the buffer it lies in.
+// GlobalTensor and LocalTensor. A local tensor carries a View, with which every use of it is checked.
 #pragma once
 
 #include "params.h"
 
 namespace neonext_twin {
 
-/// One buffer of a TPipe. `generation` counts its allocations, so that a handle from an earlier one is noticed.
+/// One buffer of a TPipe. `generation` counts its allocations and so exposes a tensor from an earlier one.
 struct Buffer {
     uint32_t address = 0;
     uint32_t bytes = 0;
@@ -19,7 +19,7 @@ struct Buffer {
     int line = 0;
 };
 
-/// Where a local tensor lies: bytes [address, end) of the unified buffer.
+/// The place of a local tensor: bytes [address, end) of the unified buffer.
 struct View {
     uint32_t address = 0;
     uint32_t end = 0;
@@ -30,28 +30,28 @@ struct View {
     AscendC::TPosition position = AscendC::TPosition::MAX;
     bool bound = false;
 
-    /// Refuses a tensor that may not be used now.
+    /// Reject a tensor that may not be used now.
     void check(const char* operand) const
     {
         using AscendC::TBufState;
         if (!bound) {
-            machine.refuse(Rule::ub_bounds, "%s is a LocalTensor without a buffer", operand);
+            machine.reject(Rule::ub_bounds, "%s is a LocalTensor without a buffer", operand);
         }
         if (epoch != machine.pool_epoch) {
-            machine.refuse(Rule::stale_tensor, "%s is from before the TPipe was reset", operand);
+            machine.reject(Rule::stale_tensor, "%s is from before the TPipe was reset", operand);
         }
         if (buffer == nullptr || !buffer->queued) {
             return;
         }
         if (buffer->state == TBufState::FREE) {
-            machine.refuse(Rule::used_after_free, "%s was given to FreeTensor (line %d)", operand, buffer->line);
+            machine.reject(Rule::used_after_free, "%s was given to FreeTensor (line %d)", operand, buffer->line);
         }
         if (buffer->generation != generation) {
-            machine.refuse(Rule::stale_tensor, "%s: its buffer was freed and allocated again (line %d)", operand,
+            machine.reject(Rule::stale_tensor, "%s: its buffer was freed and allocated again (line %d)", operand,
                            buffer->line);
         }
         if (buffer->state == TBufState::ENQUE) {
-            machine.refuse(Rule::used_in_queue, "%s is in its queue (EnQue at line %d) and was not taken out by DeQue",
+            machine.reject(Rule::used_in_queue, "%s is still in its queue (EnQue at line %d); DeQue takes it out",
                            operand, buffer->line);
         }
     }
@@ -59,22 +59,44 @@ struct View {
     void check_range(const char* operand, uint64_t offset, uint64_t bytes) const
     {
         if (address + offset + bytes > end) {
-            machine.refuse(Rule::ub_bounds, "%s: bytes [%llu, %llu) of a tensor of %u bytes", operand,
+            machine.reject(Rule::ub_bounds, "%s: bytes [%llu, %llu) of a tensor of %u bytes", operand,
                            static_cast<unsigned long long>(offset), static_cast<unsigned long long>(offset + bytes),
                            end > address ? end - address : 0);
         }
     }
 
-    void check_aligned(const char* operand, uint32_t alignment = block_bytes) const
+    /// Reject a tensor that may not be used now, or not by an instruction that needs this alignment.
+    [[gnu::noinline]] void check_aligned(const char* operand, uint32_t alignment = block_bytes) const
     {
+        check(operand);
         if (address % alignment != 0) {
-            machine.refuse(Rule::alignment, "%s starts at byte %u of the unified buffer, which is not a multiple of %u",
+            machine.reject(Rule::alignment, "%s starts at byte %u of the unified buffer, which is not a multiple of %u",
                            operand, address, alignment);
         }
     }
+
+    /// Check and record that an instruction reads bytes of the tensor; return where they are.
+    [[gnu::noinline]] const uint8_t* read(Pipe pipe, uint32_t tick, uint64_t offset, uint64_t bytes,
+                                          const char* operand) const
+    {
+        check_range(operand, offset, bytes);
+        const uint32_t start = address + static_cast<uint32_t>(offset);
+        machine.read_bytes(pipe, tick, start, static_cast<uint32_t>(bytes), operand);
+        return machine.ub + start;
+    }
+
+    /// Check and record that an instruction writes bytes of the tensor; return where they are.
+    [[gnu::noinline]] uint8_t* write(Pipe pipe, uint32_t tick, uint64_t offset, uint64_t bytes,
+                                     const char* operand) const
+    {
+        check_range(operand, offset, bytes);
+        const uint32_t start = address + static_cast<uint32_t>(offset);
+        machine.write_bytes(pipe, tick, start, static_cast<uint32_t>(bytes), operand);
+        return machine.ub + start;
+    }
 };
 
-/// What operator() of a tensor returns: reads and writes through it are checked.
+/// The result of a tensor's operator(): an element whose reads and writes are checked.
 template <typename Tensor, typename T>
 class Element {
 public:
@@ -193,7 +215,7 @@ public:
     void SetL2CacheHint(CacheMode)
     {}
 
-    /// Checks bytes from this tensor's start, and gives the argument they lie in and their place there.
+    /// Check bytes of this tensor; return the argument that holds them, and in `start` their place there.
     neonext_twin::Region& twin_range(uint64_t offset, uint64_t bytes, const char* operand, uint64_t& start) const
     {
         const uint8_t* base = reinterpret_cast<const uint8_t*>(address_) - skipped_;
@@ -233,7 +255,7 @@ public:
     LocalTensor() = default;
     explicit LocalTensor(const neonext_twin::View& view) : view_(view) {}
 
-    /// A tensor at a fixed address of the unified buffer, outside of any TPipe.
+    /// Make a tensor at a fixed address of the unified buffer, independent of any TPipe.
     LocalTensor(TPosition position, uint32_t address, uint32_t tileSize, Where at = Where::here())
     {
         machine.enter("LocalTensor", at);
@@ -244,7 +266,7 @@ public:
         view_.epoch = machine.pool_epoch;
         view_.bound = true;
         if (view_.end > machine.ub_bytes) {
-            machine.refuse(Rule::ub_overrun, "bytes [%u, %u) of a unified buffer of %u bytes (%s)", address, view_.end,
+            machine.reject(Rule::ub_overrun, "bytes [%u, %u) of a unified buffer of %u bytes (%s)", address, view_.end,
                            machine.ub_bytes, machine.soc.c_str());
         }
         machine.ub_peak = std::max(machine.ub_peak, view_.end);
@@ -282,7 +304,7 @@ public:
     {
         LocalTensor result = *this;
         const uint64_t skipped = static_cast<uint64_t>(offset) * sizeof(T);
-        // Kept even when it lies outside: the use of the tensor is refused, with its line.
+        // An offset outside is no error yet: the use of such a tensor is, and it has a line to name.
         result.view_.address = static_cast<uint32_t>(std::min<uint64_t>(view_.address + skipped, 0x7fffffe0u));
         result.view_.size_bytes -= static_cast<uint32_t>(std::min<uint64_t>(skipped, view_.size_bytes));
         return result;

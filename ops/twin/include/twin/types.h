@@ -107,44 +107,17 @@ using QuePosition = TPosition;
 
 enum class Hardware : uint8_t { GM, UB, L1, L0A, L0B, L0C, BIAS, FIXBUF, MAX };
 
-enum class HardEvent : uint8_t {
-    MTE2_MTE1,
-    MTE1_MTE2,
-    MTE1_M,
-    M_MTE1,
-    MTE2_V,
-    V_MTE2,
-    MTE3_V,
-    V_MTE3,
-    M_V,
-    V_M,
-    V_V,
-    MTE3_MTE1,
-    MTE1_MTE3,
-    MTE1_V,
-    MTE2_M,
-    M_MTE2,
-    V_MTE1,
-    M_FIX,
-    FIX_M,
-    MTE3_MTE2,
-    MTE2_MTE3,
-    S_V,
-    V_S,
-    S_MTE2,
-    MTE2_S,
-    S_MTE3,
-    MTE3_S,
-    MTE2_FIX,
-    FIX_MTE2,
-    FIX_S,
-    M_S,
-    FIX_MTE3,
-    MTE1_FIX,
-    FIX_MTE1,
-    FIX_FIX,
-    MAX,
-};
+// The one list of hardware events, source and target pipe of each, in the order of the device's numbers.
+#define NEONEXT_TWIN_EVENTS(EVENT)                                                                                    \
+    EVENT(MTE2, MTE1) EVENT(MTE1, MTE2) EVENT(MTE1, M) EVENT(M, MTE1) EVENT(MTE2, V) EVENT(V, MTE2) EVENT(MTE3, V)    \
+    EVENT(V, MTE3) EVENT(M, V) EVENT(V, M) EVENT(V, V) EVENT(MTE3, MTE1) EVENT(MTE1, MTE3) EVENT(MTE1, V)             \
+    EVENT(MTE2, M) EVENT(M, MTE2) EVENT(V, MTE1) EVENT(M, FIX) EVENT(FIX, M) EVENT(MTE3, MTE2) EVENT(MTE2, MTE3)      \
+    EVENT(S, V) EVENT(V, S) EVENT(S, MTE2) EVENT(MTE2, S) EVENT(S, MTE3) EVENT(MTE3, S) EVENT(MTE2, FIX)              \
+    EVENT(FIX, MTE2) EVENT(FIX, S) EVENT(M, S) EVENT(FIX, MTE3) EVENT(MTE1, FIX) EVENT(FIX, MTE1) EVENT(FIX, FIX)
+
+#define NEONEXT_TWIN_EVENT_NAME(SOURCE, TARGET) SOURCE##_##TARGET,
+enum class HardEvent : uint8_t { NEONEXT_TWIN_EVENTS(NEONEXT_TWIN_EVENT_NAME) MAX };
+#undef NEONEXT_TWIN_EVENT_NAME
 
 using TEventID = int8_t;
 using TBufHandle = uint8_t*;
@@ -223,48 +196,14 @@ struct PipePair {
 
 constexpr PipePair pipes_of(AscendC::HardEvent event)
 {
-    using E = AscendC::HardEvent;
-    switch (event) {
-        case E::MTE2_MTE1: return {pipe_mte2, pipe_mte1};
-        case E::MTE1_MTE2: return {pipe_mte1, pipe_mte2};
-        case E::MTE1_M: return {pipe_mte1, pipe_m};
-        case E::M_MTE1: return {pipe_m, pipe_mte1};
-        case E::MTE2_V: return {pipe_mte2, pipe_v};
-        case E::V_MTE2: return {pipe_v, pipe_mte2};
-        case E::MTE3_V: return {pipe_mte3, pipe_v};
-        case E::V_MTE3: return {pipe_v, pipe_mte3};
-        case E::M_V: return {pipe_m, pipe_v};
-        case E::V_M: return {pipe_v, pipe_m};
-        case E::V_V: return {pipe_v, pipe_v};
-        case E::MTE3_MTE1: return {pipe_mte3, pipe_mte1};
-        case E::MTE1_MTE3: return {pipe_mte1, pipe_mte3};
-        case E::MTE1_V: return {pipe_mte1, pipe_v};
-        case E::MTE2_M: return {pipe_mte2, pipe_m};
-        case E::M_MTE2: return {pipe_m, pipe_mte2};
-        case E::V_MTE1: return {pipe_v, pipe_mte1};
-        case E::M_FIX: return {pipe_m, pipe_fix};
-        case E::FIX_M: return {pipe_fix, pipe_m};
-        case E::MTE3_MTE2: return {pipe_mte3, pipe_mte2};
-        case E::MTE2_MTE3: return {pipe_mte2, pipe_mte3};
-        case E::S_V: return {pipe_s, pipe_v};
-        case E::V_S: return {pipe_v, pipe_s};
-        case E::S_MTE2: return {pipe_s, pipe_mte2};
-        case E::MTE2_S: return {pipe_mte2, pipe_s};
-        case E::S_MTE3: return {pipe_s, pipe_mte3};
-        case E::MTE3_S: return {pipe_mte3, pipe_s};
-        case E::MTE2_FIX: return {pipe_mte2, pipe_fix};
-        case E::FIX_MTE2: return {pipe_fix, pipe_mte2};
-        case E::FIX_S: return {pipe_fix, pipe_s};
-        case E::M_S: return {pipe_m, pipe_s};
-        case E::FIX_MTE3: return {pipe_fix, pipe_mte3};
-        case E::MTE1_FIX: return {pipe_mte1, pipe_fix};
-        case E::FIX_MTE1: return {pipe_fix, pipe_mte1};
-        default: return {pipe_fix, pipe_fix};
-    }
+#define NEONEXT_TWIN_EVENT_PIPES(SOURCE, TARGET) PipePair{pipe_of(PIPE_##SOURCE), pipe_of(PIPE_##TARGET)},
+    constexpr PipePair pairs[] = {NEONEXT_TWIN_EVENTS(NEONEXT_TWIN_EVENT_PIPES)};
+#undef NEONEXT_TWIN_EVENT_PIPES
+    return pairs[static_cast<int>(event)];
 }
 
-/// An integer member or argument that the device keeps in the narrow type T, which the real headers fill by silent
-/// truncation. It keeps the value that was given, so that an instruction can refuse one that does not fit.
+/// An integer member or argument that the device keeps in the narrow type T. The real headers truncate silently; this
+/// keeps the value as it was given, so that an instruction can reject one that does not fit.
 template <typename T>
 class Field {
 public:
@@ -293,11 +232,11 @@ public:
     Field& operator*=(int64_t other) { return *this = Field(value_ * other); }
     Field& operator++() { return *this += 1; }
 
-    /// The value, or a refusal that names the field.
+    /// Return the value; reject one that does not fit, by the field's name.
     T checked(const char* name, Rule rule = Rule::stride) const
     {
         if (!fits()) {
-            machine.refuse(rule, "%s is %lld; the field holds %lld to %lld and would truncate it", name,
+            machine.reject(rule, "%s is %lld, but its field holds %lld to %lld and would truncate it", name,
                            static_cast<long long>(value_), static_cast<long long>(std::numeric_limits<T>::min()),
                            static_cast<long long>(std::numeric_limits<T>::max()));
         }

@@ -1,30 +1,43 @@
-// How a vector instruction runs: repeats of 256 bytes, in blocks of 32, with strides and a mask.
+// Execution of vector instructions: repeats of 256 bytes, each of 8 blocks of 32 bytes, with strides and a mask.
+//
+// The shadow of the unified buffer is kept for blocks, so every check is made for blocks, and only for those in which
+// the mask has lanes. A block without an active lane may lie anywhere, even beyond the buffer.
+//
+// Two building blocks serve all functions: a Form is one of the two ways to call a function (with a mask and strides,
+// or with a count), and run_lanes is an instruction that computes lane by lane. Functions whose results are not lanes
+// (bits, reductions, gathers) do their own loops on the same checks.
 #pragma once
+
+#include <initializer_list>
 
 #include "support.h"
 #include "tensor.h"
 
 namespace neonext_twin {
 
-/// The mask array of a public function. A C array of one word says nothing about the high word.
-class MaskBits {
-public:
-    template <size_t N>
-    MaskBits(const uint64_t (&words)[N]) : low(words[0])
+/// The mask of a public function: the number of lanes that take part, or their bits as an array or a pointer.
+struct Mask {
+    template <typename M>
+    Mask(const M& given)
     {
-        if constexpr (N > 1) {
-            high = words[1];
+        if constexpr (std::is_convertible_v<M, uint64_t>) {
+            is_length = true;
+            low = static_cast<uint64_t>(given);
+        } else {
+            low = given[0];
+            // A C array of one word says nothing about the high word.
+            if constexpr (!std::is_array_v<M> || std::extent_v<M> > 1) {
+                high = given[1];
+            }
         }
     }
-    template <typename P, typename = std::enable_if_t<std::is_pointer_v<P>>>
-    MaskBits(const P& words) : low(words[0]), high(words[1])
-    {}
 
+    bool is_length = false;
     uint64_t low = 0;
     uint64_t high = 0;
 };
 
-/// Which lanes of which repeats an instruction works on.
+/// The lanes and repeats that an instruction works on.
 struct Lanes {
     int per_repeat = 0;
     int repeats = 0;
@@ -34,8 +47,12 @@ struct Lanes {
     uint64_t tail_high = 0;
     uint64_t active = 0;
 
-    uint64_t low_of(int repeat) const { return repeat == repeats - 1 ? tail_low : low; }
-    uint64_t high_of(int repeat) const { return repeat == repeats - 1 ? tail_high : high; }
+    /// Return the mask of a repeat from `lane` on, up to the end of its word. The last repeat has a mask of its own.
+    uint64_t bits(int repeat, int lane) const
+    {
+        const bool tail = repeat == repeats - 1;
+        return lane < 64 ? (tail ? tail_low : low) >> lane : (tail ? tail_high : high) >> (lane - 64);
+    }
 };
 
 inline uint64_t ones(int count)
@@ -44,49 +61,50 @@ inline uint64_t ones(int count)
 }
 
 /// On 2201 a count, mask or repeat of zero does nothing; the documents promise that for no other architecture.
-inline bool zero_does_nothing()
+constexpr bool zero_does_nothing()
 {
     return __NPU_ARCH__ == 2201;
 }
 
-inline void set_mask_bits(const MaskBits& mask, int per_repeat)
+/// Set the mask register as a function does that is called with a mask.
+inline void set_mask(const Mask& mask, int per_repeat)
 {
-    if (!machine.mask_counter) {
-        if (per_repeat <= 64 && mask.high != 0) {
-            machine.refuse(Rule::mask, "the mask's high word is %#llx; %d lanes have only the low one",
-                           static_cast<unsigned long long>(mask.high), per_repeat);
+    const auto low = static_cast<unsigned long long>(mask.low);
+    if (!mask.is_length) {
+        if (!machine.mask_counter) {
+            if (per_repeat <= 64 && mask.high != 0) {
+                machine.reject(Rule::mask, "the mask's high word is %#llx; %d lanes have only the low one",
+                               static_cast<unsigned long long>(mask.high), per_repeat);
+            }
+            if (per_repeat < 64 && (mask.low & ~ones(per_repeat)) != 0) {
+                machine.reject(Rule::mask, "the mask has bits above lane %d", per_repeat - 1);
+            }
+            if (mask.low == 0 && mask.high == 0 && !zero_does_nothing()) {
+                machine.reject(Rule::mask, "the mask is empty");
+            }
         }
-        if (per_repeat < 64 && (mask.low & ~ones(per_repeat)) != 0) {
-            machine.refuse(Rule::mask, "the mask has bits above lane %d", per_repeat - 1);
-        }
-        if (mask.low == 0 && mask.high == 0 && !zero_does_nothing()) {
-            machine.refuse(Rule::mask, "the mask is empty");
-        }
+        machine.mask_low = mask.low;
+        machine.mask_high = mask.high;
+        return;
     }
-    machine.mask_low = mask.low;
-    machine.mask_high = mask.high;
-}
-
-inline void set_mask_length(uint64_t length, int per_repeat)
-{
     if (machine.mask_counter) {
-        machine.refuse(Rule::mask,
-                       "a mask of %llu lanes in counter mode becomes a bit pattern and is then taken for a count; "
-                       "give {count, 0}",
-                       static_cast<unsigned long long>(length));
+        machine.reject(Rule::mask,
+                       "in counter mode a mask of %llu lanes becomes a bit pattern, which the device reads as a count; "
+                       "pass {count, 0}",
+                       low);
     }
-    if (length > static_cast<uint64_t>(per_repeat) || (length == 0 && !zero_does_nothing())) {
-        machine.refuse(Rule::mask, "a mask of %llu lanes; a repeat of this type has 1 to %d",
-                       static_cast<unsigned long long>(length), per_repeat);
+    if (mask.low > static_cast<uint64_t>(per_repeat) || (mask.low == 0 && !zero_does_nothing())) {
+        machine.reject(Rule::mask, "a mask of %llu lanes; a repeat of this type has 1 to %d", low, per_repeat);
     }
-    machine.mask_low = ones(static_cast<int>(length));
-    machine.mask_high = ones(static_cast<int>(length) - 64);
-    if (length == static_cast<uint64_t>(per_repeat)) {
-        machine.mask_low = machine.mask_high = ~uint64_t{0};
+    if (mask.low == static_cast<uint64_t>(per_repeat)) {
+        machine.reset_mask();
+    } else {
+        machine.mask_low = ones(static_cast<int>(mask.low));
+        machine.mask_high = ones(static_cast<int>(mask.low) - 64);
     }
 }
 
-/// The lanes that the mask register and the repeat count select.
+/// Return the lanes that the mask register and the repeat count select.
 inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
 {
     Lanes lanes;
@@ -94,10 +112,10 @@ inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
     if (machine.mask_counter) {
         const uint64_t count = machine.mask_low;
         if (count == 0 && !zero_does_nothing()) {
-            machine.refuse(Rule::count, "a count of 0");
+            machine.reject(Rule::count, "a count of 0");
         }
         if (count > repeat_bytes * 4096u) {
-            machine.refuse(Rule::count, "the count in the mask register is %llu; was SetVectorMask called?",
+            machine.reject(Rule::count, "the count in the mask register is %llu; was SetVectorMask called?",
                            static_cast<unsigned long long>(count));
         }
         lanes.repeats = static_cast<int>((count + per_repeat - 1) / per_repeat);
@@ -110,7 +128,7 @@ inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
         return lanes;
     }
     if (!repeats.fits() || (repeats.given() == 0 && !zero_does_nothing())) {
-        machine.refuse(Rule::repeat, "%lld repeats; an instruction has 1 to 255",
+        machine.reject(Rule::repeat, "%lld repeats; an instruction has 1 to 255",
                        static_cast<long long>(repeats.given()));
     }
     lanes.repeats = static_cast<int>(repeats.given());
@@ -121,21 +139,55 @@ inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
     return lanes;
 }
 
-/// The lanes of the form with a count, which leaves the mask register reset and in normal mode.
-inline Lanes lanes_of_count(int per_repeat, int64_t count)
+/// Return the lanes of a call with a count, which leaves the mask register reset and in normal mode.
+[[gnu::noinline]] inline Lanes lanes_of_count(int per_repeat, int64_t count)
 {
     if (count < 0 || (count == 0 && !zero_does_nothing())) {
-        machine.refuse(Rule::count, "a count of %lld elements", static_cast<long long>(count));
+        machine.reject(Rule::count, "a count of %lld elements", static_cast<long long>(count));
     }
     machine.mask_counter = true;
     machine.mask_low = static_cast<uint64_t>(count);
     const Lanes lanes = lanes_of_register(per_repeat, 1);
     machine.mask_counter = false;
-    machine.mask_low = machine.mask_high = ~uint64_t{0};
+    machine.reset_mask();
     return lanes;
 }
 
-/// One operand: where it starts and how it moves, in blocks of 32 bytes.
+/// Return the lanes of a call with a mask and repeats. Without `sets`, the caller has set the mask register.
+[[gnu::noinline]] inline Lanes lanes_of_mask(int per_repeat, const Mask& mask, const Field<uint8_t>& repeats,
+                                             bool sets = true)
+{
+    if (sets) {
+        set_mask(mask, per_repeat);
+    }
+    return lanes_of_register(per_repeat, repeats);
+}
+
+/// One of the two forms in which most functions can be called: with a mask, repeats and strides, or with a count of
+/// elements that lie without gaps. `Strides` is BinaryRepeatParams or the like.
+template <typename Strides>
+struct Form {
+    Mask mask;
+    Field<uint8_t> repeats;
+    const Strides* strides; // none: the form with a count
+    int64_t count;
+    bool sets_mask; // if not, the caller has set the mask register
+
+    static Form masked(const Mask& mask, const Field<uint8_t>& repeats, const Strides& strides, bool sets_mask)
+    {
+        return {mask, repeats, &strides, 0, sets_mask};
+    }
+
+    static Form counted(int64_t count, bool sets_mask = true) { return {0, 1, nullptr, count, sets_mask}; }
+
+    Lanes lanes(int per_repeat) const
+    {
+        return strides == nullptr && sets_mask ? lanes_of_count(per_repeat, count)
+                                               : lanes_of_mask(per_repeat, mask, repeats, sets_mask);
+    }
+};
+
+/// One operand: its start and its strides, in blocks of 32 bytes.
 struct Operand {
     const View* view;
     const char* name;
@@ -146,7 +198,7 @@ struct Operand {
     uint32_t first_block() const { return view->address / block_bytes; }
 };
 
-/// Active bytes of each block of one repeat.
+/// The active bytes of each block of one repeat.
 struct Pattern {
     uint32_t bytes[8];
     int blocks;
@@ -155,12 +207,8 @@ struct Pattern {
     {
         blocks = static_cast<int>(lanes.per_repeat * element / block_bytes);
         const int per_block = static_cast<int>(block_bytes / element);
-        const uint64_t low = lanes.low_of(repeat);
-        const uint64_t high = lanes.high_of(repeat);
         for (int block = 0; block < blocks; ++block) {
-            const int lane = block * per_block;
-            const uint64_t word = lane < 64 ? low >> lane : high >> (lane - 64);
-            const uint64_t bits = word & ones(per_block);
+            const uint64_t bits = lanes.bits(repeat, block * per_block) & ones(per_block);
             bytes[block] = bits == ones(per_block) ? ~0u : spread(bits, per_block, element);
         }
     }
@@ -172,16 +220,6 @@ struct Pattern {
             --block;
         }
         return block;
-    }
-
-    bool full() const
-    {
-        for (int block = 0; block < blocks; ++block) {
-            if (bytes[block] != ~0u) {
-                return false;
-            }
-        }
-        return true;
     }
 
 private:
@@ -208,18 +246,17 @@ inline void check_extent(const Operand& operand, const Pattern& pattern, int rep
     }
     if (operand.view->address + end > operand.view->end) {
         const View& view = *operand.view;
-        machine.refuse(Rule::ub_bounds, "%s: repeat %d reaches byte %llu of a tensor of %u bytes", operand.name, repeat,
+        machine.reject(Rule::ub_bounds, "%s: repeat %d reaches byte %llu of a tensor of %u bytes", operand.name, repeat,
                        static_cast<unsigned long long>(end), view.end > view.address ? view.end - view.address : 0);
     }
 }
 
 enum class Access { read, write };
 
-/// Checks one operand of an instruction: state, alignment, bounds, and the shadow of every active block.
+/// Check one operand of an instruction: state, alignment, bounds, and the shadow of every active block.
 template <Access access>
-inline void check_operand(uint32_t tick, const Lanes& lanes, const Operand& operand)
+[[gnu::noinline]] inline void check_operand(uint32_t tick, const Lanes& lanes, const Operand& operand)
 {
-    operand.view->check(operand.name);
     operand.view->check_aligned(operand.name);
     if (lanes.repeats == 0 || lanes.active == 0) {
         return;
@@ -247,7 +284,7 @@ inline void check_operand(uint32_t tick, const Lanes& lanes, const Operand& oper
     }
 }
 
-/// How far an operand reaches, in blocks: [first, last].
+/// The extent of an operand in blocks: [first, last].
 struct Reach {
     uint32_t first;
     uint32_t last;
@@ -263,7 +300,8 @@ struct Reach {
     bool meets(const Reach& other) const { return first <= other.last && other.first <= last; }
 };
 
-/// Numbers the repeat that last wrote each block, for the rules on overlap.
+/// The repeat of the current instruction that last wrote each block, for the rules on overlap. A new round forgets all
+/// stamps at no cost.
 class Stamps {
 public:
     void clear() { ++round_; }
@@ -290,18 +328,19 @@ private:
 
 inline Stamps stamps;
 
-/// The destination of one repeat may not put two lanes into one place.
-inline void check_destination(const Lanes& lanes, const Operand& destination)
+/// Reject a destination that puts two lanes of a repeat into one place.
+[[gnu::noinline]] inline void check_destination(const Lanes& lanes, const Operand& destination)
 {
     if (destination.block_stride == 0 && lanes.repeats > 0 && lanes.active > 0 &&
         Pattern(lanes, 0, destination.element).last_block() > 0) {
-        machine.refuse(Rule::overlap, "%s: a block stride of 0 writes all blocks of a repeat to one place",
+        machine.reject(Rule::overlap, "%s: a block stride of 0 writes all blocks of a repeat to one place",
                        destination.name);
     }
 }
 
 /// Within a repeat a source must be the destination or apart from it; and no repeat may read what an earlier one of
-/// the same instruction wrote. `accumulates` lifts the second rule, as the documents do for some operands.
+/// the same instruction wrote, because the device may have read it before. `accumulates` lifts the second rule, as the
+/// documents do for some operands.
 inline void check_overlap(const Lanes& lanes, const Operand& destination, const Operand& source,
                           bool accumulates = false)
 {
@@ -330,7 +369,7 @@ inline void check_overlap(const Lanes& lanes, const Operand& destination, const 
             const int64_t block = read_start + i * source.block_stride;
             const int earlier = stamps.get(static_cast<uint32_t>(block));
             if (earlier >= 0 && !accumulates) {
-                machine.refuse(Rule::overlap,
+                machine.reject(Rule::overlap,
                                "%s: repeat %d reads bytes [%u, %u) of the unified buffer, which repeat %d of the same "
                                "instruction writes",
                                source.name, repeat, static_cast<uint32_t>(block) * block_bytes,
@@ -341,7 +380,7 @@ inline void check_overlap(const Lanes& lanes, const Operand& destination, const 
             }
             for (int j = 0; j < written.blocks; ++j) {
                 if (j != i && written.bytes[j] != 0 && write_start + j * destination.block_stride == block) {
-                    machine.refuse(Rule::overlap,
+                    machine.reject(Rule::overlap,
                                    "%s: block %d of a repeat is block %d of the destination; they must be the same "
                                    "or apart",
                                    source.name, i, j);
@@ -356,7 +395,7 @@ inline void check_overlap(const Lanes& lanes, const Operand& destination, const 
     }
 }
 
-/// One repeat of a source as contiguous lanes: in place when it lies so, else gathered into `scratch`.
+/// Return one repeat of a source as contiguous lanes: in place if it lies so, else gathered into `scratch`.
 template <typename T>
 inline const T* gather_repeat(const Operand& operand, int repeat, int lanes, T* scratch)
 {
@@ -398,114 +437,17 @@ inline void scatter_repeat(const Operand& operand, int repeat, const Pattern& pa
     }
 }
 
+[[gnu::noinline]] inline void count_vector(uint64_t repeats, uint64_t elements, uint64_t macs = 0)
+{
+    machine.count(pipe_v, {1, repeats, elements, macs});
+}
+
 inline void count_vector(const Lanes& lanes, bool macs = false)
 {
-    PipeCounts counts;
-    counts.instructions = 1;
-    counts.repeats = static_cast<uint64_t>(lanes.repeats);
-    counts.elements = lanes.active;
-    counts.macs = macs ? lanes.active : 0;
-    machine.count(pipe_v, counts);
+    count_vector(static_cast<uint64_t>(lanes.repeats), lanes.active, macs ? lanes.active : 0);
 }
 
 constexpr int most_lanes = 256;
-
-/// Runs f(out, a, b, lanes) on every repeat, lanes widened to the type they are computed in. With `accumulate`, `out`
-/// holds the destination's lanes before.
-template <bool accumulate, typename D, typename A, typename B, typename F>
-inline void run_binary(const Lanes& lanes, const Operand& dst, const Operand& a, const Operand& b, F f,
-                       bool second_accumulates = false)
-{
-    const uint32_t tick = machine.issue(pipe_v);
-    check_destination(lanes, dst);
-    check_overlap(lanes, dst, a);
-    check_overlap(lanes, dst, b, second_accumulates);
-    check_operand<Access::read>(tick, lanes, a);
-    check_operand<Access::read>(tick, lanes, b);
-    if constexpr (accumulate) {
-        check_overlap(lanes, dst, dst);
-        check_operand<Access::read>(tick, lanes, dst);
-    }
-    check_operand<Access::write>(tick, lanes, dst);
-    count_vector(lanes, accumulate);
-    if (lanes.active == 0) {
-        return;
-    }
-    const int n = lanes.per_repeat;
-    alignas(64) A gathered_a[most_lanes];
-    alignas(64) B gathered_b[most_lanes];
-    alignas(64) D stored[most_lanes];
-    alignas(64) compute_t<A> wide_a[most_lanes];
-    alignas(64) compute_t<B> wide_b[most_lanes];
-    alignas(64) compute_t<D> out[most_lanes];
-    const Pattern body(lanes, 0, sizeof(D));
-    const Pattern tail(lanes, lanes.repeats - 1, sizeof(D));
-    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
-        widen(gather_repeat<A>(a, repeat, n, gathered_a), wide_a, n);
-        widen(gather_repeat<B>(b, repeat, n, gathered_b), wide_b, n);
-        if constexpr (accumulate) {
-            widen(gather_repeat<D>(dst, repeat, n, stored), out, n);
-        }
-        f(out, wide_a, wide_b, n);
-        narrow(out, stored, n);
-        scatter_repeat<D>(dst, repeat, repeat == lanes.repeats - 1 ? tail : body, stored);
-    }
-}
-
-template <bool accumulate, typename D, typename A, typename F>
-inline void run_unary(const Lanes& lanes, const Operand& dst, const Operand& a, F f, bool macs = accumulate)
-{
-    const uint32_t tick = machine.issue(pipe_v);
-    check_destination(lanes, dst);
-    check_overlap(lanes, dst, a);
-    check_operand<Access::read>(tick, lanes, a);
-    if constexpr (accumulate) {
-        check_overlap(lanes, dst, dst);
-        check_operand<Access::read>(tick, lanes, dst);
-    }
-    check_operand<Access::write>(tick, lanes, dst);
-    count_vector(lanes, macs);
-    if (lanes.active == 0) {
-        return;
-    }
-    const int n = lanes.per_repeat;
-    alignas(64) A gathered[most_lanes];
-    alignas(64) D stored[most_lanes];
-    alignas(64) compute_t<A> wide[most_lanes];
-    alignas(64) compute_t<D> out[most_lanes];
-    const Pattern body(lanes, 0, sizeof(D));
-    const Pattern tail(lanes, lanes.repeats - 1, sizeof(D));
-    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
-        widen(gather_repeat<A>(a, repeat, n, gathered), wide, n);
-        if constexpr (accumulate) {
-            widen(gather_repeat<D>(dst, repeat, n, stored), out, n);
-        }
-        f(out, wide, n);
-        narrow(out, stored, n);
-        scatter_repeat<D>(dst, repeat, repeat == lanes.repeats - 1 ? tail : body, stored);
-    }
-}
-
-template <typename D>
-inline void run_fill(const Lanes& lanes, const Operand& dst, D value)
-{
-    const uint32_t tick = machine.issue(pipe_v);
-    check_destination(lanes, dst);
-    check_operand<Access::write>(tick, lanes, dst);
-    count_vector(lanes);
-    if (lanes.active == 0) {
-        return;
-    }
-    alignas(64) D stored[most_lanes];
-    for (int i = 0; i < lanes.per_repeat; ++i) {
-        stored[i] = value;
-    }
-    const Pattern body(lanes, 0, sizeof(D));
-    const Pattern tail(lanes, lanes.repeats - 1, sizeof(D));
-    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
-        scatter_repeat<D>(dst, repeat, repeat == lanes.repeats - 1 ? tail : body, stored);
-    }
-}
 
 template <typename T>
 constexpr int lanes_per_repeat()
@@ -513,11 +455,102 @@ constexpr int lanes_per_repeat()
     return repeat_bytes / sizeof(T);
 }
 
+/// Lanes of an instruction whose operands have two types: the wider one decides.
+template <typename T, typename U>
+constexpr int lanes_per_repeat()
+{
+    return repeat_bytes / std::max(sizeof(T), sizeof(U));
+}
+
+/// The unsigned integer of a size, for instructions that move lanes whatever they mean.
+template <size_t bytes>
+using word_t = std::conditional_t<bytes == 1, uint8_t,
+                                  std::conditional_t<bytes == 2, uint16_t,
+                                                     std::conditional_t<bytes == 4, uint32_t, uint64_t>>>;
+
+/// A source operand, and room for one repeat of its lanes in the type they are computed in.
+template <typename T>
+struct Source {
+    Operand operand;
+    bool accumulates = false; // its repeats may read what earlier ones wrote
+    alignas(64) T gathered[most_lanes];
+    alignas(64) compute_t<T> wide[most_lanes];
+
+    explicit Source(const Operand& operand, bool accumulates = false) : operand(operand), accumulates(accumulates) {}
+
+    const compute_t<T>* load(int repeat, int lanes)
+    {
+        widen(gather_repeat<T>(operand, repeat, lanes, gathered), wide, lanes);
+        return wide;
+    }
+};
+
+struct SourceOperand {
+    const Operand* operand;
+    bool accumulates;
+};
+
+/// Check and count a vector instruction on whole lanes: first the overlap of its operands, then its sources as it finds
+/// them, then its destination. No template, so that a kernel compiles these checks once.
+[[gnu::noinline]] inline void start_lanes(const Lanes& lanes, const Operand& dst, bool accumulate,
+                                          std::initializer_list<SourceOperand> sources)
+{
+    const uint32_t tick = machine.issue(pipe_v);
+    check_destination(lanes, dst);
+    for (const SourceOperand& source : sources) {
+        check_overlap(lanes, dst, *source.operand, source.accumulates);
+    }
+    for (const SourceOperand& source : sources) {
+        check_operand<Access::read>(tick, lanes, *source.operand);
+    }
+    if (accumulate) {
+        check_overlap(lanes, dst, dst);
+        check_operand<Access::read>(tick, lanes, dst);
+    }
+    check_operand<Access::write>(tick, lanes, dst);
+    count_vector(lanes, accumulate);
+}
+
+/// Run one instruction lane by lane: out = f(old, source...), with `old` the destination's lane if `accumulate`.
+template <bool accumulate, typename D, typename F, typename... S>
+inline void run_lanes(const Lanes& lanes, const Operand& dst, F f, Source<S>&... sources)
+{
+    start_lanes(lanes, dst, accumulate, {SourceOperand{&sources.operand, sources.accumulates}...});
+    if (lanes.active == 0) {
+        return;
+    }
+    const int n = lanes.per_repeat;
+    alignas(64) D stored[most_lanes];
+    alignas(64) compute_t<D> out[most_lanes] = {};
+    const auto each_lane = [&](const auto*... values) {
+        for (int i = 0; i < n; ++i) {
+            out[i] = static_cast<compute_t<D>>(f(out[i], values[i]...));
+        }
+    };
+    const Pattern body(lanes, 0, sizeof(D));
+    const Pattern tail(lanes, lanes.repeats - 1, sizeof(D));
+    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+        if constexpr (accumulate) {
+            widen(gather_repeat<D>(dst, repeat, n, stored), out, n);
+        }
+        each_lane(sources.load(repeat, n)...);
+        narrow(out, stored, n);
+        scatter_repeat<D>(dst, repeat, repeat == lanes.repeats - 1 ? tail : body, stored);
+    }
+}
+
 template <typename T>
 inline Operand operand_of(const AscendC::LocalTensor<T>& tensor, const char* name, int64_t block_stride,
                           int64_t repeat_stride)
 {
     return Operand{&tensor.twin_view(), name, sizeof(T), block_stride, repeat_stride};
+}
+
+/// Return an operand without gaps: a repeat of `lanes` lanes advances it by its own size.
+template <typename T>
+inline Operand dense_operand(const AscendC::LocalTensor<T>& tensor, const char* name, int lanes)
+{
+    return operand_of(tensor, name, 1, lanes * static_cast<int64_t>(sizeof(T)) / block_bytes);
 }
 
 struct BinaryOperands {
@@ -528,24 +561,18 @@ struct BinaryOperands {
 
 template <typename D, typename A, typename B>
 inline BinaryOperands binary_operands(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
-                                      const AscendC::LocalTensor<B>& b, const AscendC::BinaryRepeatParams& params)
+                                      const AscendC::LocalTensor<B>& b, const AscendC::BinaryRepeatParams* strides,
+                                      int lanes)
 {
-    return {operand_of(dst, "dst", params.dstBlkStride.checked("dstBlkStride"),
-                       params.dstRepStride.checked("dstRepStride")),
-            operand_of(a, "src0", params.src0BlkStride.checked("src0BlkStride"),
-                       params.src0RepStride.checked("src0RepStride")),
-            operand_of(b, "src1", params.src1BlkStride.checked("src1BlkStride"),
-                       params.src1RepStride.checked("src1RepStride"))};
-}
-
-/// Operands without gaps: a repeat of `lanes` lanes advances each by its own size.
-template <typename D, typename A, typename B>
-inline BinaryOperands binary_operands(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
-                                      const AscendC::LocalTensor<B>& b, int lanes)
-{
-    return {operand_of(dst, "dst", 1, lanes * static_cast<int64_t>(sizeof(D)) / block_bytes),
-            operand_of(a, "src0", 1, lanes * static_cast<int64_t>(sizeof(A)) / block_bytes),
-            operand_of(b, "src1", 1, lanes * static_cast<int64_t>(sizeof(B)) / block_bytes)};
+    if (strides == nullptr) {
+        return {dense_operand(dst, "dst", lanes), dense_operand(a, "src0", lanes), dense_operand(b, "src1", lanes)};
+    }
+    return {operand_of(dst, "dst", strides->dstBlkStride.checked("dstBlkStride"),
+                       strides->dstRepStride.checked("dstRepStride")),
+            operand_of(a, "src0", strides->src0BlkStride.checked("src0BlkStride"),
+                       strides->src0RepStride.checked("src0RepStride")),
+            operand_of(b, "src1", strides->src1BlkStride.checked("src1BlkStride"),
+                       strides->src1RepStride.checked("src1RepStride"))};
 }
 
 struct UnaryOperands {
@@ -555,44 +582,80 @@ struct UnaryOperands {
 
 template <typename D, typename A>
 inline UnaryOperands unary_operands(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
-                                    const AscendC::UnaryRepeatParams& params)
+                                    const AscendC::UnaryRepeatParams* strides, int lanes)
 {
-    return {operand_of(dst, "dst", params.dstBlkStride.checked("dstBlkStride"),
-                       params.dstRepStride.checked("dstRepStride")),
-            operand_of(a, "src", params.srcBlkStride.checked("srcBlkStride"),
-                       params.srcRepStride.checked("srcRepStride"))};
-}
-
-template <typename D, typename A>
-inline UnaryOperands unary_operands(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a, int lanes)
-{
-    return {operand_of(dst, "dst", 1, lanes * static_cast<int64_t>(sizeof(D)) / block_bytes),
-            operand_of(a, "src", 1, lanes * static_cast<int64_t>(sizeof(A)) / block_bytes)};
-}
-
-template <bool set>
-inline Lanes lanes_of(int per_repeat, const MaskBits& mask, const Field<uint8_t>& repeats)
-{
-    if constexpr (set) {
-        set_mask_bits(mask, per_repeat);
+    if (strides == nullptr) {
+        return {dense_operand(dst, "dst", lanes), dense_operand(a, "src", lanes)};
     }
-    return lanes_of_register(per_repeat, repeats);
+    return {operand_of(dst, "dst", strides->dstBlkStride.checked("dstBlkStride"),
+                       strides->dstRepStride.checked("dstRepStride")),
+            operand_of(a, "src", strides->srcBlkStride.checked("srcBlkStride"),
+                       strides->srcRepStride.checked("srcRepStride"))};
 }
 
-template <bool set>
-inline Lanes lanes_of(int per_repeat, uint64_t mask, const Field<uint8_t>& repeats)
+/// Run dst = f(old, a, b) in either form. `may_reuse`: where dst or b stays in place from repeat to repeat, b may read
+/// what earlier repeats wrote.
+template <bool accumulate, typename D, typename A, typename F>
+[[gnu::noinline]] inline void run_binary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
+                       const AscendC::LocalTensor<A>& b, const Form<AscendC::BinaryRepeatParams>& form, F f,
+                       bool may_reuse = false)
 {
-    if constexpr (set) {
-        set_mask_length(mask, per_repeat);
-    }
-    return lanes_of_register(per_repeat, repeats);
+    constexpr int per_repeat = lanes_per_repeat<D, A>();
+    const BinaryOperands operands = binary_operands(dst, a, b, form.strides, per_repeat);
+    Source<A> first(operands.a);
+    Source<A> second(operands.b, may_reuse && (operands.dst.repeat_stride == 0 || operands.b.repeat_stride == 0));
+    run_lanes<accumulate, D>(form.lanes(per_repeat), operands.dst, f, first, second);
+}
+
+/// Run dst = f(old, a) in either form.
+template <bool accumulate, typename D, typename A, typename F>
+[[gnu::noinline]] inline void run_unary(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& a,
+                      const Form<AscendC::UnaryRepeatParams>& form, F f)
+{
+    constexpr int per_repeat = lanes_per_repeat<D, A>();
+    const UnaryOperands operands = unary_operands(dst, a, form.strides, per_repeat);
+    Source<A> source(operands.a);
+    run_lanes<accumulate, D>(form.lanes(per_repeat), operands.dst, f, source);
 }
 
 }  // namespace neonext_twin
 
+// The public function NAME in its two forms. Both pass their arguments and the form on to neonext_twin::run_NAME.
+//   STRIDES     type of the strides, BinaryRepeatParams or UnaryRepeatParams
+//   TYPES       (template parameters), in the order in which kernels may give them
+//   PARAMETERS  (parameters before the mask or the count)
+//   ARGUMENTS   (their names)
+// They have to be functions with these very parameters, because kernels write strides as {1, 1, 1, 8, 8, 8} and choose
+// overloads by explicit template arguments; no function template can take both forms at once.
+#define NEONEXT_TWIN_BARE(...) __VA_ARGS__
+#define NEONEXT_TWIN_MASK_FORM(NAME, STRIDES, TYPES, PARAMETERS, ARGUMENTS)                                         \
+    template <NEONEXT_TWIN_BARE TYPES, bool isSetMask = true>                                                       \
+    inline void NAME(NEONEXT_TWIN_BARE PARAMETERS, const Mask& mask, Field<uint8_t> repeatTime,                     \
+                     const STRIDES& repeatParams, Where at = Where::here())                                         \
+    {                                                                                                               \
+        neonext_twin::run_##NAME(NEONEXT_TWIN_BARE ARGUMENTS,                                                       \
+                                 Form<STRIDES>::masked(mask, repeatTime, repeatParams, isSetMask), at);             \
+    }
+#define NEONEXT_TWIN_FORMS(NAME, STRIDES, TYPES, PARAMETERS, ARGUMENTS)                                             \
+    NEONEXT_TWIN_MASK_FORM(NAME, STRIDES, TYPES, PARAMETERS, ARGUMENTS)                                             \
+    template <NEONEXT_TWIN_BARE TYPES>                                                                              \
+    inline void NAME(NEONEXT_TWIN_BARE PARAMETERS, const int64_t count, Where at = Where::here())                   \
+    {                                                                                                               \
+        neonext_twin::run_##NAME(NEONEXT_TWIN_BARE ARGUMENTS, Form<STRIDES>::counted(count), at);                   \
+    }
+// The count form of a function with a scalar, which can leave the mask to the caller.
+#define NEONEXT_TWIN_SCALAR_COUNT_FORM(NAME, TYPES, PARAMETERS, ARGUMENTS)                                          \
+    template <NEONEXT_TWIN_BARE TYPES, bool isSetMask = true>                                                       \
+    inline void NAME(NEONEXT_TWIN_BARE PARAMETERS, const int64_t count, Where at = Where::here())                   \
+    {                                                                                                               \
+        neonext_twin::run_##NAME(NEONEXT_TWIN_BARE ARGUMENTS, Form<UnaryRepeatParams>::counted(count, isSetMask),   \
+                                 at);                                                                               \
+    }
+
 namespace AscendC {
 
-using neonext_twin::MaskBits;
+using neonext_twin::Form;
+using neonext_twin::Mask;
 
 inline void SetMaskCount()
 {
@@ -606,7 +669,7 @@ inline void SetMaskNorm()
 
 inline void ResetMask()
 {
-    machine.mask_low = machine.mask_high = ~uint64_t{0};
+    machine.reset_mask();
 }
 
 template <typename T, MaskMode mode = MaskMode::NORMAL>
@@ -614,7 +677,7 @@ inline void SetVectorMask(const uint64_t maskHigh, const uint64_t maskLow, Where
 {
     machine.enter("SetVectorMask", at);
     if (mode == MaskMode::NORMAL && sizeof(T) >= 4 && maskHigh != 0 && maskHigh != ~uint64_t{0}) {
-        machine.refuse(Rule::mask, "the mask's high word is %#llx; %s has lanes only in the low one",
+        machine.reject(Rule::mask, "the mask's high word is %#llx; %s has lanes only in the low one",
                        static_cast<unsigned long long>(maskHigh), neonext_twin::type_name<T>());
     }
     machine.mask_high = maskHigh;
@@ -631,7 +694,7 @@ inline void SetVectorMask(int32_t len, Where at = Where::here())
     } else {
         const bool counter = machine.mask_counter;
         machine.mask_counter = false;
-        neonext_twin::set_mask_length(static_cast<uint64_t>(len), neonext_twin::lanes_per_repeat<T>());
+        neonext_twin::set_mask(len, neonext_twin::lanes_per_repeat<T>());
         machine.mask_counter = counter;
     }
 }

@@ -117,7 +117,7 @@ extern "C" __global__ __aicore__ void in_place(GM_ADDR gx, GM_ADDR gy, GM_ADDR)
     }
 }
 
-// A tensor that is never freed is no mistake that the device would punish.
+// The device accepts a tensor that is never freed; the simulator only adds a remark.
 extern "C" __global__ __aicore__ void forgetful(GM_ADDR gx, GM_ADDR gy, GM_ADDR)
 {
     Bench b(gx, gy);

@@ -1,5 +1,5 @@
 // Order by hand: correct kernels that look risky, and each one's neighbour with one event in the wrong place. The names
-// of the wrong ones end in the rule that refuses them.
+// of the wrong ones end in the rule that they break.
 #include "bench.h"
 
 constexpr uint32_t kTile = 256;

@@ -1,0 +1,104 @@
+"""The source of an export: a network from a checkpoint, from the registry of models, or from a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neonext_ms.common.errors import UsageError
+from neonext_ms.models.architecture import Architecture
+from neonext_ms.models.registry import identify, model_config
+
+if TYPE_CHECKING:
+    from neonext_ms.models.neonext import NeoNeXt
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to export: named arrays, and the data that belongs to them.
+
+    Attributes:
+        arrays: float32 arrays by official name.
+        architecture: options of the network, shifts included.
+        name: base name of the exported files.
+        path: path of the checkpoint, or None.
+        metadata: recorded `labels`, `preprocessing` and `image_size`.
+        notes: messages to show to the user.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    architecture: Architecture
+    name: str
+    path: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def from_checkpoint(cls, path: str, shifts: Sequence[int] | None = None, ema: bool = False) -> Source:
+        """Read a checkpoint file.
+
+        Args:
+            path: path of the checkpoint.
+            shifts: shifts of the four stages, for a file that does not record them.
+            ema: take the moving average of the weights.
+
+        Raises:
+            InputError: the file cannot be read, or is no NeoNeXt.
+            UsageError: the shifts are not known.
+        """
+        from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
+
+        checkpoint = load_checkpoint(path, shifts, ema=ema)
+        architecture = require_shifts(checkpoint)
+        metadata, notes = checkpoint.metadata or {}, list(checkpoint.notes)
+        return cls(checkpoint.float32(), architecture, Path(path).stem, path, metadata, notes)
+
+    @classmethod
+    def from_name(cls, name: str, shifts: Sequence[int] | None = None, seed: int = 0) -> Source:
+        """Make a named model with random weights, for benchmarks; MindSpore is not imported.
+
+        Args:
+            name: name of the model, one of `list_models()`.
+            shifts: shifts of the four stages, instead of the model's own.
+            seed: random seed of the weights.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        from neonext_ms.models.initialization import initial_arrays
+
+        config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
+        arrays = initial_arrays(config.architecture, rng=np.random.RandomState(seed))
+        metadata = {"image_size": config.image_size, "preprocessing": config.preprocessing.to_dict()}
+        notes = [f"{name} has random weights (seed {seed}): use it to measure speed, its predictions mean nothing"]
+        return cls(arrays, config.architecture, name, metadata=metadata, notes=notes)
+
+    @classmethod
+    def from_model(cls, model: NeoNeXt, name: str = "neonext") -> Source:
+        """Copy the weights of a live model."""
+        from neonext_ms.models.weights import model_arrays
+
+        return cls(model_arrays(model), model.architecture, name)
+
+    def image_sizes(self, requested: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+        """Return the requested sizes, or the recorded one, or the one that the architecture is published with.
+
+        Raises:
+            UsageError: there is none of these.
+        """
+        if requested:
+            return list(dict.fromkeys((height, width) for height, width in requested))
+        if self.metadata.get("image_size"):
+            height, width = self.metadata["image_size"]
+            return [(height, width)]
+        model = identify(self.architecture)
+        if model is None:
+            raise UsageError(
+                "the checkpoint does not record its image size. Pass --image-size, such as 224 or 256x320 (image_size "
+                "in Python)."
+            )
+        return [model_config(model).image_size]
