@@ -51,7 +51,7 @@ def is_recorded(path: str | os.PathLike) -> bool:
     digest = next((entry.get("sha256") for entry in entries if entry.get("file") == Path(path).name), None)
     if digest is not None and digest != sha256(path):
         raise InputError(
-            f"{os.fspath(path)}: not the file that {manifest} describes; its digest (sha256) differs. It was damaged or "
+            f"{os.fspath(path)}: not the file that {manifest} describes; its sha256 differs. It was damaged or "
             "replaced. Export the model again, or remove the manifest."
         )
     return digest is not None
