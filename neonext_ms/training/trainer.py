@@ -16,10 +16,10 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
-from neonext_ms.common.signals import in_main_thread
+from neonext_ms.common.signals import in_main_thread, killed_child
 from neonext_ms.common.text import format_size, list_names, plural
 from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
@@ -128,6 +128,7 @@ class Trainer:
         self.global_batch = config.data.batch_size * self.cards.world * config.optimizer.accumulate
         self.rate = full_rate(config.optimizer, self.global_batch)
         self._stop_signal: int | None = None
+        self._killed: signal.Signals | None = None
         self._saved: Progress | None = None
 
     def run(self) -> dict:
@@ -152,6 +153,16 @@ class Trainer:
                 return self._train()
             except ReadingStoppedError:
                 self._stop(None)
+                raise
+            except (NeoNextError, OSError, MemoryError):
+                raise
+            except Exception as error:
+                # MindSpore reports it with errors of many kinds.
+                if killed := self._killed or killed_child():
+                    raise InputError(
+                        f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. "
+                        "Lower data.workers or data.batch_size, and resume with --resume auto."
+                    ) from error
                 raise
 
     def _stops_reading(self) -> bool:
@@ -266,7 +277,8 @@ class Trainer:
             except InputError:
                 raise
             except Exception:
-                if self._stop_signal is None:
+                self._killed = self._killed or killed_child()
+                if self._stop_signal is None and self._killed is None:
                     raise
                 self._stop(None)
             if group is None:
@@ -278,6 +290,12 @@ class Trainer:
             line.clear()
         path = self._save()
         reason = f"run.stop_after={self.config.run.stop_after}"
+        if self._killed is not None:
+            raise InputError(
+                f"a process that reads images was killed ({self._killed.name}), perhaps because memory ran out. "
+                f"The state after step {self.progress.step} is saved in {path}. Lower data.workers or "
+                "data.batch_size, and resume with --resume auto."
+            )
         if self._stop_signal is not None:
             reason = signal.Signals(self._stop_signal).name
         raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")
@@ -461,6 +479,8 @@ class Trainer:
             if self._stop_signal is not None:
                 raise KeyboardInterrupt
             self._stop_signal = number
+            # MindSpore sends SIGTERM to its own process when a process that reads images was killed.
+            self._killed = killed_child()
 
         before = {}
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main_thread() else ():

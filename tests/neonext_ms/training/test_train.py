@@ -21,17 +21,18 @@ from neonext_ms import load_checkpoint, save_checkpoint
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.commands import validate
 from neonext_ms.commands.train import main
-from neonext_ms.common import cli
 from neonext_ms.common.errors import InputError
 from neonext_ms.export.command import main as export_main
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.training import distributed
 from neonext_ms.training.config.schema import known_keys
 from neonext_ms.training.data.image_sets import FolderSet
 from neonext_ms.training.data.mindrecord import write_records
 from neonext_ms.training.run_state import Checkpoints, Progress, load_state, save_state
 from neonext_ms.training.runlog import read_csv
 from neonext_ms.training.step import TrainStep
+from neonext_ms.training.validation import Evaluator
 
 CONFIG = """\
 model: {dims: [4, 4, 4, 4], per_stage_layers: [1, 1, 1, 1], shifts: [1, 1, 0, 0], image_size: 32, drop_path: 0.2}
@@ -156,15 +157,66 @@ def test_a_signal_ends_a_run_whose_images_block(folder, monkeypatch, capsys, par
 
     began: list[float] = []
     monkeypatch.setattr(FolderSet, "read", blocked)
-    monkeypatch.setattr(cli, "_leave", lambda code: None)
     try:
         assert _train(folder, "run", "data.processes=false") == 130
-        # Half a second until the signal; the rest is for a busy machine.
-        assert time.monotonic() - began[0] < 10
+        # It did not wait for the image.
+        assert time.monotonic() - began[0] < 25
     finally:
         release.set()
     assert "SIGTERM after step" in capsys.readouterr().err
     assert len(list((folder / "run" / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("moment", ["step", "validation"])
+def test_a_killed_reader_is_reported(folder, monkeypatch, capsys, moment):
+    """MindSpore sends SIGTERM to its process when one that reads images was killed, and its own errors say little."""
+    children = []
+
+    def killed():
+        pid = os.fork()
+        if not pid:
+            signal.pause()
+        children.append(pid)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    call, evaluate = TrainStep.__call__, Evaluator.__call__
+
+    def step(self, batches, rate):
+        if moment == "step" and not children:
+            killed()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, batches, rate)
+
+    def validate_images(self, *arguments, **options):
+        if moment == "validation":
+            killed()
+            raise RuntimeError("Exception thrown from dataset pipeline. Refer to the error message.")
+        return evaluate(self, *arguments, **options)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+    monkeypatch.setattr(Evaluator, "__call__", validate_images)
+    try:
+        assert _train(folder, "run") == 1
+    finally:
+        os.waitpid(children[0], 0)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: a process that reads images was killed (SIGKILL)") and "--resume auto" in error
+    assert ("after step 1 is saved" in error) == (moment == "step")
+    monkeypatch.undo()
+    assert _train(folder, "run", "--resume", "auto") == 0
+
+
+def test_a_scheduler_says_that_a_worker_has_gone(monkeypatch):
+    from mindspore import communication
+
+    def init():
+        raise RuntimeError("The total number of timed out node is 2.\n\n----\n- C++ Call Stack\n----\nmin")
+
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    monkeypatch.setattr(communication, "init", init)
+    with pytest.raises(InputError, match=r"ended or was killed \(MindSpore: The total .* node is 2\.\)\. See the logs"):
+        distributed.start("CPU")
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(folder, capsys):
