@@ -79,7 +79,7 @@ def _estimate(args: argparse.Namespace) -> None:
     if args.roofline:
         from .roofline import draw
 
-        draw({args.model: estimated}, args.roofline)
+        draw({args.model: estimated}, Path(args.roofline))
     if args.json:
         print_json(as_dict(args.model, estimated, args.nodes))
     else:
