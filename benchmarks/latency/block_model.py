@@ -179,25 +179,10 @@ def weights_held(architecture: Architecture, device: Soc, costs: Costs) -> bool:
     return costs.fits_l2(sum(depth * 2 * MLP_RATIO * c * c * FP16 for depth, c in blocks), device)
 
 
-@dataclass(frozen=True)
-class BlockTime:
-    """Predicted time of one block of a stage.
-
-    Attributes:
-        stage: stage, 1 to 4.
-        blocks: blocks of the stage.
-        predicted_units_us: microseconds that each unit works for one block.
-        predicted: time of one block, by fusion.
-    """
-
-    stage: int
-    blocks: int
-    predicted_units_us: dict[str, float]
-    predicted: dict[str, KernelTime]
-
-
-def block_times(architecture: Architecture, image_size: tuple[int, int], batch: int, device: Soc) -> list[BlockTime]:
-    """Predict one block of every stage of a network, in every fusion."""
+def block_times(
+    architecture: Architecture, image_size: tuple[int, int], batch: int, device: Soc
+) -> list[tuple[dict[str, float], dict[str, KernelTime]]]:
+    """Predict one block of every stage: the microseconds that each unit works for it, and its time by fusion."""
     costs = Costs()
     held = weights_held(architecture, device, costs)
     weight_rate = device.l2_read_bytes_per_second if held else device.memory_bytes_per_second
@@ -219,7 +204,7 @@ def block_times(architecture: Architecture, image_size: tuple[int, int], batch: 
             )
             for fusion, tasks in FUSIONS.items()
         }
-        result.append(BlockTime(stage + 1, architecture.per_stage_layers[stage], units, predicted))
+        result.append((units, predicted))
     return result
 
 

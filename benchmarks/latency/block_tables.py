@@ -97,16 +97,16 @@ def fusions_rows(cases: BlockCases) -> Rows:
     rows = []
     for start, architecture, size, batch, device in cases.all():
         stages = block_times(architecture, size, batch, device)
-        for stage in stages:
+        for stage, (units, predicted) in enumerate(stages):
             rows.append(
                 {
                     **start,
-                    "stage": stage.stage,
-                    "blocks": stage.blocks,
-                    "predicted_units_us": stage.predicted_units_us,
-                    "predicted_us": {name: time.predicted_us for name, time in stage.predicted.items()},
-                    "predicted_bound": {name: time.predicted_bound for name, time in stage.predicted.items()},
-                    "predicted_launches": {name: time.launches for name, time in stage.predicted.items()},
+                    "stage": stage + 1,
+                    "blocks": architecture.per_stage_layers[stage],
+                    "predicted_units_us": units,
+                    "predicted_us": {name: time.predicted_us for name, time in predicted.items()},
+                    "predicted_bound": {name: time.predicted_bound for name, time in predicted.items()},
+                    "predicted_launches": {name: time.launches for name, time in predicted.items()},
                 }
             )
         totals = {
