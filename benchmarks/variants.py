@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -270,7 +269,3 @@ def _print(result: Mapping) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `neonext-bench variants`; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

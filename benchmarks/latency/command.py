@@ -199,7 +199,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["blocks"]:
         return blocks_command.main(arguments[1:])
     return run(_main, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
