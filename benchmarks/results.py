@@ -146,11 +146,8 @@ class Entry:
 
     def to_dict(self) -> dict:
         """Return plain values for JSON."""
-        ratios = {
-            "ratio": self.ratio and self.ratio.to_dict(),
-            "gemm_share": self.gemm_share and self.gemm_share.to_dict(),
-        }
-        return {**asdict(self), **ratios, "noisy": self.noisy}
+        ratio, share = (value and value.to_dict() for value in (self.ratio, self.gemm_share))
+        return {**asdict(self), "ratio": ratio, "gemm_share": share, "noisy": self.noisy}
 
 
 def base(result: Mapping) -> str:
