@@ -14,7 +14,7 @@ SOURCE = KERNELS / "rules.cpp"
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "operator.md"
 # (id, text, "true" for a hazard) of every rule in the table of the headers.
 RULES = re.findall(
-    r'\{Rule::\w+,\s*"([\w-]+)",\s*"([^"]+)",\s*(true|false)\}', (INCLUDE / "twin" / "rules.h").read_text()
+    r'RULE\(\w+, "([\w-]+)", "([^"]+)", (true|false)\)', (INCLUDE / "twin" / "rules.h").read_text()
 )
 
 
