@@ -56,16 +56,7 @@ class Step:
 def block_steps(
     architecture: Architecture, stage: int, size: tuple[int, int], batch: int, device: Soc, costs: Costs
 ) -> dict[str, Step]:
-    """Return the steps of a float16 block by name, with the NeoCell kernel as it is built.
-
-    Args:
-        architecture: the network.
-        stage: stage of the block, 0 to 3.
-        size: height and width of the maps.
-        batch: images of a run.
-        device: device that runs the block.
-        costs: costs of instructions and launches.
-    """
+    """Return the steps of a float16 block of a stage, 0 to 3, by name, with the NeoCell kernel as it is built."""
     channels, positions = architecture.dims[stage], batch * size[0] * size[1]
     outputs, hidden = channels * positions, MLP_RATIO * channels * positions
     small, large = outputs * FP16, hidden * FP16
@@ -101,13 +92,8 @@ def task_time(steps: Sequence[Step], device: Soc, costs: Costs, weights_held: bo
     task converts the sum to float16. Every group computes a NeoCell in front anew.
 
     A tensor that one step writes and another reads stays on the core. Where cube and vector are separate cores it goes
-    through the level-2 cache when it changes sides.
-
-    Args:
-        steps: neighbouring steps of a block.
-        device: device that runs the task.
-        costs: costs of instructions and launches.
-        weights_held: the level-2 cache still holds the weights of the previous inference.
+    through the level-2 cache when it changes sides. With `weights_held`, that cache still holds the weights of the
+    previous inference.
     """
     cores = device.ai_cores if any(step.tiles for step in steps) else 1
     divisions = [(groups, cores // groups) for groups in range(1, cores + 1) if cores % groups == 0]
@@ -210,12 +196,6 @@ def block_times(
 
 def block_buffers(architecture: Architecture, stage: int, size: tuple[int, int], device: Soc) -> dict[str, int]:
     """Fill the buffers of one core with the largest tiles of a whole block, two of everything that is moved.
-
-    Args:
-        architecture: the network.
-        stage: stage of the block, 0 to 3.
-        size: height and width of the maps.
-        device: device whose buffers are filled.
 
     Returns:
         positions: rows of a tile of the products;

@@ -20,14 +20,7 @@ Rows = list[dict]
 
 @dataclass(frozen=True)
 class BlockCases:
-    """Combinations that a table has rows for.
-
-    Attributes:
-        socs: devices.
-        models: sizes of released models, such as "t".
-        images: image sizes of released models, 224 or 384.
-        batches: images of a run.
-    """
+    """Combinations that a table has rows for; `models` are sizes of released models, such as "t"."""
 
     socs: tuple[Soc, ...]
     models: tuple[str, ...]

@@ -87,13 +87,7 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def as_dict(name: str, estimated: Estimate, nodes: bool = True) -> dict:
-    """Return an estimate as plain values for JSON.
-
-    Args:
-        name: name of the network.
-        estimated: its predicted time.
-        nodes: include every task.
-    """
+    """Return an estimate of the network `name` as plain values for JSON, with all its tasks if `nodes`."""
     from .network_tables import band
     from .parameters import LEFT_OUT, stored
 

@@ -17,11 +17,7 @@ _MARKS = {"conv": "o", "depthwise": "s", "matmul": "o", "batched matmul": "D", "
 
 
 def draw(estimates: Mapping[str, Estimate], path: Path) -> None:
-    """Draw the tasks that have multiply-adds as a PNG.
-
-    Args:
-        estimates: predicted times of networks on one device, by the name to show.
-        path: path of the PNG.
+    """Draw the tasks of networks on one device that have multiply-adds, as a PNG.
 
     Raises:
         ToolchainError: matplotlib is not installed.
