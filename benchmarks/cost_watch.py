@@ -1,11 +1,4 @@
-"""Instructions of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
-
-    python -m neonext_ms.benchmarks.cost_watch [--update]
-
-valgrind's callgrind counts them; the number hardly varies from run to run. The exit code is 1 if a piece needs more
-than 1.1 times its baseline. Counts depend on the interpreter and the libraries, so a baseline of other versions is
-reported and not compared.
-"""
+"""Instructions of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline."""
 
 from __future__ import annotations
 
@@ -24,6 +17,15 @@ from pathlib import Path
 from neonext_ms.common.cli import Parser, progress, run
 from neonext_ms.common.errors import NeoNextError, ToolchainError
 from neonext_ms.common.files import atomic
+
+DESCRIPTION = """\
+Instructions of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
+
+    python -m neonext_ms.benchmarks.cost_watch [--update]
+
+valgrind's callgrind counts them; the number hardly varies from run to run. The exit code is 1 if a piece needs more
+than 1.1 times its baseline. Counts depend on the interpreter and the libraries, so a baseline of other versions is
+reported and not compared."""
 
 BASELINE = Path(__file__).parent / "data" / "cost_watch.json"
 # Largest allowed ratio to the baseline.
@@ -127,7 +129,7 @@ def other_versions(baseline: Mapping) -> str:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=DESCRIPTION)
     parser.add_argument("--update", action="store_true", help="store the counts as the baseline")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

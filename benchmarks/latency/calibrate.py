@@ -1,11 +1,4 @@
-"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
-
-    python -m neonext_ms.benchmarks.latency.calibrate
-
-It writes `parameters.json`, from which `neonext-bench estimate --table` prints the fit and its errors.
-Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
-second half of the table are left out (fixed split). No parameter belongs to a network.
-"""
+"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit."""
 
 from __future__ import annotations
 
@@ -27,6 +20,15 @@ from .figures import Figure
 from .figures import read as read_figures
 from .parameters import FILE, LEFT_OUT, Parameters
 from .reader import read
+
+DESCRIPTION = """\
+Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
+
+    python -m neonext_ms.benchmarks.latency.calibrate
+
+It writes parameters.json, from which `neonext-bench estimate --table` prints the fit and its errors.
+Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
+second half of the table are left out (fixed split). No parameter belongs to a network."""
 
 # Networks of the table's first part, which the project was given: the fixed split fits these.
 GIVEN = ("ConvNeXt-T", "ResNet-50", "ResNet-18", "ResNet-101", "MobileNet-v1", "ViT-B/16", "ConvMixer-1536/20",
@@ -165,7 +167,7 @@ def calibrate(quiet: bool = True) -> dict:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=__doc__).parse_args(argv)
+    Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=DESCRIPTION).parse_args(argv)
     with atomic(FILE) as staged:
         staged.write_text(json.dumps(calibrate(quiet=False), indent=1) + "\n", encoding="utf-8")
     print(f"{FILE}: written; neonext-bench estimate --table errors shows the errors, --table parameters the fit")
