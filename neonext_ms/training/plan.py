@@ -105,7 +105,8 @@ def make_plan(
 
 def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Sequence[str] | None, checkpoint) -> str:
     """Put the classes of both parts in their order; return the rule of `match_classes` that applied."""
-    classes, rule = len(train.classes), config.data.classes
+    classes = len(train.classes)
+    rule: str | None = config.data.classes
     source = printable(config.data.path or config.data.dataset)
     labels = recorded
     if recorded:

@@ -180,7 +180,7 @@ def _impossible(progress: Progress) -> str | None:
         checks += [
             *((f"best {name}", best.get(name), count(best.get(name)), "a count") for name in ("epoch", "step")),
             ("best weights", best.get("weights"), best.get("weights") in ("model", "ema"), "model or ema"),
-            ("best top1", top1, type(top1) in (int, float) and 0 <= top1 <= 1, "a number from 0 to 1"),
+            ("best top1", top1, isinstance(top1, (int, float)) and 0 <= top1 <= 1, "a number from 0 to 1"),
         ]
     if isinstance(data, dict) and data:
         names = data.get("classes")
