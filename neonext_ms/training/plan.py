@@ -116,10 +116,10 @@ def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Seq
         labels = checkpoint.metadata.get("labels")
     if not labels and rule is None:
         rule = order_rule(train.classes)
-    numbers, rule = match_classes(train.classes, classes, labels, rule, source, "data.classes=")
+    numbers, applied = match_classes(train.classes, classes, labels, rule, source, "data.classes=")
     for part in (train, val):
         part.renumber(numbers)
-    return rule
+    return applied
 
 
 def _architecture(model: ModelConfig, classes: int, checkpoint) -> tuple[Architecture, tuple[int, int] | None]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -176,18 +177,18 @@ def _impossible(progress: Progress) -> str | None:
         ("data", data, isinstance(data, dict), "a mapping"),
     ]
     if isinstance(best, dict) and best:
-        top1 = best.get("top1")
+        top1: Any = best.get("top1")
         checks += [
             *((f"best {name}", best.get(name), count(best.get(name)), "a count") for name in ("epoch", "step")),
             ("best weights", best.get("weights"), best.get("weights") in ("model", "ema"), "model or ema"),
             ("best top1", top1, isinstance(top1, (int, float)) and 0 <= top1 <= 1, "a number from 0 to 1"),
         ]
     if isinstance(data, dict) and data:
-        names = data.get("classes")
+        names: Any = data.get("classes")
         listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
         checks.append(("data classes", names, listed, "a list of names"))
         for part in {"train", "val"} & data.keys():
-            right = counts(data[part]) and listed and len(data[part]) == len(names)  # type: ignore[arg-type]
+            right = counts(data[part]) and listed and len(data[part]) == len(names)
             checks.append((f"data {part}", data[part], right, "a number of images for each class"))
     for name, value, possible, expected in checks:
         if not possible:
