@@ -84,7 +84,7 @@ def safetensors(rng: Random) -> bytes:
 
 
 FORMATS: dict[str, Callable[[Random], bytes]] = {
-    "pytorch": pytorch, "legacy": legacy, "mindspore": mindspore, "safetensors": safetensors,
+    "zip.pt": pytorch, "legacy.pt": legacy, "x.ckpt": mindspore, "x.safetensors": safetensors,
 }  # fmt: skip
 
 

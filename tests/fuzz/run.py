@@ -193,7 +193,7 @@ def supervise(name: str, seconds: float, seed: str) -> dict:
     counts = RawArray("q", len(COUNTS) + 2)
     end, crashes = time.monotonic() + seconds, 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        path = Path(folder) / f"input{TARGETS[name].suffix}"
+        path = Path(folder) / TARGETS[name].file
         while (left := end - time.monotonic()) > 0:
             counts[len(COUNTS) + 1] = 0
             worker = multiprocessing.Process(target=work, args=(name, path, left, f"{seed} {crashes}", counts))
@@ -232,9 +232,10 @@ def _overdue(pid: int, counts) -> str:
 def replay(saved: Path) -> tuple[str, str]:
     """Read a saved input under the same name as when it was found, and return its outcome."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        path = Path(folder) / f"input{saved.suffix}"
+        target = TARGETS[saved.stem.rpartition("-")[0]]
+        path = Path(folder) / target.file
         (shutil.copytree if saved.is_dir() else shutil.copyfile)(saved, path)
-        return judge(TARGETS[saved.stem.rpartition("-")[0]].read, path)
+        return judge(target.read, path)
 
 
 def minimise(saved: Path) -> None:

@@ -31,12 +31,12 @@ class Target:
     Attributes:
         generate: function that makes an input: the content of a file, or of the files of a folder by name.
         read: function that reads the file or folder with the real reader.
-        suffix: suffix of the file.
+        file: name of the file or folder; suffixes matter to some readers.
     """
 
     generate: Callable[[Random], bytes | Files]
     read: Callable[[Path], object]
-    suffix: str = ""
+    file: str = "input"
 
 
 def _text(text: str) -> bytes:
@@ -64,7 +64,14 @@ def prepare() -> None:
     if (SEEDS / "tiny.json").exists():
         return
     SEEDS.mkdir(parents=True, exist_ok=True)
-    (SEEDS / "tiny.pt").write_bytes(checkpoints.seed(".pt"))
+    from neonext_ms.checkpoint.checkpoint import save_checkpoint
+    from neonext_ms.models.architecture import make_architecture
+    from neonext_ms.models.initialization import initial_arrays
+
+    architecture = make_architecture(num_classes=2, per_stage_layers=(1, 0, 0, 0), dims=(2, 2, 2, 2), kernel_spec="2")
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    metadata = {"shifts": [1, 1, 1, 0], "image_size": [32, 32], "labels": ["a", "b"]}
+    save_checkpoint(SEEDS / "tiny.pt", arrays, metadata)
     command = [sys.executable, "-m", "neonext_ms.export.command", "--checkpoint", str(SEEDS / "tiny.pt")]
     command += ["--target", "onnx,mindir", "--output", str(SEEDS)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -494,23 +501,25 @@ def _read_cifar(folder: Path) -> None:
 _PREPROCESSING = "mean: [0.485, 0.456, 0.406]\nstd: [0.229, 0.224, 0.225]\ncrop: 0.875\ninterpolation: bilinear\n"
 
 TARGETS: dict[str, Target] = {
-    **{f"checkpoint-{name}": Target(make, checkpoints.read, ".pt") for name, make in checkpoints.FORMATS.items()},
-    "onnx": Target(_model(".onnx"), _read_onnx, ".onnx"),
-    "mindir": Target(_model(".mindir"), _read_mindir, ".mindir"),
+    **{f"checkpoint-{name}": Target(make, checkpoints.read, name) for name, make in checkpoints.FORMATS.items()},
+    "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
+    "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
     "manifest": Target(_manifest, _read_manifest),
     "config": Target(_config, _read_config),
     "override": Target(_override, _read_override),
-    "preprocessing": Target(_from_text(_PREPROCESSING, "mode: as-is\n"), _read_preprocessing, ".yaml"),
-    "labels": Target(_from_text("tench\ngoldfish\n", "a\r\nb\r\n", '["a", "b"]', "0: a\n1: b\n"), _read_labels, ".txt"),
-    "image": Target(_image, _read_image, ".png"),
+    "preprocessing": Target(_from_text(_PREPROCESSING, "mode: as-is\n"), _read_preprocessing, "input.yaml"),
+    "labels": Target(
+        _from_text("tench\ngoldfish\n", "a\r\nb\r\n", '["a", "b"]', "0: a\n1: b\n"), _read_labels, "input.txt"
+    ),
+    "image": Target(_image, _read_image, "input.png"),
     "dump": Target(_dump, _read_dump),
     "run": Target(_run, _read_run),
     "records": Target(_records, _read_records),
     "cifar": Target(_cifar, _read_cifar),
-    "cann-log": Target(_from_text(_LOG), _read_log, ".log"),
-    "bench-result": Target(lambda rng: _json(rng, _bench_result()), _read_bench, ".json"),
-    "profile": Target(_profile, _read_profile, ".json"),
-    "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, ".cfg"),
-    "aipp": Target(lambda rng: _from_text(_aipp())(rng), _read_aipp, ".cfg"),
-    "spec": Target(_from_json(*_SPECS), _read_spec, ".json"),
+    "cann-log": Target(_from_text(_LOG), _read_log, "input.log"),
+    "bench-result": Target(lambda rng: _json(rng, _bench_result()), _read_bench, "input.json"),
+    "profile": Target(_profile, _read_profile, "input.json"),
+    "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, "input.cfg"),
+    "aipp": Target(lambda rng: _from_text(_aipp())(rng), _read_aipp, "input.cfg"),
+    "spec": Target(_from_json(*_SPECS), _read_spec, "input.json"),
 }
