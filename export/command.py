@@ -105,7 +105,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.list_targets:
         return _list_targets(args)
     if (args.checkpoint is None) == (args.model is None):
-        raise UsageError("give either --checkpoint FILE or --model NAME")
+        raise UsageError("--checkpoint, --model: expected one of them. Pass either --checkpoint FILE or --model NAME.")
     for option in ("target", "output"):
         if getattr(args, option) is None:
             raise UsageError(f"--{option} is required")
@@ -139,7 +139,7 @@ def _source(args: argparse.Namespace) -> Source:
     if args.checkpoint:
         return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
     if args.ema:
-        raise UsageError("--ema goes with --checkpoint")
+        raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
     return Source.from_name(args.model, args.shifts, args.seed)
 
 
@@ -155,7 +155,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         om["keep_dtype"] = tuple(_keep_dtype(args.keep_dtype))
     if om and args.soc is None:
         option = "precision" if "precision_mode" in om else next(iter(om)).replace("_", "-")
-        raise UsageError(f"--{option} belongs to the target om. Give --soc too")
+        raise UsageError(f"--{option} belongs to the target om. Pass --soc, too.")
     preprocessing = None
     if args.preprocess:
         from neonext_ms.images.preprocessing import preprocessing_from_file
@@ -210,7 +210,7 @@ def _destination(args: argparse.Namespace, targets: list[Target]) -> tuple[Path,
         return output, args.name
     suffix = targets[0].suffix
     if len(targets) > 1 or not output.name.endswith(suffix) or args.name:
-        raise UsageError(f"--output {output}: name a folder, or a {suffix} file for one target without --name")
+        raise UsageError(f"--output {output}: expected a folder, or a {suffix} file for one target without --name")
     return output.parent, output.name.removesuffix(suffix)
 
 
