@@ -416,21 +416,6 @@ def _read_keep_dtype(path: Path) -> None:
     read_keep_dtype(path)
 
 
-def _read_aipp(path: Path) -> None:
-    from aipp_stand_in import parse
-    from neonext_ms.common.files import read_text
-
-    parse(read_text(path))
-
-
-@cache
-def _aipp() -> str:
-    from neonext_ms.export.om.aipp import aipp_config
-    from neonext_ms.images.preprocessing import Preprocessing
-
-    return aipp_config(Preprocessing(), (32, 32), None)
-
-
 def _read_spec(path: Path) -> None:
     from neonext_ms.commands.simulate import _subject
 
@@ -524,6 +509,5 @@ TARGETS: dict[str, Target] = {
     "bench-result": Target(lambda rng: _json(rng, _bench_result()), _read_bench, "input.json"),
     "profile": Target(_profile, _read_profile, "input.json"),
     "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, "input.cfg"),
-    "aipp": Target(lambda rng: _from_text(_aipp())(rng), _read_aipp, "input.cfg"),
     "spec": Target(_from_json(*_SPECS), _read_spec, "input.json"),
 }
