@@ -79,7 +79,7 @@ def write(content: bytes | Files, path: Path) -> None:
         return
     path.mkdir()
     for name, body in content.items():
-        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(body)
 
 

@@ -487,6 +487,17 @@ def _read_cifar(folder: Path) -> None:
         images.read(len(images) - 1)
 
 
+def _package(rng: Random) -> Files:
+    files = {"op_impl/ai_core/tbe/config/ascend310p/aic-ascend310p-ops-info.json": _json(rng, {"NeoCell": {"a": []}})}
+    return {**files, "compiler/version.info": _from_text("Version=8.5.0\n")(rng), "compiler/tikcpp/x": b""}
+
+
+def _read_package(folder: Path) -> None:
+    from neonext_ms.ops import package, package_build
+
+    _each(lambda: package.package_files(folder), lambda: package_build.find_cann(str(folder), {}))
+
+
 _PREPROCESSING = "mean: [0.485, 0.456, 0.406]\nstd: [0.229, 0.224, 0.225]\ncrop: 0.875\ninterpolation: bilinear\n"
 
 TARGETS: dict[str, Target] = {
@@ -509,5 +520,6 @@ TARGETS: dict[str, Target] = {
     "bench-result": Target(lambda rng: _json(rng, _bench_result()), _read_bench, "input.json"),
     "profile": Target(_profile, _read_profile, "input.json"),
     "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, "input.cfg"),
+    "package": Target(_package, _read_package),
     "spec": Target(_from_json(*_SPECS), _read_spec, "input.json"),
 }
