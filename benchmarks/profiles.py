@@ -11,7 +11,6 @@ import json
 import os
 import re
 import statistics
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -40,14 +39,7 @@ _PRODUCTS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "Conv2D", "Co
 
 @dataclass(frozen=True)
 class ProfiledNode:
-    """Time of one node.
-
-    Attributes:
-        name: name in the profile.
-        op: operator.
-        kind: kind of its layer, by `kind_of`.
-        microseconds: time in one run of the model, as the median over the runs.
-    """
+    """Time of one node in one run of the model, as the median over the runs; its kind is that of `kind_of`."""
 
     name: str
     op: str
@@ -182,13 +174,6 @@ def of_onnxruntime(
 ) -> Profile:
     """Run an ONNX model of images under onnxruntime's profiler, on the CPU.
 
-    Args:
-        path: the file.
-        batch: images per call.
-        threads: intra-op threads.
-        runs: number of timed calls, after some for warm-up.
-        image_size: height and width, for a file that leaves them open.
-
     Raises:
         InputError: no such model, its input does not fit, or `batch`, `threads` or `runs` is below 1.
     """
@@ -214,11 +199,7 @@ def of_onnxruntime(
 
 
 def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
-    """Read a profile of onnxruntime (`SessionOptions.enable_profiling`).
-
-    Args:
-        path: the JSON file.
-        skip: number of runs at the beginning to ignore.
+    """Read a profile of onnxruntime (`SessionOptions.enable_profiling`), without the first `skip` runs.
 
     Raises:
         InputError: not such a file.
@@ -390,7 +371,3 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-bench profile; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -217,10 +217,10 @@ class Entry:
         latency: seconds of a call, without copies.
         images_per_second: batch size over mean latency.
         ratio: latency over the latency of the first subject; None for the first subject itself.
-        share: time of the model's matrix products alone over the time of the model; None if they were not timed.
+        gemm_share: time of the model's matrix products alone over the time of the model; None if they were not timed.
         copies: mean seconds of each copy.
         stable: whether its time had settled when warm-up ended.
-        rate: multiply-adds per second, or None if they were not counted.
+        multiply_adds_per_second: None if they were not counted.
         notes: remarks for readers, such as "not run on a device".
     """
 
@@ -232,10 +232,10 @@ class Entry:
     latency: Summary
     images_per_second: float
     ratio: Ratio | None
-    share: Ratio | None
+    gemm_share: Ratio | None
     copies: Mapping[str, float]
     stable: bool
-    rate: float | None
+    multiply_adds_per_second: float | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -250,22 +250,8 @@ class Entry:
 
     def to_dict(self) -> dict:
         """Return plain values for JSON."""
-        return {
-            "label": self.label,
-            "model": self.model,
-            "form": self.form,
-            "runtime": self.runtime,
-            "batch": self.batch,
-            "latency": self.latency.to_dict(),
-            "images_per_second": self.images_per_second,
-            "ratio": self.ratio and self.ratio.to_dict(),
-            "gemm_share": self.share and self.share.to_dict(),
-            "copies": dict(self.copies),
-            "stable": self.stable,
-            "noisy": self.noisy,
-            "multiply_adds_per_second": self.rate,
-            "notes": list(self.notes),
-        }
+        ratio, share = (value and value.to_dict() for value in (self.ratio, self.gemm_share))
+        return {**asdict(self), "ratio": ratio, "gemm_share": share, "noisy": self.noisy}
 
 
 def base(result: Mapping) -> str:
@@ -304,9 +290,9 @@ def _entry(row: Mapping, subject: Mapping, batch: int, first, reach, base_label:
         latency=latency,
         images_per_second=batch / latency.mean,
         ratio=None if first is None or row["label"] == base_label else ratio(values, first),
-        share=None if is_gemm or reach is None else ratio(reach, values),
+        gemm_share=None if is_gemm or reach is None else ratio(reach, values),
         copies={name: sum(times) / len(times) for name, times in row["parts"].items()},
         stable=row["stable"],
-        rate=work / latency.p50 if work else None,
+        multiply_adds_per_second=work / latency.p50 if work else None,
         notes=() if is_gemm else tuple(subject["notes"]),
     )

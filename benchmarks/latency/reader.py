@@ -31,14 +31,7 @@ _SHAPE_OPS = (
 
 @dataclass(frozen=True)
 class OnnxNode:
-    """One node.
-
-    Attributes:
-        name: the node's name, or its type and position.
-        op: ONNX operator type.
-        inputs, outputs: names of values; an omitted input is an empty string.
-        attributes: attributes by name.
-    """
+    """One node, named by itself or by its type and position; an omitted input is an empty string."""
 
     name: str
     op: str

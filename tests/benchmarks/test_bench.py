@@ -83,7 +83,7 @@ def test_two_files_side_by_side(pair, tmp_path, capsys):
     (second,) = [r for r in rows if r.label == "two.onnx" and r.batch == 4]
     samples = {row["label"]: row["samples"] for row in result["batches"][1]["rows"]}
     assert second.ratio == statistics.ratio(samples["two.onnx"], samples["one.onnx"])
-    assert second.share == statistics.ratio(samples["GEMM of two.onnx"], samples["two.onnx"])
+    assert second.gemm_share == statistics.ratio(samples["GEMM of two.onnx"], samples["two.onnx"])
     assert second.images_per_second == pytest.approx(4 / np.mean(samples["two.onnx"]))
     assert markdown(result) == out
 
