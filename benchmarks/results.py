@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.files import atomic, read_json
+from neonext_ms.common.text import one_line, printable, shorten
 
 from .statistics import Ratio, Summary, ratio, summary
 
@@ -73,8 +75,10 @@ def write(path: str | os.PathLike, result: Mapping) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic(path) as staged:
-        staged.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        # A file name that is not UTF-8 becomes an escape of JSON.
+        staged.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read(path: str | os.PathLike) -> dict:
@@ -84,23 +88,123 @@ def read(path: str | os.PathLike) -> dict:
         InputError: no such file, or not a result of neonext-bench.
     """
     path = os.fspath(path)
-    try:
-        with explained(path):
-            result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}); expected a file of neonext-bench --output") from error
+    result = read_json(path, "a JSON file of neonext-bench --output")
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise InputError(f"{path}: not a result of neonext-bench; expected a file of neonext-bench --output")
     if result.get("version") != VERSION:
         raise InputError(
-            f"{path}: version {result.get('version')!r} of the format; this program reads version {VERSION}"
+            f"{path}: unknown version of the format (got {shorten(result.get('version'))}, expected {VERSION}). "
+            "Measure again."
         )
     try:
+        _check(result, _RESULT, "")
         if not entries(result):
             raise ValueError("there are no samples")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: a damaged result ({type(error).__name__}: {error}); measure again") from error
-    return result
+        return _escaped(result)
+    except (KeyError, ValueError, IndexError, RecursionError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else printable(one_line(error))
+        raise InputError(f"{path}: a damaged result ({problem}). Measure again.") from error
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value of a file with all texts safe to print."""
+    if isinstance(value, dict):
+        return {printable(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _check(value: Any, form: Any, name: str) -> None:
+    """Compare a value of a file with a form: a test, a dict of forms, or a list with the form of its items.
+
+    Raises:
+        ValueError: the value has another form; the message has its name.
+    """
+    if isinstance(form, dict) and isinstance(value, dict):
+        for key, inner in form.items():
+            if not key.endswith("?"):
+                _check(value.get(key), inner, f"{name}.{key}".lstrip("."))
+            elif value.get(key[:-1]) is not None:
+                _check(value[key[:-1]], inner, f"{name}.{key[:-1]}".lstrip("."))
+    elif isinstance(form, list) and isinstance(value, list):
+        for index, item in enumerate(value):
+            _check(item, form[0], f"{name}[{index}]")
+    elif not callable(form) or not form(value):
+        raise ValueError(f"{name} is {shorten(value)}")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e18
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 1e-18
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _times(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_positive, value))
+
+
+def _copies(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, list) and v and all(map(_number, v)) for v in value.values())
+
+
+def _size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_text, value.values()))
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_number, value.values()))
+
+
+# What is read of a result; a name with a question mark may be missing or null.
+_RESULT = {
+    "command": [_text],
+    "started?": _text,
+    "versions": _texts,
+    "git?": {"commit?": _text, "changed?": _flag},
+    "machine": {"cpu?": _text, "flags?": [_text], "memory_bytes?": _number, "load?": [_number]},
+    "partial": _flag,
+    "settings": {"threads": _whole, "cores": [_whole]},
+    "subjects": [
+        {"label": _text, "model": _text, "form": _text, "runtime": _text, "image_size": _size, "notes": [_text]}
+        | {"input": {"dtype": _text}, "relative_l2?": _number}
+    ],
+    "batches": [
+        {
+            "batch": _positive,
+            "rounds": _whole,
+            "warm_up_rounds": _whole,
+            "rows": [
+                {"label": _text, "kind": _text, "stable": _flag, "samples": _times, "parts": _copies}
+                | {"multiply_adds?": _number, "gemm_multiply_adds?": _number, "model?": _text, "runtime?": _text}
+            ],
+        }
+    ],
+    "preprocessing": [{"photo": _size, "image_size": _size, "samples": _times}],
+    "notes": [_text],
+    "profiles?": [
+        {"model": _text, "batch": _whole, "runs": _whole, "microseconds": _number, "kinds": _numbers}
+        | {"slowest": [{"name": _text, "op": _text, "microseconds": _number}]}
+    ],
+}
 
 
 @dataclass(frozen=True)
