@@ -15,7 +15,7 @@ from neonext_ms.common.files import explained
 from neonext_ms.common.signals import signals_later
 from neonext_ms.common.text import one_line
 
-from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, model_suffix
 from .manifest import read_manifest
 
 
@@ -48,7 +48,7 @@ class MindSpore(Runtime):
 
     def describe(self, path: str, settings: Settings) -> Signature:
         check_file(path)
-        if path.lower().endswith(CHECKPOINT_SUFFIXES):
+        if model_suffix(path) in CHECKPOINT_SUFFIXES:
             return self._describe_checkpoint(path, settings)
         self._import(settings)
         shape, outputs, classes = mindir_signature(path)
@@ -62,7 +62,7 @@ class MindSpore(Runtime):
     def _describe_checkpoint(self, path: str, settings: Settings) -> Signature:
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 
-        self._checkpoint = load_checkpoint(path, shifts=settings.shifts, ema=settings.ema)
+        self._checkpoint = load_checkpoint(path, settings.shifts, settings.ema, settings.key)
         self.notes = list(self._checkpoint.notes)
         classes = require_shifts(self._checkpoint).num_classes
         shape = (None, 3, None, None)
@@ -71,7 +71,7 @@ class MindSpore(Runtime):
 
     def load(self, path: str, settings: Settings) -> None:
         self._path = path
-        if not path.lower().endswith(CHECKPOINT_SUFFIXES):
+        if model_suffix(path) not in CHECKPOINT_SUFFIXES:
             self._import(settings)
             self._cell = load_mindir(path)
             return

@@ -64,7 +64,7 @@ def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> T
         )
     checkpoint = None
     if model.init:
-        checkpoint = load_checkpoint(model.init, ema=model.init_ema)
+        checkpoint = load_checkpoint(model.init, ema=model.init_ema, key=model.init_key)
         for text in checkpoint.notes:
             note(f"{model.init}: {text}")
     architecture, published = _architecture(model, classes, checkpoint)
