@@ -18,7 +18,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .budget import Budget
+from .budget import ARRAY, Budget
 from .mapped_file import DTYPES, MAX_AXES, DamageError, array_view, damage_named, map_file, printable
 from .pytorch_pickle import HINT, PickleFunction, dictionary_key, load_pickle
 from .pytorch_zip import StoredZip, write_zip
@@ -106,7 +106,7 @@ class _Tensors:
         # Before the sizes are multiplied: they may be of any type.
         if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
             raise DamageError("a tensor has a negative size, offset or stride")
-        self.budget.spend(10)
+        self.budget.spend(ARRAY)
         self.budget.expand(math.prod(shape) * dtype.itemsize)
         if storage.data is None:
             return None

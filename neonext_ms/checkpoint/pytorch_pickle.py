@@ -38,7 +38,8 @@ _EXECUTING = re.compile(
 )
 # Harmless values of these modules.
 _HARMLESS = re.compile(
-    r"builtins\.(?:set|frozenset|bytes|bytearray|complex|list|dict|tuple|int|float|str|bool|object|slice|range|getattr)"
+    r"builtins\.(?:set|frozenset|bytes|bytearray|complex|list|dict|tuple|int|float|str|bool|object|slice|x?range|getattr"
+    r"|Ellipsis|NotImplemented|\w+(?:Error|Exception|Warning))"
     r"|types\.(?:SimpleNamespace|MappingProxyType)|http\.HTTPStatus"
 )
 # Functions whose result is an object of their first argument, or a member of it (an enumeration in a class).
@@ -56,8 +57,9 @@ class PickleFunction:
 class Placeholder(dict):
     """An object, class or function of which only the name is known; a dict with the items that the file set on it."""
 
+    __slots__ = ("name",)
+
     def __init__(self, name: str):
-        super().__init__()
         self.name = name
 
     def __repr__(self) -> str:
@@ -197,7 +199,7 @@ class _Machine:
         self.push(value)
 
     def placeholder(self, name: str) -> Placeholder:
-        self.budget.spend(CONTAINER)
+        self.budget.spend(2 * CONTAINER)
         return Placeholder(name)
 
     def call(self, function: Placeholder, arguments) -> None:

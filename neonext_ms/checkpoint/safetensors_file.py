@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
 
-from .budget import Budget
+from .budget import ARRAY, Budget
 from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, *_, kind in DTYPES}
@@ -55,7 +55,7 @@ def read(path: str | os.PathLike, budget: Budget | None = None) -> tuple[dict[st
         header = json.loads(bytes(data[8 : 8 + size]))
         metadata = header.pop("__metadata__", None) or {}
         # Checks, and an array for every tensor.
-        budget.spend(10 * len(header))
+        budget.spend(ARRAY * len(header))
         end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if end > len(data):
             raise DamageError(f"it is truncated (got {len(data)} bytes, expected {end})")
