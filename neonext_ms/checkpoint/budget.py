@@ -11,7 +11,7 @@ from neonext_ms.common.errors import InputError
 
 from .mapped_file import printable
 
-# A step takes about a microsecond: an opcode of a pickle, a third of a field of a message, an element that is copied. The
+# A step takes about a microsecond: an opcode of a pickle, a third of a field of a message, an element of a copy. The
 # largest model needs 180,000 for its weights, and four times as many with a moving average and two states of an
 # optimizer, and twice as many in PyTorch's older format.
 STEPS = 2_000_000

@@ -120,7 +120,7 @@ def select_state_dict(
 def _items(container: object, budget: Budget) -> Iterator[tuple[str, object]]:
     """Yield the items of a dictionary, and those of a list in which weights can be, under their positions."""
     if isinstance(container, dict):
-        budget.spend(CONTAINER + len(container))
+        budget.spend(CONTAINER + 4 * len(container))
         yield from container.items()
     elif isinstance(container, (list, tuple)):
         budget.spend(CONTAINER + len(container) // 8)

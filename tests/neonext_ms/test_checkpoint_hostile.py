@@ -118,7 +118,7 @@ def test_pickles_that_ask_for_much(tmp_path, name):
     rejected(archive(tmp_path / "x.pt", PICKLES[name]))
 
 
-@pytest.mark.parametrize("name", ["Size of one list, again and again", "a million placeholders"])
+@pytest.mark.parametrize("name", ["Size of one list, again and again", "OrderedDict of one list, again"])
 def test_the_memory_is_bounded(tmp_path, name):
     path = archive(tmp_path / "x.pt", PICKLES[name])
     tracemalloc.start()
@@ -206,17 +206,17 @@ def test_many_tensors_in_a_header(tmp_path):
     rejected(path)
     path.write_bytes(header({f"{i}.num_batches_tracked": empty for i in range(60_000)}))
     rejected(path)
-    path.write_bytes(header({f"g{i}.stem.conv.weight": empty for i in range(60_000)}))
+    path.write_bytes(header({f"g{i}.stem.conv.weight": empty for i in range(15_000)}))
     rejected(path, "several sets of weights")
 
 
 def test_fields_of_mindspore(tmp_path):
     path = tmp_path / "x.ckpt"
     for data in (
-        ckpt_value("w", b"\x78\x01" * 3_000_000),
-        ckpt_value("w", b"\x7a\x00" * 3_000_000),
+        ckpt_value("w", b"\x78\x01" * 800_000),
+        ckpt_value("w", b"\x7a\x00" * 800_000),
         b"\x0a\x00" * 1_000_000,
-        field(1, field(1, b"w") * 1_500_000),
+        field(1, field(1, b"w") * 800_000),
         b"".join(ckpt_value(str(i)) for i in range(100_000)),
         ckpt_value("w", b"\x08\x01" * 1000),
         ckpt_value("w", field(1, b"\x01" * 1_000_000)),
@@ -266,18 +266,17 @@ def test_many_names_for_the_bytes_of_one_tensor(tmp_path):
     names: dict[str, Opcodes] = {}
     for name, shape in architecture.tensors().items():
         if shape not in shared:
-            count = int(np.prod(shape))
             strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
             at = len(shared) + 10
-            shared[shape] = Opcodes(tensor("0", count, 0, shape, strides) + b"r" + struct.pack("<I", 500_000 + at))
+            shared[shape] = Opcodes(tensor("0", 320 * 1280, 0, shape, strides) + b"r" + struct.pack("<I", 500_000 + at))
             names[name] = shared[shape]
         else:
             names[name] = Opcodes(b"j" + shared[shape][-4:])
     path = write_archive(tmp_path / "x.pt", names)
     with zipfile.ZipFile(path, "a") as file:
-        file.writestr("archive/data/0", np.ones(4 * 320 * 1280, np.float32).tobytes())
-    assert path.stat().st_size < 8 << 20
-    rejected(path, "expanded to more than")
+        file.writestr("archive/data/0", np.ones(320 * 1280, np.float32).tobytes())
+    assert path.stat().st_size < 2 << 20
+    rejected(path, "expanded to more than 64 MiB")
 
 
 def test_metadata_is_as_long_as_it_can_be_read(tmp_path):
