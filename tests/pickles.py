@@ -80,3 +80,19 @@ def tensor(key="0", count=6, offset=0, shape=(6,), strides=(1,), kind="FloatStor
 
 def state_dict(**tensors: bytes) -> bytes:
     return b"\x80\x02}(" + b"".join(text(name) + body for name, body in tensors.items()) + b"u."
+
+
+def varint(value: int) -> bytes:
+    """A number of a protobuf message, cut to ten bytes."""
+    value &= (1 << 70) - 1
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def field(number: int, body: bytes | int) -> bytes:
+    """A field of a protobuf message."""
+    if isinstance(body, int):
+        return varint(number << 3) + varint(body)
+    return varint(number << 3 | 2) + varint(len(body)) + body

@@ -19,7 +19,7 @@ from neonext_ms.checkpoint.metadata import encode
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.registry import model_config
-from pickles import Opcodes, tensor, text, write_archive
+from pickles import Opcodes, field, tensor, text, write_archive
 
 SECONDS, MEGABYTES = 10, 400
 PRIME = (1 << 61) - 1
@@ -47,18 +47,6 @@ def number(value: int) -> bytes:
 def header(values: object, body: bytes = b"") -> bytes:
     encoded = values if isinstance(values, bytes) else json.dumps(values).encode()
     return struct.pack("<Q", len(encoded)) + encoded + body
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def field(number: int, body: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(body)) + body
 
 
 def ckpt_value(name: str, rest: bytes = b"") -> bytes:
