@@ -1,13 +1,4 @@
-"""Time and peak memory of exports, in comparison with only reading and writing the weights.
-
-    python -m neonext_ms.benchmarks.export_cost
-    python -m neonext_ms.benchmarks.export_cost --models t,s,b,l,xl --targets onnx,mindir --rounds 1
-
-Each measurement is a process of its own, and the kinds take turns: `idle` is the interpreter with NumPy, `weights`
-reads a float32 checkpoint and writes its arrays, `emit` reads it, folds it and writes the ONNX file, and `onnx` and
-`mindir` are a whole `neonext-export`, verification included. Peak memory is the largest resident set of the process,
-mapped files included (Linux only).
-"""
+"""Time and peak memory of exports, in comparison with only reading and writing the weights."""
 
 from __future__ import annotations
 
@@ -22,6 +13,17 @@ from pathlib import Path
 
 from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
 from neonext_ms.common.text import format_bytes
+
+DESCRIPTION = """\
+Time and peak memory of exports, in comparison with only reading and writing the weights.
+
+    python -m neonext_ms.benchmarks.export_cost
+    python -m neonext_ms.benchmarks.export_cost --models t,s,b,l,xl --targets onnx,mindir --rounds 1
+
+Each measurement is a process of its own, and the kinds take turns: `idle` is the interpreter with NumPy, `weights`
+reads a float32 checkpoint and writes its arrays, `emit` reads it, folds it and writes the ONNX file, and `onnx` and
+`mindir` are a whole `neonext-export`, verification included. Peak memory is the largest resident set of the process,
+mapped files included (Linux only)."""
 
 _PROCESS = """\
 import sys
@@ -52,7 +54,8 @@ save(graph, Path({output!r}) / "model.onnx")
 _EXPORT = """\
 from neonext_ms.export.command import main
 arguments = ["--checkpoint", {checkpoint!r}, "--image-size", "224", "--target", {kind!r}, "--output", {output!r}]
-assert main(arguments) == 0
+if main(arguments):
+    raise SystemExit(1)
 """
 
 
@@ -106,7 +109,7 @@ def measure(model: str, targets: Sequence[str], rounds: int) -> list[dict]:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=DESCRIPTION)
     parser.add_argument("--models", type=comma_list(), default=("t",), metavar="t,s", help="sizes (default t)")
     parser.add_argument("--targets", type=comma_list(), default=("onnx",), help="onnx,mindir (default onnx)")
     parser.add_argument("--rounds", type=positive_int, default=7, help="processes of each kind (default 7)")

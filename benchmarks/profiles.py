@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json, run, threads
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
@@ -347,7 +348,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
     parser.add_argument("--batch", type=positive_int, default=1, help="images per call (default 1)")
-    parser.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+    parser.add_argument(
+        "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+    )
     parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"timed runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="height x width, for a model that leaves it open")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

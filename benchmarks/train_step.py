@@ -1,11 +1,4 @@
-"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
-
-    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
-        [--torch PYTHON --official REPOSITORY]
-
-`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
-AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
-"""
+"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network."""
 
 from __future__ import annotations
 
@@ -17,12 +10,23 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run, threads
+from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.processors import thread_count
 
 from .measure import EXECUTE, Parts, interleave
 from .official_torch import OfficialProcess, check_torch, official_options
 from .statistics import ratio, summary
+
+DESCRIPTION = """\
+Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
+
+    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
+        [--torch PYTHON --official REPOSITORY]
+
+`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
+AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations."""
 
 # A thread pool spins for some milliseconds after its work, which must not overlap the turn of the other code.
 _REST_SECONDS = 0.05
@@ -155,8 +159,7 @@ def _timed(call: Callable[[], object]) -> Parts:
 
 def measure(args: argparse.Namespace) -> dict:
     """Return medians in milliseconds by batch size, and ratios to the official code if it is given."""
-    # MindSpore reads it when it is imported.
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    prepare_environment(args.threads)
     import mindspore as ms
 
     from neonext_ms.models.registry import model_config
@@ -199,13 +202,15 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=DESCRIPTION)
     parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
     parser.add_argument(
         "--batch", type=comma_list(positive_int), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
-    parser.add_argument("--threads", type=positive_int, default=2, help="threads of each code (default 2)")
+    parser.add_argument(
+        "--threads", type=threads, default=thread_count(), help="threads of each code (default: all processors)"
+    )
     parser.add_argument("--torch", metavar="PYTHON", help="add the official PyTorch model, in this interpreter")
     parser.add_argument("--official", metavar="REPOSITORY", help="clone of HapKoM/neonext, for --torch")
     parser.add_argument("--no-parts", action="store_true", help="omit the times by part")

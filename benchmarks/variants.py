@@ -1,12 +1,4 @@
-"""neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation from float32.
-
-    neonext-bench variants --model neonext_t.released_224
-    neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
-
-`bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
-(`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
-labelled images from float32 in onnxruntime, in batches of the first `--batch`.
-"""
+"""neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation."""
 
 from __future__ import annotations
 
@@ -19,9 +11,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from neonext_ms.common.cli import Parser, comma_list, note, parse_shifts, parse_size, positive_int, print_json, run
+from neonext_ms.common.cli import (
+    Parser,
+    comma_list,
+    note,
+    parse_shifts,
+    parse_size,
+    positive_int,
+    print_json,
+    run,
+    threads,
+)
 from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
+
+DESCRIPTION = """\
+neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation from float32.
+
+    neonext-bench variants --model neonext_t.released_224
+    neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
+
+`bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
+(`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
+labelled images from float32 in onnxruntime, in batches of the first `--batch`."""
 
 BASE = "float32"
 # Name -> runtime, and whether the variant has a file of its own.
@@ -178,7 +191,7 @@ def labelled_images(images: str, preprocessing: Mapping | None, image_size: tupl
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="neonext-bench variants", description=__doc__)
+    parser = Parser(prog="neonext-bench variants", description=DESCRIPTION)
     source = parser.add_argument_group("network")
     source.add_argument("--model", default="neonext_t.released_224", help="named network with random weights")
     source.add_argument("--checkpoint", metavar="FILE", help="checkpoint to measure instead")
@@ -191,7 +204,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
     )
     speed_group.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
-    speed_group.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+    speed_group.add_argument(
+        "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+    )
     speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
     speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
     speed_group.add_argument("--no-speed", action="store_true", help="measure the deviation only")

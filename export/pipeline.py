@@ -218,7 +218,11 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     for target, paths in files:
         format, batch, path = request.format(target), request.batch_of(target), paths[0]
         result = verify.verify(path, format, batch, samples, expected, request.tolerance)
-        details: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in paths), "batch": batch}
+        details: dict[str, Any] = {
+            "bytes": sum(file.stat().st_size for file in paths),
+            "sha256": sha256(paths[0]),
+            "batch": batch,
+        }
         details |= {"dtype": format.dtype, "gelu": format.gelu, "neocell": format.neocell}
         if target.name != "mindir":
             details["opset"] = format.opset

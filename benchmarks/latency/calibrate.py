@@ -1,11 +1,4 @@
-"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
-
-    python -m neonext_ms.benchmarks.latency.calibrate           fit all rows and write parameters.json
-    python -m neonext_ms.benchmarks.latency.calibrate --check   print the fit and its errors, write nothing
-
-Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
-second half of the table are left out (fixed split). No parameter belongs to a network.
-"""
+"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit."""
 
 from __future__ import annotations
 
@@ -27,6 +20,15 @@ from .figures import Figure
 from .figures import read as read_figures
 from .parameters import FILE, LEFT_OUT, Parameters
 from .reader import read
+
+DESCRIPTION = """\
+Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
+
+    python -m neonext_ms.benchmarks.latency.calibrate           fit all rows and write parameters.json
+    python -m neonext_ms.benchmarks.latency.calibrate --check   print the fit and its errors, write nothing
+
+Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
+second half of the table are left out (fixed split). No parameter belongs to a network."""
 
 # Networks of the table's first part, which the project was given: the fixed split fits these.
 GIVEN = ("ConvNeXt-T", "ResNet-50", "ResNet-18", "ResNet-101", "MobileNet-v1", "ViT-B/16", "ConvMixer-1536/20",
@@ -181,7 +183,7 @@ def text(result: dict) -> str:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=DESCRIPTION)
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     args = parser.parse_args(argv)

@@ -13,8 +13,10 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY, check
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import explained
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest, one_line
 from neonext_ms.runtime.base import chunks
+from neonext_ms.runtime.onnx import import_onnxruntime
 
 from .side import Activations, Node
 
@@ -304,10 +306,10 @@ def _load(path: str) -> onnx.ModelProto:
 
 
 def _open_session(model: onnx.ModelProto, weights_folder: str | None = None):
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = thread_count()
     # Threads that spin after a run would slow down the other side of the comparison.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights_folder:

@@ -192,5 +192,7 @@ def table() -> str:
 if __name__ == "__main__":
     from neonext_ms.common.cli import Parser
 
-    Parser(prog="python -m neonext_ms.export.om.cann_log", description=__doc__).parse_args()
+    Parser(
+        prog="python -m neonext_ms.export.om.cann_log", description="Print the error codes of CANN's tools as a table."
+    ).parse_args()
     print(table())

@@ -10,7 +10,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from neonext_ms.checkpoint.options import add_weights_options
-from neonext_ms.common.cli import fraction, non_negative_int, note, parse_shifts, parse_size, positive_int, progress
+from neonext_ms.common.cli import (
+    fraction,
+    non_negative_int,
+    note,
+    parse_shifts,
+    parse_size,
+    positive_int,
+    progress,
+    threads,
+)
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import nearest
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES, Preprocessing, preprocessing_from_file
@@ -52,7 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     running.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="batch size (default: 32)")
     running.add_argument(
-        "--threads", type=positive_int, metavar="N", help="intra-op threads (default: number of CPU cores)"
+        "--threads", type=threads, metavar="N", help="intra-op threads (default: OMP_NUM_THREADS, or all processors)"
     )
     images = parser.add_argument_group("preprocessing (default: as recorded in the model file, else the official one)")
     images.add_argument(

@@ -16,8 +16,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
-from .files import explain
+from .files import explain, remove_private_folder
+from .processors import processors
 from .text import one_line
 
 INTERRUPTED = 130
@@ -88,8 +90,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     Errors meant for the user are printed as one `error:` line on stderr. Any other exception is a defect of this
     program; it is printed as one line too, with its traceback only if `NEONEXT_DEBUG` is set.
     """
-    # MindSpore logs to the same terminal, and its warnings mean nothing to the user of a command.
-    os.environ.setdefault("GLOG_v", "3")
+    prepare_environment()
     _prepare_streams()
     for name in ("SIGTERM", "SIGHUP"):
         # `nohup` makes a process ignore SIGHUP; that is kept.
@@ -146,6 +147,7 @@ def _outcome(
 def _leave(code: int) -> None:
     """End the process at once if a thread would keep it alive, for example one that waits for a dead network drive."""
     if any(thread.is_alive() and not thread.daemon for thread in threading.enumerate()[1:]):
+        remove_private_folder()
         sys.stderr.flush()
         os._exit(code)
 
@@ -215,6 +217,17 @@ non_negative_int = _number(int, lambda n: n >= 0, "a whole number of at least 0"
 positive_float = _number(float, lambda x: 0 < x < math.inf, "a number above 0", "positive_float")
 seconds = _number(float, lambda x: 0 < x < math.inf, "a positive number of seconds", "seconds")
 fraction = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1, such as 0.875", "fraction")
+
+
+def threads(text: str) -> int:
+    """Parse a number of threads, at most as many as there are processors.
+
+    Raises:
+        argparse.ArgumentTypeError: another number.
+    """
+    limit = processors()
+    expected = f"a whole number of at least 1 and at most {limit}, the processors that this process may use"
+    return _number(int, lambda n: 1 <= n <= limit, expected, "threads")(text)
 
 
 def comma_list(item: Callable[[str], T] = str) -> Callable[[str], tuple[T, ...]]:  # type: ignore[assignment]

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explain
+from neonext_ms.common.processors import processors
 from neonext_ms.common.text import format_size, one_line
 
 from .preprocessing import Preprocessing
@@ -271,14 +272,14 @@ def image_batches(
         preprocessing: transformation of every image.
         size: height and width of the model's input.
         batch_size: images in a batch; the last batch and one with broken images may have fewer.
-        workers: decoding threads (default: number of CPU cores, at most 8).
+        workers: decoding threads (default: `processors()`, at most 8).
         on_broken: function that receives position and error of an image that cannot be read, which is then left out;
             the error is raised if None.
 
     Raises:
         InputError: a file cannot be read (unless `on_broken` is set) or prepared; the message names it.
     """
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(8, processors()))
     try:
         numbered = enumerate(paths)
         ahead = _submit(pool, islice(numbered, batch_size), preprocessing, size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neonext_ms.checkpoint.metadata import check
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
+from neonext_ms.common.files import explained, sha256
 
 
 def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
@@ -37,6 +37,19 @@ def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
         if candidate == own:
             return metadata, candidate
     return {}, own
+
+
+def is_recorded(path: str | os.PathLike) -> bool:
+    """Return whether a file is what its manifest says that the export verified: the digests agree.
+
+    Raises:
+        InputError: the manifest is damaged, or the file cannot be read.
+    """
+    metadata, _ = read_manifest(path)
+    files = metadata.get("files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    digest = next((entry.get("sha256") for entry in entries if entry.get("file") == Path(path).name), None)
+    return digest is not None and digest == sha256(path)
 
 
 def read_metadata(text: str | bytes, source: str) -> dict:

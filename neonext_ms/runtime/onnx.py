@@ -10,6 +10,7 @@ import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
@@ -107,8 +108,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
 
     @classmethod
     def missing(cls) -> str | None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         if cls.provider in onnxruntime.get_available_providers():
             return None
         return (
@@ -117,8 +117,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
         )
 
     def load(self, path: str, settings: Settings) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         self._path, self._device = path, settings.device
         options = {"device_id": settings.device, "enable_cann_graph": True, "arena_extend_strategy": "kNextPowerOfTwo"}
         try:
@@ -133,8 +132,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
             self._binding.bind_output(output.name, "cann", settings.device)
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         for value, array in zip(self._session.get_inputs(), arrays, strict=True):
             on_device = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cann", self._device)
             self._binding.bind_ortvalue_input(value.name, on_device)
@@ -153,17 +151,24 @@ class OnnxRuntimeCann(OnnxFileRuntime):
         self._session = self._binding = None
 
 
+def import_onnxruntime():
+    """Import onnxruntime without its telemetry, which writes a device id and a database below the home folder."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False, profile: str | None = None):
     """Return an onnxruntime session on the CPU; errors are onnxruntime's own.
 
     Args:
         model: a file, or a serialised model.
-        threads: intra-op threads (default: number of CPU cores).
+        threads: intra-op threads (default: see `thread_count`).
         lean: hold the weights once, at some cost in speed: no second copy in another layout, no arena.
         profile: path prefix of the profile of every run, which `end_profiling` writes.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # By default the threads of a session go on spinning after a run, and take the cores from whatever follows:
@@ -173,8 +178,7 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
-    if threads:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_count(threads)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.processors import thread_count
 
 from .data.image_sets import ImageSet
 from .tensorboard import EventFile
@@ -124,7 +125,7 @@ def describe_run(argv: Sequence[str]) -> dict:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), **versions},
         "git": _git(),
-        "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+        "machine": {"system": platform.platform(), "processors": os.cpu_count(), "threads": thread_count()},
     }
 
 

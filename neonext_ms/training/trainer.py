@@ -18,6 +18,7 @@ from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.signals import in_main_thread
 from neonext_ms.common.text import format_size, list_names, plural
 from neonext_ms.models.neonext import NeoNeXt
@@ -405,7 +406,7 @@ class Trainer:
             f"{self.plan.architecture.parameters():,} parameters, input {format_size((3, *self.plan.size))}, "
             f"{len(self.train_images):,} training and {len(self.val_images):,} validation images in "
             f"{plural(len(self.train_images.classes), 'class', 'classes')}, "
-            f"{plural(self.loader.updates_per_epoch, 'step')} per epoch"
+            f"{plural(self.loader.updates_per_epoch, 'step')} per epoch, {plural(thread_count(), 'CPU thread')}"
         )
         self.note(
             f"learning rate {self.rate:.4g} for {self.global_batch} images per step ({self.config.data.batch_size} x "

@@ -15,6 +15,7 @@ import mindspore.dataset as ds
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import processors
 from neonext_ms.common.text import plural
 from neonext_ms.images.images import BrokenImageError, prepare
 from neonext_ms.images.preprocessing import Preprocessing
@@ -201,7 +202,7 @@ def _batches(samples: _Samples, batch: int, data: DataConfig) -> Iterator[tuple[
     if not len(samples):
         return
     # MindSpore rejects more workers than CPU cores.
-    workers = min(data.workers, os.cpu_count() or 1)
+    workers = min(data.workers, processors())
     dataset = ds.GeneratorDataset(
         samples,
         ["image", "index", "message"],
