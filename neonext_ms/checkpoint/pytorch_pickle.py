@@ -12,8 +12,6 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from neonext_ms.common.errors import InputError
 
 from .budget import CONTAINER, Budget
@@ -40,7 +38,7 @@ _EXECUTING = re.compile(
 _HARMLESS = re.compile(
     r"builtins\.(?:set|frozenset|bytes|bytearray|complex|list|dict|tuple|int|float|str|bool|object|slice|x?range|getattr"
     r"|Ellipsis|NotImplemented|\w+(?:Error|Exception|Warning))"
-    r"|types\.(?:SimpleNamespace|MappingProxyType)|http\.HTTPStatus"
+    r"|types\.(?:SimpleNamespace|MappingProxyType)|http\.HTTPStatus|torch\.serialization\._get_layout"
 )
 # Functions whose result is an object of their first argument, or a member of it (an enumeration in a class).
 _CONSTRUCTORS = ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__", "builtins.getattr")
@@ -114,7 +112,7 @@ def dictionary_key(value: object, depth: int = 3) -> str:
         return repr(value[:100])
     if isinstance(value, Placeholder):
         return repr(value)
-    if type(value) in (list, dict, np.ndarray):
+    if type(value) in (list, dict):
         raise DamageError(f"a dictionary has a key of type {type(value).__name__}")
     return f"<{type(value).__name__}>"
 

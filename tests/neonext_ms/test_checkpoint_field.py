@@ -239,6 +239,9 @@ HARMLESS = {
     "device": Opcodes(b"ctorch\ndevice\n" + text("cuda") + b"K\x00\x86R"),
     "dtype": Opcodes(b"ctorch\nfloat32\n"),
     "other dtype": Opcodes(b"ctorch\nfloat8_e4m3fn\n"),
+    "layout": Opcodes(b"ctorch.serialization\n_get_layout\n" + text("torch.strided") + b"\x85R"),
+    "complex tensor": Opcodes(tensor(kind="ComplexFloatStorage")),
+    "tensor as key": Opcodes(b"}" + tensor(count=1, shape=(1,)) + b"Ns"),
     "Python 2 set": Opcodes(b"c__builtin__\nset\n](" + text("a") + b"e\x85R"),
 }
 
@@ -263,6 +266,8 @@ def test_an_object_is_only_a_name(tmp_path):
     assert checkpoint.notes == ["ignored entries that are not weights: args (argparse.Namespace)"]
     whole = write_archive(tmp_path / "z.pt", {"model": Mode.TRAIN, "epoch": 1})
     assert "model (object of" in message(whole) and "Mode)" in message(whole)
+    other = {**weights(), "stem.conv.weight": Opcodes(tensor(kind="ComplexFloatStorage"))}
+    assert "stem.conv.weight: object of torch.ComplexFloatStorage" in message(write_archive(tmp_path / "c.pt", other))
     weight = write_archive(
         tmp_path / "w.pt", {**weights(), "stem.conv.weight": np.arange(3).astype(object)[:0].tolist()}
     )
