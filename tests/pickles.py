@@ -22,6 +22,9 @@ class Opcodes(bytes):
 class _Pickler(pickle._Pickler):
     """Pickle's own writer, which writes arrays as torch.save writes tensors."""
 
+    # MindSpore imports dill, which puts functions of its own into pickle's table.
+    dispatch = {kind: save for kind, save in pickle._Pickler.dispatch.items() if save.__module__ == "pickle"}
+
     def __init__(self, file, protocol: int):
         super().__init__(file, protocol)
         self.bodies: list[bytes] = []
