@@ -29,13 +29,9 @@ class Advice(NamedTuple):
 
 
 class LogReport(NamedTuple):
-    """Summary of a log.
+    """Summary of a log: whether its lines of success and of failure occur, and the first error that was recognized.
 
-    Attributes:
-        success: whether the success line occurs.
-        failure: whether the failure line occurs.
-        explanation: the first recognized error with its line, or None.
-        broken_toolchain: whether that error is the installation's.
+    `broken_toolchain` tells whether that error is the installation's.
     """
 
     success: bool
