@@ -134,7 +134,7 @@ def bad(tmp_path):
     (clone / "ptvision" / "models" / "neonext" / "neonext.py").touch()
     return {
         "nothing": ([], 2, "nothing to measure"),
-        "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt'; did you mean neonext_t"),
+        "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt' (did you mean neonext_t"),
         "unknown name in a list": (["--models", "resnet51"], 1, "did you mean resnet50"),
         "missing file": ([tmp_path / "none.onnx"], 1, "none.onnx: no such file"),
         "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: onnxruntime cannot load it"),
@@ -149,7 +149,7 @@ def bad(tmp_path):
         "threads": ([good, "--threads", 0], 2, "at least 1"),
         "too many threads": ([good, "--threads", 4096], 2, "this process may use"),
         "device": ([good, "--device", -1], 2, "at least 0"),
-        "runtime": ([good, "--runtime", "onnx"], 2, "unknown runtime 'onnx'; did you mean"),
+        "runtime": ([good, "--runtime", "onnx"], 2, "unknown runtime 'onnx' (did you mean"),
         "missing runtime": ([good, "--runtime", "onnxruntime-cann"], 3, "pip install onnxruntime-cann"),
         "missing board": ([tmp_path / "x.om"], 3, "install CANN"),
         "output": ([good, "--output", tmp_path / "no" / "r.json"], 1, "no such file or folder"),
@@ -363,7 +363,7 @@ def test_regression_without_gemm_and_with_another_anchor():
     for other, asked, message in (
         (made_up({"x": 1.0}), None, "no model at the same batch in common"),
         (made_up({"a": 1.0}), None, "have only a in common"),
-        (now, "aa", r"the anchor 'aa' is not in both; did you mean"),
+        (now, "aa", r"the anchor 'aa' is not in both .did you mean"),
     ):
         with pytest.raises(InputError, match=message):
             regression.compare(other, before, asked) or pytest.fail("nothing raised")

@@ -134,7 +134,7 @@ def _suggestion(name: str, siblings: Collection[str]) -> str:
     """Return a hint for an unknown key: the same last word elsewhere, the nearest key, or what is known here."""
     leaf = name.rpartition(".")[2]
     if elsewhere := [key for key in known_keys() if key.rpartition(".")[2] == leaf]:
-        return f"; did you mean {' or '.join(elsewhere)}?"
+        return f" (did you mean {' or '.join(elsewhere)}?)"
     listed = f"; known: {', '.join(siblings)}" if siblings else ""
     return nearest(leaf, siblings) or nearest(name, known_keys()) or listed
 
