@@ -24,6 +24,7 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import ToolchainError, UsageError
 
 from .targets import TARGETS, Target, resolve_targets
+from .tolerances import DEFAULTS
 
 if TYPE_CHECKING:
     from .request import Request
@@ -33,7 +34,7 @@ DESCRIPTION = """\
 Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR or an OM file for Atlas boards.
 Every file is verified against the original network before it is published.
 
-Examples:
+examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --target om --soc Ascend310P3 --batch 1,8 --output build/t
 
@@ -89,7 +90,13 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("verification against the original network").add_argument
     add("--images", nargs="+", default=[], metavar="IMAGE", help="images to compare on, besides noise")
     add("--seed", type=int, default=0, metavar="N", help="random seed of noise and of random weights (default 0)")
-    add("--tolerance", type=float, metavar="X", help="largest relative deviation (default 2e-5 in float32)")
+    add(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest relative L2, and largest relative "
+        f"difference, of the outputs that passes (default: by dtype, {DEFAULTS})",
+    )
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar="FOLDER", help="output folder, or a file name if there is a single target")
     add("--name", help="base name of the files (default: the checkpoint's name)")

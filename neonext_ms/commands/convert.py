@@ -26,7 +26,7 @@ def build_parser() -> Parser:
     parser.add_argument("input", metavar="IN", help="checkpoint to read")
     parser.add_argument("output", metavar="OUT", help="checkpoint to write")
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint")
+    weights.add_argument("--ema", action="store_true", help="use the moving average of a training checkpoint")
     recorded = parser.add_argument_group("metadata recorded in OUT")
     recorded.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
     recorded.add_argument("--labels", metavar="FILE", help="names of the classes, one per line")

@@ -139,7 +139,7 @@ def bad(tmp_path):
         "missing file": ([tmp_path / "none.onnx"], 1, "none.onnx: no such file"),
         "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: onnxruntime cannot load it"),
         "another kind of file": ([__file__], 2, "unknown kind of model '.py'"),
-        "image size": ([good, "--image-size", 16], 1, "float32 ?x3x8x8, so images of 16x16 do not fit"),
+        "image size": ([good, "--image-size", 16], 1, "float32 Nx3x8x8, so images of 16x16 do not fit"),
         "batch": ([fixed, "--batch", "1,3"], 1, "takes batches of 2 only (got 1, 3)"),
         "NaN": ([net(tmp_path / "nan.onnx", value=np.nan)], 1, "nan.onnx: it returns NaN values"),
         "zero rounds": ([good, "--rounds", 0], 2, "at least 1, got '0'"),
