@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,13 +75,7 @@ def _variant(text: str) -> str:
 
 
 def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant: str | None = None) -> Path:
-    """Write the file of a variant, with an open batch.
-
-    Args:
-        source: `export.source.Source` of the network.
-        image_size: height and width in pixels.
-        path: the file to write.
-        variant: one of `VARIANTS`, or None for float32.
+    """Write the file of a variant of an `export.source.Source`, with an open batch; None is float32.
 
     Raises:
         InputError: the network cannot take that size, or the file cannot be written.
@@ -105,15 +98,7 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
 
 
 def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], threads: int, rounds: int) -> dict:
-    """Return medians in milliseconds, and the speed of each variant relative to float32.
-
-    Args:
-        files: files of float32 and of the variants, by name.
-        batch: images per call.
-        image_size: height and width in pixels.
-        threads: intra-op threads.
-        rounds: timed calls of each.
-    """
+    """Return medians in milliseconds, and the speed of each variant relative to float32, of files by variant."""
     import numpy as np
 
     from neonext_ms.runtime.base import Settings
@@ -139,15 +124,7 @@ def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], th
 
 
 def deviations(files: Mapping[str, Path], images, labels: Sequence[int], batch: int, threads: int) -> dict:
-    """Return the deviation of every variant from float32 on prepared images, float32 (N, 3, H, W), as plain values.
-
-    Args:
-        files: files of float32 and of the variants, by name.
-        images: prepared images.
-        labels: class of every image.
-        batch: images per call.
-        threads: intra-op threads.
-    """
+    """Return the deviation of every variant from float32 on prepared images, float32 (N, 3, H, W), as plain values."""
     import numpy as np
 
     from neonext_ms.runtime.base import chunks
@@ -168,10 +145,7 @@ def _runtime(variant: str) -> str:
 def labelled_images(images: str, preprocessing: Mapping | None, image_size: tuple[int, int]):
     """Return prepared images and their labels, of a folder with one folder per class or of the validation digits.
 
-    Args:
-        images: the folder, or "digits" for the 360 validation images of that set.
-        preprocessing: metadata of the model, or None for the official preprocessing.
-        image_size: height and width in pixels.
+    Without `preprocessing`, the metadata of a model, it is the official one.
 
     Raises:
         InputError: the folder holds no labelled images.
@@ -285,7 +259,3 @@ def _print(result: Mapping) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `neonext-bench variants`; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

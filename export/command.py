@@ -148,6 +148,8 @@ def _source(args: argparse.Namespace) -> Source:
 
 def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | None) -> Request:
     """Return the request that the options make."""
+    from neonext_ms.images.folder import read_labels
+
     from .om.options import OmOptions
     from .request import Request
 
@@ -175,7 +177,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         float32_io=not args.half_io,
         features_only=args.features_only,
         name=name,
-        labels=_labels(args.labels) if args.labels else None,
+        labels=read_labels(args.labels) if args.labels else None,
         preprocessing=preprocessing,
         images=args.images,
         seed=args.seed,
@@ -191,17 +193,6 @@ def _keep_dtype(text: str) -> list[str]:
 
         return read_keep_dtype(text)
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _labels(path: str) -> list[str]:
-    """Return class names from a text file, or from the folders of a data set."""
-    if Path(path).is_dir():
-        from neonext_ms.images.folder import find_images
-
-        return list(find_images(path).classes)
-    from neonext_ms.common.files import read_lines
-
-    return read_lines(path)
 
 
 def _destination(args: argparse.Namespace, targets: list[Target]) -> tuple[Path, str | None]:

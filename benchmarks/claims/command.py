@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -50,7 +49,3 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-bench claims; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

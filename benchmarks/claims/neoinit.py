@@ -58,11 +58,6 @@ def measure(args: argparse.Namespace) -> dict:
 def run_trials(config, seeds: Sequence[int], output: Path) -> list[dict]:
     """Train from every initialisation with every seed, in `output/<initialisation>-<seed>`.
 
-    Args:
-        config: configuration of all runs.
-        seeds: random seeds.
-        output: folder of the runs.
-
     Returns:
         For each run its `value` (initialisation), `seed`, validation `top1` and `loss`, and whether it `diverged`, that
         is ended with NaN (`top1` is 0 and `loss` None) or barely above chance.

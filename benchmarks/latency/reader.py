@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import one_line
+from neonext_ms.common.text import one_line, printable
 from neonext_ms.export.onnx.neocell_node import DOMAIN, OP_TYPE
 from neonext_ms.runtime.onnx import read_onnx
 
@@ -31,14 +31,7 @@ _SHAPE_OPS = (
 
 @dataclass(frozen=True)
 class OnnxNode:
-    """One node.
-
-    Attributes:
-        name: the node's name, or its type and position.
-        op: ONNX operator type.
-        inputs, outputs: names of values; an omitted input is an empty string.
-        attributes: attributes by name.
-    """
+    """One node, named by itself or by its type and position; an omitted input is an empty string."""
 
     name: str
     op: str
@@ -96,6 +89,17 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
         name = "the model"
     else:
         name, model = os.fspath(model), read_onnx(model, weights=False)
+    try:
+        return _graph(model, name, batch)
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Text that is not UTF-8, a tensor with fewer bytes than its shape says, an attribute without a value ...
+        problem = f"{type(error).__name__}: {printable(one_line(error))}"
+        raise InputError(f"{name}: a damaged ONNX graph ({problem}). Export it again.") from error
+
+
+def _graph(model: onnx.ModelProto, name: str, batch: int | None) -> Graph:
     if not model.graph.node or not model.graph.input:
         raise InputError(f"{name}: no ONNX graph in it (no nodes or no input). Expected a model exported as .onnx.")
     copy = _without_weights(model)

@@ -205,10 +205,11 @@ def format_of(path: str | os.PathLike) -> str | None:
 
 
 def _format_of(head: bytes) -> str | None:
-    if head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar":
-        return "PyTorch"
+    # First, because the length of the header may begin with the bytes of another format.
     if safetensors_file.header_size(head) is not None:
         return "safetensors"
+    if head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar":
+        return "PyTorch"
     if head[:1] == b"\x0a" or head[:4] == mindspore_ckpt.ENCRYPTED_MAGIC:
         return "MindSpore"
     return None

@@ -104,7 +104,8 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         code = problem.exit_code
         if str(problem):
             print(f"error: {problem}", file=sys.stderr)
-    if code == INTERRUPTED:
+    # Only as a program: a caller in Python goes on, and its own threads are none of our business.
+    if code == INTERRUPTED and argv is None:
         _leave(code)
     return code
 

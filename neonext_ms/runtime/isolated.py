@@ -19,7 +19,9 @@ from neonext_ms.common.processors import thread_count
 
 # For one call of the model, the first of which compiles it.
 _SECONDS = 900
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from neonext_ms.runtime.isolated import serve; serve({arguments})"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from neonext_ms.runtime.isolated_process import serve; serve({arguments})"
+)
 
 
 class IsolatedModel:
@@ -37,14 +39,19 @@ class IsolatedModel:
     def __init__(self, path: str, threads: int | None = None, device: int | None = None):
         self._path = path
         ours, theirs = socket.socketpair()
-        with theirs:
-            program = _PROGRAM.format(path=sys.path, arguments=f"{theirs.fileno()}, {path!r}, {device!r}")
+        # Closed with this object or with this process, which ends the other one.
+        self._life, their_life = socket.socketpair()
+        with theirs, their_life:
+            descriptors = [theirs.fileno(), their_life.fileno()]
+            program = _PROGRAM.format(path=sys.path, arguments=f"{descriptors}, {path!r}, {device!r}")
             # Its session is its own, so that Ctrl-C reaches this process alone, which then ends that one.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                # MindSpore's libraries print pages before they end the process.
+                stderr=None if os.environ.get("NEONEXT_DEBUG") else subprocess.DEVNULL,
+                pass_fds=descriptors,
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(thread_count(threads))},
             )
@@ -63,7 +70,7 @@ class IsolatedModel:
         """
         # If the process has ended, `_answer` finds out how.
         with contextlib.suppress(OSError):
-            _send_arrays(self._connection, inputs)
+            send_arrays(self._connection, inputs)
         return self._answer("run")
 
     def _answer(self, action: str) -> tuple[np.ndarray, ...]:
@@ -75,7 +82,7 @@ class IsolatedModel:
                 )
             error = self._connection.recv_bytes().decode(errors="replace")
             if not error:
-                return _receive_arrays(self._connection)
+                return receive_arrays(self._connection)
         except (EOFError, OSError, ValueError) as problem:
             if isinstance(problem, ValueError):
                 self._process.kill()
@@ -90,45 +97,13 @@ class IsolatedModel:
     def close(self) -> None:
         """End the process; allowed more than once."""
         self._connection.close()
+        self._life.close()
         # It may be deep in MindSpore, and has nothing to save.
         self._process.kill()
         self._process.wait()
 
 
-def serve(descriptor: int, path: str, device: int | None) -> None:
-    """Load a file and answer calls until the other side closes the connection; the body of the process.
-
-    Args:
-        descriptor: file descriptor of the connection.
-        path: the file.
-        device: number of the Ascend device, or None for the CPU.
-    """
-    import ctypes
-    import resource
-
-    from . import mindspore as runtime
-    from .base import Settings
-
-    # SIGKILL when the parent ends, and no core file in the user's folder.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection = Connection(descriptor)
-    model = runtime.MindSpore() if device is None else runtime.MindSporeAscend()
-    try:
-        model.load_here(path, Settings(device=device or 0))
-        _send_arrays(connection, (), b"")
-        while True:
-            inputs = _receive_arrays(connection)
-            _send_arrays(connection, model.run(inputs), b"")
-    except EOFError:
-        pass
-    except InputError as error:
-        connection.send_bytes(str(error).removeprefix(f"{path}: ").encode())
-    # Threads of MindSpore may not end.
-    os._exit(0)
-
-
-def _send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: bytes | None = None) -> None:
+def send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: bytes | None = None) -> None:
     """Send a header, the number of arrays, and each array in NumPy's format."""
     if header is not None:
         connection.send_bytes(header)
@@ -139,6 +114,7 @@ def _send_arrays(connection: Connection, arrays: Sequence[np.ndarray], header: b
         connection.send_bytes(buffer.getbuffer())
 
 
-def _receive_arrays(connection: Connection) -> tuple[np.ndarray, ...]:
+def receive_arrays(connection: Connection) -> tuple[np.ndarray, ...]:
+    """Return the arrays that `send_arrays` sent, without its header."""
     count = int(connection.recv_bytes())
     return tuple(np.load(io.BytesIO(connection.recv_bytes()), allow_pickle=False) for _ in range(count))

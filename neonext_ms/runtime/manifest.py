@@ -40,16 +40,21 @@ def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
 
 
 def is_recorded(path: str | os.PathLike) -> bool:
-    """Return whether a file is what its manifest says that the export verified: the digests agree.
+    """Return whether a manifest records the digest of a file, which then was verified by its export.
 
     Raises:
-        InputError: the manifest is damaged, or the file cannot be read.
+        InputError: the file has another digest, the manifest is damaged, or the file cannot be read.
     """
-    metadata, _ = read_manifest(path)
+    metadata, manifest = read_manifest(path)
     files = metadata.get("files")
     entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
     digest = next((entry.get("sha256") for entry in entries if entry.get("file") == Path(path).name), None)
-    return digest is not None and digest == sha256(path)
+    if digest is not None and digest != sha256(path):
+        raise InputError(
+            f"{os.fspath(path)}: not the file that {manifest} describes; its sha256 differs. It was damaged or "
+            "replaced. Export the model again, or remove the manifest."
+        )
+    return digest is not None
 
 
 def read_metadata(text: str | bytes, source: str) -> dict:

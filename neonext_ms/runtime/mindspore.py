@@ -22,6 +22,7 @@ from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, S
 from .isolated import IsolatedModel
 from .manifest import is_recorded, read_manifest
 
+_FORMAT = "neonext_ms_mind_ir_pb2"
 # MindIR's name of a type -> bytes of a value.
 _ITEM_SIZES = {
     **{"FLOAT": 4, "DOUBLE": 8, "FLOAT64": 8, "FLOAT16": 2, "BFLOAT16": 2, "BOOL": 1},
@@ -252,17 +253,22 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
 
 
 def _mindir_format():
-    """Return the module of MindIR's protobuf messages, without MindSpore, which takes seconds to import."""
+    """Return the module of MindIR's protobuf messages, without MindSpore, which takes seconds to import.
+
+    Raises:
+        ToolchainError: MindSpore is not installed.
+    """
+    loaded = sys.modules.get("mindspore.train.mind_ir_pb2") or sys.modules.get(_FORMAT)
+    if loaded is not None:
+        return loaded
     package = importlib.util.find_spec("mindspore")
-    if package is None or not package.submodule_search_locations:
+    folder = package and next(iter(package.submodule_search_locations or ()), None)
+    spec = folder and importlib.util.spec_from_file_location(_FORMAT, os.path.join(folder, "train", "mind_ir_pb2.py"))
+    if not spec or not spec.loader:
         raise ToolchainError("MindSpore is not installed. Install it with: pip install mindspore")
-    place = os.path.join(package.submodule_search_locations[0], "train", "mind_ir_pb2.py")
-    spec = importlib.util.spec_from_file_location("neonext_ms_mind_ir_pb2", place)
-    module = sys.modules.get("mindspore.train.mind_ir_pb2") or sys.modules.get(spec.name)
-    if module is None:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[spec.name] = module
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[_FORMAT] = module
     return module
 
 

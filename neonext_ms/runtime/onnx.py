@@ -16,6 +16,8 @@ from neonext_ms.common.text import one_line
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_metadata
 
+# Operators that only change type or shape.
+_PASSING = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "QuantizeLinear", "DequantizeLinear")
 # onnxruntime's names of types -> NumPy's, where they differ.
 _NUMPY = {"float": "float32", "double": "float64"}
 
@@ -225,6 +227,24 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
         for values in (model.graph.input, model.graph.output)
     )
     return _signature(os.fspath(path), inputs, outputs, _metadata_text(model))
+
+
+def ends_in_softmax(path: str | os.PathLike) -> bool:
+    """Return whether the logits of an ONNX file come from a Softmax, apart from changes of type and shape.
+
+    Raises:
+        InputError: no such file, or not an ONNX file.
+    """
+    graph = read_onnx(path, weights=False).graph
+    producers = {name: node for node in graph.node for name in node.output}
+    names = [value.name for value in graph.output]
+    name = "logits" if "logits" in names else names[0] if names else ""
+    for _ in range(len(graph.node)):
+        node = producers.get(name)
+        if node is None or not node.input or node.op_type not in _PASSING:
+            break
+        name = node.input[0]
+    return name in producers and producers[name].op_type == "Softmax"
 
 
 def describe_onnx(path: str | os.PathLike) -> dict:
