@@ -46,7 +46,7 @@ class Source:
         Args:
             path: path of the checkpoint.
             shifts: shifts of the four stages, for a file that does not record them.
-            ema: take the moving average of the weights.
+            ema: use the moving average of the weights.
             key: key or prefix of the weights in a checkpoint of several models.
 
         Raises:
@@ -78,7 +78,7 @@ class Source:
         config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
         arrays = initial_arrays(config.architecture, rng=np.random.RandomState(seed))
         metadata = {"image_size": config.image_size, "preprocessing": config.preprocessing.to_dict()}
-        notes = [f"{name} has random weights (seed {seed}): use it to measure speed, its predictions mean nothing"]
+        notes = [f"{name} has random weights (seed {seed}): use it only to measure speed"]
         return cls(arrays, config.architecture, name, metadata=metadata, notes=notes)
 
     @classmethod

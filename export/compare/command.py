@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
+    EXIT_CODES,
     Parser,
     StatusLine,
     note,
@@ -24,27 +25,30 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size, plural
 
+from ..tolerances import DEFAULTS
+
 if TYPE_CHECKING:
     import numpy as np
 
     from .compare import Comparison
     from .side import Activations
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Compare two forms of a network on the same images, layer by layer. A and B are checkpoints, model files, or folders of
 values that a board dumped (.npy, .bin). A is the reference.
 
+examples:
   neonext-compare neonext_t.pt neonext_t_fp16.onnx --layers
   neonext-compare neonext_t.onnx dump --inputs board/input.npy --layers --keep-dtype keep.txt
 
 The second compares with a board, which was fed with what `--write-inputs board --image-size 224` wrote.
 
-Exit codes: 0 the outputs agree, 1 error, 2 usage, 3 toolchain missing, 4 the outputs diverge."""
+{EXIT_CODES}"""
 
 
 def build_parser() -> Parser:
     """Return the command line of neonext-compare."""
-    parser = Parser(prog="neonext-compare", description=DESCRIPTION)
+    parser = Parser(prog="neonext-compare", usage="%(prog)s [options] [A B]", description=DESCRIPTION)
     parser.add_argument(
         "sides", nargs="*", metavar="A B", help="checkpoint, .onnx, .mindir, .om, .ms, or folder of dumped values"
     )
@@ -54,8 +58,8 @@ def build_parser() -> Parser:
         "--tolerance",
         type=positive_float,
         metavar="X",
-        help="relative L2 of the outputs that passes (default: by the coarser dtype, as neonext-export verifies: "
-        "2e-5 float32, 9.8e-3 float16 and dumps, 7.8e-2 bfloat16)",
+        help=f"largest relative L2 of the outputs that passes (default: by the coarser dtype, {DEFAULTS}; dumps count "
+        "as float16)",
     )
     images = parser.add_argument_group("images (default: noise)")
     images.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="image files, preprocessed as usual")
@@ -76,7 +80,7 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if len(args.sides) != 2 and not (args.write_inputs and len(args.sides) < 2):
-        raise UsageError(f"expected two things to compare, got {len(args.sides)}; see --help")
+        raise UsageError(f"expected two files or folders, A and B (got {len(args.sides)}). See --help.")
     if args.images and args.inputs:
         raise UsageError("--images and --inputs exclude each other; give one of them")
     if not 0 <= args.seed < 1 << 32:

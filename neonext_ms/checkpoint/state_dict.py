@@ -75,7 +75,7 @@ def select_state_dict(
     Args:
         tree: values of the file.
         budget: budget of the file.
-        ema: whether to take the moving average of the weights.
+        ema: whether to use the moving average of the weights.
         key: name of the group, such as `teacher` or `model.backbone`; `.` is the group without a name.
 
     Returns:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size, printable
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ _EXAMPLES = """\
 examples:
   neonext-info neonext_t.released_224
   neonext-info neonext_t.pt --image-size 384"""
+
+# Values that a checkpoint may lack, with the option that gives them.
+_OPTIONS = {"shifts": "--shifts", "image_size": "--image-size"}
 
 
 def build_parser() -> Parser:
@@ -48,7 +51,7 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if sum((args.list, args.tables, args.model is not None)) != 1:
-        raise UsageError("give one of NAME|FILE, --list and --tables")
+        raise UsageError("expected one of NAME|FILE, --list and --tables")
     facts: Any
     show: Callable[[Any], None] = _print_facts
     if args.list:
@@ -76,6 +79,10 @@ def _describe(args: argparse.Namespace) -> dict:
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
+    if Path(model).exists():
+        raise InputError(
+            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir or a manifest .json)"
+        )
     return _describe_name(model, shifts, image_size)
 
 
@@ -133,7 +140,6 @@ def _describe_export(path: str) -> dict:
 
 
 def _describe_manifest(path: str) -> dict:
-    from neonext_ms.common.errors import InputError
     from neonext_ms.common.files import read_text
     from neonext_ms.runtime.manifest import read_metadata
 
@@ -145,6 +151,7 @@ def _describe_manifest(path: str) -> dict:
 
 def _count(architecture: Architecture, image_size: Sequence[int] | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"architecture": architecture.to_dict(), "parameters": architecture.parameters()}
+    facts["image_size"] = None
     if image_size:
         size = (image_size[0], image_size[1])
         facts["image_size"] = list(size)
@@ -206,6 +213,9 @@ def _print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
     for key, value in facts.items():
+        # The manifest of several image sizes, which has `files`, records none on purpose.
+        if value is None and key in _OPTIONS and "files" not in facts:
+            value = f"not recorded (pass {_OPTIONS[key]})"
         if value is None or value in ({}, []):
             continue
         label = f"{indent}{printable(key).replace('_', ' ')}"

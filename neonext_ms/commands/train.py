@@ -23,6 +23,10 @@ examples:
   neonext-train --config configs/digits.yaml --resume auto
   msrun --worker_num=8 --local_worker_num=8 --join=True $(which neonext-train) --config configs/t_official.yaml ..."""
 
+USAGE = """\
+neonext-train --config FILE.yaml [--init CHECKPOINT] [--resume auto|PATH] [--json] [key=value ...]
+       neonext-train --keys
+       neonext-train --write-digits FOLDER"""
 _OTHERS_END_SECONDS = 3
 
 
@@ -55,7 +59,7 @@ class _Digits(argparse.Action):
 
 def build_parser() -> Parser:
     """Return the command-line parser of neonext-train."""
-    parser = Parser(prog="neonext-train", description=DESCRIPTION)
+    parser = Parser(prog="neonext-train", usage=USAGE, description=DESCRIPTION)
     config = parser.add_argument_group("configuration")
     config.add_argument("--config", required=True, metavar="FILE.yaml", help="configuration file")
     config.add_argument("overrides", nargs="*", metavar="key=value", help="values to change in the configuration")

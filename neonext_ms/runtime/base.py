@@ -68,8 +68,10 @@ class Signature:
     source: str = "its metadata"
 
     def describe(self) -> str:
-        """Return type and shape of the input, such as `float32 ?x3x224x224`."""
-        return f"{self.dtype} {'x'.join('?' if d is None else str(d) for d in self.shape)}"
+        """Return type and shape of the input, such as `float32 Nx3x224x224`."""
+        open_axes = self.layout if len(self.layout) == len(self.shape) else "?" * len(self.shape)
+        sizes = [name if size is None else str(size) for name, size in zip(open_axes, self.shape, strict=True)]
+        return f"{self.dtype} {'x'.join(sizes)}"
 
     @property
     def fixed_size(self) -> tuple[int | None, ...]:
@@ -99,7 +101,7 @@ class Signature:
         known = asked or recorded or default
         if known is None and None in self.fixed_size:
             raise UsageError(
-                f"{path}: the size of the images is open and not recorded in {self.source}. Pass --image-size."
+                f"{path}: {self.source} does not record the image size. Pass --image-size, such as 224 or 256x320."
             )
         size = tuple(fixed or pixels for fixed, pixels in zip(self.fixed_size, known or (0, 0), strict=True))
         if asked and size != tuple(asked):
