@@ -118,7 +118,10 @@ def parse(line: Line) -> str | None:
         name: accepting(getattr(argparse.ArgumentParser, name)) for name in ("parse_args", "parse_intermixed_args")
     }
     errors = io.StringIO()
+    # This option writes its folder while it is parsed.
+    writing = "neonext_ms.training.data.datasets.write_digits"
     with (
+        mock.patch(writing) if "--write-digits" in words else contextlib.nullcontext(),
         mock.patch.multiple(argparse.ArgumentParser, **parsers),
         mock.patch.object(sys, "argv", words[2:]),
         contextlib.redirect_stderr(errors),
