@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from neonext_ms.common.cli import (
     INTERRUPTED,
+    THREADS_HELP,
     Parser,
     StatusLine,
     comma_list,
@@ -54,9 +56,9 @@ def build_parser() -> Parser:
     parser = Parser(prog="neonext-bench", description=DESCRIPTION, epilog="See docs/benchmarking.md.")
     models = parser.add_argument_group("models")
     models.add_argument("files", nargs="*", metavar="MODEL", help="model files and names of networks")
-    models.add_argument("--models", type=comma_list(), default=(), metavar="A,B", help="the same, as one list")
+    models.add_argument("--models", type=comma_list(), default=(), metavar="NAMES", help="the same, as one list")
     models.add_argument(
-        "--runtime", type=comma_list(), default=(), metavar="A,B", help="runtimes (default: chosen by the suffix)"
+        "--runtime", type=comma_list(), default=(), metavar="NAMES", help="runtimes (default: chosen by the suffix)"
     )
     models.add_argument("--naive", action="store_true", help="add networks node by node, and through onnxslim")
     models.add_argument("--torch", metavar="PYTHON", help="add the official PyTorch model, in this interpreter")
@@ -65,7 +67,7 @@ def build_parser() -> Parser:
     models.add_argument("--list-runtimes", action="store_true", help="list the runtimes, and which can be used here")
     conditions = parser.add_argument_group("conditions")
     conditions.add_argument(
-        "--batch", type=comma_list(positive_int), metavar="1,8", help="batch sizes (default: 1,8, or fixed by files)"
+        "--batch", type=comma_list(positive_int), metavar="SIZES", help="batch sizes (default: 1,8, or fixed by files)"
     )
     conditions.add_argument(
         "--image-size", type=parse_size, help="224 or 256x320 (height x width), for models that leave it open"
@@ -76,7 +78,7 @@ def build_parser() -> Parser:
     conditions.add_argument(
         "--seconds", type=seconds, default=60.0, help="time limit at each batch, without warm-up (default 60)"
     )
-    conditions.add_argument("--threads", type=threads, help="intra-op threads (default: OMP_NUM_THREADS, or all)")
+    conditions.add_argument("--threads", type=threads, help=THREADS_HELP)
     conditions.add_argument("--device", type=non_negative_int, default=0, help="number of the accelerator (default 0)")
     conditions.add_argument(
         "--seed", type=non_negative_int, default=0, help="random seed of weights, images and order (default 0)"
@@ -94,6 +96,10 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
     if args.list_models or args.list_runtimes:
         (_list_models if args.list_models else _list_runtimes)(args.json)
         return None
+    if args.files and not Path(args.files[0]).exists():
+        close = difflib.get_close_matches(args.files[0], WORDS, n=1, cutoff=0.75)
+        if close:
+            raise UsageError(f"{args.files[0]!r}: unknown subcommand (did you mean {close[0]}?)")
     count = thread_count(args.threads)
     _check_output(args.output)
     import tempfile

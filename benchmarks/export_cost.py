@@ -109,7 +109,7 @@ def _measure(model: str, targets: Sequence[str], rounds: int) -> None:
 
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=DESCRIPTION)
-    parser.add_argument("--models", type=comma_list(), default=("t",), metavar="t,s", help="sizes (default t)")
+    parser.add_argument("--models", type=comma_list(), default=("t",), metavar="NAMES", help="sizes (default t)")
     parser.add_argument("--targets", type=comma_list(), default=("onnx",), help="onnx,mindir (default onnx)")
     parser.add_argument("--rounds", type=positive_int, default=7, help="processes of each kind (default 7)")
     args = parser.parse_args(argv)

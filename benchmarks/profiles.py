@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json, run, threads
+from neonext_ms.common.cli import THREADS_HELP, Parser, parse_size, positive_int, print_json, run, threads
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 from neonext_ms.common.processors import thread_count
@@ -346,12 +346,16 @@ def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="neonext-bench profile",
         description="Print time by layer kind and the ten slowest nodes, of an ONNX model that is run in onnxruntime, "
-        "or from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.",
+        "or from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.\n\nexamples:\n"
+        "  neonext-bench profile neonext_t.onnx --batch 8\n  neonext-bench profile op_summary_0_1.csv",
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
-    parser.add_argument("--batch", type=positive_int, default=1, help="images per call (default 1)")
+    parser.add_argument("--batch", type=positive_int, default=1, help="batch size (default 1)")
     parser.add_argument(
-        "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+        "--threads",
+        type=threads,
+        default=thread_count(),
+        help=THREADS_HELP,
     )
     parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"timed runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="height x width, for a model that leaves it open")

@@ -17,7 +17,7 @@ examples:
   neonext-bench report result.json --output DIR           Markdown and pictures, named after the result
   neonext-bench report a.json b.json --output all.md      several results in one page, pictures beside it
   neonext-bench report result.json --compare earlier.json --fail-above 1.1
-  neonext-bench report --update docs/results.md           print the reports of a page anew
+  neonext-bench report --update docs/results.md           regenerate the reports of a page
 
 --compare compares ratios, never times: each model relative to the first model's matrix products of its own run. The
 two runs may therefore come from different machines of one kind. With --fail-above the exit code is 1 if a ratio grew
@@ -38,12 +38,14 @@ def build_parser() -> Parser:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument("results", nargs="*", metavar="RESULT.json", help="results of neonext-bench --output")
     parser.add_argument("--output", metavar="DIR|FILE.md", help="write the report there, with pictures")
-    parser.add_argument("--update", metavar="PAGE.md", help="print the reports inside this page anew")
+    parser.add_argument("--update", metavar="PAGE.md", help="regenerate the reports inside this page")
     parser.add_argument("--json", action="store_true", help="print summaries, or the comparison, as JSON")
     comparison = parser.add_argument_group("comparison")
     comparison.add_argument("--compare", metavar="BASE.json", help="earlier result to compare with")
     comparison.add_argument("--to", metavar="LABEL", help="model that all are compared with (default: the GEMM)")
-    comparison.add_argument("--fail-above", type=_limit, metavar="1.1", help="exit with 1 if a ratio grew by more")
+    comparison.add_argument(
+        "--fail-above", type=_limit, metavar="RATIO", help="exit with 1 if a ratio grew by more (1.1)"
+    )
     return parser
 
 

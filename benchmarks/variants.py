@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from neonext_ms.common.cli import (
+    THREADS_HELP,
     Parser,
     comma_list,
     note,
@@ -26,10 +27,11 @@ from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
 
 DESCRIPTION = """\
-neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation from float32.
+Measure the speed of faster variants of an exported network on a CPU, and their deviation from float32.
 
-    neonext-bench variants --model neonext_t.released_224
-    neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
+examples:
+  neonext-bench variants --model neonext_t.released_224
+  neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
 
 `bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
 (`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
@@ -179,7 +181,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     speed_group.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
     speed_group.add_argument(
-        "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+        "--threads",
+        type=threads,
+        default=thread_count(),
+        help=THREADS_HELP,
     )
     speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
     speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")

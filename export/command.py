@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
+    EXIT_CODES,
     Parser,
     StatusLine,
     note,
@@ -23,6 +25,7 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import ToolchainError, UsageError
 
 from .targets import TARGETS, Target, resolve_targets
+from .tolerances import DEFAULTS
 
 if TYPE_CHECKING:
     from .request import Request
@@ -32,14 +35,14 @@ DESCRIPTION = """\
 Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR or an OM file for Atlas boards.
 Every file is verified against the original network before it is published.
 
-Examples:
+examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --target om --soc Ascend310P3 --batch 1,8 --output build/t
 
 Targets:
 {targets}
 
-Exit codes: 0 done, 1 error, 2 usage, 3 compiler not installed, 4 a file deviates from the original network."""
+{exit_codes}"""
 
 
 def parse_batch(text: str) -> tuple[int, ...]:
@@ -59,17 +62,17 @@ def parse_batch(text: str) -> tuple[int, ...]:
 def build_parser() -> Parser:
     """Return the argument parser of neonext-export."""
     targets = "\n".join(f"  {target.name:12}{target.summary}" for target in TARGETS.values())
-    parser = Parser(prog="neonext-export", description=DESCRIPTION.format(targets=targets))
+    parser = Parser(prog="neonext-export", description=DESCRIPTION.format(targets=targets, exit_codes=EXIT_CODES))
     add = parser.add_argument_group("source").add_argument
     add("--checkpoint", metavar="FILE", help=".pt, .pth, .ckpt or .safetensors file")
     add("--model", metavar="NAME", help="named model with random weights, for benchmarks")
     add("--shifts", type=parse_shifts, metavar="A,B,C,D", help="NeoCell shifts of the four stages, such as 1,1,1,0")
-    add("--ema", action="store_true", help="take the moving average of the weights")
+    add_weights_options(add)
     add = parser.add_argument_group("form of the files").add_argument
     add("--target", metavar="NAMES", help="one or more of the targets above, separated by commas")
     add("--image-size", type=parse_sizes, default=(), metavar="SIZES", help="224, 256x320 (height x width), or 224,384")
-    add("--batch", type=parse_batch, default=(), help="fixed batch size, or dynamic (default; om: 1)")
-    add("--features-only", action="store_true", help="output the maps of the four stages, no logits")
+    add("--batch", type=parse_batch, help="fixed batch size, or dynamic (default; om: 1)")
+    add("--features-only", action="store_true", help="output the feature maps of the four stages instead of logits")
     add("--dtype", default="float32", metavar="TYPE", help="weights and arithmetic: float32, float16 or bfloat16")
     add("--half-io", action="store_true", help="input and outputs in that dtype too, not in float32")
     add("--opset", type=int, metavar="N", help="11 to 21 (default 20; 13 for om; 22 for bfloat16)")
@@ -80,17 +83,23 @@ def build_parser() -> Parser:
     add("--precision", metavar="MODE", help="fp16 (default), mixed_float16, mixed_bfloat16, origin or "
         "cube_fp16in_fp32out")  # fmt: skip
     add("--aipp", action="store_true", help="normalize on the device, from uint8 images")
-    add("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file of neonext-compare, or "
-        "names separated by commas")  # fmt: skip
+    add("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file written by "
+        "neonext-compare --keep-dtype, or names separated by commas")  # fmt: skip
     add("--via", metavar="TOOL", help="compiler: atc (default) or lite, the converter of MindSpore Lite")
     add("--dry-run", action="store_true", help="print the exact commands and write nothing")
     add("--timeout", type=seconds, metavar="S", help="time limit for each file in seconds (default 3600)")
     add = parser.add_argument_group("verification against the original network").add_argument
     add("--images", nargs="+", default=[], metavar="IMAGE", help="images to compare on, besides noise")
     add("--seed", type=int, default=0, metavar="N", help="random seed of noise and of random weights (default 0)")
-    add("--tolerance", type=float, metavar="X", help="largest relative deviation (default 2e-5 in float32)")
+    add(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest relative L2, and largest relative "
+        f"difference, of the outputs that passes (default: by dtype, {DEFAULTS})",
+    )
     add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="FOLDER", help="folder of the files, or the file of a single target")
+    add("--output", metavar="FOLDER", help="output folder, or a file name if there is a single target")
     add("--name", help="base name of the files (default: the checkpoint's name)")
     add("--labels", metavar="FILE|FOLDER", help="class names to record: one per line, or a folder with a folder for "
         "each class")  # fmt: skip
@@ -105,10 +114,12 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.list_targets:
         return _list_targets(args)
     if (args.checkpoint is None) == (args.model is None):
-        raise UsageError("--checkpoint, --model: expected one of them. Pass either --checkpoint FILE or --model NAME.")
-    for option in ("target", "output"):
-        if getattr(args, option) is None:
-            raise UsageError(f"--{option} is required")
+        count = "neither" if args.model is None else "both"
+        raise UsageError(f"Pass either --checkpoint FILE or --model NAME (got {count}).")
+    if args.dry_run and args.output is None:
+        args.output = "."
+    if args.target is None or args.output is None:
+        raise UsageError("--target and --output are required, for example --target onnx --output build/t.")
     from .pipeline import export
 
     targets = resolve_targets(args.target.split(","))
@@ -120,26 +131,42 @@ def _main(argv: Sequence[str] | None = None) -> None:
         report = export(_source(args), request, output, lambda step: status.show(f"{step} ..."))
     finally:
         status.clear()
+    if args.batch == () and args.soc:
+        others = ", ".join(target.name for target in targets if target.name != "om")
+        note(f"note: om: batch 1; --batch dynamic applies to {others or 'other targets'} only")
     for text in report.notes:
         note(f"note: {text}")
     if args.json:
         print_json({**report.to_dict(), "output": str(output), "seconds": report.seconds})
     elif args.dry_run:
         for file in report.exported:
-            print(file.details["command"])
+            _print_command(file.details)
     else:
         print(report)
     if report.missing:
         raise report.missing
 
 
+def _print_command(details: dict[str, Any]) -> None:
+    """Print the command of a dry run, below its configuration files as comments."""
+    for plain, name in details["copies"].items():
+        print(f"# {plain}: a copy of {name}, whose name CANN rejects")
+    for name, text in details["configs"].items():
+        print(f"# {name}:")
+        for line in text.splitlines():
+            print(f"#   {line}".rstrip())
+    print(details["command"])
+
+
 def _source(args: argparse.Namespace) -> Source:
     from .source import Source
 
     if args.checkpoint:
-        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
+        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key)
     if args.ema:
         raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
+    if args.key:
+        raise UsageError("--key: a named model has no keys. Use it with --checkpoint.")
     return Source.from_name(args.model, args.shifts, args.seed)
 
 
@@ -155,9 +182,9 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
     om |= {option: True for option in ("aipp", "dry_run") if getattr(args, option)}
     if args.keep_dtype:
         om["keep_dtype"] = tuple(_keep_dtype(args.keep_dtype))
-    if om and args.soc is None:
+    if om and args.soc is None and "om" not in args.target.split(","):
         option = "precision" if "precision_mode" in om else next(iter(om)).replace("_", "-")
-        raise UsageError(f"--{option} belongs to the target om. Pass --soc, too.")
+        raise UsageError(f"--{option}: only valid with --target om. Add om to --target, and pass --soc.")
     preprocessing = None
     if args.preprocess:
         from neonext_ms.images.preprocessing import preprocessing_from_file
@@ -166,7 +193,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
     return Request(
         targets=args.target.split(","),
         image_sizes=args.image_size,
-        batch=args.batch,
+        batch=args.batch or (),
         opset=args.opset,
         gelu=args.gelu,
         neocell=args.neocell,
@@ -214,13 +241,13 @@ def _list_targets(args: argparse.Namespace) -> None:
         print_json(rows)
         return
     for row in rows:
-        print(f"{row['target']:12}{row['file']:18}{row['what']}\n{'':30}needs {row['needs']}; {row['here']}")
+        print(f"{row['target']:12}{row['file']:18}{row['what']}\n{'':30}{row['needs']}; {row['here']}")
 
 
 def _availability(target: Target) -> str:
     """Return whether the software that a target needs is installed, in words."""
     if target.name != "om":
-        return "here"
+        return "available"
     from neonext_ms.common import external_tools
 
     from .om.target import COMPILERS
@@ -231,7 +258,11 @@ def _availability(target: Target) -> str:
             paths.append(str(external_tools.find(compiler.tool)))
         except ToolchainError:
             continue
-    return f"here: {', '.join(paths)}" if paths else "not here; the ONNX file and build_om.sh are written instead"
+    return (
+        f"available: {', '.join(paths)}"
+        if paths
+        else "not available; the ONNX file and build_om.sh are written instead"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

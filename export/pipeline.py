@@ -51,6 +51,7 @@ def export_checkpoint(
     *,
     batch: int | Sequence[int] | None = None,
     ema: bool = False,
+    key: str | None = None,
     **options: Any,
 ) -> Report:
     """Export a checkpoint as `neonext-export` does: the same defaults, verification and atomic writing.
@@ -62,7 +63,8 @@ def export_checkpoint(
         image_size: side of square images in pixels, or (height, width); needed if the checkpoint does not record it.
         output: folder of the files; it is created if it does not exist.
         batch: fixed batch size, several sizes for the target "om", or None for a dynamic batch.
-        ema: take the moving average of the weights.
+        ema: use the moving average of the weights.
+        key: key or prefix of the weights in a checkpoint of several models.
         options: other options of `Request`, such as opset, dtype, neocell, features_only, labels, images, name.
 
     Returns:
@@ -79,7 +81,7 @@ def export_checkpoint(
     batches = () if batch is None else ((batch,) if isinstance(batch, int) else tuple(batch))
     names = targets.split(",") if isinstance(targets, str) else targets
     request = Request(names, sizes, batches, **options)
-    return export(Source.from_checkpoint(os.fspath(path), shifts, ema), request, output)
+    return export(Source.from_checkpoint(os.fspath(path), shifts, ema, key), request, output)
 
 
 def export(
@@ -117,7 +119,7 @@ def export(
     report = Report(request, output / f"{name}.json", metadata, summary, nodes, steps.seconds, list(source.notes))
     if request.om and request.om.dry_run:
         for job in jobs:
-            details = {"command": job.command(), "feed": job.feed()}
+            details = {**job.dry_run(), "feed": job.feed()}
             report.exported.append(ExportedFile("om", job.image_size, output / job.output, details=details))
         return report
     with steps("hash"):
@@ -253,7 +255,7 @@ def _expected(network: _SizedNetwork, samples: np.ndarray, stage: Path) -> tuple
         return "the original network in MindSpore", outputs
     with explained(stage.parent):
         outputs = verify.original_outputs(network.original, samples, stage)
-    return "the original network, node by node, in onnxruntime", outputs
+    return "the original (unfolded) graph in onnxruntime", outputs
 
 
 def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps) -> list[str]:

@@ -40,15 +40,18 @@ class ExportedFile:
             values["parity"] = self.parity.to_dict()
         return values
 
-    def __str__(self) -> str:
+    def line(self, top1: bool = True) -> str:
+        """Return the line that the command prints, with the agreement of the best classes if the outputs are logits."""
         text = f"{self.target:9} {self.path}"
         if self.parity is None:
             return text + (" (compiled, not run on a device)" if self.target == "om" else "")
         parity = self.parity
         text += (
             f" ({self.details['bytes'] / 1e6:.1f} MB): largest difference {parity.max_abs:.1e} of "
-            f"{parity.max_logit:.2g}, relative L2 {parity.relative_l2:.1e}, top-1 {parity.top1_agree}/{parity.samples}"
+            f"{parity.max_logit:.2g}, relative L2 {parity.relative_l2:.1e}"
         )
+        if top1:
+            text += f", top-1 {parity.top1_agree}/{parity.samples}"
         if layers := self.details.get("layers"):
             worst = sorted(layers, key=lambda layer: -layer["added"])[:3]
             text += "\n          most deviation in " + ", ".join(f"{w['name']} ({w['relative_l2']:.1e})" for w in worst)
@@ -107,20 +110,21 @@ class Report:
         request, data, removed = self.request, self.metadata, self.folded.removed
         architecture = data["architecture"]
         numbers = {key: ",".join(map(str, architecture[key])) for key in ("per_stage_layers", "dims", "shifts")}
-        sizes = ", ".join(dict.fromkeys(format_size(file.image_size) for file in self.exported))
+        sizes = dict.fromkeys(format_size(file.image_size) for file in self.exported)
         only_om = all(target.name == "om" for target in request.chosen)
-        batch = ",".join(map(str, request.batch)) or ("1" if only_om else "N")
+        batch = str(request.fixed_batch or ("1" if only_om and not request.batch else "N"))
+        several = f", N = {' or '.join(map(str, request.batch))}" if len(request.batch) > 1 else ""
         images = f" and {len(request.images)} images" if request.images else ""
         noise = next(iter(self.parity.values())).samples - len(request.images)
         lines = [
             f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, "
             f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes",
-            f"input     {batch}x3x{sizes}",
+            f"input     {', '.join(f'{batch}x3x{size}' for size in sizes)}{several}",
             f"folded    {removed('batch_norm')} BatchNorms, {removed('scale')} layer scales, "
             f"{removed('neocell')} downsampling NeoCells, {removed('transpose')} transposes",
             f"nodes     {self.nodes[0]} before, {self.nodes[1]} after",
             f"compared  with {self.reference}, on {noise} noise inputs (seed {request.seed}){images}",
-            *map(str, self.exported),
+            *(file.line(not request.features_only) for file in self.exported),
             f"manifest  {self.manifest}",
             "seconds   " + ", ".join(f"{step} {value:.2f}" for step, value in self.seconds.items()),
         ]

@@ -71,7 +71,7 @@ class Request:
         if om and self.om is None:
             raise UsageError("--target om requires --soc, for example --soc Ascend310P3")
         if self.om is not None and not om:
-            raise UsageError("--soc and its options belong to the target om. Add om to --target.")
+            raise UsageError("--soc and its options: only valid with --target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
         if len(self.batch) > 1 and not om:

@@ -27,7 +27,7 @@ class Target:
     summary: str
     mindspore: bool = False
     folded: bool = True
-    needs: str = "nothing more"
+    needs: str = "no extra tools"
     fixed: tuple[str, ...] = ()
 
 
@@ -40,7 +40,7 @@ TARGETS = {
             "om",
             ".om",
             "folded graph compiled for an Atlas board (not run on a device here)",
-            needs="atc of the CANN toolkit, or converter_lite of MindSpore Lite",
+            needs="needs atc of the CANN toolkit, or converter_lite of MindSpore Lite",
             fixed=("dtype",),
         ),
         Target(

@@ -13,6 +13,8 @@ from neonext_ms.common.errors import InputError
 #   halves    a value is off by up to 2^-11 (float16) or 2^-8 (bfloat16) of itself, and about a hundred roundings lie
 #             between an image and its logits: 10 of these if they are independent, 20 with a margin.
 TOLERANCES = {"float32": 2e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
+# Text for the help of a command.
+DEFAULTS = ", ".join(f"{limit:.2g} for {dtype}" for dtype, limit in TOLERANCES.items())
 # The tanh form of GELU is off by up to 4.8e-4 at one value; ten times what was measured on a whole network.
 TANH = 1e-3
 

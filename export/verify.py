@@ -51,9 +51,9 @@ def verify(
     result = parity.compare(expected, file_outputs(path, format, samples, batch), limit)
     if not result.agrees(limit):
         raise ParityError(
-            f"{path.name} does not compute what the network computes: relative L2 {result.relative_l2:.1e}, largest "
-            f"difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on {result.top1_agree} of "
-            f"{result.samples}; allowed is {limit:.1e}. Nothing was written."
+            f"{path.name}: outputs differ from the original network (relative L2 {result.relative_l2:.1e}, tolerance "
+            f"{limit:.1e}; largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on "
+            f"{result.top1_agree} of {result.samples}). Nothing was written."
         )
     return result
 

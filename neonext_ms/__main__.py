@@ -5,14 +5,15 @@ from __future__ import annotations
 from neonext_ms.common.cli import Parser
 
 COMMANDS = {
-    "neonext-export": "fold a checkpoint and write verified ONNX, MindIR or OM files",
+    "neonext-export": "fold a checkpoint and write ONNX or MindIR files, verified, or an OM file compiled from "
+    "a verified ONNX file",
     "neonext-convert": "convert a checkpoint between PyTorch, MindSpore and safetensors",
     "neonext-predict": "classify images with a model file",
     "neonext-validate": "measure the accuracy of a model on labelled images",
     "neonext-info": "describe a model or a file; list the models and the published figures",
     "neonext-compare": "compare checkpoints, exported files and device dumps, layer by layer",
     "neonext-ops": "build, install and check the NeoCell operator for Ascend, or simulate it",
-    "neonext-train": "train a model by a configuration, resume a run, or fine-tune",
+    "neonext-train": "train a model from a configuration file, resume a run, or fine-tune",
     "neonext-plot": "draw the loss and accuracy of training runs",
     "neonext-mindrecord": "pack a folder of images into MindRecord files",
     "neonext-bench": "measure models side by side, or estimate their speed on a device",

@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,13 @@ class Opcodes(bytes):
 
 class _Pickler(pickle._Pickler):
     """Pickle's own writer, which writes arrays as torch.save writes tensors."""
+
+    # MindSpore imports dill, which puts functions of its own into pickle's table.
+    dispatch: ClassVar[dict] = {
+        **{kind: save for kind, save in pickle._Pickler.dispatch.items() if save.__module__ == "pickle"},
+        dict: pickle._Pickler.save_dict,
+        type: pickle._Pickler.save_type,
+    }
 
     def __init__(self, file, protocol: int):
         super().__init__(file, protocol)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
-from neonext_ms.common.cli import Parser, positive_int, print_json, run, threads
+from neonext_ms.common.cli import THREADS_HELP, Parser, positive_int, print_json, run, threads
 from neonext_ms.common.processors import thread_count
 
 # Name -> claim of the paper. Each is a module of this package with `options`, `measure` and `lines`.
@@ -14,21 +14,42 @@ CLAIMS = {
     "patchwise": "products with block-diagonal matrices are 15 times as fast as patch by patch; compiled code 3 times "
     "as fast as Python (both on a V100, in PyTorch)",
     "share": "NeoCells are a small part of the whole model",
-    "convnext": "NeoNeXt in place of ConvNeXt",
+    "convnext": "NeoNeXt is as fast as ConvNeXt of the same depths and widths",
     "neoinit": "networks train better from NeoInit than from noise alone (Table 3)",
 }
+
+EXAMPLES = {
+    "complexity": "--kernels 2,4,7 --maps 56,28",
+    "patchwise": "--kernel 7 --maps 56",
+    "share": "--models neonext_t --batch 1",
+    "convnext": "--sizes t --batch 1,8",
+    "neoinit": "--config configs/ablate_neoinit.yaml --seeds 3",
+}
+
+
+def _examples(names: Iterable[str]) -> str:
+    return "\n".join(f"  neonext-bench claims {name} {EXAMPLES[name]}" for name in names)
 
 
 def build_parser() -> Parser:
     """Return the parser of neonext-bench claims."""
-    parser = Parser(prog="neonext-bench claims", description="The paper's claims, measured on this machine.")
+    parser = Parser(
+        prog="neonext-bench claims",
+        description="Measure the claims of the paper on this machine.\n\nexamples:\n" + _examples(EXAMPLES),
+    )
     claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
     for name, text in CLAIMS.items():
-        claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
+        example = f"examples:\n{_examples([name])}"
+        claim = claims.add_parser(name, help=text, description=f"Claim of the paper: {text}.\n\n{example}")
         claim.add_argument(
-            "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+            "--threads",
+            type=threads,
+            default=thread_count(),
+            help=THREADS_HELP,
         )
-        claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
+        if name != "neoinit":
+            # It trains, and times nothing.
+            claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")
         import_module(f".{name}", __package__).options(claim)
     return parser

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from neonext_ms.common.cli import note, positive_int
 from neonext_ms.common.environment import prepare_environment
-from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.errors import ToolchainError
 
 # Values of model.neocell_init; the first one is the paper's proposal.
 INITS = ("neoinit", "normal")
@@ -32,8 +32,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Train from both initialisations with every seed, and draw the accuracies."""
-    if args.rounds:
-        raise UsageError("--rounds: nothing is timed in this claim. Use --seeds for the number of runs.")
     prepare_environment(args.threads)
     from neonext_ms.common.signals import signals_later
     from neonext_ms.training.config.load import load_config

@@ -11,6 +11,7 @@ from neonext_ms.common.errors import InputError, UsageError
 DESCRIPTION = """\
 Predict NeoCell kernels and whole blocks of the released models on Ascend devices.
 
+examples:
   neonext-bench estimate blocks neocell --models t --image-size 224
   neonext-bench estimate blocks fusions --soc Ascend310P3 --models t --image-size 224
   neonext-bench estimate blocks buffers --models t --image-size 224
@@ -30,11 +31,11 @@ def build_parser() -> Parser:
     parser = Parser(prog="neonext-bench estimate blocks", description=DESCRIPTION)
     parser.add_argument("table", nargs="?", choices=TABLES, default=TABLES[0], help=f"table (default: {TABLES[0]})")
     parser.add_argument(
-        "--soc", default="Ascend310P3,Ascend910B3", metavar="A,B", help="devices (default: %(default)s)"
+        "--soc", default="Ascend310P3,Ascend910B3", metavar="NAMES", help="devices (default: %(default)s)"
     )
-    parser.add_argument("--models", default="t,s,b", metavar="T,S", help="sizes of released models (default: t,s,b)")
-    parser.add_argument("--image-size", default="224,384", metavar="S,S", help="image sizes (default: %(default)s)")
-    parser.add_argument("--batch", default="1,8", metavar="N,N", help="images of a run (default: %(default)s)")
+    parser.add_argument("--models", default="t,s,b", metavar="NAMES", help="sizes of released models (default: t,s,b)")
+    parser.add_argument("--image-size", default="224,384", metavar="SIZES", help="image sizes (default: %(default)s)")
+    parser.add_argument("--batch", default="1,8", metavar="SIZES", help="batch sizes (default: %(default)s)")
     parser.add_argument("--totals", action="store_true", help="print only the sums over a model")
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON document on stdout")
     return parser

@@ -22,6 +22,7 @@ Predict the speed of an ONNX file as ATC's OM model on an Atlas device, by a dev
 the cube, the vector units and memory, its launch, and which of them bounds it. Nothing is run on a device.
 docs/device-model.md says how the model is calibrated and how large its error is.
 
+examples:
   neonext-bench estimate MODEL.onnx --soc Ascend310P3 --batch 8
   neonext-bench estimate MODEL.onnx --soc Ascend310P3 --nodes
   neonext-bench estimate resnet50 --soc Ascend310B1 --batch 1 --json    (a network of `neonext-bench write --list`)
@@ -36,7 +37,7 @@ def build_parser() -> Parser:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument("model", nargs="?", metavar="MODEL.onnx", help="a file, or the name of a built-in network")
     parser.add_argument("--soc", default="Ascend310P3", help="device as in atc --soc_version (default: %(default)s)")
-    parser.add_argument("--batch", type=positive_int, metavar="N", help="images of a run (default: the model's, or 1)")
+    parser.add_argument("--batch", type=positive_int, metavar="N", help="batch size (default: the model's, or 1)")
     parser.add_argument("--dtype", choices=("float16", "int8"), default="float16",
                         help="int8: convolutions and linear layers in 8 bit (default: float16)")  # fmt: skip
     parser.add_argument("--aipp", action="store_true", help="images arrive as bytes (AIPP, small channels)")
@@ -68,12 +69,16 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def _estimate(args: argparse.Namespace) -> None:
     from .. import networks
     from .network_model import estimate
+    from .reader import has_dynamic_batch
 
-    model = args.model
+    model, batch = args.model, args.batch
     if model in networks.NETWORKS and not Path(model).exists():
         size = (args.image_size, args.image_size)
-        model = networks.build(model, batch=args.batch or 1, image_size=size, form="plain", seed=None)
-    estimated = estimate(model, args.soc, batch=args.batch, dtype=args.dtype, aipp=args.aipp)
+        model = networks.build(model, batch=batch or 1, image_size=size, form="plain", seed=None)
+    elif batch is None and has_dynamic_batch(model):
+        batch = 1
+        note(f"note: {model} has a dynamic batch; estimated for batch 1. Use --batch for another one.")
+    estimated = estimate(model, args.soc, batch=batch, dtype=args.dtype, aipp=args.aipp)
     if estimated.unknown_ops:
         note(f"not known, counted as memory-bound work of the vector units: {', '.join(estimated.unknown_ops)}")
     if args.roofline:
@@ -143,15 +148,15 @@ def text(name: str, estimated: Estimate, nodes: bool = False) -> str:
     lines += [
         f"{name} on {estimated.soc.name}, batch {estimated.batch}, {estimated.dtype}: predicted (device model, not "
         "measured)",
-        f"  images a second  {with_band(estimated.predicted_images_per_second)}",
-        f"  a run            {total:.0f} us, {estimated.predicted_run_us:.0f} of it besides its "
+        f"  images per second  {with_band(estimated.predicted_images_per_second)}",
+        f"  time               {total:.0f} us per run, {estimated.predicted_run_us:.0f} us of it outside the "
         f"{len(estimated.tasks)} tasks",
-        f"  by kind          {shares}",
-        f"  bound by         {bounds}",
-        f"  units work, us   {work}",
-        f"  cube             {100 * estimated.predicted_share_of_peak:.1f} % of its peak",
-        f"  the range holds nine of ten of {error['rows']} published figures, their network left out of the fit; "
-        f"median error {error['median']:.2f} times, worst {error['worst']:.2f} times",
+        f"  by kind            {shares}",
+        f"  bound by           {bounds}",
+        f"  busy time, us      {work}",
+        f"  cube               {100 * estimated.predicted_share_of_peak:.1f} % of its peak rate",
+        f"  the range covers 90 % of {error['rows']} published figures (leave-one-network-out); median error factor "
+        f"{error['median']:.2f}, worst {error['worst']:.2f}",
     ]
     if estimated.soc.family not in {SOCS[row["soc"]].family for row in stored()["rows"]}:
         lines.append(f"  no figure was published for the family {estimated.soc.family}: the range may not hold there")

@@ -28,7 +28,7 @@ _MEANING = {
     "l2_share": ("of the level-2 cache's rate", "reading and writing"),
     "layout_share": ("of the rates of L2 and memory", "Transpose, TransData, copies in another order"),
     "serial_share": ("of a task's shorter units", "not hidden behind the longest one"),
-    "l2_held": ("of the level-2 cache", "a value of this size is half found by its next reader"),
+    "l2_held": ("of the level-2 cache", "a value of this size is half found there by its next consumer"),
     "memory_310p": ("of the configuration's figure", "memory of a 310P"),
     "memory_310b": ("of the configuration's figure", "memory of a 310B"),
     "memory_other": ("of the configuration's figure", "memory of other devices; assumed"),
@@ -101,7 +101,7 @@ def neonext_table(sizes: Sequence[str] = SIZES, images: Sequence[int] = IMAGES, 
                 models = [build(size, image_size, batch, form) for form in FORMS]
                 estimates = [estimate(model, soc) for soc in socs for model in models]
                 body.append([size.upper(), str(image_size), str(batch), *map(_rate_and_bounds, estimates)])
-    title = "Predicted images a second of NeoNeXt in float16 (% of the time bound by cube, vector, memory, launch)"
+    title = "Predicted images per second of NeoNeXt in float16 (% of the time bound by cube, vector, memory, launch)"
     return f"{title}\n\n{table(head, body)}"
 
 
@@ -134,7 +134,7 @@ def answer_text() -> str:
 
 
 def slower(estimated: Estimate) -> float:
-    """Return the images a second if NeoCell kernels reached the vector units' share of all other operators."""
+    """Return the images per second if NeoCell kernels reached the vector units' share of all other operators."""
 
     def us(task: TaskEstimate) -> float:
         more = task.predicted_units_us["vector"] * (1 / fitted().vector_share - 1)

@@ -179,6 +179,14 @@ def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
     return numbers
 
 
+def has_dynamic_batch(path: str | os.PathLike) -> bool:
+    """Return whether a file leaves the first axis of an input open."""
+    graph = read_onnx(os.fspath(path), weights=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
+    return any(dims and dims[0].dim_value < 1 for dims in shapes)
+
+
 def _fix_batch(name: str, inputs: list[onnx.ValueInfoProto], batch: int | None) -> int:
     """Write the batch into the first axis of every input; return the number of images."""
     images = None

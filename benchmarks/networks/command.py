@@ -16,6 +16,7 @@ from . import FORMS, NETWORKS, TARGETS, names, write
 DESCRIPTION = """\
 Write published networks with random weights as ONNX files.
 
+examples:
   neonext-bench write convnext_t resnet50 --output peers
   neonext-bench write convnext_t --target cann --soc Ascend310P3 --batch 1,8 --output peers
   neonext-bench write --list
@@ -41,7 +42,7 @@ def build_parser() -> Parser:
     parser.add_argument("--soc", help="device for build_om.sh, such as Ascend310P3")
     parser.add_argument("--precision", choices=PRECISION_MODES, default="fp16", help="for build_om.sh (default: fp16)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the weights (default: 0)")
-    parser.add_argument("--output", default=".", metavar="DIR", help="folder of the files (default: the current one)")
+    parser.add_argument("--output", default=".", metavar="DIR", help="output folder (default: the current one)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return parser
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
+    EXIT_CODES,
     Parser,
     StatusLine,
     note,
@@ -23,27 +25,30 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size, plural
 
+from ..tolerances import DEFAULTS
+
 if TYPE_CHECKING:
     import numpy as np
 
     from .compare import Comparison
     from .side import Activations
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Compare two forms of a network on the same images, layer by layer. A and B are checkpoints, model files, or folders of
 values that a board dumped (.npy, .bin). A is the reference.
 
+examples:
   neonext-compare neonext_t.pt neonext_t_fp16.onnx --layers
   neonext-compare neonext_t.onnx dump --inputs board/input.npy --layers --keep-dtype keep.txt
 
 The second compares with a board, which was fed with what `--write-inputs board --image-size 224` wrote.
 
-Exit codes: 0 the outputs agree, 1 error, 2 usage, 3 toolchain missing, 4 the outputs diverge."""
+{EXIT_CODES}"""
 
 
 def build_parser() -> Parser:
     """Return the command line of neonext-compare."""
-    parser = Parser(prog="neonext-compare", description=DESCRIPTION)
+    parser = Parser(prog="neonext-compare", usage="%(prog)s [options] [A B]", description=DESCRIPTION)
     parser.add_argument(
         "sides", nargs="*", metavar="A B", help="checkpoint, .onnx, .mindir, .om, .ms, or folder of dumped values"
     )
@@ -53,8 +58,8 @@ def build_parser() -> Parser:
         "--tolerance",
         type=positive_float,
         metavar="X",
-        help="relative L2 of the outputs that passes (default: by the coarser dtype, as neonext-export verifies: "
-        "2e-5 float32, 9.8e-3 float16 and dumps, 7.8e-2 bfloat16)",
+        help=f"largest relative L2 of the outputs that passes (default: by the coarser dtype, {DEFAULTS}; dumps count "
+        "as float16)",
     )
     images = parser.add_argument_group("images (default: noise)")
     images.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="image files, preprocessed as usual")
@@ -64,7 +69,7 @@ def build_parser() -> Parser:
     model = parser.add_argument_group("what a file does not record")
     model.add_argument("--shifts", type=parse_shifts, help="NeoCell shifts of a checkpoint's four stages: 1,1,1,0")
     model.add_argument("--image-size", type=parse_size, metavar="SIZE", help="224 or 256x320 (height x width)")
-    model.add_argument("--ema", action="store_true", help="use the moving average of a checkpoint's weights")
+    add_weights_options(model.add_argument)
     output = parser.add_argument_group("output")
     output.add_argument("--keep-dtype", metavar="FILE", help="write the suspect operators, for ATC's --keep_dtype")
     output.add_argument("--write-inputs", metavar="FOLDER", help="write the images as .npy and .bin for a board")
@@ -75,7 +80,7 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if len(args.sides) != 2 and not (args.write_inputs and len(args.sides) < 2):
-        raise UsageError(f"expected two things to compare, got {len(args.sides)}; see --help")
+        raise UsageError(f"expected two files or folders, A and B (got {len(args.sides)}). See --help.")
     if args.images and args.inputs:
         raise UsageError("--images and --inputs exclude each other; give one of them")
     if not 0 <= args.seed < 1 << 32:
@@ -128,24 +133,24 @@ def _compare(args: argparse.Namespace, sides: list[Activations], images: np.ndar
 
 def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Activations]:
     """Open both sides until the stack ends, checkpoints last: what they do not record is taken from the other file."""
-    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
+    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
     from .open import open_activations
 
     sides: dict[int, Activations] = {}
     size, shifts = args.image_size, None
-    is_checkpoint = [path.lower().endswith(CHECKPOINT_SUFFIXES) and not Path(path).is_dir() for path in args.sides]
+    is_checkpoint = [model_suffix(path) in CHECKPOINT_SUFFIXES and not Path(path).is_dir() for path in args.sides]
     for place in sorted(range(len(args.sides)), key=is_checkpoint.__getitem__):
         path = args.sides[place]
         if not is_checkpoint[place]:
             side = open_activations(path, args.image_size)
         else:
             try:
-                side = open_activations(path, size, args.shifts, args.ema)
+                side = open_activations(path, size, args.shifts, args.ema, args.key)
             except UsageError:
                 if args.shifts is not None or shifts is None:
                     raise
-                side = open_activations(path, size, shifts, args.ema)
+                side = open_activations(path, size, shifts, args.ema, args.key)
                 note(f"note: {path}: uses the shifts {','.join(map(str, shifts))} of the other file")
         stack.callback(side.close)
         sides[place] = side

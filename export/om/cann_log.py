@@ -70,7 +70,11 @@ _ROWS = (
         "check that the ONNX file is complete, and that its weights file, if it has one, is beside it",
     ),
     ("E10047 E10056", "two options of ATC exclude each other", "leave one of them out"),
-    ("E10055", "this version of ATC does not support what an option requests", "read the reason; a newer CANN may support it"),
+    (
+        "E10055",
+        "this version of ATC does not support what an option requests",
+        "read the reason; a newer CANN may support it",
+    ),
     ("E10057", "two options of ATC belong together", "read which; give both or neither"),
     ("E10410", "a file that an option names does not exist", "check its path, which must be absolute"),
     ("E10501 EZ0501", "CANN has no definition of an operator in the graph", _PLUGIN),

@@ -171,6 +171,29 @@ class Job:
         """Return the command line as a POSIX shell reads it."""
         return external_tools.quoted(self.invocation().command)
 
+    def dry_run(self) -> dict:
+        """Return the command and the configuration files it reads, with the names that the files have in their folder.
+
+        Returns:
+            `command`; `configs`, contents by name; `copies`, the plain name of each file whose own name CANN rejects.
+        """
+        invocation = self.invocation()
+        inputs = {plain: name for plain, name in invocation.inputs.items() if plain != name}
+        copies = {plain: name for plain, name in inputs.items() if external_tools.plain(name) != name}
+
+        def rename(text: str) -> str:
+            for plain, name in inputs.items():
+                if plain not in copies and text.endswith((f"={plain}", f"/{plain}")):
+                    return text.removesuffix(plain) + name
+            return text
+
+        configs = {
+            name: "".join(f"{rename(line)}\n" for line in text.splitlines())
+            for name, text in invocation.configs.items()
+        }
+        command = external_tools.quoted([rename(part) for part in invocation.command])
+        return {"command": command, "configs": configs, "copies": copies}
+
     def feed(self) -> dict:
         """Return what the host has to feed to the model, in plain values for a manifest."""
         if self.options.aipp:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size, printable
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ _EXAMPLES = """\
 examples:
   neonext-info neonext_t.released_224
   neonext-info neonext_t.pt --image-size 384"""
+
+# Values that a checkpoint may lack, with the option that gives them.
+_OPTIONS = {"shifts": "--shifts", "image_size": "--image-size"}
 
 
 def build_parser() -> Parser:
@@ -38,6 +43,7 @@ def build_parser() -> Parser:
     options.add_argument(
         "--image-size", type=parse_size, metavar="SIZE", help="image size of the counts (default: the model's own)"
     )
+    add_weights_options(options.add_argument)
     parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -45,7 +51,7 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if sum((args.list, args.tables, args.model is not None)) != 1:
-        raise UsageError("give one of NAME|FILE, --list and --tables")
+        raise UsageError("expected one of NAME|FILE, --list and --tables")
     facts: Any
     show: Callable[[Any], None] = _print_facts
     if args.list:
@@ -55,21 +61,28 @@ def _main(argv: Sequence[str] | None = None) -> None:
     elif args.tables:
         facts, show = published_rows(), _print_tables
     else:
-        facts = _describe(args.model, args.shifts, args.image_size)
+        facts = _describe(args)
     (print_json if args.json else show)(facts)
 
 
-def _describe(model: str, shifts: tuple[int, ...] | None, image_size: tuple[int, int] | None) -> dict:
+def _describe(args: argparse.Namespace) -> dict:
     """Return facts about a registered model or a file as plain values."""
-    from neonext_ms.checkpoint.checkpoint import SUFFIXES
+    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
-    suffix = Path(model).suffix.lower()
-    if suffix in SUFFIXES:
-        return _describe_checkpoint(model, shifts, image_size)
+    model, shifts, image_size = args.model, args.shifts, args.image_size
+    suffix = model_suffix(model)
+    if suffix in CHECKPOINT_SUFFIXES:
+        return _describe_checkpoint(args)
+    if args.ema or args.key:
+        raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
     if suffix in (".onnx", ".mindir", ".json"):
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
+    if Path(model).exists():
+        raise InputError(
+            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir or a manifest .json)"
+        )
     return _describe_name(model, shifts, image_size)
 
 
@@ -89,19 +102,20 @@ def _describe_name(
     }
 
 
-def _describe_checkpoint(path: str, shifts: tuple[int, ...] | None, image_size: tuple[int, int] | None) -> dict:
+def _describe_checkpoint(args: argparse.Namespace) -> dict:
     from neonext_ms.checkpoint.checkpoint import load_checkpoint
     from neonext_ms.common.files import sha256
     from neonext_ms.models.registry import candidates, model_config
 
-    checkpoint = load_checkpoint(path, shifts)
+    path: str = args.model
+    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key)
     models = candidates(checkpoint.architecture)
     published = model_config(models[0]).image_size if len(models) == 1 else None
     return {
         "file": path,
         "sha256": sha256(path),
         "model": " or ".join(models) or None,
-        **_count(checkpoint.architecture, image_size or checkpoint.metadata.get("image_size") or published),
+        **_count(checkpoint.architecture, args.image_size or checkpoint.metadata.get("image_size") or published),
         "tensors": len(checkpoint.arrays),
         "dtypes": sorted(checkpoint.dtypes),
         "metadata": checkpoint.metadata,
@@ -126,7 +140,6 @@ def _describe_export(path: str) -> dict:
 
 
 def _describe_manifest(path: str) -> dict:
-    from neonext_ms.common.errors import InputError
     from neonext_ms.common.files import read_text
     from neonext_ms.runtime.manifest import read_metadata
 
@@ -138,6 +151,7 @@ def _describe_manifest(path: str) -> dict:
 
 def _count(architecture: Architecture, image_size: Sequence[int] | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"architecture": architecture.to_dict(), "parameters": architecture.parameters()}
+    facts["image_size"] = None
     if image_size:
         size = (image_size[0], image_size[1])
         facts["image_size"] = list(size)
@@ -199,6 +213,9 @@ def _print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
     for key, value in facts.items():
+        # The manifest of several image sizes, which has `files`, records none on purpose.
+        if value is None and key in _OPTIONS and "files" not in facts:
+            value = f"not recorded (pass {_OPTIONS[key]})"
         if value is None or value in ({}, []):
             continue
         label = f"{indent}{printable(key).replace('_', ' ')}"

@@ -9,21 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neonext_ms.common.cli import Parser, note, print_json, run, seconds
+from neonext_ms.common.cli import EXIT_CODES, Parser, note, print_json, run, seconds
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError
 from neonext_ms.common.text import list_names
 from neonext_ms.ops.package import FAMILIES, installed_package, package_files
 
 from . import simulate
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Build, install and check the AscendC operator package of NeoCell, and run its kernels in the simulator.
 
-Examples:
+examples:
   neonext-ops build --soc Ascend310P3 --output build     needs the CANN toolkit
-  neonext-ops simulate --spec '{"kernel": 7, "channels": 96, "shift": 1}' --map 56     runs on any host with g++
+  neonext-ops simulate --spec '{{"kernel": 7, "channels": 96, "shift": 1}}' --map 56     runs on any host with g++
 
-The package has not run with an installed CANN or on a device yet; see docs/operator.md."""
+The package has not run with an installed CANN or on a device yet; see docs/operator.md.
+
+{EXIT_CODES}"""
 
 
 def build_parser() -> Parser:
@@ -31,10 +33,17 @@ def build_parser() -> Parser:
     parser = Parser(prog="neonext-ops", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, summary: str) -> Parser:
-        return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    def add(name: str, summary: str, *examples: str) -> Parser:
+        lines = "\n".join(f"  neonext-ops {name} {example}".rstrip() for example in examples)
+        description = f"{summary[0].upper()}{summary[1:]}.\n\nexamples:\n{lines}\n\n{EXIT_CODES}"
+        return commands.add_parser(name, help=summary, description=description)
 
-    build = add("build", "build custom_opp_<system>_<machine>.run with an installed CANN")
+    build = add(
+        "build",
+        "build custom_opp_<system>_<machine>.run with an installed CANN",
+        "--soc Ascend310P3 --output build",
+        "--soc Ascend310P3 --dry-run",
+    )
     build.add_argument("--soc", default="", help="devices, such as Ascend310P3,Ascend910B3 (default: all families)")
     build.add_argument("--output", default=".", metavar="DIR", help="folder for the package (default: current folder)")
     build.add_argument(
@@ -47,11 +56,13 @@ def build_parser() -> Parser:
     )
     build.add_argument("--cann", metavar="DIR", help="CANN toolkit (default: ASCEND_HOME_PATH or the usual places)")
 
-    install = add("install", "install a package that `build` wrote")
+    install = add("install", "install a package that `build` wrote", "build/custom_opp_ubuntu_aarch64.run")
     install.add_argument("package", metavar="FILE.run", help="package to install")
     install.add_argument("--install-path", metavar="DIR", help="absolute path (default: the operators of CANN)")
 
-    check = add("check", "check the files of an installed package, and on Ascend its results")
+    check = add(
+        "check", "check the files of an installed package, and on Ascend its results", "", "--soc Ascend310P3 --json"
+    )
     check.add_argument("--package", metavar="DIR", help="folder .../vendors/<vendor> (default: where CANN searches)")
     check.add_argument("--soc", default="", help="devices that need compiled kernels (default: those configured)")
 
@@ -168,11 +179,7 @@ def _device_results() -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run neonext-ops and return its exit code.
-
-    The code is 0 on success, 1 for an error, 2 for wrong usage, 3 if something is missing, and 4 if results differ
-    from the reference.
-    """
+    """Run neonext-ops and return its exit code."""
     return run(_main, argv)
 
 

@@ -47,6 +47,8 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
     logs = []
     for folder in map(Path, args.runs):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
         log = {name: read_csv(folder / name) for name in (STEPS, EPOCHS)}
         if not any(log.values()):
             raise InputError(f"{folder}: no rows in {STEPS} or {EPOCHS} (expected the folder of a training run)")

@@ -21,7 +21,7 @@ Run the AscendC kernels of NeoCell in the simulator, on any host with g++. The s
 and compares the results with the float64 reference. It is not a device: it measures no time, and a device may give
 other results.
 
-Examples:
+examples:
   neonext-ops simulate --spec '{"kernel": 7, "channels": 96, "shift": 1}' --map 56 --soc Ascend310P3
   neonext-ops simulate --model neonext_t.released_224 --stage 2 --batch 8 --soc Ascend910B3 --gradients"""
 
@@ -136,11 +136,12 @@ def _print(report: dict[str, Any]) -> None:
         )
         for name, value in result["outputs"].items():
             print(
-                f"  {name} {tuple(value['shape'])}: {' '.join(f'{v:.4g}' for v in value['first'])} ..., largest "
-                f"{value['largest']:.4g}; differs from the reference by {value['difference']:.2g} of the largest value "
-                f"(at most {value['tolerance']:.2g})"
+                f"  {name} {tuple(value['shape'])}: {' '.join(f'{v:.4g}' for v in value['first'])} ..., max abs "
+                f"{value['largest']:.4g}; max error {value['difference']:.1e} relative to it (tolerance "
+                f"{value['tolerance']:.1e})"
             )
         for pipe, numbers in counts["totals"].items():
-            print(f"  {pipe:5}" + ", ".join(f"{number:,} {name}" for name, number in numbers.items()))
+            words = [f"{number:,} {name.replace('macs', 'multiply-adds')}" for name, number in numbers.items()]
+            print(f"  {pipe:5}" + ", ".join(words))
         peak = max(core["ub_bytes"] for core in counts["cores"])
-        print(f"  unified buffer: {peak / 1024:.1f} KiB of a core")
+        print(f"  unified buffer: {peak / 1024:.1f} KiB per core")

@@ -23,6 +23,10 @@ examples:
   neonext-train --config configs/digits.yaml --resume auto
   msrun --worker_num=8 --local_worker_num=8 --join=True $(which neonext-train) --config configs/t_official.yaml ..."""
 
+USAGE = """\
+neonext-train --config FILE.yaml [--init CHECKPOINT] [--resume auto|PATH] [--json] [key=value ...]
+       neonext-train --keys
+       neonext-train --write-digits FOLDER"""
 _OTHERS_END_SECONDS = 3
 
 
@@ -55,7 +59,7 @@ class _Digits(argparse.Action):
 
 def build_parser() -> Parser:
     """Return the command-line parser of neonext-train."""
-    parser = Parser(prog="neonext-train", description=DESCRIPTION)
+    parser = Parser(prog="neonext-train", usage=USAGE, description=DESCRIPTION)
     config = parser.add_argument_group("configuration")
     config.add_argument("--config", required=True, metavar="FILE.yaml", help="configuration file")
     config.add_argument("overrides", nargs="*", metavar="key=value", help="values to change in the configuration")
@@ -89,6 +93,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     from neonext_ms.common.signals import signals_later
 
     with signals_later():
+        from neonext_ms.training.data.loader import ReadingStoppedError
         from neonext_ms.training.trainer import StoppedError, Trainer
 
         def report(text: str) -> None:
@@ -106,6 +111,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
             # msrun kills all processes at the first exit code other than 0, so the other cards exit first. Its
             # scheduler would wait long for a killed one.
             time.sleep(_OTHERS_END_SECONDS)
+        if isinstance(stopped.__context__, ReadingStoppedError):
+            _end_now()
         return INTERRUPTED
     if not trainer.cards.first:
         return 0
@@ -114,6 +121,13 @@ def _main(argv: Sequence[str] | None = None) -> int:
     else:
         _print(result)
     return 0
+
+
+def _end_now() -> None:
+    """End the process without MindSpore's clean-up, which would wait for an image that may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _print(result: dict) -> None:

@@ -23,6 +23,12 @@ from .processors import processors
 from .text import one_line
 
 INTERRUPTED = 130
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 error, 2 wrong usage, 3 a required tool or device is missing, 4 the results differ by more\n"
+    "than the tolerance, 130 interrupted."
+)
+# The help of --threads, whose default is `thread_count()`.
+THREADS_HELP = "intra-op threads (default: OMP_NUM_THREADS, or all processors)"
 T = TypeVar("T")
 
 

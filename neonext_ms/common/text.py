@@ -64,8 +64,8 @@ def list_names(names: Iterable[object], limit: int = 20) -> str:
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
-    """Return `; did you mean X?` for a misspelt name, or an empty string if no known name is close."""
+    """Return ` (did you mean X?)` for a misspelt name, or an empty string if no known name is close."""
     import difflib
 
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

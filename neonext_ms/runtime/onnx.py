@@ -204,7 +204,7 @@ def read_onnx(path: str | os.PathLike, weights: bool = True):
     try:
         model = onnx.load(path, load_external_data=weights)
     except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: not a whole ONNX file ({one_line(error, 400)}); export it again") from error
+        raise InputError(f"{path}: not a valid ONNX file ({one_line(error, 400)}); export it again") from error
     if not model.graph.node:
         raise InputError(f"{path}: not an ONNX file; it has no nodes")
     return model
@@ -260,7 +260,7 @@ def describe_onnx(path: str | os.PathLike) -> dict:
     def values(tensors):
         return {
             v.name: f"{onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower()} "
-            + "x".join(d.dim_param or str(d.dim_value) for d in _dims(v))
+            + "x".join(str(d.dim_value or (d.dim_param if axis else "N")) for axis, d in enumerate(_dims(v)))
             for v in tensors
         }
 

@@ -80,5 +80,6 @@ def test_trials_differ_in_initialisation_and_seed(tmp_path, monkeypatch):
 
 def test_rounds_do_not_apply(tmp_path, capsys):
     (tmp_path / "small.yaml").write_text(CONFIG)
-    assert command.main(["neoinit", "--config", str(tmp_path / "small.yaml"), "--rounds", "3"]) == 2
-    assert "Use --seeds" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["neoinit", "--config", str(tmp_path / "small.yaml"), "--rounds", "3"])
+    assert "unrecognized arguments: --rounds" in capsys.readouterr().err

@@ -224,8 +224,8 @@ def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
     def memory(batch):
         model = _model([_node("Relu", ["x"], "y")], (batch, 64, 128, 128))
         _, demands = network_demands(read(model), P3)
-        memory = Demands(demands, P3).times(Parameters(l2_held=1.0)).units[2]
-        return memory[1] / batch
+        units, _ = Demands(demands, P3).times(Parameters(l2_held=1.0))
+        return units[2, 1] / batch
 
     assert memory(32) > 3 * memory(4)
 
@@ -268,7 +268,7 @@ def test_a_shape_that_is_not_known_names_the_node():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["{file}"], "not a whole ONNX file"),
+        (["{file}"], "not a valid ONNX file"),
         (["missing.onnx"], "no such file"),
         (["resnet18", "--soc", "Ascend310P4"], "did you mean Ascend310P"),
         (["--table", "rowz"], "did you mean rows"),
@@ -303,7 +303,7 @@ def test_a_wrong_count_is_a_usage_error(arguments):
 
 def test_the_command_says_predicted_and_its_range(capsys):
     code, out, _ = _main(capsys, "resnet18", "--batch", "8", "--nodes")
-    assert code == 0 and "predicted (device model, not measured)" in out and "left out of the fit" in out
+    assert code == 0 and "predicted (device model, not measured)" in out and "leave-one-network-out" in out
     low, high = network_tables.band()
     assert 0.5 <= low < 1 < high <= 2
 

@@ -116,7 +116,7 @@ def test_sizes_and_batches_that_do_not_fit(tmp_path):
 def test_what_is_no_model_of_images(tmp_path):
     wrong = tmp_path / "wrong.onnx"
     wrong.write_bytes(b"this is not a model")
-    with pytest.raises(InputError, match="not a whole ONNX file"):
+    with pytest.raises(InputError, match="not a valid ONNX file"):
         onnx_signature(wrong)
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(InputError, match="no nodes"):

@@ -427,8 +427,8 @@ def test_image_files(tmp_path, data, capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        ([], 2, "expected two things to compare, got 0"),
-        (["A.onnx"], 2, "expected two things to compare, got 1"),
+        ([], 2, "expected two files or folders, A and B (got 0)"),
+        (["A.onnx"], 2, "expected two files or folders, A and B (got 1)"),
         (["missing.onnx", "{naive}"], 1, "missing.onnx: no such file"),
         ([__file__, "{naive}"], 2, "unknown kind of file '.py'"),
         (["{naive}", "{other}"], 1, "Compare models of one size"),

@@ -79,8 +79,8 @@ def test_bad_input(capsys, tmp_path, digits):
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "m.onnx").write_text("no")
     for argv, code, message in (
-        ([], 2, "give one of"),
-        (["neonext_t", "--list"], 2, "give one of"),
+        ([], 2, "expected one of NAME|FILE"),
+        (["neonext_t", "--list"], 2, "expected one of NAME|FILE"),
         (["neonext-t"], 1, "did you mean neonext_t"),
         ([tmp_path / "missing.pt"], 1, "no such file"),
         ([tmp_path / "m.json"], 1, "not the manifest"),

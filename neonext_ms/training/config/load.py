@@ -143,7 +143,7 @@ def _suggestion(name: str, siblings: Collection[str]) -> str:
     name = name[:100]
     leaf = name.rpartition(".")[2]
     if elsewhere := [key for key in known_keys() if key.rpartition(".")[2] == leaf]:
-        return f"; did you mean {' or '.join(elsewhere)}?"
+        return f" (did you mean {' or '.join(elsewhere)}?)"
     listed = f"; known: {', '.join(siblings)}" if siblings else ""
     return nearest(leaf, siblings) or nearest(name, known_keys()) or listed
 
