@@ -191,9 +191,9 @@ def _read_preprocessing(path: Path) -> None:
 
 
 def _read_labels(path: Path) -> None:
-    from neonext_ms.export.command import _labels
+    from neonext_ms.images.folder import read_labels
 
-    _labels(str(path))
+    read_labels(path)
 
 
 @cache
