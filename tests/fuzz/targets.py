@@ -278,7 +278,7 @@ def _dump(rng: Random) -> Files:
     name = rng.choice(sorted(files))
     files[name] = mutate_bytes(rng, files[name])
     if rng.random() < 0.3:
-        files[mutate_text(rng, name).replace("/", "_").replace("\0", "")[:80] or "x.npy"] = files[name]
+        files[mutate_text(rng, name).replace("/", "_").replace("\0", "").strip(".")[:80] or "x.npy"] = files[name]
     return files
 
 
