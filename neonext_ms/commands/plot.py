@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neonext_ms.common.cli import Parser, print_json, run
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.figures import pyplot, save_figure
+from neonext_ms.common.text import one_line, printable
 
 DESCRIPTION = """\
 Draw loss, accuracy, learning rate and gradient norm of training runs. Requires matplotlib:
@@ -58,9 +60,10 @@ def _main(argv: Sequence[str] | None = None) -> None:
     for panel, (title, curves) in zip(axes.flat, _PANELS.items(), strict=True):
         for folder, log in logs:
             for name, column, label in curves:
-                points = [(int(row["step"]), float(row[column])) for row in log[name] if row.get(column)]
+                points = _points(log[name], column, folder / name)
                 if points:
-                    names = [str(folder)] * (len(logs) > 1) + [label] * bool(label)
+                    # A dollar sign would start a formula.
+                    names = [printable(folder).replace("$", r"\$")] * (len(logs) > 1) + [label] * bool(label)
                     panel.plot(*zip(*points, strict=True), label=", ".join(names) or None, linewidth=1.2)
         panel.set_title(title)
         panel.set_xlabel("step")
@@ -73,6 +76,18 @@ def _main(argv: Sequence[str] | None = None) -> None:
         print_json({"plot": str(output), "runs": args.runs})
     else:
         print(output)
+
+
+def _points(rows: Sequence[Mapping[str, str]], column: str, path: Path) -> list[tuple[float, float]]:
+    """Return the steps and values of a column; infinity and what no axis can hold become gaps."""
+    try:
+        points = [(float(int(row["step"])), float(row[column])) for row in rows if row.get(column)]
+    except (ValueError, KeyError, OverflowError) as error:
+        raise InputError(
+            f"{path}: damaged, a step or a value of {column} is not a number ({printable(one_line(error))}). Remove "
+            "that row."
+        ) from error
+    return [(step, value if abs(value) < 1e100 else math.nan) for step, value in points if step < 1e18]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -191,9 +191,9 @@ def _read_preprocessing(path: Path) -> None:
 
 
 def _read_labels(path: Path) -> None:
-    from neonext_ms.export.command import _labels
+    from neonext_ms.images.folder import read_labels
 
-    _labels(str(path))
+    read_labels(path)
 
 
 @cache
@@ -278,7 +278,7 @@ def _dump(rng: Random) -> Files:
     name = rng.choice(sorted(files))
     files[name] = mutate_bytes(rng, files[name])
     if rng.random() < 0.3:
-        files[mutate_text(rng, name).replace("/", "_").replace("\0", "")[:80] or "x.npy"] = files[name]
+        files[mutate_text(rng, name).replace("/", "_").replace("\0", "").strip(".")[:80] or "x.npy"] = files[name]
     return files
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import check_regular, explained, read_json, staging
+from neonext_ms.common.files import check_regular, explain, explained, read_json, staging
 from neonext_ms.common.text import list_names, one_line
 from neonext_ms.images.images import BrokenImageError, decode_image
 
@@ -74,7 +74,7 @@ class RecordSet(ImageSet):
                 offset = header["header_size"] + header["page_size"] * page + start + _PREFIX
                 rows.append((position, label, image, number, offset, end - start - _PREFIX))
         rows.sort()
-        if [row[0] for row in rows] != list(range(entry["images"])):
+        if len(rows) != entry["images"] or any(row[0] != position for position, row in enumerate(rows)):
             raise InputError(
                 f"{self.root}: incomplete index of {part} (got {len(rows)} images, expected {entry['images']}). "
                 "Convert the folder again with neonext-mindrecord."
@@ -101,8 +101,9 @@ class RecordSet(ImageSet):
             BrokenImageError: the record is truncated.
         """
         number, offset, size = (int(value) for value in self._places[index])
+        descriptor = self._files[number].fileno()
         # pread, because worker processes inherit the descriptor and share its file position.
-        content = os.pread(self._files[number].fileno(), size, offset)
+        content = os.pread(descriptor, size, offset) if offset + size <= os.fstat(descriptor).st_size else b""
         if len(content) != size:
             raise BrokenImageError(f"{self.name(index)}: the record is truncated. Convert the folder again.")
         return content
@@ -123,21 +124,32 @@ def _read_index(root: Path) -> dict:
             )
         for entry in index["parts"].values():
             # Only names inside of this folder, whatever the file says.
-            entry["images"], entry["files"] = int(entry["images"]), [os.path.basename(name) for name in entry["files"]]
+            entry["files"] = [os.path.basename(name) for name in entry["files"]]
+            if not _is_place(entry["images"]):
+                raise ValueError("images")
         index["classes"] = [str(name) for name in index["classes"]]
         return index
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}). {hint}") from error
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {one_line(error)}). {hint}") from error
+
+
+def _is_place(value: object) -> bool:
+    """Return whether a value of a file can be a number of images or bytes."""
+    return type(value) is int and 0 <= value < 1 << 53
 
 
 def _header(file, path: Path) -> dict[str, int]:
     size = int.from_bytes(file.read(8), "little")
     try:
         header = json.loads(file.read(size)) if size <= 1 << 28 else {}
-        return {key: int(header[key]) for key in ("header_size", "page_size")}
-    except (ValueError, KeyError, TypeError) as error:
+        sizes = {key: header[key] for key in ("header_size", "page_size")}
+        # Pages are numbered below 2^31, so that no position is beyond 2^63.
+        if not all(_is_place(size) and size < 1 << 31 for size in sizes.values()):
+            raise ValueError("sizes")
+        return sizes
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a MindRecord file, or damaged. Convert the folder again.") from error
 
 
@@ -147,10 +159,16 @@ def _rows(path: Path) -> Iterator[tuple]:
     try:
         database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
         try:
-            yield from database.execute(_ROWS)
+            for row in database.execute(_ROWS):
+                position, label, name, page, start, end = row
+                if not all(map(_is_place, (position, label, page, start, end))) or end < start + _PREFIX:
+                    raise ValueError("a row has other values than places")
+                if page >= 1 << 31 or not isinstance(name, str):
+                    raise ValueError("a row has no name or a page that no file has")
+                yield row
         finally:
             database.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         raise InputError(
             f"{path}: not an index of MindSpore, or damaged ({error}). Convert the folder again."
         ) from error
@@ -258,7 +276,8 @@ def _write_part(
         if position:
             writer.commit()
     except RuntimeError as error:
-        raise _explain(error, output) from error
+        # `output` is in a temporary folder beside its final place.
+        raise _explain(error, output, output.parent.parent / output.name) from error
     return {"images": position, "bytes": total, "files": files, "broken": messages}
 
 
@@ -292,12 +311,16 @@ def _checked(images: FolderSet, workers: int) -> Iterator[tuple[int, bytes, str 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _explain(error: RuntimeError, output: Path) -> InputError:
-    # MindSpore does not pass on the reason; a page that did not fit is the likely one.
-    space = os.statvfs(output)
+def _explain(error: RuntimeError, folder: Path, output: Path) -> InputError:
+    # MindSpore does not pass on the reason. A page that did not fit is the likely one, or a quota.
+    space = os.statvfs(folder)
     if space.f_bavail * space.f_frsize < _LARGEST_PAGE:
-        return InputError(f"{output.name}: the disk is full or almost full. Free some space or choose another place.")
-    return InputError(f"{output.name}: MindSpore cannot write the records ({one_line(error)})")
+        return InputError(f"{output}: the disk is full or almost full. Free some space or choose another place.")
+    try:
+        (folder / "probe").write_bytes(bytes(1 << 16))
+    except OSError as problem:
+        return explain(problem, output)
+    return InputError(f"{output}: MindSpore cannot write the records ({one_line(error)})")
 
 
 def _sync(folder: Path) -> None:

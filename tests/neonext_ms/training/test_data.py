@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import re
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +179,19 @@ def test_records_that_are_damaged_are_named(tmp_path):
         Path(f"{shard}.db").write_bytes(index)
     with pytest.raises(InputError, match=r"unknown part 'test' \(expected one of train, val\)"):
         open_dataset(replace(data, val="test"))
+    for statement in ("label_0 = NULL", "name_0 = X'00'", "PAGE_ID_BLOB = 1 << 40", "PAGE_OFFSET_BLOB_END = 0"):
+        with contextlib.closing(sqlite3.connect(f"{shard}.db")) as database, database:
+            database.execute(f"UPDATE INDEXES SET {statement}")
+        with pytest.raises(InputError, match=r"mindrecord1\.db: not an index"):
+            open_dataset(data)
+        Path(f"{shard}.db").write_bytes(index)
+    listing = tmp_path / "records" / "index.json"
+    for images, expected in (("1e999", "damaged"), (f"{10**30}", "damaged"), (f"{2**52}", "incomplete index")):
+        text = listing.read_text()
+        listing.write_text(re.sub(r'"images": \d+', f'"images": {images}', text))
+        with pytest.raises(InputError, match=expected):
+            open_dataset(data)
+        listing.write_text(text)
     (tmp_path / "records" / "index.json").unlink()
     with pytest.raises(InputError, match=r"has no index\.json\. Expected a folder that neonext-mindrecord wrote"):
         open_dataset(data)

@@ -75,6 +75,17 @@ def test_plot_of_a_damaged_log(tmp_path, capsys):
     folder = _log(tmp_path / "run")
     (folder / "steps.csv").write_bytes(b"\xff\xfe")
     assert plot.main([str(folder)]) == 1 and "steps.csv: not a UTF-8 text file" in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    for text in ("step,loss\n1,0.%5\n", "loss,accuracy\n1,2\n", "step,loss\n" + "9" * 5000 + ",1\n"):
+        (folder / "steps.csv").write_text(text)
+        assert plot.main([str(folder)]) == 1 and "steps.csv: damaged" in capsys.readouterr().err
+
+
+def test_plot_of_values_that_no_axis_holds_and_of_a_name_with_dollars(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    folder = _log(tmp_path / "$x_{$")
+    (folder / "steps.csv").write_text(f"step,loss,rate\n1,1e308,inf\n2,nan,1\n{10**30},1,1\n3,1,1\n")
+    assert plot.main([str(folder), str(folder), "--output", str(tmp_path / "x.png")]) == 0, capsys.readouterr().err
 
 
 def test_event_files_are_tensorboards(tmp_path, monkeypatch):
