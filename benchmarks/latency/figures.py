@@ -116,7 +116,7 @@ def _figures(place: str, row: dict[str, str]) -> Iterator[Figure]:
             batch, rate = part.split(":")
             numbers = int(row["image_size"]), int(batch), float(rate)
         except ValueError as error:
-            raise InputError(f"{place}: {part!r}: expected batch:images a second, such as 8:511") from error
+            raise InputError(f"{place}: {part!r}: expected batch:images per second, such as 8:511") from error
         aipp = suffix == "AIPP" or model in _WITH_AIPP
         image_size, images, images_per_second = numbers
         yield Figure(

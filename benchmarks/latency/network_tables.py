@@ -101,7 +101,7 @@ def neonext_table(sizes: Sequence[str] = SIZES, images: Sequence[int] = IMAGES, 
                 models = [build(size, image_size, batch, form) for form in FORMS]
                 estimates = [estimate(model, soc) for soc in socs for model in models]
                 body.append([size.upper(), str(image_size), str(batch), *map(_rate_and_bounds, estimates)])
-    title = "Predicted images a second of NeoNeXt in float16 (% of the time bound by cube, vector, memory, launch)"
+    title = "Predicted images per second of NeoNeXt in float16 (% of the time bound by cube, vector, memory, launch)"
     return f"{title}\n\n{table(head, body)}"
 
 
@@ -134,7 +134,7 @@ def answer_text() -> str:
 
 
 def slower(estimated: Estimate) -> float:
-    """Return the images a second if NeoCell kernels reached the vector units' share of all other operators."""
+    """Return the images per second if NeoCell kernels reached the vector units' share of all other operators."""
 
     def us(task: TaskEstimate) -> float:
         more = task.predicted_units_us["vector"] * (1 / fitted().vector_share - 1)
