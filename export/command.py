@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
     EXIT_CODES,
     Parser,
@@ -66,7 +67,7 @@ def build_parser() -> Parser:
     add("--checkpoint", metavar="FILE", help=".pt, .pth, .ckpt or .safetensors file")
     add("--model", metavar="NAME", help="named model with random weights, for benchmarks")
     add("--shifts", type=parse_shifts, metavar="A,B,C,D", help="NeoCell shifts of the four stages, such as 1,1,1,0")
-    add("--ema", action="store_true", help="use the moving average of the weights")
+    add_weights_options(add)
     add = parser.add_argument_group("form of the files").add_argument
     add("--target", metavar="NAMES", help="one or more of the targets above, separated by commas")
     add("--image-size", type=parse_sizes, default=(), metavar="SIZES", help="224, 256x320 (height x width), or 224,384")
@@ -161,9 +162,11 @@ def _source(args: argparse.Namespace) -> Source:
     from .source import Source
 
     if args.checkpoint:
-        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
+        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key)
     if args.ema:
         raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
+    if args.key:
+        raise UsageError("--key: a named model has no keys. Use it with --checkpoint.")
     return Source.from_name(args.model, args.shifts, args.seed)
 
 

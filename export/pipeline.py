@@ -51,6 +51,7 @@ def export_checkpoint(
     *,
     batch: int | Sequence[int] | None = None,
     ema: bool = False,
+    key: str | None = None,
     **options: Any,
 ) -> Report:
     """Export a checkpoint as `neonext-export` does: the same defaults, verification and atomic writing.
@@ -63,6 +64,7 @@ def export_checkpoint(
         output: folder of the files; it is created if it does not exist.
         batch: fixed batch size, several sizes for the target "om", or None for a dynamic batch.
         ema: use the moving average of the weights.
+        key: key or prefix of the weights in a checkpoint of several models.
         options: other options of `Request`, such as opset, dtype, neocell, features_only, labels, images, name.
 
     Returns:
@@ -79,7 +81,7 @@ def export_checkpoint(
     batches = () if batch is None else ((batch,) if isinstance(batch, int) else tuple(batch))
     names = targets.split(",") if isinstance(targets, str) else targets
     request = Request(names, sizes, batches, **options)
-    return export(Source.from_checkpoint(os.fspath(path), shifts, ema), request, output)
+    return export(Source.from_checkpoint(os.fspath(path), shifts, ema, key), request, output)
 
 
 def export(

@@ -38,13 +38,16 @@ class Source:
     notes: Sequence[str] = ()
 
     @classmethod
-    def from_checkpoint(cls, path: str, shifts: Sequence[int] | None = None, ema: bool = False) -> Source:
+    def from_checkpoint(
+        cls, path: str, shifts: Sequence[int] | None = None, ema: bool = False, key: str | None = None
+    ) -> Source:
         """Read a checkpoint file.
 
         Args:
             path: path of the checkpoint.
             shifts: shifts of the four stages, for a file that does not record them.
             ema: use the moving average of the weights.
+            key: key or prefix of the weights in a checkpoint of several models.
 
         Raises:
             InputError: the file cannot be read, or is no NeoNeXt.
@@ -52,10 +55,11 @@ class Source:
         """
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 
-        checkpoint = load_checkpoint(path, shifts, ema=ema)
+        checkpoint = load_checkpoint(path, shifts, ema, key)
         architecture = require_shifts(checkpoint)
         metadata, notes = checkpoint.metadata or {}, list(checkpoint.notes)
-        return cls(checkpoint.float32(), architecture, Path(path).stem, path, metadata, notes)
+        name = Path(Path(path).name.removesuffix(".tar")).stem
+        return cls(checkpoint.float32(), architecture, name, path, metadata, notes)
 
     @classmethod
     def from_name(cls, name: str, shifts: Sequence[int] | None = None, seed: int = 0) -> Source:

@@ -28,7 +28,7 @@ _MEANING = {
     "l2_share": ("of the level-2 cache's rate", "reading and writing"),
     "layout_share": ("of the rates of L2 and memory", "Transpose, TransData, copies in another order"),
     "serial_share": ("of a task's shorter units", "not hidden behind the longest one"),
-    "l2_held": ("of the level-2 cache", "a value of this size is half found by its next reader"),
+    "l2_held": ("of the level-2 cache", "a value of this size is half found there by its next consumer"),
     "memory_310p": ("of the configuration's figure", "memory of a 310P"),
     "memory_310b": ("of the configuration's figure", "memory of a 310B"),
     "memory_other": ("of the configuration's figure", "memory of other devices; assumed"),

@@ -24,6 +24,7 @@ class CheckpointActivations(OnnxActivations):
         image_size: height and width; required unless the file records them.
         shifts: shifts of the four stages; required unless the file records them.
         ema: whether to use the moving average of the weights.
+        key: key or prefix of the weights in a checkpoint of several models.
 
     Raises:
         InputError: not a NeoNeXt checkpoint, or an image size that the network cannot take.
@@ -38,8 +39,9 @@ class CheckpointActivations(OnnxActivations):
         image_size: tuple[int, int] | None = None,
         shifts: Sequence[int] | None = None,
         ema: bool = False,
+        key: str | None = None,
     ):
-        checkpoint = load_checkpoint(path, shifts, ema=ema)
+        checkpoint = load_checkpoint(path, shifts, ema, key)
         architecture = require_shifts(checkpoint)
         metadata = dict(checkpoint.metadata or {})
         size = image_size or metadata.get("image_size")

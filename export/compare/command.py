@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
     EXIT_CODES,
     Parser,
@@ -68,7 +69,7 @@ def build_parser() -> Parser:
     model = parser.add_argument_group("what a file does not record")
     model.add_argument("--shifts", type=parse_shifts, help="NeoCell shifts of a checkpoint's four stages: 1,1,1,0")
     model.add_argument("--image-size", type=parse_size, metavar="SIZE", help="224 or 256x320 (height x width)")
-    model.add_argument("--ema", action="store_true", help="use the moving average of a checkpoint's weights")
+    add_weights_options(model.add_argument)
     output = parser.add_argument_group("output")
     output.add_argument("--keep-dtype", metavar="FILE", help="write the suspect operators, for ATC's --keep_dtype")
     output.add_argument("--write-inputs", metavar="FOLDER", help="write the images as .npy and .bin for a board")
@@ -132,24 +133,24 @@ def _compare(args: argparse.Namespace, sides: list[Activations], images: np.ndar
 
 def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Activations]:
     """Open both sides until the stack ends, checkpoints last: what they do not record is taken from the other file."""
-    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES
+    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
     from .open import open_activations
 
     sides: dict[int, Activations] = {}
     size, shifts = args.image_size, None
-    is_checkpoint = [path.lower().endswith(CHECKPOINT_SUFFIXES) and not Path(path).is_dir() for path in args.sides]
+    is_checkpoint = [model_suffix(path) in CHECKPOINT_SUFFIXES and not Path(path).is_dir() for path in args.sides]
     for place in sorted(range(len(args.sides)), key=is_checkpoint.__getitem__):
         path = args.sides[place]
         if not is_checkpoint[place]:
             side = open_activations(path, args.image_size)
         else:
             try:
-                side = open_activations(path, size, args.shifts, args.ema)
+                side = open_activations(path, size, args.shifts, args.ema, args.key)
             except UsageError:
                 if args.shifts is not None or shifts is None:
                     raise
-                side = open_activations(path, size, shifts, args.ema)
+                side = open_activations(path, size, shifts, args.ema, args.key)
                 note(f"note: {path}: uses the shifts {','.join(map(str, shifts))} of the other file")
         stack.callback(side.close)
         sides[place] = side

@@ -11,11 +11,13 @@ from neonext_ms.common.errors import InputError
 
 from .mapped_file import printable
 
-# A step takes about a microsecond: an opcode of a pickle, a field of a message, an element that is copied. The largest
-# model needs 180,000 for its weights, and four times as many with a moving average and the state of an optimizer.
-STEPS = 4_000_000
-# A container takes as much memory as eight elements.
+# A step takes about a microsecond: an opcode of a pickle, a third of a field of a message, an element of a copy. The
+# largest model needs 180,000 for its weights, and four times as many with a moving average and two states of an
+# optimizer, and twice as many in PyTorch's older format.
+STEPS = 2_000_000
+# A container takes as much memory as eight elements, and an array some microseconds.
 CONTAINER = 4
+ARRAY = 20
 # A name of a NeoNeXt has 50 characters, and wrappers put a few words before it.
 NAME_LENGTH = 1000
 _LEAST_BYTES = 64 << 20
@@ -74,5 +76,5 @@ class Budget:
                 f"{self.source}: the name of a tensor is too long (got {len(text):,} characters, expected at most "
                 f"{NAME_LENGTH:,}): {printable(text, 50)}"
             )
-        self.spend(2 + len(text) // 64)
+        self.spend(4 + len(text) // 16)
         return text

@@ -266,7 +266,8 @@ def _counters(arrays: Mapping[str, np.ndarray], source: str) -> tuple[dict[str, 
 def _check_counters(counters: dict[str, int], architecture: Architecture, source: str) -> dict[str, int]:
     """Return the counters in the order of the BatchNorms; reject those of a BatchNorm that does not exist."""
     ending = STATISTICS[1]
-    known = [name.removesuffix(ending) + BATCH_COUNTER for name in architecture.tensors() if name.endswith(ending)]
+    variances = (name for name in architecture.tensors() if name.endswith(ending))
+    known = dict.fromkeys(name.removesuffix(ending) + BATCH_COUNTER for name in variances)
     if unexpected := [name for name in counters if name not in known]:
         names = list_names(map(printable, unexpected), 200)
         raise InputError(f"{source}: {len(unexpected)} unexpected counters, of no BatchNorm of the model:\n{names}")

@@ -18,12 +18,14 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .budget import Budget
+from .budget import ARRAY, Budget
 from .mapped_file import DTYPES, MAX_AXES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, _, _, kind, _ in DTYPES}
 ENCRYPTED_MAGIC = b"\xd8\x5e\x3a\x7f"
 _CRC_MARK, _CRC_SIZE = b"crc_num", 10
+# Steps that a field costs.
+_FIELD = 3
 _MAX_TEXT = 16 << 20
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -71,7 +73,7 @@ def _read(data: memoryview, budget: Budget) -> dict[str, np.ndarray | str]:
             raise DamageError(f"a checkpoint has no field {field}")
         tag, dims, kind, content = _value(_view(field, value), budget)
         # An array is made of every value.
-        budget.spend(10)
+        budget.spend(ARRAY)
         if tag not in parts:
             parts[tag] = (dims, kind, [content])
         elif tag == last and parts[tag][:2] == (dims, kind):
@@ -152,7 +154,7 @@ def _fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int | memor
     """Yield number and content of every field of a message: an int for a varint, else a view."""
     at = 0
     while at < len(data):
-        budget.spend(1)
+        budget.spend(_FIELD)
         key, at = _varint(data, at)
         field, wire = key >> 3, key & 7
         if wire == _VARINT:

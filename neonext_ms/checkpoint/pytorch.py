@@ -18,9 +18,9 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .budget import Budget
+from .budget import ARRAY, Budget
 from .mapped_file import DTYPES, MAX_AXES, DamageError, array_view, damage_named, map_file, printable
-from .pytorch_pickle import HINT, PickleFunction, dictionary_key, load_pickle
+from .pytorch_pickle import HINT, PickleFunction, Placeholder, dictionary_key, load_pickle
 from .pytorch_zip import StoredZip, write_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -95,7 +95,11 @@ class _Tensors:
         self.budget.spend(len(sizes))
         return tuple(sizes)
 
-    def rebuild(self, storage, offset, shape, strides, dtype: np.dtype | None = None) -> np.ndarray | None:
+    def rebuild(
+        self, storage, offset, shape, strides, dtype: np.dtype | None = None
+    ) -> np.ndarray | Placeholder | None:
+        if isinstance(storage, Placeholder):
+            return Placeholder(storage.name)
         if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
             raise DamageError("a tensor is not built from a storage")
         if len(shape) != len(strides) or len(shape) > MAX_AXES:
@@ -106,7 +110,7 @@ class _Tensors:
         # Before the sizes are multiplied: they may be of any type.
         if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
             raise DamageError("a tensor has a negative size, offset or stride")
-        self.budget.spend(10)
+        self.budget.spend(ARRAY)
         self.budget.expand(math.prod(shape) * dtype.itemsize)
         if storage.data is None:
             return None
@@ -119,6 +123,8 @@ class _Tensors:
 
     def rebuild_v3(self, storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
         self._reject_metadata(metadata)
+        if isinstance(dtype, Placeholder):
+            return Placeholder(dtype.name)
         if type(dtype) is not _StorageType:
             raise DamageError("a tensor has no dtype")
         return self.rebuild(storage, offset, shape, strides, dtype.dtype)
@@ -130,7 +136,7 @@ class _Tensors:
 
 
 def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):
-    if data is not None and type(data) is not np.ndarray:
+    if data is not None and type(data) is not np.ndarray and not isinstance(data, Placeholder):
         raise DamageError("a parameter is not built from a tensor")
     return data
 
@@ -186,7 +192,10 @@ def _read_zip(data: memoryview, budget: Budget) -> tuple[object, dict[str, bytes
         raise DamageError(f"its byte order is {printable(order)}")
     storages: dict[str, _Storage] = {}
 
-    def persistent(value) -> _Storage:
+    def persistent(value) -> _Storage | Placeholder:
+        if type(value) is tuple and len(value) == 5 and isinstance(value[1], Placeholder):
+            # Tensors of a dtype that no NeoNeXt has, such as the complex ones of another model.
+            return Placeholder(value[1].name)
         kind, key, count = _persistent_storage(value, 5)
         if key not in storages:
             step = kind.dtype.itemsize if kind.dtype else 1

@@ -12,8 +12,6 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from neonext_ms.common.errors import InputError
 
 from .budget import CONTAINER, Budget
@@ -38,8 +36,9 @@ _EXECUTING = re.compile(
 )
 # Harmless values of these modules.
 _HARMLESS = re.compile(
-    r"builtins\.(?:set|frozenset|bytes|bytearray|complex|list|dict|tuple|int|float|str|bool|object|slice|range|getattr)"
-    r"|types\.(?:SimpleNamespace|MappingProxyType)|http\.HTTPStatus"
+    r"builtins\.(?:set|frozenset|bytes|bytearray|complex|list|dict|tuple|int|float|str|bool|object|slice|x?range|getattr"
+    r"|Ellipsis|NotImplemented|\w+(?:Error|Exception|Warning))"
+    r"|types\.(?:SimpleNamespace|MappingProxyType)|http\.HTTPStatus|torch\.serialization\._get_layout"
 )
 # Functions whose result is an object of their first argument, or a member of it (an enumeration in a class).
 _CONSTRUCTORS = ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__", "builtins.getattr")
@@ -56,8 +55,9 @@ class PickleFunction:
 class Placeholder(dict):
     """An object, class or function of which only the name is known; a dict with the items that the file set on it."""
 
+    __slots__ = ("name",)
+
     def __init__(self, name: str):
-        super().__init__()
         self.name = name
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ def dictionary_key(value: object, depth: int = 3) -> str:
         return repr(value[:100])
     if isinstance(value, Placeholder):
         return repr(value)
-    if type(value) in (list, dict, np.ndarray):
+    if type(value) in (list, dict):
         raise DamageError(f"a dictionary has a key of type {type(value).__name__}")
     return f"<{type(value).__name__}>"
 
@@ -197,7 +197,7 @@ class _Machine:
         self.push(value)
 
     def placeholder(self, name: str) -> Placeholder:
-        self.budget.spend(CONTAINER)
+        self.budget.spend(2 * CONTAINER)
         return Placeholder(name)
 
     def call(self, function: Placeholder, arguments) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
 
-from .budget import Budget
+from .budget import ARRAY, CONTAINER, Budget
 from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, *_, kind in DTYPES}
@@ -52,10 +52,12 @@ def read(path: str | os.PathLike, budget: Budget | None = None) -> tuple[dict[st
             raise InputError(f"{source}: the header is too long (got {size} bytes, expected at most {_MAX_HEADER})")
         if 8 + size > len(data):
             raise DamageError("it is truncated in its header")
-        header = json.loads(bytes(data[8 : 8 + size]))
+        text = bytes(data[8 : 8 + size])
+        budget.spend(CONTAINER * (text.count(b"[") + text.count(b"{")))
+        header = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
         # Checks, and an array for every tensor.
-        budget.spend(10 * len(header))
+        budget.spend(ARRAY * len(header))
         end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if end > len(data):
             raise DamageError(f"it is truncated (got {len(data)} bytes, expected {end})")

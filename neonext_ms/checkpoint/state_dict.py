@@ -17,11 +17,13 @@ from neonext_ms.common.text import list_names
 from neonext_ms.models.architecture import BATCH_COUNTER
 from neonext_ms.models.names import official_name
 
-from .budget import Budget
+from .budget import CONTAINER, NAME_LENGTH, Budget
 from .mapped_file import printable
 from .pytorch_pickle import Placeholder
 
 _DEPTH = 6
+# Steps that an entry beside tensors costs.
+_ENTRY = 4
 _ANCHOR = re.compile(
     r"(?:^|(?<=\.))(?:stem\.(?:conv|norm)|stage_[1-4]\.\d+|downsample_[1-3]\.(?:conv|neocell|norm_[12])|head\.(?:ln|fc))\."
 )
@@ -100,7 +102,7 @@ def select_state_dict(
     least = max(map(len, groups.values()), default=0) / 2
     groups = {name: members for name, members in groups.items() if len(members) >= least}
     if not groups:
-        keys = [f"{name} ({_kind(value)})" for name, value in _items(tree)]
+        keys = [f"{name} ({_kind(value)})" for name, value in containers[()].items()]
         raise InputError(
             f"{source}: no tensors by name (expected a state dict, bare or below a key such as model). The keys are:\n"
             + list_names(map(printable, keys), 50)
@@ -115,10 +117,16 @@ def select_state_dict(
     return tensors, notes
 
 
-def _items(container: object) -> Iterable[tuple[str, object]]:
-    if isinstance(container, (list, tuple)):
-        return ((str(i), value) for i, value in enumerate(container))
-    return container.items() if isinstance(container, dict) else ()
+def _items(container: object, budget: Budget) -> Iterator[tuple[str, object]]:
+    """Yield the items of a dictionary, and those of a list in which weights can be, under their positions."""
+    if isinstance(container, dict):
+        budget.spend(CONTAINER + 4 * len(container))
+        yield from container.items()
+    elif isinstance(container, (list, tuple)):
+        budget.spend(CONTAINER + len(container) // 8)
+        for i, value in enumerate(container):
+            if isinstance(value, (dict, list, tuple, np.ndarray)):
+                yield str(i), value
 
 
 def _containers(tree: object, budget: Budget) -> Iterator[tuple[tuple[str, ...], dict[str, object]]]:
@@ -127,23 +135,28 @@ def _containers(tree: object, budget: Budget) -> Iterator[tuple[tuple[str, ...],
     for _ in range(_DEPTH):
         below: list[tuple[tuple[str, ...], object]] = []
         for path, container in level:
-            budget.spend(4 + 4 * len(container))  # type: ignore[arg-type]
-            items = dict(_items(container))
+            items = dict(_items(container, budget))
             yield path, items
-            below += [((*path, k), v) for k, v in items.items() if isinstance(v, (dict, list, tuple)) and v]
+            # A tensor below a longer key would have too long a name.
+            below += [
+                ((*path, key), value)
+                for key, value in items.items()
+                if isinstance(value, (dict, list, tuple)) and value and len(key) <= NAME_LENGTH
+            ]
         level = below
 
 
 def _entries(containers: Mapping[tuple[str, ...], dict[str, object]], budget: Budget) -> Iterator[_Entry]:
     for path, items in containers.items():
+        if not any(isinstance(value, np.ndarray) for value in items.values()):
+            continue
         for key, value in items.items():
             if isinstance(value, (dict, list, tuple)) and value:
                 continue
-            text = ".".join((*path, key)) if path else key
-            if isinstance(value, np.ndarray):
-                budget.name(text)
-            elif len(text) > 200:
-                text = text[:200]
+            budget.spend(_ENTRY)
+            is_tensor = isinstance(value, np.ndarray)
+            text = ".".join((*path, budget.name(key) if is_tensor else key[:NAME_LENGTH]))
+            text = budget.name(text) if is_tensor else text[:NAME_LENGTH]
             text = _WRAPPERS.sub("", text)
             match = _ANCHOR.search(text)
             if match is None:

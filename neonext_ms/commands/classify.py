@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
     fraction,
     non_negative_int,
@@ -49,7 +50,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--image-size", type=parse_size, metavar="SIZE", help="224 or 256x320 (height x width), if the file has none"
     )
-    model.add_argument("--ema", action="store_true", help="use the moving average of a checkpoint's weights")
+    add_weights_options(model.add_argument)
     running = parser.add_argument_group("runtime")
     running.add_argument(
         "--runtime", metavar="NAME", help="runtime (default: by suffix); neonext-bench --list-runtimes names them"
@@ -87,7 +88,9 @@ def open_model(args: argparse.Namespace) -> tuple[Classifier, Preprocessing]:
 
     # An invalid YAML file is reported before a large model is loaded.
     preprocessing_for(args, {})
-    model = open_runtime(args.model, args.shifts, args.image_size, args.threads, args.ema, args.runtime, args.device)
+    model = open_runtime(
+        args.model, args.shifts, args.image_size, args.threads, args.ema, args.runtime, args.device, args.key
+    )
     for text in model.notes:
         note(f"note: {printable(text)}")
     return model, preprocessing_for(args, model.metadata)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, note, parse_shifts, print_json, run
 
 _EXAMPLES = """\
 examples:
   neonext-convert epoch_286.pt neonext_t.ckpt --shifts 1,1,1,0
   neonext-convert training.pth weights.safetensors --ema
+  neonext-convert distilled.pth.tar student.ckpt --key student
 
 The suffix of OUT selects the format: .pt and .pth (PyTorch), .ckpt (MindSpore), .safetensors. The format of IN is
 detected from its content. Tensors keep their dtypes and bits, and nothing in IN is executed."""
@@ -26,7 +28,7 @@ def build_parser() -> Parser:
     parser.add_argument("input", metavar="IN", help="checkpoint to read")
     parser.add_argument("output", metavar="OUT", help="checkpoint to write")
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--ema", action="store_true", help="use the moving average of a training checkpoint")
+    add_weights_options(weights.add_argument)
     recorded = parser.add_argument_group("metadata recorded in OUT")
     recorded.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
     recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON")
@@ -44,7 +46,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     written_as = format_for(args.output)
     if _is_same_file(args.input, args.output):
         raise UsageError(f"{args.output}: OUT is the same file as IN. Choose another name.")
-    checkpoint = load_checkpoint(args.input, args.shifts, args.ema)
+    checkpoint = load_checkpoint(args.input, args.shifts, args.ema, args.key)
     architecture, notes, metadata = checkpoint.architecture, list(checkpoint.notes), dict(checkpoint.metadata)
     if architecture.shifts is None:
         notes.append("the shifts are unknown and not recorded; pass them with --shifts a,b,c,d")

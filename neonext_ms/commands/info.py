@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size, printable
@@ -41,6 +43,7 @@ def build_parser() -> Parser:
     options.add_argument(
         "--image-size", type=parse_size, metavar="SIZE", help="image size of the counts (default: the model's own)"
     )
+    add_weights_options(options.add_argument)
     parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -58,17 +61,20 @@ def _main(argv: Sequence[str] | None = None) -> None:
     elif args.tables:
         facts, show = published_rows(), _print_tables
     else:
-        facts = _describe(args.model, args.shifts, args.image_size)
+        facts = _describe(args)
     (print_json if args.json else show)(facts)
 
 
-def _describe(model: str, shifts: tuple[int, ...] | None, image_size: tuple[int, int] | None) -> dict:
+def _describe(args: argparse.Namespace) -> dict:
     """Return facts about a registered model or a file as plain values."""
-    from neonext_ms.checkpoint.checkpoint import SUFFIXES
+    from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
-    suffix = Path(model).suffix.lower()
-    if suffix in SUFFIXES:
-        return _describe_checkpoint(model, shifts, image_size)
+    model, shifts, image_size = args.model, args.shifts, args.image_size
+    suffix = model_suffix(model)
+    if suffix in CHECKPOINT_SUFFIXES:
+        return _describe_checkpoint(args)
+    if args.ema or args.key:
+        raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
     if suffix in (".onnx", ".mindir", ".json"):
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
@@ -96,19 +102,20 @@ def _describe_name(
     }
 
 
-def _describe_checkpoint(path: str, shifts: tuple[int, ...] | None, image_size: tuple[int, int] | None) -> dict:
+def _describe_checkpoint(args: argparse.Namespace) -> dict:
     from neonext_ms.checkpoint.checkpoint import load_checkpoint
     from neonext_ms.common.files import sha256
     from neonext_ms.models.registry import candidates, model_config
 
-    checkpoint = load_checkpoint(path, shifts)
+    path: str = args.model
+    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key)
     models = candidates(checkpoint.architecture)
     published = model_config(models[0]).image_size if len(models) == 1 else None
     return {
         "file": path,
         "sha256": sha256(path),
         "model": " or ".join(models) or None,
-        **_count(checkpoint.architecture, image_size or checkpoint.metadata.get("image_size") or published),
+        **_count(checkpoint.architecture, args.image_size or checkpoint.metadata.get("image_size") or published),
         "tensors": len(checkpoint.arrays),
         "dtypes": sorted(checkpoint.dtypes),
         "metadata": checkpoint.metadata,

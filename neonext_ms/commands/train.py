@@ -93,6 +93,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     from neonext_ms.common.signals import signals_later
 
     with signals_later():
+        from neonext_ms.training.data.loader import ReadingStoppedError
         from neonext_ms.training.trainer import StoppedError, Trainer
 
         def report(text: str) -> None:
@@ -110,6 +111,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
             # msrun kills all processes at the first exit code other than 0, so the other cards exit first. Its
             # scheduler would wait long for a killed one.
             time.sleep(_OTHERS_END_SECONDS)
+        if isinstance(stopped.__context__, ReadingStoppedError):
+            _end_now()
         return INTERRUPTED
     if not trainer.cards.first:
         return 0
@@ -118,6 +121,13 @@ def _main(argv: Sequence[str] | None = None) -> int:
     else:
         _print(result)
     return 0
+
+
+def _end_now() -> None:
+    """End the process without MindSpore's clean-up, which would wait for an image that may never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _print(result: dict) -> None:

@@ -43,18 +43,19 @@ def create_model(
     return NeoNeXt.from_architecture(architecture, arrays, features_only)
 
 
-def load_weights(model: NeoNeXt, path: str | os.PathLike, ema: bool = False) -> None:
+def load_weights(model: NeoNeXt, path: str | os.PathLike, ema: bool = False, key: str | None = None) -> None:
     """Load the weights of a checkpoint file into a model in place.
 
     Args:
         model: the model to change.
         path: a `.pt`, `.pth`, `.ckpt` or `.safetensors` file.
         ema: whether to load the moving average that a training checkpoint holds beside the weights.
+        key: key or prefix of the weights in a checkpoint of several models.
 
     Raises:
         InputError: the file cannot be read, or is of another architecture; every tensor that differs is listed.
     """
-    load_arrays(model, load_checkpoint(path, model.architecture.shifts, ema=ema).arrays)
+    load_arrays(model, load_checkpoint(path, model.architecture.shifts, ema=ema, key=key).arrays)
 
 
 def build_model(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> NeoNeXt:

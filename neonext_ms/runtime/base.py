@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from neonext_ms.checkpoint.checkpoint import format_of
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import explained
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+_EXPORTED_SUFFIXES = (".onnx", ".mindir", ".om", ".ms", ".json", ".xml")
 NOT_RUN_ON_A_DEVICE = "not run on a device"
 
 
@@ -27,6 +29,7 @@ class Settings:
         device: number of the accelerator.
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         ema: whether to use the moving average of a checkpoint's weights.
+        key: key or prefix of the weights in a checkpoint of several models.
     """
 
     batch: int | None = None
@@ -35,6 +38,7 @@ class Settings:
     device: int = 0
     shifts: Sequence[int] | None = None
     ema: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,21 @@ def run_in_chunks(
     """
     outputs = [[out[:count] for out in run(chunk)] for chunk, count in chunks(images, batch or len(images))]
     return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+
+
+def model_suffix(path: str | os.PathLike) -> str:
+    """Return the suffix in lower case that tells what a model file is.
+
+    The content decides for files of other names, such as `model_best.pth.tar` and `pytorch_model.bin`: a checkpoint has
+    `.pt` here.
+
+    Raises:
+        InputError: a file of an unknown suffix cannot be read.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in CHECKPOINT_SUFFIXES or suffix in _EXPORTED_SUFFIXES or not os.path.isfile(path):
+        return suffix
+    return CHECKPOINT_SUFFIXES[0] if format_of(path) else suffix
 
 
 def check_file(path: str | os.PathLike) -> None:

@@ -18,7 +18,7 @@ from neonext_ms.common.files import check_regular, explained
 from neonext_ms.common.signals import signals_later
 from neonext_ms.common.text import one_line, shorten
 
-from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, model_suffix
 from .isolated import IsolatedModel
 from .manifest import is_recorded, read_manifest
 
@@ -60,7 +60,7 @@ class MindSpore(Runtime):
 
     def describe(self, path: str, settings: Settings) -> Signature:
         check_file(path)
-        if path.lower().endswith(CHECKPOINT_SUFFIXES):
+        if model_suffix(path) in CHECKPOINT_SUFFIXES:
             return self._describe_checkpoint(path, settings)
         shape, outputs, classes = mindir_signature(path)
         metadata, manifest = read_manifest(path)
@@ -73,7 +73,7 @@ class MindSpore(Runtime):
     def _describe_checkpoint(self, path: str, settings: Settings) -> Signature:
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 
-        self._checkpoint = load_checkpoint(path, shifts=settings.shifts, ema=settings.ema)
+        self._checkpoint = load_checkpoint(path, settings.shifts, settings.ema, settings.key)
         self.notes = list(self._checkpoint.notes)
         classes = require_shifts(self._checkpoint).num_classes
         shape = (None, 3, None, None)
@@ -82,7 +82,7 @@ class MindSpore(Runtime):
 
     def load(self, path: str, settings: Settings) -> None:
         self._path = path
-        if not path.lower().endswith(CHECKPOINT_SUFFIXES):
+        if model_suffix(path) not in CHECKPOINT_SUFFIXES:
             if is_recorded(path):
                 self.load_here(path, settings)
             else:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.common.text import nearest
 
-from .base import CHECKPOINT_SUFFIXES, Runtime, Settings
+from .base import CHECKPOINT_SUFFIXES, Runtime, Settings, model_suffix
 from .classifier import Classifier
 
 # Name -> module and class. Their modules import the runtime only when it is used.
@@ -53,7 +52,7 @@ def default_runtime(path: str | os.PathLike) -> str:
     Raises:
         UsageError: an unknown suffix.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = model_suffix(path)
     if suffix not in _DEFAULT:
         raise UsageError(
             f"{os.fspath(path)}: unknown kind of model {suffix!r}; expected a file ending in {', '.join(SUFFIXES)}"
@@ -69,7 +68,7 @@ def choose_runtimes(path: str | os.PathLike, asked: Sequence[str] = ()) -> list[
         UsageError: an unknown suffix, or none of those asked for takes it.
         ToolchainError: one of them cannot be used here.
     """
-    default, suffix = default_runtime(path), Path(path).suffix.lower()
+    default, suffix = default_runtime(path), model_suffix(path)
     chosen = [runtime for runtime in map(runtime_class, asked or [default]) if suffix in runtime.suffixes]
     if not chosen:
         fitting = [name for name in RUNTIMES if suffix in runtime_class(name).suffixes]
@@ -90,6 +89,7 @@ def open_runtime(
     ema: bool = False,
     runtime: str | None = None,
     device: int = 0,
+    key: str | None = None,
 ) -> Classifier:
     """Open a model file: ONNX, MindIR, OM, MindSpore Lite, or a checkpoint.
 
@@ -101,6 +101,7 @@ def open_runtime(
         ema: use the moving average of a checkpoint's weights.
         runtime: name of the runtime (default: chosen by the suffix); see `RUNTIMES`.
         device: number of the accelerator.
+        key: key or prefix of the weights in a checkpoint of several models.
 
     Raises:
         InputError: the file is not what its suffix says, or not a classifier of images.
@@ -109,10 +110,11 @@ def open_runtime(
     """
     (kind,) = choose_runtimes(path, [runtime] if runtime else ())
     path = os.fspath(path)
-    suffix = Path(path).suffix.lower()
-    if ema and suffix not in CHECKPOINT_SUFFIXES:
-        raise UsageError(f"{path}: the weights of a {suffix} file are fixed; --ema is for checkpoints")
-    model = Classifier(kind(), path, Settings(None, image_size, threads, device, shifts, ema))
+    suffix = model_suffix(path)
+    if (ema or key) and suffix not in CHECKPOINT_SUFFIXES:
+        option = "--ema" if ema else "--key"
+        raise UsageError(f"{path}: the weights of a {suffix} file are fixed; {option} is for checkpoints")
+    model = Classifier(kind(), path, Settings(None, image_size, threads, device, shifts, ema, key))
     built_in = model.metadata.get("shifts")
     if suffix in CHECKPOINT_SUFFIXES or shifts is None or built_in == list(shifts):
         return model

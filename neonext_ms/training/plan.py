@@ -71,7 +71,7 @@ def make_plan(
         )
     checkpoint = None
     if model.init:
-        checkpoint = load_checkpoint(model.init, ema=model.init_ema)
+        checkpoint = load_checkpoint(model.init, ema=model.init_ema, key=model.init_key)
         for text in checkpoint.notes:
             note(f"{model.init}: {text}")
     rule = _order_classes(config, train, val, recorded, checkpoint)

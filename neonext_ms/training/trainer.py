@@ -20,7 +20,7 @@ from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.signals import in_main_thread, killed_child
-from neonext_ms.common.text import format_size, list_names, plural
+from neonext_ms.common.text import format_size, list_names, plural, printable
 from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
 
@@ -324,7 +324,7 @@ class Trainer:
             self.log.event("failed", {"step": step, "what": what, "state": str(state)})
             saved = (
                 f"The state before this step is {state}; the images of its batch are listed in {names}:\n"
-                f"{list_names(files, 5)}\n"
+                f"{list_names(map(printable, files), 5)}\n"
             )
         raise NotFiniteError(
             f"step {step} (epoch {self.progress.epoch}): {what} is not a finite number. {saved}Lower optimizer.lr, set "

@@ -224,8 +224,8 @@ def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
     def memory(batch):
         model = _model([_node("Relu", ["x"], "y")], (batch, 64, 128, 128))
         _, demands = network_demands(read(model), P3)
-        memory = Demands(demands, P3).times(Parameters(l2_held=1.0)).units[2]
-        return memory[1] / batch
+        units, _ = Demands(demands, P3).times(Parameters(l2_held=1.0))
+        return units[2, 1] / batch
 
     assert memory(32) > 3 * memory(4)
 

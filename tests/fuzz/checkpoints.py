@@ -17,38 +17,30 @@ import numpy as np
 from neonext_ms.checkpoint.checkpoint import load_checkpoint
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.names import mindspore_name
-from pickles import tensor, text
+from pickles import field, tensor, text
 
 _TINY = make_architecture(2, (0, 1, 0, 0), (2, 2, 2, 2), kernel_spec="2", shifts=None)
 _ARRAYS = {name: np.full(shape, 0.5, np.float32) for name, shape in _TINY.tensors().items()}
 _METADATA = '{"shifts": [0, 1, 0, 0], "image_size": 8, "labels": ["a", "b"], "preprocessing": {"crop": 0.9}}'
 _NUMBERS = (0, 1, -1, 2, 32, 33, 255, 1 << 16, (1 << 31) - 1, 1 << 32, (1 << 61) - 1, 1 << 62, (1 << 63) - 1, 1 << 64)
-_TEXTS = [
-    "",
-    "model",
-    "model_ema",
-    "ema.",
-    "\x1b[31m",
-    "stem.conv.weight",
-    "num_batches_tracked",
-    "__metadata__",
-    "0",
-    "../x",
-    "猫",
-]
-_TEXTS += ["module." * 300, "a" * 2000]
-_GLOBALS = "collections OrderedDict|collections Counter|collections defaultdict|torch Size|os system|x.y Z|builtins set"
-_GLOBALS += "|torch._utils _rebuild_parameter|torch._utils _rebuild_tensor_v2|torch._tensor _rebuild_from_type_v2"
-_GLOBALS += "|builtins getattr|_codecs encode"
+_TEXTS = (
+    "|model|model_ema|ema.|\x1b[31m|stem.conv.weight|num_batches_tracked|__metadata__|0|../x|\u732b|" + 300 * "module."
+)
+_GLOBALS = (
+    "collections OrderedDict|collections Counter|collections defaultdict|torch Size|os system|x.y Z|builtins set|"
+    "builtins getattr|torch._utils _rebuild_tensor_v2|torch._tensor _rebuild_from_type_v2"
+)
 _OPCODES = [bytes([code]) for code in b"()]}012NRQabdeghijlopqrstu\x81\x85\x86\x87\x88\x8f\x90\x91\x92\x93\x94"]
 _VALUES = ({1, 2}, b"ab", 1.5, {(1, 2): 3}, [None, True], 1 + 2j)
 
 
 def read(path: Path) -> None:
     """Read a file as the commands do; anything but a result or an `InputError` is a fault."""
-    load_checkpoint(
-        path, ema=path.name.startswith("ema"), key="model" if path.name.startswith("key") else None
-    ).float32()
+    load_checkpoint(path, None, path.name.startswith("ema"), "model" if path.name.startswith("key") else None).float32()
+
+
+def _text(chance: random.Random) -> str:
+    return chance.choice(_TEXTS.split("|"))
 
 
 def _damage(data: bytes, chance: random.Random) -> bytes:
@@ -68,14 +60,15 @@ def _opcodes(chance: random.Random) -> bytes:
     name = chance.choice(_GLOBALS.split("|")).replace(" ", "\n").encode()
     makers: tuple[Callable[[], bytes], ...] = (
         lambda: chance.choice(_OPCODES) * chance.choice((1, 1, 3, 300)),
-        lambda: text(chance.choice(_TEXTS)),
+        lambda: text(_text(chance)),
         lambda: b"c" + name + b"\n" + chance.choice((b"", b")R", b"(", b")\x81}b")),
         lambda: b"q" + bytes([chance.randrange(4)]) + b"0h" + bytes([chance.randrange(4)]),
         lambda: chance.choice((b"p", b"g", b"I", b"L")) + str(chance.choice(_NUMBERS)).encode() + b"\n",
         lambda: _tensor(chance),
         lambda: pickle.dumps(chance.choice((*_VALUES, *_NUMBERS)), chance.randrange(1, 6))[2:-1],
     )
-    return b"".join(chance.choice(makers)() for _ in range(chance.randrange(1, 6)))
+    body = b"".join(chance.choice(makers)() for _ in range(chance.randrange(1, 6)))
+    return body if chance.random() < 0.4 else b"N(" + body + b"1"
 
 
 def _tensor(chance: random.Random) -> bytes:
@@ -90,7 +83,7 @@ def _tensor(chance: random.Random) -> bytes:
 def _pickle(chance: random.Random, tail: bytes = b"") -> tuple[bytes, list[bytes]]:
     """Return the pickle of a training checkpoint with strange values in it, and the bytes of its tensors."""
     parts, bodies = [], []
-    prefix = chance.choice(("", "", "module.", "net.", chance.choice(_TEXTS)))
+    prefix = chance.choice(("", "", "module.", "net.", _text(chance)))
     for name, array in _ARRAYS.items():
         strides = [step // 4 for step in array.strides]
         body = tensor(str(len(bodies)), array.size, 0, array.shape, strides, tail=tail)
@@ -99,10 +92,10 @@ def _pickle(chance: random.Random, tail: bytes = b"") -> tuple[bytes, list[bytes
             body = chance.choice((_opcodes, _tensor))(chance)
         parts.append(text(prefix + name) + body)
     if chance.random() < 0.5:
-        parts.insert(chance.randrange(len(parts)), text(chance.choice(_TEXTS)) + _opcodes(chance))
+        parts.insert(chance.randrange(len(parts)), text(_text(chance)) + _opcodes(chance))
     body = b"}(" + b"".join(parts) + b"u"
     for _ in range(chance.choice((0, 0, 1, 2))):
-        body = b"}(" + text(chance.choice(_TEXTS)) + body + text("epoch") + _opcodes(chance) + b"u"
+        body = b"}(" + text(_text(chance)) + body + text("epoch") + _opcodes(chance) + b"u"
     return b"\x80\x02" + body + b".", bodies
 
 
@@ -127,14 +120,13 @@ def _legacy(chance: random.Random) -> bytes:
 
 def _json(value: object, chance: random.Random) -> bytes:
     """Return JSON in which some values are replaced."""
-
     rate = chance.choice((0.0, 0.001, 0.01))
 
     def change(value):
         if chance.random() < rate:
-            return chance.choice((*_NUMBERS, *_TEXTS, None, True, 0.5, [], {}, [value] * 40, {"a": value}))
+            return chance.choice((*_NUMBERS, _text(chance), None, True, 0.5, [], {}, [value] * 40, {"a": value}))
         if isinstance(value, dict):
-            return {chance.choice(_TEXTS) if chance.random() < rate else k: change(v) for k, v in value.items()}
+            return {_text(chance) if chance.random() < rate else k: change(v) for k, v in value.items()}
         return [change(v) for v in value] if isinstance(value, list) else value
 
     return json.dumps(change(value)).encode()
@@ -153,34 +145,20 @@ def _safetensors(chance: random.Random) -> bytes:
     return _damage(data, chance) if chance.random() < 0.3 else data
 
 
-def _varint(value: int) -> bytes:
-    value &= (1 << 70) - 1
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
-
-
-def _field(number: int, body: bytes | int) -> bytes:
-    if isinstance(body, int):
-        return _varint(number << 3) + _varint(body)
-    return _varint(number << 3 | 2) + _varint(len(body)) + body
-
-
 def _mindspore(chance: random.Random) -> bytes:
     def some(usual):
         return chance.choice((*_NUMBERS, b"", b"\x01\x02")) if chance.random() < 0.001 else usual
 
     values = []
     for name, array in _ARRAYS.items():
-        tag = chance.choice(_TEXTS) if chance.random() < 0.005 else mindspore_name(name) or name
+        tag = _text(chance) if chance.random() < 0.005 else mindspore_name(name) or name
         kind = chance.choice(("Float16", "Int64", "str", "BFloat16", "?")) if chance.random() < 0.005 else "Float32"
-        content = b"".join(_field(1, some(size)) for size in array.shape)
-        content += _field(2, kind.encode()) + _field(3, some(array.tobytes()))
-        values.append(_field(1, _field(1, tag.encode()) + _field(3 if chance.random() < 0.001 else 2, content)))
+        content = b"".join(field(1, some(size)) for size in array.shape)
+        content += field(2, kind.encode()) + field(3, some(array.tobytes()))
+        values.append(field(1, field(1, tag.encode()) + field(3 if chance.random() < 0.001 else 2, content)))
     string = _json(json.loads(_METADATA), chance).decode().encode("utf-32-le")
-    record = _field(1, b"\0") + _field(2, b"str") + _field(3, string)
-    values.insert(chance.randrange(len(values)), _field(1, _field(1, b"neonext_ms") + _field(2, record)))
+    record = field(1, b"\0") + field(2, b"str") + field(3, string)
+    values.insert(chance.randrange(len(values)), field(1, field(1, b"neonext_ms") + field(2, record)))
     data = b"".join(values)
     data = _damage(data, chance) if chance.random() < 0.5 else data
     return data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big") if chance.random() < 0.3 else data

@@ -72,6 +72,7 @@ class ModelConfig:
         neocell_init: initialisation of NeoCell; "normal" is the noise of NeoInit without the identity.
         init: checkpoint to start from, official or ours.
         init_ema: whether to start from the moving average in that checkpoint.
+        init_key: key or prefix of the weights in that checkpoint, if it holds several models.
         freeze: parts that keep their weights and statistics: "stem", "stage_1", "downsample_1", ...
     """
 
@@ -90,6 +91,7 @@ class ModelConfig:
     neocell_init: Literal["neoinit", "normal"] = "neoinit"
     init: str | None = None
     init_ema: bool = False
+    init_key: str | None = None
     freeze: tuple[str, ...] = ()
 
 

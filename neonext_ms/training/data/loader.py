@@ -32,6 +32,7 @@ _ORDER, _IMAGE, _BATCH, _DROP_PATH = range(4)
 # Attempts to replace a broken image by the next one.
 _REPLACEMENTS = 100
 _POLL_SECONDS = 0.1
+_END_SECONDS = 1
 
 
 class ReadingStoppedError(Exception):
@@ -237,10 +238,10 @@ def _ahead(items: Iterable, stopped: Callable[[], bool]) -> Iterator:
         ReadingStoppedError: `stopped` returned true while an item was awaited.
     """
     results: queue.Queue = queue.Queue(1)
-    ended = threading.Event()
+    ended, blocked = threading.Event(), False
 
     def put(item: object, error: BaseException | None, more: bool) -> None:
-        while not ended.is_set() and threading.main_thread().is_alive():
+        while not ended.is_set():
             try:
                 results.put((item, error, more), timeout=_POLL_SECONDS)
                 return
@@ -259,13 +260,16 @@ def _ahead(items: Iterable, stopped: Callable[[], bool]) -> Iterator:
             with contextlib.suppress(ReadingStoppedError):
                 put(None, error, False)
 
-    threading.Thread(target=read, name="images").start()
+    # A daemon, because the process must be able to end while the thread waits.
+    thread = threading.Thread(target=read, name="images", daemon=True)
+    thread.start()
     try:
         while True:
             try:
                 item, error, more = results.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if stopped():
+                    blocked = True
                     raise ReadingStoppedError from None
                 continue
             if error is not None:
@@ -275,6 +279,8 @@ def _ahead(items: Iterable, stopped: Callable[[], bool]) -> Iterator:
             yield item
     finally:
         ended.set()
+        if not blocked:
+            thread.join(_END_SECONDS)
 
 
 def validation_batches(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from neonext_ms import load_checkpoint, save_checkpoint
 from neonext_ms.checkpoint import safetensors_file
-from neonext_ms.commands import validate
+from neonext_ms.commands import train, validate
 from neonext_ms.commands.train import main
 from neonext_ms.common.errors import InputError
 from neonext_ms.export.command import main as export_main
@@ -155,12 +155,13 @@ def test_a_signal_ends_a_run_whose_images_block(folder, monkeypatch, capsys, par
             release.wait(30)
         return read(self, index)
 
-    began: list[float] = []
+    began, ended = [], []
     monkeypatch.setattr(FolderSet, "read", blocked)
+    monkeypatch.setattr(train, "_end_now", lambda: ended.append(True))
     try:
         assert _train(folder, "run", "data.processes=false") == 130
         # It did not wait for the image.
-        assert time.monotonic() - began[0] < 25
+        assert time.monotonic() - began[0] < 25 and ended
     finally:
         release.set()
     assert "SIGTERM after step" in capsys.readouterr().err

@@ -1,0 +1,17 @@
+"""Options of the commands that read a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def add_weights_options(add: Callable[..., Any]) -> None:
+    """Add `--ema` and `--key` with the `add_argument` of a parser or a group of options."""
+    add("--ema", action="store_true", help="take the moving average of the weights of a checkpoint")
+    add(
+        "--key",
+        metavar="NAME",
+        help="take the weights below this key or prefix of a checkpoint, such as teacher or model.backbone; needed if "
+        "several fit",
+    )
