@@ -86,7 +86,7 @@ def build_parser() -> Parser:
     add("--keep-dtype", metavar="FILE|NAMES", help="operators that keep their dtype: a file written by "
         "neonext-compare --keep-dtype, or names separated by commas")  # fmt: skip
     add("--via", metavar="TOOL", help="compiler: atc (default) or lite, the converter of MindSpore Lite")
-    add("--dry-run", action="store_true", help="print the exact commands and write nothing")
+    add("--dry-run", action="store_true", help="print the commands and their configuration files, and write nothing")
     add("--timeout", type=seconds, metavar="S", help="time limit for each file in seconds (default 3600)")
     add = parser.add_argument_group("verification against the original network").add_argument
     add("--images", nargs="+", default=[], metavar="IMAGE", help="images to compare on, besides noise")

@@ -154,7 +154,7 @@ def _print(report: Mapping[str, Any]) -> None:
 
     count, rule = report["images"], CLASS_RULES[report["classes_by"]]
     print(f"images  {count} in {report['class_folders']} classes ({rule}), {format_size(report['image_size'])}")
-    print(f"        {report['as_is']} taken as they are, {report['resized']} resized and cropped")
+    print(f"        {report['as_is']} used unchanged, {report['resized']} resized and cropped")
     if report["skipped"]:
         print(f"        {len(report['skipped'])} skipped, because they cannot be read")
     for k in (1, TOP):

@@ -197,7 +197,8 @@ def read_labels(path: str | os.PathLike) -> list[str]:
             a folder with one folder per class, in the order of `match_classes`.
 
     Raises:
-        InputError: the file cannot be read, or has an empty line before its end, an empty name, or a name twice.
+        InputError: the file cannot be read, or has an empty line before its end or an empty name. Two classes may
+            have one name, as "crane" in ImageNet; such folders cannot be matched by name.
     """
     source = os.fspath(path)
     if os.path.isdir(path):
@@ -218,11 +219,6 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     for number, label in enumerate(labels, 1):
         if not label:
             raise InputError(f"{source}: label {number} is empty. Remove the empty line, or name the class.")
-    if twice := [label for label, count in Counter(map(_plain, labels)).items() if count > 1]:
-        raise InputError(
-            f"{source}: {len(twice)} labels occur more than once. Make them different:\n"
-            f"{list_names(map(printable, twice))}"
-        )
     return labels
 
 

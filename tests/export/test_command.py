@@ -118,7 +118,7 @@ def test_shifts_are_required(digits, tmp_path, capsys):
 
 def test_a_failed_comparison_exits_with_4(digits, tmp_path, capsys, monkeypatch):
     def refuse(*_):
-        raise ParityError("digits_64.onnx does not compute what the network computes")
+        raise ParityError("digits_64.onnx: outputs differ from the original network")
 
     monkeypatch.setattr(parity, "compare", refuse)
     code, _, err = _run(_arguments(digits, tmp_path / "out"), capsys)

@@ -395,7 +395,7 @@ def test_keys_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("interpolaton: bicubic", r"unknown key 'interpolaton'; did you mean interpolation\?"),
+        ("interpolaton: bicubic", r"unknown key 'interpolaton' .did you mean interpolation\?"),
         ("3: 4", "unknown key 3"),
         ("crop: 1.5", r"crop must be in \(0, 1\]"),
         ("mean: [1, 2]", "mean must be three numbers"),

@@ -242,7 +242,7 @@ def test_validate(capsys, model, tree):
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "images  13 in 3 classes (by name), 8x8",
-        "        10 taken as they are, 3 resized and cropped",
+        "        10 used unchanged, 3 resized and cropped",
         "top-1   92.31 %  (12/13)",
         "top-5   100.00 %  (13/13)",
     ]
