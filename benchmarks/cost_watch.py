@@ -26,7 +26,7 @@ from pathlib import Path
 
 from neonext_ms.common.cli import Parser, print_json, progress, run
 from neonext_ms.common.errors import InputError, NeoNextError, ToolchainError, UsageError
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.files import atomic, read_json
 
 BASELINE = Path(__file__).parent / "data" / "cost_watch.json"
 # Largest allowed ratio to the baseline; times vary more than counts.
@@ -215,14 +215,15 @@ def read_baseline(path: str | os.PathLike) -> dict:
     if not Path(path).exists():
         return {}
     try:
-        with explained(path):
-            baseline = json.loads(Path(path).read_text(encoding="utf-8"))
+        baseline = read_json(path, "a baseline of this command")
         for entry in baseline.values():
             entry["versions"].items()
             if not all(float(entry["costs"][piece]) > 0 for piece in PIECES):
                 raise ValueError("a cost is not positive")
         return baseline
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{os.fspath(path)}: not a baseline of this command. Write it anew with --update.") from error
 
 

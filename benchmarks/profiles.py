@@ -7,7 +7,6 @@ msprof and ais_bench wrote on a board; both follow the published formats and wer
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import statistics
@@ -18,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, batch_size, parse_size, positive_int, print_json, print_text, run
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
-from neonext_ms.common.text import one_line
+from neonext_ms.common.files import check_regular, explained, parse_json
+from neonext_ms.common.text import one_line, printable
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
 UNTESTED = "read by the published format; not tested with a real file of this tool"
@@ -110,7 +109,7 @@ class Profile:
         lines.append(f"slowest {min(SLOWEST, len(self.nodes))} nodes")
         lines += [
             f"  {100 * node.microseconds / total:5.1f} % {node.microseconds:10,.0f} us  {node.kind:12} {node.op:16} "
-            f"{node.name}"
+            f"{printable(node.name)}"
             for node in self.slowest()
         ]
         return lines
@@ -222,11 +221,13 @@ def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
         InputError: not such a file.
     """
     try:
-        events = json.loads(_text(path))
+        events = parse_json(_text(path), os.fspath(path), "a profile of onnxruntime")
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(float(event["dur"]))
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{os.fspath(path)}: not a profile of onnxruntime, a JSON list of events") from error
     return _profile(os.fspath(path), "onnxruntime", times, skip)
@@ -298,7 +299,7 @@ def of_ais_bench(path: str | os.PathLike) -> AisBench:
 
 def _ais_bench_json(path: str, text: str) -> AisBench:
     try:
-        summary = json.loads(text)
+        summary = parse_json(text, path, "a summary of ais_bench")
         times = {
             step: {name: float(value) for name, value in summary[step].items() if name != "count"}
             for step in ("H2D_latency", "NPU_compute_time", "D2H_latency")
@@ -306,6 +307,8 @@ def _ais_bench_json(path: str, text: str) -> AisBench:
         }
         throughput = float(summary["throughput"])
         batch = throughput * times["NPU_compute_time"]["mean"] / 1e3
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a summary of ais_bench; it has no throughput and NPU_compute_time") from error
     return AisBench(round(batch, 3), throughput, times)
@@ -332,6 +335,7 @@ def read(path: str | os.PathLike) -> Profile | AisBench:
 
 
 def _text(path: str | os.PathLike) -> str:
+    check_regular(path)
     try:
         with explained(path), open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
@@ -346,7 +350,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         "or from a file of onnxruntime's profiler, msprof (op_summary_*.csv) or ais_bench.",
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
-    parser.add_argument("--batch", type=positive_int, default=1, help="images per call (default 1)")
+    parser.add_argument("--batch", type=batch_size, default=1, help="images per call (default 1)")
     parser.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
     parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"timed runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="height x width, for a model that leaves it open")
@@ -360,7 +364,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         print_json(profile.to_dict())
     else:
-        print("\n".join(profile.lines()))
+        print_text("\n".join(profile.lines()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

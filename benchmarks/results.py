@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.cli import MAX_SECONDS
+from neonext_ms.common.errors import InputError, NeoNextError
+from neonext_ms.common.files import atomic, read_json
+from neonext_ms.common.text import one_line, shorten
 
 from .statistics import Ratio, Summary, ratio, summary
 
@@ -74,7 +76,9 @@ def write(path: str | os.PathLike, result: Mapping) -> None:
         InputError: the file cannot be written.
     """
     with atomic(path) as staged:
-        staged.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        # A name that is not UTF-8 stays one that JSON can hold.
+        staged.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read(path: str | os.PathLike) -> dict:
@@ -84,23 +88,30 @@ def read(path: str | os.PathLike) -> dict:
         InputError: no such file, or not a result of neonext-bench.
     """
     path = os.fspath(path)
-    try:
-        with explained(path):
-            result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}); expected a file of neonext-bench --output") from error
+    result = read_json(path, "a JSON file of neonext-bench --output")
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise InputError(f"{path}: not a result of neonext-bench; expected a file of neonext-bench --output")
     if result.get("version") != VERSION:
         raise InputError(
-            f"{path}: version {result.get('version')!r} of the format; this program reads version {VERSION}"
+            f"{path}: version {shorten(result.get('version'))} of the format; this program reads version {VERSION}"
         )
-    try:
+    with undamaged(path):
         if not entries(result):
             raise ValueError("there are no samples")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: a damaged result ({type(error).__name__}: {error}); measure again") from error
     return result
+
+
+@contextlib.contextmanager
+def undamaged(*paths: str) -> Iterator[None]:
+    """Report values that a result should have and has not as an `InputError` that names the files."""
+    try:
+        yield
+    except NeoNextError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{', '.join(paths)}: a damaged result ({type(error).__name__}: {one_line(error)}); measure again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,8 @@ def entries(result: Mapping) -> list[Entry]:
 
 def _entry(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Entry:
     values = row["samples"]
+    if not all(type(value) in (int, float) and 0 < value < MAX_SECONDS for value in values):
+        raise ValueError("a sample is not a time")
     latency = summary(values)
     is_gemm = row["kind"] == "gemm"
     work = row.get("multiply_adds")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, batch_size, comma_list, positive_int, print_json, run
 from neonext_ms.common.errors import InputError, ToolchainError
 
 from .measure import EXECUTE, Parts, interleave
@@ -202,7 +202,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
     parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
     parser.add_argument(
-        "--batch", type=comma_list(positive_int), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"
+        "--batch", type=comma_list(batch_size), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
     parser.add_argument("--threads", type=positive_int, default=2, help="threads of each code (default 2)")

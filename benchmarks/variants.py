@@ -19,7 +19,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from neonext_ms.common.cli import Parser, comma_list, note, parse_shifts, parse_size, positive_int, print_json, run
+from neonext_ms.common.cli import (
+    Parser,
+    batch_size,
+    comma_list,
+    note,
+    parse_shifts,
+    parse_size,
+    positive_int,
+    print_json,
+    run,
+)
 from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.common.text import format_size, nearest
 
@@ -190,7 +200,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speed_group.add_argument(
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
     )
-    speed_group.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
+    speed_group.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
     speed_group.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
     speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
     speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")

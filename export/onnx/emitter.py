@@ -128,7 +128,9 @@ def _emit(
         values.extend(helper.make_tensor_value_info(n, kind, [axis, *shapes[n]]) for n in names)
     _Emitter(model.graph, format, graph, weights).run(graph.layers)
     for key, value in (metadata or {}).items():
-        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+        # A class name that is not UTF-8, such as that of a folder, stays one that JSON can hold.
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        model.metadata_props.add(key=key, value=text)
     return model
 
 

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from neonext_ms.common.cli import fraction, non_negative_int, note, parse_shifts, parse_size, positive_int, progress
+from neonext_ms.common.cli import (
+    batch_size,
+    fraction,
+    non_negative_int,
+    note,
+    parse_shifts,
+    parse_size,
+    positive_int,
+    progress,
+)
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import nearest
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES, Preprocessing, preprocessing_from_file
@@ -49,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--device", type=non_negative_int, default=0, metavar="N", help="number of the accelerator (default: 0)"
     )
-    running.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="batch size (default: 32)")
+    running.add_argument("--batch-size", type=batch_size, default=32, metavar="N", help="batch size (default: 32)")
     running.add_argument(
         "--threads", type=positive_int, metavar="N", help="intra-op threads (default: number of CPU cores)"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
 from neonext_ms.common.errors import UsageError
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, printable
 
 if TYPE_CHECKING:
     from neonext_ms.models.architecture import Architecture
@@ -201,7 +201,7 @@ def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
     for key, value in facts.items():
         if value is None or value in ({}, []):
             continue
-        label = f"{indent}{key.replace('_', ' ')}"
+        label = f"{indent}{printable(key).replace('_', ' ')}"
         if isinstance(value, dict):
             print(label)
             _print_facts(value, indent + "  ")
@@ -214,16 +214,16 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return ", ".join(map(_item, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(_item, value)) if isinstance(value, list) else printable(value)
 
 
 def _item(value: Any) -> str:
     """Return an element of a list: a size, the file of a manifest's entry, or `N` for a dynamic dimension."""
     if isinstance(value, list):
-        return format_size(value)
+        return printable(format_size(value))
     if isinstance(value, dict):
-        return value.get("file", "...")
-    return "N" if value is None else str(value)
+        return printable(value.get("file", "..."))
+    return "N" if value is None else printable(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
