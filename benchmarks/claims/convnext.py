@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import UsageError
 from neonext_ms.common.text import format_size
 
 ROUNDS = 30
@@ -37,7 +37,7 @@ def measure(args: argparse.Namespace) -> dict:
     rows = []
     for size in args.sizes:
         if size not in SIZES:
-            raise InputError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected one of {', '.join(SIZES)}")
+            raise UsageError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected one of {', '.join(SIZES)}")
         graphs = _neonext(f"neonext_{size}.released_224", args.image_size)
         for form, folded in (("plain", False), ("folded", True)):
             graphs[f"convnext {form}"] = networks.deploy_graph(

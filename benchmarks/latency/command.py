@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from neonext_ms.common.cli import MAX_SIDE, Parser, batch_size, int_range, note, print_json, print_text, run
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import printable
+from neonext_ms.common.text import nearest, printable
 
 from . import blocks_command
 
@@ -74,6 +74,11 @@ def _estimate(args: argparse.Namespace) -> None:
     if model in networks.NETWORKS and not Path(model).exists():
         size = (args.image_size, args.image_size)
         model = networks.build(model, batch=args.batch or 1, image_size=size, form="plain", seed=None)
+    elif not model.lower().endswith(".onnx") and not Path(model).exists():
+        raise UsageError(
+            f"{model}: neither a file nor a network{nearest(model, networks.NETWORKS)}. Name a file ending in .onnx, or "
+            "a network of neonext-bench write --list."
+        )
     estimated = estimate(model, args.soc, batch=args.batch, dtype=args.dtype, aipp=args.aipp)
     if estimated.unknown_ops:
         note(f"not known, counted as memory-bound work of the vector units: {', '.join(estimated.unknown_ops)}")

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--spec", metavar="JSON|FILE", help="NeoCell with the official keys, or a list of such groups")
     subject.add_argument("--model", metavar="NAME", help="named model; requires --stage")
-    parser.add_argument("--stage", type=int, choices=(1, 2, 3, 4), help="stage of the model with the NeoCell")
+    parser.add_argument("--stage", type=int_range(1, 4), choices=(1, 2, 3, 4), help="stage of the model with the NeoCell")
     parser.add_argument("--map", type=parse_size, metavar="H[xW]", help="map size (default: that of the stage)")
     parser.add_argument("--batch", type=batch_size, default=1, help="number of images (default: 1)")
     parser.add_argument("--soc", default="Ascend310P3", help="device (default: Ascend310P3)")

@@ -230,7 +230,9 @@ def parse_json(text: str | bytes, source: str, kind: str) -> Any:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=_unique)
         _check_depth(value)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError(f"{source}: not {kind} (nested too deeply)") from error
+    except ValueError as error:
         raise InputError(f"{source}: not {kind} ({one_line(error)})") from error
     return value
 
