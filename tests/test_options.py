@@ -127,10 +127,18 @@ def test_ranges_include_their_ends():
     [
         ("neonext-export", ["--model", "neonext_t", "--target", "onnx", "--output", "o", "--opset", "99"], "11 to 22"),
         ("neonext-export", ["--model", "neonext_t", "--target", "onnx", "--output", "o", "--opset", "22"], "11 to 21"),
-        ("neonext-export", ["--model", "neonext_t", "--target", "onnx", "--output", "o", "--dtype", "f8"], "dtype must"),
+        (
+            "neonext-export",
+            ["--model", "neonext_t", "--target", "onnx", "--output", "o", "--dtype", "f8"],
+            "dtype must",
+        ),
         ("neonext-export", ["--model", "neonext_t", "--target", "onxn", "--output", "o"], "mean onnx"),
         ("neonext-export", ["--model", "neonext_q", "--target", "onnx", "--output", "o"], "'neonext_q': unknown model"),
-        ("neonext-export", ["--model", "neonext_t", "--target", "om", "--soc", "Ascend999X", "--output", "o"], "device"),
+        (
+            "neonext-export",
+            ["--model", "neonext_t", "--target", "om", "--soc", "Ascend999X", "--output", "o"],
+            "device",
+        ),
         ("neonext-export", ["--model", "neonext_t", "--target", "onnx", "--output", "o", "--tolerance", "inf"], "0.1"),
         ("neonext-compare", ["a.onnx", "b.onnx", "--tolerance", "0.2"], "a relative deviation above 0 and up to 0.1"),
         ("neonext-info", ["neonext_q"], "unknown model"),

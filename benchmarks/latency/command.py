@@ -76,8 +76,8 @@ def _estimate(args: argparse.Namespace) -> None:
         model = networks.build(model, batch=args.batch or 1, image_size=size, form="plain", seed=None)
     elif not model.lower().endswith(".onnx") and not Path(model).exists():
         raise UsageError(
-            f"{model}: neither a file nor a network{nearest(model, networks.NETWORKS)}. Name a file ending in .onnx, or "
-            "a network of neonext-bench write --list."
+            f"{model}: neither a file nor a network{nearest(model, networks.NETWORKS)}. Name a file ending in .onnx, "
+            "or a network of neonext-bench write --list."
         )
     estimated = estimate(model, args.soc, batch=args.batch, dtype=args.dtype, aipp=args.aipp)
     if estimated.unknown_ops:

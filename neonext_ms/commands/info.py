@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.errors import UsageError, usage_errors
 from neonext_ms.common.text import format_size, printable
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def _describe(model: str, shifts: tuple[int, ...] | None, image_size: tuple[int,
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
-    return _describe_name(model, shifts, image_size)
+    with usage_errors():
+        return _describe_name(model, shifts, image_size)
 
 
 def _describe_name(

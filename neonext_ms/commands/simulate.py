@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, batch_size, int_range, parse_size, print_json, random_seed
-from neonext_ms.common.errors import InputError, ParityError, UsageError
+from neonext_ms.common.errors import InputError, ParityError, UsageError, usage_errors
 from neonext_ms.common.files import atomic, parse_json, read_json
 from neonext_ms.common.text import plural, shorten
 
@@ -33,7 +33,9 @@ def add_parser(commands: Any) -> None:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--spec", metavar="JSON|FILE", help="NeoCell with the official keys, or a list of such groups")
     subject.add_argument("--model", metavar="NAME", help="named model; requires --stage")
-    parser.add_argument("--stage", type=int_range(1, 4), choices=(1, 2, 3, 4), help="stage of the model with the NeoCell")
+    parser.add_argument(
+        "--stage", type=int_range(1, 4), choices=(1, 2, 3, 4), help="stage of the model with the NeoCell"
+    )
     parser.add_argument("--map", type=parse_size, metavar="H[xW]", help="map size (default: that of the stage)")
     parser.add_argument("--batch", type=batch_size, default=1, help="number of images (default: 1)")
     parser.add_argument("--soc", default="Ascend310P3", help="device (default: Ascend310P3)")
@@ -108,10 +110,8 @@ def _subject(args: argparse.Namespace) -> tuple[NeoCellSpec, tuple[int, int]]:
         raise UsageError("--spec requires --map, such as --map 56 or --map 13x9")
     if not args.spec.lstrip().startswith(("{", "[")):
         return NeoCellSpec(_groups(read_json(args.spec, _SPEC), args.spec)), args.map
-    try:
+    with usage_errors():
         return NeoCellSpec(_groups(parse_json(args.spec, "--spec", _SPEC), "--spec")), args.map
-    except InputError as error:
-        raise UsageError(str(error)) from error
 
 
 def _groups(value: Any, source: str) -> dict | list[dict]:

@@ -42,7 +42,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
                 raise ValueError(f"{size - start} bytes of data, {math.prod(shape) * dtype.itemsize} by its header")
         except ValueError as error:
             raise InputError(
-                f"{name}: not a whole .npy file of numbers ({error}). Write it with numpy.save."
+                f"{name}: not a complete .npy file of numbers ({error}). Write it with numpy.save."
             ) from error
         values = np.fromfile(file, dtype)
     if values.size != math.prod(shape):

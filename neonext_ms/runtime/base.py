@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import explained
+from neonext_ms.common.files import check_regular, explained
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 NOT_RUN_ON_A_DEVICE = "not run on a device"
@@ -228,5 +228,6 @@ def run_in_chunks(
 
 def check_file(path: str | os.PathLike) -> None:
     """Raise this package's error for a file that cannot be read, before a library raises its own."""
+    check_regular(path)
     with explained(path), open(path, "rb"):
         pass

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
+from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, NeoNextError
-from neonext_ms.common.files import check_regular, explained
-from neonext_ms.common.text import one_line
+from neonext_ms.common.files import explained
+from neonext_ms.common.text import format_size, one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_metadata
@@ -27,7 +28,6 @@ _MAX_BYTES = 1 << 31
 _MAX_ELEMENTS = 1 << 40
 _MAX_DIMENSIONS = 32
 _MAX_DEPTH = 20
-_ATTRIBUTE_TYPES = 14
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # onnxruntime's names of types -> NumPy's, where they differ.
 _NUMPY = {"float": "float32", "double": "float64"}
@@ -203,7 +203,6 @@ def read_onnx(path: str | os.PathLike) -> onnx.ModelProto:
     import onnx
 
     path = os.fspath(path)
-    check_regular(path)
     check_file(path)
     try:
         if os.path.getsize(path) > _MAX_BYTES:
@@ -254,8 +253,6 @@ def _check_graph(graph: onnx.GraphProto, depth: int) -> None:
             raise ValueError(f"node {node.name!r} of type {node.op_type!r} has no type or no output")
         _ = [*node.input, node.domain]
         for attribute in node.attribute:
-            if not 0 <= attribute.type <= _ATTRIBUTE_TYPES:
-                raise ValueError(f"attribute {attribute.name!r} of node {node.name!r} has an unknown type")
             for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors:
                 check_tensor(tensor)
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
@@ -420,6 +417,11 @@ def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], m
         names = ", ".join(value.name for value in inputs) or "none"
         raise InputError(f"{path}: expected a model with one input, the images; found {len(inputs)}: {names}")
     shape = _fixed(inputs[0].shape)
+    if any(side is not None and side > most for side, most in zip(shape, (MAX_BATCH, *[MAX_SIDE] * 3), strict=False)):
+        raise InputError(
+            f"{path}: its input is too large (got {format_size(shape)}, expected a batch of at most {MAX_BATCH} and sides "
+            f"of at most {MAX_SIDE}). Export it again."
+        )
     classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
     return Signature(
         name=inputs[0].name,
