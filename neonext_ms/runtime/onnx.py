@@ -419,8 +419,8 @@ def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], m
     shape = _fixed(inputs[0].shape)
     if any(side is not None and side > most for side, most in zip(shape, (MAX_BATCH, *[MAX_SIDE] * 3), strict=False)):
         raise InputError(
-            f"{path}: its input is too large (got {format_size(shape)}, expected a batch of at most {MAX_BATCH} and sides "
-            f"of at most {MAX_SIDE}). Export it again."
+            f"{path}: its input is too large (got {format_size(shape)}, expected a batch of at most {MAX_BATCH} and "
+            f"sides of at most {MAX_SIDE}). Export it again."
         )
     classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
     return Signature(
