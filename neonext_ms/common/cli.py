@@ -234,7 +234,7 @@ def _number(
 
 def int_range(low: int, high: int = MAX_COUNT) -> Callable[[str], int]:
     """Return an argument type: a whole number from `low` to `high`."""
-    return _number(_INTEGER, int, lambda n: low <= n <= high, f"a whole number from {low} to {high}")
+    return _number(_INTEGER, int, lambda n: low <= n <= high, f"a whole number of at least {low} and at most {high}")
 
 
 def float_range(low: float, high: float, what: str = "a number") -> Callable[[str], float]:
@@ -247,8 +247,8 @@ non_negative_int = int_range(0)
 batch_size = int_range(1, MAX_BATCH)
 random_seed = int_range(0, MAX_SEED)
 positive_float = float_range(0, MAX_COUNT)
-seconds = float_range(0, MAX_SECONDS, "a number of seconds")
-tolerance = float_range(0, MAX_TOLERANCE, "a relative deviation")
+seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
+tolerance = float_range(0, MAX_TOLERANCE)
 fraction = _number(_DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
 
 

@@ -134,8 +134,8 @@ def bad(tmp_path):
     (clone / "ptvision" / "models" / "neonext" / "neonext.py").touch()
     return {
         "nothing": ([], 2, "nothing to measure"),
-        "unknown name": (["neonext_tt"], 1, "unknown model 'neonext_tt'; did you mean neonext_t"),
-        "unknown name in a list": (["--models", "resnet51"], 1, "did you mean resnet50"),
+        "unknown name": (["neonext_tt"], 2, "unknown model 'neonext_tt'; did you mean neonext_t"),
+        "unknown name in a list": (["--models", "resnet51"], 2, "did you mean resnet50"),
         "missing file": ([tmp_path / "none.onnx"], 1, "none.onnx: no such file"),
         "no model": ([tmp_path / "text.onnx"], 1, "text.onnx: onnxruntime cannot load it"),
         "another kind of file": ([__file__], 2, "unknown kind of model '.py'"),
