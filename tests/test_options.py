@@ -148,7 +148,7 @@ def test_ranges_include_their_ends():
         ("neonext-info", ["neonext_q"], "unknown model"),
         ("neonext-ops", ["build", "--soc", "Ascend999X", "--dry-run"], "unknown device"),
         ("neonext-ops", ["simulate", "--model", "neonext_q", "--stage", "1"], "unknown model"),
-        ("neonext-ops", ["simulate", "--spec", "[" * 5000, "--map", "8"], "nested too deeply"),
+        ("neonext-ops", ["simulate", "--spec", "[" * 5000, "--map", "8"], "more than 64 levels"),
         ("neonext-ops", ["simulate", "--spec", '{"kernel": 99999999999, "channels": 4}', "--map", "8"], "at most"),
         ("neonext-ops", ["simulate", "--spec", '{"kernel": 7, "kernel": 8, "channels": 4}', "--map", "8"], "twice"),
         ("neonext-ops", ["simulate", "--spec", '{"kernel": 1e400, "channels": 4}', "--map", "8"], "too large"),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -195,6 +196,8 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 # Nesting of JSON that this package writes is below 10. Deep values exhaust the stack of whatever walks them.
 _JSON_DEPTH = 64
 _JSON_BYTES = 1 << 28
+# Strings are matched too, so that brackets in them are not counted.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 def read_json(path: str | os.PathLike, kind: str) -> Any:
@@ -228,10 +231,8 @@ def parse_json(text: str | bytes, source: str, kind: str) -> Any:
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        _check_depth(text)
         value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=_unique)
-        _check_depth(value)
-    except RecursionError as error:
-        raise InputError(f"{source}: not {kind} (nested too deeply)") from error
     except ValueError as error:
         raise InputError(f"{source}: not {kind} ({one_line(error)})") from error
     return value
@@ -256,11 +257,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level:
-        parents = [parent for parent in level if isinstance(parent, (dict, list))]
-        level = [child for parent in parents for child in (parent.values() if isinstance(parent, dict) else parent)]
-        depth += 1
+def _check_depth(text: str) -> None:
+    """Reject deep nesting before it is parsed: the parser recurses, and may be allowed to as deep as its stack ends."""
+    depth = 0
+    for token in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
         if depth > _JSON_DEPTH:
             raise ValueError(f"nested more than {_JSON_DEPTH} levels deep")
