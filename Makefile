@@ -14,7 +14,7 @@ TORCH ?= build/torch
 OFFICIAL ?= $(TORCH)/neonext
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs-check bench torch-env kill-test kill-train mutants fuzz-kernel wheel-test clean
+.PHONY: help demo test lint docs-check bench torch-env kill-test kill-train disk-full mutants fuzz fuzz-kernel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -37,15 +37,21 @@ docs-check: $(TOOLS) ## run the commands that README and docs show (several minu
 wheel-test: $(TOOLS) ## build a wheel, install it in a fresh environment, run the commands from another folder
 	$(BIN)/python tests/wheel_check.py
 
-kill-test: $(READY) ## kill an export at 50 random moments
-	$(BIN)/python tests/kill_export.py
+kill-test: $(READY) ## kill an export at 50 random moments, or at MOMENTS
+	$(BIN)/python tests/kill_export.py $(if $(MOMENTS),--times $(MOMENTS))
 
-kill-train: $(READY) ## kill training runs at random steps and resume them, with one process and with two
-	$(BIN)/python tests/kill_train.py
-	$(BIN)/python tests/kill_train.py --workers 2
+kill-train: $(READY) ## kill training runs at 40 random steps, or at MOMENTS, and resume them, with one process and with two
+	$(BIN)/python tests/kill_train.py $(if $(MOMENTS),--times $(MOMENTS))
+	$(BIN)/python tests/kill_train.py $(if $(MOMENTS),--times $(MOMENTS)) --workers 2
+
+disk-full: $(READY) ## let the disk be full at 20 writes of each command, or at MOMENTS
+	$(BIN)/python tests/disk_full.py $(if $(MOMENTS),--moments $(MOMENTS))
 
 mutants: $(READY) ## check that wrong versions of the AscendC kernels are caught
 	$(BIN)/python tests/mutate_kernel.py
+
+fuzz: $(READY) ## read damaged files of every kind for MINUTES
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
 
 fuzz-kernel: $(READY) ## run random NeoCells in the simulator for MINUTES
 	$(BIN)/python tests/fuzz_kernel.py $(MINUTES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,8 +21,10 @@ from neonext_ms.common.cli import (
     random_seed,
     run,
     seconds,
+    threads,
 )
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.renamed import current_words
 
 # First word -> module with `main`, and its line in --help.
@@ -78,7 +79,7 @@ def build_parser() -> Parser:
     conditions.add_argument(
         "--seconds", type=seconds, default=60.0, help="time limit at each batch, without warm-up (default 60)"
     )
-    conditions.add_argument("--threads", type=positive_int, help="intra-op threads (default: number of CPU cores)")
+    conditions.add_argument("--threads", type=threads, help="intra-op threads (default: OMP_NUM_THREADS, or all)")
     conditions.add_argument("--device", type=non_negative_int, default=0, help="number of the accelerator (default 0)")
     conditions.add_argument(
         "--seed", type=random_seed, default=0, help="random seed of weights, images and order (default 0)"
@@ -96,7 +97,7 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
     if args.list_models or args.list_runtimes:
         (_list_models if args.list_models else _list_runtimes)(args.json)
         return None
-    threads = _checked_threads(args.threads)
+    count = thread_count(args.threads)
     _check_output(args.output)
     import tempfile
 
@@ -115,7 +116,7 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         image_size=args.image_size,
         rounds=args.rounds,
         seconds=args.seconds,
-        threads=threads,
+        threads=count,
         device=args.device,
         gemm=not args.no_gemm,
         seed=args.seed,
@@ -131,7 +132,7 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         result["notes"] = [*selection.notes, *result["notes"]]
         result["summary"] = [entry.to_dict() for entry in results.entries(result)]
         if args.profile and not result["partial"]:
-            result["profiles"] = _profiles(selected, result, threads, status.step)
+            result["profiles"] = _profiles(selected, result, count, status.step)
         status.line.clear()
         if args.output:
             results.write(args.output, result)
@@ -140,13 +141,6 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         note(f"interrupted: the result so far is {f'in {args.output}' if args.output else 'above'}")
         return INTERRUPTED
     return None
-
-
-def _checked_threads(asked: int | None) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked and asked > cores:
-        raise UsageError(f"--threads {asked}: this process may use {cores} cores only. Pass a smaller number.")
-    return asked or cores
 
 
 def _check_output(output: str | None) -> None:

@@ -1,12 +1,4 @@
-"""Cost of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
-
-    python -m neonext_ms.benchmarks.cost_watch [--update]
-
-The cost of a piece is its number of instructions, which hardly varies from run to run: by `perf stat` where the machine
-has counters, else by valgrind's callgrind. Without both, it is the CPU time over that of fixed work in Python and
-NumPy. The exit code is 1 if a piece needs more than 1.1 times its baseline (1.5 times for ratios of time). Counts
-depend on the interpreter and the libraries, so a baseline of other versions is reported and not compared.
-"""
+"""Instructions of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline."""
 
 from __future__ import annotations
 
@@ -15,62 +7,36 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, print_json, progress, run
-from neonext_ms.common.errors import InputError, NeoNextError, ToolchainError, UsageError
-from neonext_ms.common.files import atomic, read_json
+from neonext_ms.common.cli import Parser, progress, run
+from neonext_ms.common.errors import NeoNextError, ToolchainError
+from neonext_ms.common.files import atomic
+
+DESCRIPTION = """\
+Instructions of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
+
+    python -m neonext_ms.benchmarks.cost_watch [--update]
+
+valgrind's callgrind counts them; the number hardly varies from run to run. The exit code is 1 if a piece needs more
+than 1.1 times its baseline. Counts depend on the interpreter and the libraries, so a baseline of other versions is
+reported and not compared."""
 
 BASELINE = Path(__file__).parent / "data" / "cost_watch.json"
-# Largest allowed ratio to the baseline; times vary more than counts.
-LIMITS = {"perf": 1.1, "callgrind": 1.1, "ratio": 1.5}
+# Largest allowed ratio to the baseline.
+LIMIT = 1.1
 PIECES = ("exporter", "reader", "packers")
 PACKAGES = ("numpy", "onnx", "protobuf")
 TIMEOUT = 900.0
-# Repetitions of a timed piece, of which the fastest counts.
-REPEATS = 15
 
 
 class RegressionError(NeoNextError):
     """A piece needs more than its baseline allows (exit code 1)."""
-
-
-@dataclass(frozen=True)
-class PieceCost:
-    """Cost of a piece and its baseline.
-
-    Attributes:
-        piece: one of `PIECES`.
-        cost: instructions, or CPU time over that of the reference work.
-        baseline: stored cost; None if there is none for these versions.
-        limit: largest allowed ratio.
-    """
-
-    piece: str
-    cost: float
-    baseline: float | None
-    limit: float
-
-    @property
-    def ratio(self) -> float | None:
-        """Return cost over baseline."""
-        return None if self.baseline is None else self.cost / self.baseline
-
-    @property
-    def fails(self) -> bool:
-        """Return whether the cost exceeds the limit."""
-        return self.ratio is not None and self.ratio > self.limit
-
-    def to_dict(self) -> dict:
-        """Return plain values for JSON."""
-        return {**asdict(self), "ratio": self.ratio, "fails": self.fails}
 
 
 def prepare(folder: Path) -> dict[str, Callable[[], object]]:
@@ -119,168 +85,71 @@ def work(extra: str | None) -> None:
             pieces[extra]()
 
 
-def method() -> str:
-    """Return the most precise method that works here: "perf", "callgrind" or "ratio"."""
-    if shutil.which("perf"):
-        trial = subprocess.run(["perf", "stat", "-x,", "-e", "instructions:u", "true"], capture_output=True, text=True)
-        if trial.returncode == 0 and parse_perf(trial.stderr) is not None:
-            return "perf"
-    return "callgrind" if shutil.which("valgrind") else "ratio"
-
-
-def parse_perf(text: str) -> int | None:
-    """Parse the output of `perf stat -x,`; return None if the machine does not count instructions."""
-    match = re.search(r"^(\d+),[^,\n]*,instructions", text, re.MULTILINE)
-    return int(match[1]) if match else None
-
-
 def parse_callgrind(text: str) -> int | None:
     """Parse the output of callgrind; return None if it has no count."""
     match = re.search(r"Collected\s*:\s*([\d,]+)", text)
     return int(match[1].replace(",", "")) if match else None
 
 
-def count(how: str, extra: str | None) -> int:
+def count(extra: str | None) -> int:
     """Count the instructions of a process that runs `work(extra)`.
 
     Raises:
-        ToolchainError: the tool failed.
+        ToolchainError: valgrind is not installed, or failed.
     """
-    tools = {
-        "perf": (["perf", "stat", "-x,", "-e", "instructions:u"], parse_perf),
-        "callgrind": (["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"], parse_callgrind),
-    }
-    tool, parse = tools[how]
     # With one thread and one hash seed, every run executes the same instructions.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    command = [*tool, sys.executable, "-m", __spec__.name if __spec__ else __name__, "--work", extra or ""]
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
+    command += ["-m", __spec__.name if __spec__ else __name__, "--work", extra or ""]
     try:
         process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
+    except FileNotFoundError as error:
+        raise ToolchainError("valgrind is not installed. Install it to count instructions.") from error
     except subprocess.TimeoutExpired as error:
-        raise ToolchainError(f"{tool[0]} took more than {TIMEOUT:.0f} s; is the machine busy?") from error
-    instructions = parse(process.stderr) if process.returncode == 0 else None
+        raise ToolchainError(f"valgrind took more than {TIMEOUT:.0f} s; is the machine busy?") from error
+    instructions = parse_callgrind(process.stderr) if process.returncode == 0 else None
     if instructions is None:
         tail = " ".join(process.stderr.split())[-300:]
-        raise ToolchainError(f"{tool[0]} counted nothing (exit code {process.returncode}): {tail}. Try --method ratio.")
+        raise ToolchainError(f"valgrind counted nothing (exit code {process.returncode}): {tail}")
     return instructions
-
-
-def costs(how: str) -> dict[str, float]:
-    """Return the cost of every piece by a method.
-
-    Raises:
-        ToolchainError: the tool of the method failed.
-    """
-    if how == "ratio":
-        return _ratios()
-    steps = progress([None, *PIECES], what=how)
-    counts = {extra: count(how, extra) for extra in steps}
-    return {piece: float(counts[piece] - counts[None]) for piece in PIECES}
-
-
-def _ratios() -> dict[str, float]:
-    import numpy as np
-
-    values = np.random.RandomState(0).standard_normal((64, 64)).astype(np.float32)
-
-    def reference():
-        table = {i: str(i) for i in range(20000)}
-        return sum(len(text) for text in table.values()), [values @ values for _ in range(50)]
-
-    with tempfile.TemporaryDirectory() as folder:
-        pieces = {"": reference, **prepare(Path(folder))}
-        best = dict.fromkeys(pieces, float("inf"))
-        for _ in range(REPEATS):
-            for name, piece in pieces.items():
-                start = time.process_time()
-                piece()
-                best[name] = min(best[name], time.process_time() - start)
-    return {piece: best[piece] / best[""] for piece in PIECES}
 
 
 def versions() -> dict[str, str]:
     """Return the versions that counts depend on."""
-    from importlib.metadata import version
-
     python = ".".join(platform.python_version_tuple()[:2])
     return {"machine": platform.machine(), "python": python, **{name: version(name) for name in PACKAGES}}
 
 
-def read_baseline(path: str | os.PathLike) -> dict:
-    """Read the stored baseline; it is empty if there is no such file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    if not Path(path).exists():
-        return {}
-    try:
-        baseline = read_json(path, "a baseline of this command")
-        for entry in baseline.values():
-            entry["versions"].items()
-            if not all(float(entry["costs"][piece]) > 0 for piece in PIECES):
-                raise ValueError("a cost is not positive")
-        return baseline
-    except InputError:
-        raise
-    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{os.fspath(path)}: not a baseline of this command. Write it anew with --update.") from error
-
-
-def compare(how: str, measured: Mapping[str, float], baseline: Mapping) -> tuple[list[PieceCost], str | None]:
-    """Return the costs with the baseline of the same method, and the reason if there is nothing to compare with."""
-    entry, reason = baseline.get(how), None
-    if entry is None:
-        reason = f"the baseline has no figures by {how}"
-    elif entry["versions"] != (here := versions()):
-        other = [f"{key} {entry['versions'].get(key)}, here {value}" for key, value in here.items()
-                 if entry["versions"].get(key) != value]  # fmt: skip
-        reason = f"the baseline is of other versions ({'; '.join(other)})"
-    stored = {} if entry is None or reason else entry["costs"]
-    return [PieceCost(piece, measured[piece], stored.get(piece), LIMITS[how]) for piece in PIECES], reason
+def other_versions(baseline: Mapping) -> str:
+    """Return how the versions of a baseline differ from those here; an empty string if they do not."""
+    stored = baseline["versions"]
+    return "; ".join(
+        f"{key} {stored.get(key)}, here {value}" for key, value in versions().items() if stored.get(key) != value
+    )
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=__doc__)
-    parser.add_argument("--method", help=f"{', '.join(LIMITS)} (default: the first that works here)")
-    parser.add_argument("--baseline", default=str(BASELINE), metavar="FILE", help="file of the baseline")
-    parser.add_argument("--update", action="store_true", help="store the measured costs as the baseline")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser = Parser(prog="python -m neonext_ms.benchmarks.cost_watch", description=DESCRIPTION)
+    parser.add_argument("--update", action="store_true", help="store the counts as the baseline")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work is not None:
         return work(args.work or None)
-    if args.method is not None and args.method not in LIMITS:
-        raise UsageError(f"unknown method {args.method!r}; expected {', '.join(LIMITS)}")
-    how = args.method or method()
-    tool = {"perf": "perf", "callgrind": "valgrind"}.get(how)
-    if tool and shutil.which(tool) is None:
-        raise ToolchainError(f"{tool} is not installed. Install it, or pass --method ratio.")
-    baseline = read_baseline(args.baseline)
-    measured = costs(how)
+    counts = {extra: count(extra) for extra in progress([None, *PIECES], what="callgrind")}
+    costs = {piece: counts[piece] - counts[None] for piece in PIECES}
     if args.update:
-        baseline[how] = {"versions": versions(), "costs": measured}
-        with atomic(args.baseline) as staged:
+        with atomic(BASELINE) as staged:
+            baseline = {"versions": versions(), "costs": costs}
             staged.write_text(json.dumps(baseline, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    rows, reason = compare(how, measured, baseline)
-    if args.json:
-        print_json({"method": how, "not_compared": reason, "rows": [row.to_dict() for row in rows]})
-    else:
-        _print(how, rows, reason)
-    if failed := [row for row in rows if row.fails]:
-        pieces = ", ".join(f"{row.piece} ({row.ratio:.2f} times its baseline)" for row in failed)
-        raise RegressionError(f"{pieces}: allowed is {failed[0].limit}. Make it cheaper, or accept it with --update.")
-
-
-def _print(how: str, rows: Sequence[PieceCost], reason: str | None) -> None:
-    unit = "CPU time over that of reference work" if how == "ratio" else f"instructions by {how}"
-    print(f"{unit}, for one more call of each piece")
-    for row in rows:
-        cost = f"{row.cost:.3f}" if how == "ratio" else f"{row.cost:,.0f}"
-        comparison = "" if row.ratio is None else f"  {row.ratio:.3f} of the baseline (allowed {row.limit})"
-        print(f"{row.piece:10}{cost:>16}{comparison}")
-    if reason:
-        print(f"not compared: {reason}; --update stores these figures")
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
+    ratios = {piece: cost / baseline["costs"][piece] for piece, cost in costs.items()}
+    print("instructions by callgrind, for one more call of each piece")
+    for piece, cost in costs.items():
+        print(f"{piece:10}{cost:>16,}  {ratios[piece]:.3f} of the baseline (allowed {LIMIT})")
+    if reason := other_versions(baseline):
+        print(f"not compared: the baseline is of other versions ({reason}); --update stores these figures")
+    elif failed := [f"{piece} ({r:.2f} times its baseline)" for piece, r in ratios.items() if r > LIMIT]:
+        raise RegressionError(f"{', '.join(failed)}: allowed is {LIMIT}. Make it cheaper, or accept it with --update.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,10 +26,7 @@ def tables_of(text: str, command: str) -> list[tuple[str, str]]:
 def updated(path: str | os.PathLike, command: str, printed: Callable[[Sequence[str]], str]) -> str:
     """Print every table of a command in a document anew, and return a line that counts the changes.
 
-    Args:
-        path: path of the document.
-        command: command as the document writes it, without arguments.
-        printed: function that returns the output of the command for given arguments.
+    `printed` returns the output of the command, as the document writes it, for the arguments that follow there.
 
     Raises:
         InputError: the document cannot be read, or is not text.

@@ -1,13 +1,4 @@
-"""Time and peak memory of exports, in comparison with only reading and writing the weights.
-
-    python -m neonext_ms.benchmarks.export_cost
-    python -m neonext_ms.benchmarks.export_cost --models t,s,b,l,xl --targets onnx,mindir --rounds 1
-
-Each measurement is a process of its own, and the kinds take turns: `idle` is the interpreter with NumPy, `weights`
-reads a float32 checkpoint and writes its arrays, `emit` reads it, folds it and writes the ONNX file, and `onnx` and
-`mindir` are a whole `neonext-export`, verification included. Peak memory is the largest resident set of the process,
-mapped files included (Linux only).
-"""
+"""Time and peak memory of exports, in comparison with only reading and writing the weights."""
 
 from __future__ import annotations
 
@@ -20,8 +11,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, comma_list, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, comma_list, positive_int, run
 from neonext_ms.common.text import format_bytes
+
+DESCRIPTION = """\
+Time and peak memory of exports, in comparison with only reading and writing the weights.
+
+    python -m neonext_ms.benchmarks.export_cost
+    python -m neonext_ms.benchmarks.export_cost --models t,s,b,l,xl --targets onnx,mindir --rounds 1
+
+Each measurement is a process of its own, and the kinds take turns: `idle` is the interpreter with NumPy, `weights`
+reads a float32 checkpoint and writes its arrays, `emit` reads it, folds it and writes the ONNX file, and `onnx` and
+`mindir` are a whole `neonext-export`, verification included. Peak memory is the largest resident set of the process,
+mapped files included (Linux only)."""
 
 _PROCESS = """\
 import sys
@@ -52,7 +54,8 @@ save(graph, Path({output!r}) / "model.onnx")
 _EXPORT = """\
 from neonext_ms.export.command import main
 arguments = ["--checkpoint", {checkpoint!r}, "--image-size", "224", "--target", {kind!r}, "--output", {output!r}]
-assert main(arguments) == 0
+if main(arguments):
+    raise SystemExit(1)
 """
 
 
@@ -72,8 +75,8 @@ def _measure_once(work: str) -> tuple[float, int, bool]:
     return seconds, int(peak), mindspore == "True"
 
 
-def measure(model: str, targets: Sequence[str], rounds: int) -> list[dict]:
-    """Return medians of seconds and peak bytes over `rounds` processes of each kind, one row for each."""
+def _measure(model: str, targets: Sequence[str], rounds: int) -> None:
+    """Print medians of seconds and peak bytes over `rounds` processes of each kind."""
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
     from neonext_ms.export.source import Source
 
@@ -92,43 +95,26 @@ def measure(model: str, targets: Sequence[str], rounds: int) -> list[dict]:
                 measured[kind].append(_measure_once(work.format(checkpoint=checkpoint, output=output, kind=kind)))
     if any(mindspore for kind in measured if kind != "mindir" for _, _, mindspore in measured[kind]):
         raise RuntimeError("an export of ONNX imported MindSpore")
-    return [
-        {
-            "model": f"neonext_{model}",
-            "kind": kind,
-            "rounds": rounds,
-            "weights_bytes": weights,
-            "seconds": statistics.median(seconds for seconds, _, _ in values),
-            "peak_bytes": statistics.median(peak for _, peak, _ in values),
-        }
-        for kind, values in measured.items()
-    ]
+    print(f"neonext_{model}, {format_bytes(weights)} of weights, medians of {rounds}")
+    medians = {
+        kind: [statistics.median(column) for column in zip(*values, strict=True)] for kind, values in measured.items()
+    }
+    for kind, (seconds, peak, _) in medians.items():
+        print(
+            f"  {kind:8}{seconds:7.2f} s ({seconds / medians['weights'][0]:.2f} of `weights`), peak "
+            f"{format_bytes(peak)} ({peak / weights:.2f} times the weights)",
+            flush=True,
+        )
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=DESCRIPTION)
     parser.add_argument("--models", type=comma_list(), default=("t",), metavar="t,s", help="sizes (default t)")
     parser.add_argument("--targets", type=comma_list(), default=("onnx",), help="onnx,mindir (default onnx)")
     parser.add_argument("--rounds", type=positive_int, default=7, help="processes of each kind (default 7)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    result = []
     for model in args.models:
-        rows = measure(model, args.targets, args.rounds)
-        result += rows
-        if args.json:
-            continue
-        baseline = next(row for row in rows if row["kind"] == "weights")
-        print(f"neonext_{model}, {format_bytes(baseline['weights_bytes'])} of weights, medians of {args.rounds}")
-        for row in rows:
-            print(
-                f"  {row['kind']:8}{row['seconds']:7.2f} s ({row['seconds'] / baseline['seconds']:.2f} of `weights`), "
-                f"peak {format_bytes(row['peak_bytes'])} ({row['peak_bytes'] / row['weights_bytes']:.2f} times the "
-                "weights)",
-                flush=True,
-            )
-    if args.json:
-        print_json(result)
+        _measure(model, args.targets, args.rounds)
 
 
 if __name__ == "__main__":

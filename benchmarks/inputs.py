@@ -17,12 +17,6 @@ DEFAULT_SIZE = (224, 224)
 def random_images(signature: Signature, batch: int, image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
     """Return normally distributed images, or noise over the whole range for 8 bit; equal for equal arguments.
 
-    Args:
-        signature: signature of the model.
-        batch: number of images.
-        image_size: height and width in pixels.
-        seed: random seed of the images.
-
     Returns:
         Array (N, C, H, W) or (N, H, W, C), by the signature's layout, of its dtype.
     """

@@ -71,7 +71,7 @@ class Measurement:
         seconds: duration of the timed rounds.
     """
 
-    samples: dict[str, list[float]]
+    samples: dict[str, list[float]] = field(default_factory=dict)
     parts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     warm_up_rounds: int = 0
     stable: dict[str, bool] = field(default_factory=dict)
@@ -114,22 +114,27 @@ def interleave(
     if not subjects or rounds < 1:
         raise ValueError(f"expected subjects and at least one round (got {len(subjects)} subjects and {rounds} rounds)")
     report = progress or (lambda step, done, total: None)
-    result = Measurement({name: [] for name in subjects}, stable=dict.fromkeys(subjects, False))
+    result = Measurement(stable=dict.fromkeys(subjects, False))
     order = random.Random(seed)
+    complete: list[dict[str, Parts]] = []
     with _garbage_collector_off():
         try:
             _warm_up(subjects, order, result, report)
             start = time.perf_counter()
             for done in range(rounds):
-                times = _round(subjects, order)
-                _keep(times, result)
+                complete.append(_round(subjects, order))
                 result.seconds = time.perf_counter() - start
                 report("measuring", done + 1, rounds)
                 if seconds is not None and result.seconds >= seconds:
                     break
         except KeyboardInterrupt:
             result.partial = True
-            _drop_incomplete(result)
+    for name in subjects:
+        calls = [times[name] for times in complete]
+        steps = {step: [parts[step] for parts in calls] for step in (calls[0] if calls else {EXECUTE: 0})}
+        result.samples[name] = steps.pop(EXECUTE)
+        if steps:
+            result.parts[name] = steps
     return result
 
 
@@ -154,32 +159,17 @@ def _is_stable(values: list[float]) -> bool:
     return abs(last - before) <= STABLE * min(last, before)
 
 
-def _round(subjects, order: random.Random) -> dict[str, Mapping[str, float]]:
+def _round(subjects, order: random.Random) -> dict[str, Parts]:
     names = list(subjects)
     # In a fixed order a subject would always find the caches as the same neighbour left them.
     order.shuffle(names)
-    times: dict[str, Mapping[str, float]] = {}
+    times = {}
     for name in names:
-        call = subjects[name]
         start = time.perf_counter()
-        parts = call()
+        parts = subjects[name]()
         seconds = time.perf_counter() - start
-        times[name] = parts if isinstance(parts, Parts) else {EXECUTE: seconds}
+        times[name] = parts if isinstance(parts, Parts) else Parts({EXECUTE: seconds})
     return times
-
-
-def _keep(times: Mapping[str, Mapping[str, float]], result: Measurement) -> None:
-    for name, parts in times.items():
-        for part, value in parts.items():
-            if part != EXECUTE:
-                result.parts.setdefault(name, {}).setdefault(part, []).append(value)
-        result.samples[name].append(parts[EXECUTE])
-
-
-def _drop_incomplete(result: Measurement) -> None:
-    rounds = result.rounds
-    for values in (*result.samples.values(), *(v for parts in result.parts.values() for v in parts.values())):
-        del values[rounds:]
 
 
 @contextmanager

@@ -22,17 +22,8 @@ from neonext_ms.runtime.base import Runtime, Settings, Signature
 class OfficialProcess:
     """A script of `official/` in another interpreter, which answers each line with a line of JSON until `close`.
 
-    It answers one call at a time, so that its calls can be interleaved with those of other subjects.
-
-    Args:
-        python: interpreter that has torch and NumPy.
-        script: name of the script.
-        repository: clone of the official repository.
-        threads: intra-op threads.
-        arguments: other arguments of the script.
-
-    Attributes:
-        versions: first answer of the script.
+    It answers one call at a time, so that its calls can be interleaved with those of other subjects. `python` has torch
+    and NumPy, `repository` is a clone of the official one, and `versions` the first answer of the script.
 
     Raises:
         ToolchainError: the interpreter cannot be started.
@@ -100,13 +91,7 @@ class OfficialProcess:
 
 
 class OfficialTorch(Runtime):
-    """The forward pass of the official model.
-
-    Args:
-        python: interpreter that has torch and NumPy.
-        repository: clone of the official repository.
-        options: keyword arguments of its `NeoNeXt`.
-    """
+    """The forward pass of the official model, as `OfficialProcess`; `options` are the arguments of its `NeoNeXt`."""
 
     name = "torch"
     suffixes = (".pt",)

@@ -71,7 +71,7 @@ def _latency(plt, result: Mapping):
 
 def _shares(plt, result: Mapping):
     """Draw the share of the GEMM rate by model and batch size; return None if none was measured."""
-    rows = [row for row in results.entries(result) if row.share is not None]
+    rows = [row for row in results.entries(result) if row.gemm_share is not None]
     if not rows:
         return None
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -79,7 +79,7 @@ def _shares(plt, result: Mapping):
     height = 0.8 / len(batches)
     figure, axis = plt.subplots(figsize=(8, 1.4 + 0.45 * len(labels)), layout="constrained")
     for index, batch in enumerate(batches):
-        own = {row.label: row.share for row in rows if row.batch == batch and row.share}
+        own = {row.label: row.gemm_share for row in rows if row.batch == batch and row.gemm_share}
         places = [labels.index(label) + (index - (len(batches) - 1) / 2) * height for label in own]
         middle = [100 * share.median_ratio for share in own.values()]
         error = [

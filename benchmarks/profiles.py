@@ -10,17 +10,18 @@ import csv
 import os
 import re
 import statistics
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from neonext_ms.common.cli import Parser, batch_size, parse_size, positive_int, print_json, print_text, run
+from neonext_ms.common.cli import Parser, batch_size, parse_size, positive_int, print_json, print_text, run, threads
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import check_regular, explained, parse_json
-from neonext_ms.common.text import one_line, printable
+from neonext_ms.common.processors import thread_count
+from neonext_ms.common.text import one_line, printable, shorten
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
 UNTESTED = "read by the published format; not tested with a real file of this tool"
@@ -37,14 +38,7 @@ _PRODUCTS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "Conv2D", "Co
 
 @dataclass(frozen=True)
 class ProfiledNode:
-    """Time of one node.
-
-    Attributes:
-        name: name in the profile.
-        op: operator.
-        kind: kind of its layer, by `kind_of`.
-        microseconds: time in one run of the model, as the median over the runs.
-    """
+    """Time of one node in one run of the model, as the median over the runs; its kind is that of `kind_of`."""
 
     name: str
     op: str
@@ -108,8 +102,8 @@ class Profile:
         ]
         lines.append(f"slowest {min(SLOWEST, len(self.nodes))} nodes")
         lines += [
-            f"  {100 * node.microseconds / total:5.1f} % {node.microseconds:10,.0f} us  {node.kind:12} {node.op:16} "
-            f"{printable(node.name)}"
+            f"  {100 * node.microseconds / total:5.1f} % {node.microseconds:10,.0f} us  {node.kind:12} "
+            f"{node.op:16} {node.name}"
             for node in self.slowest()
         ]
         return lines
@@ -179,13 +173,6 @@ def of_onnxruntime(
 ) -> Profile:
     """Run an ONNX model of images under onnxruntime's profiler, on the CPU.
 
-    Args:
-        path: the file.
-        batch: images per call.
-        threads: intra-op threads.
-        runs: number of timed calls, after some for warm-up.
-        image_size: height and width, for a file that leaves them open.
-
     Raises:
         InputError: no such model, its input does not fit, or `batch`, `threads` or `runs` is below 1.
     """
@@ -211,11 +198,7 @@ def of_onnxruntime(
 
 
 def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
-    """Read a profile of onnxruntime (`SessionOptions.enable_profiling`).
-
-    Args:
-        path: the JSON file.
-        skip: number of runs at the beginning to ignore.
+    """Read a profile of onnxruntime (`SessionOptions.enable_profiling`), without the first `skip` runs.
 
     Raises:
         InputError: not such a file.
@@ -225,7 +208,9 @@ def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(float(event["dur"]))
+                times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(
+                    _finite(event["dur"])
+                )
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -253,7 +238,7 @@ def of_msprof(path: str | os.PathLike) -> Profile:
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         try:
-            microseconds = float(row[columns[2]])
+            microseconds = _finite(row[columns[2]])
         except (TypeError, ValueError):
             continue
         times[row[columns[0]], row[columns[1]]].append(microseconds)
@@ -269,6 +254,7 @@ def _profile(path: str, source: str, times: Mapping[tuple, list[float]], skip: i
     for (name, op), values in times.items():
         per_run = max(1, round(len(values) / runs))
         kept = values[skip * per_run :] or values
+        name, op = printable(name), printable(op)
         nodes.append(ProfiledNode(name, op, kind_of(name, op), per_run * statistics.median(kept)))
     return Profile(source, max(1, runs - skip), tuple(nodes), label)
 
@@ -289,29 +275,46 @@ def of_ais_bench(path: str | os.PathLike) -> AisBench:
     text = _text(path)
     if text.lstrip().startswith("{"):
         return _ais_bench_json(os.fspath(path), text)
-    times = {match[1]: {name: float(value) for name, value in _VALUES.findall(match[2])}
-             for match in _TIMES.finditer(text)}  # fmt: skip
     throughput = _THROUGHPUT.search(text)
-    if not times.get("NPU_compute_time") or throughput is None:
-        raise InputError(f"{os.fspath(path)}: not the output of ais_bench: it has no Performance Summary")
-    return AisBench(float(throughput[1]), float(throughput[2]), times)
+    try:
+        times = {match[1]: {name: _finite(value) for name, value in _VALUES.findall(match[2])}
+                 for match in _TIMES.finditer(text)}  # fmt: skip
+        if not times.get("NPU_compute_time") or throughput is None:
+            raise InputError(f"{os.fspath(path)}: not the output of ais_bench: it has no Performance Summary")
+        return AisBench(_finite(throughput[1]), _finite(throughput[2]), times)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{os.fspath(path)}: a damaged output of ais_bench ({one_line(error)})") from error
 
 
 def _ais_bench_json(path: str, text: str) -> AisBench:
     try:
         summary = parse_json(text, path, "a summary of ais_bench")
         times = {
-            step: {name: float(value) for name, value in summary[step].items() if name != "count"}
+            step: {name: _finite(value) for name, value in summary[step].items() if name != "count"}
             for step in ("H2D_latency", "NPU_compute_time", "D2H_latency")
             if step in summary
         }
-        throughput = float(summary["throughput"])
+        throughput = _finite(summary["throughput"])
         batch = throughput * times["NPU_compute_time"]["mean"] / 1e3
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a summary of ais_bench; it has no throughput and NPU_compute_time") from error
     return AisBench(round(batch, 3), throughput, times)
+
+
+def _finite(value: Any) -> float:
+    """Return a number or its text as a float.
+
+    Raises:
+        ValueError: no number, or none that a time can be.
+    """
+    number = float(value)
+    if not 0 <= number < 1e18:
+        raise ValueError(f"{shorten(value)} is not a time")
+    return number
 
 
 def read(path: str | os.PathLike) -> Profile | AisBench:
@@ -351,7 +354,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
     parser.add_argument("--batch", type=batch_size, default=1, help="images per call (default 1)")
-    parser.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+    parser.add_argument(
+        "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+    )
     parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"timed runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="height x width, for a model that leaves it open")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -370,7 +375,3 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-bench profile; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

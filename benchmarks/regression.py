@@ -14,14 +14,7 @@ from .statistics import Ratio, ratio
 
 @dataclass(frozen=True)
 class Change:
-    """Change of a model's ratio to the anchor.
-
-    Attributes:
-        label: name of the model.
-        anchor: name of the model or GEMM that it is compared with.
-        batch: images per call.
-        before, after: ratio in the earlier and in the later result.
-    """
+    """Change of a model's ratio to an anchor, another model or a GEMM, from the earlier result to the later one."""
 
     label: str
     anchor: str
@@ -48,11 +41,8 @@ class Change:
 def compare(after: Mapping, before: Mapping, anchor: str | None = None) -> list[Change]:
     """Compare the ratios that two results have in common.
 
-    Args:
-        after: the later result.
-        before: the earlier result.
-        anchor: label that every model is compared with (default: the GEMM of the first model, so that this model is
-            covered too; without a GEMM, the first model that both results have).
+    `anchor` is the label that every model is compared with (default: the GEMM of the first model, so that this model is
+    covered too; without a GEMM, the first model that both results have).
 
     Raises:
         InputError: the results have nothing to compare in common.

@@ -68,18 +68,8 @@ def _environment(result: Mapping) -> str:
     return "  \n".join(lines)
 
 
-_FEATURES = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "sve",
-    "i8mm",
-)
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve",
+             "i8mm")  # fmt: skip
 
 
 def _heading(group: Mapping) -> str:
@@ -99,7 +89,7 @@ def _latency(rows: Sequence[Entry], base: str) -> str:
                 f"{row.label}{' (not stable)' if not row.stable else ''}",
                 *(f"{MILLI * seconds:.4g}" for seconds in times),
                 _interval(row.ratio) if row.ratio else ("1" if row.label == base else "-"),
-                _share(row.share),
+                _share(row.gemm_share),
                 f"{100 * latency.spread:.1f} %",
                 f"{100 * latency.drift:+.1f} %",
             ]

@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from neonext_ms.common.cli import MAX_SECONDS
 from neonext_ms.common.errors import InputError, NeoNextError
 from neonext_ms.common.files import atomic, read_json
-from neonext_ms.common.text import one_line, shorten
+from neonext_ms.common.text import one_line, printable, shorten
 
 from .statistics import Ratio, Summary, ratio, summary
 
@@ -75,10 +75,10 @@ def write(path: str | os.PathLike, result: Mapping) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic(path) as staged:
-        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        # A name that is not UTF-8 stays one that JSON can hold.
-        staged.write_text(text, encoding="utf-8", errors="backslashreplace")
+        # A file name that is not UTF-8 becomes an escape of JSON.
+        staged.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read(path: str | os.PathLike) -> dict:
@@ -93,12 +93,17 @@ def read(path: str | os.PathLike) -> dict:
         raise InputError(f"{path}: not a result of neonext-bench; expected a file of neonext-bench --output")
     if result.get("version") != VERSION:
         raise InputError(
-            f"{path}: version {shorten(result.get('version'))} of the format; this program reads version {VERSION}"
+            f"{path}: unknown version of the format (got {shorten(result.get('version'))}, expected {VERSION}). "
+            "Measure again."
         )
-    with undamaged(path):
+    try:
+        _check(result, _RESULT, "")
         if not entries(result):
             raise ValueError("there are no samples")
-    return result
+        return _escaped(result)
+    except (KeyError, ValueError, IndexError, RecursionError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else printable(one_line(error))
+        raise InputError(f"{path}: a damaged result ({problem}). Measure again.") from error
 
 
 @contextlib.contextmanager
@@ -114,6 +119,107 @@ def undamaged(*paths: str) -> Iterator[None]:
         ) from error
 
 
+def _escaped(value: Any) -> Any:
+    """Return a value of a file with all texts safe to print."""
+    if isinstance(value, dict):
+        return {printable(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _check(value: Any, form: Any, name: str) -> None:
+    """Compare a value of a file with a form: a test, a dict of forms, or a list with the form of its items.
+
+    Raises:
+        ValueError: the value has another form; the message has its name.
+    """
+    if isinstance(form, dict) and isinstance(value, dict):
+        for key, inner in form.items():
+            if not key.endswith("?"):
+                _check(value.get(key), inner, f"{name}.{key}".lstrip("."))
+            elif value.get(key[:-1]) is not None:
+                _check(value[key[:-1]], inner, f"{name}.{key[:-1]}".lstrip("."))
+    elif isinstance(form, list) and isinstance(value, list):
+        for index, item in enumerate(value):
+            _check(item, form[0], f"{name}[{index}]")
+    elif not callable(form) or not form(value):
+        raise ValueError(f"{name} is {shorten(value)}")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e18
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 1e-18
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _times(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_positive, value))
+
+
+def _copies(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, list) and v and all(map(_number, v)) for v in value.values())
+
+
+def _size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_text, value.values()))
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_number, value.values()))
+
+
+# What is read of a result; a name with a question mark may be missing or null.
+_RESULT = {
+    "command": [_text],
+    "started?": _text,
+    "versions": _texts,
+    "git?": {"commit?": _text, "changed?": _flag},
+    "machine": {"cpu?": _text, "flags?": [_text], "memory_bytes?": _number, "load?": [_number]},
+    "partial": _flag,
+    "settings": {"threads": _whole, "cores": [_whole]},
+    "subjects": [
+        {"label": _text, "model": _text, "form": _text, "runtime": _text, "image_size": _size, "notes": [_text]}
+        | {"input": {"dtype": _text}, "relative_l2?": _number}
+    ],
+    "batches": [
+        {
+            "batch": _positive,
+            "rounds": _whole,
+            "warm_up_rounds": _whole,
+            "rows": [
+                {"label": _text, "kind": _text, "stable": _flag, "samples": _times, "parts": _copies}
+                | {"multiply_adds?": _number, "gemm_multiply_adds?": _number, "model?": _text, "runtime?": _text}
+            ],
+        }
+    ],
+    "preprocessing": [{"photo": _size, "image_size": _size, "samples": _times}],
+    "notes": [_text],
+    "profiles?": [
+        {"model": _text, "batch": _whole, "runs": _whole, "microseconds": _number, "kinds": _numbers}
+        | {"slowest": [{"name": _text, "op": _text, "microseconds": _number}]}
+    ],
+}
+
+
 @dataclass(frozen=True)
 class Entry:
     """Figures of one subject, or of its matrix products, at one batch size.
@@ -124,10 +230,10 @@ class Entry:
         latency: seconds of a call, without copies.
         images_per_second: batch size over mean latency.
         ratio: latency over the latency of the first subject; None for the first subject itself.
-        share: time of the model's matrix products alone over the time of the model; None if they were not timed.
+        gemm_share: time of the model's matrix products alone over the time of the model; None if they were not timed.
         copies: mean seconds of each copy.
         stable: whether its time had settled when warm-up ended.
-        rate: multiply-adds per second, or None if they were not counted.
+        multiply_adds_per_second: None if they were not counted.
         notes: remarks for readers, such as "not run on a device".
     """
 
@@ -139,10 +245,10 @@ class Entry:
     latency: Summary
     images_per_second: float
     ratio: Ratio | None
-    share: Ratio | None
+    gemm_share: Ratio | None
     copies: Mapping[str, float]
     stable: bool
-    rate: float | None
+    multiply_adds_per_second: float | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -157,22 +263,8 @@ class Entry:
 
     def to_dict(self) -> dict:
         """Return plain values for JSON."""
-        return {
-            "label": self.label,
-            "model": self.model,
-            "form": self.form,
-            "runtime": self.runtime,
-            "batch": self.batch,
-            "latency": self.latency.to_dict(),
-            "images_per_second": self.images_per_second,
-            "ratio": self.ratio and self.ratio.to_dict(),
-            "gemm_share": self.share and self.share.to_dict(),
-            "copies": dict(self.copies),
-            "stable": self.stable,
-            "noisy": self.noisy,
-            "multiply_adds_per_second": self.rate,
-            "notes": list(self.notes),
-        }
+        ratio, share = (value and value.to_dict() for value in (self.ratio, self.gemm_share))
+        return {**asdict(self), "ratio": ratio, "gemm_share": share, "noisy": self.noisy}
 
 
 def base(result: Mapping) -> str:
@@ -199,8 +291,6 @@ def entries(result: Mapping) -> list[Entry]:
 
 def _entry(row: Mapping, subject: Mapping, batch: int, first, reach, base_label: str) -> Entry:
     values = row["samples"]
-    if not all(type(value) in (int, float) and 0 < value < MAX_SECONDS for value in values):
-        raise ValueError("a sample is not a time")
     latency = summary(values)
     is_gemm = row["kind"] == "gemm"
     work = row.get("multiply_adds")
@@ -213,9 +303,9 @@ def _entry(row: Mapping, subject: Mapping, batch: int, first, reach, base_label:
         latency=latency,
         images_per_second=batch / latency.mean,
         ratio=None if first is None or row["label"] == base_label else ratio(values, first),
-        share=None if is_gemm or reach is None else ratio(reach, values),
+        gemm_share=None if is_gemm or reach is None else ratio(reach, values),
         copies={name: sum(times) / len(times) for name, times in row["parts"].items()},
         stable=row["stable"],
-        rate=work / latency.p50 if work else None,
+        multiply_adds_per_second=work / latency.p50 if work else None,
         notes=() if is_gemm else tuple(subject["notes"]),
     )

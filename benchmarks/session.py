@@ -93,12 +93,8 @@ def run(
 ) -> dict:
     """Measure subjects, and return the parts of a result besides machine and versions, as plain values.
 
-    Args:
-        subjects: models to measure.
-        conditions: conditions of the measurement.
-        folder: folder of the GEMM graphs.
-        status: function that is called with the name of each step.
-        progress: function that is called after each round, as in `measure.interleave`.
+    GEMM graphs are written to `folder`. `status` is called with the name of each step, `progress` after each round, as
+    in `measure.interleave`.
 
     Raises:
         InputError: a model cannot be loaded, its input does not fit, or it fails or returns NaN.

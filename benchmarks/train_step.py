@@ -1,15 +1,9 @@
-"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
-
-    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
-        [--torch PYTHON --official REPOSITORY]
-
-`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
-AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations.
-"""
+"""Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -17,12 +11,23 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from neonext_ms.common.cli import Parser, batch_size, comma_list, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, batch_size, comma_list, positive_int, run, threads
+from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.processors import thread_count
 
 from .measure import EXECUTE, Parts, interleave
 from .official_torch import OfficialProcess, check_torch, official_options
 from .statistics import ratio, summary
+
+DESCRIPTION = """\
+Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
+
+    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
+        [--torch PYTHON --official REPOSITORY]
+
+`step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
+AdamW alone, as the official code is timed. NEONEXT_CPU_OPS=0 measures MindSpore's own operations."""
 
 # A thread pool spins for some milliseconds after its work, which must not overlap the turn of the other code.
 _REST_SECONDS = 0.05
@@ -153,10 +158,9 @@ def _timed(call: Callable[[], object]) -> Parts:
     return Parts({EXECUTE: time.perf_counter() - start})
 
 
-def measure(args: argparse.Namespace) -> dict:
-    """Return medians in milliseconds by batch size, and ratios to the official code if it is given."""
-    # MindSpore reads it when it is imported.
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+def _measure(args: argparse.Namespace) -> None:
+    """Print medians in milliseconds by batch size, and ratios to the official code if it is given."""
+    prepare_environment(args.threads)
     import mindspore as ms
 
     from neonext_ms.models.registry import model_config
@@ -164,78 +168,52 @@ def measure(args: argparse.Namespace) -> dict:
 
     ms.set_device("CPU")
     config = model_config(args.model)
-    result: dict = {
-        "model": args.model,
-        "threads": args.threads,
-        "mindspore": ms.__version__,
-        "kernels": available(ms.float32),
-        "batches": {},
-    }
+    kernels = "with" if available(ms.float32) else "without"
+    print(f"{args.model}, MindSpore {ms.__version__} {kernels} C++ kernels, {args.threads} threads")
     for batch in args.batch:
         ours = _Ours(args.model, batch)
         work: dict[str, Callable[[], Parts]] = {"step": ours.step, "bare": ours.bare}
-        official = None
-        if args.torch:
-            official = _official(args, official_options(config.architecture), config.image_size[0], batch)
-            result["torch"] = official.versions["torch"]
-            work["official"] = partial(_official_step, official)
-        load = os.getloadavg()[0]
-        try:
+        with contextlib.ExitStack() as stack:
+            versions = ""
+            if args.torch:
+                official = _official(args, official_options(config.architecture), config.image_size[0], batch)
+                stack.callback(official.close)
+                work["official"] = partial(_official_step, official)
+                versions = f", torch {official.versions['torch']}"
+            print(f"batch {batch}, {args.rounds} rounds, load {os.getloadavg()[0]:.1f} before{versions}")
             measured = interleave(work, rounds=args.rounds)
-        finally:
-            if official is not None:
-                official.close()
         if measured.partial:
             raise KeyboardInterrupt
-        row: dict = {"rounds": args.rounds, "load_before": load}
         for name, seconds in measured.samples.items():
-            row[name] = {"seconds": summary(seconds).to_dict(), "samples": seconds}
-            if official is not None and name != "official":
-                row[name]["ratio"] = ratio(seconds, measured.samples["official"]).to_dict()
-        if not args.no_parts:
-            row["parts_ms"] = ours.parts(max(3, args.rounds))
-        result["batches"][batch] = row
-    return result
+            about = summary(seconds)
+            line = f"  {name:9} {about.p50 * 1e3:7.0f} ms (spread {about.spread:.0%})"
+            if args.torch and name != "official":
+                other = ratio(seconds, measured.samples["official"])
+                noise = "" if other.sure else "; too noisy to rely on"
+                line += (
+                    f", {other.median_ratio:.2f} times the official code "
+                    f"(95 % interval {other.low:.2f} to {other.high:.2f}{noise})"
+                )
+            print(line)
+        for name, milliseconds in ours.parts(max(3, args.rounds)).items():
+            print(f"  {name:12} {milliseconds:7.1f} ms forward and backward, alone")
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=__doc__)
+    parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=DESCRIPTION)
     parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
     parser.add_argument(
         "--batch", type=comma_list(batch_size), default=(4, 8), metavar="4,8", help="batch sizes (default 4,8)"
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
-    parser.add_argument("--threads", type=positive_int, default=2, help="threads of each code (default 2)")
+    parser.add_argument(
+        "--threads", type=threads, default=thread_count(), help="threads of each code (default: all processors)"
+    )
     parser.add_argument("--torch", metavar="PYTHON", help="add the official PyTorch model, in this interpreter")
     parser.add_argument("--official", metavar="REPOSITORY", help="clone of HapKoM/neonext, for --torch")
-    parser.add_argument("--no-parts", action="store_true", help="omit the times by part")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     check_torch(args.torch, args.official)
-    result = measure(args)
-    if args.json:
-        print_json(result)
-        return
-    print(
-        f"{result['model']}, MindSpore {result['mindspore']} {'with' if result['kernels'] else 'without'} C++ kernels, "
-        f"{'torch ' + result['torch'] + ', ' if 'torch' in result else ''}{result['threads']} threads"
-    )
-    for batch, row in result["batches"].items():
-        print(f"batch {batch}, {row['rounds']} rounds, load {row['load_before']:.1f} before")
-        for name in ("step", "bare", "official"):
-            if name not in row:
-                continue
-            seconds = row[name]["seconds"]
-            line = f"  {name:9} {seconds['p50'] * 1e3:7.0f} ms (spread {seconds['spread']:.0%})"
-            if other := row[name].get("ratio"):
-                noise = "" if other["sure"] else "; too noisy to rely on"
-                line += (
-                    f", {other['median_ratio']:.2f} times the official code "
-                    f"(95 % interval {other['low']:.2f} to {other['high']:.2f}{noise})"
-                )
-            print(line)
-        for name, milliseconds in row.get("parts_ms", {}).items():
-            print(f"  {name:12} {milliseconds:7.1f} ms forward and backward, alone")
+    _measure(args)
 
 
 if __name__ == "__main__":

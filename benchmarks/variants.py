@@ -1,19 +1,10 @@
-"""neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation from float32.
-
-    neonext-bench variants --model neonext_t.released_224
-    neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
-
-`bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
-(`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
-labelled images from float32 in onnxruntime, in batches of the first `--batch`.
-"""
+"""neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,9 +20,21 @@ from neonext_ms.common.cli import (
     positive_int,
     print_json,
     run,
+    threads,
 )
 from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
+
+DESCRIPTION = """\
+neonext-bench variants: speed of faster variants of an exported network on a CPU, and their deviation from float32.
+
+    neonext-bench variants --model neonext_t.released_224
+    neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
+
+`bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
+(`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
+labelled images from float32 in onnxruntime, in batches of the first `--batch`."""
 
 BASE = "float32"
 # Name -> runtime, and whether the variant has a file of its own.
@@ -73,13 +76,7 @@ def _variant(text: str) -> str:
 
 
 def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant: str | None = None) -> Path:
-    """Write the file of a variant, with an open batch.
-
-    Args:
-        source: `export.source.Source` of the network.
-        image_size: height and width in pixels.
-        path: the file to write.
-        variant: one of `VARIANTS`, or None for float32.
+    """Write the file of a variant of an `export.source.Source`, with an open batch; None is float32.
 
     Raises:
         InputError: the network cannot take that size, or the file cannot be written.
@@ -102,15 +99,7 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
 
 
 def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], threads: int, rounds: int) -> dict:
-    """Return medians in milliseconds, and the speed of each variant relative to float32.
-
-    Args:
-        files: files of float32 and of the variants, by name.
-        batch: images per call.
-        image_size: height and width in pixels.
-        threads: intra-op threads.
-        rounds: timed calls of each.
-    """
+    """Return medians in milliseconds, and the speed of each variant relative to float32, of files by variant."""
     import numpy as np
 
     from neonext_ms.runtime.base import Settings
@@ -136,15 +125,7 @@ def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], th
 
 
 def deviations(files: Mapping[str, Path], images, labels: Sequence[int], batch: int, threads: int) -> dict:
-    """Return the deviation of every variant from float32 on prepared images, float32 (N, 3, H, W), as plain values.
-
-    Args:
-        files: files of float32 and of the variants, by name.
-        images: prepared images.
-        labels: class of every image.
-        batch: images per call.
-        threads: intra-op threads.
-    """
+    """Return the deviation of every variant from float32 on prepared images, float32 (N, 3, H, W), as plain values."""
     import numpy as np
 
     from neonext_ms.runtime.base import chunks
@@ -165,10 +146,7 @@ def _runtime(variant: str) -> str:
 def labelled_images(images: str, preprocessing: Mapping | None, image_size: tuple[int, int]):
     """Return prepared images and their labels, of a folder with one folder per class or of the validation digits.
 
-    Args:
-        images: the folder, or "digits" for the 360 validation images of that set.
-        preprocessing: metadata of the model, or None for the official preprocessing.
-        image_size: height and width in pixels.
+    Without `preprocessing`, the metadata of a model, it is the official one.
 
     Raises:
         InputError: the folder holds no labelled images.
@@ -188,7 +166,7 @@ def labelled_images(images: str, preprocessing: Mapping | None, image_size: tupl
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="neonext-bench variants", description=__doc__)
+    parser = Parser(prog="neonext-bench variants", description=DESCRIPTION)
     source = parser.add_argument_group("network")
     source.add_argument("--model", default="neonext_t.released_224", help="named network with random weights")
     source.add_argument("--checkpoint", metavar="FILE", help="checkpoint to measure instead")
@@ -201,7 +179,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
     )
     speed_group.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
-    speed_group.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+    speed_group.add_argument(
+        "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+    )
     speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
     speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
     speed_group.add_argument("--no-speed", action="store_true", help="measure the deviation only")
@@ -280,7 +260,3 @@ def _print(result: Mapping) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `neonext-bench variants`; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

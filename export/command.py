@@ -121,7 +121,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.list_targets:
         return _list_targets(args)
     if (args.checkpoint is None) == (args.model is None):
-        raise UsageError("give either --checkpoint FILE or --model NAME")
+        raise UsageError("--checkpoint, --model: expected one of them. Pass either --checkpoint FILE or --model NAME.")
     for option in ("target", "output"):
         if getattr(args, option) is None:
             raise UsageError(f"--{option} is required")
@@ -155,12 +155,14 @@ def _source(args: argparse.Namespace) -> Source:
     if args.checkpoint:
         return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
     if args.ema:
-        raise UsageError("--ema goes with --checkpoint")
+        raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
     return Source.from_name(args.model, args.shifts, args.seed)
 
 
 def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | None) -> Request:
     """Return the request that the options make."""
+    from neonext_ms.images.folder import read_labels
+
     from .om.options import OmOptions
     from .request import Request
 
@@ -171,7 +173,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         om["keep_dtype"] = tuple(_keep_dtype(args.keep_dtype))
     if om and args.soc is None:
         option = "precision" if "precision_mode" in om else next(iter(om)).replace("_", "-")
-        raise UsageError(f"--{option} belongs to the target om. Give --soc too")
+        raise UsageError(f"--{option} belongs to the target om. Pass --soc, too.")
     preprocessing = None
     if args.preprocess:
         from neonext_ms.images.preprocessing import preprocessing_from_file
@@ -188,7 +190,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         float32_io=not args.half_io,
         features_only=args.features_only,
         name=name,
-        labels=_labels(args.labels) if args.labels else None,
+        labels=read_labels(args.labels) if args.labels else None,
         preprocessing=preprocessing,
         images=args.images,
         seed=args.seed,
@@ -207,17 +209,6 @@ def _keep_dtype(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _labels(path: str) -> list[str]:
-    """Return class names from a text file, or from the folders of a data set."""
-    if Path(path).is_dir():
-        from neonext_ms.images.folder import find_images
-
-        return list(find_images(path).classes)
-    from neonext_ms.common.files import read_lines
-
-    return read_lines(path)
-
-
 def _destination(args: argparse.Namespace, targets: list[Target]) -> tuple[Path, str | None]:
     """Return folder and base name of the files; `--output` may name the one file itself."""
     output = Path(args.output)
@@ -227,7 +218,7 @@ def _destination(args: argparse.Namespace, targets: list[Target]) -> tuple[Path,
         return output, args.name
     suffix = targets[0].suffix
     if len(targets) > 1 or not output.name.endswith(suffix) or args.name:
-        raise UsageError(f"--output {output}: name a folder, or a {suffix} file for one target without --name")
+        raise UsageError(f"--output {output}: expected a folder, or a {suffix} file for one target without --name")
     return output.parent, output.name.removesuffix(suffix)
 
 

@@ -291,7 +291,7 @@ def original_graph(
         InputError: unknown shifts, or an image size that the network cannot take.
     """
     if architecture.shifts is None:
-        raise InputError("a deployment graph needs the shifts of the network, such as 1,1,1,0")
+        raise InputError("a deployment graph needs the shifts of the network. Pass them, such as 1,1,1,0.")
     architecture.maps(image_size)
     b = _OfficialLayers(arrays)
     b.add("space_to_depth", "stem.patchify", block=STEM_STRIDE)

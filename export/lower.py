@@ -57,7 +57,7 @@ def _check_square(graph: DeployGraph) -> None:
         ):
             raise InputError(
                 f"{layer.name}: a NeoCell that changes the size of its map has no custom node. Fold the graph first, "
-                "or write NeoCells as matmul"
+                "or write NeoCells as matmul."
             )
 
 
@@ -91,7 +91,7 @@ def neocell_to_padded_matmul(graph: DeployGraph, multiple: int = ALIGNMENT) -> D
         InputError: a graph with transposes, which has not been folded, or a multiple below 1.
     """
     if multiple < 1:
-        raise InputError(f"maps are padded to a multiple of at least 1, got {multiple}")
+        raise InputError(f"padding: expected a multiple of at least 1, got {multiple}")
     real = {name: (shape[1], shape[2]) for name, shape in graph.shapes().items() if len(shape) == 3}
     padded = {INPUT: real[INPUT]}
     layers: list[Layer] = []
@@ -120,7 +120,7 @@ def _check_paddable(layer: Layer, padded: dict[str, Size]) -> None:
         or {"stride", "padding"} & set(layer.attributes)
         or (layer.op == "add" and padded[layer.inputs[1]] != padded[layer.inputs[0]])
     ):
-        raise InputError(f"{layer.name}: a {layer.op} layer does not fit padded maps; fold the graph first")
+        raise InputError(f"{layer.name}: a {layer.op} layer does not fit padded maps. Fold the graph first.")
 
 
 def _padded_conv(conv: Layer, real: Size, source: Size, multiple: int) -> tuple[Layer, Size]:

@@ -182,10 +182,10 @@ class DeployCell(nn.Cell):
 
 def _check(layer: Layer) -> None:
     if layer.op not in _CELLS:
-        instead = "write NeoCells as matmul or padded" if layer.op == "neocell" else "write ONNX"
-        raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer; {instead}")
+        instead = "Write NeoCells as matmul or padded." if layer.op == "neocell" else "Write ONNX."
+        raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer. {instead}")
     if {"stride", "padding", "axis"} & set(layer.attributes):
-        raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer of this kind; write ONNX")
+        raise InputError(f"{layer.name}: MindIR has no form of a {layer.op} layer of this kind. Write ONNX.")
 
 
 def write(graph: DeployGraph, path: Path, batch: int | None = None, format: Format | None = None) -> list[Path]:
@@ -211,7 +211,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, format: Form
     if format.dtype == "bfloat16":
         raise InputError(
             f"{path.name}: MindSpore's CPU backend has no bfloat16 convolution, so such a MindIR could not be "
-            "verified. Write float32 and let converter_lite lower the precision, or write float16 or ONNX"
+            "verified. Write float32 and let converter_lite lower the precision, or write float16 or ONNX."
         )
     if format.dtype == "float16":
         _check_range(graph)
@@ -230,7 +230,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, format: Form
         data = path.with_name(f"{path.stem}_variables")
         files = [path.with_name(f"{path.stem}_graph.mindir"), *(sorted(data.iterdir()) if data.is_dir() else ())]
     if sum(file.stat().st_size for file in files if file.is_file()) < size:
-        raise InputError(f"{path.name}: MindSpore did not write the MindIR file completely; is the disk full?")
+        raise InputError(f"{path.name}: MindSpore wrote only a part of the file. Check that the disk is not full.")
     return files
 
 
@@ -266,5 +266,5 @@ def _check_range(graph: DeployGraph) -> None:
             largest = float(np.abs(array).max(initial=0.0))
             if largest > limit:
                 raise InputError(
-                    f"{layer.name}.{key} has values up to {largest:.3g}, which float16 cannot hold; write float32"
+                    f"{layer.name}.{key} has values up to {largest:.3g}, which float16 cannot hold. Write float32."
                 )

@@ -216,7 +216,11 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     for target, paths in files:
         format, batch, path = request.format(target), request.batch_of(target), paths[0]
         result = verify.verify(path, format, batch, samples, expected, request.tolerance)
-        details: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in paths), "batch": batch}
+        details: dict[str, Any] = {
+            "bytes": sum(file.stat().st_size for file in paths),
+            "sha256": sha256(paths[0]),
+            "batch": batch,
+        }
         details |= {"dtype": format.dtype, "gelu": format.gelu, "neocell": format.neocell}
         if target.name != "mindir":
             details["opset"] = format.opset
@@ -288,7 +292,7 @@ def _metadata(source: Source, request: Request, sizes: Sequence[Size]) -> dict[s
     labels = list(request.labels if request.labels is not None else source.metadata.get("labels") or [])
     if labels and len(labels) != architecture.num_classes:
         raise InputError(
-            f"{len(labels)} labels for {architecture.num_classes} classes. Give one label for each class, in order"
+            f"{len(labels)} labels for {architecture.num_classes} classes. Pass one label for each class, in order."
         )
     preprocessing = request.preprocessing or Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
     return {

@@ -71,18 +71,18 @@ class Request:
         if om and self.om is None:
             raise UsageError("--target om requires --soc, for example --soc Ascend310P3")
         if self.om is not None and not om:
-            raise UsageError("--soc and its options belong to the target om. Add om to --target")
+            raise UsageError("--soc and its options belong to the target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
         if len(self.batch) > 1 and not om:
-            raise UsageError("several batch sizes need the target om. Give one size, or leave the batch dynamic")
+            raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None:
             check_tolerance(self.tolerance)
         for target in chosen:
             self.format(target)
             for option in target.fixed:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
-                    raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out")
+                    raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out.")
 
     def format(self, target: Target) -> Format:
         """Return the format that a target is written in; options that it fixes keep their defaults.

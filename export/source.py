@@ -100,6 +100,6 @@ class Source:
         if model is None:
             raise UsageError(
                 "the checkpoint does not record its image size. Pass --image-size, such as 224 or 256x320 (image_size "
-                "in Python)"
+                "in Python)."
             )
         return [model_config(model).image_size]

@@ -53,7 +53,7 @@ def verify(
         raise ParityError(
             f"{path.name} does not compute what the network computes: relative L2 {result.relative_l2:.1e}, largest "
             f"difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on {result.top1_agree} of "
-            f"{result.samples}; allowed is {limit:.1e}. Nothing was written"
+            f"{result.samples}; allowed is {limit:.1e}. Nothing was written."
         )
     return result
 

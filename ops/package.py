@@ -6,10 +6,12 @@ Plain Python without NumPy or MindSpore, because commands import it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import read_json
 
 # `vendor_name` in ascendc/CMakePresets.json: the folder that CANN installs the package into.
 VENDOR = "neonext"
@@ -83,8 +85,10 @@ def _source_problem(path: Path) -> str:
 
 def _description_problem(path: Path) -> str:
     try:
-        operators = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        operators = read_json(path, "a description of operators")
+    except InputError:
+        operators = None
+    if not isinstance(operators, dict):
         return "not JSON: install the package again"
     missing = [name for name in OPERATORS.values() if name not in operators]
     return f"without {', '.join(missing)}" if missing else ""

@@ -71,7 +71,7 @@ def find_cann(folder: str | None, environ: Mapping[str, str]) -> tuple[Path, str
         with explained(info):
             match = re.search(r"^version=(\S+)", info.read_text(encoding="utf-8", errors="replace"), re.M | re.I)
         version = match[1] if match else None
-    major = re.match(r"\d+", version or "")
+    major = re.match(r"\d{1,4}", version or "", re.ASCII)
     if major and int(major[0]) < OLDEST_CANN:
         raise ToolchainError(f"CANN {version} at {home} is too old; install {OLDEST_CANN}.0 or newer")
     return home, version

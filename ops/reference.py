@@ -75,25 +75,6 @@ def forward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCell
     return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
 
 
-def backward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCellSpec, dy):
-    """Return the gradients of equation 1, patch by patch; the arguments and results are those of `backward`."""
-    x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
-    dx = np.zeros_like(x)
-    # One array for all groups, as large as the largest matrix; each group takes its corner at the end.
-    d_a = np.zeros((spec.channels, *np.max([s[1:] for s in spec.shapes_a], axis=0)))
-    d_b = np.zeros((spec.channels, *np.max([s[1:] for s in spec.shapes_b], axis=0)))
-    for channel, left, right, rows, columns in _patches(spec, weights_a, weights_b, x.shape, dy.shape):
-        for i_in, i_out, pi, po in rows:
-            for j_in, j_out, qi, qo in columns:
-                patch, upstream = x[:, channel, i_in, j_in], dy[:, channel, i_out, j_out]
-                dx[:, channel, i_in, j_in] += left[po, pi].T @ upstream @ right[qi, qo].T
-                d_a[channel, po, pi] += (upstream @ right[qi, qo].T @ _t(patch)).sum(0)
-                d_b[channel, qi, qo] += (_t(left[po, pi] @ patch) @ upstream).sum(0)
-    small_a = [d_a[channels, : g.h_out, : g.h_in] for g, channels in spec.slices()]
-    small_b = [d_b[channels, : g.w_in, : g.w_out] for g, channels in spec.slices()]
-    return dx, small_a, small_b, dy.sum((0, 2, 3))
-
-
 def _patches(spec, weights_a, weights_b, shape_in, shape_out):
     """Yield each channel with its small matrices in float64 and its patches along the rows and along the columns."""
     spec.check_shapes([np.shape(w) for w in weights_a], [np.shape(w) for w in weights_b])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from neonext_ms.common.cli import Parser, positive_int, print_json, run
+from neonext_ms.common.cli import Parser, positive_int, print_json, run, threads
+from neonext_ms.common.processors import thread_count
 
 # Name -> claim of the paper. Each is a module of this package with `options`, `measure` and `lines`.
 CLAIMS = {
@@ -21,11 +21,13 @@ CLAIMS = {
 
 def build_parser() -> Parser:
     """Return the parser of neonext-bench claims."""
-    parser = Parser(prog="neonext-bench claims", description=__doc__)
+    parser = Parser(prog="neonext-bench claims", description="The paper's claims, measured on this machine.")
     claims = parser.add_subparsers(dest="claim", required=True, metavar="|".join(CLAIMS))
     for name, text in CLAIMS.items():
         claim = claims.add_parser(name, help=text, description=f"Claim: {text}.")
-        claim.add_argument("--threads", type=positive_int, default=2, help="intra-op threads (default 2)")
+        claim.add_argument(
+            "--threads", type=threads, default=thread_count(), help="intra-op threads (default: all processors)"
+        )
         claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")
         import_module(f".{name}", __package__).options(claim)
@@ -47,7 +49,3 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-bench claims; return the exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,14 +31,17 @@ def measure(args: argparse.Namespace) -> dict:
     """Time the four graphs of every size at every batch size."""
     import numpy as np
 
+    from neonext_ms.export.onnx.emitter import emit
+    from neonext_ms.export.source import Source
+
     from .. import costs, networks
-    from .forms import over, timed
+    from .forms import call, over, timed
 
     rows = []
     for size in args.sizes:
         if size not in SIZES:
             raise UsageError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected one of {', '.join(SIZES)}")
-        graphs = _neonext(f"neonext_{size}.released_224", args.image_size)
+        graphs = forms_of_source(Source.from_name(f"neonext_{size}.released_224"), args.image_size)
         for form, folded in (("plain", False), ("folded", True)):
             graphs[f"convnext {form}"] = networks.deploy_graph(
                 f"convnext_{size}", image_size=args.image_size, folded=folded
@@ -46,7 +49,7 @@ def measure(args: argparse.Namespace) -> dict:
         counts = {name: costs.total(costs.of_graph(graph)).multiply_adds for name, graph in graphs.items()}
         for batch in args.batch:
             x = np.random.default_rng(0).standard_normal((batch, 3, *args.image_size), np.float32)
-            subjects = {name: _call(graph, x, args.threads) for name, graph in graphs.items()}
+            subjects = {name: call(emit(graph), x, args.threads) for name, graph in graphs.items()}
             rounds = args.rounds or max(8, ROUNDS // (1 if batch == 1 else 3))
             times, samples = timed(subjects, rounds)
             rows.append(
@@ -62,12 +65,6 @@ def measure(args: argparse.Namespace) -> dict:
     return {"image_size": list(args.image_size), "rows": rows}
 
 
-def _neonext(name: str, image_size: tuple[int, int]) -> dict:
-    from neonext_ms.export.source import Source
-
-    return forms_of_source(Source.from_name(name), image_size)
-
-
 def forms_of_source(source, image_size: tuple[int, int]) -> dict:
     """Return the two graphs of an `export.source.Source`: node by node, and folded."""
     from neonext_ms.export.fold import fold
@@ -76,15 +73,6 @@ def forms_of_source(source, image_size: tuple[int, int]) -> dict:
 
     network = original_graph(source.architecture, source.arrays, image_size)
     return {"neonext plain": neocell_to_matmul(network), "neonext folded": neocell_to_matmul(fold(network)[0])}
-
-
-def _call(graph, x, threads: int):
-    from neonext_ms.export.graph import INPUT
-    from neonext_ms.export.onnx.emitter import emit
-    from neonext_ms.runtime.onnx import onnx_session
-
-    session = onnx_session(emit(graph).SerializeToString(), threads)
-    return lambda: session.run(None, {INPUT: x})
 
 
 def lines(result: Mapping) -> Iterator[str]:

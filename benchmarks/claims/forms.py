@@ -88,7 +88,8 @@ def depthwise(kernels: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.Mod
 def call(model: onnx.ModelProto, x: np.ndarray, threads: int) -> Callable[[], list[np.ndarray]]:
     """Return a function that runs a model on `x` in onnxruntime."""
     session = onnx_session(model.SerializeToString(), threads)
-    return lambda: session.run(None, {INPUT: x})
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})
 
 
 def timed(subjects: Mapping[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict]:

@@ -7,13 +7,13 @@ repeated. Without matplotlib there is no figure.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from neonext_ms.common.cli import note, positive_int
+from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import ToolchainError, UsageError
 
 # Values of model.neocell_init; the first one is the paper's proposal.
@@ -34,8 +34,7 @@ def measure(args: argparse.Namespace) -> dict:
     """Train from both initialisations with every seed, and draw the accuracies."""
     if args.rounds:
         raise UsageError("--rounds: nothing is timed in this claim. Use --seeds for the number of runs.")
-    # MindSpore reads the number of threads when it is imported.
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    prepare_environment(args.threads)
     from neonext_ms.common.signals import signals_later
     from neonext_ms.training.config.load import load_config
 
@@ -58,11 +57,6 @@ def measure(args: argparse.Namespace) -> dict:
 
 def run_trials(config, seeds: Sequence[int], output: Path) -> list[dict]:
     """Train from every initialisation with every seed, in `output/<initialisation>-<seed>`.
-
-    Args:
-        config: configuration of all runs.
-        seeds: random seeds.
-        output: folder of the runs.
 
     Returns:
         For each run its `value` (initialisation), `seed`, validation `top1` and `loss`, and whether it `diverged`, that

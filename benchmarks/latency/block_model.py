@@ -56,16 +56,7 @@ class Step:
 def block_steps(
     architecture: Architecture, stage: int, size: tuple[int, int], batch: int, device: Soc, costs: Costs
 ) -> dict[str, Step]:
-    """Return the steps of a float16 block by name, with the NeoCell kernel as it is built.
-
-    Args:
-        architecture: the network.
-        stage: stage of the block, 0 to 3.
-        size: height and width of the maps.
-        batch: images of a run.
-        device: device that runs the block.
-        costs: costs of instructions and launches.
-    """
+    """Return the steps of a float16 block of a stage, 0 to 3, by name, with the NeoCell kernel as it is built."""
     channels, positions = architecture.dims[stage], batch * size[0] * size[1]
     outputs, hidden = channels * positions, MLP_RATIO * channels * positions
     small, large = outputs * FP16, hidden * FP16
@@ -101,13 +92,8 @@ def task_time(steps: Sequence[Step], device: Soc, costs: Costs, weights_held: bo
     task converts the sum to float16. Every group computes a NeoCell in front anew.
 
     A tensor that one step writes and another reads stays on the core. Where cube and vector are separate cores it goes
-    through the level-2 cache when it changes sides.
-
-    Args:
-        steps: neighbouring steps of a block.
-        device: device that runs the task.
-        costs: costs of instructions and launches.
-        weights_held: the level-2 cache still holds the weights of the previous inference.
+    through the level-2 cache when it changes sides. With `weights_held`, that cache still holds the weights of the
+    previous inference.
     """
     cores = device.ai_cores if any(step.tiles for step in steps) else 1
     divisions = [(groups, cores // groups) for groups in range(1, cores + 1) if cores % groups == 0]
@@ -179,25 +165,10 @@ def weights_held(architecture: Architecture, device: Soc, costs: Costs) -> bool:
     return costs.fits_l2(sum(depth * 2 * MLP_RATIO * c * c * FP16 for depth, c in blocks), device)
 
 
-@dataclass(frozen=True)
-class BlockTime:
-    """Predicted time of one block of a stage.
-
-    Attributes:
-        stage: stage, 1 to 4.
-        blocks: blocks of the stage.
-        predicted_units_us: microseconds that each unit works for one block.
-        predicted: time of one block, by fusion.
-    """
-
-    stage: int
-    blocks: int
-    predicted_units_us: dict[str, float]
-    predicted: dict[str, KernelTime]
-
-
-def block_times(architecture: Architecture, image_size: tuple[int, int], batch: int, device: Soc) -> list[BlockTime]:
-    """Predict one block of every stage of a network, in every fusion."""
+def block_times(
+    architecture: Architecture, image_size: tuple[int, int], batch: int, device: Soc
+) -> list[tuple[dict[str, float], dict[str, KernelTime]]]:
+    """Predict one block of every stage: the microseconds that each unit works for it, and its time by fusion."""
     costs = Costs()
     held = weights_held(architecture, device, costs)
     weight_rate = device.l2_read_bytes_per_second if held else device.memory_bytes_per_second
@@ -219,18 +190,12 @@ def block_times(architecture: Architecture, image_size: tuple[int, int], batch: 
             )
             for fusion, tasks in FUSIONS.items()
         }
-        result.append(BlockTime(stage + 1, architecture.per_stage_layers[stage], units, predicted))
+        result.append((units, predicted))
     return result
 
 
 def block_buffers(architecture: Architecture, stage: int, size: tuple[int, int], device: Soc) -> dict[str, int]:
     """Fill the buffers of one core with the largest tiles of a whole block, two of everything that is moved.
-
-    Args:
-        architecture: the network.
-        stage: stage of the block, 0 to 3.
-        size: height and width of the maps.
-        device: device whose buffers are filled.
 
     Returns:
         positions: rows of a tile of the products;

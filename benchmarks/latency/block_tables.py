@@ -20,14 +20,7 @@ Rows = list[dict]
 
 @dataclass(frozen=True)
 class BlockCases:
-    """Combinations that a table has rows for.
-
-    Attributes:
-        socs: devices.
-        models: sizes of released models, such as "t".
-        images: image sizes of released models, 224 or 384.
-        batches: images of a run.
-    """
+    """Combinations that a table has rows for; `models` are sizes of released models, such as "t"."""
 
     socs: tuple[Soc, ...]
     models: tuple[str, ...]
@@ -97,16 +90,16 @@ def fusions_rows(cases: BlockCases) -> Rows:
     rows = []
     for start, architecture, size, batch, device in cases.all():
         stages = block_times(architecture, size, batch, device)
-        for stage in stages:
+        for stage, (units, predicted) in enumerate(stages):
             rows.append(
                 {
                     **start,
-                    "stage": stage.stage,
-                    "blocks": stage.blocks,
-                    "predicted_units_us": stage.predicted_units_us,
-                    "predicted_us": {name: time.predicted_us for name, time in stage.predicted.items()},
-                    "predicted_bound": {name: time.predicted_bound for name, time in stage.predicted.items()},
-                    "predicted_launches": {name: time.launches for name, time in stage.predicted.items()},
+                    "stage": stage + 1,
+                    "blocks": architecture.per_stage_layers[stage],
+                    "predicted_units_us": units,
+                    "predicted_us": {name: time.predicted_us for name, time in predicted.items()},
+                    "predicted_bound": {name: time.predicted_bound for name, time in predicted.items()},
+                    "predicted_launches": {name: time.launches for name, time in predicted.items()},
                 }
             )
         totals = {

@@ -1,11 +1,4 @@
-"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
-
-    python -m neonext_ms.benchmarks.latency.calibrate           fit all rows and write parameters.json
-    python -m neonext_ms.benchmarks.latency.calibrate --check   print the fit and its errors, write nothing
-
-Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
-second half of the table are left out (fixed split). No parameter belongs to a network.
-"""
+"""Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit."""
 
 from __future__ import annotations
 
@@ -17,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from neonext_ms.common.cli import Parser, print_json, progress, run
+from neonext_ms.common.cli import Parser, progress, run
 from neonext_ms.common.files import atomic
 from neonext_ms.ops.soc import Soc, soc
 
@@ -27,6 +20,15 @@ from .figures import Figure
 from .figures import read as read_figures
 from .parameters import FILE, LEFT_OUT, Parameters
 from .reader import read
+
+DESCRIPTION = """\
+Fit the device model's parameters to published throughput, and measure the error on networks left out of the fit.
+
+    python -m neonext_ms.benchmarks.latency.calibrate
+
+It writes parameters.json, from which `neonext-bench estimate --table` prints the fit and its errors.
+Every network's rows are left out once while the others are fitted (leave one network out). Once all networks of the
+second half of the table are left out (fixed split). No parameter belongs to a network."""
 
 # Networks of the table's first part, which the project was given: the fixed split fits these.
 GIVEN = ("ConvNeXt-T", "ResNet-50", "ResNet-18", "ResNet-101", "MobileNet-v1", "ViT-B/16", "ConvMixer-1536/20",
@@ -66,7 +68,7 @@ class MeasuredRow:
 
     def ratio(self, parameters: Parameters) -> float:
         """Return predicted over measured throughput."""
-        us = parameters.run_us + Demands(self.demands, self.device).times(parameters).total.sum()
+        us = parameters.run_us + Demands(self.demands, self.device).times(parameters)[1].sum()
         return self.figure.batch / us * 1e6 / self.figure.images_per_second
 
 
@@ -107,7 +109,7 @@ def fit(rows: Sequence[MeasuredRow]) -> Parameters:
     def residuals(x: np.ndarray) -> np.ndarray:
         parameters, us = at(np.exp(x)), np.empty(len(rows))
         for places, starts, demands in tables:
-            us[places] = parameters.run_us + np.add.reduceat(demands.times(parameters).total, starts)
+            us[places] = parameters.run_us + np.add.reduceat(demands.times(parameters)[1], starts)
         errors = np.log(measured / us)
         soft = np.sign(errors) * _SOFT * np.sqrt(2 * (np.sqrt(1 + (errors / _SOFT) ** 2) - 1))
         return np.concatenate([weights * soft, (x - origin) / _PRIOR])
@@ -164,35 +166,11 @@ def calibrate(quiet: bool = True) -> dict:
     }
 
 
-def text(result: dict) -> str:
-    """Return the fit and its errors for a terminal."""
-    lines = ["predicted over measured throughput: fitted, and with the row's network left out"]
-    for row in (*result["rows"], *result["unused"]):
-        place = f"{row['name']} b{row['batch']} {row['soc']}"
-        last = f"{row['left_out_ratio']:.2f}" if "left_out_ratio" in row else f"(unused: {row['why']})"
-        lines.append(f"  {place:48} {row['measured']:8.0f}/s  {row['fitted_ratio']:.2f}  {last}")
-    for name, error in result["errors"].items():
-        lines.append(
-            f"{name}: {error['rows']} rows, error by a factor of {error['median']:.2f} (median), "
-            f"{error['p90']:.2f} (nine of ten), {error['worst']:.2f} (worst)"
-        )
-    lines += [f"{name} = {value:g}" for name, value in result["parameters"].items()]
-    return "\n".join(lines)
-
-
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-    args = parser.parse_args(argv)
-    result = calibrate(quiet=False)
-    if not args.check:
-        with atomic(FILE) as staged:
-            staged.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if args.json:
-        print_json(result)
-    else:
-        print(text(result))
+    Parser(prog="python -m neonext_ms.benchmarks.latency.calibrate", description=DESCRIPTION).parse_args(argv)
+    with atomic(FILE) as staged:
+        staged.write_text(json.dumps(calibrate(quiet=False), indent=1) + "\n", encoding="utf-8")
+    print(f"{FILE}: written; neonext-bench estimate --table errors shows the errors, --table parameters the fit")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _estimate(args: argparse.Namespace) -> None:
     if args.roofline:
         from .roofline import draw
 
-        draw({args.model: estimated}, args.roofline)
+        draw({args.model: estimated}, Path(args.roofline))
     if args.json:
         print_json(as_dict(args.model, estimated, args.nodes))
     else:
@@ -93,13 +93,7 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def as_dict(name: str, estimated: Estimate, nodes: bool = True) -> dict:
-    """Return an estimate as plain values for JSON.
-
-    Args:
-        name: name of the network.
-        estimated: its predicted time.
-        nodes: include every task.
-    """
+    """Return an estimate of the network `name` as plain values for JSON, with all its tasks if `nodes`."""
     from .network_tables import band
     from .parameters import LEFT_OUT, stored
 
@@ -205,7 +199,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["blocks"]:
         return blocks_command.main(arguments[1:])
     return run(_main, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

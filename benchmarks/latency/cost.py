@@ -51,24 +51,6 @@ class Demand:
     fixed_us: float = 0.0
 
 
-@dataclass(frozen=True)
-class TaskTimes:
-    """Predicted microseconds of tasks, one number for each.
-
-    Attributes:
-        units: microseconds of each of `UNITS`, `(4, tasks)`.
-        total: launch, the longest of the other units, and the part of the shorter ones that is not hidden behind it.
-    """
-
-    units: np.ndarray
-    total: np.ndarray
-
-    @property
-    def bounds(self) -> list[str]:
-        """The longest unit of each task."""
-        return [UNITS[i] for i in np.argmax(self.units, axis=0)]
-
-
 def network_demands(
     graph: Graph, device: Soc, int8: bool = False, aipp: bool = False
 ) -> tuple[list[DeviceTask], list[Demand]]:
@@ -154,8 +136,13 @@ class Demands:
         kinds = np.array([demand.kind for demand in demands])
         self.neocell, self.layout, self.depthwise = (kinds == kind for kind in ("neocell", "layout", "depthwise"))
 
-    def times(self, parameters: Parameters) -> TaskTimes:
-        """Predict the tasks' times with these shares of the device's rates."""
+    def times(self, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+        """Predict the tasks' microseconds with these shares of the device's rates.
+
+        Returns:
+            those of each of `UNITS`, (4, tasks), and in total, (tasks,): launch, the longest of the other units, and
+            the part of the shorter ones that is not hidden behind it.
+        """
         p, device = parameters, self.device
         # Half of a value is still found when it and the bytes touched since its last use fill the held part of L2.
         filled = ((self.tensors + self.between) / (p.l2_held * device.l2_bytes)) ** _EVICTION
@@ -173,4 +160,4 @@ class Demands:
         units = np.array([cube, vector, moving])
         longest = units.max(axis=0)
         total = p.launch_us + longest + p.serial_share * (units.sum(axis=0) - longest)
-        return TaskTimes(np.vstack([units, np.full(len(cube), p.launch_us)]), total)
+        return np.vstack([units, np.full(len(cube), p.launch_us)]), total

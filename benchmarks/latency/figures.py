@@ -60,18 +60,10 @@ _WITH_AIPP = ("SqueezeNet1.1",)
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure.
+    """One published figure: throughput of a network, measured by others.
 
-    Attributes:
-        model: name as published.
-        network: name for `networks.build`.
-        image_size: side of the square input in pixels.
-        int8: the network was quantised.
-        aipp: images arrive as bytes.
-        soc: device, as `ops/soc.py` names it.
-        batch: images of a run.
-        images_per_second: throughput measured by others.
-        source: place of publication.
+    `model` is the name as published, `network` the one for `networks.build`, `soc` the device as `ops/soc.py` names it.
+    With `aipp`, images arrive as bytes.
     """
 
     model: str

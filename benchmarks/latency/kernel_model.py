@@ -20,6 +20,7 @@ from neonext_ms.ops.spec import NeoCellSpec
 
 from .unit_costs import FP16, REPEAT, TILE, Costs, tiles
 
+DOCUMENTED = Costs()
 _DEPTHWISE_SIDE = 7  # of ConvNeXt's depthwise convolution
 
 
@@ -79,7 +80,7 @@ def kernel_counts(spec: NeoCellSpec, height: int, width: int, batch: int, device
     return neo_cell.forward(x, a, b, spec, soc=device.name).counts
 
 
-def kernel_time(counts: Mapping, device: Soc, costs: Costs | None = None) -> KernelTime:
+def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> KernelTime:
     """Predict the time of a vector kernel from its counts in the simulator.
 
     Args:
@@ -91,7 +92,6 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs | None = None) -> Ker
     Raises:
         InputError: the counts have no core.
     """
-    costs = costs or Costs()
     cores = counts.get("cores")
     if not cores:
         raise InputError("kernel counts: no core in them. Expected the output of `neonext-ops simulate --json`.")
@@ -143,7 +143,7 @@ def block_diagonal_matmuls(
     width: int,
     batch: int,
     device: Soc,
-    costs: Costs | None = None,
+    costs: Costs = DOCUMENTED,
     transposed: bool = False,
 ) -> KernelTime:
     """Predict the two BatchMatMuls of a NeoCell with full block-diagonal matrices, one matrix for each channel.
@@ -154,7 +154,6 @@ def block_diagonal_matmuls(
     Args:
         transposed: include the two TransData tasks that convert the maps from the neighbours' NC1HWC0 and back.
     """
-    costs = costs or Costs()
     out_height, out_width = spec.output_size(height, width)
     rows, columns, out_rows, out_columns = (tiles(n) * TILE for n in (height, width, out_height, out_width))
     kernels = [
@@ -169,7 +168,7 @@ def block_diagonal_matmuls(
 
 
 def depthwise(
-    spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc, unit: str, costs: Costs | None = None
+    spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc, unit: str, costs: Costs = DOCUMENTED
 ) -> KernelTime:
     """Predict a depthwise 7x7 convolution of the same maps, without the start of instructions.
 
@@ -177,7 +176,6 @@ def depthwise(
         unit: "V" for the vector unit (49 taps for every element, all lanes used), or "cube" (diagonal 16x16 tiles, so
             that 15 of 16 products are zero).
     """
-    costs = costs or Costs()
     read, written = _map_bytes(spec, height, width, batch)
     planes, taps = batch * tiles(spec.channels), _DEPTHWISE_SIDE**2
     if unit == "V":

@@ -26,13 +26,9 @@ def _folded(name: str, image_size: int) -> DeployGraph:
 
 
 def build(size: str, image_size: int, batch: int, form: str) -> onnx.ModelProto:
-    """Return a released NeoNeXt as ONNX for ATC.
+    """Return a released NeoNeXt (t to xl, at 224 or 384) as ONNX for ATC.
 
-    Args:
-        size: t, s, b, l or xl.
-        image_size: 224 or 384, with the shifts of that release.
-        batch: images of a run.
-        form: "MatMul" (two block-diagonal products for a NeoCell) or "AscendC" (our operator).
+    `form` is "MatMul" (two block-diagonal products for a NeoCell) or "AscendC" (our operator).
     """
     format = CANN.with_(neocell=FORMS[form])
     graph = lower(_folded(f"neonext_{size}.released_{image_size}", image_size), format)

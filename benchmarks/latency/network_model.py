@@ -143,8 +143,8 @@ def estimate(
     graph = read(model, batch)
     with sound(graph.name):
         launched, demands = network_demands(graph, device, dtype == "int8", aipp)
-        times = Demands(demands, device).times(parameters)
-        if not all(map(math.isfinite, times.total.tolist())):
+        units, totals = Demands(demands, device).times(parameters)
+        if not all(map(math.isfinite, totals.tolist())):
             raise OverflowError("a time without bounds")
     tasks = tuple(
         TaskEstimate(
@@ -156,11 +156,11 @@ def estimate(
             multiply_adds=task.operator.multiply_adds,
             bytes=sum(task.reads) + task.written + task.weights,
             predicted_us=total,
-            predicted_bound=bound,
-            predicted_units_us=dict(zip(UNITS, units, strict=True)),
+            predicted_bound=UNITS[longest],
+            predicted_units_us=dict(zip(UNITS, task_units, strict=True)),
         )
-        for task, units, total, bound in zip(
-            launched, times.units.T.tolist(), times.total.tolist(), times.bounds, strict=True
+        for task, task_units, total, longest in zip(
+            launched, units.T.tolist(), totals.tolist(), units.argmax(axis=0), strict=True
         )
     )
     return Estimate(graph.name, device, graph.batch, dtype, parameters.run_us, tasks)

@@ -19,14 +19,7 @@ _LONGEST = 12  # nodes behind the argument of a GELU
 
 @dataclass(frozen=True)
 class Chain:
-    """Nodes that become one operator.
-
-    Attributes:
-        op: operator type.
-        members: positions of the nodes.
-        inputs: values that the operator reads.
-        output: value that it writes.
-    """
+    """Nodes, by position, that become one operator of type `op`, and the values that it reads and writes."""
 
     op: str
     members: frozenset[int]

@@ -32,14 +32,7 @@ _SHAPE_OPS = (
 
 @dataclass(frozen=True)
 class OnnxNode:
-    """One node.
-
-    Attributes:
-        name: the node's name, or its type and position.
-        op: ONNX operator type.
-        inputs, outputs: names of values; an omitted input is an empty string.
-        attributes: attributes by name.
-    """
+    """One node, named by itself or by its type and position; an omitted input is an empty string."""
 
     name: str
     op: str
@@ -98,10 +91,10 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
     else:
         name, model = os.fspath(model), read_onnx(model)
     with sound(name):
-        return _read(name, model, batch)
+        return _graph(model, name, batch)
 
 
-def _read(name: str, model: onnx.ModelProto, batch: int | None) -> Graph:
+def _graph(model: onnx.ModelProto, name: str, batch: int | None) -> Graph:
     if not model.graph.node or not model.graph.input:
         raise InputError(f"{name}: no ONNX graph in it (no nodes or no input). Expected a model exported as .onnx.")
     copy = _without_weights(model)

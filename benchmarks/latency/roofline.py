@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from neonext_ms.common.errors import ToolchainError
-from neonext_ms.common.files import atomic
+from neonext_ms.common.figures import pyplot, save_figure
 from neonext_ms.ops.soc import MACS_PER_CYCLE
 
 from .network_model import Estimate
@@ -17,26 +16,16 @@ from .parameters import fitted
 _MARKS = {"conv": "o", "depthwise": "s", "matmul": "o", "batched matmul": "D", "neocell": "^"}
 
 
-def draw(estimates: Mapping[str, Estimate], path: str | os.PathLike) -> None:
-    """Draw the tasks that have multiply-adds as a PNG.
-
-    Args:
-        estimates: predicted times of networks on one device, by the name to show.
-        path: path of the PNG.
+def draw(estimates: Mapping[str, Estimate], path: Path) -> None:
+    """Draw the tasks of networks on one device that have multiply-adds, as a PNG.
 
     Raises:
         ToolchainError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ToolchainError("the roofline needs matplotlib. Run: pip install neonext_ms[plot]") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    plt = pyplot()
     device, parameters = next(iter(estimates.values())).soc, fitted()
     peak = device.ai_cores * device.cube_mhz * 1e6 * MACS_PER_CYCLE / 1e12
-    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    figure, axes = plt.subplots(figsize=(9, 5.5))
     x = np.geomspace(0.1, 3000, 400)
     for name, rate, style in (
         ("memory", parameters.memory_bytes_per_second(device), "-"),
@@ -45,7 +34,7 @@ def draw(estimates: Mapping[str, Estimate], path: str | os.PathLike) -> None:
         reach = np.minimum(x * rate / 1e12, peak * parameters.cube_share)
         axes.plot(x, reach, style, color="0.35", lw=1.2, label=f"limit, from the {name} (fitted)")
     axes.axhline(peak, color="0.6", lw=0.8, ls=":", label="peak of the cube, float16")
-    colours = pyplot.get_cmap("tab10").colors
+    colours = plt.get_cmap("tab10").colors
     for (name, estimate), colour in zip(estimates.items(), colours, strict=False):
         for kind, mark in _MARKS.items():
             tasks = [task for task in estimate.tasks if task.kind == kind and task.multiply_adds and task.bytes]
@@ -67,6 +56,5 @@ def draw(estimates: Mapping[str, Estimate], path: str | os.PathLike) -> None:
         handle.set_sizes([30])
     axes.grid(True, which="major", lw=0.3)
     figure.tight_layout()
-    with atomic(path) as staged:
-        figure.savefig(staged, dpi=120, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path)
+    plt.close(figure)

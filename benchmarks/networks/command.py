@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,7 +140,3 @@ def _list(as_json: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `neonext-bench write` and return its exit code."""
     return run(_main, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

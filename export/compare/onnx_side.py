@@ -13,10 +13,11 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest, one_line
 from neonext_ms.runtime.base import chunks
 from neonext_ms.runtime.manifest import read_metadata
-from neonext_ms.runtime.onnx import read_onnx, sound, tensor_array
+from neonext_ms.runtime.onnx import import_onnxruntime, read_onnx, sound, tensor_array
 
 from .side import Activations, Node
 
@@ -295,10 +296,10 @@ class OnnxActivations(Activations):
 
 
 def _open_session(model: onnx.ModelProto, weights_folder: str | None = None):
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = thread_count()
     # Threads that spin after a run would slow down the other side of the comparison.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights_folder:

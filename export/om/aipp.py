@@ -104,7 +104,7 @@ def _split(mean: float) -> tuple[int, float]:
     integer = min(math.floor(255 * mean), 255)
     rest = 255 * mean - integer
     if not (integer >= 0 and 0 <= rest <= 255):
-        raise InputError(f"AIPP: cannot subtract a mean of {mean:g}; it must be from 0 to 2. Export without AIPP.")
+        raise InputError(f"AIPP: cannot subtract a mean of {mean:g}; it must be from 0 to 1. Export without AIPP.")
     return integer, rest
 
 

@@ -4,7 +4,7 @@
 
 Sources of codes, messages and remedies: docs/en/user_guides/error_codes in hicann/ge,
 src/dfx/error_manager/error_code.json in hicann/runtime. E19010 is E16002 of older releases; EZ9010, EZ0501 and E13003
-are other spellings of E19010, E10501 and EZ3003. No source explains E10502, so it has no row.
+are other spellings of E19010, E10501 and EZ3003. No source explains E10502, so it is not in the table.
 """
 
 from __future__ import annotations
@@ -29,13 +29,9 @@ class Advice(NamedTuple):
 
 
 class LogReport(NamedTuple):
-    """Summary of a log.
+    """Summary of a log: whether its lines of success and of failure occur, and the first error that was recognized.
 
-    Attributes:
-        success: whether the success line occurs.
-        failure: whether the failure line occurs.
-        explanation: the first recognized error with its line, or None.
-        broken_toolchain: whether that error is the installation's.
+    `broken_toolchain` tells whether that error is the installation's.
     """
 
     success: bool
@@ -44,7 +40,7 @@ class LogReport(NamedTuple):
     broken_toolchain: bool
 
 
-_OPTION = "check the option that the line names; if this package set it, please report that"
+_OPTION = "check the option named in the log line; if this package set it, please report that"
 _OPERATOR = "export with `--opset 13`, and with `--neocell matmul` unless the NeoCell operator package is installed"
 _PLUGIN = "source set_env.sh, and install the NeoCell operator package if the graph was exported with --neocell custom"
 _BATCH = "give two or more different batch sizes, or a single one"
@@ -53,32 +49,36 @@ _INTERNAL = ("E19999", "EZ9999")
 # Codes, meaning, remedy.
 _ROWS = (
     ("E10001 E10003 E10014 E10015 E10061", "ATC rejects the value of an option", _OPTION),
-    ("E10002", "ATC cannot read --input_shape", "it has to be name:n,c,h,w with whole numbers"),
+    ("E10002", "ATC cannot read --input_shape", "write it as name:n,c,h,w with integers"),
     ("E10004 E10058", "an option of ATC has no value", _OPTION),
-    ("E10005", "an option of ATC has to be true or false", _OPTION),
-    ("E10006", "an option of ATC has to be 0 or 1", _OPTION),
+    ("E10005", "an option of ATC must be true or false", _OPTION),
+    ("E10006", "an option of ATC must be 0 or 1", _OPTION),
     ("E10007 E10054", "a required option of ATC is missing or empty", _OPTION),
     (
         "E10016",
-        "the graph has no operator of the name that an option gives",
+        "an option names an operator that the graph does not have",
         "use a name of the ONNX graph; its input's name is that in --input_shape",
     ),
     ("E10018", "--dynamic_batch_size allows -1 for the batch only", "give the image size as numbers"),
     ("E10031 E10040", "--dynamic_batch_size needs -1 for the batch in --input_shape", _BATCH),
     ("E10035", "there are too few batch sizes", _BATCH),
     ("E10036", "there are too many batch sizes", "give at most 100"),
-    ("E10039", "a batch size occurs twice", "give every size once"),
+    ("E10039", "a batch size occurs twice", "list every size once"),
     (
         "E10041",
         "ATC could not load the model",
         "check that the ONNX file is complete, and that its weights file, if it has one, is beside it",
     ),
     ("E10047 E10056", "two options of ATC exclude each other", "leave one of them out"),
-    ("E10055", "this ATC does not support what was asked for", "read the reason; a newer CANN may support it"),
+    (
+        "E10055",
+        "this version of ATC does not support what an option requests",
+        "read the reason; a newer CANN may support it",
+    ),
     ("E10057", "two options of ATC belong together", "read which; give both or neither"),
-    ("E10410", "a file that an option names does not exist", "check its path; it has to be absolute"),
+    ("E10410", "a file that an option names does not exist", "check its path, which must be absolute"),
     ("E10501 EZ0501", "CANN has no definition of an operator in the graph", _PLUGIN),
-    ("E13000", "a path does not exist", "check the path in the line"),
+    ("E13000", "a path does not exist", "check the path in the log line"),
     ("E13001", "a file cannot be opened", "check that it exists and is readable"),
     ("E13003 EZ3003", "no kernel of this device can run an operator", _OPERATOR),
     ("E13004", "a file cannot be written", "check permissions and free space of the output folder"),
@@ -100,7 +100,7 @@ _ROWS = (
     ("E40020", "CANN needs a Python module that is not installed", "install it with pip for the Python in PATH"),
     ("E40021", "an operator failed to compile", "read the Python traceback in the log; check CANN's release"),
     ("E40024", "CANN's own Python code failed", "source set_env.sh, and check the Python in PATH"),
-    ("EZ3002", "this device does not run an operator in the form that the graph has", _OPERATOR),
+    ("EZ3002", "this device does not support an operator as the graph uses it", _OPERATOR),
 )
 # Codes that mean that the installation is at fault.
 _BROKEN = ("E40002", "E40020")
@@ -192,5 +192,7 @@ def table() -> str:
 if __name__ == "__main__":
     from neonext_ms.common.cli import Parser
 
-    Parser(prog="python -m neonext_ms.export.om.cann_log", description=__doc__).parse_args()
+    Parser(
+        prog="python -m neonext_ms.export.om.cann_log", description="Print the error codes of CANN's tools as a table."
+    ).parse_args()
     print(table())

@@ -51,14 +51,17 @@ def emit(
         InputError: a NeoCell that was not lowered, a weight that the dtype cannot hold, or a model over protobuf's 2 GB
             (see `save`).
     """
-    format = format or Format()
-    itemsize = np.dtype(_DTYPES[format.dtype]).itemsize
-    if sum(array.size for layer in graph.layers for array in layer.arrays.values()) * itemsize > files.MAX_BYTES:
+    model, weights = _emit(graph, batch, format or Format(), metadata)
+    if sum(array.nbytes for array in weights.values()) > files.MAX_BYTES:
         raise InputError(
             "the model is over protobuf's limit of 2 GB. Write it with its weights in a second file (emitter.save), or "
-            "export a smaller one"
+            "export a smaller one."
         )
-    return _emit(graph, batch, format, metadata, None)
+    for name, array in weights.items():
+        # Raw data is little-endian by definition.
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        _declare(model, name, array).raw_data = little.tobytes()
+    return model
 
 
 def save(
@@ -81,18 +84,15 @@ def save(
         InputError: as for `emit`, but of any size.
         OSError: a file cannot be written.
     """
-    weights: dict[str, np.ndarray] = {}
-    model = _emit(graph, batch, format or Format(), metadata, weights)
+    model, weights = _emit(graph, batch, format or Format(), metadata)
     return files.write_weights(model, weights, Path(path))
 
 
 def skeleton(graph: DeployGraph, batch: int | None = None, format: Format | None = None) -> onnx.ModelProto:
     """Return the model that `save` would write, with names and shapes of its weights but not their values."""
-    weights: dict[str, np.ndarray] = {}
-    model = _emit(graph, batch, format or Format(), None, weights)
+    model, weights = _emit(graph, batch, format or Format(), None)
     for name, array in weights.items():
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        model.graph.initializer.add(name=name, data_type=kind, dims=array.shape)
+        _declare(model, name, array)
     return model
 
 
@@ -103,21 +103,22 @@ def count_nodes(graph: DeployGraph, format: Format | None = None) -> int:
     """
     format = format or Format()
     cells = [layer for layer in graph.layers if layer.op == "neocell" and format.neocell != "custom"]
-    emitter = _Emitter(onnx.GraphProto(), format, graph, {})
+    emitter = _Emitter(onnx.GraphProto(), format, graph)
     emitter.run(layer for layer in graph.layers if layer not in cells)
     return len(emitter.proto.node) + sum(3 if "bias" in cell.arrays else 2 for cell in cells)
 
 
+def _declare(model: onnx.ModelProto, name: str, array: np.ndarray) -> TensorProto:
+    """Add an initializer without its values."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return model.graph.initializer.add(name=name, data_type=kind, dims=array.shape)
+
+
 def _emit(
-    graph: DeployGraph,
-    batch: int | None,
-    format: Format,
-    metadata: Mapping[str, Any] | None,
-    weights: dict[str, np.ndarray] | None,
-) -> onnx.ModelProto:
-    """Return the model; its weights go into `weights` if that is a dict, and into the model otherwise."""
+    graph: DeployGraph, batch: int | None, format: Format, metadata: Mapping[str, Any] | None
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return the model without its weights, and the weights."""
     opsets = [helper.make_opsetid("", format.opset)]
-    # Built in place: every copy of a message would be a copy of the weights.
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name=PRODUCER)
     model.opset_import.extend(opsets)
     model.graph.name = graph.name
@@ -126,12 +127,13 @@ def _emit(
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(_DTYPES["float32" if format.float32_io else format.dtype]))
     for values, names in ((model.graph.input, (INPUT,)), (model.graph.output, graph.outputs)):
         values.extend(helper.make_tensor_value_info(n, kind, [axis, *shapes[n]]) for n in names)
-    _Emitter(model.graph, format, graph, weights).run(graph.layers)
+    emitter = _Emitter(model.graph, format, graph)
+    emitter.run(graph.layers)
     for key, value in (metadata or {}).items():
         # A class name that is not UTF-8, such as that of a folder, stays one that JSON can hold.
         text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
         model.metadata_props.add(key=key, value=text)
-    return model
+    return model, emitter.weights
 
 
 class _Emitter:
@@ -141,21 +143,20 @@ class _Emitter:
         proto: the ONNX graph to fill.
         format: opset, dtype and form of the nodes.
         graph: the graph to emit.
-        weights: dictionary that takes the constants, or None to put them into `proto`.
+
+    Attributes:
+        weights: constants by name, in the dtype of the file; `proto` has the nodes only.
     """
 
-    def __init__(
-        self, proto: onnx.GraphProto, format: Format, graph: DeployGraph, weights: dict[str, np.ndarray] | None
-    ):
+    def __init__(self, proto: onnx.GraphProto, format: Format, graph: DeployGraph):
         self.proto, self.format, self.opset = proto, format, format.opset
         self.graph, self.shapes = graph, graph.shapes()
-        self.weights = weights
+        self.weights: dict[str, np.ndarray] = {}
         self.dtype = np.dtype(_DTYPES[format.dtype])
         # Between the Casts at its ends, a graph with float32 ends has other names for its input and outputs.
         self.inner: dict[str, str] = {}
         if format.dtype != "float32" and format.float32_io:
             self.inner = {name: f"{name}.{format.dtype}" for name in (INPUT, *graph.outputs)}
-        self.shared: set[str] = set()
 
     def run(self, layers: Iterable[Layer]) -> None:
         """Emit these layers, and Casts at the ends where the format asks for them."""
@@ -179,14 +180,7 @@ class _Emitter:
 
     def tensor(self, name: str, array: np.ndarray) -> str:
         """Add a constant, in the dtype of the file, and return its name."""
-        array = self.rounded(name, np.asarray(array))
-        if self.weights is not None:
-            self.weights[name] = array
-            return name
-        # Raw data is little-endian by definition.
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype.newbyteorder("="))
-        self.proto.initializer.add(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
+        self.weights[name] = self.rounded(name, np.asarray(array))
         return name
 
     def rounded(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -197,8 +191,8 @@ class _Emitter:
             half = array.astype(self.dtype)
         if not np.isfinite(half).all() and np.isfinite(array).all():
             raise InputError(
-                f"{name} has values up to {np.abs(array).max():.3g}, which {self.dtype} cannot hold; "
-                "use bfloat16 or float32"
+                f"{name} has values up to {np.abs(array).max():.3g}, which {self.dtype} cannot hold. "
+                "Use bfloat16 or float32."
             )
         return half
 
@@ -208,10 +202,7 @@ class _Emitter:
 
     def constant(self, name: str, values: Any, dtype: type = np.float32) -> str:
         """Add a small constant that all layers share and return its name."""
-        if name not in self.shared:
-            self.shared.add(name)
-            self.tensor(name, np.asarray(values, dtype))
-        return name
+        return name if name in self.weights else self.tensor(name, np.asarray(values, dtype))
 
     def space_to_depth(self, layer: Layer) -> None:
         p = layer.attributes["block"]
@@ -233,7 +224,7 @@ class _Emitter:
 
     def neocell(self, layer: Layer) -> None:
         if self.format.neocell != "custom":
-            raise InputError(f"{layer.name}: a NeoCell has to be lowered before it is emitted; see lower.lower")
+            raise InputError(f"{layer.name}: a NeoCell has to be lowered before it is emitted. Call lower.lower.")
         spec = layer.attributes["spec"]
         coef_a, coef_b = pack(spec, *neocell_weights(layer))
         inputs = [self.tensor(f"{layer.name}.coef_a", coef_a), self.tensor(f"{layer.name}.coef_b", coef_b)]

@@ -50,11 +50,11 @@ class Format:
         if self.dtype == "bfloat16" and self.neocell == "custom":
             raise UsageError(
                 "a custom NeoCell cannot be written in bfloat16: its parser ends at opset 18, and Conv takes bfloat16 "
-                f"from {BFLOAT16_OPSET} on. Instead, {instead}"
+                f"from {BFLOAT16_OPSET} on. Instead, {instead}."
             )
         if self.dtype == "bfloat16" and self.opset != BFLOAT16_OPSET:
             raise UsageError(
-                f"ONNX opset {self.opset}: Conv takes bfloat16 from opset {BFLOAT16_OPSET} on. Use that, or {instead}"
+                f"ONNX opset {self.opset}: Conv takes bfloat16 from opset {BFLOAT16_OPSET} on. Use that, or {instead}."
             )
         if self.dtype != "bfloat16" and not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise UsageError(f"ONNX opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neonext_ms.common.files import atomic
+from neonext_ms.runtime.onnx import import_onnxruntime
 
 from ..fold import is_pointwise
 from ..graph import NCHW, NHWC, DeployGraph, Layer
@@ -62,6 +63,7 @@ def write(
     Raises:
         InputError: as for `emitter.emit`, or the file cannot be written.
     """
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     format = Format()

@@ -57,11 +57,11 @@ def runs_of(attributes: Mapping[str, Any]) -> dict[str, list[int]]:
     unknown = [name for name in attributes if name not in ATTRIBUTES]
     if unknown:
         raise InputError(
-            f"unknown attribute {unknown[0]!r}{nearest(unknown[0], ATTRIBUTES)}; a NeoCell node has the attributes "
-            f"{', '.join(ATTRIBUTES)}"
+            f"unknown attribute {unknown[0]!r}{nearest(unknown[0], ATTRIBUTES)}. A NeoCell node has the attributes "
+            f"{', '.join(ATTRIBUTES)}."
         )
     runs = {name: list(attributes[name]) for name in RUN_ATTRIBUTES if attributes.get(name) is not None}
     resized = runs.get("h_in") != runs.get("h_out") or runs.get("w_in") != runs.get("w_out")
     if attributes.get("output_size") or resized:
-        raise InputError("a NeoCell node that changes the size of its map cannot be run here; fold it into a Conv")
+        raise InputError("a NeoCell node that changes the size of its map cannot be run here. Fold it into a Conv.")
     return runs

@@ -15,15 +15,16 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic
-from neonext_ms.common.text import list_names
+from neonext_ms.common.text import list_names, plural
 from neonext_ms.models.architecture import BATCH_COUNTER, STATISTICS, Architecture
 from neonext_ms.models.names import mindspore_name
 
 from . import metadata as meta
 from . import mindspore_ckpt, pytorch, safetensors_file
+from .budget import Budget
 from .infer_architecture import infer_architecture
 from .mapped_file import FLOATS, map_file, printable
-from .state_dict import official_tensors, select_state_dict
+from .state_dict import select_state_dict
 
 # Suffix -> format that is written.
 SUFFIXES = {".pt": "PyTorch", ".pth": "PyTorch", ".ckpt": "MindSpore", ".safetensors": "safetensors"}
@@ -78,33 +79,42 @@ class Checkpoint:
         return result
 
 
-def load_checkpoint(path: str | os.PathLike, shifts: Sequence[int] | None = None, ema: bool = False) -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike, shifts: Sequence[int] | None = None, ema: bool = False, key: str | None = None
+) -> Checkpoint:
     """Load a checkpoint of any format; its content decides which.
 
     Args:
-        path: file written by torch.save, mindspore.save_checkpoint or safetensors, with official or MindSpore names,
-            a bare state dict or one inside a training checkpoint.
+        path: file written by torch.save, mindspore.save_checkpoint or safetensors, of any name, with official or
+            MindSpore names below any keys and prefixes.
         shifts: shift of each stage, which files of other programs do not record.
         ema: whether to take the moving average that a training checkpoint holds beside the weights.
+        key: key or prefix of the weights, such as `teacher` or `model.backbone`, if the file holds several models.
 
     Raises:
         InputError: the file cannot be read, or does not hold the weights of one NeoNeXt. The message names the file
             and every wrong tensor.
     """
     source = os.fspath(path)
-    tree, text, kind = _read(path)
+    budget = Budget(source, os.path.getsize(path) if os.path.isfile(path) else 0)
+    tree, text, kind = _read(path, budget)
     metadata, recorded = meta.decode(text, source) if text is not None else ({}, {})
-    values, notes = select_state_dict(tree, source, ema)
-    tensors, ignored = official_tensors(values, source)
-    counters = {name: _counter(a, name, source) for name, a in tensors.items() if name.endswith(BATCH_COUNTER)}
-    arrays = {name: array for name, array in tensors.items() if name not in counters}
+    tensors, notes = select_state_dict(tree, budget, ema, key)
+    arrays = {name: array for name, array in tensors.items() if not name.endswith(BATCH_COUNTER)}
     architecture = infer_architecture({name: array.shape for name, array in arrays.items()}, source)
     arrays = {name: arrays[name] for name in architecture.tensors()}
+    # Many names may share the bytes of one tensor.
+    budget.bytes = budget.limit
+    for array in arrays.values():
+        budget.expand(array.nbytes)
+    counters, lost = _counters({name: array for name, array in tensors.items() if name not in arrays}, source)
     counters = _check_counters({**recorded, **counters}, architecture, source)
+    if lost:
+        notes.append(
+            f"ignored {plural(lost, 'counter')} num_batches_tracked that a narrow dtype has turned into infinity; they "
+            "do not change the outputs"
+        )
     _check_values(arrays, source)
-    if ignored:
-        rest = f" and {len(ignored) - 8} more" if len(ignored) > 8 else ""
-        notes.append(f"ignored entries that are not weights: {', '.join(map(printable, ignored[:8]))}{rest}")
     _check_labels(metadata, architecture, source)
     architecture = _with_shifts(architecture, shifts, metadata.get("shifts"), source)
     return Checkpoint(source, arrays, architecture, metadata, notes, counters, kind)
@@ -185,19 +195,40 @@ def format_for(path: str | os.PathLike) -> str:
     return SUFFIXES[suffix]
 
 
-def _read(path: str | os.PathLike) -> tuple[object, str | bytes | None, str]:
+def format_of(path: str | os.PathLike) -> str | None:
+    """Return the format of a checkpoint by its content: "PyTorch", "MindSpore" or "safetensors", or None.
+
+    Raises:
+        InputError: the file does not exist, is empty, or is not a regular file.
+    """
+    return _format_of(bytes(map_file(path)[:512]))
+
+
+def _format_of(head: bytes) -> str | None:
+    # First, because the length of the header may begin with the bytes of another format.
+    if safetensors_file.header_size(head) is not None:
+        return "safetensors"
+    if head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar":
+        return "PyTorch"
+    if head[:1] == b"\x0a" or head[:4] == mindspore_ckpt.ENCRYPTED_MAGIC:
+        return "MindSpore"
+    return None
+
+
+def _read(path: str | os.PathLike, budget: Budget) -> tuple[object, str | bytes | None, str]:
     """Return the values of a file, the text of its metadata if there is any, and the format."""
     head = bytes(map_file(path)[:512])
-    if head[:2] == b"PK" or head[:1] == b"\x80" or head[257:262] == b"ustar":
-        tree, extra = pytorch.read(path)
-        return tree, extra.get(_EXTRA_RECORD), "PyTorch"
-    if safetensors_file.header_size(head) is not None:
-        arrays, strings = safetensors_file.read(path)
-        return arrays, strings.get(meta.KEY), "safetensors"
-    if head[:1] == b"\x0a" or head[:4] == mindspore_ckpt.ENCRYPTED_MAGIC:
-        values = mindspore_ckpt.read(path)
+    kind = _format_of(head)
+    if kind == "PyTorch":
+        tree, extra = pytorch.read(path, budget)
+        return tree, extra.get(_EXTRA_RECORD), kind
+    if kind == "safetensors":
+        arrays, strings = safetensors_file.read(path, budget)
+        return arrays, strings.get(meta.KEY), kind
+    if kind == "MindSpore":
+        values = mindspore_ckpt.read(path, budget)
         text = values.pop(meta.KEY, None)
-        return values, text if isinstance(text, str) else None, "MindSpore"
+        return values, text if isinstance(text, str) else None, kind
     problem = _unknown_content(head)
     raise InputError(f"{os.fspath(path)}: {problem} (expected a checkpoint of PyTorch, MindSpore or safetensors)")
 
@@ -215,13 +246,21 @@ def _unknown_content(head: bytes) -> str:
     return "unknown format, or damaged at the start"
 
 
-def _counter(array: np.ndarray, name: str, source: str) -> int:
-    if array.size != 1 or array.dtype.kind not in "iu" or int(array.reshape(-1)[0]) < 0:
-        raise InputError(
-            f"{source}: {printable(name)} must be one whole number of at least 0 (got {array.dtype} of shape "
-            f"{array.shape})"
-        )
-    return int(array.reshape(-1)[0])
+def _counters(arrays: Mapping[str, np.ndarray], source: str) -> tuple[dict[str, int], int]:
+    """Return the BatchNorm counters, and the number of those that a cast to a narrow dtype has turned into infinity."""
+    counters, lost = {}, 0
+    for name, array in arrays.items():
+        value = array.reshape(-1)[0] if array.size == 1 and (array.dtype in FLOATS or array.dtype.kind in "iu") else -1
+        if array.dtype in FLOATS and not np.isfinite(value):
+            lost += 1
+        elif value < 0 or int(value) != value:
+            raise InputError(
+                f"{source}: {printable(name)} must be one whole number of at least 0 (got {array.dtype} of shape "
+                f"{array.shape})"
+            )
+        else:
+            counters[name] = int(value)
+    return counters, lost
 
 
 def _check_counters(counters: dict[str, int], architecture: Architecture, source: str) -> dict[str, int]:

@@ -35,6 +35,9 @@ DTYPES = (
     (np.dtype("?"), "bool", "BoolStorage", "Bool", "BOOL"),
 )
 
+# NumPy 1.26 allows 32.
+MAX_AXES = 32
+
 # Every exception that a damaged or hostile file can cause in a reader; LookupError and ValueError include KeyError and
 # UnicodeError.
 _DAMAGE = (
@@ -99,6 +102,8 @@ def array_view(
     Raises:
         DamageError: a number is negative, or an element lies outside of `data`.
     """
+    if len(shape) > MAX_AXES:
+        raise DamageError(f"a tensor has {len(shape)} axes, more than {MAX_AXES}")
     numbers = (*shape, offset, *(strides or ()))
     if any(type(number) is not int or number < 0 for number in numbers):
         raise DamageError("a tensor has a negative size, offset or stride")

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import shorten
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import BATCH_COUNTER, STAGES
 
 from .mapped_file import printable
 
 KEY = "neonext_ms"
-_MAX_BYTES = 16 << 20
+_MAX_BYTES = 4 << 20
 _COUNTERS = "counters"
 
 
@@ -26,11 +27,13 @@ def encode(metadata: Mapping, counters: Mapping[str, int] | None = None, source:
     if counters:
         values[_COUNTERS] = dict(counters)
     try:
-        return json.dumps(values, sort_keys=True, allow_nan=False)
+        text = json.dumps(values, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{source}: cannot be written as JSON ({error}). Use dict, list, str and finite numbers only."
         ) from error
+    _check_length(text, f"{source}: metadata")
+    return text
 
 
 def decode(text: str | bytes, source: str) -> tuple[dict, dict[str, int]]:
@@ -40,8 +43,7 @@ def decode(text: str | bytes, source: str) -> tuple[dict, dict[str, int]]:
         InputError: the text is not what `encode` writes; the message names `source`.
     """
     source = f"{source}: metadata"
-    if len(text) > _MAX_BYTES:
-        raise InputError(f"{source}: too long (got {len(text)} bytes, expected at most {_MAX_BYTES})")
+    _check_length(text, source)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -76,7 +78,7 @@ def check(values: dict, source: str) -> dict:
     ):
         if key in result:
             if value is None:
-                shown = printable(json.dumps(result[key], default=lambda other: type(other).__name__))
+                shown = printable(shorten(result[key]))
                 raise InputError(f"{source}: {key} must be {expected} (got {shown})")
             result[key] = value
     if "preprocessing" in result:
@@ -88,6 +90,13 @@ def check(values: dict, source: str) -> dict:
             raise InputError(f"{source}: {error}") from error
         result["preprocessing"] = preprocessing.to_dict()
     return result
+
+
+def _check_length(text: str | bytes, source: str) -> None:
+    if len(text) > _MAX_BYTES:
+        raise InputError(
+            f"{source}: too long (got {len(text):,} bytes, expected at most {_MAX_BYTES:,}). Shorten the labels."
+        )
 
 
 def _is_whole(value: object, least: int) -> bool:

@@ -18,18 +18,22 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
+from .budget import Budget
+from .mapped_file import DTYPES, MAX_AXES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, _, _, kind, _ in DTYPES}
 ENCRYPTED_MAGIC = b"\xd8\x5e\x3a\x7f"
 _CRC_MARK, _CRC_SIZE = b"crc_num", 10
-_MAX_VALUES = 100_000
-_MAX_AXES = 32
+_MAX_TEXT = 16 << 20
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def read(path: str | os.PathLike) -> dict[str, np.ndarray | str]:
+def read(path: str | os.PathLike, budget: Budget | None = None) -> dict[str, np.ndarray | str]:
     """Read the tensors and strings of a MindSpore checkpoint, by their names in the file.
+
+    Args:
+        path: file to read.
+        budget: budget to charge the work to (default: one for this file).
 
     Returns:
         Read-only arrays that are views of the file (bfloat16 has the dtype of ml_dtypes), and `str` for the strings
@@ -40,13 +44,14 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray | str]:
     """
     source = os.fspath(path)
     data = map_file(path)
+    budget = budget or Budget(source, len(data))
     with damage_named(path, "a MindSpore checkpoint"):
         if data[:4] == ENCRYPTED_MAGIC:
             raise InputError(
                 f"{source}: an encrypted MindSpore checkpoint. Load it with mindspore.load_checkpoint(dec_key=...) and "
                 "save it without enc_key."
             )
-        return _read(_without_crc(data), source)
+        return _read(_without_crc(data), budget)
 
 
 def _without_crc(data: memoryview) -> memoryview:
@@ -58,15 +63,15 @@ def _without_crc(data: memoryview) -> memoryview:
     return data[:-trailer]
 
 
-def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
+def _read(data: memoryview, budget: Budget) -> dict[str, np.ndarray | str]:
     parts: dict[str, tuple[list[int], str, list[memoryview]]] = {}
     last = None
-    for count, (field, value) in enumerate(_fields(data)):
+    for field, value in _fields(data, budget):
         if field != 1:
             raise DamageError(f"a checkpoint has no field {field}")
-        if count >= _MAX_VALUES:
-            raise InputError(f"{source}: too many values for a NeoNeXt (expected at most {_MAX_VALUES})")
-        tag, dims, kind, content = _value(_view(field, value), source)
+        tag, dims, kind, content = _value(_view(field, value), budget)
+        # An array is made of every value.
+        budget.spend(10)
         if tag not in parts:
             parts[tag] = (dims, kind, [content])
         elif tag == last and parts[tag][:2] == (dims, kind):
@@ -75,28 +80,28 @@ def _read(data: memoryview, source: str) -> dict[str, np.ndarray | str]:
         else:
             raise DamageError(f"it holds {printable(tag)} twice")
         last = tag
-    return {tag: _decode(source, tag, *part) for tag, part in parts.items()}
+    return {tag: _decode(budget.source, tag, *part) for tag, part in parts.items()}
 
 
-def _value(data: memoryview, source: str) -> tuple[str, list[int], str, memoryview]:
+def _value(data: memoryview, budget: Budget) -> tuple[str, list[int], str, memoryview]:
     """Return name, dims, type and bytes of a value."""
     tag = tensor = kind = None
-    for field, value in _fields(data):
+    for field, value in _fields(data, budget):
         if field == 1:
             tag = str(_view(field, value), "utf-8")
         elif field == 2:
             tensor = _view(field, value)
         elif field == 3:
-            raise InputError(f"{source}: {printable(tag)} is a MapParameter (a hash table). A NeoNeXt has none.")
+            raise InputError(f"{budget.source}: {printable(tag)} is a MapParameter (a hash table). A NeoNeXt has none.")
     if tag is None or tensor is None:
         raise DamageError("a value has no name or no tensor")
     dims: list[int] = []
     content = memoryview(b"")
-    for field, value in _fields(tensor):
+    for field, value in _fields(tensor, budget):
         if field == 1:
             dims += _dims(value)
-            if len(dims) > _MAX_AXES:
-                raise DamageError(f"{printable(tag)} has more than {_MAX_AXES} axes")
+            if len(dims) > MAX_AXES:
+                raise DamageError(f"{printable(tag)} has more than {MAX_AXES} axes")
         elif field == 2:
             kind = str(_view(field, value), "utf-8")
         elif field == 3:
@@ -118,7 +123,7 @@ def _dims(value: int | memoryview) -> list[int]:
         return [value]
     dims: list[int] = []
     at = 0
-    while at < len(value) and len(dims) <= _MAX_AXES:
+    while at < len(value) and len(dims) <= MAX_AXES:
         number, at = _varint(value, at)
         dims.append(number)
     return dims
@@ -127,6 +132,8 @@ def _dims(value: int | memoryview) -> list[int]:
 def _decode(source: str, tag: str, dims: list[int], kind: str, pieces: list[memoryview]) -> np.ndarray | str:
     content = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
     if kind == "str":
+        if len(content) > _MAX_TEXT:
+            raise DamageError(f"the text {printable(tag)} has {len(content)} bytes, more than {_MAX_TEXT}")
         return str(content, "utf-32-le").rstrip("\0")
     if kind not in _DTYPES:
         raise InputError(
@@ -141,10 +148,11 @@ def _decode(source: str, tag: str, dims: list[int], kind: str, pieces: list[memo
     return array_view(content, dtype, shape)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int | memoryview]]:
     """Yield number and content of every field of a message: an int for a varint, else a view."""
     at = 0
     while at < len(data):
+        budget.spend(1)
         key, at = _varint(data, at)
         field, wire = key >> 3, key & 7
         if wire == _VARINT:

@@ -18,8 +18,9 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
-from .pytorch_pickle import HINT, PickleFunction, load_pickle
+from .budget import Budget
+from .mapped_file import DTYPES, MAX_AXES, DamageError, array_view, damage_named, map_file, printable
+from .pytorch_pickle import HINT, PickleFunction, dictionary_key, load_pickle
 from .pytorch_zip import StoredZip, write_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -27,8 +28,8 @@ PROTOCOL = 1001
 
 _STORAGES = {dtype: storage for dtype, _, storage, *_ in DTYPES if storage}
 
-# NumPy 1.26 allows 32.
-_MAX_AXES = 32
+# The longest metadata in a JSON record.
+_MAX_RECORD = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,24 @@ class _Storage:
 
 
 class _Tensors:
-    """The functions that a torch.save file calls to build its tensors, bounded by the size of the file."""
+    """The functions that a torch.save file calls to build its tensors, charged to the budget of the file."""
 
-    def __init__(self, source: str, file_size: int):
-        self.source = source
-        # Expanded tensors take no room in the file, but a copy of them needs the memory.
-        self.budget = self.limit = max(64 << 20, 8 * file_size)
+    def __init__(self, budget: Budget):
+        self.budget = budget
 
     def known(self) -> dict[tuple[str, str], object]:
         """Return the globals that a file may name, by module and name."""
         table: dict[tuple[str, str], object] = {
-            ("collections", "OrderedDict"): PickleFunction(_ordered_dict),
-            ("torch", "Size"): PickleFunction(tuple),
+            ("collections", "OrderedDict"): PickleFunction(self.ordered_dict),
+            ("collections", "Counter"): PickleFunction(self.ordered_dict),
+            ("collections", "defaultdict"): PickleFunction(lambda factory=None: {}),
+            ("torch", "Size"): PickleFunction(self.size),
             ("torch._utils", "_rebuild_tensor"): PickleFunction(self.rebuild),
             ("torch._utils", "_rebuild_tensor_v2"): PickleFunction(self.rebuild_v2),
             ("torch._utils", "_rebuild_tensor_v3"): PickleFunction(self.rebuild_v3),
             ("torch._utils", "_rebuild_parameter"): PickleFunction(_rebuild_parameter),
+            ("torch._utils", "_rebuild_parameter_with_state"): PickleFunction(_rebuild_parameter),
+            ("torch._tensor", "_rebuild_from_type_v2"): PickleFunction(_rebuild_from_type),
             ("torch.storage", "UntypedStorage"): _StorageType(None),
             ("torch", "UntypedStorage"): _StorageType(None),
         }
@@ -72,10 +75,30 @@ class _Tensors:
                     table[key] = _StorageType(dtype)
         return table
 
+    def ordered_dict(self, items=()) -> dict:
+        if type(items) is dict:
+            self.budget.spend(len(items))
+            return dict(items)
+        if type(items) not in (tuple, list):
+            raise DamageError("an OrderedDict is not made of pairs")
+        self.budget.spend(4 * len(items))
+        result = {}
+        for pair in items:
+            if type(pair) not in (tuple, list) or len(pair) != 2 or type(pair[0]) not in (str, int):
+                raise DamageError("an OrderedDict is not made of pairs")
+            result[pair[0] if type(pair[0]) is str else dictionary_key(pair[0])] = pair[1]
+        return result
+
+    def size(self, sizes=()) -> tuple:
+        if type(sizes) not in (tuple, list):
+            raise DamageError("a torch.Size is not made of a list")
+        self.budget.spend(len(sizes))
+        return tuple(sizes)
+
     def rebuild(self, storage, offset, shape, strides, dtype: np.dtype | None = None) -> np.ndarray | None:
         if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
             raise DamageError("a tensor is not built from a storage")
-        if len(shape) != len(strides) or len(shape) > _MAX_AXES:
+        if len(shape) != len(strides) or len(shape) > MAX_AXES:
             raise DamageError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
         dtype = dtype or storage.dtype
         if dtype is None:
@@ -83,12 +106,8 @@ class _Tensors:
         # Before the sizes are multiplied: they may be of any type.
         if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
             raise DamageError("a tensor has a negative size, offset or stride")
-        self.budget -= math.prod(shape) * dtype.itemsize
-        if self.budget < 0:
-            raise InputError(
-                f"{self.source}: its tensors are expanded to more than {self.limit >> 20} MiB, far more than the file "
-                f"holds. Make them contiguous. {HINT}"
-            )
+        self.budget.spend(10)
+        self.budget.expand(math.prod(shape) * dtype.itemsize)
         if storage.data is None:
             return None
         step = dtype.itemsize
@@ -107,50 +126,52 @@ class _Tensors:
     def _reject_metadata(self, metadata) -> None:
         # The bytes of a conjugated or negated view are not its values.
         if metadata:
-            raise InputError(f"{self.source}: holds a tensor that is a conjugated or negated view. {HINT}")
+            raise InputError(f"{self.budget.source}: holds a tensor that is a conjugated or negated view. {HINT}")
 
 
-def _ordered_dict(items=()) -> dict:
-    result = {}
-    if type(items) not in (tuple, list):
-        raise DamageError("an OrderedDict is not made of pairs")
-    for pair in items:
-        if type(pair) not in (tuple, list) or len(pair) != 2 or type(pair[0]) not in (str, int):
-            raise DamageError("an OrderedDict is not made of pairs")
-        result[pair[0]] = pair[1]
-    return result
-
-
-def _rebuild_parameter(data, requires_grad=True, hooks=None):
+def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):
     if data is not None and type(data) is not np.ndarray:
         raise DamageError("a parameter is not built from a tensor")
     return data
 
 
-def read(path: str | os.PathLike) -> tuple[Any, dict[str, bytes]]:
+def _rebuild_from_type(function, kind, arguments, state):
+    # A tensor with attributes of its own.
+    if type(function) is not PickleFunction or type(arguments) is not tuple:
+        raise DamageError("a tensor is not built from a storage")
+    return function.function(*arguments)
+
+
+def read(path: str | os.PathLike, budget: Budget | None = None) -> tuple[Any, dict[str, bytes]]:
     """Read a file of torch.save, without PyTorch and without executing anything in it.
 
+    Args:
+        path: file to read.
+        budget: budget to charge the work to (default: one for this file).
+
     Returns:
-        A tree of dict, list, tuple, str, numbers, None and NumPy arrays, and the records below `extra/` that `write`
-        adds. The arrays are read-only views of the file (bfloat16 has the dtype of ml_dtypes). The tree of a hostile
-        file may contain itself.
+        A tree of dict, list, tuple, str, numbers, None, NumPy arrays and placeholders (see `load_pickle`), and the
+        records below `extra/` that `write` adds. The arrays are read-only views of the file (bfloat16 has the dtype of
+        ml_dtypes). The tree of a hostile file may contain itself.
 
     Raises:
-        InputError: the file is missing, damaged, truncated, not written by torch.save, or names an object that is not
-            a tensor; the message names it.
+        InputError: the file is missing, damaged, truncated, not written by torch.save, names a function that executes
+            something, or exceeds the budget.
     """
     source = os.fspath(path)
     data = map_file(path)
+    budget = budget or Budget(source, len(data))
     with damage_named(path, "a PyTorch file"):
         if data[:2] == b"PK":
-            return _read_zip(data, source)
+            return _read_zip(data, budget)
         if data[257:262] == b"ustar":
             raise InputError(f"{source}: a tar archive as PyTorch wrote before 0.1.10. Re-save it with PyTorch.")
-        return _read_legacy(data, source), {}
+        return _read_legacy(data, budget), {}
 
 
-def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
-    archive = StoredZip(data, source)
+def _read_zip(data: memoryview, budget: Budget) -> tuple[object, dict[str, bytes]]:
+    source = budget.source
+    archive = StoredZip(data, budget)
     roots = {name.removesuffix("/data.pkl") for name in archive.entries if name.count("/") == 1}
     roots = {root for root in roots if f"{root}/data.pkl" in archive.entries}
     if len(roots) != 1:
@@ -182,11 +203,14 @@ def _read_zip(data: memoryview, source: str) -> tuple[object, dict[str, bytes]]:
             raise DamageError("a storage has two dtypes")
         return _Storage(kind.dtype, storages[key].data)
 
-    tensors = _Tensors(source, len(data))
-    tree, _ = load_pickle(archive.read(f"{root}/data.pkl"), 0, source, tensors.known(), persistent)
+    tree, _ = load_pickle(archive.read(f"{root}/data.pkl"), 0, budget, _Tensors(budget).known(), persistent)
     prefix = f"{root}/extra/"
-    extra = {name[len(prefix) :]: bytes(archive.read(name)) for name in archive.entries if name.startswith(prefix)}
-    return tree, extra
+    records = [name for name in archive.entries if name.startswith(prefix)]
+    if long := [name for name in records if archive.size(name) > _MAX_RECORD]:
+        raise InputError(
+            f"{source}: its record {printable(long[0])} is too long (expected at most {_MAX_RECORD} bytes)"
+        )
+    return tree, {name[len(prefix) :]: bytes(archive.read(name)) for name in records}
 
 
 def _persistent_storage(value, length: int) -> tuple[_StorageType, str, int]:
@@ -199,20 +223,22 @@ def _persistent_storage(value, length: int) -> tuple[_StorageType, str, int]:
     return kind, key, count
 
 
-def _read_legacy(data: memoryview, source: str) -> object:
+def _read_legacy(data: memoryview, budget: Budget) -> object:
+    source = budget.source
+
     def rejected(value):
         raise DamageError("a persistent id where none belongs")
 
-    known = _Tensors(source, len(data)).known()
+    known = _Tensors(budget).known()
     if data[:1] != b"\x80":
         raise InputError(f"{source}: not a file of torch.save. Name a checkpoint file.")
-    magic, at = load_pickle(data, 0, source, known, rejected)
+    magic, at = load_pickle(data, 0, budget, known, rejected)
     if type(magic) is not int or magic != MAGIC:
         raise InputError(f"{source}: a pickle, but not one of torch.save. {HINT}")
-    protocol, at = load_pickle(data, at, source, known, rejected)
+    protocol, at = load_pickle(data, at, budget, known, rejected)
     if type(protocol) is not int or protocol != PROTOCOL:
         raise InputError(f"{source}: unknown version of PyTorch's older format (expected {PROTOCOL}). {HINT}")
-    _, at = load_pickle(data, at, source, known, rejected)
+    _, at = load_pickle(data, at, budget, known, rejected)
 
     # The bytes of the tensors follow the pickle that describes them, so it is read twice: for the sizes, then for the
     # values.
@@ -238,8 +264,8 @@ def _read_legacy(data: memoryview, source: str) -> object:
         return _Storage(kind.dtype, whole[first:last])
 
     start = at
-    _, at = load_pickle(data, start, source, known, persistent)
-    keys, at = load_pickle(data, at, source, known, rejected)
+    _, at = load_pickle(data, start, budget, known, persistent)
+    keys, at = load_pickle(data, at, budget, known, rejected)
     if type(keys) is not list or any(type(key) is not str for key in keys) or set(keys) != set(sizes):
         raise DamageError("the list of storages does not agree with the tensors")
     for key in keys:
@@ -251,7 +277,9 @@ def _read_legacy(data: memoryview, source: str) -> object:
             raise DamageError("a storage and its tensors disagree about its size")
         storages[key] = data[at + 8 : at + 8 + size]
         at += 8 + size
-    return load_pickle(data, start, source, _Tensors(source, len(data)).known(), persistent)[0]
+    # The first reading charged the same tensors.
+    budget.bytes = budget.limit
+    return load_pickle(data, start, budget, known, persistent)[0]
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from neonext_ms.common.errors import InputError
 
+from .budget import Budget
 from .mapped_file import DamageError, printable
 from .pytorch_pickle import HINT
 
@@ -20,7 +21,8 @@ ALIGNMENT = 64
 _END = b"PK\x05\x06"
 _CENTRAL = b"PK\x01\x02"
 _LOCAL = b"PK\x03\x04"
-_MAX_ENTRIES = 200_000
+# Steps that an entry of the directory costs.
+_ENTRY = 20
 _ENCRYPTED = 1
 
 
@@ -29,19 +31,20 @@ class StoredZip:
 
     Args:
         data: bytes of the whole file.
-        source: name of the file in messages.
+        budget: budget of the file, which every entry is charged to.
 
     Raises:
         InputError: the file is a TorchScript archive, or an entry is compressed or encrypted.
         DamageError: the directory is missing or wrong, or entries overlap or reach beyond the end of the file.
     """
 
-    def __init__(self, data: memoryview, source: str):
+    def __init__(self, data: memoryview, budget: Budget):
+        source = budget.source
         self.data = data
         # Name -> (first byte, size, CRC-32).
         self.entries: dict[str, tuple[int, int, int]] = {}
         spans = []
-        listing = list(_directory(data, source))
+        listing = list(_directory(data, budget))
         if any(name.endswith("/constants.pkl") or "/code/" in name for name, *_ in listing):
             raise InputError(
                 f"{source}: a TorchScript archive (torch.jit.save), which holds a program. Load it with "
@@ -102,7 +105,7 @@ class StoredZip:
         return body
 
 
-def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, int, int, int, int]]:
+def _directory(data: memoryview, budget: Budget) -> Iterator[tuple[str, int, int, int, int, int, int]]:
     """Yield name, method, flags, CRC-32, packed size, size and header position of every entry."""
     # The record at the end of the archive has 22 bytes and a comment of at most 64 KiB.
     tail = bytes(data[-(22 + 0xFFFF) :])
@@ -118,11 +121,10 @@ def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, i
         if len(record) < 56 or record[:4] != b"PK\x06\x06":
             raise DamageError("its zip64 directory is not where it should be")
         count, size, at = struct.unpack_from("<QQQ", record, 32)
-    if count > _MAX_ENTRIES:
-        raise InputError(f"{source}: too many zip entries (got {count}, expected at most {_MAX_ENTRIES})")
     if at + size > end:
         raise DamageError("its zip directory reaches beyond the end of the file")
     for _ in range(count):
+        budget.spend(_ENTRY)
         header = data[at : at + 46]
         if len(header) < 46 or header[:4] != _CENTRAL:
             raise DamageError("its zip directory has fewer entries than it says")
@@ -133,14 +135,15 @@ def _directory(data: memoryview, source: str) -> Iterator[tuple[str, int, int, i
         name = str(data[at : at + name_size], "utf-8")
         extra = data[at + name_size : at + name_size + extra_size]
         at += name_size + extra_size + comment_size
-        unpacked, packed, local = _zip64(extra, (unpacked, packed, local))
+        unpacked, packed, local = _zip64(extra, (unpacked, packed, local), budget)
         yield name, method, flags, crc, packed, unpacked, local
 
 
-def _zip64(extra: memoryview, values: tuple[int, ...]) -> list[int]:
+def _zip64(extra: memoryview, values: tuple[int, ...], budget: Budget) -> list[int]:
     """Replace the values that did not fit into 32 bits by those of the zip64 extra field."""
     wide: list[int] = []
     while len(extra) >= 4:
+        budget.spend(1)
         kind, size = struct.unpack_from("<HH", extra)
         if kind == 1:
             wide = list(struct.unpack_from(f"<{min(size, len(extra) - 4) // 8}Q", extra, 4))

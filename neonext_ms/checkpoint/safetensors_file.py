@@ -13,11 +13,13 @@ from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
 
+from .budget import Budget
 from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
 
 _DTYPES = {kind: dtype for dtype, *_, kind in DTYPES}
-# The header of a NeoNeXt has 100 bytes a tensor; the library itself allows 100 MB.
-_MAX_HEADER = 32 << 20
+# The header of a NeoNeXt has 100 bytes a tensor, and up to 4 MiB of metadata. The library itself allows 100 MB, which
+# take gigabytes as Python's objects.
+_MAX_HEADER = 8 << 20
 
 
 def header_size(data: memoryview | bytes) -> int | None:
@@ -26,8 +28,12 @@ def header_size(data: memoryview | bytes) -> int | None:
     return size if len(data) > 8 and data[8] == 0x7B and 2 <= size < 1 << 40 else None
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read(path: str | os.PathLike, budget: Budget | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read the tensors by name and the strings of `__metadata__`.
+
+    Args:
+        path: file to read.
+        budget: budget to charge the work to (default: one for this file).
 
     Returns:
         Read-only arrays that are views of the file (bfloat16 has the dtype of ml_dtypes), and the metadata.
@@ -37,6 +43,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
     """
     source = os.fspath(path)
     data = map_file(path)
+    budget = budget or Budget(source, len(data))
     with damage_named(path, "a safetensors file"):
         size = header_size(data)
         if size is None:
@@ -46,7 +53,9 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
         if 8 + size > len(data):
             raise DamageError("it is truncated in its header")
         header = json.loads(bytes(data[8 : 8 + size]))
-        metadata = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None) or {}
+        # Checks, and an array for every tensor.
+        budget.spend(10 * len(header))
         end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if end > len(data):
             raise DamageError(f"it is truncated (got {len(data)} bytes, expected {end})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,11 +15,11 @@ from neonext_ms.common.cli import (
     note,
     parse_shifts,
     parse_size,
-    positive_int,
     progress,
+    threads,
 )
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import nearest
+from neonext_ms.common.text import nearest, printable
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES, Preprocessing, preprocessing_from_file
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     running.add_argument("--batch-size", type=batch_size, default=32, metavar="N", help="batch size (default: 32)")
     running.add_argument(
-        "--threads", type=positive_int, metavar="N", help="intra-op threads (default: number of CPU cores)"
+        "--threads", type=threads, metavar="N", help="intra-op threads (default: OMP_NUM_THREADS, or all processors)"
     )
     images = parser.add_argument_group("preprocessing (default: as recorded in the model file, else the official one)")
     images.add_argument(
@@ -90,7 +89,7 @@ def open_model(args: argparse.Namespace) -> tuple[Classifier, Preprocessing]:
     preprocessing_for(args, {})
     model = open_runtime(args.model, args.shifts, args.image_size, args.threads, args.ema, args.runtime, args.device)
     for text in model.notes:
-        note(f"note: {text}")
+        note(f"note: {printable(text)}")
     return model, preprocessing_for(args, model.metadata)
 
 
@@ -111,7 +110,7 @@ def classify(
     preprocessing: Preprocessing,
     paths: Sequence[str],
     on_broken: Callable[[int, InputError], None] | None = None,
-) -> Iterator[tuple[Batch, np.ndarray]]:
+) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
     """Run images through a model batch by batch, with a progress bar.
 
     Args:
@@ -122,7 +121,8 @@ def classify(
         on_broken: see `image_batches`.
 
     Yields:
-        A `Batch` and its logits, float32 (N, classes).
+        A `Batch`, its logits, float32 (N, classes), and its probabilities, float64 (N, classes). The logits are the
+        probabilities if the model ends in a softmax.
 
     Raises:
         InputError: an image is broken (unless `on_broken` is set), or logits are not finite.
@@ -142,24 +142,18 @@ def classify(
     size = -(-args.batch_size // fixed) * fixed
     batches = image_batches(paths, preprocessing, model.input_size, size, args.threads, on_broken)
     for batch in progress(batches, total=-(-len(paths) // size), what="batches"):
-        logits = model.run(batch.images)
+        unknown = model.probabilities is None
+        logits, probabilities = model.classify(batch.images)
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():
             path = paths[batch.indices[int(np.argmin(finite))]]
             raise InputError(
-                f"{args.model}: the logits of {os.fspath(path)} are not finite. Check the weights, or use a dtype of "
+                f"{args.model}: the logits of {printable(path)} are not finite. Check the weights, or use a dtype of "
                 "more precision."
             )
-        yield batch, logits
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities, float64 (N, classes), of logits (N, classes)."""
-    import numpy as np
-
-    logits = np.asarray(logits, np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+        if unknown and model.probabilities:
+            note(f"note: {args.model} ends in a softmax; its outputs are used as probabilities")
+        yield batch, logits, probabilities
 
 
 def escape_output() -> None:

@@ -29,7 +29,7 @@ def build_parser() -> Parser:
     weights.add_argument("--ema", action="store_true", help="take the moving average of a training checkpoint")
     recorded = parser.add_argument_group("metadata recorded in OUT")
     recorded.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
-    recorded.add_argument("--labels", metavar="FILE", help="names of the classes, one per line")
+    recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON")
     parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -38,7 +38,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from neonext_ms.checkpoint.checkpoint import format_for, load_checkpoint, save_checkpoint
     from neonext_ms.common.errors import UsageError
-    from neonext_ms.common.files import read_lines
+    from neonext_ms.images.folder import read_labels
     from neonext_ms.models.registry import candidates
 
     written_as = format_for(args.output)
@@ -51,7 +51,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     else:
         metadata["shifts"] = list(architecture.shifts)
     if args.labels:
-        metadata["labels"] = read_lines(args.labels)
+        metadata["labels"] = read_labels(args.labels)
     save_checkpoint(args.output, checkpoint.arrays, metadata, checkpoint.counters)
 
     name = " or ".join(candidates(architecture)) or None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
-from neonext_ms.common.cli import Parser, non_negative_int, note, positive_int, print_json, progress, run
+from neonext_ms.common.cli import Parser, non_negative_int, note, positive_int, print_json, progress, run, threads
+from neonext_ms.common.processors import processors
 from neonext_ms.common.text import plural
 
 DESCRIPTION = """\
@@ -32,8 +32,8 @@ def build_parser() -> Parser:
         "--broken-limit", type=non_negative_int, default=10, metavar="N", help="broken images to skip (default 10)"
     )
     source.add_argument(
-        "--workers", type=positive_int, default=min(8, os.cpu_count() or 1), metavar="N",
-        help="threads that check images (default: number of CPU cores, at most 8)",
+        "--workers", type=threads, default=min(8, processors()), metavar="N",
+        help="threads that check images (default: all processors, at most 8)",
     )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument("--shards", type=positive_int, default=8, metavar="N", help="files per part (default 8)")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, note, positive_int, print_json, run
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, printable
 
-from .classify import add_model_options, classify, escape_output, open_model, softmax
+from .classify import add_model_options, classify, escape_output, open_model
 
 if TYPE_CHECKING:
     from neonext_ms.images.folder import ImageFolder
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     from neonext_ms.runtime.classifier import Classifier
 
 TOP = 5
-_RULES = {"labels": "by label", "sorted": "in sorted order", "numbers": "by number"}
 
 _EXAMPLES = """\
 examples:
   neonext-validate --model neonext_t.onnx /data/imagenet/val
   neonext-validate --model neonext_t.pt --shifts 1,1,1,0 --image-size 224 /data/imagenet/val
 
-The class of a folder is found by label if every folder is named by one of the model's labels, else by sorted order if
-there are as many folders as classes, else by number. docs/images.md has the details."""
+The class of a folder is found by name if the folders are named by the model's labels, else by number if all names are
+class numbers, else by sorted order. --classes chooses one of these rules. docs/images.md has the details."""
 
 
 def build_parser() -> Parser:
@@ -42,6 +41,11 @@ def build_parser() -> Parser:
     parser.add_argument("folder", metavar="FOLDER", help="labelled images: FOLDER/<class>/**/*.png, .jpg, ...")
     add_model_options(parser)
     images = parser.add_argument_group("images")
+    images.add_argument(
+        "--classes",
+        choices=("by-name", "by-number", "sorted"),
+        help="how folders are matched to classes (default: by label, by class number or by sorted order, as they fit)",
+    )
     images.add_argument("--limit", type=positive_int, metavar="N", help="use N images, spread evenly over all of them")
     images.add_argument("--skip-broken", action="store_true", help="name unreadable images on stderr and skip them")
     output = parser.add_argument_group("output")
@@ -56,7 +60,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     escape_output()
     from neonext_ms.common.files import explained, publish, staging
-    from neonext_ms.images.folder import class_indices, find_images
+    from neonext_ms.images.folder import CLASS_RULES, find_images, match_classes
 
     tree = find_images(args.folder)
     with ExitStack() as stack:
@@ -69,10 +73,10 @@ def _main(argv: Sequence[str] | None = None) -> None:
         model, preprocessing = open_model(args)
         stack.enter_context(model)
         labels = model.metadata.get("labels")
-        indices, rule = class_indices(tree.classes, model.classes, labels, args.folder)
-        if labels and rule != "labels":
-            note(f"note: the folders are not named by the model's labels; classes are taken {_RULES[rule]}")
-        names = dict(enumerate(labels)) if labels else dict(zip(indices, tree.classes, strict=True))
+        indices, rule = match_classes(tree.classes, model.classes, labels, args.classes, printable(args.folder))
+        if labels and rule != "by-name":
+            note(f"note: the folders are not named by the model's labels; classes are taken {CLASS_RULES[rule]}")
+        names = dict(enumerate(map(printable, labels))) if labels else dict(zip(indices, tree.classes, strict=True))
         facts, rows = _evaluate(args, model, preprocessing, tree.subset(args.limit), indices)
         if args.predictions:
             staged = stage / destination.name
@@ -115,14 +119,14 @@ def _evaluate(
         skipped.append(tree.files[index])
 
     correct, resized, rows = {1: 0, TOP: 0}, 0, []
-    for batch, logits in classify(args, model, preprocessing, paths, skip if args.skip_broken else None):
+    for batch, logits, probabilities in classify(args, model, preprocessing, paths, skip if args.skip_broken else None):
         target = np.array([indices[tree.folders[i]] for i in batch.indices])
         order = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
         hits = order == target[:, None]
         for k in correct:
             correct[k] += int(hits[:, :k].sum())
         resized += sum(batch.resized)
-        confidence = softmax(logits).max(axis=1)
+        confidence = probabilities.max(axis=1)
         for i, label, predicted, value in zip(batch.indices, target, order[:, 0], confidence, strict=True):
             rows.append((tree.files[i], int(label), int(predicted), float(value)))
     if not rows:
@@ -146,7 +150,9 @@ def _write_predictions(path: Path, rows: Iterable[tuple[str, int, int, float]], 
 
 
 def _print(report: Mapping[str, Any]) -> None:
-    count, rule = report["images"], _RULES[report["classes_by"]]
+    from neonext_ms.images.folder import CLASS_RULES
+
+    count, rule = report["images"], CLASS_RULES[report["classes_by"]]
     print(f"images  {count} in {report['class_folders']} classes ({rule}), {format_size(report['image_size'])}")
     print(f"        {report['as_is']} taken as they are, {report['resized']} resized and cropped")
     if report["skipped"]:

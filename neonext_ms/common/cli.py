@@ -16,8 +16,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
-from .files import explain
+from .files import explain, remove_private_folder
+from .processors import processors
 from .text import CONTROLS, one_line, shorten, visible
 
 INTERRUPTED = 130
@@ -88,8 +90,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     Errors meant for the user are printed as one `error:` line on stderr. Any other exception is a defect of this
     program; it is printed as one line too, with its traceback only if `NEONEXT_DEBUG` is set.
     """
-    # MindSpore logs to the same terminal, and its warnings mean nothing to the user of a command.
-    os.environ.setdefault("GLOG_v", "3")
+    prepare_environment()
     _prepare_streams()
     for name in ("SIGTERM", "SIGHUP"):
         # `nohup` makes a process ignore SIGHUP; that is kept.
@@ -103,7 +104,8 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         code = problem.exit_code
         if str(problem):
             print(f"error: {visible(str(problem))}", file=sys.stderr)
-    if code == INTERRUPTED:
+    # Only as a program: a caller in Python goes on, and its own threads are none of our business.
+    if code == INTERRUPTED and argv is None:
         _leave(code)
     return code
 
@@ -146,6 +148,7 @@ def _outcome(
 def _leave(code: int) -> None:
     """End the process at once if a thread would keep it alive, for example one that waits for a dead network drive."""
     if any(thread.is_alive() and not thread.daemon for thread in threading.enumerate()[1:]):
+        remove_private_folder()
         sys.stderr.flush()
         os._exit(code)
 
@@ -250,6 +253,17 @@ positive_float = float_range(0, MAX_COUNT)
 seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
 tolerance = float_range(0, MAX_TOLERANCE)
 fraction = _number(_DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
+
+
+def threads(text: str) -> int:
+    """Parse a number of threads, at most as many as there are processors.
+
+    Raises:
+        argparse.ArgumentTypeError: another number.
+    """
+    limit = processors()
+    expected = f"a whole number of at least 1 and at most {limit}, the processors that this process may use"
+    return _number(_INTEGER, int, lambda n: 1 <= n <= limit, expected)(text)
 
 
 def comma_list(item: Callable[[str], T] = str) -> Callable[[str], tuple[T, ...]]:  # type: ignore[assignment]

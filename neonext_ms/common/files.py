@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -120,13 +121,46 @@ def _remove_abandoned(directory: Path) -> None:
                         shutil.rmtree(stage, ignore_errors=True)
 
 
-def publish(staged: Path, final: str | os.PathLike) -> Path:
-    """Flush a finished file to disk, rename it to `final` atomically, and return `final`."""
+_private: dict[int, tuple[contextlib.ExitStack, Path]] = {}
+
+
+def private_folder() -> Path:
+    """Return a temporary folder that only this user can read; one per process, removed when the process ends.
+
+    Raises:
+        InputError: there is no place for temporary files.
+    """
+    if os.getpid() not in _private:
+        stack = contextlib.ExitStack()
+        try:
+            place = tempfile.gettempdir()
+        except OSError as error:
+            raise InputError("no temporary folder can be written. Set TMPDIR to one that can.") from error
+        _private[os.getpid()] = stack, stack.enter_context(staging(place))
+        atexit.register(remove_private_folder)
+    return _private[os.getpid()][1]
+
+
+def remove_private_folder() -> None:
+    """Remove the folder of `private_folder`, for a process that ends without the ordinary way out."""
+    # The entry of the parent of a forked process is left alone.
+    if entry := _private.pop(os.getpid(), None):
+        entry[0].close()
+
+
+def publish(staged: Path, final: str | os.PathLike, mode: int | None = None) -> Path:
+    """Flush a finished file to disk, rename it to `final` atomically, and return `final`.
+
+    Args:
+        staged: finished file.
+        final: path to give it.
+        mode: permissions (default: those of a new file).
+    """
     final = Path(final)
     with explained(final):
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(staged, 0o666 & ~umask)
+        os.chmod(staged, 0o666 & ~umask if mode is None else mode)
         descriptor = os.open(staged, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -15,6 +15,44 @@ def processors() -> int:
     return max(1, math.ceil(min(count, _limit())))
 
 
+def thread_count(asked: int | None = None) -> int:
+    """Return the number of threads to compute with.
+
+    Args:
+        asked: number that the user asked for (default: `OMP_NUM_THREADS`, at most `processors()`; without that variable
+            `processors()`, shared with the other workers of `msrun` on this machine).
+    """
+    if asked:
+        return asked
+    here = processors()
+    # A list such as `4,2` has one number for each level of nested loops.
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if told.isdecimal() and int(told):
+        return min(int(told), here)
+    return max(1, here // _local_workers())
+
+
+def _local_workers() -> int:
+    """Return how many workers `msrun` has started on this machine that share the processors of this process."""
+    if os.environ.get("MS_ROLE") not in ("MS_WORKER", "MS_SCHED"):
+        return 1
+    parent = os.getppid()
+    try:
+        # `msrun --bind_core` gives every worker processors of its own.
+        if os.sched_getaffinity(parent) != os.sched_getaffinity(0):
+            return 1
+        command = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").replace("\0", "=").split("=")
+    except (OSError, AttributeError):
+        command = []
+    # Only the command line of msrun states the number for this machine; the environment has that of all machines.
+    for name in ("--local_worker_num", "--worker_num"):
+        value = command[command.index(name) + 1 :][:1] if name in command else []
+        if value and value[0].isdecimal() and int(value[0]):
+            return int(value[0])
+    workers = os.environ.get("MS_WORKER_NUM", "")
+    return int(workers) if workers.isdecimal() and int(workers) else 1
+
+
 def _limit() -> float:
     """Return the processors that the control group grants (version 2, then 1), or infinity."""
     try:

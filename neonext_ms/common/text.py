@@ -42,7 +42,11 @@ def shorten(value: object, limit: int = 100) -> str:
 
     writer = reprlib.Repr()
     writer.maxstring = writer.maxother = writer.maxlong = limit
-    text = writer.repr(value)
+    try:
+        text = writer.repr(value)
+    except ValueError:
+        # Python does not write integers of more than 4,300 digits.
+        text = f"{type(value).__name__} with too many digits"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

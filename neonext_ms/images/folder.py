@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
-from neonext_ms.common.text import list_names
+from neonext_ms.common.files import explained, read_text
+from neonext_ms.common.text import list_names, one_line, printable, shorten
 
 from .images import SUFFIXES
 
@@ -61,7 +65,7 @@ def find_images(root: str | os.PathLike) -> ImageFolder:
     if empty := [name for name, files in zip(classes, images, strict=True) if not files]:
         raise InputError(
             f"{root}: no images in {len(empty)} of {len(classes)} class folders (expected files with the suffixes "
-            f"{' '.join(SUFFIXES)}). Fill or remove:\n{list_names(empty)}"
+            f"{' '.join(SUFFIXES)}). Fill or remove:\n{list_names(map(printable, empty))}"
         )
     files = tuple(file for names in images for file in names)
     folders = tuple(i for i, names in enumerate(images) for _ in names)
@@ -92,46 +96,159 @@ def _images_below(root: Path, name: str) -> list[str]:
     return [os.path.relpath(os.path.join(folder, file), root) for folder, file in sorted(images)]
 
 
-def class_indices(
-    folders: Sequence[str], classes: int, labels: Sequence[str] | None = None, source: str = "the folder"
-) -> tuple[list[int], str]:
-    """Return the model's class of each class folder.
+# Rule -> its name in a sentence.
+CLASS_RULES = {"by-name": "by name", "by-number": "by number", "sorted": "in sorted order"}
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
-    The class is found by label if every folder is named by one of the model's labels. Otherwise it is the position in
-    sorted order if there are as many folders as classes, or the number if every name is a whole number below `classes`.
+
+def match_classes(
+    folders: Sequence[str],
+    classes: int,
+    labels: Sequence[str] | None = None,
+    rule: str | None = None,
+    source: str = "the folder",
+    option: str = "--classes ",
+) -> tuple[list[int], str]:
+    """Return the class of each class folder; training, resuming, fine-tuning and validation all call this.
+
+    If a folder is named by a label, all of them must be. Otherwise the folders are matched by number if all names are
+    whole numbers below `classes`, else by their order if there are as many folders as classes. Names are compared
+    without blanks at their ends.
 
     Args:
-        folders: names of the class folders, sorted.
-        classes: number of classes of the model.
-        labels: names of the model's classes, if it has any.
+        folders: names of the class folders, in their order.
+        classes: number of classes.
+        labels: recorded names of the classes, if there are any.
+        rule: key of `CLASS_RULES`, or None to choose as above.
         source: name of the folder in messages.
+        option: option that sets the rule, for the messages.
 
     Returns:
-        One class per folder, and the rule that applied: "labels", "sorted" or "numbers".
+        One class per folder, and the rule that applied.
 
     Raises:
-        InputError: none of the rules applies.
+        InputError: only some folders are named by a label, or the rule does not apply, or none does.
     """
-    labels = list(labels or ())
-    if labels and all(labels.count(name) == 1 for name in folders):
-        return [labels.index(name) for name in folders], "labels"
-    if len(folders) == classes:
-        return list(range(classes)), "sorted"
-    numbers = [int(name) if name.isascii() and name.isdigit() else classes for name in folders]
-    if max(numbers) < classes and len(set(numbers)) == len(numbers):
-        return numbers, "numbers"
-    reasons = [f"{len(folders)} class folders, but the model has {classes} classes"]
-    if labels:
-        unknown = [name for name in folders if labels.count(name) != 1]
-        reasons.append(f"{len(unknown)} folders are not named by one of the model's labels, such as {unknown[0]!r}")
-    else:
-        reasons.append("the model has no labels")
+    names = [_plain(name) for name in folders]
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(labels or ()):
+        places.setdefault(_plain(label), []).append(place)
+    unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
+    numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in names]
+    numbered = max(numbers) < classes and len(set(numbers)) == len(numbers)
+    # Numbers that sort differently as text were hardly meant to be sorted as text.
+    misleading = all(map(_NUMBER.fullmatch, names)) and numbers != sorted(numbers)
+    if rule is None:
+        if len(unnamed) < len(folders):
+            rule = "by-name"
+        elif numbered:
+            rule = "by-number"
+        elif len(folders) == classes and not misleading:
+            rule = "sorted"
+    if rule == "by-name" and places and not unnamed and len(set(names)) == len(names):
+        return [places[name][0] for name in names], rule
+    if rule == "by-number" and numbered:
+        return numbers, rule
+    if rule == "sorted" and len(folders) == classes:
+        return list(range(classes)), rule
+    raise InputError(_mismatch(folders, classes, places, unnamed, numbers, rule, source, option))
+
+
+def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str | None, source: str, option: str) -> str:
+    """Return the message about class folders that do not match."""
+    if rule == "by-name" and not places:
+        return (
+            f"{source}: the class folders cannot be matched by name, since no labels are recorded. Choose another rule."
+        )
+    if rule == "by-name" and not unnamed:
+        return f"{source}: two class folders have the same name but for blanks. Rename one of them."
+    if rule == "by-name":
+        return (
+            f"{source}: {len(unnamed)} of {len(folders)} class folders are not named by one of the {len(places)} "
+            f"recorded labels (or the label occurs twice). Rename or remove them, or choose another rule with "
+            f"{option}by-number or {option}sorted:\n{list_names(map(printable, unnamed))}"
+        )
     wrong = [name for name, number in zip(folders, numbers, strict=True) if number >= classes]
-    if wrong:
-        reasons.append(f"{wrong[0]!r} is not a number from 0 to {classes - 1}")
-    else:
+    reasons = []
+    if rule != "by-number":
+        reasons.append(f"there are {len(folders)} class folders for {classes} classes")
+    if rule is None:
+        reasons.append("none of them is named by a recorded label" if places else "no labels are recorded")
+    if rule != "sorted" and wrong:
+        reasons.append(f"{printable(wrong[0])!r} is not a number from 0 to {classes - 1}")
+    elif rule != "sorted":
         reasons.append("two folders have the same number")
-    raise InputError(
-        f"{source}: the classes of the folders cannot be determined: {'; '.join(reasons)}. Name the folders by label "
-        "or by class number, or provide one folder per class."
-    )
+    advice = "Name the folders by label or by class number, or provide one folder per class."
+    if rule is None and len(folders) == classes:
+        advice = f"Name the folders by label or by class number, or sort them as text with {option}sorted."
+    return f"{source}: the classes of the folders cannot be determined: {'; '.join(reasons)}. {advice}"
+
+
+def _plain(name: str) -> str:
+    """Return a name as it is compared: without blanks at its ends, accents composed (macOS decomposes them)."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def read_labels(path: str | os.PathLike) -> list[str]:
+    """Read the names of the classes, in their order.
+
+    Args:
+        path: a text file with one name per line, a JSON file with a list or a map (`{"0": "cat"}` or `{"cat": 0}`), or
+            a folder with one folder per class, in the order of `match_classes`.
+
+    Raises:
+        InputError: the file cannot be read, or has an empty line before its end, an empty name, or a name twice.
+    """
+    source = os.fspath(path)
+    if os.path.isdir(path):
+        folders = find_images(path).classes
+        numbers, _ = match_classes(folders, len(folders), rule=order_rule(folders))
+        return [folders[numbers.index(number)] for number in range(len(folders))]
+    text = read_text(path)
+    if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
+        try:
+            values = json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
+        labels = _json_labels(values, source)
+    else:
+        labels = [line.strip() for line in text.rstrip().split("\n")]
+    if labels == [""]:
+        raise InputError(f"{source}: has no labels (expected one per line)")
+    for number, label in enumerate(labels, 1):
+        if not label:
+            raise InputError(f"{source}: label {number} is empty. Remove the empty line, or name the class.")
+    if twice := [label for label, count in Counter(map(_plain, labels)).items() if count > 1]:
+        raise InputError(
+            f"{source}: {len(twice)} labels occur more than once. Make them different:\n"
+            f"{list_names(map(printable, twice))}"
+        )
+    return labels
+
+
+def order_rule(folders: Sequence[str]) -> str:
+    """Return the rule for folders that define the classes: "by-number" if they are numbered from 0, else "sorted"."""
+    numbers = {int(name) for name in map(_plain, folders) if _NUMBER.fullmatch(name)}
+    return "by-number" if numbers == set(range(len(folders))) else "sorted"
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key is given twice")
+    return values
+
+
+def _json_labels(values: object, source: str) -> list[str]:
+    """Return the labels of a JSON list, of a map from numbers to names, or of one from names to numbers."""
+    if isinstance(values, dict):
+        pairs = list(values.items())
+        if all(type(value) is int for value in values.values()):
+            pairs = [(str(number), name) for name, number in pairs]
+        numbered = {int(key): name for key, name in pairs if _NUMBER.fullmatch(key)}
+        if len(numbered) != len(pairs) or set(numbered) != set(range(len(pairs))):
+            raise InputError(f"{source}: wrong numbers of the labels (expected each from 0 to {len(pairs) - 1} once)")
+        values = [numbered[number] for number in range(len(numbered))]
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise InputError(f'{source}: no labels (got {shorten(values)}, expected ["cat", ...] or {{"0": "cat", ...}})')
+    return [value.strip() for value in values]

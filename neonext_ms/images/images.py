@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explain
-from neonext_ms.common.text import format_size, one_line
+from neonext_ms.common.files import check_regular, explain
+from neonext_ms.common.processors import processors
+from neonext_ms.common.text import format_size, one_line, printable
 
 from .preprocessing import Preprocessing
 
@@ -26,11 +28,15 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".ico", ".qoi"),
 )
 MAX_RESIZED_PIXELS = 1 << 27
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+_SCAN = 0xDA
+_MAX_BARE_BYTES = 1 << 28
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class BrokenImageError(InputError):
-    """An error for a file that cannot be read as an image; the message names the file."""
+    """An error for a file that cannot be read or used as an image; the message names the file."""
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
@@ -48,13 +54,18 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         BrokenImageError: (an `InputError`) the file is missing, not an image, truncated, empty or too large, or its
             pixel values have no known scale; the message names the file.
     """
-    name = os.fspath(path)
+    name = printable(os.fspath(path))
     try:
+        check_regular(path)
         # The file is opened here, so that an OSError is about the file and any other error about its content.
         with open(path, "rb") as file:
             return _decode(file, name)
+    except BrokenImageError:
+        raise
     except OSError as error:
-        raise BrokenImageError(str(explain(error, path))) from error
+        raise BrokenImageError(str(explain(error, name))) from error
+    except InputError as error:
+        raise BrokenImageError(printable(error)) from error
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -63,12 +74,49 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     Raises:
         BrokenImageError: see `read_image`.
     """
-    return _decode(io.BytesIO(content), name)
+    return _decode(io.BytesIO(content), printable(name))
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:
-    if file.seek(0, os.SEEK_END) == 0:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
         raise BrokenImageError(f"{name}: the file is empty. Replace or remove it.")
+    try:
+        return _open(file, name)
+    except BrokenImageError:
+        # Pillow gives up at long texts and damaged colour profiles, which say nothing about the pixels.
+        file.seek(0)
+        bare = _without_metadata(file.read()) if size <= _MAX_BARE_BYTES else None
+        if bare is None:
+            raise
+    return _open(io.BytesIO(bare), name)
+
+
+def _without_metadata(content: bytes) -> bytes | None:
+    """Return a PNG or JPEG file without what is not needed for its pixels; None if it has nothing of that kind."""
+    kept, at = [], 0
+    if content.startswith(_PNG):
+        kept, at = [_PNG], len(_PNG)
+        while at + 12 <= len(content):
+            (size,) = struct.unpack_from(">I", content, at)
+            if content[at + 4 : at + 8] in _PNG_CHUNKS:
+                kept.append(content[at : at + 12 + size])
+            at += 12 + size
+    elif content.startswith(b"\xff\xd8"):
+        kept, at = [content[:2]], 2
+        while content[at : at + 1] == b"\xff" and at + 4 <= len(content) and content[at + 1] != _SCAN:
+            (size,) = struct.unpack_from(">H", content, at + 2)
+            segment = content[at : at + 2 + size]
+            at += 2 + size
+            # APP1 has the orientation, APP14 the colour space. The other APP segments and comments are dropped.
+            needed = segment[4:10] == b"Exif\0\0" or (segment[4:9] == b"Adobe" and len(segment) >= 16)
+            if needed or not (0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE):
+                kept.append(segment)
+    bare = b"".join([*kept, content[at:]])
+    return bare if len(bare) < len(content) else None
+
+
+def _open(file: BinaryIO, name: str) -> Image.Image:
     file.seek(0)
     try:
         Image.init()
@@ -184,11 +232,11 @@ def prepare(
     Raises:
         InputError: the mode is "as-is" and the image has another size, or the image is too elongated to be resized.
     """
-    name = os.fspath(name)
+    name = printable(os.fspath(name))
     try:
         image = to_rgb(image)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise BrokenImageError(f"{name}: {error}") from error
     original = image.height, image.width
     if needs_resize(original, preprocessing, size):
         image = _resize_and_crop(image, preprocessing, size, name)
@@ -205,7 +253,7 @@ def prepare(
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing, size: tuple[int, int], name: str) -> Image.Image:
     new_h, new_w = resized_size((image.height, image.width), size, preprocessing.crop)
     if new_h * new_w > MAX_RESIZED_PIXELS:
-        raise InputError(
+        raise BrokenImageError(
             f"{name}: too elongated; {image.height}x{image.width} pixels (height x width) would become {new_h}x{new_w} "
             f"for an input of {format_size(size)} with crop {preprocessing.crop:g}. Cut the image first, or use a "
             "larger crop."
@@ -271,14 +319,14 @@ def image_batches(
         preprocessing: transformation of every image.
         size: height and width of the model's input.
         batch_size: images in a batch; the last batch and one with broken images may have fewer.
-        workers: decoding threads (default: number of CPU cores, at most 8).
+        workers: decoding threads (default: `processors()`, at most 8).
         on_broken: function that receives position and error of an image that cannot be read, which is then left out;
             the error is raised if None.
 
     Raises:
         InputError: a file cannot be read (unless `on_broken` is set) or prepared; the message names it.
     """
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(8, processors()))
     try:
         numbered = enumerate(paths)
         ahead = _submit(pool, islice(numbered, batch_size), preprocessing, size)
@@ -299,7 +347,8 @@ def image_batches(
             if indices:
                 yield Batch(indices, np.stack(arrays), resized)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A thread may wait for a dead network drive; an interrupted command must not wait for the thread.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _submit(pool: ThreadPoolExecutor, numbered, preprocessing: Preprocessing, size: tuple[int, int]) -> list:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import nearest
+from neonext_ms.common.text import nearest, shorten
 from neonext_ms.common.yaml_file import read_yaml
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -22,8 +22,8 @@ class Preprocessing:
     """The evaluation preprocessing of the official code: resize by 1 / crop, centre crop, (x / 255 - mean) / std.
 
     Attributes:
-        mean: means of the channels R, G, B after division by 255.
-        std: standard deviations of the channels R, G, B after division by 255.
+        mean: means of the channels R, G, B after division by 255, at most 1.
+        std: standard deviations of the channels R, G, B after division by 255, at most 1.
         crop: side of the centre crop relative to the resized image, in (0, 1].
         interpolation: "bilinear" (the official code) or "bicubic".
         mode: "resize" (resize and crop every image), "as-is" (reject images of another size than the model's), or
@@ -49,15 +49,20 @@ class Preprocessing:
                 values = ()
             if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 expected = "three positive numbers" if name == "std" else "three numbers"
-                raise InputError(f"preprocessing: {name} must be {expected} for R, G, B (got {value!r})")
+                raise InputError(f"preprocessing: {name} must be {expected} for R, G, B (got {shorten(value)})")
+            if max(values) > 1:
+                raise InputError(
+                    f"preprocessing: {name} refers to values from 0 to 255 (got {shorten(value)}, expected at most 1). "
+                    "Divide mean and std by 255."
+                )
             # JSON and YAML give lists.
             object.__setattr__(self, name, values)
         if not isinstance(self.crop, (int, float)) or isinstance(self.crop, bool) or not 0 < self.crop <= 1:
-            raise InputError(f"preprocessing: crop must be in (0, 1] (got {self.crop!r})")
+            raise InputError(f"preprocessing: crop must be in (0, 1] (got {shorten(self.crop)})")
         for name, known in (("interpolation", INTERPOLATIONS), ("mode", MODES)):
             if getattr(self, name) not in known:
                 raise InputError(
-                    f"preprocessing: {name} must be one of {', '.join(known)} (got {getattr(self, name)!r})"
+                    f"preprocessing: {name} must be one of {', '.join(known)} (got {shorten(getattr(self, name))})"
                 )
 
     def to_dict(self) -> dict:
@@ -77,7 +82,10 @@ class Preprocessing:
             raise InputError(f"preprocessing: not a mapping (got {kind}, expected keys among {', '.join(known)})")
         for key in values:
             if key not in known:
-                raise InputError(f"preprocessing: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+                shown = shorten(key)
+                raise InputError(
+                    f"preprocessing: unknown key {shown}{nearest(shown, known)}; known: {', '.join(known)}"
+                )
         return cls(**values)
 
 

@@ -23,7 +23,7 @@ class Settings:
     Attributes:
         batch: images per call, or None for any number, where the model takes any.
         image_size: height and width in pixels.
-        threads: intra-op threads on a CPU (default: number of CPU cores).
+        threads: intra-op threads on a CPU (default: see `processors.thread_count`).
         device: number of the accelerator.
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         ema: whether to use the moving average of a checkpoint's weights.

@@ -10,6 +10,23 @@ from neonext_ms.common.errors import InputError
 
 from .base import Runtime, Settings, run_in_chunks
 
+# float16 rounds each probability by up to 5e-4 of itself.
+_SUM_TOLERANCE = 2e-3
+_NOISE_IMAGES = 4
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities, float64 (N, classes), of logits (N, classes)."""
+    logits = np.asarray(logits, np.float64)
+    # Infinite logits give NaN; the caller reports them.
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _sum_to_one(rows: np.ndarray) -> bool:
+    return bool((rows >= 0).all() and (abs(rows.sum(axis=1, dtype=np.float64) - 1) < _SUM_TOLERANCE).all())
+
 
 class Classifier:
     """A loaded model. `run` computes; `close` frees it (or use it in a `with` block).
@@ -26,6 +43,8 @@ class Classifier:
         input_size: height and width of the input.
         batch: images that one call of the model takes, or None for any number.
         classes: number of logits per image.
+        probabilities: whether the model ends in a softmax, so that its outputs are probabilities; None before it was
+            run on images.
         metadata: metadata of the file; among the keys may be `labels` (list of str), `preprocessing` (as
             `Preprocessing.to_dict`), `image_size` ([height, width]) and `shifts`.
         notes: messages to show to the user.
@@ -38,6 +57,7 @@ class Classifier:
     def __init__(self, runtime: Runtime, path: str, settings: Settings):
         self.name, self.path, self._runtime = runtime.name, path, runtime
         self._largest = 0
+        self.probabilities: bool | None = None
         try:
             self._open(settings)
         except BaseException:
@@ -99,6 +119,44 @@ class Classifier:
         if logits.shape[1] != self.classes:
             raise InputError(f"{self.path}: expected {self.classes} logits per image, got {logits.shape[1]}")
         return logits.astype(np.float32, copy=False)
+
+    def classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute logits and probabilities of prepared images; the two are the same for a model that ends in a softmax.
+
+        Args:
+            images: see `run`.
+
+        Returns:
+            Outputs of the model, float32 (N, classes), and probabilities, float64 (N, classes).
+
+        Raises:
+            InputError: see `run`; or the outputs of the first images are probabilities and these are not.
+        """
+        outputs = self.run(images)
+        if self.probabilities is None and len(outputs):
+            self.probabilities = self._ends_in_softmax(outputs)
+        if not self.probabilities:
+            return outputs, softmax(outputs)
+        values = outputs.astype(np.float64)
+        if (values < 0).any():
+            raise InputError(
+                f"{self.path}: the outputs of earlier images are probabilities, but these have negative values (down "
+                f"to {values.min():g}). Export the model without its softmax."
+            )
+        return outputs, values
+
+    def _ends_in_softmax(self, outputs: np.ndarray) -> bool:
+        """Return whether outputs are probabilities, by the graph or else by the values of these and of noise."""
+        if not np.isfinite(outputs).all() or (outputs < 0).any():
+            return False
+        if self.path.lower().endswith(".onnx"):
+            from .onnx import ends_in_softmax
+
+            if ends_in_softmax(self.path):
+                return True
+        # One image of a few classes can have such logits by chance; different images cannot.
+        noise = np.random.RandomState(0).normal(0, 1, (_NOISE_IMAGES, 3, *self.input_size)).astype(np.float32)
+        return all(_sum_to_one(values) for values in (outputs, *([self.run(noise)] if _sum_to_one(outputs) else [])))
 
     def _step(self, count: int) -> int | None:
         """Return the number of images that the model is given at once, when `count` are to be run."""

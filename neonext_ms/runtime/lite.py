@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
@@ -73,8 +74,7 @@ class Lite(Runtime):
         self._path = path
         context = lite.Context()
         context.target = [self.target]
-        if settings.threads:
-            context.cpu.thread_num = settings.threads
+        context.cpu.thread_num = thread_count(settings.threads)
         if self.target == "ascend":
             context.ascend.device_id = settings.device
         kind = lite.ModelType.MINDIR_LITE if Path(path).suffix.lower() == ".ms" else lite.ModelType.MINDIR

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from neonext_ms.checkpoint.metadata import check
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, parse_json, read_text
+from neonext_ms.common.files import explained, parse_json, read_text, sha256
 from neonext_ms.common.text import shorten
 
 
@@ -41,6 +41,24 @@ def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
 def _start(path: Path) -> bytes:
     with explained(path), open(path, "rb") as file:
         return file.read(200)
+
+
+def is_recorded(path: str | os.PathLike) -> bool:
+    """Return whether a manifest records the digest of a file, which then was verified by its export.
+
+    Raises:
+        InputError: the file has another digest, the manifest is damaged, or the file cannot be read.
+    """
+    metadata, manifest = read_manifest(path)
+    files = metadata.get("files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    digest = next((entry.get("sha256") for entry in entries if entry.get("file") == Path(path).name), None)
+    if digest is not None and digest != sha256(path):
+        raise InputError(
+            f"{os.fspath(path)}: not the file that {manifest} describes; its sha256 differs. It was damaged or "
+            "replaced. Export the model again, or remove the manifest."
+        )
+    return digest is not None
 
 
 def read_metadata(text: str | bytes, source: str) -> dict:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,13 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
+from neonext_ms.common.environment import prepare_environment
+from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.files import check_regular, explained
 from neonext_ms.common.signals import signals_later
-from neonext_ms.common.text import one_line
+from neonext_ms.common.text import one_line, shorten
 
 from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
-from .manifest import read_manifest
+from .isolated import IsolatedModel
+from .manifest import is_recorded, read_manifest
+
+_FORMAT = "neonext_ms_mind_ir_pb2"
+# MindIR's name of a type -> bytes of a value.
+_ITEM_SIZES = {
+    **{"FLOAT": 4, "DOUBLE": 8, "FLOAT64": 8, "FLOAT16": 2, "BFLOAT16": 2, "BOOL": 1},
+    **{f"{sign}INT{8 * size}": size for sign in ("", "U") for size in (1, 2, 4, 8)},
+}
 
 
 class MindSpore(Runtime):
@@ -35,6 +46,7 @@ class MindSpore(Runtime):
     def __init__(self):
         self._path = ""
         self._cell: Any = None
+        self._isolated: IsolatedModel | None = None
         self._checkpoint: Any = None
         self._inputs: list = []
         self._outputs: Sequence = ()
@@ -50,7 +62,6 @@ class MindSpore(Runtime):
         check_file(path)
         if path.lower().endswith(CHECKPOINT_SUFFIXES):
             return self._describe_checkpoint(path, settings)
-        self._import(settings)
         shape, outputs, classes = mindir_signature(path)
         metadata, manifest = read_manifest(path)
         source = "its manifest" if metadata else f"its manifest (there is no {manifest})"
@@ -72,8 +83,10 @@ class MindSpore(Runtime):
     def load(self, path: str, settings: Settings) -> None:
         self._path = path
         if not path.lower().endswith(CHECKPOINT_SUFFIXES):
-            self._import(settings)
-            self._cell = load_mindir(path)
+            if is_recorded(path):
+                self.load_here(path, settings)
+            else:
+                self._isolated = self._isolate(path, settings)
             return
         if self._checkpoint is None:
             self.describe(path, settings)
@@ -89,12 +102,31 @@ class MindSpore(Runtime):
         self._cell = ms.jit(build_model(architecture, self._checkpoint.arrays).construct)
         self._checkpoint = None
 
+    def load_here(self, path: str, settings: Settings) -> None:
+        """Load a MindIR file in this process, which MindSpore ends by a signal for some damaged files.
+
+        Raises:
+            InputError: MindSpore cannot load it.
+        """
+        self._path = path
+        self._import(settings)
+        self._cell = load_mindir(path)
+
+    def _isolate(self, path: str, settings: Settings) -> IsolatedModel:
+        return IsolatedModel(path, settings.threads)
+
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        if self._isolated is not None:
+            self._inputs = list(arrays)
+            return
         import mindspore as ms
 
         self._inputs = [ms.Tensor(array) for array in arrays]
 
     def execute(self) -> None:
+        if self._isolated is not None:
+            self._outputs = self._isolated(*self._inputs)
+            return
         try:
             # MindSpore aborts or loses signals while it compiles, which happens in the first call.
             with signals_later():
@@ -110,9 +142,12 @@ class MindSpore(Runtime):
             output.asnumpy()
 
     def copy_out(self) -> list[np.ndarray]:
-        return [output.asnumpy() for output in self._outputs]
+        return [output if isinstance(output, np.ndarray) else output.asnumpy() for output in self._outputs]
 
     def close(self) -> None:
+        if self._isolated is not None:
+            self._isolated.close()
+            self._isolated = None
         self._cell = self._checkpoint = None
         self._inputs, self._outputs = [], ()
 
@@ -147,6 +182,9 @@ class MindSporeAscend(MindSpore):
                 MindSporeAscend._device = settings.device
         return ms
 
+    def _isolate(self, path: str, settings: Settings) -> IsolatedModel:
+        return IsolatedModel(path, settings.threads, settings.device)
+
     def _wait(self) -> None:
         import mindspore as ms
 
@@ -155,10 +193,8 @@ class MindSporeAscend(MindSpore):
 
 def load_mindspore(threads: int | None = None):
     """Import MindSpore and set it to the CPU; `threads` counts only if it is not imported yet."""
-    # MindSpore reads both variables when it is imported, and never again.
-    os.environ.setdefault("GLOG_v", "3")
-    if threads and "mindspore" not in sys.modules:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "mindspore" not in sys.modules:
+        prepare_environment(threads)
     with signals_later():
         import mindspore as ms
 
@@ -192,9 +228,9 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
         InputError: not a MindIR file, or not one with a single input of images.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from mindspore.train import mind_ir_pb2
 
-    model = mind_ir_pb2.ModelProto()
+    model = _mindir_format().ModelProto()
+    check_regular(path)
     try:
         with explained(path), open(path, "rb") as file:
             model.ParseFromString(file.read())
@@ -209,9 +245,66 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
         raise InputError(
             f"{path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {inputs}"
         )
+    if problem := _graph_problem(model):
+        raise InputError(f"{path}: a damaged MindIR file ({problem}). Export the model again.")
     shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
     classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
     return shape, tuple(value.name for value in graph.output), classes
+
+
+def _mindir_format():
+    """Return the module of MindIR's protobuf messages, without MindSpore, which takes seconds to import.
+
+    Raises:
+        ToolchainError: MindSpore is not installed.
+    """
+    loaded = sys.modules.get("mindspore.train.mind_ir_pb2") or sys.modules.get(_FORMAT)
+    if loaded is not None:
+        return loaded
+    package = importlib.util.find_spec("mindspore")
+    folder = package and next(iter(package.submodule_search_locations or ()), None)
+    spec = folder and importlib.util.spec_from_file_location(_FORMAT, os.path.join(folder, "train", "mind_ir_pb2.py"))
+    if not spec or not spec.loader:
+        raise ToolchainError("MindSpore is not installed. Install it with: pip install mindspore")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[_FORMAT] = module
+    return module
+
+
+def _graph_problem(model) -> str | None:
+    """Return what is wrong with the graphs of a MindIR file, or None.
+
+    MindSpore follows names without a check, and ends by a signal where one leads nowhere.
+    """
+    graphs = [model.graph, *model.functions]
+    types = _mindir_format().TensorProto.DataType
+    values = {node_output for graph in graphs for node in graph.node for node_output in node.output}
+    values.update(value.name for graph in graphs for value in (*graph.input, *graph.parameter, *graph.map_parameter))
+    values.update(graph.name for graph in graphs)
+    primitives = {primitive.name for primitive in model.primitives}
+    for graph in graphs:
+        for node in graph.node:
+            if not node.op_type or not node.output:
+                return f"node {shorten(node.name)} has no operator or no output"
+            reference, name = node.op_type.startswith("REF::"), node.op_type.removeprefix("REF::")
+            # A call of a function names the function.
+            if reference and name not in primitives and name not in values:
+                return f"node {shorten(node.name)} has an unknown operator {shorten(name)}"
+            if missing := next((name for name in node.input if name not in values), None):
+                return f"node {shorten(node.name)} reads {shorten(missing)}, which nothing computes"
+        if missing := next((value.name for value in graph.output if value.name not in values), None):
+            return f"output {shorten(missing)} is computed by nothing"
+        for tensor in graph.parameter:
+            # The values of a large model are in files of their own.
+            if not tensor.raw_data:
+                continue
+            kind = types.Name(tensor.data_type) if tensor.data_type in types.values() else "an unknown type"
+            shape, expected = list(tensor.dims), math.prod(tensor.dims) * _ITEM_SIZES.get(kind, 0)
+            if min(shape, default=1) < 1 or expected != len(tensor.raw_data):
+                what = f"{len(tensor.raw_data)} bytes for {kind} {shorten(shape)}"
+                return f"parameter {shorten(tensor.name)} has {what}"
+    return None
 
 
 def _gist(error: Exception) -> str:

@@ -15,6 +15,7 @@ from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, NeoNextError
 from neonext_ms.common.files import explained
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
@@ -29,6 +30,8 @@ _MAX_ELEMENTS = 1 << 40
 _MAX_DIMENSIONS = 32
 _MAX_DEPTH = 20
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+# Operators that only change type or shape.
+_PASSING = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "QuantizeLinear", "DequantizeLinear")
 # onnxruntime's names of types -> NumPy's, where they differ.
 _NUMPY = {"float": "float32", "double": "float64"}
 
@@ -121,8 +124,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
 
     @classmethod
     def missing(cls) -> str | None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         if cls.provider in onnxruntime.get_available_providers():
             return None
         return (
@@ -131,8 +133,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
         )
 
     def load(self, path: str, settings: Settings) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         self._path, self._device = path, settings.device
         options = {"device_id": settings.device, "enable_cann_graph": True, "arena_extend_strategy": "kNextPowerOfTwo"}
         try:
@@ -147,8 +148,7 @@ class OnnxRuntimeCann(OnnxFileRuntime):
             self._binding.bind_output(output.name, "cann", settings.device)
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         for value, array in zip(self._session.get_inputs(), arrays, strict=True):
             on_device = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cann", self._device)
             self._binding.bind_ortvalue_input(value.name, on_device)
@@ -167,17 +167,24 @@ class OnnxRuntimeCann(OnnxFileRuntime):
         self._session = self._binding = None
 
 
+def import_onnxruntime():
+    """Import onnxruntime without its telemetry, which writes a device id and a database below the home folder."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False, profile: str | None = None):
     """Return an onnxruntime session on the CPU; errors are onnxruntime's own.
 
     Args:
         model: a file, or a serialised model.
-        threads: intra-op threads (default: number of CPU cores).
+        threads: intra-op threads (default: see `thread_count`).
         lean: hold the weights once, at some cost in speed: no second copy in another layout, no arena.
         profile: path prefix of the profile of every run, which `end_profiling` writes.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # By default the threads of a session go on spinning after a run, and take the cores from whatever follows:
@@ -187,8 +194,7 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
-    if threads:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_count(threads)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -375,6 +381,24 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
         for values in (model.graph.input, model.graph.output)
     )
     return _signature(os.fspath(path), inputs, outputs, _metadata_text(model))
+
+
+def ends_in_softmax(path: str | os.PathLike) -> bool:
+    """Return whether the logits of an ONNX file come from a Softmax, apart from changes of type and shape.
+
+    Raises:
+        InputError: no such file, or not an ONNX file.
+    """
+    graph = read_onnx(path).graph
+    producers = {name: node for node in graph.node for name in node.output}
+    names = [value.name for value in graph.output]
+    name = "logits" if "logits" in names else names[0] if names else ""
+    for _ in range(len(graph.node)):
+        node = producers.get(name)
+        if node is None or not node.input or node.op_type not in _PASSING:
+            break
+        name = node.input[0]
+    return name in producers and producers[name].op_type == "Softmax"
 
 
 def describe_onnx(path: str | os.PathLike) -> dict:

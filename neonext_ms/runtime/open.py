@@ -97,7 +97,7 @@ def open_runtime(
         path: the file.
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         image_size: height and width, for a file that does not fix or record them.
-        threads: intra-op threads (default: number of CPU cores).
+        threads: intra-op threads (default: as many as this process may use processors).
         ema: use the moving average of a checkpoint's weights.
         runtime: name of the runtime (default: chosen by the suffix); see `RUNTIMES`.
         device: number of the accelerator.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line
 
 from .base import Settings
@@ -40,9 +41,12 @@ class OpenVino(OnnxFileRuntime):
         import openvino
 
         self._path = path
-        options = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        if settings.threads:
-            options["INFERENCE_NUM_THREADS"] = settings.threads
+        options = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": thread_count(settings.threads),
+        }
         core = openvino.Core()
         try:
             model = core.read_model(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -65,10 +66,11 @@ class Cards:
         if self.world == 1:
             return dict(arrays)
         send = ops.Broadcast(0)
-        return {
-            name: send((Tensor(np.atleast_1d(array).astype(np.float32)),))[0].asnumpy().reshape(np.shape(array))
-            for name, array in arrays.items()
-        }
+        with _connected():
+            return {
+                name: send((Tensor(np.atleast_1d(array).astype(np.float32)),))[0].asnumpy().reshape(np.shape(array))
+                for name, array in arrays.items()
+            }
 
     def wait(self) -> None:
         """Wait until every card has reached this point."""
@@ -91,7 +93,21 @@ class Cards:
         return statistics.median(seconds[1:])
 
     def _sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        return ops.AllReduce()(Tensor(np.asarray(values, np.float32))).asnumpy().astype(np.float64)
+        with _connected():
+            return ops.AllReduce()(Tensor(np.asarray(values, np.float32))).asnumpy().astype(np.float64)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Convert MindSpore's error inside the block, when another process of the run has gone, to one of our own."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = one_line(str(error).partition("\n---")[0])
+        raise InputError(
+            f"another worker of this run ended or was killed (MindSpore: {text}). See the logs of the workers, in "
+            "msrun's --log_dir. Resume with --resume auto."
+        ) from error
 
 
 def start(device: str) -> Cards:
@@ -115,7 +131,8 @@ def start(device: str) -> Cards:
     from mindspore import communication
 
     # msrun starts the same script as its scheduler; that process stays in this call until the workers are done.
-    communication.init()
+    with _connected():
+        communication.init()
     cards = Cards(communication.get_rank(), communication.get_group_size())
     ms.set_auto_parallel_context(parallel_mode="data_parallel", gradients_mean=True, device_num=cards.world)
     return cards

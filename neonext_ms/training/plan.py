@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import load_checkpoint
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.text import printable
+from neonext_ms.images.folder import match_classes, order_rule
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
@@ -34,6 +36,7 @@ class TrainingPlan:
         weights: initial weights, float32 by official name.
         preprocessing: preprocessing in validation and after training.
         metadata: metadata of the checkpoints (`metadata.check`).
+        classes_by: rule of `match_classes` that ordered the classes.
     """
 
     architecture: Architecture
@@ -41,14 +44,18 @@ class TrainingPlan:
     weights: dict[str, np.ndarray]
     preprocessing: Preprocessing
     metadata: dict
+    classes_by: str
 
 
-def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> TrainingPlan:
-    """Return the network of a configuration for a data set.
+def make_plan(
+    config: Config, train: ImageSet, val: ImageSet, recorded: Sequence[str] | None, note: Callable[[str], None]
+) -> TrainingPlan:
+    """Return the network of a configuration for a data set, whose classes are put in their order.
 
     Args:
         config: configuration of the run.
-        train: training images, for their classes and size.
+        train, val: training and validation images, with the same classes.
+        recorded: classes of the run that is resumed; None for a new run.
         note: called with messages to show to the user.
 
     Raises:
@@ -67,6 +74,7 @@ def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> T
         checkpoint = load_checkpoint(model.init, ema=model.init_ema)
         for text in checkpoint.notes:
             note(f"{model.init}: {text}")
+    rule = _order_classes(config, train, val, recorded, checkpoint)
     architecture, published = _architecture(model, classes, checkpoint)
     size = _size(model, checkpoint, published, train)
     architecture.maps(size)
@@ -92,7 +100,26 @@ def make_plan(config: Config, train: ImageSet, note: Callable[[str], None]) -> T
         "labels": list(train.classes),
         "preprocessing": preprocessing.to_dict(),
     }
-    return TrainingPlan(architecture, size, weights, preprocessing, metadata)
+    return TrainingPlan(architecture, size, weights, preprocessing, metadata, rule)
+
+
+def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Sequence[str] | None, checkpoint) -> str:
+    """Put the classes of both parts in their order; return the rule of `match_classes` that applied."""
+    classes = len(train.classes)
+    rule: str | None = config.data.classes
+    source = printable(config.data.path or config.data.dataset)
+    labels = recorded
+    if recorded:
+        # The weights have an order of classes already, whatever the configuration says now.
+        rule = "by-name"
+    elif checkpoint is not None and checkpoint.architecture.num_classes == classes:
+        labels = checkpoint.metadata.get("labels")
+    if not labels and rule is None:
+        rule = order_rule(train.classes)
+    numbers, applied = match_classes(train.classes, classes, labels, rule, source, "data.classes=")
+    for part in (train, val):
+        part.renumber(numbers)
+    return applied
 
 
 def _architecture(model: ModelConfig, classes: int, checkpoint) -> tuple[Architecture, tuple[int, int] | None]:

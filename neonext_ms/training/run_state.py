@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.text import one_line, shorten
 
 _RECORD = "neonext_ms_training"
+_COUNTS = ("step", "epoch", "done")
+_LARGEST_COUNT = 1 << 53
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
@@ -32,6 +36,7 @@ class Progress:
         seed: random seed of the run; with `epoch` and `done` it determines every random number that follows.
         world: number of cards.
         config: configuration as plain values.
+        data: images of the run, see `describe_data`.
     """
 
     step: int = 0
@@ -41,6 +46,7 @@ class Progress:
     seed: int = 0
     world: int = 1
     config: dict = field(default_factory=dict)
+    data: dict = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -112,7 +118,8 @@ def save_state(path: Path, arrays: Mapping[str, np.ndarray], progress: Progress,
     Raises:
         InputError: the file cannot be written.
     """
-    record = {**asdict(progress), "sha256": _digest(arrays)}
+    record = asdict(progress)
+    record["sha256"] = _digest(arrays, record)
     texts = {
         checkpoint_metadata.KEY: checkpoint_metadata.encode(metadata, source=str(path)),
         _RECORD: json.dumps(record, sort_keys=True),
@@ -136,17 +143,67 @@ def load_state(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     try:
         record = json.loads(texts[_RECORD])
         expected = record.pop("sha256")
+        # Checkpoints of earlier versions have no `data`, and their checksum does not cover the record.
+        covered = record if "data" in record else None
         progress = Progress(**record)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: its training record is damaged ({error})") from error
-    if _digest(arrays) != expected:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: its training record is damaged ({one_line(error)})") from error
+    if wrong := _impossible(progress):
+        raise InputError(f"{path}: its training record is damaged: {wrong}. Resume from another checkpoint.")
+    if _digest(arrays, covered) != expected:
         raise InputError(f"{path}: damaged, its checksum is wrong")
+    if covered is None:
+        labels = checkpoint_metadata.decode(texts.get(checkpoint_metadata.KEY, "{}"), str(path))[0].get("labels")
+        progress = replace(progress, data={"classes": labels} if labels else {})
     return arrays, progress
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def _impossible(progress: Progress) -> str | None:
+    """Return what is wrong with the first value of a record that no run can have; None if all are possible."""
+
+    def count(value: object, least: int = 0) -> bool:
+        return type(value) is int and least <= value < _LARGEST_COUNT
+
+    def counts(value: object) -> bool:
+        return isinstance(value, list) and all(map(count, value))
+
+    best, config, data = progress.best, progress.config, progress.data
+    checks: list[tuple[str, object, bool, str]] = [
+        *((name, getattr(progress, name), count(getattr(progress, name)), "a count") for name in _COUNTS),
+        ("seed", progress.seed, count(progress.seed), "a whole number"),
+        ("world", progress.world, count(progress.world, 1), "a number of cards"),
+        ("best", best, isinstance(best, dict), "a mapping"),
+        ("config", config, isinstance(config, dict) and all(isinstance(v, dict) for v in config.values()), "mappings"),
+        ("data", data, isinstance(data, dict), "a mapping"),
+    ]
+    if isinstance(best, dict) and best:
+        top1: Any = best.get("top1")
+        checks += [
+            *((f"best {name}", best.get(name), count(best.get(name)), "a count") for name in ("epoch", "step")),
+            ("best weights", best.get("weights"), best.get("weights") in ("model", "ema"), "model or ema"),
+            ("best top1", top1, isinstance(top1, (int, float)) and 0 <= top1 <= 1, "a number from 0 to 1"),
+        ]
+    if isinstance(data, dict) and data:
+        names: Any = data.get("classes")
+        listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        checks.append(("data classes", names, listed, "a list of names"))
+        for part in {"train", "val"} & data.keys():
+            right = counts(data[part]) and listed and len(data[part]) == len(names)
+            checks.append((f"data {part}", data[part], right, "a number of images for each class"))
+    for name, value, possible, expected in checks:
+        if not possible:
+            return f"{name} is {shorten(value)}, expected {expected}"
+    return None
+
+
+def _digest(arrays: Mapping[str, np.ndarray], record: Mapping | None) -> str:
+    """Return the checksum of arrays and of their record, if it is covered."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
+        if record is not None:
+            digest.update(f"{arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
+    if record is not None:
+        digest.update(json.dumps(record, sort_keys=True).encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
@@ -13,12 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import atomic, check_regular, explained, read_text
+from neonext_ms.common.processors import thread_count
+from neonext_ms.common.text import one_line, printable
 
 from .data.image_sets import ImageSet
 from .tensorboard import EventFile
 
 STEPS, EPOCHS = "steps.csv", "epochs.csv"
+_LARGEST_STEP = 1 << 53
 _STEP_COLUMNS = ("step", "epoch", "loss", "accuracy", "rate", "norm", "scale", "skipped", "images_per_second")
 _EPOCH_COLUMNS = (
     "step", "epoch", "loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5", "seconds", "images_per_second",
@@ -31,7 +36,8 @@ class RunLog:
 
     Args:
         folder: folder of the run.
-        step: step that the run starts from; later rows, of a process that was killed, are removed.
+        step: step that the run starts from. Later rows, of a process that was killed, are removed, and so is everything
+            from the first row that cannot be read; a note on stderr says so.
     """
 
     def __init__(self, folder: Path, step: int = 0):
@@ -69,28 +75,78 @@ class RunLog:
         self._events.scalars(row["step"], scalars)
 
     def _trim(self, step: int) -> None:
-        """Remove rows after a step; the resumed run will write them again."""
-        for name in (STEPS, EPOCHS):
-            rows = read_csv(self.folder / name)
+        """Remove rows after a step, which the resumed run writes again, and everything that cannot be read."""
+        for name, columns in ((STEPS, _STEP_COLUMNS), (EPOCHS, _EPOCH_COLUMNS)):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            rows, damage = _read_rows(path)
             kept = [row for row in rows if int(row["step"]) <= step]
-            if len(kept) < len(rows):
-                with atomic(self.folder / name) as staged, open(staged, "w", encoding="utf-8", newline="") as file:
-                    writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(kept)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+            content = text.getvalue().encode()
+            check_regular(path)
+            with explained(path):
+                unchanged = path.read_bytes() == content
+            if damage:
+                print(f"note: {printable(path)}: {damage}; {len(kept)} rows before it are kept", file=sys.stderr)
+            if not unchanged:
+                with atomic(path) as staged:
+                    staged.write_bytes(content)
+        events = self.folder / "log.jsonl"
+        if events.exists():
+            check_regular(events)
+            with explained(events), open(events, "rb+") as file:
+                # The next event must not continue a line that a killed process has begun.
+                if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) is not None and file.read() != b"\n":
+                    file.write(b"\n")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file as texts by column, without an incomplete last one; [] if there is no file.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or is damaged.
     """
     if not path.exists():
         return []
-    with explained(path), open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
+    text = read_text(path)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         return [row for row in reader if None not in row and None not in row.values()]
+    except csv.Error as error:
+        raise InputError(f"{path}: damaged ({one_line(error)})") from error
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, str]], str | None]:
+    """Return the rows of a log up to the first that cannot be read, and what is wrong with that one."""
+    check_regular(path)
+    with explained(path):
+        lines = path.read_bytes().split(b"\n")
+    # A process that was killed may have left a part of a line.
+    del lines[-1]
+    rows: list[dict[str, str]] = []
+    header: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            # Fields have no line breaks, so that each line is a row.
+            (values,) = csv.reader([line.decode()])
+            if not header:
+                header = values
+                if "step" not in header:
+                    raise ValueError("it has no column step")
+                continue
+            row = dict(zip(header, values, strict=True))
+            if not 0 <= int(row["step"]) < _LARGEST_STEP:
+                raise ValueError("its step is impossible")
+            # neonext-plot reads numbers.
+            [float(value) for value in values if value]
+        except (ValueError, csv.Error) as error:
+            return rows, f"line {number} is damaged ({one_line(error, 80)})"
+        rows.append(row)
+    return rows, None
 
 
 def write_predictions(folder: Path, images: ImageSet, predicted: Iterable[int]) -> None:
@@ -124,7 +180,7 @@ def describe_run(argv: Sequence[str]) -> dict:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), **versions},
         "git": _git(),
-        "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+        "machine": {"system": platform.platform(), "processors": os.cpu_count(), "threads": thread_count()},
     }
 
 
@@ -149,12 +205,15 @@ def _git() -> dict | None:
 def write_run(folder: Path, description: Mapping) -> None:
     """Add a description to `run.json`, which has one for each start of the run."""
     path = folder / "run.json"
-    starts = []
+    starts: list[dict] = []
     if path.exists():
         try:
+            check_regular(path)
             with explained(path):
-                starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-        except (ValueError, KeyError, TypeError):
-            print(f"note: {path} was damaged and is replaced", file=sys.stderr)
+                starts = list(map(dict, json.loads(path.read_text(encoding="utf-8"))["starts"]))
+                json.dumps(starts)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            print(f"note: {printable(path)} was damaged and is replaced", file=sys.stderr)
+            starts = []
     with atomic(path) as staged:
         staged.write_text(json.dumps({"starts": [*starts, dict(description)]}, indent=2) + "\n", encoding="utf-8")

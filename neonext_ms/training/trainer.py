@@ -16,10 +16,12 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
-from neonext_ms.common.signals import in_main_thread
+from neonext_ms.common.processors import thread_count
+from neonext_ms.common.signals import in_main_thread, killed_child
 from neonext_ms.common.text import format_size, list_names, plural
+from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
 
 from . import distributed
@@ -27,8 +29,8 @@ from .config.load import config_yaml
 from .config.schema import Config
 from .console import ProgressLine
 from .data.datasets import open_dataset
-from .data.image_sets import BrokenImages
-from .data.loader import TrainBatch, TrainLoader, validation_batches
+from .data.image_sets import BrokenImages, check_data, describe_data
+from .data.loader import ReadingStoppedError, TrainBatch, TrainLoader, validation_batches
 from .optimizers import full_rate
 from .plan import check_network, make_plan
 from .precision import check_precision
@@ -40,7 +42,10 @@ from .validation import Evaluation, Evaluator
 
 _CHECKPOINTS = "checkpoints"
 # Parts and keys that may change when a run is resumed without changing the weights (but for run.seed).
-_FREE = ("run", "data.path", "data.workers", "data.processes", "data.cache", "data.val_batch_size", "data.broken_limit")
+_FREE = (
+    "run", "data.path", "data.workers", "data.processes", "data.cache", "data.val_batch_size", "data.broken_limit",
+    "data.classes",
+)  # fmt: skip
 
 
 class StoppedError(Exception):
@@ -87,9 +92,12 @@ class Trainer:
         self.checkpoints = Checkpoints(self.output / _CHECKPOINTS, config.run.keep)
         resumed = self._find_state(resume)
         self.train_images, self.val_images = open_dataset(config.data)
-        if len(self.train_images.classes) != len(self.val_images.classes):
+        if self.train_images.classes != self.val_images.classes:
             raise InputError("training and validation images have different classes")
-        self.plan = make_plan(config, self.train_images, self.note)
+        recorded = resumed[2].data if resumed else {}
+        if resumed:
+            check_data(recorded, describe_data(self.train_images, self.val_images), str(resumed[0]))
+        self.plan = make_plan(config, self.train_images, self.val_images, recorded.get("classes"), self.note)
         # All cards start from the weights of the first one; the step keeps them equal from then on.
         model = NeoNeXt.from_architecture(self.plan.architecture, self.cards.broadcast(self.plan.weights))
         self.step = TrainStep(
@@ -108,16 +116,19 @@ class Trainer:
             self.plan.size,
             self.step.drop_path_rates,
             shard or (self.cards.rank, self.cards.world),
+            self._stops_reading,
         )
         self.log: RunLog | None = None
         self.evaluator = Evaluator(replace(self.plan.architecture, drop_path=0.0), self.cards, config.run.jit)
-        self.progress = Progress(seed=config.run.seed, world=self.cards.world, config=config.to_dict())
+        data = describe_data(self.train_images, self.val_images)
+        self.progress = Progress(seed=config.run.seed, world=self.cards.world, config=config.to_dict(), data=data)
         if resumed:
             self._continue(*resumed)
         self.broken = BrokenImages(config.data.broken_limit)
         self.global_batch = config.data.batch_size * self.cards.world * config.optimizer.accumulate
         self.rate = full_rate(config.optimizer, self.global_batch)
         self._stop_signal: int | None = None
+        self._killed: signal.Signals | None = None
         self._saved: Progress | None = None
 
     def run(self) -> dict:
@@ -138,7 +149,25 @@ class Trainer:
                 start = {**describe_run(self.command), "cards": self.cards.world, "step": self.progress.step}
                 write_run(self.output, start)
                 self.log = RunLog(self.output, self.progress.step)
-            return self._train()
+            try:
+                return self._train()
+            except ReadingStoppedError:
+                self._stop(None)
+                raise
+            except (NeoNextError, OSError, MemoryError):
+                raise
+            except Exception as error:
+                # MindSpore reports it with errors of many kinds.
+                if killed := self._killed or killed_child():
+                    raise InputError(
+                        f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. "
+                        "Lower data.workers or data.batch_size, and resume with --resume auto."
+                    ) from error
+                raise
+
+    def _stops_reading(self) -> bool:
+        """Return whether to give up waiting for images; several cards can only stop together, after a step."""
+        return self._stop_signal is not None and self.cards.world == 1
 
     def _train(self) -> dict:
         start = time.monotonic()
@@ -248,7 +277,8 @@ class Trainer:
             except InputError:
                 raise
             except Exception:
-                if self._stop_signal is None:
+                self._killed = self._killed or killed_child()
+                if self._stop_signal is None and self._killed is None:
                     raise
                 self._stop(None)
             if group is None:
@@ -260,6 +290,12 @@ class Trainer:
             line.clear()
         path = self._save()
         reason = f"run.stop_after={self.config.run.stop_after}"
+        if self._killed is not None:
+            raise InputError(
+                f"a process that reads images was killed ({self._killed.name}), perhaps because memory ran out. "
+                f"The state after step {self.progress.step} is saved in {path}. Lower data.workers or "
+                "data.batch_size, and resume with --resume auto."
+            )
         if self._stop_signal is not None:
             reason = signal.Signals(self._stop_signal).name
         raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")
@@ -312,8 +348,9 @@ class Trainer:
 
     def _validation(self):
         batches = validation_batches(
-            self.val_images, self.config, self.plan.preprocessing, self.plan.size, (self.cards.rank, self.cards.world)
-        )
+            self.val_images, self.config, self.plan.preprocessing, self.plan.size, (self.cards.rank, self.cards.world),
+            self._stops_reading,
+        )  # fmt: skip
         for batch in batches:
             self._report_broken(batch[3])
             yield batch
@@ -396,7 +433,8 @@ class Trainer:
                 f"the run had {plural(progress.world, 'card')} and now has {self.cards.world}, so the resumed run will "
                 "differ"
             )
-        self.progress = replace(progress, seed=self.progress.seed, world=self.cards.world, config=self.progress.config)
+        now = self.progress
+        self.progress = replace(progress, seed=now.seed, world=now.world, config=now.config, data=now.data)
         self.note(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}")
 
     def _announce(self) -> None:
@@ -404,8 +442,8 @@ class Trainer:
         self.note(
             f"{self.plan.architecture.parameters():,} parameters, input {format_size((3, *self.plan.size))}, "
             f"{len(self.train_images):,} training and {len(self.val_images):,} validation images in "
-            f"{plural(len(self.train_images.classes), 'class', 'classes')}, "
-            f"{plural(self.loader.updates_per_epoch, 'step')} per epoch"
+            f"{plural(len(self.train_images.classes), 'class', 'classes')} ({CLASS_RULES[self.plan.classes_by]}), "
+            f"{plural(self.loader.updates_per_epoch, 'step')} per epoch, {plural(thread_count(), 'CPU thread')}"
         )
         self.note(
             f"learning rate {self.rate:.4g} for {self.global_batch} images per step ({self.config.data.batch_size} x "
@@ -430,7 +468,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Make SIGTERM and Ctrl-C end the run after the current step, with its state saved; a second one does at once.
+        """Make SIGTERM, SIGHUP and Ctrl-C end the run after the current step, with its state saved.
+
+        A second signal ends it at once.
 
         Stopping inside a step would leave weights, moving average and statistics of different steps.
         """
@@ -439,10 +479,14 @@ class Trainer:
             if self._stop_signal is not None:
                 raise KeyboardInterrupt
             self._stop_signal = number
+            # MindSpore sends SIGTERM to its own process when a process that reads images was killed.
+            self._killed = killed_child()
 
         before = {}
-        for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread() else ():
-            before[number] = signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main_thread() else ():
+            # `nohup` makes a process ignore SIGHUP.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
         try:
             yield
         finally:

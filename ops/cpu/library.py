@@ -10,6 +10,7 @@ import platform
 from pathlib import Path
 
 from neonext_ms.common.errors import NeoNextError
+from neonext_ms.common.processors import thread_count
 
 from ..compiled import processor, shared_object
 
@@ -29,7 +30,7 @@ def library() -> Path | None:
     try:
         path = shared_object("cpu", Path(__file__).parent, flags, [processor()])
         # Load it here: the same failure inside MindSpore would print a page of its own.
-        ctypes.CDLL(str(path))
+        ctypes.CDLL(str(path)).neonext_set_threads(thread_count())
     except (NeoNextError, OSError) as error:
         _log.warning(
             "GELU, NeoCell and pointwise layers run as MindSpore operations, several times slower, because their C++ "

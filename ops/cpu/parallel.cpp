@@ -10,7 +10,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 
@@ -112,9 +111,11 @@ class Pool {
   int64_t count_ = 0;
 };
 
+// Set by Python. MindSpore changes OMP_NUM_THREADS when it is imported, so the variable says nothing here.
+std::atomic<int> wanted{0};
+
 int count_threads() {
-  const char *variable = std::getenv("OMP_NUM_THREADS");
-  int count = variable != nullptr ? std::atoi(variable) : 0;
+  int count = wanted.load();
   cpu_set_t allowed;
   if (count < 1 && sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
     count = CPU_COUNT(&allowed);
@@ -128,6 +129,8 @@ int threads() {
   static const int count = count_threads();
   return count;
 }
+
+extern "C" void neonext_set_threads(int count) { wanted.store(count); }
 
 void run(int64_t count, Task task, const void *body) {
   // Never destroyed: its threads may still wait in it when the process ends.

@@ -9,8 +9,11 @@
 
 namespace neonext {
 
-// Returns the number of threads of a kernel: OMP_NUM_THREADS, as for MindSpore, or the CPUs this process may use.
+// Returns the number of threads of a kernel: that of neonext_set_threads, or else the CPUs this process may use.
 int threads();
+
+// Sets the number of threads; has no effect after the first kernel.
+extern "C" void neonext_set_threads(int count);
 
 // A function pointer instead of std::function, which would allocate memory at every call of a kernel.
 using Task = void (*)(const void *body, int64_t index);

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, publish, staging
+from neonext_ms.common.files import explained
 
-from ..compiled import attempt, cache_directory, compiler, compiler_version, messages
+from ..compiled import attempt, compiler, compiler_version, kept_object, messages
 from .host import has_host, without_host
 
 INCLUDE = Path(__file__).with_name("include")
@@ -95,27 +95,21 @@ def build(
         *(f"-I{folder}" for folder in [*include, INCLUDE]),
     ]
     key = _digest(compiler_version(command), *command, *options, str(source), entry or "")
-    cache = cache_directory("twin")
-    manifest = cache / f"{key}.json"
-    # The key does not cover headers, which only the compiler knows; the manifest lists them with their digests.
-    if built := _read_manifest(manifest):
-        unchanged = all(_file_digest(path) == digest for path, digest in built["files"].items())
-        if unchanged and (cache / built["object"]).is_file():
-            return cache / built["object"]
-    with staging(cache) as stage:
+
+    def compile_in(stage: Path) -> tuple[Path, Mapping[str, str]]:
         staged = stage / "kernel.so"
         unit = source
         if entry is not None or has_host(text):
             unit = stage / "kernel.cpp"
             unit.write_text(_unit(source, text, entry), encoding="utf-8")
         quoted = ["-iquote", str(source.parent), "-idirafter", str(_forward(stage)), "-x", "c++", str(unit)]
-        files = _compile([*command, *options, *quoted, "-o", str(staged)], source, stage)
-        name = f"{_digest(key, json.dumps(files, sort_keys=True))}.so"
-        publish(staged, cache / name)
-        listing = stage / "manifest"
-        listing.write_text(json.dumps({"object": name, "files": files}))
-        publish(listing, manifest)
-    return cache / name
+        return staged, _compile([*command, *options, *quoted, "-o", str(staged)], source, stage)
+
+    def current(files: Mapping[str, str]) -> bool:
+        # The key does not cover headers, which only the compiler knows.
+        return all(_file_digest(path) == digest for path, digest in files.items())
+
+    return kept_object("twin", key, compile_in, current)
 
 
 def _unit(source: Path, text: str, entry: str | None) -> str:
@@ -149,14 +143,6 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _read_manifest(path: Path) -> dict | None:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and {"object", "files"} <= content.keys() else None
-
-
 def _file_digest(path: str | os.PathLike) -> str | None:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]
@@ -167,7 +153,7 @@ def _file_digest(path: str | os.PathLike) -> str | None:
 def _compile(command: list[str], source: Path, stage: Path) -> dict[str, str]:
     """Compile and return the digest of every file that the compiler read, except the system's headers."""
     depends = stage / "depends"
-    done = attempt([*command, "-MMD", "-MF", str(depends), "-MT", "object"])
+    done = attempt([*command, "-MMD", "-MF", str(depends), "-MT", "object"], stage)
     if done.returncode != 0:
         raise InputError(f"{source} does not compile against the headers of the simulator:{messages(done)}")
     listed = depends.read_text().replace("\\\n", " ").partition(":")[2]

@@ -83,7 +83,7 @@ def test_two_files_side_by_side(pair, tmp_path, capsys):
     (second,) = [r for r in rows if r.label == "two.onnx" and r.batch == 4]
     samples = {row["label"]: row["samples"] for row in result["batches"][1]["rows"]}
     assert second.ratio == statistics.ratio(samples["two.onnx"], samples["one.onnx"])
-    assert second.share == statistics.ratio(samples["GEMM of two.onnx"], samples["two.onnx"])
+    assert second.gemm_share == statistics.ratio(samples["GEMM of two.onnx"], samples["two.onnx"])
     assert second.images_per_second == pytest.approx(4 / np.mean(samples["two.onnx"]))
     assert markdown(result) == out
 
@@ -411,10 +411,13 @@ def test_the_page_of_results_is_what_the_command_prints(monkeypatch):
     "change, message",
     [
         (lambda r: r.update(format="other"), "not a result of neonext-bench"),
-        (lambda r: r.update(version=9), "version 9 of the format"),
+        (lambda r: r.update(version=9), "unknown version of the format (got 9"),
         (lambda r: r.pop("batches"), "a damaged result"),
         (lambda r: r["batches"][0]["rows"][0].update(samples=[]), "a damaged result"),
         (lambda r: r.update(batches=[]), "a damaged result"),
+        (lambda r: r.pop("machine"), "machine is None"),
+        (lambda r: r.update(notes=[["a"]]), "notes[0] is ['a']"),
+        (lambda r: r["batches"][0]["rows"][0].update(samples=[0.0]), "batches[0].rows[0].samples is [0.0]"),
     ],
 )
 def test_damaged_results(change, message, tmp_path, capsys):
@@ -498,3 +501,11 @@ def test_official_model_in_its_own_process(official, tmp_path):
     (official / "ptvision" / "models" / "neonext" / "neonext.py").write_text("raise ImportError('no module timm')")
     with pytest.raises(InputError, match="no module timm"), subject.make() as runtime:
         runtime.load(subject.path, Settings(2, (8, 8)))
+
+
+def test_texts_of_a_result_are_escaped_and_names_that_are_not_utf8_kept(tmp_path, capsys):
+    result = made_up({"a": 1.0, "b": 2.0})
+    result["notes"] = ["red \x1b[31m", "caf\udcff.onnx"]
+    results.write(tmp_path / "r.json", result)
+    code, out, _ = bench(capsys, "report", tmp_path / "r.json")
+    assert code == 0 and "red \\x1b[31m" in out and "caf\\udcff.onnx" in out

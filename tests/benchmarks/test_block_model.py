@@ -163,8 +163,7 @@ def test_weights_stay_in_a_large_cache():
 @pytest.mark.parametrize("device", [P3, B3], ids=lambda d: d.name)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_blocks(device, batch):
-    for stage in block_times(T, (224, 224), batch, device):
-        units, predicted = stage.predicted_units_us, stage.predicted
+    for units, predicted in block_times(T, (224, 224), batch, device):
         assert list(predicted) == list(FUSIONS)
         assert predicted["unfused"].launches == 5
         # No fusion is faster than the busiest unit, and the fewest tasks never lose to the most.

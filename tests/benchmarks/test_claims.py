@@ -87,18 +87,13 @@ def test_convnext_command(capsys, monkeypatch, digits):
 
     # The named networks take seconds to make; any two forms do for the plumbing.
     source = Source.from_checkpoint(digits, (1, 1, 0, 0))
-    own = {}
-
-    def forms_of(name, image_size):
-        own.update(neonext_forms(source, image_size))
-        return dict(own)
+    own = convnext.forms_of_source(source, (64, 64))
 
     def small(name, *, image_size, folded):
         assert name == "convnext_t"
         return own["neonext folded" if folded else "neonext plain"]
 
-    neonext_forms = convnext.forms_of_source
-    monkeypatch.setattr(convnext, "_neonext", forms_of)
+    monkeypatch.setattr(Source, "from_name", lambda name: source)
     monkeypatch.setattr(networks, "deploy_graph", small)
     found = printed(capsys, "convnext", "--batch", "1", "--image-size", "64")
     (row,) = found["rows"]

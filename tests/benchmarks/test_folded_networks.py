@@ -139,5 +139,5 @@ def test_what_takes_only_neonext_says_so():
         neocell_to_padded_matmul(deploy)
     from neonext_ms.export.mindir import DeployCell
 
-    with pytest.raises(InputError, match="MindIR has no form of a conv layer of this kind; write ONNX"):
+    with pytest.raises(InputError, match=r"MindIR has no form of a conv layer of this kind\. Write ONNX"):
         DeployCell(deploy)

@@ -411,3 +411,15 @@ def test_the_roofline_is_drawn(tmp_path):
     model = networks.build("mobilenet_v1", batch=1, form="plain", seed=None)
     draw({"MobileNet-v1": estimate(model, "Ascend310P3")}, tmp_path / "r.png")
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_graph_is_an_input_error(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> g (float[1, 4] x) => (float[1, 4] y) <float[4] w = {1, 2, 3, 4}> '
+        "{ y = Add(x, w) }"
+    )
+    model.graph.initializer[0].ClearField("float_data")
+    model.graph.initializer[0].raw_data = b"123"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="a damaged ONNX graph"):
+        read(tmp_path / "m.onnx")

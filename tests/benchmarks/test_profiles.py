@@ -137,3 +137,19 @@ def test_command(exported, capsys):
     with pytest.raises(SystemExit) as stop:
         profiles.main([exported, "--batch", "0"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 3000,
+        '[{"cat": "Node", "name": "a_kernel_time", "dur": "nan", "args": {"op_name": "Conv"}}]',
+        '{"NPU_compute_time": {"mean": 1.5}, "throughput": 1e999}',
+        "NPU_compute_time (ms): mean = 1.-4\nthroughput 1000*batchsize.mean(8)/NPU_compute_time.mean(1.5): 5",
+    ],
+)
+def test_damaged_profiles(text, tmp_path):
+    path = tmp_path / "profile"
+    path.write_text(text)
+    with pytest.raises(InputError, match="profile"):
+        profiles.read(path)

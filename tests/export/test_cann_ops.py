@@ -57,7 +57,7 @@ def test_every_operator_that_can_be_emitted_is_in_the_table():
     assert all(opsets and repository and file and ops for opsets, repository, file, ops in parser_support.PLUGINS)
 
 
-def test_the_ordinary_flavours_are_rejected_with_what_to_do():
+def test_the_ordinary_formats_are_rejected_with_what_to_do():
     graph = neocell_to_matmul(fold(_network())[0])
     problems = parser_support.check(emitter.emit(graph, format=Format(20)))
     gelu = next(p for p in problems if "Gelu" in p)

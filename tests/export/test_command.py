@@ -54,7 +54,7 @@ def test_output_may_be_the_file(digits, tmp_path, capsys):
     assert _run(_arguments(digits, tmp_path / "x" / "m.onnx"), capsys)[0] == 0
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["m.json", "m.onnx"]
     code, _, err = _run(_arguments(digits, tmp_path / "y" / "m.onnx", target="onnx,mindir"), capsys)
-    assert code == 2 and "name a folder" in err
+    assert code == 2 and "expected a folder" in err
 
 
 def test_a_named_model_needs_no_checkpoint(tmp_path, capsys, monkeypatch):

@@ -254,7 +254,7 @@ def test_a_mean_over_a_part_too_large_for_one_pooling_is_cropped():
 
 
 def test_padding_needs_a_folded_graph():
-    with pytest.raises(InputError, match="fold the graph first"):
+    with pytest.raises(InputError, match="Fold the graph first"):
         neocell_to_padded_matmul(original_graph(make_architecture(), initial_arrays(make_architecture()), (32, 32)))
     with pytest.raises(InputError, match="multiple of at least 1"):
         neocell_to_padded_matmul(_graph(_conv(3, 4)), 0)

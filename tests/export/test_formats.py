@@ -257,7 +257,7 @@ def test_a_weight_that_float16_cannot_hold(folded):
     arrays = {**layers[0].arrays, "weight": layers[0].arrays["weight"] * np.float32(1e6)}
     layers[0] = layers[0].__class__("conv", "stem.conv", ("input",), layers[0].output, arrays, layers[0].attributes)
     graph = lower(folded.__class__(tuple(layers), folded.image_size, folded.outputs), CANN)
-    with pytest.raises(InputError, match=r"stem.conv.weight has values up to .* float16 cannot hold; use bfloat16"):
+    with pytest.raises(InputError, match=r"stem.conv.weight has values up to .* float16 cannot hold. Use bfloat16"):
         emitter.emit(graph, format=CANN.with_(dtype="float16"))
 
 

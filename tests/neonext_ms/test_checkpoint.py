@@ -26,6 +26,7 @@ from neonext_ms.checkpoint.mapped_file import BFLOAT16
 from neonext_ms.checkpoint.metadata import decode
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.models.architecture import DOWNSAMPLES, make_architecture
+from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.names import mindspore_name
 from neonext_ms.models.registry import identify, list_models, model_config
 from pickles import number, tensor
@@ -333,7 +334,8 @@ def test_training_checkpoints_and_the_moving_average(tmp_path):
     regular = load_checkpoint(path)
     assert same(regular.arrays, one) and "model_ema" in regular.notes[0] and "--ema" in regular.notes[0]
     averaged = load_checkpoint(path, ema=True)
-    assert same(averaged.arrays, two) and averaged.notes == ["read 'model_ema'"]
+    ignored = "ignored entries that are not weights: epoch, optimizer"
+    assert same(averaged.arrays, two) and averaged.notes == ["read 'model_ema'", ignored]
     only = nested(tmp_path / "y.pt", state_dict_ema=two)
     assert same(load_checkpoint(only).arrays, two) and "no other weights" in load_checkpoint(only).notes[0]
     assert "'state_dict'" in message(nested(tmp_path / "z.pt", state_dict=one), ema=True)
@@ -540,3 +542,16 @@ def test_a_flipped_bit_in_a_tensor_of_a_pt_is_noticed(tmp_path, digits):
     data[len(data) // 2] ^= 1
     (tmp_path / "x.pt").write_bytes(data)
     assert "CRC-32" in message(tmp_path / "x.pt")
+
+
+def test_a_safetensors_header_of_any_length(tmp_path):
+    """The length of a header may begin with the byte of a pickle, or with those of a zip archive."""
+    arrays = initial_arrays(make_architecture(num_classes=2, dims=(4, 4, 4, 4), shifts=(1, 1, 0, 0)))
+    for size in (0x2080, 0x4B50):
+        save_checkpoint(tmp_path / "a.safetensors", arrays)
+        content = (tmp_path / "a.safetensors").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        # Blanks after the JSON are allowed.
+        header = content[8 : 8 + length] + b" " * ((size - length) % 0x10000)
+        (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+        assert load_checkpoint(tmp_path / "a.safetensors").format == "safetensors"

@@ -429,3 +429,61 @@ def test_from_memory():
     buffer = io.BytesIO()
     Image.fromarray(noise(8, 8)).save(buffer, "PNG")
     assert prepare(Image.open(buffer), Preprocessing(), (8, 8)).shape == (3, 8, 8)
+
+
+# What is beside the pixels
+
+
+def _chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _segment(marker, data):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+LONG = zlib.compress(b"x" * 3_000_000)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        _chunk(b"zTXt", b"a\0\0" + LONG), _chunk(b"iTXt", b"a\0\1\0\0\0" + LONG), _chunk(b"iCCP", b"a\0\0" + LONG),
+        _chunk(b"iCCP", b"a"), _chunk(b"gAMA", b"1"), _chunk(b"zTXt", b"a\0\5junk"), _chunk(b"eXIf", b"junk"),
+        _chunk(b"tEXt", b"a\0b")[:-1] + b"x",
+    ],
+)  # fmt: skip
+def test_png_with_long_or_damaged_metadata(tmp_path, chunk):
+    pixels = noise(8, 8)
+    path = saved(tmp_path, Image.fromarray(pixels))
+    content = path.read_bytes()
+    # Behind the header, and behind the pixels.
+    for at in (33, len(content) - 12):
+        path.write_bytes(content[:at] + chunk + content[at:])
+        np.testing.assert_array_equal(np.asarray(read_image(path)), pixels)
+    path.write_bytes(content[:33] + chunk + content[33:-40])
+    with pytest.raises(BrokenImageError):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        _segment(0xE2, b"ICC_PROFILE\0"), _segment(0xE2, b"MPF\0junk"), _segment(0xED, b"Photoshop 3.0\x008BIM\0"),
+        _segment(0xE1, b"Exif\0\0junkjunk"), _segment(0xE0, b"JFIF"), _segment(0xEE, b"Adobe"),
+        _segment(0xFE, b"x" * 60000),
+    ],
+)  # fmt: skip
+def test_jpeg_with_damaged_metadata(tmp_path, segment):
+    path = saved(tmp_path, Image.fromarray(noise(8, 8)), "image.jpg")
+    content, expected = path.read_bytes(), np.asarray(read_image(path))
+    path.write_bytes(content[:2] + segment + content[2:])
+    np.testing.assert_array_equal(np.asarray(read_image(path)), expected)
+
+
+def test_names_of_images_are_escaped(tmp_path):
+    path = tmp_path / "a\x1b[2J\n.png"
+    path.write_bytes(b"x")
+    with pytest.raises(BrokenImageError) as caught:
+        read_image(path)
+    assert "a\\x1b[2J\\n.png: not an image" in str(caught.value)

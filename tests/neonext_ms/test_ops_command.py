@@ -310,6 +310,9 @@ def test_check_finds_a_family_an_operator_and_sources_that_are_not_there(tmp_pat
     info.write_text(json.dumps({"NeoCell": {}}))
     code, _, err = _run(capsys, "check", "--package", package)
     assert code == 1 and "another version" in err and "without NeoCellGrad" in err
+    for text in ("5", "[" * 3000, "\xff"):
+        info.write_text(text, encoding="latin-1")
+        assert "not JSON: install the package again" in _run(capsys, "check", "--package", package)[2]
     next(package.rglob("libcust_opapi.so")).write_text("")
     assert "op_api/lib/libcust_opapi.so" in _run(capsys, "check", "--package", package)[2]
 

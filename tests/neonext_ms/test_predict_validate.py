@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from conftest import FULL
-from neonext_ms.commands import predict, validate
+from neonext_ms.commands import info, predict, validate
 from neonext_ms.common.errors import InputError
-from neonext_ms.images.folder import class_indices, find_images
+from neonext_ms.images import images
+from neonext_ms.images.folder import find_images, match_classes, read_labels
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.runtime.classifier import softmax
 
 DATA = Path(__file__).parents[1] / "data"
 COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
@@ -121,33 +127,104 @@ def test_folders_without_images(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "classes", "labels", "expected"),
     [
-        (["cat", "dog"], 3, ["dog", "cow", "cat"], ([2, 0], "labels")),
-        (["cat", "dog"], 2, ["dog", "cat"], ([1, 0], "labels")),
+        (["cat", "dog"], 3, ["dog", "cow", "cat"], ([2, 0], "by-name")),
+        (["cat", "dog"], 2, ["dog", "cat"], ([1, 0], "by-name")),
+        (["cat ", "dog"], 2, ["dog\t", " cat"], ([1, 0], "by-name")),
+        (["caf\u00e9", "dog"], 2, ["dog", "cafe\u0301"], ([1, 0], "by-name")),
+        (["0", "1"], 2, ["1", "0"], ([1, 0], "by-name")),
         (["n01", "n02"], 2, ["dog", "cat"], ([0, 1], "sorted")),
         (["0", "1", "10"], 3, None, ([0, 1, 2], "sorted")),
-        (["0", "10", "2"], 11, None, ([0, 10, 2], "numbers")),
-        (["007", "3"], 10, ["a"] * 10, ([7, 3], "numbers")),
+        (["0", "1", "10", "11", *"23456789"], 12, None, ([0, 1, 10, 11, *range(2, 10)], "by-number")),
+        (["0", "1", "10", *"23456789"], 12, None, ([0, 1, 10, *range(2, 10)], "by-number")),
+        (["0", "10", "2"], 11, None, ([0, 10, 2], "by-number")),
+        (["007", "3"], 10, ["a"] * 10, ([7, 3], "by-number")),
     ],
 )
-def test_class_indices(folders, classes, labels, expected):
-    assert class_indices(folders, classes, labels) == expected
+def test_match_classes(folders, classes, labels, expected):
+    assert match_classes(folders, classes, labels) == expected
 
 
 @pytest.mark.parametrize(
-    ("folders", "labels", "message"),
+    ("folders", "labels", "rule", "message"),
     [
-        (["cat", "dog"], None, "val: .* 2 class folders, but the model has 3 classes; the model has no labels"),
-        (["cat", "dgo"], ["cat", "dog", "cow"], "1 folders are not named .* such as 'dgo'"),
-        (["cat", "dog"], ["cat", "dog", "cat"], "such as 'cat'"),
-        (["0", "3"], None, "'3' is not a number from 0 to 2"),
-        (["0", "-1"], None, "'-1' is not a number"),
-        (["1", "01"], None, "two folders have the same number"),
-        (["0", "²"], None, "'²' is not a number"),
+        (["cat", "dog"], None, None, "val: .* 2 class folders for 3 classes; no labels are recorded"),
+        (
+            ["cat", "dgo"],
+            ["cat", "dog", "cow"],
+            None,
+            "1 of 2 class folders are not named .*--classes by-number(.|\n)*  dgo$",
+        ),
+        (["cat", "dog", "\x1b[2J"], ["cat", "dog", "cow"], None, r"\n  \\x1b\[2J$"),
+        (["cat", "dog"], ["cat", "dog", "cat"], None, "label occurs twice(.|\n)*  cat$"),
+        (["cat", "cat "], ["cat", "dog", "cow"], None, "two class folders have the same name"),
+        (["0", "3"], None, None, "'3' is not a number from 0 to 2"),
+        (["0", "-1"], None, None, "'-1' is not a number"),
+        (["1", "01"], None, None, "two folders have the same number"),
+        (["0", "\u00b2"], None, None, "is not a number"),
+        (["1", "10", "2"], None, None, "sort them as text with --classes sorted"),
+        (["cat", "dog", "cow"], None, "by-name", "no labels are recorded"),
+        (["cat", "dog", "cow"], ["a", "b", "c"], "by-name", "3 of 3 class folders"),
+        (["cat", "dog", "cow"], ["cat", "dog", "cow"], "by-number", "'cat' is not a number"),
+        (["cat", "dog"], ["cat", "dog", "cow"], "sorted", "2 class folders for 3 classes"),
     ],
 )
-def test_classes_that_cannot_be_determined(folders, labels, message):
+def test_classes_that_cannot_be_determined(folders, labels, rule, message):
     with pytest.raises(InputError, match=message):
-        class_indices(folders, 3, labels, "val")
+        match_classes(folders, 3, labels, rule, "val")
+
+
+def test_a_rule_can_be_chosen():
+    assert match_classes(["0", "1"], 2, ["1", "0"], "by-number") == ([0, 1], "by-number")
+    assert match_classes(["b", "c"], 2, ["b", "a"], "sorted") == ([0, 1], "sorted")
+    assert match_classes(["1", "10", "2"], 3, None, "sorted") == ([0, 1, 2], "sorted")
+
+
+# Label files
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cat\ndog\n", b"\xef\xbb\xbfcat\r\ndog\r\n", b"cat \ndog\t\n\n \n", b'["cat", "dog"]',
+        b'{"1": "dog", "0": "cat"}',
+        b'\xef\xbb\xbf{"cat": 0, "dog": 1}', b"cat\rdog",
+    ],
+)  # fmt: skip
+def test_label_files(tmp_path, content):
+    (tmp_path / "l.txt").write_bytes(content)
+    assert read_labels(tmp_path / "l.txt") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no labels"),
+        (b"\ncat\ndog", "label 1 is empty"),
+        (b"cat\n\ndog", "label 2 is empty"),
+        (b"cat\ndog\ncat \n", "1 labels occur more than once(.|\n)*  cat"),
+        (b"\xff\xfec\x00", "not a UTF-8 text file"),
+        (b'["cat", 1]', "no labels"),
+        (b"[]", "no labels"),
+        (b'["cat", ""]', "label 2 is empty"),
+        (b'{"0": "cat", "2": "dog"}', "wrong numbers"),
+        (b'{"0": "cat", "00": "dog"}', "wrong numbers"),
+        (b'{"0": "cat", "0": "dog"}', "a key is given twice"),
+        (b'{"0": ["n01", "cat"]}', "no labels"),
+        (b"{0: 'cat'}", "not a list or map of labels"),
+    ],
+)
+def test_label_files_that_are_rejected(tmp_path, content, message):
+    (tmp_path / "l.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_labels(tmp_path / "l.txt")
+
+
+def test_labels_of_a_folder(tmp_path):
+    for i in range(12):
+        picture(tmp_path / str(i) / "x.png", (0, 0, 0))
+    assert read_labels(tmp_path) == [str(i) for i in range(12)]
+    (tmp_path / "0").rename(tmp_path / "12")
+    assert read_labels(tmp_path) == sorted(map(str, range(1, 13)))
 
 
 def test_subset_meets_every_class(tree):
@@ -164,7 +241,7 @@ def test_validate(capsys, model, tree):
     code, out, err = ran(capsys, validate, "--model", model, tree, "--batch-size", 5)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "images  13 in 3 classes (by label), 8x8",
+        "images  13 in 3 classes (by name), 8x8",
         "        10 taken as they are, 3 resized and cropped",
         "top-1   92.31 %  (12/13)",
         "top-5   100.00 %  (13/13)",
@@ -177,7 +254,7 @@ def test_validate_json(capsys, model, tree):
     assert code == 0
     assert report["top1"] == {"correct": 12, "accuracy": 12 / 13}
     assert (report["images"], report["as_is"], report["resized"], report["skipped"]) == (13, 10, 3, [])
-    assert (report["classes"], report["classes_by"], report["preprocessing"]["crop"]) == (3, "labels", 0.9)
+    assert (report["classes"], report["classes_by"], report["preprocessing"]["crop"]) == (3, "by-name", 0.9)
 
 
 def test_top5_is_not_top1(capsys, tmp_path):
@@ -186,7 +263,7 @@ def test_top5_is_not_top1(capsys, tmp_path):
         picture(tmp_path / "val" / str(index) / "x.png", COLOURS["red"])
     report = json.loads(ran(capsys, validate, "--model", path, tmp_path / "val", "--json")[1])
     # Of a red picture, red comes first (0, 3, 6), then by the normalisation blue (2, 5) and green (1, 4, 7).
-    assert (report["classes_by"], report["top1"]["correct"], report["top5"]["correct"]) == ("numbers", 1, 2)
+    assert (report["classes_by"], report["top1"]["correct"], report["top5"]["correct"]) == ("by-number", 1, 2)
 
 
 def test_predictions(capsys, model, tree, tmp_path):
@@ -303,6 +380,146 @@ def test_predict_json(capsys, tmp_path, tree):
     assert abs(sum(entry["probability"] for entry in image["top"]) - 1) < 1e-12
 
 
+def test_a_broken_image_among_others(capsys, model, tree):
+    red, blue, broken = (tree / name for name in ("red/1.png", "blue/1.png", "green/1.png"))
+    broken.write_bytes(b"x")
+    paths = [red, broken, blue, tree / "none.png", tree]
+    code, out, err = ran(capsys, predict, "--model", model, *paths, "--top", 1)
+    assert code == 1 and [line.split()[0] for line in out.splitlines()[1::2]] == ["red", "blue"]
+    assert "3 of 5 images cannot be read" in err
+    for path, reason in ((broken, "not an image"), (tree / "none.png", "no such file"), (tree, "this is a folder")):
+        assert f"skipped: {path}: {reason}" in err
+    code, out, err = ran(capsys, predict, "--model", model, *paths, "--skip-broken", "--json")
+    report = json.loads(out)
+    assert code == 0 and [image["top"][0]["label"] for image in report["images"]] == ["red", "blue"]
+    assert [image["path"] for image in report["broken"]] == [str(broken), str(tree / "none.png"), str(tree)]
+    code, out, err = ran(capsys, predict, "--model", model, broken, "--skip-broken")
+    assert (code, out) == (1, "") and str(broken) in err
+    assert ran(capsys, predict, "--model", model, broken)[2].startswith(f"error: {broken}: not an image")
+
+
+def softmax_model(path, decomposed=False, **options):
+    model = onnx.load(colour_model(path, scale=0.5, **options))
+    model.graph.node[-1].output[0] = "z"
+    if decomposed:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+        model.graph.node.extend(
+            [
+                helper.make_node("Exp", ["z"], ["e"]),
+                helper.make_node("ReduceSum", ["e", "axis"], ["s"]),
+                helper.make_node("Div", ["e", "s"], ["logits"]),
+            ]
+        )
+    else:
+        model.graph.node.extend(
+            [helper.make_node("Softmax", ["z"], ["s"]), helper.make_node("Identity", ["s"], ["logits"])]
+        )
+    onnx.save(model, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_model_that_ends_in_a_softmax(capsys, tmp_path, tree, decomposed):
+    logits = colour_model(tmp_path / "l.onnx", scale=0.5)
+    probabilities = softmax_model(tmp_path / "p.onnx", decomposed)
+    images = [tree / "red" / "1.png", tree / "blue" / "1.png"]
+    expected, values = (
+        ran(capsys, predict, "--model", path, *images, "--json", "--batch-size", 1) for path in (logits, probabilities)
+    )
+    text = f"note: {probabilities} ends in a softmax; its outputs are used as probabilities\n"
+    assert (expected[2], values[2]) == ("", text)
+    for one, other in zip(*(json.loads(report[1])["images"] for report in (expected, values)), strict=True):
+        assert [entry["class"] for entry in one["top"]] == [entry["class"] for entry in other["top"]]
+        for a, b in zip(one["top"], other["top"], strict=True):
+            assert b["probability"] == pytest.approx(a["probability"], abs=1e-6)
+    target = tmp_path / "p.csv"
+    code, _, err = ran(capsys, validate, "--model", probabilities, tree, "--predictions", target)
+    best = json.loads(expected[1])["images"][0]["top"][0]["probability"]
+    assert code == 0 and "ends in a softmax" in err and f"red/1.png,red,blue,{best:.6f}" in target.read_text()
+
+
+def test_logits_that_sum_to_one_by_chance(tmp_path):
+    from neonext_ms.runtime.open import open_runtime
+
+    with open_runtime(colour_model(tmp_path / "m.onnx")) as model:
+        image = np.zeros((1, 3, 8, 8), np.float32)
+        image[:, 0] = 1
+        outputs, probabilities = model.classify(image)
+    assert outputs.tolist() == [[1, 0, 0]] and model.probabilities is False
+    np.testing.assert_array_equal(probabilities, softmax(outputs))
+
+
+def test_labels_of_a_file_are_escaped(capsys, tmp_path, tree):
+    labels = ["a\x1b[2J", "b\nfake", "\ud800"]
+    model = colour_model(tmp_path / "m.onnx", {"labels": labels})
+    outputs = [
+        ran(capsys, predict, "--model", model, tree / "red" / "1.png"),
+        ran(capsys, info, model),
+        ran(capsys, validate, "--model", model, tree, "--predictions", tmp_path / "p.csv"),
+    ]
+    for code, out, err in outputs:
+        assert code == 0 and "\x1b" not in out + err and "\nfake" not in out + err
+    assert "a\\x1b[2J" in outputs[0][1] and "b\\nfake" in outputs[1][1]
+    image = json.loads(ran(capsys, predict, "--model", model, tree / "red" / "1.png", "--json")[1])["images"][0]
+    assert {entry["label"] for entry in image["top"]} == set(labels)
+
+
+def test_interrupted_reading_does_not_wait(monkeypatch, tree):
+    release = threading.Event()
+    monkeypatch.setattr(images, "read_image", lambda path: release.wait(20))
+    batches = images.image_batches([tree / "red" / "0.png"], Preprocessing(), (8, 8), 1)
+    main = threading.main_thread().ident
+    threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
+    assert time.perf_counter() - start < 5
+    release.set()
+
+
+def test_a_pipe_is_no_image(capsys, model, tree):
+    (tree / "red" / "0.png").unlink()
+    os.mkfifo(tree / "red" / "0.png")
+    code, _, err = ran(capsys, predict, "--model", model, tree / "red" / "0.png")
+    assert code == 1 and "not a regular file" in err
+    code, out, err = ran(capsys, validate, "--model", model, tree, "--skip-broken", "--json")
+    assert code == 0 and json.loads(out)["skipped"] == ["red/0.png"]
+
+
+def test_numbered_folders_without_labels(capsys, tmp_path):
+    path = colour_model(tmp_path / "m.onnx", order=[1] * 10 + [0, 2])
+    for i in range(12):
+        picture(tmp_path / "val" / str(i) / "x.png", COLOURS["red" if i == 10 else "blue" if i == 11 else "green"])
+    for folders in (12, 11):
+        report = json.loads(ran(capsys, validate, "--model", path, tmp_path / "val", "--json")[1])
+        assert (report["classes_by"], report["class_folders"]) == ("by-number", folders)
+        # Green is a tie of ten classes, which goes to class 0. Classes 10 and 11 are certain.
+        assert report["top1"]["correct"] == 3 - (folders == 11)
+        shutil.rmtree(tmp_path / "val" / "0", ignore_errors=True)
+    code, _, err = ran(capsys, validate, "--model", path, tmp_path / "val", "--classes", "sorted")
+    assert code == 1 and "11 class folders for 12 classes" in err
+
+
+def test_one_folder_that_no_label_names(capsys, model, tree):
+    (tree / "green").rename(tree / "grun")
+    code, out, err = ran(capsys, validate, "--model", model, tree)
+    assert (code, out) == (1, "") and err.endswith("  grun\n") and "--classes by-number" in err
+    assert "(in sorted order)" in ran(capsys, validate, "--model", model, tree, "--classes", "sorted")[1]
+
+
+@pytest.mark.parametrize(
+    "values", ["mean: [123.675, 116.28, 103.53]", "std: [58.395, 57.12, 57.375]", "mean: [1.5, 0, 0]"]
+)
+def test_values_of_the_scale_to_255(capsys, model, tree, tmp_path, values):
+    (tmp_path / "p.yaml").write_text(values)
+    code, _, err = ran(capsys, predict, "--model", model, tree / "red" / "1.png", "--preprocess", tmp_path / "p.yaml")
+    assert code == 1 and "Divide mean and std by 255" in err
+    key, _, numbers = values.partition(": ")
+    recorded = colour_model(tmp_path / "r.onnx", {"preprocessing": {key: json.loads(numbers)}})
+    code, _, err = ran(capsys, predict, "--model", recorded, tree / "red" / "1.png")
+    assert code == 1 and "Divide mean and std by 255" in err
+
+
 @pytest.mark.parametrize("command", [predict, validate])
 def test_another_runtime(capsys, model, tree, command):
     pytest.importorskip("openvino")
@@ -320,7 +537,7 @@ def test_another_runtime(capsys, model, tree, command):
 
 
 def test_softmax_is_double():
-    probabilities = predict.softmax(np.array([[1000, 999, -1000]], np.float32))
+    probabilities = softmax(np.array([[1000, 999, -1000]], np.float32))
     assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities, [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 0]], rtol=1e-14)
 

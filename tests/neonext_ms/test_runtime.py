@@ -12,10 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.files import sha256
 from neonext_ms.common.signals import signals_later
 from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.runtime import isolated
 from neonext_ms.runtime.base import chunks, run_in_chunks
+from neonext_ms.runtime.manifest import is_recorded
+from neonext_ms.runtime.mindspore import _mindir_format
 from neonext_ms.runtime.open import open_runtime
 
 DATA = Path(__file__).parents[1] / "data"
@@ -267,7 +271,9 @@ def mindir_folder(tmp_path_factory):
 @pytest.mark.parametrize("name", ["fixed", "dynamic"])
 def test_mindir_with_manifest(mindir_folder, name, count):
     batch = 4 if name == "fixed" else None
-    manifest = {**METADATA, "image_size": [8, 12], "batch": batch, "format": "MindIR"}
+    # The digest vouches for the file, so that MindSpore loads it in this process.
+    files = [{"file": f"{name}.mindir", "sha256": sha256(mindir_folder / f"{name}.mindir")}]
+    manifest = {**METADATA, "image_size": [8, 12], "batch": batch, "format": "MindIR", "files": files}
     (mindir_folder / f"{name}.json").write_text(json.dumps(manifest))
     with open_runtime(mindir_folder / f"{name}.mindir") as runtime:
         assert (runtime.name, runtime.input_size, runtime.classes) == ("mindspore", (8, 12), CLASSES)
@@ -283,13 +289,12 @@ def test_mindir_without_manifest(mindir_folder, tmp_path):
     path.write_bytes((mindir_folder / "open.mindir").read_bytes())
     with pytest.raises(UsageError, match=r"there is no .*m\.json.*Pass --image-size"):
         open_runtime(path)
-    runtime = open_runtime(path, image_size=(8, 12))
-    np.testing.assert_allclose(runtime.run(images(5)), expected(images(5)), atol=1e-5)
+    with open_runtime(path, image_size=(8, 12)) as runtime:
+        np.testing.assert_allclose(runtime.run(images(5)), expected(images(5)), atol=1e-5)
     path.write_bytes((mindir_folder / "fixed.mindir").read_bytes())
-    assert open_runtime(path).input_size == (8, 12)
-    runtime = open_runtime(path, image_size=(8, 12))
-    assert runtime.batch == 4
-    np.testing.assert_allclose(runtime.run(images(5)), expected(images(5)), atol=1e-5)
+    with open_runtime(path) as runtime:
+        assert (runtime.input_size, runtime.batch) == ((8, 12), 4)
+        np.testing.assert_allclose(runtime.run(images(5)), expected(images(5)), atol=1e-5)
     with pytest.raises(UsageError, match="8x12, so images of 8x8 do not fit"):
         open_runtime(path, image_size=(8, 8))
     (tmp_path / "m.json").write_text("{")
@@ -315,6 +320,79 @@ def test_onnx_called_mindir(tmp_path, capfd):
     with pytest.raises(InputError, match=r"m\.mindir: not a (whole )?MindIR file"):
         open_runtime(path, image_size=(8, 12))
     assert capfd.readouterr() == ("", "")
+
+
+def _changed(mindir_folder, path, change):
+    """Write a MindIR file with a change of its messages."""
+    model = _mindir_format().ModelProto()
+    model.ParseFromString((mindir_folder / "fixed.mindir").read_bytes())
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _set(target, name, value):
+    setattr(target, name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m.graph.node[-1].input.__setitem__(0, "nothing\x1b[2J"), r"reads 'nothing\\x1b\[2J', which nothing"),
+        (lambda m: _set(m.graph.node[0], "op_type", ""), "has no operator"),
+        (lambda m: _set(m.graph.node[-1], "op_type", "REF::Nothing:1"), "has an unknown operator 'Nothing:1'"),
+        (lambda m: _set(m.graph.output[0], "name", "y" * 1000), r"output 'y+\.\.\.y+' is computed by nothing"),
+        (lambda m: m.graph.parameter[0].dims.__setitem__(0, 1 << 40), "has 60 bytes for FLOAT"),
+        (lambda m: m.graph.parameter[0].dims.__setitem__(0, -5), "has 60 bytes for FLOAT"),
+        (lambda m: _set(m.graph.parameter[0], "data_type", 10), "has 60 bytes for FLOAT16"),
+    ],
+)
+def test_a_mindir_graph_that_leads_nowhere(mindir_folder, tmp_path, change, problem):
+    path = _changed(mindir_folder, tmp_path / "m.mindir", change)
+    with pytest.raises(InputError, match=rf"m\.mindir: a damaged MindIR file \((.*{problem}.*)\)\. Export"):
+        open_runtime(path, image_size=(8, 12))
+
+
+# A process that says that it has loaded the file.
+LOADED = "from multiprocessing.connection import Connection; c = Connection([{arguments}][0][0]); "
+LOADED += "c.send_bytes(b''); c.send_bytes(b'0'); "
+
+
+@pytest.mark.parametrize("moment", ["load", "run"])
+def test_mindspore_dies(mindir_folder, tmp_path, monkeypatch, moment):
+    """The process that loads a MindIR file ends by a signal; the command lives and says so."""
+    program = "import os, signal; "
+    if moment == "run":
+        program += LOADED + "c.recv_bytes(); "
+    monkeypatch.setattr(isolated, "_PROGRAM", program + "os.kill(os.getpid(), signal.SIGSEGV)")
+    path = tmp_path / "m.mindir"
+    path.write_bytes((mindir_folder / "fixed.mindir").read_bytes())
+    with pytest.raises(InputError, match=rf"MindSpore ended by signal SIGSEGV when it tried to {moment} it\. Export"):
+        open_runtime(path, image_size=(8, 12)).run(images(4))
+
+
+def test_a_changed_mindir_is_not_what_the_manifest_says(mindir_folder, tmp_path):
+    path = tmp_path / "m.mindir"
+    path.write_bytes((mindir_folder / "fixed.mindir").read_bytes())
+    entry = {"file": "m.mindir", "sha256": sha256(path)}
+    (tmp_path / "m.json").write_text(json.dumps({"neonext_ms": "0", "files": ["x", {"file": "other"}, entry]}))
+    assert is_recorded(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"m\.mindir: not the file that .*m\.json describes.* Export the model again"):
+        open_runtime(path, image_size=(8, 12))
+    (tmp_path / "m.json").write_text('{"files": 1}')
+    assert not is_recorded(path)
+    (tmp_path / "m.json").unlink()
+    assert not is_recorded(path)
+
+
+def test_an_isolated_model_ends_with_its_parent(monkeypatch):
+    program = "import time; from neonext_ms.runtime.isolated_process import end_with; end_with([{arguments}][0][1]); "
+    monkeypatch.setattr(isolated, "_PROGRAM", program + LOADED + "time.sleep(60)")
+    process = isolated.IsolatedModel("m.mindir")._process
+    assert process.wait(20) == -signal.SIGIO
 
 
 def test_signals_wait_for_an_import():

@@ -278,7 +278,6 @@ ABUSE = {
     "items of a tensor": state_dict(w=tensor() + number(0) + number(1) + b"s"),
     "append to a tensor": state_dict(w=tensor() + number(0) + b"a"),
     "append to a dictionary": b"\x80\x02}" + number(0) + b"a.",
-    "a tuple as key": b"\x80\x02})Ns.",
     "a dictionary as key": b"\x80\x02}}Ns.",
     "an odd number of items": b"\x80\x02}(Nu.",
     "an endless tuple as key": b"\x80\x02})" + b"2\x86" * 200 + b"Ns.",

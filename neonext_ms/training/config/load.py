@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
+import re
+import types
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import nearest, one_line
-from neonext_ms.common.yaml_file import read_yaml
+from neonext_ms.common.text import nearest, shorten
+from neonext_ms.common.yaml_file import parse_yaml, read_yaml
 
 from .describe import alternatives, expected
 from .schema import Config, annotated_keys, known_keys
 
 _BASE = "base"
+_LARGEST = 3.4e38  # of float32
+_WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]{0,17})\s*")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
@@ -24,7 +28,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
 
     Args:
         path: YAML file; its key `base` names another file, relative to it, whose values it changes.
-        overrides: texts such as `optimizer.lr=1e-3`, applied in order.
+        overrides: texts such as `optimizer.lr=1e-3`, applied in order. The value of a key that takes text is taken as
+            typed, except that `null` stands for no value; any other value is YAML.
 
     Raises:
         InputError: a file cannot be read, or has an unknown key (the nearest one is named) or an invalid value.
@@ -80,7 +85,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     if base is None:
         return values
     if not isinstance(base, str):
-        raise InputError(f"{path}: wrong value for base (got {base!r}, expected the name of a YAML file)")
+        raise InputError(f"{path}: wrong value for base (got {shorten(base)}, expected the name of a YAML file)")
     seen = (*seen, path.resolve())
     parent = path.parent / base
     if parent.resolve() in seen:
@@ -92,20 +97,21 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
 
 
 def _override(values: dict, text: str) -> None:
-    import yaml
-
     key, equals, written = text.partition("=")
+    source = shorten(text)
     if not equals:
-        raise UsageError(f"{text!r}: not an override (expected key=value, such as optimizer.lr=1e-3)")
+        raise UsageError(f"{source}: not an override (expected key=value, such as optimizer.lr=1e-3)")
     part, _, leaf = key.partition(".")
     if key not in known_keys():
-        raise UsageError(f"{text!r}: unknown key {key!r}{_suggestion(key, ())}")
+        raise UsageError(f"{source}: unknown key {shorten(key)}{_suggestion(key, ())}")
+    kinds = alternatives(annotated_keys(annotated_keys(Config)[part])[leaf])
+    value: object = written
     try:
-        value = yaml.safe_load(written)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{text!r}: the value is not valid YAML ({one_line(error)})") from error
-    try:
-        _build(Config, {part: {leaf: value}}, "", repr(text))
+        if types.NoneType in kinds and written == "null":
+            value = None
+        elif not all(kind in (str, types.NoneType) or get_origin(kind) is Literal for kind in kinds):
+            value = parse_yaml(written, source)
+        _build(Config, {part: {leaf: value}}, "", source)
     except InputError as error:
         raise UsageError(str(error)) from error
     values[part] = {**(values.get(part) or {}), leaf: value}
@@ -116,13 +122,15 @@ def _build(kind: type, values: object, prefix: str, source: str):
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise InputError(f"{source}: wrong value for {prefix.rstrip('.')} (got {values!r}, expected keys of its own)")
+        raise InputError(
+            f"{source}: wrong value for {prefix.rstrip('.')} (got {shorten(values)}, expected keys of its own)"
+        )
     annotations = annotated_keys(kind)
     converted = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in annotations:
-            raise InputError(f"{source}: unknown key {name!r}{_suggestion(name, annotations)}")
+            raise InputError(f"{source}: unknown key {shorten(name)}{_suggestion(name, annotations)}")
         if dataclasses.is_dataclass(annotations[key]):
             converted[key] = _build(annotations[key], value, f"{name}.", source)
         else:
@@ -132,6 +140,7 @@ def _build(kind: type, values: object, prefix: str, source: str):
 
 def _suggestion(name: str, siblings: Collection[str]) -> str:
     """Return a hint for an unknown key: the same last word elsewhere, the nearest key, or what is known here."""
+    name = name[:100]
     leaf = name.rpartition(".")[2]
     if elsewhere := [key for key in known_keys() if key.rpartition(".")[2] == leaf]:
         return f"; did you mean {' or '.join(elsewhere)}?"
@@ -152,8 +161,10 @@ def _convert(value: object, annotation, name: str, source: str):
         except (ValueError, OverflowError):
             continue
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    hint = nearest(value, choices) if isinstance(value, str) else ""
-    raise InputError(f"{source}: wrong value for {name} (got {value!r}, expected {expected(annotation)}){hint}")
+    hint = nearest(value[:100], choices) if isinstance(value, str) else ""
+    if str in kinds and isinstance(value, (bool, float)):
+        hint = ". Put it in quotes"
+    raise InputError(f"{source}: wrong value for {name} (got {shorten(value)}, expected {expected(annotation)}){hint}")
 
 
 def _fit(value, kind):
@@ -168,20 +179,21 @@ def _fit(value, kind):
     elif get_origin(kind) is tuple:
         if isinstance(value, str):
             # The official notation of shifts and depths, such as 1,1,1,0.
-            value = [int(part) if part.strip().lstrip("-").isdigit() else part for part in value.split(",")]
+            value = [int(part) if _WHOLE.fullmatch(part) else part for part in value.split(",")]
         variable = arguments[-1] is Ellipsis
         fits = isinstance(value, (list, tuple)) and (variable or len(value) == len(arguments))
         value = tuple(_fit(item, arguments[0]) for item in value) if fits else value
     elif kind is float:
-        # YAML 1.1 reads 1e-3 as a text because it has no point; float() raises ValueError for other texts.
-        value = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-        fits = math.isfinite(value)
+        # float() would also read 1_000 and nan.
+        fits = type(value) in (int, float) or (isinstance(value, str) and bool(_DECIMAL.fullmatch(value)))
+        value = float(value) if fits else value
+        fits = fits and abs(value) <= _LARGEST
     elif kind is int:
         value = int(value) if isinstance(value, float) and value.is_integer() else value
         fits = type(value) is int
     elif kind is str:
-        # A kernel of 7, or a folder named 2024.
-        value = str(value) if type(value) in (int, float) else value
+        # A kernel of 7, or a folder named 2024. A number such as 1.10 would lose its last digit.
+        value = str(value) if type(value) is int else value
         fits = isinstance(value, str)
     else:
         fits = type(value) is kind

@@ -15,12 +15,14 @@ class Range:
     Attributes:
         low, high: bounds of the interval.
         open_low, open_high: whether the bound itself is excluded.
+        hint: end of the description.
     """
 
     low: float = 0
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    hint: str = ""
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.open_low else self.low <= value
@@ -29,7 +31,8 @@ class Range:
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"{'>' if self.open_low else '>='} {self.low:.10g}"
-        return f"in {'(' if self.open_low else '['}{self.low:.10g}, {self.high:.10g}{')' if self.open_high else ']'}"
+        left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+        return f"in {left}{self.low:.10g}, {self.high:.10g}{right}{self.hint}"
 
 
 Positive = Annotated[float, Range(open_low=True)]
@@ -37,8 +40,15 @@ NonNegative = Annotated[float, Range()]
 Fraction = Annotated[float, Range(0, 1)]
 FractionAboveZero = Annotated[float, Range(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Range(0, 1, open_high=True)]
-PositiveInt = Annotated[int, Range(1)]
-NonNegativeInt = Annotated[int, Range(0)]
+_LARGEST_INT = 2**31 - 1
+PositiveInt = Annotated[int, Range(1, _LARGEST_INT)]
+NonNegativeInt = Annotated[int, Range(0, _LARGEST_INT)]
+Side = Annotated[int, Range(1, 1 << 14)]
+Channels = Annotated[int, Range(1, 1 << 16)]
+Blocks = Annotated[int, Range(1, 1000)]
+_SCALE = ", after division by 255"
+Mean = Annotated[float, Range(-1, 1, hint=_SCALE)]
+Deviation = Annotated[float, Range(0, 1, open_low=True, hint=_SCALE)]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -66,12 +76,12 @@ class ModelConfig:
     """
 
     name: str | None = None
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    image_size: Side | tuple[Side, Side] | None = None
     num_classes: PositiveInt | None = None
-    per_stage_layers: tuple[int, ...] | None = None
-    dims: tuple[int, ...] | None = None
+    per_stage_layers: tuple[Blocks, ...] | None = None
+    dims: tuple[Channels, ...] | None = None
     kernel_spec: str | None = None
-    shifts: tuple[int, ...] | None = None
+    shifts: tuple[NonNegativeInt, ...] | None = None
     layer_scale_init_value: NonNegative | None = None
     linear_bias: bool | None = None
     downsample: Literal["official", "paper"] | None = None
@@ -98,6 +108,8 @@ class DataConfig:
         processes: whether workers are processes; threads share memory but are limited by Python's interpreter lock.
         cache: whether to keep decoded images in memory, for small sets.
         broken_limit: number of unreadable images that are skipped before the run ends with an error.
+        classes: rule that gives class folders their classes: by the labels of the checkpoint to start from, by the
+            number that is their name, or in sorted order; null takes the first of these that fits.
         mean, std: mean and standard deviation of R, G and B after division by 255.
         val_crop: side of the centre crop relative to the resized image in validation.
         val_interpolation: interpolation of the resize in validation.
@@ -114,8 +126,9 @@ class DataConfig:
     processes: bool = True
     cache: bool = False
     broken_limit: NonNegativeInt = 10
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    classes: Literal["by-name", "by-number", "sorted"] | None = None
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     val_crop: FractionAboveZero = 0.875
     val_interpolation: Interpolation = "bilinear"
     val_mode: Literal["auto", "resize", "as-is"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import explained, read_text
+from neonext_ms.common.files import check_regular, explained, read_text, staging
 
 from ..config.schema import DataConfig
 from .image_sets import ArraySet, ImageSet, open_folders
@@ -36,17 +37,24 @@ def _digits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
 
 
 def write_digits(root: Path) -> None:
-    """Write the digits as `root/train/<class>/*.png` and `root/val/<class>/*.png`.
+    """Write the digits as `root/train/<class>/*.png` and `root/val/<class>/*.png`, atomically.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: the folder has content already, or cannot be written; no partial files are left behind then.
     """
-    for part, images in zip(("train", "val"), _digits(DataConfig()), strict=True):
-        for i in range(len(images)):
-            path = root / part / images.name(i)
-            with explained(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                images.read(i).save(path)
+    with explained(root):
+        if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
+            raise InputError(f"{root}: exists already. Choose another folder, or remove it first.")
+    with staging(root.parent) as stage:
+        staged = stage / "digits"
+        with explained(root):
+            for part, images in zip(("train", "val"), _digits(DataConfig()), strict=True):
+                for i in range(len(images)):
+                    path = staged / part / images.name(i)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    images.read(i).save(path)
+            # Replaces an empty folder.
+            os.rename(staged, root)
 
 
 def _folders(config: DataConfig) -> tuple[ImageSet, ImageSet]:
@@ -82,6 +90,7 @@ def _cifar_part(root: Path, files: Sequence[str], classes: Sequence[str], label_
     record = label_bytes + 3 * _CIFAR_SIZE**2
     parts, names = [], []
     for file in files:
+        check_regular(root / file)
         with explained(root / file):
             values = np.fromfile(root / file, np.uint8)
         if not len(values) or len(values) % record:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import list_names
+from neonext_ms.common.text import list_names, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,12 @@ class ImageSet:
             BrokenImageError: the image cannot be read; the message names it.
         """
         raise NotImplementedError
+
+    def renumber(self, numbers: Sequence[int]) -> None:
+        """Give class i of `classes` the index `numbers[i]`; `classes` and `labels` follow."""
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        self.classes = tuple(self.classes[i] for i in order)
+        self.labels = [numbers[label] for label in self.labels]
 
 
 class FolderSet(ImageSet):
@@ -117,13 +124,49 @@ def open_folders(
     """
     train, val = FolderSet(root / train_name, cache), FolderSet(root / val_name, cache)
     if train.classes != val.classes:
-        only_train = [f"{train_name}/{name}" for name in train.classes if name not in val.classes]
-        only_val = [f"{val_name}/{name}" for name in val.classes if name not in train.classes]
+        only_train = [f"{train_name}/{printable(name)}" for name in train.classes if name not in val.classes]
+        only_val = [f"{val_name}/{printable(name)}" for name in val.classes if name not in train.classes]
         raise InputError(
             f"{root}: {train_name} and {val_name} have different class folders; {len(only_train)} exist only in the "
             f"first and {len(only_val)} only in the second. Rename, add or remove:\n{list_names(only_train + only_val)}"
         )
     return train, val
+
+
+def describe_data(train: ImageSet, val: ImageSet) -> dict:
+    """Return the classes and the number of images of each class in both parts, as plain values for a checkpoint."""
+    parts = {"train": train, "val": val}
+    counts = {name: Counter(int(label) for label in images.labels) for name, images in parts.items()}
+    numbers = {name: [count[i] for i in range(len(train.classes))] for name, count in counts.items()}
+    return {"classes": list(train.classes), **numbers}
+
+
+def check_data(recorded: Mapping, data: Mapping, source: str) -> None:
+    """Check that a run is resumed with its own images.
+
+    Args:
+        recorded: `describe_data` of the checkpoint; parts of it may be missing in one of an earlier version.
+        data: `describe_data` now; the order of the classes does not matter.
+        source: name of the checkpoint.
+
+    Raises:
+        InputError: classes or numbers of images differ; the message lists them.
+    """
+    before, now = recorded.get("classes", data["classes"]), data["classes"]
+    changes = [f"class {printable(name)!r} is gone" for name in before if name not in now]
+    changes += [f"class {printable(name)!r} is new" for name in now if name not in before]
+    for part in ("train", "val"):
+        counts, old = (dict(zip(d["classes"], d[part], strict=True)) if part in d else {} for d in (data, recorded))
+        changes += [
+            f"class {printable(name)!r} had {old[name]} images in {part}, now {count}"
+            for name, count in counts.items()
+            if old.get(name, count) != count
+        ]
+    if changes:
+        raise InputError(
+            f"{source}: the run was started with other images. Restore them, or start a new run from its weights with "
+            f"--init. These differ:\n{list_names(changes)}"
+        )
 
 
 class BrokenImages:

@@ -6,15 +6,19 @@ generator. Neither the number of workers nor a resumed run changes a batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mindspore.dataset as ds
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import processors
 from neonext_ms.common.text import plural
 from neonext_ms.images.images import BrokenImageError, prepare
 from neonext_ms.images.preprocessing import Preprocessing
@@ -27,6 +31,11 @@ from .image_sets import ImageSet
 _ORDER, _IMAGE, _BATCH, _DROP_PATH = range(4)
 # Attempts to replace a broken image by the next one.
 _REPLACEMENTS = 100
+_POLL_SECONDS = 0.1
+
+
+class ReadingStoppedError(Exception):
+    """The run is to end while it waits for images."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class TrainLoader:
         size: height and width of the model's input.
         drop_path: drop-path rate of each block that has one.
         shard: rank of this card, and the number of cards.
+        stopped: function that tells whether the run is to end; it is called while a batch is awaited, which ends with
+            `ReadingStoppedError` then.
 
     Raises:
         InputError: there are fewer images than one update needs.
@@ -74,7 +85,9 @@ class TrainLoader:
         size: tuple[int, int],
         drop_path: Sequence[float] = (),
         shard: tuple[int, int] = (0, 1),
+        stopped: Callable[[], bool] = lambda: False,
     ):
+        self.stopped = stopped
         self.images, self.config, self.size, self.drop_path = images, config, size, tuple(drop_path)
         self.rank, self.world = shard
         self.batch = config.data.batch_size
@@ -104,7 +117,7 @@ class TrainLoader:
         ]
         samples = _TrainSamples(self.images, positions, self.config, self.size, epoch, order)
         group: list[TrainBatch] = []
-        for number, values in enumerate(_batches(samples, self.batch, self.config.data), first):
+        for number, values in enumerate(_batches(samples, self.batch, self.config.data, self.stopped), first):
             group.append(self._finish(epoch, number * self.world + self.rank, *values))
             if len(group) == self.accumulate:
                 yield group
@@ -197,11 +210,13 @@ class _ValSamples(_Samples):
             return self._blank(str(error))
 
 
-def _batches(samples: _Samples, batch: int, data: DataConfig) -> Iterator[tuple[np.ndarray, ...]]:
+def _batches(
+    samples: _Samples, batch: int, data: DataConfig, stopped: Callable[[], bool]
+) -> Iterator[tuple[np.ndarray, ...]]:
     if not len(samples):
         return
     # MindSpore rejects more workers than CPU cores.
-    workers = min(data.workers, os.cpu_count() or 1)
+    workers = min(data.workers, processors())
     dataset = ds.GeneratorDataset(
         samples,
         ["image", "index", "message"],
@@ -209,7 +224,57 @@ def _batches(samples: _Samples, batch: int, data: DataConfig) -> Iterator[tuple[
         num_parallel_workers=workers,
         python_multiprocessing=data.processes and workers > 1,
     ).batch(batch, drop_remainder=True)
-    yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=True)
+    yield from _ahead(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=True), stopped)
+
+
+def _ahead(items: Iterable, stopped: Callable[[], bool]) -> Iterator:
+    """Yield items that a thread reads one ahead.
+
+    MindSpore waits for a batch outside of Python, where no signal handler of Python can run. The main thread must not
+    wait there: a read from a dead network drive would make the run deaf to signals.
+
+    Raises:
+        ReadingStoppedError: `stopped` returned true while an item was awaited.
+    """
+    results: queue.Queue = queue.Queue(1)
+    ended = threading.Event()
+
+    def put(item: object, error: BaseException | None, more: bool) -> None:
+        while not ended.is_set() and threading.main_thread().is_alive():
+            try:
+                results.put((item, error, more), timeout=_POLL_SECONDS)
+                return
+            except queue.Full:
+                continue
+        raise ReadingStoppedError
+
+    def read() -> None:
+        try:
+            for item in items:
+                put(item, None, True)
+            put(None, None, False)
+        except ReadingStoppedError:
+            pass
+        except BaseException as error:
+            with contextlib.suppress(ReadingStoppedError):
+                put(None, error, False)
+
+    threading.Thread(target=read, name="images").start()
+    try:
+        while True:
+            try:
+                item, error, more = results.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if stopped():
+                    raise ReadingStoppedError from None
+                continue
+            if error is not None:
+                raise error
+            if not more:
+                return
+            yield item
+    finally:
+        ended.set()
 
 
 def validation_batches(
@@ -218,11 +283,12 @@ def validation_batches(
     preprocessing: Preprocessing,
     size: tuple[int, int],
     shard: tuple[int, int] = (0, 1),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
     """Yield the validation images of one card; no image is on two cards.
 
     All cards have the same number of batches and all batches the same size, because the cards sum their results and a
-    compiled network has fixed shapes. Missing images are zeros.
+    compiled network has fixed shapes. Missing images are zeros. `stopped` is that of `TrainLoader`.
 
     Yields:
         images float32 (N, 3, H, W), labels (N,), indices in the set (N,) with -1 for padding and broken images, and
@@ -233,7 +299,7 @@ def validation_batches(
     rounds = -(-len(images) // (batch * world))
     positions = [(b * world + rank) * batch + i for b in range(rounds) for i in range(batch)]
     samples = _ValSamples(images, positions, preprocessing, size)
-    for pixels, indices, messages in _batches(samples, batch, config.data):
+    for pixels, indices, messages in _batches(samples, batch, config.data, stopped):
         labels = np.array([images.labels[i] if i >= 0 else 0 for i in indices])
         yield pixels, labels, indices, _lines(messages)
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, staging
+from neonext_ms.common.files import check_regular, explained, read_json, staging
 from neonext_ms.common.text import list_names, one_line
 from neonext_ms.images.images import BrokenImageError, decode_image
 
@@ -66,6 +66,7 @@ class RecordSet(ImageSet):
         rows: list[tuple[int, int, str, int, int, int]] = []
         for number, name in enumerate(entry["files"]):
             path = self.root / name
+            check_regular(path)
             with explained(path):
                 self._files.append(open(path, "rb"))  # noqa: SIM115
             header = _header(self._files[-1], path)
@@ -79,6 +80,8 @@ class RecordSet(ImageSet):
                 "Convert the folder again with neonext-mindrecord."
             )
         self.labels = [row[1] for row in rows]
+        if any(type(label) is not int or not 0 <= label < len(self.classes) for label in self.labels):
+            raise InputError(f"{self.root}: a class in the index of {part} is unknown. Convert the folder again.")
         self._names = [row[2] for row in rows]
         self._places = np.array([row[3:] for row in rows], np.int64)
 
@@ -113,8 +116,7 @@ def _read_index(root: Path) -> dict:
             os.listdir(root)
         raise InputError(f"{root}: has no {_INDEX}. {hint}")
     try:
-        with explained(path):
-            index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path, "an index of MindRecord files")
         if index["format"] != _FORMAT:
             raise InputError(
                 f"{path}: unknown format (got {index['format']}, expected {_FORMAT}). Convert the folder again."
@@ -272,6 +274,7 @@ def _checked(images: FolderSet, workers: int) -> Iterator[tuple[int, bytes, str 
     def check(index: int) -> tuple[int, bytes, str | None]:
         path = images.name(index)
         try:
+            check_regular(path)
             with explained(path), open(path, "rb") as file:
                 content = file.read()
             decode_image(content, path)
@@ -280,9 +283,13 @@ def _checked(images: FolderSet, workers: int) -> Iterator[tuple[int, bytes, str 
             return index, b"", str(error)
 
     indices = iter(range(len(images)))
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         while chunk := list(islice(indices, _BATCH)):
             yield from pool.map(check, chunk)
+    finally:
+        # A thread may wait for a dead network drive; an interrupted command must not wait for the thread.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _explain(error: RuntimeError, output: Path) -> InputError:

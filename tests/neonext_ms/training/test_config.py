@@ -68,11 +68,14 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ("optimizer: {lr: .nan}", "optimizer.lr (got nan, expected a number > 0)"),
         ("optimizer: {lr: 0}", "optimizer.lr (got 0, expected a number > 0)"),
         ("optimizer: 3", "optimizer (got 3, expected keys of its own)"),
-        ("schedule: {epochs: 1.5}", "schedule.epochs (got 1.5, expected a whole number >= 1)"),
-        ("data: {batch_size: true}", "data.batch_size (got True, expected a whole number >= 1)"),
+        ("schedule: {epochs: 1.5}", "schedule.epochs (got 1.5, expected a whole number in [1, 2147483647])"),
+        ("data: {batch_size: true}", "data.batch_size (got True, expected a whole number in [1, 2147483647])"),
         ("data: {dataset: imagenet}", "data.dataset (got 'imagenet', expected one of digits, imagefolder"),
-        ("model: {shifts: [1, a]}", "model.shifts (got [1, 'a'], expected a list of whole numbers or null)"),
-        ("data: {mean: [0.5]}", "data.mean (got [0.5], expected a list of 3 numbers)"),
+        ("model: {shifts: [1, a]}", "model.shifts (got [1, 'a'], expected a list of whole numbers in [0, "),
+        (
+            "data: {mean: [0.5]}",
+            "data.mean (got [0.5], expected a list of 3 numbers in [-1, 1], after division by 255)",
+        ),
         ("loss: {smoothing: 1}", "loss.smoothing (got 1, expected a number in [0, 1))"),
         ("precision: {loss_scale: often}", "precision.loss_scale (got 'often', expected a number > 0 or one of auto,"),
         ("precision: {loss_scale: 0}", "precision.loss_scale (got 0, expected a number > 0 or one of auto,"),
@@ -84,8 +87,23 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ),
         ("augmentation: {ratio: [2, 1]}", "wrong order in augmentation.ratio (got [2, 1]"),
         ("run: {seed: 4294967296}", "run.seed (got 4294967296, expected a whole number in [0, 4294967295])"),
-        ("model: {image_size: [1, 2, 3]}", "expected a whole number >= 1 or a list of 2 whole numbers >= 1 or null"),
+        (
+            "model: {image_size: [1, 2, 3]}",
+            "a whole number in [1, 16384] or a list of 2 whole numbers in [1, 16384] or null",
+        ),
         ("schedule: {epochs: 5}", "schedule.warmup_epochs (20) is more than schedule.epochs (5)"),
+        ("data: {mean: [123.675, 116.28, 103.53]}", "in [-1, 1], after division by 255)"),
+        ("data: {std: [58.395, 57.12, 57.375]}", "in (0, 1], after division by 255)"),
+        ("run: {output: 1.10}", "run.output (got 1.1, expected a text or null). Put it in quotes"),
+        ("run: {output: no}", "run.output (got False, expected a text or null). Put it in quotes"),
+        ("run: {seed: 010}", "octal"),
+        ("run: {seed: !!int ''}", "a tag, tag:yaml.org,2002:int, is not allowed"),
+        ("run: {jit: !!bool foo}", "a tag"),
+        ("run: {seed: 1, seed: 2}", "given twice"),
+        ("optimizer: {lr: '1_000'}", "optimizer.lr (got '1_000'"),
+        ("optimizer: {lr: 1e300}", "optimizer.lr (got 1e+300"),
+        ("model: {dims: [1, 2, 3, 99999999999]}", "model.dims (got [1, 2, 3, 99999999999]"),
+        ("model: {shifts: '1,1,010,0'}", "model.shifts (got '1,1,010,0'"),
         ("a: [", "not valid YAML"),
         ("[1]", "got list, expected lines 'key: value'"),
         ("base: none.yaml", "none.yaml: no such file"),
@@ -113,6 +131,49 @@ def test_wrong_values_are_named(tmp_path, text, expected):
 def test_wrong_overrides_are_named(text, expected):
     with pytest.raises(UsageError, match=re.escape(expected)):
         load_config(CONFIGS / "digits.yaml", [text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026_11_28", "no", "1.10", "#x", "007", "12:30", "", "2026-11-28", "~", "a: b", "[", "'x'", " x ", "!!int"],
+)
+def test_text_is_taken_as_typed(text):
+    assert load_config(CONFIGS / "digits.yaml", [f"run.output={text}"]).run.output == text
+    assert load_config(CONFIGS / "digits.yaml", [f"data.train={text}"]).data.train == text
+    assert load_config(CONFIGS / "digits.yaml", [f"model.kernel_spec={text}"]).model.kernel_spec == text
+
+
+def test_null_and_choices_in_overrides():
+    assert load_config(CONFIGS / "digits.yaml", ["run.output=x", "run.output=null"]).run.output is None
+    assert load_config(CONFIGS / "digits.yaml", ["data.classes=by-number"]).data.classes == "by-number"
+    with pytest.raises(UsageError, match="got 'no', expected one of"):
+        load_config(CONFIGS / "digits.yaml", ["data.classes=no"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run.jit=!!bool foo", 'run.seed=!!int ""', "run.seed=" + "[" * 3000, "optimizer.lr=1" + "0" * 400,
+        "run.seed=010", "data.batch_size=-1" + "0" * 400, "optimizer.lr=1_000",
+        "run.seed=0x" + "f" * 9000, "run.seed=" + "9" * 9000,
+        "schedule.epochs=2147483648", "data.mean=[123.675, 116.28, 103.53]", "a" * 9000 + "=1", "a" * 9000,
+        "optimizer.lr={a: 1, a: 2}", "run.seed=12:30", "model.image_size=99999999",
+    ],
+)  # fmt: skip
+def test_hostile_overrides_are_usage_errors(text):
+    with pytest.raises(UsageError) as caught:
+        load_config(CONFIGS / "digits.yaml", [text])
+    assert len(str(caught.value)) < 600 and "unexpected" not in str(caught.value)
+
+
+def test_an_alias_bomb_is_cut(tmp_path):
+    lists = ["&a [x,x,x,x,x,x,x,x,x,x]"]
+    lists += [f"&{b} [{','.join([f'*{a}'] * 10)}]" for a, b in pairwise("abcdefghi")]
+    for count in (3, 9):
+        path = _write(tmp_path / "x.yaml", "optimizer:\n  lr:\n" + "".join(f"    - {text}\n" for text in lists[:count]))
+        with pytest.raises(InputError) as caught:
+            load_config(path)
+        assert len(str(caught.value)) < 600
 
 
 def test_overrides_and_bases(tmp_path):

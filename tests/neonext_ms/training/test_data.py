@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,30 @@ def test_digits_are_those_of_the_golden_images(tmp_path):
         written = np.asarray(Image.open(tmp_path / "val" / file))
         assert np.array_equal(written, np.asarray(Image.open(DATA / "digits" / file))), file
     assert len(find_images(tmp_path / "train").files) == 1437
+
+
+def test_digits_are_written_in_one_step(tmp_path, monkeypatch):
+    save, calls = Image.Image.save, []
+
+    def full(self, path):
+        calls.append(path)
+        if len(calls) == 20:
+            raise OSError(errno.ENOSPC, "full")
+        save(self, path)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match="digits: the disk is full"):
+        write_digits(tmp_path / "new" / "digits")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "x").touch()
+    with pytest.raises(InputError, match="exists already"):
+        write_digits(tmp_path)
+
+
+def test_classes_are_renumbered(tmp_path):
+    train, _ = open_dataset(_folders_config(_folder(tmp_path, (3, 2))).data)
+    train.renumber([1, 0])
+    assert train.classes == ("b", "a") and list(train.labels) == [1, 1, 1, 0, 0]
 
 
 def test_image_folders(tmp_path):

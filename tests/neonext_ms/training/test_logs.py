@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import builtins
+import json
 import struct
 
 import pytest
 
 from neonext_ms.commands import plot
-from neonext_ms.training.runlog import RunLog, read_csv
+from neonext_ms.training.runlog import RunLog, read_csv, write_run
 from neonext_ms.training.tensorboard import EventFile, crc32c
 
 
@@ -27,6 +28,53 @@ def test_rows_after_a_checkpoint_are_taken_out(tmp_path):
     RunLog(folder, 2)
     assert [row["step"] for row in read_csv(folder / "steps.csv")] == ["1", "2"]
     assert read_csv(folder / "epochs.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (b"abc,1\n3,0\n", 1), (b"\0\0\0\0\n", 1), (b"\xff\xfe\n", 1), (b"2,0,1.", 1),
+        (b'"' + b"a" * 200_000 + b'"\n', 1),
+        (b"-5,0,1,1,1,,,,\n", 1), (b"2,0,much,1,1,,,,\n", 1), (b"2,0,1,1,1,,,,\n2,0\n", 2),
+    ],
+)  # fmt: skip
+def test_a_damaged_log_is_cut(tmp_path, capsys, damage, kept):
+    folder = _log(tmp_path / "run", [1])
+    with open(folder / "steps.csv", "ab") as file:
+        file.write(damage)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"event": "st')
+    log = RunLog(folder, 5)
+    assert ("steps.csv: line" in capsys.readouterr().err) == (damage != b"2,0,1.")
+    log.step({"step": 6, "epoch": 0, "loss": 0.5})
+    expected = ["1", "2", "6"] if kept > 1 else ["1", "6"]
+    assert [row["step"] for row in read_csv(folder / "steps.csv")] == expected
+    *_, part, last = (folder / "log.jsonl").read_text().splitlines()
+    assert part == '{"event": "st' and json.loads(last)["step"] == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1,2\n", b'step\n"' + b"a" * 200_000 + b'"\n', b"\0" * 50])
+def test_a_log_without_a_readable_row_begins_anew(tmp_path, content):
+    (tmp_path / "steps.csv").write_bytes(content)
+    RunLog(tmp_path, 1).step({"step": 2, "loss": 0.5})
+    (row,) = read_csv(tmp_path / "steps.csv")
+    assert (row["step"], row["loss"]) == ("2", "0.5")
+
+
+@pytest.mark.parametrize("content", [b'{"starts": 5}', b"[" * 100_000, b"\xff", b'{"starts": [1]}', b"{}", b""])
+def test_a_damaged_record_of_starts_is_replaced(tmp_path, capsys, content):
+    (tmp_path / "run.json").write_bytes(content)
+    write_run(tmp_path, {"a": 1})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"starts": [{"a": 1}]}
+    assert "run.json was damaged" in capsys.readouterr().err
+    write_run(tmp_path, {"b": 2})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"starts": [{"a": 1}, {"b": 2}]}
+
+
+def test_plot_of_a_damaged_log(tmp_path, capsys):
+    folder = _log(tmp_path / "run")
+    (folder / "steps.csv").write_bytes(b"\xff\xfe")
+    assert plot.main([str(folder)]) == 1 and "steps.csv: not a UTF-8 text file" in capsys.readouterr().err
 
 
 def test_event_files_are_tensorboards(tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +21,18 @@ from neonext_ms import load_checkpoint, save_checkpoint
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.commands import validate
 from neonext_ms.commands.train import main
+from neonext_ms.common.errors import InputError
 from neonext_ms.export.command import main as export_main
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.training import distributed
 from neonext_ms.training.config.schema import known_keys
+from neonext_ms.training.data.image_sets import FolderSet
 from neonext_ms.training.data.mindrecord import write_records
-from neonext_ms.training.run_state import Checkpoints, Progress, load_state
+from neonext_ms.training.run_state import Checkpoints, Progress, load_state, save_state
 from neonext_ms.training.runlog import read_csv
 from neonext_ms.training.step import TrainStep
+from neonext_ms.training.validation import Evaluator
 
 CONFIG = """\
 model: {dims: [4, 4, 4, 4], per_stage_layers: [1, 1, 1, 1], shifts: [1, 1, 0, 0], image_size: 32, drop_path: 0.2}
@@ -122,7 +129,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, capsys, more):
         assert _same(*files)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_the_run(folder, monkeypatch, capsys, number):
     compute = TrainStep.__call__
 
@@ -135,6 +142,81 @@ def test_a_signal_saves_and_ends_the_run(folder, monkeypatch, capsys, number):
     assert _train(folder, "run") == 130
     assert f"stopped: {signal.Signals(number).name} after step 2: saved" in capsys.readouterr().err
     assert _state(folder, "run")[1].step == 2
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_signal_ends_a_run_whose_images_block(folder, monkeypatch, capsys, part):
+    read, release, main_thread = FolderSet.read, threading.Event(), threading.main_thread().ident
+
+    def blocked(self, index):
+        if f"/{part}/" in self.name(index) and index == 2:
+            threading.Timer(0.5, lambda: signal.pthread_kill(main_thread, signal.SIGTERM)).start()
+            began.append(time.monotonic())
+            release.wait(30)
+        return read(self, index)
+
+    began: list[float] = []
+    monkeypatch.setattr(FolderSet, "read", blocked)
+    try:
+        assert _train(folder, "run", "data.processes=false") == 130
+        # It did not wait for the image.
+        assert time.monotonic() - began[0] < 25
+    finally:
+        release.set()
+    assert "SIGTERM after step" in capsys.readouterr().err
+    assert len(list((folder / "run" / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("moment", ["step", "validation"])
+def test_a_killed_reader_is_reported(folder, monkeypatch, capsys, moment):
+    """MindSpore sends SIGTERM to its process when one that reads images was killed, and its own errors say little."""
+    children = []
+
+    def killed():
+        pid = os.fork()
+        if not pid:
+            signal.pause()
+        children.append(pid)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    call, evaluate = TrainStep.__call__, Evaluator.__call__
+
+    def step(self, batches, rate):
+        if moment == "step" and not children:
+            killed()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, batches, rate)
+
+    def validate_images(self, *arguments, **options):
+        if moment == "validation":
+            killed()
+            raise RuntimeError("Exception thrown from dataset pipeline. Refer to the error message.")
+        return evaluate(self, *arguments, **options)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+    monkeypatch.setattr(Evaluator, "__call__", validate_images)
+    try:
+        assert _train(folder, "run") == 1
+    finally:
+        os.waitpid(children[0], 0)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: a process that reads images was killed (SIGKILL)") and "--resume auto" in error
+    assert ("after step 1 is saved" in error) == (moment == "step")
+    monkeypatch.undo()
+    assert _train(folder, "run", "--resume", "auto") == 0
+
+
+def test_a_scheduler_says_that_a_worker_has_gone(monkeypatch):
+    from mindspore import communication
+
+    def init():
+        raise RuntimeError("The total number of timed out node is 2.\n\n----\n- C++ Call Stack\n----\nmin")
+
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    monkeypatch.setattr(communication, "init", init)
+    with pytest.raises(InputError, match=r"ended or was killed \(MindSpore: The total .* node is 2\.\)\. See the logs"):
+        distributed.start("CPU")
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(folder, capsys):
@@ -248,6 +330,121 @@ def test_a_full_disk_leaves_the_checkpoints_before(folder, monkeypatch, capsys):
     assert "The last checkpoint is" in error and "step-000000003.safetensors" in error
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-000000003.safetensors"]
     assert _state(folder, "run")[1].step == 3
+
+
+def _rename(folder, old, new):
+    for part in ("train", "val"):
+        (folder / "data" / part / old).rename(folder / "data" / part / new)
+
+
+def test_a_run_is_resumed_with_its_own_images_only(folder, capsys):
+    assert _train(folder, "run", "run.stop_after=1") == 130
+    assert "14 training and 6 validation images in 2 classes (in sorted order)" in capsys.readouterr().err
+    _rename(folder, "blue", "z")
+    before = sorted((folder / "run").rglob("*"))
+    assert _train(folder, "run", "--resume", "auto") == 1
+    error = capsys.readouterr().err
+    assert "class 'blue' is gone\n  class 'z' is new" in error and "--init" in error
+    _rename(folder, "z", "blue")
+    (folder / "data" / "train" / "red" / "6.png").rename(folder / "data" / "train" / "blue" / "7.png")
+    (folder / "data" / "val" / "red" / "2.png").unlink()
+    assert _train(folder, "run", "--resume", "auto") == 1
+    error = capsys.readouterr().err
+    for text in (
+        "'blue' had 7 images in train, now 8",
+        "'red' had 7 images in train, now 6",
+        "'red' had 3 images in val",
+    ):
+        assert text in error
+    assert sorted((folder / "run").rglob("*")) == before
+
+
+def test_the_order_of_the_classes_of_a_run_is_kept(folder, capsys):
+    """A run of an earlier version, with its classes in another order than that of the folders."""
+    assert _train(folder, "run", "run.stop_after=1") == 130
+    (path,) = Checkpoints(folder / "run" / "checkpoints", 1).paths()
+    arrays, progress = load_state(path)
+    metadata = {"labels": ["red", "blue"], "shifts": [1, 1, 0, 0]}
+    record = {key: value for key, value in vars(progress).items() if key != "data"}
+    texts = {
+        "neonext_ms": json.dumps(metadata),
+        "neonext_ms_training": json.dumps({**record, "sha256": _old_digest(arrays)}),
+    }
+    safetensors_file.write(path, arrays, texts)
+    assert load_state(path)[1].data == {"classes": ["red", "blue"]}
+    capsys.readouterr()
+    assert _train(folder, "run", "--resume", "auto", "data.classes=sorted", "schedule.epochs=1") == 0
+    assert "2 classes (by name)" in capsys.readouterr().err
+    for name in ("final", "best"):
+        assert load_checkpoint(folder / "run" / f"{name}.safetensors").metadata["labels"] == ["red", "blue"]
+    rows = read_csv(folder / "run" / "best_predictions.csv")
+    assert all(row["path"].startswith(row["label"]) for row in rows) and len(rows) == 6
+
+
+def _old_digest(arrays):
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "abc"}, {"step": -5}, {"step": True}, {"epoch": 1e300}, {"done": 1 << 70}, {"seed": "x"}, {"world": 0},
+        {"best": [1]}, {"best": {"top1": 2, "epoch": 1, "step": 1, "weights": "ema"}}, {"config": [1]},
+        {"config": {"run": 1}},
+        {"best": {"top1": 0.5, "epoch": 1, "step": 1, "weights": []}}, {"data": 1}, {"data": {"classes": "ab"}},
+        {"data": {"classes": ["a"], "train": [1, 2]}}, {"data": {"classes": ["a"], "val": [-1]}},
+    ],
+)  # fmt: skip
+def test_a_record_that_cannot_be_is_rejected(tmp_path, change):
+    path = tmp_path / "step-000000003.safetensors"
+    save_state(path, {"a": np.zeros(1, np.float32)}, Progress(**{"step": 3, **change}), {})
+    with pytest.raises(InputError, match=rf"its training record is damaged: (data |best )?{next(iter(change))}"):
+        load_state(path)
+
+
+def test_a_record_is_covered_by_the_checksum(tmp_path):
+    path = tmp_path / "step-000000003.safetensors"
+    save_state(path, {"a": np.zeros(1, np.float32)}, Progress(step=33333), {})
+    path.write_bytes(path.read_bytes().replace(b"33333", b"33334"))
+    with pytest.raises(InputError, match="its checksum is wrong"):
+        load_state(path)
+
+
+def test_damaged_logs_do_not_stop_a_resume(folder, capsys):
+    assert _train(folder, "run", "run.stop_after=2") == 130
+    for name in ("steps.csv", "epochs.csv", "run.json", "log.jsonl"):
+        (folder / "run" / name).write_bytes(b"\xff\xfe\0")
+    assert _train(folder, "run", "--resume", "auto", "run.stop_after=3") == 130
+    error = capsys.readouterr().err
+    assert "steps.csv: line" not in error and "run.json was damaged" in error
+    assert [row["step"] for row in read_csv(folder / "run" / "steps.csv")] == ["3"]
+
+
+def test_numbered_classes_are_in_the_order_of_their_numbers(folder, capsys):
+    _rename(folder, "blue", "1")
+    _rename(folder, "red", "00")
+    assert _train(folder, "run", "schedule.epochs=1") == 0
+    assert "2 classes (by number)" in capsys.readouterr().err
+    assert load_checkpoint(folder / "run" / "final.safetensors").metadata["labels"] == ["00", "1"]
+
+
+def test_fine_tuning_matches_the_classes_by_name(folder, capsys):
+    arrays = initial_arrays(make_architecture(num_classes=2, dims=(4, 4, 4, 4), shifts=(1, 1, 0, 0)))
+    metadata = {"shifts": [1, 1, 0, 0], "labels": ["red ", "blue"]}
+    save_checkpoint(folder / "two.safetensors", arrays, metadata)
+    start = ["--init", str(folder / "two.safetensors"), "schedule.epochs=1", "run.stop_after=1"]
+    assert _train(folder, "run", *start) == 130
+    assert "2 classes (by name)" in capsys.readouterr().err
+    assert _state(folder, "run")[1].data["classes"] == ["red", "blue"]
+    save_checkpoint(folder / "two.safetensors", arrays, {**metadata, "labels": ["red", "green"]})
+    assert _train(folder, "other", *start) == 1
+    assert "1 of 2 class folders are not named" in (error := capsys.readouterr().err) and "\n  blue" in error
+    assert _train(folder, "other", *start, "data.classes=sorted") == 130
+    assert "2 classes (in sorted order)" in capsys.readouterr().err
 
 
 def test_checkpoints_keep_the_newest(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neonext_ms.common.errors import InputError, ToolchainError
-from neonext_ms.ops import twin
+from neonext_ms.ops import compiled, twin
 from neonext_ms.ops.compiled import cache_directory
 from neonext_ms.ops.twin import build
 
@@ -55,25 +55,25 @@ def _put(source, entry="put", extra=(), **options):
 def test_the_cache_follows_every_input(source, monkeypatch):
     value, first = _put(source)
     assert value == 42
-    compiled = []
+    runs = []
     run = build._compile
-    monkeypatch.setattr(build, "_compile", lambda *arguments: compiled.append(1) or run(*arguments))
-    assert _put(source) == (42, first) and not compiled
+    monkeypatch.setattr(build, "_compile", lambda *arguments: runs.append(1) or run(*arguments))
+    assert _put(source) == (42, first) and not runs
     assert _put(source, defines={"OFFSET": 3})[0] == 43
     (source.parent / "value.h").write_text("#define VALUE 50\n")
     assert _put(source)[0] == 52
-    assert len(compiled) == 2
+    assert len(runs) == 2
     names = os.listdir(cache_directory("twin"))
     assert all(name.endswith((".so", ".json")) for name in names), "partial files are left"
 
 
-def test_a_damaged_cache_is_made_again(source):
+def test_a_damaged_record_is_made_again(source):
     _put(source)
-    manifest = next(cache_directory("twin").glob("*.json"))
-    for text in ("{", "[]", '{"object": "x.so"}'):
-        manifest.write_text(text)
-        assert build._read_manifest(manifest) is None
-    manifest.write_text(json.dumps({"object": "gone.so", "files": {}}))
+    record = next(cache_directory("twin").glob("*.json"))
+    for text in ("{", "[]", '{"object": "x.so"}', '{"object": "../x.so", "size": 1, "sha256": "", "files": {}}'):
+        record.write_text(text)
+        assert compiled._read_record(record) is None
+    record.write_text(json.dumps({"object": "gone.so", "size": 1, "sha256": "", "files": {}}))
     assert _put(source)[0] == 42
 
 

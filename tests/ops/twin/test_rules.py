@@ -13,9 +13,7 @@ KERNELS = Path(__file__).with_name("kernels")
 SOURCE = KERNELS / "rules.cpp"
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "operator.md"
 # (id, text, "true" for a hazard) of every rule in the table of the headers.
-RULES = re.findall(
-    r'\{Rule::\w+,\s*"([\w-]+)",\s*"([^"]+)",\s*(true|false)\}', (INCLUDE / "twin" / "rules.h").read_text()
-)
+RULES = re.findall(r'RULE\(\w+, "([\w-]+)", "([^"]+)", (true|false)\)', (INCLUDE / "twin" / "rules.h").read_text())
 
 
 def _cases():

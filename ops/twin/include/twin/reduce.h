@@ -236,13 +236,8 @@ inline void run_reduction(const char* name, const AscendC::LocalTensor<T>& dst, 
 {
     static_assert(std::is_same_v<T, U>, "source and destination have one type on these architectures");
     machine.enter(name, at);
-    if constexpr (extent == Extent::repeat) {
-        NEONEXT_TWIN_SUPPORT("ReduceRepeat", T);
-    } else if constexpr (extent == Extent::block) {
-        NEONEXT_TWIN_SUPPORT("ReduceDataBlock", T);
-    } else {
-        NEONEXT_TWIN_SUPPORT("ReducePairElem", T);
-    }
+    constexpr const char* names[] = {"ReduceRepeat", "ReduceDataBlock", "ReducePairElem"};
+    NEONEXT_TWIN_SUPPORT(names[static_cast<int>(extent)], T);
     const Operand source = reduce_source(src, block_stride, repeat_stride);
     const Lanes lanes = lanes_of_mask(lanes_per_repeat<T>(), mask, Field<uint8_t>(repeats), sets_mask);
     if (target_stride < 0 || target_stride > 65535) {

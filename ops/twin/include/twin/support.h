@@ -2,6 +2,8 @@
 // impl/basic_api for dav_m200 (2002), dav_c220 (2201) and dav_m300 (3002), and the tables of its documents.
 #pragma once
 
+#include <string_view>
+
 #include "machine.h"
 
 namespace neonext_twin {
@@ -78,9 +80,9 @@ struct PerArch {
     }
 };
 
-/// The types that a function takes.
+/// The types that functions take: names with a space between them, and the types.
 struct Support {
-    const char* name;
+    const char* names;
     PerArch types;
 };
 
@@ -96,46 +98,18 @@ constexpr Support support_table[] = {
     {"DataCopy", copied, copied | type_bf16, copied | type_bf16},
     {"DataCopyPad", 0, copied | type_bf16, small | type_bf16},
     {"Copy", 0, plain | type_bf16, plain | type_bf16},
-    {"Add", arithmetic, arithmetic, arithmetic},
-    {"Sub", arithmetic, arithmetic, arithmetic},
-    {"Mul", arithmetic, arithmetic, arithmetic},
-    {"Div", floats, floats, floats},
-    {"Max", arithmetic, arithmetic, arithmetic},
-    {"Min", arithmetic, arithmetic, arithmetic},
-    {"And", words16, words16, words16},
-    {"Or", words16, words16, words16},
-    {"AddRelu", floats | type_i16, floats | type_i16, floats},
-    {"SubRelu", floats | type_i16, floats | type_i16, floats},
-    {"FusedMulAdd", floats, floats, floats},
-    {"FusedMulAddRelu", floats, floats, floats},
-    {"MulAddRelu", floats, floats, floats},
-    {"Adds", arithmetic, arithmetic, arithmetic},
-    {"Muls", arithmetic, arithmetic, arithmetic},
-    {"Maxs", arithmetic, arithmetic, arithmetic},
-    {"Mins", arithmetic, arithmetic, arithmetic},
-    {"LeakyRelu", floats, floats, floats},
-    {"ShiftLeft", 0, integers, integers},
-    {"ShiftRight", 0, integers, integers},
+    {"Add Sub Mul Max Min Adds Muls Maxs Mins CreateVecIndex", arithmetic, arithmetic, arithmetic},
+    {"Div FusedMulAdd FusedMulAddRelu MulAddRelu LeakyRelu Select", floats, floats, floats},
+    {"Exp Ln Reciprocal Rsqrt Sqrt", floats, floats, floats},
+    {"ReduceRepeat ReduceDataBlock ReducePairElem ReduceSum", floats, floats, floats},
+    {"And Or Not", words16, words16, words16},
+    {"AddRelu SubRelu", floats | type_i16, floats | type_i16, floats},
+    {"ShiftLeft ShiftRight", 0, integers, integers},
     {"Relu", floats | type_i32, floats | type_i32, floats | type_i32},
-    {"Exp", floats, floats, floats},
-    {"Ln", floats, floats, floats},
     {"Abs", floats, floats, floats | type_i16},
-    {"Reciprocal", floats, floats, floats},
-    {"Rsqrt", floats, floats, floats},
-    {"Sqrt", floats, floats, floats},
-    {"Not", words16, words16, words16},
     {"Duplicate", plain, plain | type_bf16, plain | type_bf16},
     {"Brcb", plain, plain | type_bf16, 0},
-    {"CreateVecIndex", arithmetic, arithmetic, arithmetic},
-    {"Compare", floats, floats | type_i32, plain},
-    {"Compares", floats, floats | type_i32, plain},
-    {"Select", floats, floats, floats},
-    {"ReduceRepeat", floats, floats, floats},
-    {"ReduceDataBlock", floats, floats, floats},
-    {"ReducePairElem", floats, floats, floats},
-    {"ReduceSum", floats, floats, floats},
-    {"ReduceMax", floats, floats, floats},
-    {"ReduceMin", floats, floats, floats},
+    {"Compare Compares", floats, floats | type_i32, plain},
     {"Gather", plain, plain | type_bf16, small},
     {"Gatherb", 0, type_u16 | type_u32, small | type_bf16 | type_i64},
     {"GatherMask", plain, plain | type_bf16, plain},
@@ -143,20 +117,23 @@ constexpr Support support_table[] = {
     {"TransDataTo5HD", small, small, small},
 };
 
-constexpr bool same_text(const char* a, const char* b)
+/// Return whether `name` is one of the words in `names`.
+constexpr bool has_name(std::string_view names, std::string_view name)
 {
-    while (*a != 0 && *a == *b) {
-        ++a;
-        ++b;
+    while (names.substr(0, names.find(' ')) != name) {
+        if (names.find(' ') == names.npos) {
+            return false;
+        }
+        names.remove_prefix(names.find(' ') + 1);
     }
-    return *a == *b;
+    return true;
 }
 
-constexpr const Support* support_of(const char* name)
+constexpr const PerArch* support_of(const char* name)
 {
     for (const Support& row : support_table) {
-        if (same_text(row.name, name)) {
-            return &row;
+        if (has_name(row.names, name)) {
+            return &row.types;
         }
     }
     return nullptr;
@@ -168,24 +145,23 @@ constexpr const Support* support_of(const char* name)
                    name, type);
 }
 
-inline void check_support(const Support& row, const Type& type)
+inline void check_support(const char* name, const PerArch& types, const Type& type)
 {
-    if (row.types.here() == 0) {
-        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no %s", __NPU_ARCH__, machine.soc.c_str(),
-                       row.name);
-    } else if ((row.types.here() & type.bit) == 0) {
-        reject_type(row.name, type.name);
+    if (types.here() == 0) {
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no %s", __NPU_ARCH__, machine.soc.c_str(), name);
+    } else if ((types.here() & type.bit) == 0) {
+        reject_type(name, type.name);
     }
 }
 
 }  // namespace neonext_twin
 
-// NAME is a row of the table: a name without one does not compile.
+// NAME is in the table: a name without a row does not compile.
 #define NEONEXT_TWIN_SUPPORT(NAME, T)                                                                       \
     do {                                                                                                    \
-        constexpr const neonext_twin::Support* twin_row = neonext_twin::support_of(NAME);                   \
-        static_assert(twin_row != nullptr, "no row in support_table");                                      \
-        neonext_twin::check_support(*twin_row, neonext_twin::type_of<T>());                                 \
+        constexpr const neonext_twin::PerArch* twin_types = neonext_twin::support_of(NAME);                 \
+        static_assert(twin_types != nullptr, "no row in support_table");                                    \
+        neonext_twin::check_support(NAME, *twin_types, neonext_twin::type_of<T>());                         \
     } while (false)
 
 // The beginning of a public function: errors from here on name it and its caller `at`, and it must support T.

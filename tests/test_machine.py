@@ -1,0 +1,218 @@
+"""What a command takes from the machine, and what it leaves there: processors, the home folder, the working folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import DATA
+from neonext_ms.common import cli
+from neonext_ms.common import processors as module
+from neonext_ms.common.environment import prepare_environment
+from neonext_ms.common.processors import processors, thread_count
+
+PACKAGE = Path(module.__file__).parents[1]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Variables of the test's own; what the test changes is put back."""
+    for name in ("OMP_NUM_THREADS", "MS_ROLE", "MS_WORKER_NUM", "GLOG_v", "MS_OM_PATH", "NEONEXT_DEBUG"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("variable", "asked", "count"),
+    [
+        (None, None, 8),
+        ("3", None, 3),
+        ("4,2", None, 4),
+        ("64", None, 8),
+        ("0", None, 8),
+        ("many", None, 8),
+        ("3", 2, 2),
+    ],
+)
+def test_threads_are_all_processors_unless_told_otherwise(environment, variable, asked, count):
+    environment.setattr(module, "processors", lambda: 8)
+    if variable:
+        environment.setenv("OMP_NUM_THREADS", variable)
+    assert thread_count(asked) == count
+    prepare_environment(asked)
+    assert os.environ["OMP_NUM_THREADS"] == str(count)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (["--worker_num=8", "--local_worker_num=4"], 2),
+        (["--worker_num", "8", "--local_worker_num", "2"], 4),
+        (["--worker_num=16", "--local_worker_num=16"], 1),
+        ([], 4),
+    ],
+)
+def test_workers_of_msrun_share_the_processors(environment, arguments, count):
+    environment.setattr(module, "processors", lambda: 8)
+    environment.setenv("MS_ROLE", "MS_WORKER")
+    environment.setenv("MS_WORKER_NUM", "2")
+    program = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as launcher:
+        launcher.stdout.readline()
+        environment.setattr(os, "getppid", lambda: launcher.pid)
+        assert thread_count() == count
+        environment.setattr(os, "sched_getaffinity", lambda pid: {pid})
+        assert thread_count() == 8, "msrun has bound the worker to processors of its own"
+        launcher.kill()
+
+
+def test_what_the_user_has_set_is_kept(environment):
+    prepare_environment()
+    assert [os.environ.get(name) for name in ("GLOG_v", "MS_OM_PATH")] == ["4", "/dev/null"]
+    environment.setenv("GLOG_v", "1")
+    environment.setenv("MS_OM_PATH", "/tmp/om")
+    prepare_environment()
+    assert [os.environ.get(name) for name in ("GLOG_v", "MS_OM_PATH")] == ["1", "/tmp/om"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "neonext_ms.commands.predict --model x.onnx x.png",
+        "neonext_ms.commands.validate --model x.onnx x",
+        "neonext_ms.benchmarks.command x.onnx",
+        "neonext_ms.benchmarks.claims.command complexity",
+        "neonext_ms.benchmarks.variants",
+        "neonext_ms.benchmarks.profiles x.onnx",
+        "neonext_ms.benchmarks.train_step",
+    ],
+)
+@pytest.mark.parametrize("number", [processors() + 1, 10**6, 10**40, 0, -1])
+def test_threads_have_the_processors_as_limit(command, number, capsys):
+    from importlib import import_module
+
+    name, *arguments = command.split()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(import_module(name)._main, [*arguments, f"--threads={number}"])
+    assert ended.value.code == 2
+    assert f"at most {processors()}, the processors that this process may use" in capsys.readouterr().err
+
+
+def test_a_number_of_threads():
+    assert cli.threads("1") == 1 and cli.threads(str(processors())) == processors()
+
+
+def _run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command in an empty working folder, with home and temporary folders of its own."""
+    for name in ("home", "temporary", "work"):
+        (folder / name).mkdir()
+    names = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "temporary"), "XDG_CACHE_HOME": "", **variables}
+    # As in a user's shell: the commands themselves prepare what libraries read.
+    kept = {n: v for n, v in os.environ.items() if n not in ("OMP_NUM_THREADS", "GLOG_v", "MS_OM_PATH")}
+    return subprocess.run(
+        command, cwd=folder / "work", env={**kept, **names}, capture_output=True, text=True, timeout=120
+    )
+
+
+def _sources() -> dict[str, str]:
+    """Modules of the package by name, with their text; some rooms are links."""
+    modules = {}
+    for room in [path for path in PACKAGE.iterdir() if path.is_dir()]:
+        for path in sorted(room.resolve().glob("**/*.py")):
+            parts = path.relative_to(room.resolve()).with_suffix("").parts
+            modules[".".join(["neonext_ms", room.name, *parts])] = path.read_text(encoding="utf-8")
+    return modules
+
+
+def _left(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def test_onnxruntime_leaves_nothing_at_home(tmp_path):
+    program = "from neonext_ms.runtime.onnx import onnx_session; from neonext_ms.export.onnx import int8; import onnx; "
+    program += "from onnx.helper import *; v = make_tensor_value_info; x, y = v('x', 1, [1]), v('y', 1, [1]); "
+    program += "m = make_model(make_graph([make_node('Abs', ['x'], ['y'])], 'g', [x], [y]), ir_version=8, "
+    program += "opset_imports=[make_opsetid('', 17)]); s = onnx_session(m.SerializeToString()); "
+    program += "print(s.get_session_options().intra_op_num_threads)"
+    ended = _run(tmp_path, sys.executable, "-c", program)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == str(processors()) and not _left(tmp_path)
+
+
+def test_onnxruntime_is_imported_in_one_place():
+    """Its telemetry has to be switched off before the import."""
+    importing = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
+    assert [name for name, text in _sources().items() if importing.search(text)] == ["neonext_ms.runtime.onnx"]
+
+
+def test_a_graph_that_does_not_compile_leaves_nothing(tmp_path):
+    """MindSpore writes the graph into `rank_0` in the working folder."""
+    program = """
+import ctypes, os, sys
+from neonext_ms.common.cli import run
+def command(argv):
+    import mindspore as ms
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_char_p
+    print(libc.getenv(b"OMP_NUM_THREADS").decode())
+    class Cell(ms.nn.Cell):
+        def construct(self, x):
+            return x.no_such_method()
+    try:
+        ms.jit(Cell().construct)(ms.Tensor([1.0]))
+    except Exception as error:
+        print("failed")
+sys.exit(run(command))
+"""
+    (tmp_path / "program.py").write_text(program)
+    ended = _run(tmp_path, sys.executable, str(tmp_path / "program.py"))
+    assert ended.stdout.split() == [str(processors()), "failed"], ended.stderr
+    assert _left(tmp_path) == ["program.py"] and "ERROR" not in ended.stderr
+
+
+HELP = """
+import contextlib, importlib, io, sys
+for name in {names!r}:
+    output = io.StringIO()
+    sys.argv = ["x", "--help"]
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        module = importlib.import_module(name)
+        main = getattr(module, "_main", None) or module.main
+        main(["--help"]) if main.__code__.co_argcount else main()
+    print(name, output.getvalue())
+"""
+
+
+def test_help_needs_no_docstrings():
+    """python -OO drops them, and asserts."""
+    names = [
+        name
+        for name, text in _sources().items()
+        if ("\ndef main(" in text or "\ndef _main(" in text) and "Parser(" in text and not name.endswith("__main__")
+    ]
+    outputs = []
+    for level in ("0", "2"):
+        program = HELP.replace("{names!r}", repr(names))
+        environment = {**os.environ, "PYTHONOPTIMIZE": level}
+        ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        outputs.append(ended.stdout)
+    assert outputs[0] == outputs[1] and outputs[0].count("usage:") == len(names) > 15
+    assert not [name for name, text in _sources().items() if "=__doc__" in text]
+
+
+def test_a_prediction_where_the_home_cannot_be_written(tmp_path):
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(tmp_path / "grey.png")
+    command = str(Path(sys.executable).with_name("neonext-predict"))
+    options = ["--model", str(DATA / "digits_64.pt"), "--shifts", "1,1,0,0", "--image-size", "64", "--top", "1"]
+    # Without the kernels, which tests/ops/test_compiled.py covers: compiling them takes long.
+    ended = _run(tmp_path, command, *options, str(tmp_path / "grey.png"), HOME="/proc", NEONEXT_CPU_OPS="0")
+    assert ended.returncode == 0 and "%" in ended.stdout, ended.stderr
+    assert _left(tmp_path) == ["grey.png"]
