@@ -13,18 +13,21 @@ from neonext_ms.common.cli import (
     THREADS_HELP,
     Parser,
     StatusLine,
+    batch_size,
     comma_list,
     non_negative_int,
     note,
     parse_size,
     positive_int,
     print_json,
+    random_seed,
     run,
     seconds,
     threads,
 )
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.processors import thread_count
+from neonext_ms.common.renamed import current_words
 
 # First word -> module with `main`, and its line in --help.
 WORDS = {
@@ -67,7 +70,7 @@ def build_parser() -> Parser:
     models.add_argument("--list-runtimes", action="store_true", help="list the runtimes, and which can be used here")
     conditions = parser.add_argument_group("conditions")
     conditions.add_argument(
-        "--batch", type=comma_list(positive_int), metavar="SIZES", help="batch sizes (default: 1,8, or fixed by files)"
+        "--batch", type=comma_list(batch_size), metavar="SIZES", help="batch sizes (default: 1,8, or fixed by files)"
     )
     conditions.add_argument(
         "--image-size", type=parse_size, help="224 or 256x320 (height x width), for models that leave it open"
@@ -81,7 +84,7 @@ def build_parser() -> Parser:
     conditions.add_argument("--threads", type=threads, help=THREADS_HELP)
     conditions.add_argument("--device", type=non_negative_int, default=0, help="number of the accelerator (default 0)")
     conditions.add_argument(
-        "--seed", type=non_negative_int, default=0, help="random seed of weights, images and order (default 0)"
+        "--seed", type=random_seed, default=0, help="random seed of weights, images and order (default 0)"
     )
     conditions.add_argument("--no-gemm", action="store_true", help="omit the models' matrix products")
     conditions.add_argument("--profile", action="store_true", help="profile each ONNX model afterwards")
@@ -238,10 +241,15 @@ def _list_runtimes(as_json: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-bench or one of its subcommands; return the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = current_words("neonext-bench", sys.argv[1:] if argv is None else argv)
     if words and words[0] in WORDS:
         return import_module(f"{__package__}.{WORDS[words[0]][0]}").main(words[1:])
     return run(_main, words)
+
+
+def ablate(argv: Sequence[str] | None = None) -> int:
+    """Run the claim that neonext-ablate measured; return the exit code."""
+    return main(current_words("neonext-ablate", sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic
 from neonext_ms.common.text import one_line
-from neonext_ms.runtime.onnx import read_onnx
+from neonext_ms.runtime.onnx import read_onnx, sound
+
+if TYPE_CHECKING:
+    import onnx
 
 _DTYPES = {1: "float32", 10: "float16"}
 
@@ -64,7 +68,7 @@ def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
     """
     import onnx
 
-    model = read_onnx(path, weights=False)
+    model = read_onnx(path)
     weights = {t.name: t for t in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in weights:
@@ -81,6 +85,12 @@ def work_of(path: str | os.PathLike, shape: tuple[int, ...]) -> Work:
         raise InputError(
             f"{os.fspath(path)}: the shapes of its tensors cannot be inferred ({one_line(error, 400)})"
         ) from error
+    with sound(os.fspath(path)):
+        return _work(model, weights)
+
+
+def _work(model: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> Work:
+    """Count the work of a model whose shapes were inferred."""
     shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)

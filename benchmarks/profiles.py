@@ -7,7 +7,6 @@ msprof and ais_bench wrote on a board; both follow the published formats and wer
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import statistics
@@ -18,9 +17,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neonext_ms.common.cli import THREADS_HELP, Parser, parse_size, positive_int, print_json, run, threads
+from neonext_ms.common.cli import (
+    THREADS_HELP,
+    Parser,
+    batch_size,
+    parse_size,
+    positive_int,
+    print_json,
+    print_text,
+    run,
+    threads,
+)
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained
+from neonext_ms.common.files import check_regular, explained, parse_json
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line, printable, shorten
 
@@ -205,14 +214,16 @@ def of_onnxruntime_file(path: str | os.PathLike, skip: int = 0) -> Profile:
         InputError: not such a file.
     """
     try:
-        events = json.loads(_text(path))
+        events = parse_json(_text(path), os.fspath(path), "a profile of onnxruntime")
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(
                     _finite(event["dur"])
                 )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{os.fspath(path)}: not a profile of onnxruntime, a JSON list of events") from error
     return _profile(os.fspath(path), "onnxruntime", times, skip)
 
@@ -289,7 +300,7 @@ def of_ais_bench(path: str | os.PathLike) -> AisBench:
 
 def _ais_bench_json(path: str, text: str) -> AisBench:
     try:
-        summary = json.loads(text)
+        summary = parse_json(text, path, "a summary of ais_bench")
         times = {
             step: {name: _finite(value) for name, value in summary[step].items() if name != "count"}
             for step in ("H2D_latency", "NPU_compute_time", "D2H_latency")
@@ -297,7 +308,9 @@ def _ais_bench_json(path: str, text: str) -> AisBench:
         }
         throughput = _finite(summary["throughput"])
         batch = throughput * times["NPU_compute_time"]["mean"] / 1e3
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a summary of ais_bench; it has no throughput and NPU_compute_time") from error
     return AisBench(round(batch, 3), throughput, times)
 
@@ -335,6 +348,7 @@ def read(path: str | os.PathLike) -> Profile | AisBench:
 
 
 def _text(path: str | os.PathLike) -> str:
+    check_regular(path)
     try:
         with explained(path), open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
@@ -350,7 +364,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         "  neonext-bench profile neonext_t.onnx --batch 8\n  neonext-bench profile op_summary_0_1.csv",
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
-    parser.add_argument("--batch", type=positive_int, default=1, help="batch size (default 1)")
+    parser.add_argument("--batch", type=batch_size, default=1, help="batch size (default 1)")
     parser.add_argument(
         "--threads",
         type=threads,
@@ -369,7 +383,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         print_json(profile.to_dict())
     else:
-        print("\n".join(profile.lines()))
+        print_text("\n".join(profile.lines()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

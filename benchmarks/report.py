@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from neonext_ms.common.external_tools import quoted
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, printable
 
 from . import results
 from .results import Entry
@@ -41,7 +41,7 @@ def markdown(result: Mapping, pictures: Sequence[str] = (), title: str | None = 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose columns are aligned in a terminal too."""
-    lines = [list(head), *map(list, body)]
+    lines = [list(head), *([printable(cell) for cell in row] for row in body)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     rule = ["-" * width for width in widths]

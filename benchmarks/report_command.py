@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, note, positive_float, print_json, run
+from neonext_ms.common.cli import Parser, note, positive_float, print_json, print_text, run
 from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.text import visible
 
 DESCRIPTION = """\
 Show results of neonext-bench --output.
@@ -57,12 +58,20 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         raise UsageError(f"--compare takes one result (got {len(args.results)})")
     if bool(args.results) == bool(args.update):
         raise UsageError("expected results, or --update PAGE.md")
-    from . import documents, regression, results
+    from . import documents, results
 
     if args.update:
         print(documents.updated(args.update, COMMAND, _section))
         return None
     read = {path: results.read(path) for path in args.results}
+    with results.undamaged(*args.results, *([args.compare] if args.compare else [])):
+        return _show(args, read)
+
+
+def _show(args: argparse.Namespace, read: dict[str, dict]) -> int | None:
+    """Write, compare or print results."""
+    from . import regression, results
+
     if args.output:
         _write(read, Path(args.output))
     if args.compare:
@@ -71,23 +80,24 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
         if args.json:
             print_json({"moves": [change.to_dict() for change in changes], "failed": failed})
         else:
-            print(regression.text(changes, args.fail_above))
+            print_text(regression.text(changes, args.fail_above))
         return 1 if failed else None
     if args.json:
         print_json([row.to_dict() for result in read.values() for row in results.entries(result)])
     elif not args.output:
         from .report import markdown
 
-        print("\n".join(markdown(result) for result in read.values()), end="")
+        print(visible("\n".join(markdown(result) for result in read.values())), end="")
     return None
 
 
 def _section(paths: Sequence[str]) -> str:
     """Return the report of results as a section of a page."""
     from .report import markdown
-    from .results import read
+    from .results import read, undamaged
 
-    return "\n".join(markdown(read(path)) for path in paths).rstrip("\n").replace("\n## ", "\n### ")
+    with undamaged(*paths):
+        return "\n".join(markdown(read(path)) for path in paths).rstrip("\n").replace("\n## ", "\n### ")
 
 
 def _write(read: dict[str, dict], output: Path) -> None:

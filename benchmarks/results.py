@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, NeoNextError
 from neonext_ms.common.files import atomic, read_json
 from neonext_ms.common.text import one_line, printable, shorten
 
@@ -104,6 +104,19 @@ def read(path: str | os.PathLike) -> dict:
     except (KeyError, ValueError, IndexError, RecursionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else printable(one_line(error))
         raise InputError(f"{path}: a damaged result ({problem}). Measure again.") from error
+
+
+@contextlib.contextmanager
+def undamaged(*paths: str) -> Iterator[None]:
+    """Report values that a result should have and has not as an `InputError` that names the files."""
+    try:
+        yield
+    except NeoNextError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{', '.join(paths)}: a damaged result ({type(error).__name__}: {one_line(error)}); measure again"
+        ) from error
 
 
 def _escaped(value: Any) -> Any:

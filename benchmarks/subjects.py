@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import UsageError
 from neonext_ms.common.text import nearest
 from neonext_ms.models.registry import list_models
 from neonext_ms.runtime.base import Runtime
@@ -76,13 +76,13 @@ def check_name(name: str) -> bool:
     """Return whether this is the name of a network; otherwise it is a file.
 
     Raises:
-        InputError: it looks like neither.
+        UsageError: it looks like neither.
     """
     if name in known_names():
         return True
     if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():
         return False
-    raise InputError(
+    raise UsageError(
         f"unknown model {name!r}{nearest(name, known_names())}; expected a name (neonext-bench --list-models) or a "
         f"file ending in {', '.join(SUFFIXES)}"
     )
@@ -92,7 +92,8 @@ def subjects(selection: Selection, folder: Path, status: Callable[[str], None] =
     """Return everything to measure, in the selected order; files of named networks are written to `folder`.
 
     Raises:
-        InputError: a model is unknown or cannot be written.
+        UsageError: a model is unknown.
+        InputError: a model cannot be written.
         UsageError: nothing is selected, or options contradict each other.
         ToolchainError: a runtime cannot be used here.
     """

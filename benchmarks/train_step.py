@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from neonext_ms.common.cli import THREADS_HELP, Parser, comma_list, positive_int, run, threads
+from neonext_ms.common.cli import THREADS_HELP, Parser, batch_size, comma_list, positive_int, run, threads
 from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.processors import thread_count
@@ -203,7 +203,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.train_step", description=DESCRIPTION)
     parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
     parser.add_argument(
-        "--batch", type=comma_list(positive_int), default=(4, 8), metavar="SIZES", help="batch sizes (default 4,8)"
+        "--batch", type=comma_list(batch_size), default=(4, 8), metavar="SIZES", help="batch sizes (default 4,8)"
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
     parser.add_argument(

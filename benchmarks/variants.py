@@ -13,6 +13,7 @@ from typing import Final
 from neonext_ms.common.cli import (
     THREADS_HELP,
     Parser,
+    batch_size,
     comma_list,
     note,
     parse_shifts,
@@ -179,7 +180,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speed_group.add_argument(
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
     )
-    speed_group.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
+    speed_group.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
     speed_group.add_argument(
         "--threads",
         type=threads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,16 +15,20 @@ from neonext_ms.common.cli import (
     EXIT_CODES,
     Parser,
     StatusLine,
+    batch_size,
+    int_range,
     note,
     parse_shifts,
     parse_sizes,
-    positive_int,
     print_json,
+    random_seed,
     run,
     seconds,
+    tolerance,
 )
 from neonext_ms.common.errors import ToolchainError, UsageError
 
+from .onnx.format import BFLOAT16_OPSET, MIN_OPSET
 from .targets import TARGETS, Target, resolve_targets
 from .tolerances import DEFAULTS
 
@@ -54,7 +59,7 @@ def parse_batch(text: str) -> tuple[int, ...]:
     if text == "dynamic":
         return ()
     try:
-        return tuple(positive_int(part) for part in text.split(","))
+        return tuple(batch_size(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"expected 'dynamic', or sizes such as 8 or 1,8,16, got {text!r}") from None
 
@@ -75,7 +80,12 @@ def build_parser() -> Parser:
     add("--features-only", action="store_true", help="output the feature maps of the four stages instead of logits")
     add("--dtype", default="float32", metavar="TYPE", help="weights and arithmetic: float32, float16 or bfloat16")
     add("--half-io", action="store_true", help="input and outputs in that dtype too, not in float32")
-    add("--opset", type=int, metavar="N", help="11 to 21 (default 20; 13 for om; 22 for bfloat16)")
+    add(
+        "--opset",
+        type=int_range(MIN_OPSET, BFLOAT16_OPSET),
+        metavar="N",
+        help="11 to 21 (default 20; 13 for om; 22 for bfloat16)",
+    )
     add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation) or auto (exact, one node)")
     add("--neocell", default="matmul", metavar="FORM", help="matmul, padded or custom (docs/export.md)")
     add = parser.add_argument_group("target om (docs/deploy.md; no OM file has run on a device yet)").add_argument
@@ -90,10 +100,16 @@ def build_parser() -> Parser:
     add("--timeout", type=seconds, metavar="S", help="time limit for each file in seconds (default 3600)")
     add = parser.add_argument_group("verification against the original network").add_argument
     add("--images", nargs="+", default=[], metavar="IMAGE", help="images to compare on, besides noise")
-    add("--seed", type=int, default=0, metavar="N", help="random seed of noise and of random weights (default 0)")
+    add(
+        "--seed",
+        type=random_seed,
+        default=0,
+        metavar="N",
+        help="random seed of noise and of random weights (default 0)",
+    )
     add(
         "--tolerance",
-        type=float,
+        type=tolerance,
         metavar="X",
         help="largest relative L2, and largest relative "
         f"difference, of the outputs that passes (default: by dtype, {DEFAULTS})",
@@ -212,7 +228,8 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
 
 
 def _keep_dtype(text: str) -> list[str]:
-    if Path(text).is_file():
+    # Not `Path.is_file`, which fails on a list that is longer than a file name may be.
+    if os.path.isfile(text):
         from .compare.keep_dtype import read_keep_dtype
 
         return read_keep_dtype(text)

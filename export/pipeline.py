@@ -320,7 +320,9 @@ def _publish(report: Report, names: Sequence[str], stage: Path) -> None:
     output = report.manifest.parent
     manifest = stage / report.manifest.name
     with explained(report.manifest):
-        manifest.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        # Class names that come from names of folders may not be UTF-8.
+        manifest.write_text(text, encoding="utf-8", errors="backslashreplace")
     # Files and manifest belong together: of two exports into one folder, one publishes all of its files before the
     # other.
     with exclusive(output):

@@ -11,6 +11,7 @@ from neonext_ms.images.preprocessing import Preprocessing
 from .om.options import VIAS, OmOptions
 from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Format
 from .targets import Target, resolve_targets
+from .tolerances import check_tolerance
 
 # Options of a `Request` that cannot be chosen for every target, with their defaults.
 _DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
@@ -41,8 +42,7 @@ class Request:
         command: the command line, for the manifest.
 
     Raises:
-        UsageError: an unknown target, or options that do not go together.
-        InputError: a value out of its range.
+        UsageError: an unknown target, a value out of its range, or options that do not go together.
     """
 
     targets: Sequence[str]
@@ -76,8 +76,8 @@ class Request:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
         if len(self.batch) > 1 and not om:
             raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise UsageError(f"tolerance {self.tolerance}: expected a number of at least 0")
+        if self.tolerance is not None:
+            check_tolerance(self.tolerance)
         for target in chosen:
             self.format(target)
             for option in target.fixed:
@@ -88,7 +88,7 @@ class Request:
         """Return the format that a target is written in; options that it fixes keep their defaults.
 
         Raises:
-            InputError: values that do not go together.
+            UsageError: values that do not go together.
         """
         gelu, neocell, dtype = (
             default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.errors import UsageError, usage_errors
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
 
@@ -71,11 +71,12 @@ class Source:
             seed: random seed of the weights.
 
         Raises:
-            InputError: an unknown name.
+            UsageError: an unknown name, or shifts that do not fit it.
         """
         from neonext_ms.models.initialization import initial_arrays
 
-        config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
+        with usage_errors():
+            config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
         arrays = initial_arrays(config.architecture, rng=np.random.RandomState(seed))
         metadata = {"image_size": config.image_size, "preprocessing": config.preprocessing.to_dict()}
         notes = [f"{name} has random weights (seed {seed}): use it only to measure speed"]

@@ -6,7 +6,8 @@ one of them accepts is not rejected by another.
 
 from __future__ import annotations
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.cli import MAX_TOLERANCE
+from neonext_ms.common.errors import InputError, UsageError
 
 # Relative L2 of the logits by the dtype of a file; docs/export.md lists measured values.
 #   float32   measured deviations are around 1e-6, and a wrong epsilon already makes 4e-5.
@@ -32,3 +33,16 @@ def tolerance(dtype: str, gelu: str = "auto") -> float:
     if dtype not in TOLERANCES:
         raise InputError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}")
     return TOLERANCES[dtype] + (TANH if gelu == "tanh" else 0.0)
+
+
+def check_tolerance(value: float) -> None:
+    """Reject a tolerance that no file could fail.
+
+    Raises:
+        UsageError: a value outside of 0 to `MAX_TOLERANCE`.
+    """
+    if not 0 <= value <= MAX_TOLERANCE:
+        raise UsageError(
+            f"tolerance {value}: expected a relative deviation from 0 to {MAX_TOLERANCE:g}. A larger one verifies "
+            "nothing."
+        )

@@ -49,7 +49,7 @@ def verify(
     """
     limit = tolerance(format.dtype, format.gelu) if limit is None else limit
     result = parity.compare(expected, file_outputs(path, format, samples, batch), limit)
-    if not result.agrees(limit):
+    if not result.agrees():
         raise ParityError(
             f"{path.name}: outputs differ from the original network (relative L2 {result.relative_l2:.1e}, tolerance "
             f"{limit:.1e}; largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on "

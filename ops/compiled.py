@@ -36,7 +36,10 @@ def compiler() -> tuple[str, ...]:
     Raises:
         ToolchainError: the compiler is not installed.
     """
-    command = tuple(shlex.split(os.environ.get("CXX", ""))) or ("g++",)
+    try:
+        command = tuple(shlex.split(os.environ.get("CXX", ""))) or ("g++",)
+    except ValueError as error:
+        raise ToolchainError(f"CXX: not a command ({error}). Set it to a C++ compiler, such as g++.") from error
     if shutil.which(command[0]) is None:
         raise ToolchainError(
             f"C++ compiler {command[0]!r} not found. Install g++ (version 9 or later), or set CXX to a compiler that "
@@ -188,6 +191,7 @@ def shared_object(name: str, folder: Path, options: Sequence[str], environment: 
     def compile_in(stage: Path) -> tuple[Path, Mapping[str, str]]:
         staged = stage / "object.so"
         _run([*command, *options, *map(str, sources), "-o", str(staged)], stage)
+        check_written(command, staged)
         return staged, {}
 
     return kept_object(name, digest.hexdigest()[:32], compile_in)
@@ -231,6 +235,16 @@ def messages(done: subprocess.CompletedProcess) -> str:
     lines = done.stderr.strip().splitlines()
     more = [f"... and {len(lines) - _SHOWN_LINES} more lines"] if len(lines) > _SHOWN_LINES else []
     return "".join(f"\n  {line}" for line in [*lines[:_SHOWN_LINES], *more])
+
+
+def check_written(command: Sequence[str], *paths: Path) -> None:
+    """Reject a compiler that reports success but wrote nothing, such as CXX=true.
+
+    Raises:
+        ToolchainError: one of the files does not exist.
+    """
+    if not all(path.is_file() for path in paths):
+        raise ToolchainError(f"`{command[0]}` succeeded but wrote no file. Set CXX to a C++ compiler, such as g++.")
 
 
 def _run(command: Sequence[str], temporary: Path | None = None) -> str:

@@ -27,8 +27,7 @@ def parse_families(text: str) -> list[str]:
     """Return the families of a comma-separated list of devices or families, such as `Ascend310P3,Ascend910B3`.
 
     Raises:
-        InputError: a device is unknown.
-        UsageError: the kernels do not support a family, or the list is malformed.
+        UsageError: a device is unknown, the kernels do not support a family, or the list is malformed.
     """
     names = [name.strip() for name in text.split(",")]
     if not all(names):

@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import UsageError
 
 # Multiply-adds of a cube unit in float16.
 MACS_PER_CYCLE = 16 * 16 * 16
@@ -150,13 +150,13 @@ def soc(name: str) -> Soc:
     """Return a device by its name for `atc --soc_version`.
 
     Raises:
-        InputError: the device is unknown; the message suggests the nearest names.
+        UsageError: the device is unknown; the message suggests the nearest names.
     """
     if name in SOCS:
         return SOCS[name]
     suggested = _nearest(name)
     hint = f"did you mean {' or '.join(suggested)}?" if suggested else f"known devices: {', '.join(SOCS)}."
-    raise InputError(
+    raise UsageError(
         f"unknown device {name!r}; {hint} `npu-smi info` shows the name of a device; write it with Ascend in front."
     )
 

@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from neonext_ms.common.errors import InputError, nearest
+from neonext_ms.common.text import shorten
 
 _KEYS = (
     "kernel",
@@ -166,13 +167,18 @@ class Axis:
         return small
 
 
+# Far beyond any network, and small enough that no size of an array overflows.
+_MOST_CHANNELS = 1 << 20
+_MOST_WEIGHTS = 1 << 34
+
+
 @dataclass(frozen=True)
 class NeoCellGroup:
     """Channels that share matrix sizes: A is `(h_out, h_in)`, B is `(w_in, w_out)` for each of `channels` channels.
 
     Raises:
-        InputError: a size or the number of channels is below 1, a shift is negative, a matrix with a shift is not
-            square, or a shift is not smaller than its matrix.
+        InputError: a size or the number of channels is below 1 or beyond any network, a shift is negative, a matrix
+            with a shift is not square, or a shift is not smaller than its matrix.
     """
 
     h_in: int
@@ -186,11 +192,22 @@ class NeoCellGroup:
     def __post_init__(self):
         for name in ("h_in", "h_out", "w_in", "w_out", "channels"):
             value = getattr(self, name)
-            if not _is_integer(value) or value < 1:
-                raise InputError(f"NeoCell: {name} must be a whole number of at least 1, got {value!r}")
+            if not _is_integer(value) or not 1 <= value <= _MOST_CHANNELS:
+                raise InputError(
+                    f"NeoCell: {name} must be a whole number of at least 1, and at most {_MOST_CHANNELS}, got "
+                    f"{shorten(value)}"
+                )
+        numbers = self.channels * max(self.h_in * self.h_out, self.w_in * self.w_out)
+        if numbers > _MOST_WEIGHTS:
+            raise InputError(
+                f"NeoCell: {self.channels} matrices of {self.h_out}x{self.h_in} and {self.w_in}x{self.w_out} have "
+                f"{numbers:,} numbers, more than {_MOST_WEIGHTS:,}. Use smaller ones."
+            )
         for side, axis in (("a", self.axis_a), ("b", self.axis_b)):
             if not _is_integer(axis.shift) or axis.shift < 0:
-                raise InputError(f"NeoCell: shift_{side} must be a whole number of at least 0, got {axis.shift!r}")
+                raise InputError(
+                    f"NeoCell: shift_{side} must be a whole number of at least 0, got {shorten(axis.shift)}"
+                )
             if axis.shift and not axis.square:
                 raise InputError(
                     f"NeoCell: shift_{side}={axis.shift} on a {axis.k_out}x{axis.k_in} matrix. "
@@ -215,18 +232,18 @@ class NeoCellGroup:
         unknown = [key for key in spec if key not in _KEYS]
         if unknown:
             raise InputError(
-                f"NeoCell: unknown key {unknown[0]!r} in {dict(spec)}; known keys: {', '.join(_KEYS)}"
+                f"NeoCell: unknown key {shorten(unknown[0])} in {shorten(dict(spec))}; known keys: {', '.join(_KEYS)}"
                 + nearest(unknown[0], _KEYS)
             )
         forms = (("h_in", "h_out", "w_in", "w_out"), ("kernel_a", "kernel_b"), ("kernel",))
         used = [form for form in forms if any(key in spec for key in form)]
         if len(used) != 1 or not all(key in spec for key in used[0]):
             raise InputError(
-                f"NeoCell: {dict(spec)} must give its matrix sizes in exactly one form: kernel, or kernel_a and "
-                "kernel_b, or h_in, h_out, w_in and w_out"
+                f"NeoCell: {shorten(dict(spec))} must give its matrix sizes in exactly one form: kernel, or "
+                "kernel_a and kernel_b, or h_in, h_out, w_in and w_out"
             )
         if "channels" not in spec:
-            raise InputError(f"NeoCell: {dict(spec)} has no channels")
+            raise InputError(f"NeoCell: {shorten(dict(spec))} has no channels")
         if used[0] == forms[0]:
             h_in, h_out, w_in, w_out = (spec[key] for key in forms[0])
         else:

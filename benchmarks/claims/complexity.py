@@ -17,15 +17,15 @@ ROUNDS = 20
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import comma_list, positive_int
+    from neonext_ms.common.cli import batch_size, comma_list, int_range
 
-    parser.add_argument("--batch", type=positive_int, default=1, help="batch size (default 1)")
+    parser.add_argument("--batch", type=batch_size, default=1, help="batch size (default 1)")
     parser.add_argument(
-        "--kernels", type=comma_list(positive_int), default=KERNELS, help="block sizes (default 2 to 14)"
+        "--kernels", type=comma_list(int_range(1, 1024)), default=KERNELS, help="block sizes (default 2 to 14)"
     )
     parser.add_argument(
         "--maps",
-        type=comma_list(positive_int),
+        type=comma_list(int_range(1, 1024)),
         default=tuple(side for _, side in MAPS),
         help="sides of the maps (default 56,28,14,7)",
     )

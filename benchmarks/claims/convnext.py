@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import UsageError
 from neonext_ms.common.text import format_size
 
 ROUNDS = 30
@@ -20,10 +20,10 @@ PAIRS = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import comma_list, parse_size, positive_int
+    from neonext_ms.common.cli import batch_size, comma_list, parse_size
 
     parser.add_argument("--sizes", type=comma_list(), default=("t",), metavar="NAMES", help="t, s and b (default t)")
-    parser.add_argument("--batch", type=comma_list(positive_int), default=(1, 8), help="batch sizes (default 1,8)")
+    parser.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
     parser.add_argument("--image-size", type=parse_size, default=(224, 224), help="height x width (default 224)")
 
 
@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> dict:
     rows = []
     for size in args.sizes:
         if size not in SIZES:
-            raise InputError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected one of {', '.join(SIZES)}")
+            raise UsageError(f"unknown size {size!r} of ConvNeXt and NeoNeXt; expected one of {', '.join(SIZES)}")
         graphs = forms_of_source(Source.from_name(f"neonext_{size}.released_224"), args.image_size)
         for form, folded in (("plain", False), ("folded", True)):
             graphs[f"convnext {form}"] = networks.deploy_graph(

@@ -20,12 +20,14 @@ LOOP_CHANNELS = 16
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import comma_list, positive_int
+    from neonext_ms.common.cli import batch_size, comma_list, int_range
 
-    parser.add_argument("--batch", type=positive_int, default=8, help="batch size (default 8)")
-    parser.add_argument("--kernel", type=positive_int, default=7, help="block size k, a divisor of sides (default 7)")
+    parser.add_argument("--batch", type=batch_size, default=8, help="batch size (default 8)")
     parser.add_argument(
-        "--maps", type=comma_list(positive_int), default=tuple(side for _, side in MAPS), help="sides of the maps"
+        "--kernel", type=int_range(1, 1024), default=7, help="block size k, a divisor of sides (default 7)"
+    )
+    parser.add_argument(
+        "--maps", type=comma_list(int_range(1, 1024)), default=tuple(side for _, side in MAPS), help="sides of the maps"
     )
     parser.add_argument("--no-mindspore", action="store_true", help="omit MindSpore")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from neonext_ms.common.cli import Parser, run
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import UsageError
 
 DESCRIPTION = """\
 Predict NeoCell kernels and whole blocks of the released models on Ascend devices.
@@ -45,8 +45,7 @@ def printed(argv: Sequence[str] | None = None) -> str:
     """Return what a command line prints.
 
     Raises:
-        UsageError: `--totals` of a table without sums.
-        InputError: an unknown device, model, image size or batch.
+        UsageError: `--totals` of a table without sums; an unknown device, model, image size or batch.
         ToolchainError: there is no C++ compiler.
     """
     from neonext_ms.ops.soc import soc
@@ -73,7 +72,7 @@ def _known(text: str, known: Sequence[str], what: str) -> list[str]:
     for part in parts:
         if part not in known:
             expected = ", ".join(known) if len(known) < 10 else f"a whole number from {known[0]} to {known[-1]}"
-            raise InputError(f"{what} {part!r}: unknown (expected {expected}, or several of them with commas)")
+            raise UsageError(f"{what} {part!r}: unknown (expected {expected}, or several of them with commas)")
     return parts
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neonext_ms.common.cli import Parser, note, positive_int, print_json, run
+from neonext_ms.common.cli import MAX_SIDE, Parser, batch_size, int_range, note, print_json, print_text, run
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.text import nearest, printable
 
 from . import blocks_command
 
@@ -37,11 +38,11 @@ def build_parser() -> Parser:
     parser = Parser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument("model", nargs="?", metavar="MODEL.onnx", help="a file, or the name of a built-in network")
     parser.add_argument("--soc", default="Ascend310P3", help="device as in atc --soc_version (default: %(default)s)")
-    parser.add_argument("--batch", type=positive_int, metavar="N", help="batch size (default: the model's, or 1)")
+    parser.add_argument("--batch", type=batch_size, metavar="N", help="batch size (default: the model's, or 1)")
     parser.add_argument("--dtype", choices=("float16", "int8"), default="float16",
                         help="int8: convolutions and linear layers in 8 bit (default: float16)")  # fmt: skip
     parser.add_argument("--aipp", action="store_true", help="images arrive as bytes (AIPP, small channels)")
-    parser.add_argument("--image-size", type=positive_int, default=224, metavar="S",
+    parser.add_argument("--image-size", type=int_range(1, MAX_SIDE), default=224, metavar="S",
                         help="image size of a built-in network (default: 224)")  # fmt: skip
     parser.add_argument("--nodes", action="store_true", help="print a line for every task")
     parser.add_argument("--roofline", metavar="FILE.png", help="draw the tasks under the device's limits")
@@ -75,6 +76,11 @@ def _estimate(args: argparse.Namespace) -> None:
     if model in networks.NETWORKS and not Path(model).exists():
         size = (args.image_size, args.image_size)
         model = networks.build(model, batch=batch or 1, image_size=size, form="plain", seed=None)
+    elif not model.lower().endswith(".onnx") and not Path(model).exists():
+        raise UsageError(
+            f"{model}: neither a file nor a network{nearest(model, networks.NETWORKS)}. Name a file ending in .onnx, "
+            "or a network of neonext-bench write --list."
+        )
     elif batch is None and has_dynamic_batch(model):
         batch = 1
         note(f"note: {model} has a dynamic batch; estimated for batch 1. Use --batch for another one.")
@@ -88,7 +94,7 @@ def _estimate(args: argparse.Namespace) -> None:
     if args.json:
         print_json(as_dict(args.model, estimated, args.nodes))
     else:
-        print(text(args.model, estimated, args.nodes))
+        print_text(text(args.model, estimated, args.nodes))
 
 
 def as_dict(name: str, estimated: Estimate, nodes: bool = True) -> dict:
@@ -132,7 +138,7 @@ def text(name: str, estimated: Estimate, nodes: bool = False) -> str:
     for task in estimated.tasks:
         kinds.setdefault(task.kind, []).append(task.predicted_us)
         units = task.predicted_units_us
-        label = task.name if len(task.fused) < 2 else f"{task.name} ({' + '.join(task.fused)})"
+        label = printable(task.name) if len(task.fused) < 2 else f"{printable(task.name)} ({' + '.join(task.fused)})"
         lines.append(
             f"{task.predicted_us:12.1f} {units['cube']:8.1f} {units['vector']:8.1f} {units['memory']:8.1f}  "
             f"{task.predicted_bound:7} {task.kind:14} {label}{'' if task.known else ' [not known]'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from neonext_ms.common.errors import InputError, nearest
 from neonext_ms.ops.soc import MACS_PER_CYCLE, Soc, soc
+from neonext_ms.runtime.onnx import sound
 
 from .cost import UNITS, Demands, network_demands
 from .parameters import Parameters, fitted
@@ -130,16 +132,20 @@ def estimate(
         parameters: parameters of the device model (default: the fitted ones).
 
     Raises:
-        InputError: an unknown device or type, or a model that cannot be read (see `reader.read`).
+        UsageError: an unknown device.
+        InputError: an unknown type, or a model that cannot be read (see `reader.read`).
         ToolchainError: the network has NeoCell nodes, and there is no C++ compiler to count their kernel with.
     """
     device = soc(soc_name)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: unknown{nearest(dtype, DTYPES)} (expected {' or '.join(DTYPES)})")
-    graph = read(model, batch)
-    launched, demands = network_demands(graph, device, dtype == "int8", aipp)
     parameters = parameters or fitted()
-    units, totals = Demands(demands, device).times(parameters)
+    graph = read(model, batch)
+    with sound(graph.name):
+        launched, demands = network_demands(graph, device, dtype == "int8", aipp)
+        units, totals = Demands(demands, device).times(parameters)
+        if not all(map(math.isfinite, totals.tolist())):
+            raise OverflowError("a time without bounds")
     tasks = tuple(
         TaskEstimate(
             name=task.operator.name,

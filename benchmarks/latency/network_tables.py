@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from neonext_ms.common.errors import InputError, nearest
+from neonext_ms.common.errors import UsageError, nearest
 
 from .. import networks
 from ..report import table
@@ -39,10 +39,10 @@ def printed(name: str) -> str:
     """Return a table by its name.
 
     Raises:
-        InputError: there is no such table.
+        UsageError: there is no such table.
     """
     if name not in TABLES:
-        raise InputError(f"table {name!r}: unknown{nearest(name, TABLES)} (expected {', '.join(TABLES)})")
+        raise UsageError(f"table {name!r}: unknown{nearest(name, TABLES)} (expected {', '.join(TABLES)})")
     return TABLES[name]()
 
 

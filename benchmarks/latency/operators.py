@@ -173,6 +173,10 @@ def _operator(graph: Graph, node: OnnxNode, int8: bool, small_channels: bool, ma
 def _convolution(graph: Graph, node: OnnxNode, operator: Operator, int8: bool, small: bool) -> None:
     x, weight, y = (graph.shape(value) for value in (*node.inputs[:2], node.outputs[0]))
     groups = int(node.attributes.get("group", 1))
+    if groups < 1:
+        raise InputError(
+            f"{graph.name}: node {node.name!r} has {groups} groups (expected at least 1). Export it again."
+        )
     inputs, outputs, taps = x[1] // groups, y[1] // groups, math.prod(weight[2:])
     # A transposed convolution multiplies its weights with every number of its input.
     positions = math.prod((x if node.op == "ConvTranspose" else y)[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import one_line, printable
+from neonext_ms.common.text import one_line
 from neonext_ms.export.onnx.neocell_node import DOMAIN, OP_TYPE
-from neonext_ms.runtime.onnx import read_onnx
+from neonext_ms.runtime.onnx import read_onnx, sound
 
 # Constants up to this many numbers are read: shapes, axes, exponents.
 _SMALL = 256
@@ -88,15 +89,9 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
     if isinstance(model, onnx.ModelProto):
         name = "the model"
     else:
-        name, model = os.fspath(model), read_onnx(model, weights=False)
-    try:
+        name, model = os.fspath(model), read_onnx(model)
+    with sound(name):
         return _graph(model, name, batch)
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # Text that is not UTF-8, a tensor with fewer bytes than its shape says, an attribute without a value ...
-        problem = f"{type(error).__name__}: {printable(one_line(error))}"
-        raise InputError(f"{name}: a damaged ONNX graph ({problem}). Export it again.") from error
 
 
 def _graph(model: onnx.ModelProto, name: str, batch: int | None) -> Graph:
@@ -145,7 +140,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     small.graph.output.extend(model.graph.output)
     declared = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if np.prod(tensor.dims, dtype=int) <= _SMALL and _has_data(tensor):
+        if math.prod(tensor.dims) <= _SMALL and _has_data(tensor):
             small.graph.initializer.append(tensor)
         elif tensor.name not in declared:
             small.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
@@ -162,9 +157,11 @@ def _has_data(tensor: onnx.TensorProto) -> bool:
 
 def _numbers(tensor: onnx.TensorProto, name: str) -> dict[str, np.ndarray]:
     """Return the contents of a tensor under a name, if it is small."""
-    if not _has_data(tensor) or np.prod(tensor.dims, dtype=int) > _SMALL:
+    if not _has_data(tensor) or math.prod(tensor.dims) > _SMALL:
         return {}
-    return {name: np.asarray(numpy_helper.to_array(tensor))}
+    array = np.asarray(numpy_helper.to_array(tensor))
+    # Texts, and the types of low precision, are no sizes.
+    return {name: array} if array.dtype.kind in "fiub" else {}
 
 
 def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
@@ -181,7 +178,7 @@ def _constant(node: onnx.NodeProto) -> dict[str, np.ndarray]:
 
 def has_dynamic_batch(path: str | os.PathLike) -> bool:
     """Return whether a file leaves the first axis of an input open."""
-    graph = read_onnx(os.fspath(path), weights=False).graph
+    graph = read_onnx(os.fspath(path)).graph
     weights = {tensor.name for tensor in graph.initializer}
     shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
     return any(dims and dims[0].dim_value < 1 for dims in shapes)
@@ -249,6 +246,19 @@ def _shapes(name: str, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             return shapes
 
 
+def _is_small(node: onnx.NodeProto, numbers: Mapping[str, np.ndarray]) -> bool:
+    """Return whether the result of a node that makes a value of any size from a few numbers is small."""
+    values = [numbers[v].astype(float).ravel() for v in node.input if v]
+    if node.op_type == "ConstantOfShape":
+        return bool(np.prod(values[0]) <= _SMALL)
+    if node.op_type == "Expand":
+        return bool(np.prod(np.maximum(values[1], 1)) * values[0].size <= _SMALL)
+    if node.op_type == "Range":
+        start, stop, step = (value.item() for value in values)
+        return abs(stop - start) <= _SMALL * abs(step)
+    return True
+
+
 def _fold_sizes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Replace nodes that compute a few whole numbers from known shapes by constants; return if there were any."""
     from onnx.reference import ReferenceEvaluator
@@ -263,7 +273,7 @@ def _fold_sizes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
             numbers.update(_constant(node))
         elif node.op_type == "Shape" and node.input[0] in shapes and not node.attribute:
             result = np.array(shapes[node.input[0]], np.int64)
-        elif node.op_type in _SHAPE_OPS and all(not v or v in numbers for v in node.input):
+        elif node.op_type in _SHAPE_OPS and all(not v or v in numbers for v in node.input) and _is_small(node, numbers):
             values = {v: numbers[v] for v in node.input if v}
             ends = [
                 helper.make_tensor_value_info(v, helper.np_dtype_to_tensor_dtype(array.dtype), None)

@@ -137,7 +137,7 @@ def assemble(
     from .builder import GraphBuilder
 
     if name not in NETWORKS:
-        raise InputError(f"network {name!r}: unknown{nearest(name, NETWORKS)} (expected {', '.join(NETWORKS)})")
+        raise UsageError(f"network {name!r}: unknown{nearest(name, NETWORKS)} (expected {', '.join(NETWORKS)})")
     if batch is not None and batch < 1:
         raise InputError(f"{name}: wrong batch (got {batch}, expected at least 1 image)")
     if min(image_size) < 1:
@@ -159,7 +159,8 @@ def deploy_graph(
         folded: return the deployment form instead of the network node by node.
 
     Raises:
-        InputError: an unknown network, or an image size that it does not support.
+        UsageError: an unknown network.
+        InputError: an image size that it does not support.
         UsageError: the network has no folded form.
     """
     from . import folded as forms
@@ -197,7 +198,8 @@ def build(
         a model with input `input` (batch, 3, H, W) and output `logits` (batch, 1000), float32.
 
     Raises:
-        InputError: an unknown network, or an image size that it does not support.
+        UsageError: an unknown network.
+        InputError: an image size that it does not support.
         UsageError: an unknown form or target, or a network that does not have the form.
     """
     from neonext_ms.export.onnx import emitter

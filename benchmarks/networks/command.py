@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, note, parse_size, print_json, progress, run
+from neonext_ms.common.cli import Parser, note, parse_size, print_json, progress, random_seed, run
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.files import publish, staging
 from neonext_ms.common.text import format_bytes, format_size
@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--soc", help="device for build_om.sh, such as Ascend310P3")
     parser.add_argument("--precision", choices=PRECISION_MODES, default="fp16", help="for build_om.sh (default: fp16)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the weights (default: 0)")
+    parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the weights (default: 0)")
     parser.add_argument("--output", default=".", metavar="DIR", help="output folder (default: the current one)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return parser

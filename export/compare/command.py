@@ -14,16 +14,18 @@ from neonext_ms.common.cli import (
     EXIT_CODES,
     Parser,
     StatusLine,
+    batch_size,
     note,
     parse_shifts,
     parse_size,
-    positive_float,
-    positive_int,
     print_json,
+    print_text,
+    random_seed,
     run,
+    tolerance,
 )
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import format_size, plural
+from neonext_ms.common.text import format_size, plural, printable
 
 from ..tolerances import DEFAULTS
 
@@ -56,7 +58,7 @@ def build_parser() -> Parser:
     comparison.add_argument("--layers", action="store_true", help="also compare the values inside the network")
     comparison.add_argument(
         "--tolerance",
-        type=positive_float,
+        type=tolerance,
         metavar="X",
         help=f"largest relative L2 of the outputs that passes (default: by the coarser dtype, {DEFAULTS}; dumps count "
         "as float16)",
@@ -64,8 +66,8 @@ def build_parser() -> Parser:
     images = parser.add_argument_group("images (default: noise)")
     images.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="image files, preprocessed as usual")
     images.add_argument("--inputs", metavar="FILE.npy", help="preprocessed images, float32 (N, 3, H, W)")
-    images.add_argument("--samples", type=positive_int, default=4, metavar="N", help="noise images (default 4)")
-    images.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the noise (default 0)")
+    images.add_argument("--samples", type=batch_size, default=4, metavar="N", help="noise images (default 4)")
+    images.add_argument("--seed", type=random_seed, default=0, metavar="N", help="random seed of the noise (default 0)")
     model = parser.add_argument_group("what a file does not record")
     model.add_argument("--shifts", type=parse_shifts, help="NeoCell shifts of a checkpoint's four stages: 1,1,1,0")
     model.add_argument("--image-size", type=parse_size, metavar="SIZE", help="224 or 256x320 (height x width)")
@@ -83,8 +85,6 @@ def _main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"expected two files or folders, A and B (got {len(args.sides)}). See --help.")
     if args.images and args.inputs:
         raise UsageError("--images and --inputs exclude each other; give one of them")
-    if not 0 <= args.seed < 1 << 32:
-        raise UsageError(f"--seed {args.seed}: expected 0 to 4294967295")
     for path in args.sides:
         if not Path(path).exists():
             raise InputError(f"{path}: no such file or folder; check the path")
@@ -161,9 +161,7 @@ def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Activat
 
 def _images(args: argparse.Namespace, sides: list[Activations]) -> tuple[np.ndarray, str]:
     """Return the images, float32 (N, 3, H, W), and their description."""
-    import numpy as np
-
-    from neonext_ms.common.files import explained
+    from neonext_ms.common.npy import read_npy
 
     from .parity import noise
 
@@ -171,17 +169,13 @@ def _images(args: argparse.Namespace, sides: list[Activations]) -> tuple[np.ndar
     if size is None:
         raise UsageError("the size of the images is not known; give --image-size, such as 224 or 256x320")
     if args.inputs:
-        try:
-            with explained(args.inputs):
-                images = np.load(args.inputs, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{args.inputs}: not a complete .npy file ({error}). Write it with numpy.save.") from error
+        images = read_npy(args.inputs)
         expected = f"(N, 3, {size[0]}, {size[1]})"
-        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype.kind != "f" or not len(images):
+        if images.ndim != 4 or images.dtype.kind != "f" or not len(images):
             raise InputError(f"{args.inputs}: expected a float32 array {expected}")
         if images.shape[1:] != (3, *size):
             raise InputError(f"{args.inputs}: expected shape {expected}, got {images.shape}")
-        images, description = images.astype(np.float32), f"{plural(len(images), 'image')} of {args.inputs}"
+        images, description = images.astype("float32", copy=False), f"{plural(len(images), 'image')} of {args.inputs}"
     elif args.images:
         from neonext_ms.images.images import load_images
         from neonext_ms.images.preprocessing import Preprocessing
@@ -209,24 +203,24 @@ def _print(
         for layer in result.layers:
             print(
                 f"          {layer.relative_l2:<12.1e} {layer.added:<8.1e} {layer.max_abs:<9.1e} "
-                f"{layer.max_value:<10.2g} {layer.cosine:<9.6f} {layer.name}"
+                f"{layer.max_value:<10.2g} {layer.cosine:<9.6f} {printable(layer.name)}"
                 + (f" ({plural(layer.not_finite, 'number')} not finite)" if layer.not_finite else "")
             )
         most = sorted(result.layers, key=lambda layer: -layer.added)[:3]
-        print("largest   additions: " + ", ".join(f"{layer.name} {layer.added:.1e}" for layer in most))
+        print("largest   additions: " + ", ".join(f"{printable(layer.name)} {layer.added:.1e}" for layer in most))
     for text in result.skipped:
-        print(f"skipped   {text}")
+        print_text(f"skipped   {text}")
     for output in result.outputs:
         top1 = f", top-1 {result.top1_agree}/{output.samples}" if result.top1_agree is not None else ""
         print(
-            f"output    {output.name}: relative L2 {output.relative_l2:.1e}, max difference {output.max_abs:.1e} of "
-            f"{output.max_value:.2g}, cosine {output.cosine:.6f}{top1}"
+            f"output    {printable(output.name)}: relative L2 {output.relative_l2:.1e}, max difference "
+            f"{output.max_abs:.1e} of {output.max_value:.2g}, cosine {output.cosine:.6f}{top1}"
         )
     if kept:
         print(f"keep      {plural(len(kept), 'operator')} written to {args.keep_dtype}")
     elif args.keep_dtype is not None:
         print(f"keep      no suspects; {args.keep_dtype} was not written")
-    print(f"verdict   {result.verdict}")
+    print_text(f"verdict   {result.verdict}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

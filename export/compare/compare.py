@@ -11,6 +11,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size
 
+from ..tolerances import check_tolerance
 from ..tolerances import tolerance as tolerance_of
 from .difference import Difference, difference, top1_agreement
 from .dump_side import DumpActivations
@@ -131,8 +132,10 @@ def compare_activations(
 
     Raises:
         InputError: no final value in common, or a side that cannot be run.
-        UsageError: two dumps.
+        UsageError: two dumps, or a tolerance that verifies nothing.
     """
+    if tolerance is not None:
+        check_tolerance(tolerance)
     _bind(a, b)
     tolerance = tolerance_for(a, b) if tolerance is None else tolerance
     notes, skipped = [*a.notes, *b.notes], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.files import atomic, check_regular, explained, read_json
+from neonext_ms.common.npy import read_npy
 from neonext_ms.common.text import format_size, list_names, nearest
 
 from .side import Activations, aligned
@@ -208,23 +209,17 @@ def _last_part(op: str, known: Mapping[str, str]) -> str | None:
 
 def _read(file: DumpFile, shape: tuple[int, ...] | None, count: int) -> np.ndarray:
     """Read a file as `count` images of a shape, if that is known."""
-    if file.path.suffix == ".npy":
-        try:
-            with explained(file.path):
-                value = np.load(file.path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{file.path}: not a complete .npy file ({error}). Dump it again.") from error
-    else:
-        value = _read_binary(file, shape, count)
+    value = read_npy(file.path) if file.path.suffix == ".npy" else _read_binary(file, shape, count)
     if value.dtype.kind != "f":
         raise InputError(f"{file.path}: expected floating-point values, found {value.dtype}")
     return aligned(value, shape, str(file.path))
 
 
 def _read_binary(file: DumpFile, shape: tuple[int, ...] | None, count: int) -> np.ndarray:
+    batch_shape, dtype = _sidecar(file)
+    check_regular(file.path)
     with explained(file.path):
         data = file.path.read_bytes()
-    batch_shape, dtype = _sidecar(file)
     sidecar = file.path.with_suffix(".json").name
     if batch_shape is None and shape is None:
         raise InputError(
@@ -235,7 +230,7 @@ def _read_binary(file: DumpFile, shape: tuple[int, ...] | None, count: int) -> n
     for images in (count, 1):
         candidate = batch_shape or (images, *(shape or ()))
         for kind in dtypes:
-            if int(np.prod(candidate)) * np.dtype(kind).itemsize == len(data):
+            if math.prod(candidate) * np.dtype(kind).itemsize == len(data):
                 return np.frombuffer(data, kind).reshape(candidate)
     raise InputError(
         f"{file.path}: {len(data)} bytes are not {' or '.join(dtypes[:2])} of shape "
@@ -246,21 +241,15 @@ def _read_binary(file: DumpFile, shape: tuple[int, ...] | None, count: int) -> n
 def _sidecar(file: DumpFile) -> tuple[tuple[int, ...] | None, str | None]:
     """Return shape and dtype of a `.bin` file from the `.json` beside it, or the shape in its name."""
     path = file.path.with_suffix(".json")
-    if not path.is_file():
+    if not path.exists():
         return file.shape, None
-    with explained(path):
-        text = path.read_bytes()
-    try:
-        values = json.loads(text)
-        shape, dtype = values.get("shape"), values.get("dtype")
-        if not (shape is None or all(type(side) is int and side > 0 for side in shape)):
-            raise ValueError("shape")
-        if dtype not in (None, *_DTYPES):
-            raise ValueError("dtype")
-    except (ValueError, TypeError, AttributeError) as error:
+    values = read_json(path, "the shape and dtype of a dumped value")
+    shape, dtype = (values.get("shape"), values.get("dtype")) if isinstance(values, dict) else ("", "")
+    sides = isinstance(shape, list) and len(shape) <= 32 and all(type(side) is int and side > 0 for side in shape)
+    if not (shape is None or sides) or dtype not in (None, *_DTYPES):
         raise InputError(
             f'{path}: expected {{"shape": [1, 96, 56, 56], "dtype": "float16"}}; known dtypes: {", ".join(_DTYPES)}'
-        ) from error
+        )
     return (tuple(shape) if shape else file.shape), dtype
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neonext_ms.checkpoint.metadata import KEY, check
+from neonext_ms.checkpoint.metadata import KEY
+from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import explained
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest, one_line
 from neonext_ms.runtime.base import chunks
-from neonext_ms.runtime.onnx import import_onnxruntime
+from neonext_ms.runtime.manifest import read_metadata
+from neonext_ms.runtime.onnx import import_onnxruntime, read_onnx, sound, tensor_array
 
 from .side import Activations, Node
 
@@ -61,11 +62,14 @@ class OnnxActivations(Activations):
         self, path: str | os.PathLike, image_size: tuple[int, int] | None = None, model: onnx.ModelProto | None = None
     ):
         super().__init__(path)
+        original = read_onnx(self.path) if model is None else model
+        with sound(self.path):
+            self._read(original, image_size)
+
+    def _read(self, original: onnx.ModelProto, image_size: tuple[int, int] | None) -> None:
+        """Read everything but the values."""
         from ..onnx.runnable import runnable_model
 
-        original = _load(self.path) if model is None else model
-        if not original.graph.node:
-            raise InputError(f"{self.path}: not an ONNX model, or one without nodes. Export it again.")
         weights = {tensor.data_type for tensor in original.graph.initializer if len(tensor.dims) > 1}
         self.dtype = "float16" if 10 in weights else "bfloat16" if 16 in weights else "float32"
         self._model = runnable_model(original)
@@ -97,13 +101,7 @@ class OnnxActivations(Activations):
     def _metadata(self) -> dict:
         for entry in self._model.metadata_props:
             if entry.key == KEY:
-                try:
-                    values = json.loads(entry.value)
-                except (ValueError, RecursionError):
-                    values = None
-                if not isinstance(values, dict):
-                    raise InputError(f"{self.path}: its metadata {KEY!r} is not a JSON object. Export the model again.")
-                return check(values, f"{self.path}: metadata {KEY!r}")
+                return read_metadata(entry.value, f"{self.path}: metadata {KEY!r}")
         return {}
 
     def _sizes(
@@ -123,6 +121,11 @@ class OnnxActivations(Activations):
         height, width = (side or wanted for side, wanted in zip(known, recorded, strict=True))
         if height is None or width is None:
             raise UsageError(f"{self.path}: the graph leaves the size of the images open; give --image-size")
+        if max(height, width) > MAX_SIDE or (batch or 1) > MAX_BATCH:
+            raise InputError(
+                f"{self.path}: its input is too large (got batch {batch or 'N'} of {height}x{width}, expected at most "
+                f"{MAX_BATCH} and {MAX_SIDE}). Export it again."
+            )
         return batch, (height, width)
 
     def _infer(self) -> dict[str, tuple[int, tuple[int | None, ...] | None]]:
@@ -137,7 +140,7 @@ class OnnxActivations(Activations):
         light.graph.input.extend(graph.input)
         light.graph.output.extend(graph.output)
         for tensor in graph.initializer:
-            if int(np.prod(tensor.dims)) <= 64 and not tensor.external_data:
+            if math.prod(tensor.dims) <= 64 and not tensor.external_data:
                 light.graph.initializer.append(tensor)
             else:
                 light.graph.input.append(
@@ -169,11 +172,12 @@ class OnnxActivations(Activations):
         for name in names:
             if name not in known:
                 raise InputError(f"{self.path}: there is no value {name!r}{nearest(name, known)}")
-        if self.dtype == "float16":
-            yield from self._run_by_operator(images, names)
-            return
-        for group in self._groups(names, len(images)):
-            yield from self._run(images, group)
+        with sound(self.path):
+            if self.dtype == "float16":
+                yield from self._run_by_operator(images, names)
+                return
+            for group in self._groups(names, len(images)):
+                yield from self._run(images, group)
 
     def _groups(self, names: Sequence[str], count: int) -> Iterator[list[str]]:
         """Split names into groups whose values fit into `GROUP_BYTES`."""
@@ -181,7 +185,7 @@ class OnnxActivations(Activations):
         total = 0
         for name in names:
             shape = self.shape(name)
-            size = count * (4 * int(np.prod(shape)) if shape else _UNKNOWN_BYTES)
+            size = count * (4 * math.prod(shape) if shape else _UNKNOWN_BYTES)
             if group and total + size > GROUP_BYTES:
                 yield group
                 group, total = [], 0
@@ -216,8 +220,6 @@ class OnnxActivations(Activations):
 
     def _run_by_operator(self, images: np.ndarray, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Run one operator after the other, and free every value after its last reader."""
-        from onnx import numpy_helper
-
         folder = str(Path(self.path).resolve().parent)
         weights = {tensor.name: tensor for tensor in self._model.graph.initializer}
         readers: dict[str, int] = {}
@@ -232,7 +234,7 @@ class OnnxActivations(Activations):
         wanted, turn = set(names), 0
         for proto, node in zip(self._model.graph.node, self.nodes, strict=True):
             constants = {
-                name: numpy_helper.to_array(weights[name], base_dir=folder) for name in node.inputs if name in weights
+                name: tensor_array(weights[name], self.path, folder) for name in node.inputs if name in weights
             }
             inputs = {name: live[name] for name in node.inputs if name in live}
             count = max(map(len, inputs.values()), default=1)
@@ -291,18 +293,6 @@ class OnnxActivations(Activations):
         if input_type not in _ORT_DTYPES:
             raise InputError(f"{self.path}: expected an input of float32 or float16 images, found {input_type}")
         return session, np.dtype(_ORT_DTYPES[input_type])
-
-
-def _load(path: str) -> onnx.ModelProto:
-    """Load a model without the weights that it keeps in files of their own."""
-    import onnx
-
-    with explained(path):
-        content = Path(path).read_bytes()
-    try:
-        return onnx.load_model_from_string(content)
-    except Exception as error:
-        raise InputError(f"{path}: not a complete ONNX file. Export it again.") from error
 
 
 def _open_session(model: onnx.ModelProto, weights_folder: str | None = None):

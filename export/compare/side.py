@@ -6,6 +6,7 @@ files of other programs have names of their own.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,9 +108,9 @@ def aligned(value: np.ndarray, shape: tuple[int, ...] | None, source: str) -> np
         n, c1, h, w, c0 = value.shape
         if (h, w) == tuple(shape[1:]) and c1 * c0 >= shape[0] > (c1 - 1) * c0:
             return value.transpose(0, 1, 4, 2, 3).reshape(n, c1 * c0, h, w)[:, : shape[0]]
-    image = int(np.prod(shape))
+    image = math.prod(shape)
     same = [side for side in value.shape[1:] if side != 1] == [side for side in shape if side != 1]
-    if value.size and value.size % image == 0 and (same or value.ndim == 1):
+    if image and value.size and value.size % image == 0 and (same or value.ndim == 1):
         return value.reshape(-1, *shape)
     raise InputError(
         f"{source}: shape {format_size(value.shape)} cannot be read as Nx{format_size(shape)}. Convert it to NCHW "

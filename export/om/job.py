@@ -125,7 +125,7 @@ class Job:
 
     @property
     def soc(self) -> Soc:
-        """The device; an unknown one raises an `InputError`."""
+        """The device; an unknown one raises a `UsageError`."""
         return soc(self.options.soc)
 
     @property
@@ -142,8 +142,7 @@ class Job:
         """Validate device and options.
 
         Raises:
-            InputError: an unknown device.
-            UsageError: options that the compiler rejects or ignores.
+            UsageError: an unknown device, or options that the compiler rejects or ignores.
         """
         sizes = ",".join(map(str, self.batch))
         if not 1 <= len(self.batch) <= MAX_BATCHES:

@@ -130,7 +130,9 @@ def _emit(
     emitter = _Emitter(model.graph, format, graph)
     emitter.run(graph.layers)
     for key, value in (metadata or {}).items():
-        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+        # A class name that is not UTF-8, such as that of a folder, stays one that JSON can hold.
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        model.metadata_props.add(key=key, value=text)
     return model, emitter.weights
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import UsageError
 
 DEFAULT_OPSET, MIN_OPSET, MAX_OPSET = 20, 11, 21
 # ONNX gives Conv and the poolings bfloat16 from this opset on.
@@ -30,7 +30,7 @@ class Format:
         chains: write LayerNormalization and GELU as chains of elementary nodes, whatever the opset.
 
     Raises:
-        InputError: a value out of its range, or a dtype that the opset lacks.
+        UsageError: a value out of its range, or a dtype that the opset lacks.
     """
 
     opset: int = DEFAULT_OPSET
@@ -43,21 +43,21 @@ class Format:
     def __post_init__(self):
         for name, known in (("gelu", GELUS), ("neocell", NEOCELLS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int):
-            raise InputError(f"ONNX opset must be a whole number, got {self.opset!r}")
+            raise UsageError(f"ONNX opset must be a whole number, got {self.opset!r}")
         instead = "give ATC a float32 file and --precision_mode_v2=mixed_bfloat16"
         if self.dtype == "bfloat16" and self.neocell == "custom":
-            raise InputError(
+            raise UsageError(
                 "a custom NeoCell cannot be written in bfloat16: its parser ends at opset 18, and Conv takes bfloat16 "
                 f"from {BFLOAT16_OPSET} on. Instead, {instead}."
             )
         if self.dtype == "bfloat16" and self.opset != BFLOAT16_OPSET:
-            raise InputError(
+            raise UsageError(
                 f"ONNX opset {self.opset}: Conv takes bfloat16 from opset {BFLOAT16_OPSET} on. Use that, or {instead}."
             )
         if self.dtype != "bfloat16" and not MIN_OPSET <= self.opset <= MAX_OPSET:
-            raise InputError(f"ONNX opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}")
+            raise UsageError(f"ONNX opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}")
 
     def with_(self, **changes: Any) -> Format:
         """Return the same format with other values of some attributes."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
+    batch_size,
     fraction,
     non_negative_int,
     note,
     parse_shifts,
     parse_size,
-    positive_int,
     progress,
     threads,
 )
@@ -58,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--device", type=non_negative_int, default=0, metavar="N", help="number of the accelerator (default: 0)"
     )
-    running.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="batch size (default: 32)")
+    running.add_argument("--batch-size", type=batch_size, default=32, metavar="N", help="batch size (default: 32)")
     running.add_argument(
         "--threads", type=threads, metavar="N", help="intra-op threads (default: OMP_NUM_THREADS, or all processors)"
     )

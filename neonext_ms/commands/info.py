@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, print_json, run
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, UsageError, usage_errors
 from neonext_ms.common.text import format_size, printable
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def _describe(args: argparse.Namespace) -> dict:
         raise InputError(
             f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir or a manifest .json)"
         )
-    return _describe_name(model, shifts, image_size)
+    with usage_errors():
+        return _describe_name(model, shifts, image_size)
 
 
 def _describe_name(

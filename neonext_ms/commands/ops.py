@@ -11,6 +11,7 @@ from typing import Any
 
 from neonext_ms.common.cli import EXIT_CODES, Parser, note, print_json, run, seconds
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError
+from neonext_ms.common.renamed import current_words
 from neonext_ms.common.text import list_names
 from neonext_ms.ops.package import FAMILIES, installed_package, package_files
 
@@ -78,7 +79,7 @@ def build_parser() -> Parser:
 
 
 def _main(argv: Sequence[str] | None = None) -> int | None:
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(current_words("neonext-ops", sys.argv[1:] if argv is None else argv))
     return {"build": _build, "install": _install, "check": _check, "simulate": simulate.simulate}[args.command](args)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
-from neonext_ms.common.cli import Parser, parse_size, positive_int, print_json
-from neonext_ms.common.errors import InputError, ParityError, UsageError
-from neonext_ms.common.files import atomic, read_text
-from neonext_ms.common.text import plural
+from neonext_ms.common.cli import Parser, batch_size, int_range, parse_size, print_json, random_seed
+from neonext_ms.common.errors import InputError, ParityError, UsageError, usage_errors
+from neonext_ms.common.files import atomic, parse_json, read_json
+from neonext_ms.common.text import plural, shorten
 
 if TYPE_CHECKING:
     import numpy as np
 
     from neonext_ms.ops.spec import NeoCellSpec
+
+_SPEC = 'a NeoCell such as {"kernel": 7, "channels": 96}, or a list of them'
 
 DESCRIPTION = """\
 Run the AscendC kernels of NeoCell in the simulator, on any host with g++. The simulator checks the rules of the device
@@ -32,9 +33,11 @@ def add_parser(commands: Any) -> None:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--spec", metavar="JSON|FILE", help="NeoCell with the official keys, or a list of such groups")
     subject.add_argument("--model", metavar="NAME", help="named model; requires --stage")
-    parser.add_argument("--stage", type=int, choices=(1, 2, 3, 4), help="stage of the model with the NeoCell")
+    parser.add_argument(
+        "--stage", type=int_range(1, 4), choices=(1, 2, 3, 4), help="stage of the model with the NeoCell"
+    )
     parser.add_argument("--map", type=parse_size, metavar="H[xW]", help="map size (default: that of the stage)")
-    parser.add_argument("--batch", type=positive_int, default=1, help="number of images (default: 1)")
+    parser.add_argument("--batch", type=batch_size, default=1, help="number of images (default: 1)")
     parser.add_argument("--soc", default="Ascend310P3", help="device (default: Ascend310P3)")
     parser.add_argument(
         "--dtype",
@@ -45,8 +48,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--accumulate-fp32", action="store_true", help="compute float16 maps in float32")
     parser.add_argument("--bias", action="store_true", help="add a bias")
     parser.add_argument("--gradients", action="store_true", help="compute dx, dA and dB too")
-    parser.add_argument("--blocks", type=positive_int, help="number of cores (default: all cores of the device)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the inputs (default: 0)")
+    parser.add_argument("--blocks", type=int_range(1, 1024), help="number of cores (default: all cores of the device)")
+    parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the inputs (default: 0)")
     parser.add_argument("--output", metavar="FILE.npz", help="file for inputs and results")
     parser.add_argument("--json", action="store_true", help="print one JSON document with the counts of each core")
 
@@ -105,16 +108,16 @@ def _subject(args: argparse.Namespace) -> tuple[NeoCellSpec, tuple[int, int]]:
         return config.architecture.stage_spec(args.stage - 1), size
     if args.map is None:
         raise UsageError("--spec requires --map, such as --map 56 or --map 13x9")
-    source, text = "--spec", args.spec
-    if not text.lstrip().startswith(("{", "[")):
-        source, text = args.spec, read_text(args.spec)
-    try:
-        groups = json.loads(text)
-    except ValueError as error:
-        raise InputError(f'{source}: not JSON ({error}); expected e.g. {{"kernel": 7, "channels": 96}}') from error
-    if not isinstance(groups, (dict, list)) or not all(isinstance(g, dict) for g in groups if isinstance(groups, list)):
-        raise InputError(f"{source}: expected a JSON object or a list of objects with the official keys")
-    return NeoCellSpec(groups), args.map
+    if not args.spec.lstrip().startswith(("{", "[")):
+        return NeoCellSpec(_groups(read_json(args.spec, _SPEC), args.spec)), args.map
+    with usage_errors():
+        return NeoCellSpec(_groups(parse_json(args.spec, "--spec", _SPEC), "--spec")), args.map
+
+
+def _groups(value: Any, source: str) -> dict | list[dict]:
+    if not isinstance(value, (dict, list)) or not all(isinstance(g, dict) for g in value if isinstance(value, list)):
+        raise InputError(f"{source}: not {_SPEC} (got {shorten(value)})")
+    return value
 
 
 def _save(path: str, arrays: dict[str, np.ndarray]) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,7 +20,7 @@ from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
 from .files import explain, remove_private_folder
 from .processors import processors
-from .text import one_line
+from .text import CONTROLS, one_line, shorten, visible
 
 INTERRUPTED = 130
 EXIT_CODES = (
@@ -105,11 +105,11 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     code, text = _outcome(command, argv)
     problem = _flush()
     if text:
-        print(text, file=sys.stderr)
+        print(visible(text), file=sys.stderr)
     elif problem and not code:
         code = problem.exit_code
         if str(problem):
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {visible(str(problem))}", file=sys.stderr)
     # Only as a program: a caller in Python goes on, and its own threads are none of our business.
     if code == INTERRUPTED and argv is None:
         _leave(code)
@@ -191,39 +191,74 @@ class StatusLine:
 
 
 def note(text: str) -> None:
-    """Print a message for the user on stderr."""
-    print(text, file=sys.stderr)
+    """Print a message for the user on stderr; control characters of names from files are escaped."""
+    print(visible(text), file=sys.stderr)
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout; what JSON leaves unescaped but a terminal obeys is escaped too."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    print(CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def print_text(text: str) -> None:
+    """Print a result on stdout; control characters of names from files are escaped."""
+    print(visible(text))
 
 
 # Argument types. Each raises ArgumentTypeError with what was expected, and argparse exits with 2.
 
 
-def _number(convert: Callable[[str], T], accepts: Callable[[T], bool], expected: str, name: str) -> Callable[[str], T]:
-    """Return an argument type: text that `convert` reads and `accepts` approves of."""
+# Bounds of what a command line may ask for: far beyond any use, and small enough that no later step overflows.
+MAX_COUNT = 10**9
+MAX_BATCH = 65_536
+MAX_SIDE = 16_384
+MAX_SHIFT = 4_096
+MAX_SEED = 2**32 - 1
+# `poll` counts milliseconds in 32 bits.
+MAX_SECONDS = 1_000_000
+MIN_CROP = 0.01
+# A relative L2 beyond this verifies nothing; that of bfloat16, the coarsest dtype, is 0.078.
+MAX_TOLERANCE = 0.1
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def _number(
+    pattern: re.Pattern[str], convert: Callable[[str], T], accepts: Callable[[T], bool], expected: str
+) -> Callable[[str], T]:
+    """Return an argument type: text that matches, and whose value is accepted.
+
+    The patterns exclude what Python's own conversions take besides: `1_000`, blanks, digits of other scripts, `nan`.
+    """
 
     def parse(text: str) -> T:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not accepts(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        if not pattern.fullmatch(text) or not accepts(value := convert(text)):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {shorten(text)}")
         return value
 
-    parse.__name__ = name
     return parse
 
 
-positive_int = _number(int, lambda n: n >= 1, "a whole number of at least 1", "positive_int")
-non_negative_int = _number(int, lambda n: n >= 0, "a whole number of at least 0", "non_negative_int")
-positive_float = _number(float, lambda x: 0 < x < math.inf, "a number above 0", "positive_float")
-seconds = _number(float, lambda x: 0 < x < math.inf, "a positive number of seconds", "seconds")
-fraction = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1, such as 0.875", "fraction")
+def int_range(low: int, high: int = MAX_COUNT) -> Callable[[str], int]:
+    """Return an argument type: a whole number from `low` to `high`."""
+    return _number(_INTEGER, int, lambda n: low <= n <= high, f"a whole number of at least {low} and at most {high}")
+
+
+def float_range(low: float, high: float, what: str = "a number") -> Callable[[str], float]:
+    """Return an argument type: a number above `low` and up to `high`."""
+    return _number(_DECIMAL, float, lambda x: low < x <= high, f"{what} above {low:g} and up to {high:g}")
+
+
+positive_int = int_range(1)
+non_negative_int = int_range(0)
+batch_size = int_range(1, MAX_BATCH)
+random_seed = int_range(0, MAX_SEED)
+positive_float = float_range(0, MAX_COUNT)
+seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
+tolerance = float_range(0, MAX_TOLERANCE)
+fraction = _number(_DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
 
 
 def threads(text: str) -> int:
@@ -234,7 +269,7 @@ def threads(text: str) -> int:
     """
     limit = processors()
     expected = f"a whole number of at least 1 and at most {limit}, the processors that this process may use"
-    return _number(int, lambda n: 1 <= n <= limit, expected, "threads")(text)
+    return _number(_INTEGER, int, lambda n: 1 <= n <= limit, expected)(text)
 
 
 def comma_list(item: Callable[[str], T] = str) -> Callable[[str], tuple[T, ...]]:  # type: ignore[assignment]
@@ -243,7 +278,7 @@ def comma_list(item: Callable[[str], T] = str) -> Callable[[str], tuple[T, ...]]
     def parse(text: str) -> tuple[T, ...]:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts:
-            raise argparse.ArgumentTypeError(f"expected values separated by commas, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected values separated by commas, got {shorten(text)}")
         return tuple(dict.fromkeys(item(part) for part in parts))
 
     return parse
@@ -255,12 +290,12 @@ def parse_shifts(text: str) -> tuple[int, ...]:
     Raises:
         argparse.ArgumentTypeError: the text is not four non-negative whole numbers.
     """
-    try:
-        shifts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        shifts = ()
-    if len(shifts) != 4 or min(shifts) < 0:
-        raise argparse.ArgumentTypeError(f"expected four whole numbers such as 1,1,1,0, one per stage, got {text!r}")
+    parts = text.split(",")
+    shifts = tuple(int(part) for part in parts if _INTEGER.fullmatch(part))
+    if len(parts) != 4 or len(shifts) != 4 or not all(0 <= shift <= MAX_SHIFT for shift in shifts):
+        raise argparse.ArgumentTypeError(
+            f"expected four whole numbers such as 1,1,1,0, one per stage, got {shorten(text)}"
+        )
     return shifts
 
 
@@ -270,13 +305,13 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         argparse.ArgumentTypeError: the text is not a size.
     """
-    try:
-        parts = [int(part) for part in text.lower().split("x")]
-    except ValueError:
-        parts = []
-    if len(parts) not in (1, 2) or min(parts) < 1:
-        raise argparse.ArgumentTypeError(f"expected a size such as 224 or 256x320 (height x width), got {text!r}")
-    return parts[0], parts[-1]
+    parts = text.lower().split("x")
+    sides = [int(part) for part in parts if _INTEGER.fullmatch(part)]
+    if len(parts) != len(sides) or len(sides) not in (1, 2) or not all(1 <= side <= MAX_SIDE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"expected a size such as 224 or 256x320 (height x width), at most {MAX_SIDE}, got {shorten(text)}"
+        )
+    return sides[0], sides[-1]
 
 
 parse_sizes = comma_list(parse_size)

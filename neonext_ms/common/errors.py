@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from .text import list_names as listed
 from .text import nearest
 
-__all__ = ["InputError", "NeoNextError", "ParityError", "ToolchainError", "UsageError", "listed", "nearest"]
+__all__ = [
+    "InputError",
+    "NeoNextError",
+    "ParityError",
+    "ToolchainError",
+    "UsageError",
+    "listed",
+    "nearest",
+    "usage_errors",
+]
 
 
 class NeoNextError(Exception):
@@ -22,6 +34,15 @@ class UsageError(NeoNextError, ValueError):
     """An incomplete or contradictory command line (exit code 2)."""
 
     exit_code = 2
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Report an invalid value as wrong usage, where it comes from the command line alone."""
+    try:
+        yield
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 class ToolchainError(NeoNextError):

@@ -8,7 +8,9 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .text import one_line
+from .text import one_line, shorten
 
 
 def explain(error: OSError, path: str | os.PathLike) -> InputError:
@@ -33,6 +35,7 @@ def explain(error: OSError, path: str | os.PathLike) -> InputError:
         errno.ENOENT: "no such file or folder; check the path",
         errno.ENOTDIR: "a part of the path is a file where a folder was expected; check the path",
         errno.EISDIR: "this is a folder where a file was expected; name a file",
+        errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter name",
         errno.EEXIST: "this exists already and is not a folder; choose another place",
     }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))
@@ -224,8 +227,15 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return read_text(path).rstrip("\n").split("\n")
 
 
+# Nesting of JSON that this package writes is below 10. Deep values exhaust the stack of whatever walks them.
+_JSON_DEPTH = 64
+_JSON_BYTES = 1 << 28
+# Strings are matched too, so that brackets in them are not counted.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
 def read_json(path: str | os.PathLike, kind: str) -> Any:
-    """Load a JSON file.
+    """Load a JSON file, as `parse_json` does.
 
     Args:
         path: file to read.
@@ -234,12 +244,57 @@ def read_json(path: str | os.PathLike, kind: str) -> Any:
     Raises:
         InputError: the file cannot be read, or is not JSON.
     """
-    text = read_text(path)
+    check_regular(path)
+    with explained(path):
+        size = os.path.getsize(path)
+    if size > _JSON_BYTES:
+        raise InputError(f"{os.fspath(path)}: too large for {kind} (got {size:,} bytes, at most {_JSON_BYTES:,})")
+    return parse_json(read_text(path), os.fspath(path), kind)
+
+
+def parse_json(text: str | bytes, source: str, kind: str) -> Any:
+    """Parse JSON strictly: finite numbers only, every key once, no deeper than any file of this package.
+
+    Args:
+        text: the JSON text.
+        source: where it comes from, for the error message.
+        kind: what it should be, likewise.
+
+    Raises:
+        InputError: the text is not such JSON.
+    """
     try:
-        return json.loads(text, parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{os.fspath(path)}: not {kind} ({one_line(error)})") from error
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        _check_depth(text)
+        value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=_unique)
+    except ValueError as error:
+        raise InputError(f"{source}: not {kind} ({one_line(error)})") from error
+    return value
 
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shorten(double)} is given twice")
+    return values
+
+
+def _check_depth(text: str) -> None:
+    """Reject deep nesting before it is parsed: the parser recurses, and may be allowed to as deep as its stack ends."""
+    depth = 0
+    for token in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth > _JSON_DEPTH:
+            raise ValueError(f"nested more than {_JSON_DEPTH} levels deep")

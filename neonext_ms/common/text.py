@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -52,6 +53,15 @@ def shorten(value: object, limit: int = 100) -> str:
 def printable(text: object) -> str:
     """Return text of a file with control characters, line breaks and invalid Unicode escaped, safe for a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+# Control characters besides the line break, and those that change the direction of text.
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return text of several lines, with names from files in it, safe for a terminal."""
+    return CONTROLS.sub(lambda match: printable(match[0]), text)
 
 
 def list_names(names: Iterable[object], limit: int = 20) -> str:

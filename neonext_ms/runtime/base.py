@@ -11,7 +11,7 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import format_of
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import explained
+from neonext_ms.common.files import check_regular, explained
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _EXPORTED_SUFFIXES = (".onnx", ".mindir", ".om", ".ms", ".json", ".xml")
@@ -249,5 +249,6 @@ def model_suffix(path: str | os.PathLike) -> str:
 
 def check_file(path: str | os.PathLike) -> None:
     """Raise this package's error for a file that cannot be read, before a library raises its own."""
+    check_regular(path)
     with explained(path), open(path, "rb"):
         pass

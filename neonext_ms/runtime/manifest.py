@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from neonext_ms.checkpoint.metadata import check
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, sha256
+from neonext_ms.common.files import explained, parse_json, read_text, sha256
+from neonext_ms.common.text import shorten
 
 
 def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
@@ -25,10 +25,9 @@ def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
     own = path.with_suffix(".json")
     for candidate in (own, *sorted(path.parent.glob("*.json"))):
         # A folder may hold large JSON files of other programs; a manifest names this package in its first lines.
-        if not candidate.is_file() or (candidate != own and b"neonext_ms" not in candidate.read_bytes()[:200]):
+        if not candidate.is_file() or (candidate != own and b"neonext_ms" not in _start(candidate)):
             continue
-        with explained(candidate):
-            metadata = read_metadata(candidate.read_bytes(), str(candidate))
+        metadata = read_metadata(read_text(candidate), str(candidate))
         files = metadata.get("files")
         entries = [e for e in files if isinstance(e, dict)] if isinstance(files, list) else []
         entry = next((e for e in entries if e.get("file") == path.name), None)
@@ -37,6 +36,11 @@ def read_manifest(path: str | os.PathLike) -> tuple[dict, Path]:
         if candidate == own:
             return metadata, candidate
     return {}, own
+
+
+def _start(path: Path) -> bytes:
+    with explained(path), open(path, "rb") as file:
+        return file.read(200)
 
 
 def is_recorded(path: str | os.PathLike) -> bool:
@@ -63,13 +67,10 @@ def read_metadata(text: str | bytes, source: str) -> dict:
     Raises:
         InputError: it is not a JSON object, or one of these keys has another value.
     """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: not valid JSON ({error}); export the model again") from error
+    values = parse_json(text, source, "the metadata of an export in JSON")
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected a JSON object, found {type(values).__name__}; export the model again")
     batch = values.get("batch")
-    if batch is not None and (type(batch) is not int or batch < 1):
-        raise InputError(f"{source}: batch must be a positive whole number or null, got {batch!r}")
+    if batch is not None and (type(batch) is not int or not 1 <= batch < 1 << 31):
+        raise InputError(f"{source}: batch must be a positive whole number or null, got {shorten(batch)}")
     return check(values, source)

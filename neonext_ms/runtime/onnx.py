@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
+from neonext_ms.common.errors import InputError, NeoNextError
+from neonext_ms.common.files import explained
 from neonext_ms.common.processors import thread_count
-from neonext_ms.common.text import one_line
+from neonext_ms.common.text import format_size, one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_metadata
 
+if TYPE_CHECKING:
+    import onnx
+
+# A protobuf message has less than 2 GiB.
+_MAX_BYTES = 1 << 31
+_MAX_ELEMENTS = 1 << 40
+_MAX_DIMENSIONS = 32
+_MAX_DEPTH = 20
+_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Operators that only change type or shape.
 _PASSING = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "QuantizeLinear", "DequantizeLinear")
 # onnxruntime's names of types -> NumPy's, where they differ.
@@ -186,28 +200,168 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def read_onnx(path: str | os.PathLike, weights: bool = True):
-    """Read an ONNX file as a `ModelProto`.
-
-    Args:
-        path: the file.
-        weights: whether to read weights that lie in files of their own.
+def read_onnx(path: str | os.PathLike) -> onnx.ModelProto:
+    """Read an ONNX file and check its structure (`check_model`); weights in files of their own are not read.
 
     Raises:
-        InputError: no such file, or not an ONNX file.
+        InputError: no such file, or not a whole ONNX file.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     path = os.fspath(path)
     check_file(path)
     try:
-        model = onnx.load(path, load_external_data=weights)
-    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+        if os.path.getsize(path) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES:,} bytes, which no protobuf has")
+        with explained(path), open(path, "rb") as file:
+            model = onnx.load_model_from_string(file.read())
+    except Exception as error:
+        if isinstance(error, (InputError, MemoryError)):
+            raise
         raise InputError(f"{path}: not a valid ONNX file ({one_line(error, 400)}); export it again") from error
     if not model.graph.node:
         raise InputError(f"{path}: not an ONNX file; it has no nodes")
+    check_model(model, path)
     return model
+
+
+def check_model(model: onnx.ModelProto, source: str) -> None:
+    """Check what every reader of a graph relies on: readable names, outputs, an opset, and tensors of their sizes.
+
+    Raises:
+        InputError: a part of the model that no exporter writes; the message begins with `source`.
+    """
+    try:
+        if not model.opset_import:
+            raise ValueError("it names no opset")
+        _check_graph(model.graph, 0)
+    # A string that is not UTF-8 shows when it is read.
+    except ValueError as error:
+        raise InputError(f"{source}: not a valid ONNX model ({one_line(error, 400)}); export it again") from error
+
+
+def _check_graph(graph: onnx.GraphProto, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"graphs nested more than {_MAX_DEPTH} deep")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if not 0 <= value.type.tensor_type.elem_type <= _last_type():
+            raise ValueError(f"value {value.name!r} has the unknown type {value.type.tensor_type.elem_type}")
+        if any(not -1 <= d.dim_value <= _MAX_ELEMENTS for d in _dims(value)):
+            raise ValueError(f"value {value.name!r} has the shape {[d.dim_value for d in _dims(value)][:8]}")
+        # Read, so that a name that is not UTF-8 is found here.
+        [d.dim_param for d in _dims(value)]
+    for tensor in graph.initializer:
+        check_tensor(tensor)
+    for sparse in graph.sparse_initializer:
+        check_tensor(sparse.values)
+    for node in graph.node:
+        if not any(node.output) or not node.op_type:
+            raise ValueError(f"node {node.name!r} of type {node.op_type!r} has no type or no output")
+        _ = [*node.input, node.domain]
+        for attribute in node.attribute:
+            for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors:
+                check_tensor(tensor)
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _check_graph(inner, depth + 1)
+
+
+@contextlib.contextmanager
+def sound(source: str) -> Iterator[None]:
+    """Report what a malformed graph makes a reader of it trip over as an `InputError`.
+
+    `check_model` cannot find everything: the rules of every operator would have to be written down once more.
+    """
+    try:
+        yield
+    except NeoNextError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: its nodes do not fit together ({type(error).__name__}: {one_line(error, 300)}); export it again"
+        ) from error
+
+
+def check_tensor(tensor: onnx.TensorProto) -> None:
+    """Check that the data of a tensor are as many as its type and shape say.
+
+    A tensor without any data is accepted: the data of large models lie in another file, or were left out.
+
+    Raises:
+        ValueError: an unknown type, a shape that cannot be, or too few or too many data.
+    """
+    import onnx
+
+    kind, dims, label = tensor.data_type, list(tensor.dims), f"tensor {tensor.name[:100]!r}"
+    if not 0 < kind <= _last_type():
+        raise ValueError(f"{label} has the unknown type {kind}")
+    if min(dims, default=0) < 0 or len(dims) > _MAX_DIMENSIONS or math.prod(dims) > _MAX_ELEMENTS:
+        raise ValueError(f"{label} has the shape {dims[:8]}")
+    if tensor.HasField("segment"):
+        raise ValueError(f"{label} is a segment of a tensor, which no exporter writes")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if not any(entry.key == "location" and entry.value for entry in tensor.external_data):
+            raise ValueError(f"{label} lies in another file, but which one is not said")
+        return
+    fields = {name: len(getattr(tensor, name)) for name in _DATA_FIELDS if len(getattr(tensor, name))}
+    if not fields:
+        return
+    ((name, length), *others) = fields.items()
+    wanted = _field_of(kind)
+    if others or name not in (wanted, "raw_data") or (name == "raw_data" and kind == onnx.TensorProto.STRING):
+        raise ValueError(f"{label} has its data in {' and '.join(fields)} (expected in {wanted})")
+    count, bits = math.prod(dims), _bits(kind)
+    if name == "raw_data" or bits < 8:
+        expected = (count * bits + 7) // 8
+    else:
+        expected = count * (2 if kind in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1)
+    if length != expected:
+        raise ValueError(f"{label} of shape {dims[:8]} has {length} entries of {name} (expected {expected})")
+
+
+def tensor_array(tensor: onnx.TensorProto, source: str, folder: str = "") -> np.ndarray:
+    """Return the numbers of a tensor.
+
+    Args:
+        tensor: the tensor.
+        source: name of the model, for messages.
+        folder: folder of the model, where data in files of their own are.
+
+    Raises:
+        InputError: the tensor has no numbers, or not those of its shape.
+    """
+    from onnx import numpy_helper
+
+    try:
+        check_tensor(tensor)
+        return np.asarray(numpy_helper.to_array(tensor, folder))
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise InputError(f"{source}: tensor {tensor.name!r} cannot be read ({one_line(error, 300)})") from error
+
+
+@functools.cache
+def _last_type() -> int:
+    import onnx
+
+    return max(onnx.TensorProto.DataType.values())
+
+
+@functools.cache
+def _field_of(kind: int) -> str:
+    import onnx
+
+    return "string_data" if kind == onnx.TensorProto.STRING else onnx.helper.tensor_dtype_to_field(kind)
+
+
+@functools.cache
+def _bits(kind: int) -> int:
+    """Return the bits of an element, packed as in `raw_data`."""
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(kind)
+    narrow = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+    return narrow.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def onnx_signature(path: str | os.PathLike) -> Signature:
@@ -216,7 +370,7 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
     Raises:
         InputError: no such file, not an ONNX file, or not a model with one input (N, C, H, W).
     """
-    model = read_onnx(path, weights=False)
+    model = read_onnx(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs, outputs = (
         [
@@ -235,7 +389,7 @@ def ends_in_softmax(path: str | os.PathLike) -> bool:
     Raises:
         InputError: no such file, or not an ONNX file.
     """
-    graph = read_onnx(path, weights=False).graph
+    graph = read_onnx(path).graph
     producers = {name: node for node in graph.node for name in node.output}
     names = [value.name for value in graph.output]
     name = "logits" if "logits" in names else names[0] if names else ""
@@ -255,7 +409,7 @@ def describe_onnx(path: str | os.PathLike) -> dict:
     """
     import onnx
 
-    model = read_onnx(path, weights=False)
+    model = read_onnx(path)
 
     def values(tensors):
         return {
@@ -287,6 +441,11 @@ def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], m
         names = ", ".join(value.name for value in inputs) or "none"
         raise InputError(f"{path}: expected a model with one input, the images; found {len(inputs)}: {names}")
     shape = _fixed(inputs[0].shape)
+    if any(side is not None and side > most for side, most in zip(shape, (MAX_BATCH, *[MAX_SIDE] * 3), strict=False)):
+        raise InputError(
+            f"{path}: its input is too large (got {format_size(shape)}, expected a batch of at most {MAX_BATCH} and "
+            f"sides of at most {MAX_SIDE}). Export it again."
+        )
     classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
     return Signature(
         name=inputs[0].name,

@@ -12,7 +12,7 @@ from pathlib import Path
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained
 
-from ..compiled import attempt, compiler, compiler_version, kept_object, messages
+from ..compiled import attempt, check_written, compiler, compiler_version, kept_object, messages
 from .host import has_host, without_host
 
 INCLUDE = Path(__file__).with_name("include")
@@ -156,6 +156,7 @@ def _compile(command: list[str], source: Path, stage: Path) -> dict[str, str]:
     done = attempt([*command, "-MMD", "-MF", str(depends), "-MT", "object"], stage)
     if done.returncode != 0:
         raise InputError(f"{source} does not compile against the headers of the simulator:{messages(done)}")
+    check_written(command, depends, Path(command[-1]))
     listed = depends.read_text().replace("\\\n", " ").partition(":")[2]
     names = [name.replace("\\ ", " ") for name in re.findall(r"(?:\\ |\S)+", listed)]
     names = [name for name in names if not Path(name).is_relative_to(stage)]

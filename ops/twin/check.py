@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+
+from neonext_ms.common.errors import UsageError
 
 from .. import reference
 from ..spec import NeoCellSpec
@@ -13,6 +16,8 @@ from . import neo_cell
 # Unit roundoff. In float16 arithmetic every product and sum is rounded, in float32 arithmetic only the result is.
 _EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 _FLOAT32_TOLERANCE = 1e-5
+# The simulator runs about a million numbers in a second.
+_MOST_NUMBERS = 1 << 25
 
 
 def check_kernels(
@@ -47,10 +52,17 @@ def check_kernels(
         difference relative to the largest reference value, and its tolerance), tiling and counts.
 
     Raises:
-        InputError: the kernels do not support the NeoCell, or the device does not support the dtype.
+        UsageError: too many numbers for the simulator, or the device does not support the dtype.
+        InputError: the kernels do not support the NeoCell.
         SimulatorError: a kernel breaks a rule of the device.
         ToolchainError: there is no C++ compiler.
     """
+    sizes = [batch * spec.channels * size[0] * size[1], *map(math.prod, (*spec.shapes_a, *spec.shapes_b))]
+    if max(sizes) > _MOST_NUMBERS:
+        raise UsageError(
+            f"the map or a matrix has {max(sizes):,} numbers, too many for the simulator (at most {_MOST_NUMBERS:,}). "
+            "Use a smaller map, fewer channels or fewer images."
+        )
     number = neo_cell.DTYPES[dtype][0]
     rng = np.random.RandomState(seed % 2**32)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 
 from ..packing import LANES, RUN_ATTRIBUTES, pack, pack_channels, plan, unpack_gradients
 from ..soc import Soc
@@ -259,7 +259,7 @@ def _dtype(dtype: str, device: Soc) -> tuple[np.dtype, str, str]:
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; expected {', '.join(DTYPES)}")
     if dtype == "bfloat16" and not device.bf16:
-        raise InputError(f"{device.name} has no bfloat16; use float16 or float32")
+        raise UsageError(f"{device.name} has no bfloat16; use float16 or float32")
     return DTYPES[dtype]
 
 

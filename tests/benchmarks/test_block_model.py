@@ -22,7 +22,7 @@ from neonext_ms.benchmarks.latency.kernel_model import (
     memory_bound,
 )
 from neonext_ms.benchmarks.latency.unit_costs import GELU, Costs
-from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.errors import InputError, NeoNextError, ToolchainError, UsageError
 from neonext_ms.models.registry import model_config
 from neonext_ms.ops.soc import soc
 from neonext_ms.ops.spec import NeoCellSpec, first_input
@@ -254,7 +254,7 @@ def test_without_a_compiler(monkeypatch, capsys):
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(NeoNextError, match=message):
         blocks_command.printed(arguments)
 
 

@@ -96,7 +96,7 @@ def test_a_fixed_batch():
 
 
 def test_rejections():
-    with pytest.raises(InputError, match="did you mean resnet"):
+    with pytest.raises(UsageError, match="did you mean resnet"):
         networks.build("resnet500")
     with pytest.raises(InputError, match="vanishes"):
         networks.build("squeezenet1_1", image_size=(8, 8))

@@ -57,8 +57,8 @@ def test_list(capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "text"),
     [
-        (["resnet18", "resnet19"], 1, "network 'resnet19': unknown (did you mean"),
-        (["resnet18", "--soc", "Ascend310P9"], 1, "unknown device"),
+        (["resnet18", "resnet19"], 2, "network 'resnet19': unknown (did you mean"),
+        (["resnet18", "--soc", "Ascend310P9"], 2, "unknown device"),
         (["densenet121", "--form", "folded"], 2, "has no folded form"),
         (["resnet18", "--soc", "Ascend310P3", "--batch", "dynamic"], 2, "build_om.sh needs batch sizes"),
         (["resnet18", "--soc", "Ascend310P3", "--target", "onnx"], 2, "--soc requires --target cann"),

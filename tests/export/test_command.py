@@ -76,7 +76,7 @@ def test_a_named_model_needs_no_checkpoint(tmp_path, capsys, monkeypatch):
         (["--image-size", "6x"], 2, "expected a size"),
         (["--shifts", "1,1,0"], 2, "four whole numbers"),
         (["--shifts", "4,1,0,0"], 1, "smaller than its matrix"),
-        (["--opset", "10"], 1, "opset 10"),
+        (["--opset", "10"], 2, "at least 11 and at most 22"),
         (["--batch", "0"], 2, "sizes such as 8"),
         (["--name", "a/b"], 2, "without folders"),
         (["--model", "neonext_t"], 2, "either --checkpoint FILE or --model NAME"),

@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 
 from conftest import relative_max
 from neonext_ms import load_checkpoint
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.export.compare import parity
 from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.fold import fold
@@ -374,7 +374,7 @@ def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
     ],
 )
 def test_formats_are_checked(changes, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UsageError, match=message):
         Format(**changes)
 
 

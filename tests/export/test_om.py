@@ -138,14 +138,14 @@ def test_the_lite_converter(digits, tmp_path, tool, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--soc", "Ascend310P8"], 1, "did you mean"),
+        (["--soc", "Ascend310P8"], 2, "did you mean"),
         (["--precision", "fp32"], 2, "fp16"),
         (["--precision", "mixed_bfloat16"], 2, "bfloat16"),
         (["--batch", "1,1"], 2, "once"),
         (["--keep-dtype", "no.such.node"], 1, "no operator 'no.such.node'"),
         (["--via", "atcc"], 2, "atc or lite"),
         (["--timeout", "0"], 2, "positive number of seconds"),
-        (["--neocell", "conv"], 1, "neocell must be one of"),
+        (["--neocell", "conv"], 2, "neocell must be one of"),
         (["--opset", "19"], 1, "opset"),
     ],
 )

@@ -173,7 +173,7 @@ def test_bad_requests(digits, tmp_path):
         _export(source, ["onnx"], tmp_path)
     with pytest.raises(InputError, match="3 labels for 10 classes"):
         _export(source, ["onnx"], tmp_path, (64, 64), labels=["a", "b", "c"])
-    with pytest.raises(InputError, match="opset 10"):
+    with pytest.raises(UsageError, match="opset 10"):
         _export(source, ["onnx"], tmp_path, (64, 64), opset=10)
     assert list(tmp_path.iterdir()) == []
 

@@ -81,7 +81,7 @@ def test_bad_input(capsys, tmp_path, digits):
     for argv, code, message in (
         ([], 2, "expected one of NAME|FILE"),
         (["neonext_t", "--list"], 2, "expected one of NAME|FILE"),
-        (["neonext-t"], 1, "did you mean neonext_t"),
+        (["neonext-t"], 2, "did you mean neonext_t"),
         ([tmp_path / "missing.pt"], 1, "no such file"),
         ([tmp_path / "m.json"], 1, "not the manifest"),
         ([tmp_path / "list.json"], 1, "JSON object"),

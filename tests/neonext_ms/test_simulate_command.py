@@ -50,14 +50,14 @@ def test_text_of_a_named_model_and_of_a_file(tmp_path, capsys):
     ("arguments", "code", "text"),
     [
         (["--spec", SPEC], 2, "--spec requires --map"),
-        (["--spec", '{"kernel": 7', "--map", "8"], 1, "not JSON"),
-        (["--spec", "[1]", "--map", "8"], 1, "expected a JSON object or a list"),
+        (["--spec", '{"kernel": 7', "--map", "8"], 2, "--spec: not a NeoCell"),
+        (["--spec", "[1]", "--map", "8"], 2, "or a list of them (got [1])"),
         (["--spec", "none.json", "--map", "8"], 1, "none.json: no such file"),
         (["--spec", '{"kernel": 70, "channels": 4}', "--map", "8"], 1, "larger than 32"),
         (["--model", "neonext_t"], 2, "--model and --stage must be used together"),
-        (["--model", "neonext_q", "--stage", "1"], 1, "neonext_q"),
-        (["--model", "neonext_t", "--stage", "1", "--soc", "Ascend310P9"], 1, "unknown device"),
-        (["--model", "neonext_t", "--stage", "1", "--dtype", "bfloat16"], 1, "Ascend310P3 has no bfloat16"),
+        (["--model", "neonext_q", "--stage", "1"], 2, "neonext_q"),
+        (["--model", "neonext_t", "--stage", "1", "--soc", "Ascend310P9"], 2, "unknown device"),
+        (["--model", "neonext_t", "--stage", "1", "--dtype", "bfloat16"], 2, "Ascend310P3 has no bfloat16"),
         (["--spec", SPEC, "--map", "8", "--output", "run.txt"], 2, "ends in .npz"),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_batch_of_nothing(capsys):
     with pytest.raises(SystemExit) as caught:
         ops.main(["simulate", "--model", "neonext_t", "--stage", "1", "--batch", "0"])
     assert caught.value.code == 2
-    assert "--batch: expected a whole number of at least 1, got '0'" in capsys.readouterr().err
+    assert "--batch: expected a whole number of at least 1 and at most 65536, got '0'" in capsys.readouterr().err
 
 
 def test_a_wrong_kernel_exits_with_4(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import UsageError
 from neonext_ms.ops.soc import MACS_PER_CYCLE, SOCS, soc
 
 
@@ -69,6 +69,6 @@ def test_buffers_are_those_of_the_platform_configuration():
     ],
 )
 def test_an_unknown_name_is_rejected_with_the_nearest(name, suggested):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         soc(name)
     assert suggested in str(error.value) and "npu-smi" in str(error.value)
