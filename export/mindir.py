@@ -223,7 +223,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, format: Form
     try:
         with signals_later():
             ms.export(cell, images, file_name=str(path), file_format="MINDIR", custom_func=_canonical)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{path.name}: MindSpore could not write MindIR ({one_line(error)})") from error
     files = [path]
     if not path.is_file():

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "tests" / "data" / "digits"
 RESULT = ROOT / "docs" / "results" / "forms.json"
 TRAIN = (
-    f"train --config {ROOT}/configs/digits.yaml model.dims=[4,4,4,4] model.per_stage_layers=[1,0,0,0] "
+    f"train --config {ROOT}/configs/digits.yaml model.dims=[4,4,4,4] model.per_stage_layers=[1,1,1,1] "
     "model.image_size=32 schedule.epochs=1 schedule.warmup_epochs=0 data.batch_size=300 run.checkpoint_every=2 "
     "run.log_every=1 run.output={out}/run"
 )

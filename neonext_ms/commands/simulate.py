@@ -121,12 +121,17 @@ def _groups(value: Any, source: str) -> dict | list[dict]:
 
 
 def _save(path: str, arrays: dict[str, np.ndarray]) -> None:
+    import io
+
     import numpy as np
 
     # NumPy's files do not support bfloat16.
     plain: dict[str, Any] = {n: v if v.dtype.kind == "f" else v.astype(np.float32) for n, v in arrays.items()}
-    with atomic(path) as stage, open(stage, "wb") as file:
-        np.savez(file, **plain)
+    # In memory first: on a full disk NumPy leaves an archive that complains when it is collected.
+    content = io.BytesIO()
+    np.savez(content, **plain)
+    with atomic(path) as stage:
+        stage.write_bytes(content.getbuffer())
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -47,7 +47,10 @@ _PACKAGE = tuple(f"{ROOT / name}{os.sep}" for name in ("neonext_ms", "export", "
 
 
 class Coverage:
-    """The lines of the package that were reached so far; `grew` tells whether the last call reached new ones."""
+    """The lines of the package that were reached so far; `grew` tells whether the last call reached new ones.
+
+    Atheris would count branches too, but it takes over the process, and its mutations know no structure.
+    """
 
     def __init__(self) -> None:
         self.lines: set[tuple] = set()
