@@ -114,7 +114,7 @@ _TEXTS = (
         Advice("a library of CANN was not found", "source set_env.sh in this shell", broken_toolchain=True),
     ),
     (
-        r"(atc\S*|set_env\.sh)\S*: .*(not found|No such file)",
+        r"(atc|set_env\.sh)\S*: .*(not found|No such file)",
         Advice("a part of ATC is missing", "reinstall the CANN toolkit", broken_toolchain=True),
     ),
     (
@@ -131,6 +131,7 @@ _TEXTS = (
     ),
     (r"No space left on device", Advice("the disk is full", "free some space")),
 )
+_LONGEST = 2000
 _CODE = re.compile(r"(?<![\w./=-])(E[0-9A-Z]\d{4})(?=[:)\]\s]|$)")
 
 
@@ -150,7 +151,8 @@ def read_log(lines: Iterable[str], success: str, failure: str, texts: Sequence[t
     code = code_line = ""
     first_text: dict[bool, tuple[Advice, str]] = {}
     for raw in lines:
-        line = raw.strip()
+        # The time of a search grows faster than the line.
+        line = raw.strip()[:_LONGEST]
         if line.startswith("$ "):
             continue
         succeeded = succeeded or bool(re.match(success, line))

@@ -65,12 +65,14 @@ class OnnxRuntime(Runtime):
     def describe(self, path: str, settings: Settings) -> Signature:
         # The session states what the file does; reading the file by `onnx_signature` as well would double the time.
         self.load(path, settings)
-        return _signature(
-            path,
-            [_Value(v.name, _NUMPY.get(v.type[7:-1], v.type[7:-1]), v.shape) for v in self._session.get_inputs()],
-            [_Value(v.name, "", v.shape) for v in self._session.get_outputs()],
-            self._session.get_modelmeta().custom_metadata_map.get(KEY),
-        )
+        with sound(path):
+            # Names and metadata need not be UTF-8.
+            return _signature(
+                path,
+                [_Value(v.name, _NUMPY.get(v.type[7:-1], v.type[7:-1]), v.shape) for v in self._session.get_inputs()],
+                [_Value(v.name, "", v.shape) for v in self._session.get_outputs()],
+                self._session.get_modelmeta().custom_metadata_map.get(KEY),
+            )
 
     def load(self, path: str, settings: Settings) -> None:
         if self._session is not None and self._path == path:
@@ -85,7 +87,8 @@ class OnnxRuntime(Runtime):
             if any(sign in text for sign in ("No Op registered", "is not a registered function", "NOT_IMPLEMENTED")):
                 hint = "it has operators or types that a CPU lacks; export it for onnxruntime"
             raise InputError(f"{path}: onnxruntime cannot load it ({text[:300]}); {hint}") from error
-        self._names = [value.name for value in self._session.get_inputs()]
+        with sound(path):
+            self._names = [value.name for value in self._session.get_inputs()]
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         self._feeds = dict(zip(self._names, arrays, strict=True))

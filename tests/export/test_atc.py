@@ -504,6 +504,11 @@ def explain(text):
     return cann_log.read_log(text.splitlines(), ATC.success, ATC.failure).explanation
 
 
+def test_a_long_line_is_read_in_no_time():
+    # Cubic time would take hours.
+    assert explain("atc" * 100_000) is None
+
+
 def test_first_code_wins_with_its_own_line():
     text = textwrap.dedent("""\
         ATC start working now, please wait for a moment.

@@ -173,6 +173,13 @@ def test_truncated_onnx(tmp_path, share):
         open_runtime(path)
 
 
+def test_onnx_with_texts_that_are_not_utf8(tmp_path):
+    path = onnx_file(tmp_path / "m.onnx", metadata={"labels": ["ABCDEFGH"] * CLASSES})
+    path.write_bytes(path.read_bytes().replace(b"ABCDEFGH", b"\xff" * 8))
+    with pytest.raises(InputError, match=r"m\.onnx: .*UnicodeDecodeError"):
+        open_runtime(path)
+
+
 def test_onnx_with_an_operator_of_a_device(tmp_path):
     path = onnx_file(tmp_path / "m.onnx")
     model = onnx.load(path)
