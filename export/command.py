@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR or an OM file for Atlas boards.
-Every file is verified against the original network before it is published.
+ONNX and MindIR files are verified against the original network before they are published; of an OM file, the ONNX
+file that it is compiled from is.
 
 examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
@@ -73,7 +74,7 @@ def build_parser() -> Parser:
     add("--model", metavar="NAME", help="named model with random weights, for benchmarks")
     add("--shifts", type=parse_shifts, metavar="A,B,C,D", help="NeoCell shifts of the four stages, such as 1,1,1,0")
     add_weights_options(add)
-    add = parser.add_argument_group("form of the files").add_argument
+    add = parser.add_argument_group("file format").add_argument
     add("--target", metavar="NAMES", help="one or more of the targets above, separated by commas")
     add("--image-size", type=parse_sizes, default=(), metavar="SIZES", help="224, 256x320 (height x width), or 224,384")
     add("--batch", type=parse_batch, help="fixed batch size, or dynamic (default; om: 1)")

@@ -8,10 +8,10 @@ from typing import Any
 
 def add_weights_options(add: Callable[..., Any]) -> None:
     """Add `--ema` and `--key` with the `add_argument` of a parser or a group of options."""
-    add("--ema", action="store_true", help="take the moving average of the weights of a checkpoint")
+    add("--ema", action="store_true", help="use the moving average of the weights of a checkpoint")
     add(
         "--key",
         metavar="NAME",
-        help="take the weights below this key or prefix of a checkpoint, such as teacher or model.backbone; needed if "
+        help="use the weights below this key or prefix of a checkpoint, such as teacher or model.backbone; needed if "
         "several fit",
     )
