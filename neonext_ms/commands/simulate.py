@@ -103,7 +103,8 @@ def _subject(args: argparse.Namespace) -> tuple[NeoCellSpec, tuple[int, int]]:
     if args.model is not None:
         from neonext_ms.models.registry import model_config
 
-        config = model_config(args.model)
+        with usage_errors():
+            config = model_config(args.model)
         size = args.map or config.architecture.maps(config.image_size)[args.stage - 1]
         return config.architecture.stage_spec(args.stage - 1), size
     if args.map is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import nearest
 from neonext_ms.images.preprocessing import Preprocessing
 
@@ -121,11 +121,11 @@ def model_config(name: str, **options: Any) -> ModelConfig:
         options: official keyword arguments that replace those of the configuration.
 
     Raises:
-        UsageError: the name is unknown.
+        InputError: the name is unknown.
         InputError: an option is unknown or out of range.
     """
     if name not in list_models():
-        raise UsageError(
+        raise InputError(
             f"{name!r}: unknown model{nearest(name, list_models())}. Run neonext-info --list for all names."
         )
     size, _, variant = name.removeprefix("neonext_").partition(".")

@@ -115,6 +115,6 @@ def test_usage(arguments):
 
 
 def test_bad_names(capsys):
-    assert command.main(["convnext", "--sizes", "q"]) == 1
-    assert command.main(["share", "--models", "neonext_q"]) == 1
+    assert command.main(["convnext", "--sizes", "q"]) == 2
+    assert command.main(["share", "--models", "neonext_q"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2

@@ -266,19 +266,19 @@ def test_a_shape_that_is_not_known_names_the_node():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "arguments, expected, message",
     [
-        (["{file}"], "not a valid ONNX file"),
-        (["missing.onnx"], "no such file"),
-        (["resnet18", "--soc", "Ascend310P4"], "did you mean Ascend310P"),
-        (["--table", "rowz"], "did you mean rows"),
+        (["{file}"], 1, "not a valid ONNX file"),
+        (["missing.onnx"], 1, "no such file"),
+        (["resnet18", "--soc", "Ascend310P4"], 2, "did you mean Ascend310P"),
+        (["--table", "rowz"], 2, "did you mean rows"),
     ],
 )
-def test_bad_input_is_one_line(capsys, tmp_path, arguments, message):
+def test_bad_input_is_one_line(capsys, tmp_path, arguments, expected, message):
     file = tmp_path / "text.onnx"
     file.write_text("not a model at all")
     code, out, err = _main(capsys, *(a.format(file=file) for a in arguments))
-    assert code == 1 and not out and message in err and err.count("\n") == 1
+    assert code == expected and not out and message in err and err.count("\n") == 1
 
 
 def test_without_a_model_it_is_a_usage_error(capsys):
@@ -421,5 +421,5 @@ def test_a_damaged_graph_is_an_input_error(tmp_path):
     model.graph.initializer[0].ClearField("float_data")
     model.graph.initializer[0].raw_data = b"123"
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="a damaged ONNX graph"):
+    with pytest.raises(InputError, match=r"'w' of shape \[4\] has 3 entries"):
         read(tmp_path / "m.onnx")

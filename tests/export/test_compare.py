@@ -438,7 +438,7 @@ def test_image_files(tmp_path, data, capsys):
         (["{naive}", "{naive}", "--images", "a", "--inputs", "b"], 2, "exclude each other"),
         (["{naive}", "{naive}", "--inputs", "{naive}"], 1, "not a complete .npy file"),
         (["{naive}", "{naive}", "--layer"], 2, "did you mean --layers"),
-        (["{naive}", "{broken}"], 1, "not a whole ONNX file"),
+        (["{naive}", "{broken}"], 1, "not a valid ONNX file"),
         (["{naive}", "{digits}"], 2, "--shifts"),
         (["--write-inputs", "{folder}/x"], 2, "give --image-size"),
     ],

@@ -550,8 +550,8 @@ def test_predict_a_folder(capsys, tree):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--crop", "1.5"], "above 0 and up to 1"),
-        (["--crop", "nan"], "above 0 and up to 1"),
+        (["--crop", "1.5"], "a number from 0.01 to 1"),
+        (["--crop", "nan"], "a number from 0.01 to 1"),
         (["--preprocess", "rezise"], "did you mean resize"),
         (["--interpolation", "cubic"], "invalid choice"),
         (["--batch-size", "0"], "at least 1"),

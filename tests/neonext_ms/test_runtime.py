@@ -129,7 +129,7 @@ def test_images_that_do_not_fit(tmp_path):
         ({"metadata": {"image_size": "large"}}, "image_size must be"),
         ({"metadata": {"preprocessing": {"crp": 1}}}, "unknown key 'crp' .did you mean crop"),
         ({"metadata": {"batch": -1}}, "batch must be"),
-        ({"metadata": "{"}, "not valid JSON"),
+        ({"metadata": "{"}, "not the metadata of an export in JSON"),
         ({"metadata": "[]"}, "expected a JSON object"),
     ],
 )
@@ -305,7 +305,7 @@ def test_mindir_without_manifest(mindir_folder, tmp_path):
     with pytest.raises(UsageError, match="8x12, so images of 8x8 do not fit"):
         open_runtime(path, image_size=(8, 8))
     (tmp_path / "m.json").write_text("{")
-    with pytest.raises(InputError, match=r"m\.json: not valid JSON"):
+    with pytest.raises(InputError, match=r"m\.json: not "):
         open_runtime(path)
     (tmp_path / "m.json").write_text('{"image_size": [8, 16]}')
     with pytest.raises(InputError, match="the graph has images of 12 pixels, its manifest says 16"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import goldens, relative_max
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.models.registry import model_config
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.soc import soc as soc_of
@@ -124,7 +124,7 @@ def test_bfloat16_is_computed_in_float32():
         *(np.asarray(v, np.float64) for v in (x,)), *([np.float64(w) for w in v] for v in (a, b)), spec
     )
     assert relative_max(run.outputs[0].astype(np.float64), exact) < 2**-8
-    with pytest.raises(InputError, match="Ascend310P3 has no bfloat16"):
+    with pytest.raises(UsageError, match="Ascend310P3 has no bfloat16"):
         neo_cell.forward(x, a, b, spec, soc="Ascend310P3", dtype="bfloat16")
 
 

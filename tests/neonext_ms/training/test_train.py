@@ -539,7 +539,9 @@ def test_keys_are_listed_with_their_meaning(capsys):
         main(["--keys"])
     listed = capsys.readouterr().out
     assert all(f"  {key}=" in listed for key in known_keys())
-    assert "  data.batch_size=128  (a whole number >= 1)\n        images per batch on one card.\n" in listed
+    assert (
+        "  data.batch_size=128  (a whole number in [1, 2147483647])\n        images per batch on one card.\n" in listed
+    )
 
 
 def test_the_digits_can_be_written(tmp_path, capsys):
