@@ -5,8 +5,7 @@ from __future__ import annotations
 from neonext_ms.common.cli import Parser
 
 COMMANDS = {
-    "neonext-export": "fold a checkpoint and write ONNX or MindIR files, verified, or an OM file compiled from "
-    "a verified ONNX file",
+    "neonext-export": "write verified ONNX and MindIR files, or an OM file from a verified ONNX file",
     "neonext-convert": "convert a checkpoint between PyTorch, MindSpore and safetensors",
     "neonext-predict": "classify images with a model file",
     "neonext-validate": "measure the accuracy of a model on labelled images",
