@@ -1,4 +1,4 @@
-"""What things cost: scripts that measure on this machine, and the device model, which predicts and measures nothing.
+"""Measurements on this machine, and the device model, which predicts and measures nothing.
 
 Measurements are ratios, medians over interleaved runs.
 """

@@ -66,7 +66,7 @@ class Measurement:
         samples: seconds of every call, by subject, in the order of rounds; all lists have the same length.
         parts: seconds of the other steps of every call, by subject and step, for subjects that return `Parts`.
         warm_up_rounds: number of rounds before the first sample.
-        stable: by subject, whether its time had settled when warm-up ended.
+        stable: whether the time of each subject had settled when warm-up ended.
         partial: whether the run was interrupted; only complete rounds are kept.
         seconds: duration of the timed rounds.
     """

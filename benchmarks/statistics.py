@@ -125,7 +125,7 @@ def ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Ratio:
 
     Args:
         a: samples in the order of rounds.
-        b: as many samples, of the same rounds.
+        b: samples of the same rounds, as many as in `a`.
         seed: random seed of the bootstrap; the same samples and seed give the same interval.
 
     Raises:

@@ -195,7 +195,7 @@ def write(graph: DeployGraph, path: Path, batch: int | None = None, format: Form
     they have to stay together.
 
     Args:
-        graph: as for `DeployCell`.
+        graph: deployment graph, see `DeployCell`.
         path: path of the file, ending in `.mindir`.
         batch: fixed batch size, or None for a dynamic one.
         format: `dtype` and `float32_io` of the file; `lower.lower` has applied the rest.

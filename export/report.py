@@ -60,7 +60,7 @@ class ExportedFile:
 
 @dataclass
 class Report:
-    """What an export wrote and measured; `str` gives the lines that the command prints.
+    """The files of an export and their parity; `str` gives the lines that the command prints.
 
     Attributes:
         request: the request.

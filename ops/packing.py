@@ -150,7 +150,7 @@ def pack(
         spec: geometry.
         weights_a: learned A, one `(channels, h_out, h_in)` per group.
         weights_b: learned B, one `(channels, w_in, w_out)` per group.
-        transposed: as in `plan`.
+        transposed: whether to pack the transposed matrices, see `plan`.
 
     Returns:
         `coef_a` `(V_a, 16)` and `coef_b` `(V_b, 16)`, in the dtype of the matrices.

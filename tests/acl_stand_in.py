@@ -61,7 +61,7 @@ class StandIn(SimpleNamespace):
 
     @property
     def live(self) -> dict[str, int]:
-        """What has not been given back, by kind."""
+        """Return the resources that were not released, by kind."""
         found = {kind: len(things) for kind, things in self._live.items() if things}
         if self._state["init"]:
             found["init"] = 1

@@ -46,7 +46,7 @@ class _Pickler(pickle._Pickler):
 
 
 def write_archive(path: Path, tree: object, protocol: int = 2) -> Path:
-    """What torch.save writes for a tree: arrays become tensors, all else what pickle makes of it."""
+    """Pickle a tree as torch.save does: arrays become tensors, all else what pickle makes of it."""
     file = io.BytesIO()
     pickler = _Pickler(file, protocol)
     pickler.dump(tree)

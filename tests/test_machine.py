@@ -1,4 +1,4 @@
-"""What a command takes from the machine, and what it leaves there: processors, the home folder, the working folder."""
+"""Processors, home folder and working folder: how a command uses them, and that it leaves nothing there."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the final values are within the tolerance and every best class agrees."""
+        """Return whether the final values are within the tolerance and every best class agrees."""
         worst = max((output.relative_l2 for output in self.outputs), default=math.inf)
         compared = min((output.samples for output in self.outputs), default=0)
         return worst <= self.tolerance and self.top1_agree in (None, compared)

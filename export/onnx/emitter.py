@@ -74,7 +74,7 @@ def save(
     """Emit a graph straight into a file, without a copy of its weights in a message.
 
     Args:
-        graph: as for `emit`, and so are `batch`, `format` and `metadata`.
+        graph: deployment graph; `batch`, `format` and `metadata` are those of `emit`.
         path: path of the file.
 
     Returns:

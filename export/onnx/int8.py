@@ -58,7 +58,7 @@ def write(
         graph: a folded network.
         path: path of the file.
         batch: fixed batch size, or None for a dynamic one.
-        metadata: as for `emitter.emit`.
+        metadata: metadata to record, see `emitter.emit`.
 
     Raises:
         InputError: as for `emitter.emit`, or the file cannot be written.

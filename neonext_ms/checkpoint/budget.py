@@ -25,7 +25,7 @@ _EXPANSION = 8
 
 
 class Budget:
-    """What reading one file may still cost.
+    """The steps and bytes that reading one file may still cost.
 
     Args:
         source: name of the file in messages.

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, signals, text, external tools, the frame of a command."""
+"""Code that every room uses: errors, files, signals, text, external tools, the frame of a command."""

@@ -25,7 +25,7 @@ class ImageFolder:
         root: root folder.
         classes: names of the class folders, sorted.
         files: paths relative to `root`, sorted within each class.
-        folders: for each file, the index of its class in `classes`.
+        folders: index in `classes` of the class of each file.
     """
 
     root: Path

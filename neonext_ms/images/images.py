@@ -296,7 +296,7 @@ class Batch:
     Attributes:
         indices: positions of the images in the list.
         images: float32 (N, 3, H, W).
-        resized: for each image, whether it was resized and cropped.
+        resized: whether each image was resized and cropped.
     """
 
     indices: list[int]

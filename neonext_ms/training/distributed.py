@@ -30,7 +30,7 @@ class Cards:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files."""
+        """Return whether this is the process that writes files."""
         return self.rank == 0
 
     def total(self, values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -326,7 +326,7 @@ def test_lite_on_ascend_keeps_its_sizes(lite, tmp_path):
 
 
 class CannSession:
-    """What the CANN provider's documentation shows of a session, on the CPU's arrays."""
+    """A session as the CANN provider's documentation shows it, on the CPU's arrays."""
 
     def __init__(self, path, providers):
         self.made = providers

@@ -77,7 +77,7 @@ def _spoiled(source: Path, target: Path, name: str, factor: float) -> Path:
 
 
 def _dump(source: Path, folder: Path, images, name_of, suffix=".npy", change=lambda name, value: value) -> Path:
-    """What a board would have dumped: a file for every operator of a model."""
+    """Write the dump of a board: a file for every operator of a model."""
     side = open_activations(source)
     makers = {node.outputs[0]: node for node in side.nodes}
     for name, value in side.values(images):
