@@ -73,6 +73,19 @@ def _batch_norm(layer, x):
     return x * _column(a["weight"]) + _column(a["bias"])
 
 
+def _int8(evaluate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Return the 8-bit form of a layer: its products are sums of whole numbers, which float64 holds exactly."""
+
+    def evaluate_int8(layer, x):
+        quantizer = layer.attributes["quantizer"]
+        x = quantizer.codes(x.astype(np.float32)).astype(np.float64) - quantizer.offset
+        accumulated = evaluate(layer, x)
+        step = layer.arrays["step"].astype(np.float64)
+        return accumulated * (step if layer.op == "linear_int8" else _column(step))
+
+    return evaluate_int8
+
+
 def _linear(layer, x):
     a = _arrays(layer)
     return x @ a["weight"].T + a.get("bias", 0.0)
@@ -117,6 +130,8 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "batch_norm": _batch_norm,
     "transpose": lambda layer, x: x.transpose(layer.attributes["order"]),
     "linear": _linear,
+    "conv_int8": _int8(_conv),
+    "linear_int8": _int8(_linear),
     "gelu": _gelu,
     "relu": lambda layer, x: np.maximum(x, 0.0),
     "max_pool": _max_pool,

@@ -12,6 +12,7 @@ from neonext_ms.common.text import format_size
 
 from .compare.parity import Parity
 from .fold import FoldSummary
+from .quantize.build import Quantization
 from .request import Request
 
 
@@ -72,6 +73,7 @@ class Report:
         notes: messages to show to the user.
         exported: the files in order.
         reference: description of what they were compared with.
+        quantization: scales of an 8-bit network and what they cost.
         missing: error about a compiler that is not installed; everything else was written.
     """
 
@@ -84,6 +86,7 @@ class Report:
     notes: Sequence[str] = ()
     exported: list[ExportedFile] = field(default_factory=list)
     reference: str = ""
+    quantization: Quantization | None = None
     missing: ToolchainError | None = None
 
     @property
@@ -102,6 +105,7 @@ class Report:
             **self.metadata,
             "command": self.request.command,
             "folded": {**self.folded.to_dict(), "nodes_before": self.nodes[0], "nodes_after": self.nodes[1]},
+            **({"int8": self.quantization.to_dict()} if self.quantization else {}),
             "compared_with": self.reference,
             "files": [file.to_dict() for file in self.exported],
         }
@@ -123,6 +127,7 @@ class Report:
             f"folded    {removed('batch_norm')} BatchNorms, {removed('scale')} layer scales, "
             f"{removed('neocell')} downsampling NeoCells, {removed('transpose')} transposes",
             f"nodes     {self.nodes[0]} before, {self.nodes[1]} after",
+            *(self.quantization.lines() if self.quantization else ()),
             f"compared  with {self.reference}, on {noise} noise inputs (seed {request.seed}){images}",
             *(file.line(not request.features_only) for file in self.exported),
             f"manifest  {self.manifest}",

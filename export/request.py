@@ -9,7 +9,8 @@ from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 
 from .om.options import VIAS, OmOptions
-from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Format
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, QDQ_OPSET, Format
+from .quantize.options import QuantizeOptions
 from .targets import Target, resolve_targets
 from .tolerances import check_tolerance
 
@@ -39,6 +40,7 @@ class Request:
         seed: random seed of the noise.
         tolerance: largest relative deviation that passes; None for that of the format (`tolerances.tolerance`).
         om: options of the target `om`.
+        quantize: options of 8-bit files; None for files in floating point.
         command: the command line, for the manifest.
 
     Raises:
@@ -61,6 +63,7 @@ class Request:
     seed: int = 0
     tolerance: float | None = None
     om: OmOptions | None = None
+    quantize: QuantizeOptions | None = None
     command: str | None = None
     chosen: tuple[Target, ...] = field(init=False, default=())
 
@@ -79,8 +82,12 @@ class Request:
         if self.tolerance is not None:
             check_tolerance(self.tolerance)
         for target in chosen:
-            self.format(target)
+            format = self.format(target)
+            if self.quantize is not None:
+                _check_int8(target, format)
             for option in target.fixed:
+                if self.quantize is not None and (target.name, option) == ("om", "dtype"):
+                    continue
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
                     raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out.")
 
@@ -93,10 +100,14 @@ class Request:
         gelu, neocell, dtype = (
             default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()
         )
+        if self.quantize is not None and target.name == "om":
+            # What lies between 8-bit layers has a dtype of its own in the file.
+            dtype = self.dtype
         opset = self.opset
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
-            return CANN.with_(opset=CANN.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
+            opset = CANN.opset if opset is None else opset
+            return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype, float32_io=self.float32_io)
         if opset is None:
             # A custom node is for CANN, whose parsers end before the default.
             opset = CANN.opset if neocell == "custom" else DEFAULT_OPSET
@@ -113,3 +124,29 @@ class Request:
     def fixed_batch(self) -> int | None:
         """The only batch size, or None for a dynamic batch."""
         return self.batch[0] if len(self.batch) == 1 else None
+
+
+def _check_int8(target: Target, format: Format) -> None:
+    """Reject a target or a format that has no 8-bit form.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if target.name not in ("onnx", "om"):
+        raise UsageError(f"--quantize: the target {target.name} has no 8-bit form. Use onnx or om.")
+    if format.dtype == "bfloat16":
+        raise UsageError("--quantize: bfloat16 between 8-bit layers has no form. Use float32, or float16 with om.")
+    if target.name == "om":
+        return
+    if format.dtype != "float32":
+        raise UsageError(
+            f"--quantize: an 8-bit ONNX file for hosts is {format.dtype} nowhere; it computes in float32 between its "
+            "8-bit layers. Leave out --dtype, or export the target om by itself."
+        )
+    if format.opset < QDQ_OPSET:
+        raise UsageError(f"--quantize: ONNX opset {format.opset} has no scales for channels. Use {QDQ_OPSET} or later.")
+    if format.neocell != "matmul":
+        raise UsageError(
+            f"--quantize: neocell {format.neocell} is for CANN, which does not take the 8-bit form of the target onnx. "
+            "Use --target om, or leave out --neocell."
+        )
