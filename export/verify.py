@@ -185,4 +185,4 @@ def _load_onnx(path: Path, format: Format) -> Run:
 
 def _runs_as_it_is(format: Format) -> bool:
     """Return whether onnxruntime's CPU has kernels for all of a file."""
-    return format.neocell != "custom" and format.dtype != "bfloat16"
+    return format.neocell != "custom" and format.dtype != "bfloat16" and format.int8 == "qdq"
