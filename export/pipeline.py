@@ -36,6 +36,7 @@ from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .quantize.apply import quantize
 from .quantize.build import Quantization, build_quantization
 from .quantize.forms import host_graph
+from .quantize.prove import prove
 from .quantize.scales import SCALES_SUFFIX
 from .report import ExportedFile, Report
 from .request import Request
@@ -248,7 +249,12 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     """Compare the files of one size with the original network and add them to the report."""
     request, output = network.request, report.manifest.parent
     samples = _samples(report.metadata, network.size, request)
-    report.reference, expected = _expected(network, samples, stage)
+    if network.quantization:
+        forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
+        report.reference = "the 8-bit network in exact integers"
+        report.proof, expected = prove(network.deployed, forms, samples, request.gelu)
+    else:
+        report.reference, expected = _expected(network, samples, stage)
     for target, paths in files:
         format, batch, path = request.format(target), request.batch_of(target), paths[0]
         result = verify.verify(path, format, batch, samples, expected, _tolerance(request, format))
@@ -299,8 +305,6 @@ def _samples(metadata: Mapping[str, Any], size: Size, request: Request) -> np.nd
 def _expected(network: _SizedNetwork, samples: np.ndarray, stage: Path) -> tuple[str, np.ndarray]:
     """Return the original network's outputs: from MindSpore if that is loaded anyway, else from onnxruntime."""
     source, request = network.source, network.request
-    if network.quantization:
-        return "the 8-bit network in exact integers", verify.exact_outputs(network.deployed, samples, request.gelu)
     if any(target.mindspore for target in request.chosen):
         outputs = verify.mindspore_outputs(source.architecture, source.arrays, samples, request.features_only)
         return "the original network in MindSpore", outputs

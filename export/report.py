@@ -13,6 +13,7 @@ from neonext_ms.common.text import format_size
 from .compare.parity import Parity
 from .fold import FoldSummary
 from .quantize.build import Quantization
+from .quantize.prove import Proof
 from .request import Request
 
 
@@ -74,6 +75,7 @@ class Report:
         exported: the files in order.
         reference: description of what they were compared with.
         quantization: scales of an 8-bit network and what they cost.
+        proof: integers of both forms of the 8-bit network; of several image sizes, the last one.
         missing: error about a compiler that is not installed; everything else was written.
     """
 
@@ -87,6 +89,7 @@ class Report:
     exported: list[ExportedFile] = field(default_factory=list)
     reference: str = ""
     quantization: Quantization | None = None
+    proof: Proof | None = None
     missing: ToolchainError | None = None
 
     @property
@@ -105,10 +108,15 @@ class Report:
             **self.metadata,
             "command": self.request.command,
             "folded": {**self.folded.to_dict(), "nodes_before": self.nodes[0], "nodes_after": self.nodes[1]},
-            **({"int8": self.quantization.to_dict()} if self.quantization else {}),
+            **self._int8(),
             "compared_with": self.reference,
             "files": [file.to_dict() for file in self.exported],
         }
+
+    def _int8(self) -> dict[str, Any]:
+        if self.quantization is None:
+            return {}
+        return {"int8": {**self.quantization.to_dict(), "integers": self.proof and self.proof.to_dict()}}
 
     def __str__(self) -> str:
         request, data, removed = self.request, self.metadata, self.folded.removed
@@ -128,6 +136,7 @@ class Report:
             f"{removed('neocell')} downsampling NeoCells, {removed('transpose')} transposes",
             f"nodes     {self.nodes[0]} before, {self.nodes[1]} after",
             *(self.quantization.lines() if self.quantization else ()),
+            *([self.proof.line()] if self.proof else ()),
             f"compared  with {self.reference}, on {noise} noise inputs (seed {request.seed}){images}",
             *(file.line(not request.features_only) for file in self.exported),
             f"manifest  {self.manifest}",

@@ -81,6 +81,8 @@ class Request:
             raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None:
             check_tolerance(self.tolerance)
+        if self.quantize is not None and self.quantize.max_drop is not None and self.features_only:
+            raise UsageError("a largest drop needs logits, which a file with features only does not have. Drop one.")
         for target in chosen:
             format = self.format(target)
             if self.quantize is not None:

@@ -18,7 +18,6 @@ from neonext_ms.runtime.onnx import onnx_session
 from .compare import parity
 from .compare.compare import compare_activations
 from .compare.open import open_activations
-from .evaluate import evaluate
 from .graph import DeployGraph
 from .lower import lower, neocell_to_matmul
 from .onnx import emitter
@@ -73,22 +72,6 @@ def original_outputs(network: DeployGraph, samples: np.ndarray, folder: Path) ->
     for file in files:
         file.unlink()
     return outputs
-
-
-def exact_outputs(network: DeployGraph, samples: np.ndarray, gelu: str) -> np.ndarray:
-    """Return the outputs of a quantized graph, evaluated with exact integers in its 8-bit layers.
-
-    Args:
-        network: a graph that `quantize.apply.quantize` made.
-        samples: float32 images `(N, 3, H, W)`.
-        gelu: form of GELU, see `Format`.
-    """
-    graph = lower(network, Format(gelu=gelu))
-    rows = []
-    for image in samples:
-        values = evaluate(graph, image[None])
-        rows.append(np.concatenate([values[name].reshape(1, -1) for name in network.outputs], axis=1))
-    return np.concatenate(rows).astype(np.float32)
 
 
 def mindspore_outputs(

@@ -167,9 +167,7 @@ def _quantize(node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[TensorPr
     return nodes, [numpy_helper.from_array(np.asarray(v), f"{name}.{key}") for key, v in constants.items()]
 
 
-def _integer_conv(
-    node: onnx.NodeProto, zero: str, bias: TensorProto
-) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+def _integer_conv(node: onnx.NodeProto, zero: str, bias: TensorProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     column = numpy_helper.from_array(numpy_helper.to_array(bias)[:, None, None], f"{bias.name}.column")
     sums = f"{node.name}.sums"
     product = helper.make_node("ConvInteger", [node.input[0], node.input[1], zero], [sums], name=node.name)
@@ -224,8 +222,8 @@ def _map_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     for node in plain.graph.node:
-        if is_neocell(node):
-            # A NeoCell keeps the shape of its input, as Identity does, which the inference knows.
+        if is_neocell(node) or node.op_type in ("AscendQuant", "AscendDequant"):
+            # They keep the shape of their input, as Identity does, which the inference knows.
             node.op_type = "Identity"
             del node.input[1:]
             del node.attribute[:]

@@ -15,10 +15,11 @@ from neonext_ms.images.preprocessing import Preprocessing
 from ..graph import DeployGraph
 from .apply import quantizable
 from .calibrate import calibrate, skipped_layers
-from .cost import Cost, measure
+from .cost import Cost, layer_noise, measure
 from .images import Images, open_images
 from .options import QuantizeOptions
 from .scales import Scales, network_digest, read_scales
+from .search import search
 
 Progress = Callable[[str], None]
 
@@ -47,6 +48,7 @@ class Quantization:
             "layers": len(self.scales.layers),
             "of": self.layers,
             "skipped": list(self.skipped),
+            **({"search": list(self.steps)} if self.steps else {}),
             "calibration": dict(self.scales.calibration),
             **self.cost.to_dict(),
         }
@@ -106,9 +108,15 @@ def build_quantization(
         scales = calibrate(graph, images["calibrate"], options.method, digest, skip, gelu, progress)
     if not scales.layers:
         raise InputError("no layer is left to quantize. Shorten --quantize-skip, or leave out --quantize.")
+    steps: list[str] = []
+    if options.max_drop is not None:
+        part = images["validate"]
+        noise = layer_noise(graph, scales, images.get("calibrate", part), progress)
+        scales, steps = search(graph, scales, noise, part, options.max_drop, gelu, progress)
     cost = measure(graph, scales, images, gelu, progress)
     names = [layer.name for layer in quantizable(graph)]
-    return Quantization(scales, len(names), tuple(name for name in names if name not in scales.layers), cost)
+    skipped = tuple(name for name in names if name not in scales.layers)
+    return Quantization(scales, len(names), skipped, cost, tuple(steps))
 
 
 def _read(path: str, graph: DeployGraph, digest: str) -> Scales:

@@ -11,7 +11,7 @@ import numpy as np
 
 from neonext_ms.common.text import plural
 
-from ..graph import DeployGraph
+from ..graph import LOGITS, DeployGraph
 from .apply import equalize, quantizable, quantize, quantize_layer
 from .forms import NoiseSession, Session, host_graph
 from .images import Images
@@ -30,17 +30,17 @@ class Accuracy:
     Attributes:
         source: folder, file or name of the images.
         images: number of images.
-        changed: images whose predicted class differs.
-        distance: mean over the images of half the sum of the differences of all class probabilities, 0 to 1.
         relative_l2: norm of the difference of all outputs over the norm of the float32 outputs.
+        changed: images whose predicted class differs; None for feature maps.
+        distance: mean over the images of half the sum of the differences of all class probabilities, 0 to 1.
         correct_float32, correct: images whose predicted class is their label; None without labels.
     """
 
     source: str
     images: int
-    changed: int
-    distance: float
     relative_l2: float
+    changed: int | None = None
+    distance: float | None = None
     correct_float32: int | None = None
     correct: int | None = None
 
@@ -55,6 +55,8 @@ class Accuracy:
 
     def line(self) -> str:
         """Return the line that the command prints."""
+        if self.changed is None:
+            return f"relative L2 of the feature maps {self.relative_l2:.1e}, on {self.source}"
         text = f"top-1 agrees on {self.images - self.changed}/{self.images}"
         if self.correct is not None:
             changed = plural(self.changed, "class", "classes")
@@ -87,18 +89,23 @@ class Cost:
         }
 
 
-def compare_outputs(images: Images, expected: np.ndarray, outputs: np.ndarray) -> Accuracy:
-    """Compare the outputs of an 8-bit network, `(N, classes)`, with those of the float32 network."""
+def compare_outputs(images: Images, expected: np.ndarray, outputs: np.ndarray, classes: bool = True) -> Accuracy:
+    """Compare the outputs of an 8-bit network, `(N, numbers)`, with those of the float32 network.
+
+    Args:
+        images: the images, with their labels if these are known.
+        expected: outputs of the float32 network.
+        outputs: outputs of the 8-bit network.
+        classes: whether they are logits; else they are feature maps.
+    """
+    difference = np.linalg.norm(outputs.astype(np.float64) - expected) / (np.linalg.norm(expected) or 1.0)
+    result = Accuracy(images.source, len(outputs), float(difference))
+    if not classes:
+        return result
     p, q = _softmax(expected), _softmax(outputs)
     best, before = outputs.argmax(1), expected.argmax(1)
-    difference = np.linalg.norm(outputs.astype(np.float64) - expected) / (np.linalg.norm(expected) or 1.0)
-    result = Accuracy(
-        source=images.source,
-        images=len(outputs),
-        changed=int((best != before).sum()),
-        distance=float(np.abs(p - q).sum(1).mean() / 2),
-        relative_l2=float(difference),
-    )
+    distance, changed = float(np.abs(p - q).sum(1).mean() / 2), int((best != before).sum())
+    result = replace(result, changed=changed, distance=distance)
     if images.labels is None:
         return result
     labels = np.asarray(images.labels)
@@ -177,6 +184,7 @@ def measure(
     accuracy = {}
     for purpose, part in images.items():
         expected = outputs_of(graph, part, gelu, progress, "float32")
-        accuracy[purpose] = compare_outputs(part, expected, outputs_of(host, part, gelu, progress, "8 bit"))
+        outputs = outputs_of(host, part, gelu, progress, "8 bit")
+        accuracy[purpose] = compare_outputs(part, expected, outputs, graph.outputs == (LOGITS,))
     noise = layer_noise(graph, scales, next(iter(images.values())), progress) if images else {}
     return Cost(accuracy, noise)

@@ -6,7 +6,6 @@ integers; everything else in float64, and rounded to float32 where a layer quant
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from neonext_ms.common.errors import InputError, ParityError
 
+from ..evaluate import erf
 from ..graph import INPUT
 from ..onnx.neocell_node import is_neocell
 from ..onnx.runnable import expand_custom
@@ -136,7 +136,9 @@ class AscendEvaluator(FileEvaluator):
             if attributes["dst_type"] != b"INT8" or not attributes.get("scale"):
                 raise InputError(f"{node.name}: expected a scale and dst_type INT8")
             x = np.asarray(inputs[0]).astype(np.float32).astype(np.float64)
-            numbers = np.clip(np.rint(x * np.float64(np.float32(attributes["scale"])) + attributes["offset"]), -128, 127)
+            numbers = np.clip(
+                np.rint(x * np.float64(np.float32(attributes["scale"])) + attributes["offset"]), -128, 127
+            )
             return _Quantized(numbers - attributes["offset"], np.zeros(0), int(attributes["offset"]))
         if node.op_type == "Conv" and isinstance(inputs[0], _Quantized):
             x, weight, bias = inputs
@@ -207,7 +209,7 @@ def _conv(attributes: Mapping, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     if tuple(attributes["strides"]) != (kh, kw):
         raise InputError("a convolution with overlapping patches is not evaluated here")
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     x = x[:, :, : h // kh * kh, : w // kw * kw].reshape(n, groups, inputs, h // kh, kh, w // kw, kw)
     patches = x.transpose(0, 1, 2, 4, 6, 3, 5).reshape(n, groups, inputs * kh * kw, -1)
     y = weight.reshape(groups, outputs // groups, -1) @ patches
@@ -234,15 +236,12 @@ def _plain_conv(attributes, x, weight, bias=None):
     return y if bias is None else y + _channels(bias.astype(np.float64), 4)
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
 def _gelu(attributes, x):
     # The constants of the chains are float32, and both forms have to give the same number.
     if attributes.get("approximate") == b"tanh":
         inner = (x + x**3 * np.float64(np.float32(0.044715))) * np.float64(np.float32(np.sqrt(2 / np.pi)))
         return x * ((np.tanh(inner) + 1) * 0.5)
-    return x * (_erf(x / np.float64(np.float32(np.sqrt(2)))) + 1) * 0.5
+    return x * (erf(x / np.float64(np.float32(np.sqrt(2)))) + 1) * 0.5
 
 
 def _layer_norm(attributes, x, weight, bias=None):
@@ -285,7 +284,7 @@ _NODES: Mapping[str, Callable] = {
     "Div": lambda attributes, x, y: np.asarray(x, np.float64) / np.asarray(y, np.float64),
     "Pow": lambda attributes, x, y: np.asarray(x, np.float64) ** np.asarray(y, np.float64),
     "Sqrt": lambda attributes, x: np.sqrt(x),
-    "Erf": lambda attributes, x: _erf(x),
+    "Erf": lambda attributes, x: erf(x),
     "Tanh": lambda attributes, x: np.tanh(x),
     "Gelu": _gelu,
     "LayerNormalization": _layer_norm,
