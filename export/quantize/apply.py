@@ -33,50 +33,97 @@ def quantizable(graph: DeployGraph) -> list[Layer]:
     ]
 
 
-def equalizable(graph: DeployGraph) -> dict[str, Layer]:
-    """Return the layers whose input channels can be scaled exactly, by name, with the layer that makes the input.
+def equalizable(graph: DeployGraph) -> dict[str, tuple[Layer, ...]]:
+    """Return the layers whose input channels can be scaled exactly, by name, with the layers that absorb the scaling.
 
-    A NeoCell mixes no channels, and a LayerNorm ends in a scale for each channel: a factor moves from either into the
-    columns of the layer behind it.
+    A NeoCell mixes no channels, and a LayerNorm ends in a scale for each channel, so a factor moves from either into
+    the columns of the layer behind it. The stream of a stage can be scaled as a whole: the convolutions that write to
+    it, the stem or a downsampling and every fc_2, absorb a factor in their rows, the NeoCells that read it undo it.
     """
-    names = {layer.name for layer in quantizable(graph)}
-    chains = graph.chains("neocell|layer_norm", "conv|linear")
-    return {layer.name: before for before, layer in chains if layer.name in names and before.arrays}
+    consumers = graph.consumers()
+    makers = {layer.output: layer for layer in graph.layers}
+    found = {}
+    for layer in quantizable(graph):
+        maker = makers.get(layer.inputs[0])
+        alone = consumers[layer.inputs[0]] == [layer] and layer.inputs[0] not in graph.outputs
+        if maker is not None and maker.op in ("neocell", "layer_norm") and maker.arrays and alone:
+            found[layer.name] = (maker,)
+        elif maker is not None and maker.op in ("add", "conv"):
+            absorbing = _absorbing(graph, layer, makers, consumers)
+            if absorbing is not None:
+                found[layer.name] = absorbing
+    return found
+
+
+def _absorbing(
+    graph: DeployGraph, reader: Layer, makers: Mapping[str, Layer], consumers: Mapping[str, list[Layer]]
+) -> tuple[Layer, ...] | None:
+    """Return the layers that write and read the stream that a layer reads, without that layer; None if any other does.
+
+    A stream is a value with all values that are added to it.
+    """
+    stream, waiting, absorbing = set(), [reader.inputs[0]], {}
+    while waiting:
+        value = waiting.pop()
+        if value in stream:
+            continue
+        stream.add(value)
+        if value not in makers or value in graph.outputs:
+            return None
+        for layer in (makers[value], *consumers[value]):
+            if layer.op == "add":
+                waiting += [*layer.inputs, layer.output]
+            elif layer.op in ("conv", "neocell"):
+                absorbing[layer.name] = layer
+            else:
+                return None
+    absorbing.pop(reader.name)
+    reading = [layer for layer in absorbing.values() if layer.inputs[0] in stream]
+    # Only NeoCells can undo a factor without a column of weights.
+    if any(layer.op != "neocell" or layer.output in stream for layer in reading):
+        return None
+    if any(layer.op == "conv" and layer.attributes["groups"] != 1 for layer in absorbing.values()):
+        return None
+    return tuple(absorbing.values())
 
 
 def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> DeployGraph:
     """Return an equal graph with the input channels of some layers divided by powers of two.
 
-    `W x = (W diag(2^e)) (diag(2^-e) x)`; the division is folded into the NeoCell or LayerNorm that makes x. Powers of
-    two only change exponents, so that the graphs are equal in float32, not only in real arithmetic.
+    `W x = (W diag(2^e)) (diag(2^-e) x)`; the division is folded into the layers that make x. Powers of two only change
+    exponents, so that the graphs are equal in float32, not only in real arithmetic.
 
     Args:
         graph: folded graph.
         exponents: e for each input channel, by the name of the layer.
     """
-    makers, changes = equalizable(graph), []
-    for layer in graph.layers:
-        powers = exponents.get(layer.name)
-        if powers is None or layer.name not in makers or not any(powers):
+    absorbing = equalizable(graph)
+    layers = {layer.name: layer for layer in graph.layers}
+    inputs = {layer.name: layer.inputs[0] for layer in graph.layers}
+    for name, powers in exponents.items():
+        if name not in absorbing or not any(powers):
             continue
         factor = np.exp2(np.asarray(powers, np.float32))
-        weight = layer.arrays["weight"]
-        columns = factor.reshape(-1, *[1] * (weight.ndim - 2))
-        maker = _scaled_maker(makers[layer.name], 1 / factor)
-        scaled = replace(layer, arrays={**layer.arrays, "weight": weight * columns})
-        changes.append(([makers[layer.name], layer], [maker, scaled]))
-    return graph.replaced(changes)
+        for layer in absorbing[name]:
+            # A NeoCell that reads a stream undoes the division, everything else divides.
+            undo = layer.op == "neocell" and layer.output != inputs[name]
+            layers[layer.name] = _scaled_rows(layers[layer.name], factor if undo else 1 / factor, undo)
+        arrays = layers[name].arrays
+        columns = factor.reshape(-1, *[1] * (arrays["weight"].ndim - 2))
+        layers[name] = replace(layers[name], arrays={**arrays, "weight": arrays["weight"] * columns})
+    return replace(graph, layers=tuple(layers[layer.name] for layer in graph.layers))
 
 
-def _scaled_maker(layer: Layer, factor: np.ndarray) -> Layer:
-    """Return a NeoCell or LayerNorm whose output channels are multiplied by powers of two."""
+def _scaled_rows(layer: Layer, factor: np.ndarray, input_only: bool) -> Layer:
+    """Return a layer whose output channels are multiplied by powers of two, its bias only if that is not of its input."""
     arrays = dict(layer.arrays)
-    if layer.op == "layer_norm":
-        return replace(layer, arrays={key: array * factor for key, array in arrays.items()})
-    for i, (_, channels) in enumerate(layer.attributes["spec"].slices()):
-        arrays[f"weight_a.{i}"] = arrays[f"weight_a.{i}"] * factor[channels, None, None]
-    if "bias" in arrays:
-        arrays["bias"] = arrays["bias"] * factor
+    if layer.op == "neocell":
+        for i, (_, channels) in enumerate(layer.attributes["spec"].slices()):
+            arrays[f"weight_a.{i}"] = arrays[f"weight_a.{i}"] * factor[channels, None, None]
+        if "bias" in arrays and not input_only:
+            arrays["bias"] = arrays["bias"] * factor
+    else:
+        arrays = {key: array * factor.reshape(-1, *[1] * (array.ndim - 1)) for key, array in arrays.items()}
     return replace(layer, arrays=arrays)
 
 
@@ -108,12 +155,12 @@ def quantize_layer(layer: Layer, scale: LayerScale) -> Layer:
     """
     weight = layer.arrays["weight"].astype(np.float64)
     bias = np.asarray(layer.arrays.get("bias", np.zeros(len(weight))), np.float64)
+    if scale.correction:
+        bias = bias + np.asarray(scale.correction)
     steps = weight_steps(weight, bias, scale.quantizer)
     codes = np.clip(np.rint(weight / steps.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))), -HIGHEST, HIGHEST)
     step = accumulator_steps(scale.quantizer, steps)
     accumulated = np.rint(bias / step.astype(np.float64))
-    if scale.correction:
-        accumulated += np.asarray(scale.correction, np.float64)
     if np.abs(accumulated).max(initial=0) > 2**31 - 1:
         raise InputError(f"{layer.name}: its bias does not fit into 32 bits. Leave it out with --quantize-skip.")
     arrays = {

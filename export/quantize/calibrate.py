@@ -15,7 +15,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import plural
 
 from ..graph import INPUT, DeployGraph, Layer
-from .apply import accumulator_steps, equalizable, equalize, quantizable, quantize_layer
+from .apply import equalizable, equalize, quantizable, quantize_layer
 from .forms import Session
 from .histogram import Histogram, PatchMean
 from .images import Images
@@ -94,10 +94,10 @@ def _exponents(
     median channel: half of the spread moves from the activations, which have one scale, into the weights.
     """
     layers = {layer.name: layer for layer in graph.layers}
-    values = {name: maker.output for name, maker in equalizable(graph).items() if name in names}
+    values = {name: layers[name].inputs[0] for name in equalizable(graph) if name in names}
     if not values:
         return {}
-    session = Session(graph, list(values.values()), gelu)
+    session = Session(graph, list(dict.fromkeys(values.values())), gelu)
     largest: dict[str, np.ndarray] = {}
     for _, outputs in _batches(session, images, min(len(images), _EQUALIZED_ON), "equalize", progress):
         for name, value in values.items():
@@ -158,17 +158,16 @@ def _quantizer(layer: Layer, histogram: Histogram, method: str) -> Quantizer:
     return Quantizer.for_range(*RANGES[method](histogram))
 
 
-def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> tuple[int, ...]:
-    """Return the correction of a bias that removes the mean error of the rounded weights, in steps of the accumulator.
+def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> tuple[float, ...]:
+    """Return what removes the mean error of the rounded weights from the output, to three digits.
 
-    `b - E[(W_q - W) x]` with the mean of x over the calibration images (M. Nagel et al., "Data-Free Quantization
-    through Weight Equalization and Bias Correction", arXiv 1906.04721, section 3.3).
+    `-E[(W_q - W) x]` with the mean of x over the calibration images (M. Nagel et al., "Data-Free Quantization through
+    Weight Equalization and Bias Correction", arXiv 1906.04721, section 3.3).
     """
     quantized = quantize_layer(layer, scale)
     weight, steps = quantized.arrays["weight"].astype(np.float64), quantized.arrays["weight_step"].astype(np.float64)
     error = weight * steps.reshape(-1, *[1] * (weight.ndim - 1)) - layer.arrays["weight"]
-    shift = error.reshape(len(error), -1) @ mean.reshape(-1)
-    return tuple(int(n) for n in np.rint(-shift / accumulator_steps(scale.quantizer, quantized.arrays["weight_step"])))
+    return tuple(float(f"{-x:.2e}") for x in error.reshape(len(error), -1) @ mean.reshape(-1))
 
 
 def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from neonext_ms.common.errors import UsageError, nearest
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
-DEFAULT_METHOD = "mse"
+DEFAULT_METHOD = "percentile"
 DEFAULT_COUNT, MIN_COUNT = 128, 2
 # More images than any calibration gains from.
 MAX_CALIBRATION = 1_000_000

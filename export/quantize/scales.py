@@ -22,7 +22,7 @@ KIND = "scales of an 8-bit network"
 VERSION = 1
 # End of the file's name, behind the model's name.
 SCALES_SUFFIX = ".scales.json"
-_MAX_EXPONENT, _MAX_CORRECTION = 30, 2**31 - 1
+_MAX_EXPONENT = 30
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class LayerScale:
     Attributes:
         quantizer: quantizer of its input.
         exponents: powers of two that divide its input channels (`apply.equalize`); empty for none.
-        correction: correction of its bias in steps of the accumulator, for each output channel; empty for none.
+        correction: what is added to its bias, for each output channel; empty for none.
     """
 
     quantizer: Quantizer
     exponents: tuple[int, ...] = ()
-    correction: tuple[int, ...] = ()
+    correction: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,10 @@ def _layer(values: Any, where: str) -> LayerScale:
     if type(offset) is not int or offset % 2 or not LOWEST <= offset < HIGHEST:
         raise InputError(f"{where}: offset {shorten(offset)}, expected an even number from {LOWEST} to {HIGHEST - 1}")
     exponents = _whole_numbers(values.get("exponents", []), _MAX_EXPONENT, f"{where}: exponents")
-    correction = _whole_numbers(values.get("bias_correction", []), _MAX_CORRECTION, f"{where}: bias_correction")
-    return LayerScale(Quantizer.near(float(scale), offset), exponents, correction)
+    correction = values.get("bias_correction", [])
+    if not isinstance(correction, list) or not all(type(x) in (int, float) and abs(x) <= MAX_SCALE for x in correction):
+        raise InputError(f"{where}: bias_correction: expected a list of numbers from {-MAX_SCALE:g} to {MAX_SCALE:g}")
+    return LayerScale(Quantizer.near(float(scale), offset), exponents, tuple(map(float, correction)))
 
 
 def _whole_numbers(values: Any, limit: int, where: str) -> tuple[int, ...]:
