@@ -119,19 +119,18 @@ def export(
         networks = [_SizedNetwork(source, request, size, stem) for size, stem in zip(sizes, stems, strict=True)]
         # What is folded does not depend on the size.
         (_, summary), nodes = networks[0].folded, networks[0].count_nodes()
-    if request.quantize:
-        with steps("quantize"):
-            _quantize(networks, metadata, progress)
     jobs = [network.job(metadata["preprocessing"]) for network in networks] if request.om else []
     for job in jobs:
         job.check()
     report = Report(request, output / f"{name}.json", metadata, summary, nodes, steps.seconds, list(source.notes))
-    report.quantization = networks[0].quantization
     if request.om and request.om.dry_run:
         for job in jobs:
             details = {**job.dry_run(), "feed": job.feed()}
             report.exported.append(ExportedFile("om", job.image_size, output / job.output, details=details))
         return report
+    if request.quantize:
+        with steps("quantize"):
+            report.quantization = _quantize(networks, metadata, progress)
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
     if any(target.mindspore for target in request.chosen):
@@ -221,7 +220,9 @@ class _SizedNetwork:
         return lower(host_graph(graph) if self.quantization and format.int8 == "qdq" else graph, format)
 
 
-def _quantize(networks: Sequence[_SizedNetwork], metadata: Mapping[str, Any], progress: Callable[[str], None]) -> None:
+def _quantize(
+    networks: Sequence[_SizedNetwork], metadata: Mapping[str, Any], progress: Callable[[str], None]
+) -> Quantization:
     """Give the networks of all sizes the same scales, calibrated at the first size."""
     first = networks[0]
     options, gelu = first.request.quantize, first.request.gelu
@@ -229,6 +230,7 @@ def _quantize(networks: Sequence[_SizedNetwork], metadata: Mapping[str, Any], pr
     quantization = build_quantization(first.folded[0], first.source.arrays, options, metadata, gelu, progress)
     for network in networks:
         network.quantization = quantization
+    return quantization
 
 
 def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -> list[tuple[Target, list[Path]]]:

@@ -83,6 +83,8 @@ class Request:
             check_tolerance(self.tolerance)
         if self.quantize is not None and self.quantize.max_drop is not None and self.features_only:
             raise UsageError("a largest drop needs logits, which a file with features only does not have. Drop one.")
+        if self.quantize is not None and self.om is not None and self.om.via == "lite":
+            raise UsageError("--quantize: the converter of MindSpore Lite does not know AscendQuant. Use --via atc.")
         for target in chosen:
             format = self.format(target)
             if self.quantize is not None:
@@ -142,8 +144,8 @@ def _check_int8(target: Target, format: Format) -> None:
         return
     if format.dtype != "float32":
         raise UsageError(
-            f"--quantize: an 8-bit ONNX file for hosts is {format.dtype} nowhere; it computes in float32 between its "
-            "8-bit layers. Leave out --dtype, or export the target om by itself."
+            f"--quantize: files of the target onnx compute in float32 between their 8-bit layers (got {format.dtype}). "
+            "Leave out --dtype, or export the target om by itself."
         )
     if format.opset < QDQ_OPSET:
         raise UsageError(f"--quantize: ONNX opset {format.opset} has no scales for channels. Use {QDQ_OPSET} or later.")

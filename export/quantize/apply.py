@@ -42,7 +42,7 @@ def equalizable(graph: DeployGraph) -> dict[str, tuple[Layer, ...]]:
     """
     consumers = graph.consumers()
     makers = {layer.output: layer for layer in graph.layers}
-    found = {}
+    found: dict[str, tuple[Layer, ...]] = {}
     for layer in quantizable(graph):
         maker = makers.get(layer.inputs[0])
         alone = consumers[layer.inputs[0]] == [layer] and layer.inputs[0] not in graph.outputs
@@ -62,7 +62,8 @@ def _absorbing(
 
     A stream is a value with all values that are added to it.
     """
-    stream, waiting, absorbing = set(), [reader.inputs[0]], {}
+    stream: set[str] = set()
+    waiting, absorbing = [reader.inputs[0]], {}
     while waiting:
         value = waiting.pop()
         if value in stream:
@@ -115,7 +116,7 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
 
 
 def _scaled_rows(layer: Layer, factor: np.ndarray, input_only: bool) -> Layer:
-    """Return a layer whose output channels are multiplied by powers of two, its bias only if that is not of its input."""
+    """Return a layer whose output channels are multiplied by powers of two; its bias is not if only its input is."""
     arrays = dict(layer.arrays)
     if layer.op == "neocell":
         for i, (_, channels) in enumerate(layer.attributes["spec"].slices()):

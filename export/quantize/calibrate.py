@@ -155,7 +155,10 @@ def _quantizer(layer: Layer, histogram: Histogram, method: str) -> Quantizer:
             f"{layer.name}: its input is {histogram.low:g} everywhere in calibration, which gives no scale. Calibrate "
             f"on other images, or leave the layer out with --quantize-skip {layer.name}."
         )
-    return Quantizer.for_range(*RANGES[method](histogram))
+    try:
+        return Quantizer.for_range(*RANGES[method](histogram))
+    except InputError as error:
+        raise InputError(f"{layer.name}: {error}. Leave it out with --quantize-skip {layer.name}.") from error
 
 
 def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> tuple[float, ...]:

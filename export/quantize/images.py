@@ -98,6 +98,11 @@ def open_images(
     if flat:
         paths = [flat[i] for i in _spread(len(flat), count)]
         return _Files(source, paths, preprocessing, size)
+    if not validation and root.is_dir() and not any(path.is_dir() for path in root.iterdir()):
+        raise InputError(
+            f"{source}: no images in it (expected files with the suffixes {' '.join(SUFFIXES)}, or one folder per "
+            "class). Check the path."
+        )
     tree = find_images(root).subset(count)
     images = _Files(source, [str(tree.root / file) for file in tree.files], preprocessing, size)
     try:

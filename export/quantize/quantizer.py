@@ -68,11 +68,10 @@ class Quantizer:
             high: largest value to represent; at least 0 is used.
         """
         low, high = min(low, 0.0), max(high, 0.0)
-        step = (high - low) / (HIGHEST - LOWEST)
-        offset = 2 * round((LOWEST - low / step) / 2)
-        offset = min(max(offset, LOWEST), HIGHEST - 1)
-        # An even offset takes up to one number from one of the sides.
-        return cls.near(max(high / (HIGHEST - offset), low / (LOWEST - offset) if offset > LOWEST else 0.0), offset)
+        middle = 2 * round((LOWEST - low / max((high - low) / (HIGHEST - LOWEST), MIN_SCALE)) / 2)
+        # An even offset makes one side longer than needed; the best one loses least.
+        offsets = [offset for offset in (middle - 2, middle, middle + 2) if LOWEST <= offset < HIGHEST]
+        return cls.near(*min((_covering_scale(low, high, offset), offset) for offset in offsets))
 
     def codes(self, x: np.ndarray) -> np.ndarray:
         """Return float values as 8-bit numbers, as QuantizeLinear computes them; float64 inside."""
@@ -81,6 +80,12 @@ class Quantizer:
     def values(self, codes: np.ndarray) -> np.ndarray:
         """Return the float64 values that numbers stand for."""
         return (codes.astype(np.float64) - self.offset) * self.scale
+
+
+def _covering_scale(low: float, high: float, offset: int) -> float:
+    """Return the smallest step with which the numbers around an offset reach both ends of a range."""
+    below = low / (LOWEST - offset) if offset > LOWEST else 0.0 if low == 0 else np.inf
+    return max(high / (HIGHEST - offset), below)
 
 
 @functools.lru_cache(4096)
