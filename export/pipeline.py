@@ -25,7 +25,7 @@ from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.registry import identify
 from neonext_ms.runtime.mindspore import load_mindspore
 
-from . import verify
+from . import lite, verify
 from .compare import parity
 from .fold import FoldSummary, fold
 from .graph import DeployGraph, original_graph
@@ -58,7 +58,7 @@ def export_checkpoint(
 
     Args:
         path: checkpoint, .pt, .pth, .ckpt or .safetensors.
-        targets: names of targets: "onnx", "mindir", "om", "onnx-naive".
+        targets: names of targets: "onnx", "mindir", "lite", "om", "onnx-naive".
         shifts: NeoCell shifts of the four stages, such as (1, 1, 1, 0); needed if the checkpoint does not record them.
         image_size: side of square images in pixels, or (height, width); needed if the checkpoint does not record it.
         output: folder of the files; it is created if it does not exist.
@@ -102,6 +102,7 @@ def export(
         InputError: an image size that the network cannot take, wrong labels, or a file that cannot be written or
             compiled.
         UsageError: an image size is needed, or an option that a compiler rejects.
+        ToolchainError: MindSpore Lite is not installed, for the target "lite".
         ParityError: a file deviates by more than the tolerance; nothing was written.
     """
     sizes = source.image_sizes(request.image_sizes)
@@ -116,6 +117,8 @@ def export(
     jobs = [network.job(metadata["preprocessing"]) for network in networks] if request.om else []
     for job in jobs:
         job.check()
+    if any(target.name == "lite" for target in request.chosen):
+        lite.check_installed()
     report = Report(request, output / f"{name}.json", metadata, summary, nodes, steps.seconds, list(source.notes))
     if request.om and request.om.dry_run:
         for job in jobs:
@@ -193,6 +196,8 @@ class _SizedNetwork:
         if self.request.om and target.name == "om":
             om.check_graph(emitter.skeleton(graph, batch, format), path.name, self.request.om.keep_dtype)
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
+        if target.name == "lite":
+            return lite.write(graph, path, batch, format, metadata)
         return emitter.save(graph, path, batch, format, {KEY: metadata})
 
 
@@ -224,10 +229,12 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             "batch": batch,
         }
         details |= {"dtype": format.dtype, "gelu": format.gelu, "neocell": format.neocell}
+        if target.name == "lite":
+            details["mindspore_lite"] = lite.VERSION
         if target.name != "mindir":
             details["opset"] = format.opset
-            # MindSpore does not expose the intermediate values of a MindIR file.
-            if format.dtype != "float32":
+            # The runtimes of the other files do not expose intermediate values.
+            if format.dtype != "float32" and path.suffix == ".onnx":
                 details["layers"] = verify.layer_deviations(path, format, network.folded[0], samples[:1], stage)
         name = "onnx for om" if target.name == "om" else target.name
         report.exported.append(ExportedFile(name, network.size, output / path.name, result, details))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
@@ -14,7 +15,7 @@ from .targets import Target, resolve_targets
 from .tolerances import check_tolerance
 
 # Options of a `Request` that cannot be chosen for every target, with their defaults.
-_DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
+_DEFAULTS: dict[str, Any] = {"gelu": "auto", "neocell": "matmul", "dtype": "float32", "float32_io": True}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Request:
             self.format(target)
             for option in target.fixed:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
-                    raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out.")
+                    name = "half_io" if option == "float32_io" else option
+                    raise UsageError(f"{name} cannot be chosen for the target {target.name}. Leave it out.")
 
     def format(self, target: Target) -> Format:
         """Return the format that a target is written in; options that it fixes keep their defaults.
@@ -90,9 +92,11 @@ class Request:
         Raises:
             UsageError: values that do not go together.
         """
-        gelu, neocell, dtype = (
+        gelu, neocell, dtype, float32_io = (
             default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()
         )
+        if target.name == "lite":
+            _check_lite(neocell, dtype)
         opset = self.opset
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
@@ -101,7 +105,7 @@ class Request:
             # A custom node is for CANN, whose parsers end before the default.
             opset = CANN.opset if neocell == "custom" else DEFAULT_OPSET
             opset = BFLOAT16_OPSET if dtype == "bfloat16" else opset
-        return Format(opset, gelu, neocell, dtype, self.float32_io)
+        return Format(opset, gelu, neocell, dtype, float32_io)
 
     def batch_of(self, target: Target) -> int | None:
         """Return the batch size of a target's file, or None for a dynamic one."""
@@ -113,3 +117,11 @@ class Request:
     def fixed_batch(self) -> int | None:
         """The only batch size, or None for a dynamic batch."""
         return self.batch[0] if len(self.batch) == 1 else None
+
+
+def _check_lite(neocell: str, dtype: str) -> None:
+    """Raise a `UsageError` for what MindSpore Lite has not."""
+    if neocell == "custom":
+        raise UsageError("the target lite: MindSpore Lite has no NeoCell operator. Use --neocell matmul or padded.")
+    if dtype == "bfloat16":
+        raise UsageError("the target lite: MindSpore Lite has no bfloat16. Use --dtype float32 or float16.")
