@@ -10,7 +10,7 @@ from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 
 from .om.options import VIAS, OmOptions
-from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Format
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, LITE, Format
 from .targets import Target, resolve_targets
 from .tolerances import check_tolerance
 
@@ -92,20 +92,22 @@ class Request:
         Raises:
             UsageError: values that do not go together.
         """
-        gelu, neocell, dtype, float32_io = (
-            default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()
+        gelu, neocell, dtype = (
+            _DEFAULTS[option] if option in target.fixed else getattr(self, option)
+            for option in ("gelu", "neocell", "dtype")
         )
-        if target.name == "lite":
-            _check_lite(neocell, dtype)
         opset = self.opset
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
             return CANN.with_(opset=CANN.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
+        if target.name == "lite":
+            _check_lite(neocell, dtype)
+            return LITE.with_(opset=LITE.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
         if opset is None:
             # A custom node is for CANN, whose parsers end before the default.
             opset = CANN.opset if neocell == "custom" else DEFAULT_OPSET
             opset = BFLOAT16_OPSET if dtype == "bfloat16" else opset
-        return Format(opset, gelu, neocell, dtype, float32_io)
+        return Format(opset, gelu, neocell, dtype, self.float32_io)
 
     def batch_of(self, target: Target) -> int | None:
         """Return the batch size of a target's file, or None for a dynamic one."""
