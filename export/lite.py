@@ -17,7 +17,7 @@ from .graph import DeployGraph
 from .onnx import emitter
 from .onnx.format import Format
 
-__all__ = ["VERSION", "check_installed", "missing", "write"]
+__all__ = ["VERSION", "check_installed", "convert", "missing", "write"]
 
 
 def check_installed() -> None:
@@ -37,11 +37,23 @@ def write(graph: DeployGraph, path: Path, batch: int | None, format: Format, met
     """
     source = path.with_suffix(".lite.onnx")
     files = emitter.save(graph, source, batch, replace(format, dtype="float32"), {KEY: metadata})
-    session = Session(path.name)
     try:
-        session.convert(source, path, half_weights=format.dtype == "float16")
+        convert(source, path, half_weights=format.dtype == "float16")
     finally:
-        session.close()
         for file in files:
             file.unlink()
     return [path]
+
+
+def convert(source: Path, path: Path, half_weights: bool = False) -> None:
+    """Convert an ONNX file of this package to a MindSpore Lite file.
+
+    Raises:
+        InputError: the converter fails.
+        ToolchainError: MindSpore Lite is not installed.
+    """
+    session = Session(path.name)
+    try:
+        session.convert(source, path, half_weights)
+    finally:
+        session.close()

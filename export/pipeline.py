@@ -230,7 +230,9 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
         }
         details |= {"dtype": format.dtype, "gelu": format.gelu, "neocell": format.neocell}
         if target.name == "lite":
-            details["mindspore_lite"] = lite.VERSION
+            details["mindspore_lite"] = {"version": lite.VERSION}
+        if request.om and request.om.via == "lite" and target.name == "om":
+            details |= _on_host(path, format, batch, samples, expected, report)
         if target.name != "mindir":
             details["opset"] = format.opset
             # The runtimes of the other files do not expose intermediate values.
@@ -242,6 +244,24 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             final = output / weights.relative_to(stage)
             report.exported.append(ExportedFile(f"weights of {name}", network.size, final))
     network.release_folded()
+
+
+def _on_host(
+    path: Path, format: Format, batch: int | None, samples: np.ndarray, expected: np.ndarray, report: Report
+) -> dict[str, Any]:
+    """Convert an ONNX file for this machine and verify the result, before its converter is asked for the device's.
+
+    Returns:
+        an entry for the manifest; it is empty where MindSpore Lite is not installed, which the report then says.
+    """
+    if reason := lite.missing():
+        report.notes = [*report.notes, f"{path.name} was not tried in MindSpore Lite on this machine: {reason}"]
+        return {}
+    converted = path.with_suffix(".ms")
+    lite.convert(path, converted)
+    result = verify.verify(converted, format, batch, samples, expected, report.request.tolerance)
+    converted.unlink()
+    return {"mindspore_lite": {"version": lite.VERSION, "parity": result.to_dict()}}
 
 
 def _samples(metadata: Mapping[str, Any], size: Size, request: Request) -> np.ndarray:

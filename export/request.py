@@ -75,6 +75,8 @@ class Request:
             raise UsageError("--soc and its options: only valid with --target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
+        if self.om is not None and self.om.via == "lite":
+            _check_lite(self.neocell, "float32")
         if len(self.batch) > 1 and not om:
             raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None:
@@ -124,6 +126,6 @@ class Request:
 def _check_lite(neocell: str, dtype: str) -> None:
     """Raise a `UsageError` for what MindSpore Lite has not."""
     if neocell == "custom":
-        raise UsageError("the target lite: MindSpore Lite has no NeoCell operator. Use --neocell matmul or padded.")
+        raise UsageError("--neocell custom: MindSpore Lite has no NeoCell operator. Use matmul or padded.")
     if dtype == "bfloat16":
-        raise UsageError("the target lite: MindSpore Lite has no bfloat16. Use --dtype float32 or float16.")
+        raise UsageError("--dtype bfloat16: MindSpore Lite has none. Use float32 or float16.")
