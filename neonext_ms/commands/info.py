@@ -34,7 +34,10 @@ def build_parser() -> Parser:
     )
     subject = parser.add_argument_group("subject (one of these)")
     subject.add_argument(
-        "model", nargs="?", metavar="NAME|FILE", help="a registered model, a checkpoint, .onnx, .mindir, .ms, or a manifest"
+        "model",
+        nargs="?",
+        metavar="NAME|FILE",
+        help="a registered model, a checkpoint, .onnx, .mindir, .ms, or a manifest",
     )
     subject.add_argument("--list", action="store_true", help="list the registered models")
     subject.add_argument("--tables", action="store_true", help="compare the published figures with our counts")

@@ -79,6 +79,7 @@ def install(wheel: str | os.PathLike | None = None) -> tuple[Path, bool]:
     root = _root()
     if root is None:
         raise ToolchainError(f"there is no cache folder for this user. Set {VARIABLE} to a folder to install into.")
+    _check_replaceable(root)
     with staging(root.parent) as stage:
         source = Path(wheel) if wheel is not None else _download(stage)
         found = sha256(source)
@@ -108,6 +109,20 @@ def _root() -> Path | None:
         return Path(os.path.abspath(named))
     cache = cache_directory("mindspore_lite")
     return cache / VERSION if cache else None
+
+
+def _check_replaceable(root: Path) -> None:
+    """Reject a folder of the user's, which an installation would replace.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    with explained(root):
+        names = os.listdir(root) if root.exists() else []
+    if set(names) - {"mindspore_lite", Path(_RECORD).parent.name}:
+        raise InputError(
+            f"{root}: this folder has other files, and {VARIABLE} must name one for MindSpore Lite alone. Choose another."
+        )
 
 
 def _is_needed(name: str) -> bool:

@@ -81,7 +81,11 @@ class Session:
         return match[1].strip() if match else ""
 
     def convert(
-        self, source: str | os.PathLike, output: str | os.PathLike, half_weights: bool = False, shape: Sequence[int] = ()
+        self,
+        source: str | os.PathLike,
+        output: str | os.PathLike,
+        half_weights: bool = False,
+        shape: Sequence[int] = (),
     ) -> None:
         """Convert an ONNX file to `output`, whose name ends in `.ms`.
 
@@ -108,7 +112,9 @@ class Session:
         answer = self._ask("load", (), "load", os.path.abspath(path), self._threads, is_mindir)
         ins, outs, *values = answer
         names = [*ins.tolist(), *outs.tolist()]
-        tensors = [Tensor(name, v[0], v[1], tuple(v[2:])) for name, v in zip(names, (a.tolist() for a in values), strict=True)]
+        tensors = [
+            Tensor(name, v[0], v[1], tuple(v[2:])) for name, v in zip(names, (a.tolist() for a in values), strict=True)
+        ]
         return tensors[: len(ins)], tensors[len(ins) :]
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:

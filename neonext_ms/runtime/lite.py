@@ -122,9 +122,7 @@ class LiteAscend(Runtime):
             layout = "NHWC" if tensor.format.name == "NHWC" else "NCHW"
             batches = (shape[0],) if shape[0] else None
             metadata, dtype = read_manifest(path)[0], tensor.dtype.name.lower()
-            signature = Signature(
-                tensor.name, dtype, shape, batches, layout, metadata=metadata, source="its manifest"
-            )
+            signature = Signature(tensor.name, dtype, shape, batches, layout, metadata=metadata, source="its manifest")
             return signature.checked(path)
         finally:
             self.close()

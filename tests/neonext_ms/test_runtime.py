@@ -191,11 +191,12 @@ def test_onnx_with_an_operator_of_a_device(tmp_path):
         open_runtime(path)
 
 
-def test_unknown_files(tmp_path):
+def test_unknown_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEONEXT_LITE", str(tmp_path / "nothing"))
     for name in ("m.onx", "m"):
         with pytest.raises(UsageError, match=r"unknown kind of model .* \.onnx, \.mindir, \.om, \.ms, \.pt"):
             open_runtime(tmp_path / name)
-    for name, missing in (("m.om", "install CANN"), ("m.ms", "mindspore_lite is not installed")):
+    for name, missing in (("m.om", "install CANN"), ("m.ms", "Run `python -m neonext_ms.lite`")):
         with pytest.raises(ToolchainError, match=missing):
             open_runtime(tmp_path / name)
     for name in ("m.onnx", "m.mindir", "m.pt"):
