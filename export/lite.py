@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from neonext_ms.checkpoint.metadata import KEY
-from neonext_ms.common.errors import ToolchainError
 from neonext_ms.lite.driver import driver, missing
 from neonext_ms.lite.package import VERSION
 from neonext_ms.lite.session import Session

@@ -121,12 +121,13 @@ def _check_replaceable(root: Path) -> None:
         names = os.listdir(root) if root.exists() else []
     if set(names) - {"mindspore_lite", Path(_RECORD).parent.name}:
         raise InputError(
-            f"{root}: this folder has other files, and {VARIABLE} must name one for MindSpore Lite alone. Choose another."
+            f"{root}: this folder has other files, and {VARIABLE} must name one for MindSpore Lite alone. Choose "
+            "another."
         )
 
 
 def _is_needed(name: str) -> bool:
-    folder, _, file = name.rpartition("/")
+    file = name.rpartition("/")[2]
     return name.startswith("mindspore_lite/include/") or name == _RECORD or file in (*LIBRARIES, *_PLUGINS)
 
 

@@ -15,7 +15,7 @@ from neonext_ms.common.worker import Arrays, answer_calls
 _TEXT = 4096
 _MAX_RANK = 8
 # Values of mindspore::DataType (include/api/data_type.h).
-DTYPES = {
+DTYPES: dict[int, np.dtype] = {
     **{30: np.dtype(np.bool_), 32: np.dtype(np.int8), 33: np.dtype(np.int16), 34: np.dtype(np.int32)},
     **{35: np.dtype(np.int64), 37: np.dtype(np.uint8), 42: np.dtype(np.float16), 43: np.dtype(np.float32)},
 }
@@ -95,9 +95,10 @@ class _Drivers:
         """Return the outputs."""
         outputs = []
         for index, (name, (dtype, _, *shape)) in enumerate(self._tensors(1)):
-            if dtype not in DTYPES or min(shape, default=1) < 0:
+            kind = DTYPES.get(dtype)
+            if kind is None or min(shape, default=1) < 0:
                 raise InputError(f"output {name!r} has type {dtype} and shape {shape}, which cannot be read")
-            output = np.empty(shape, DTYPES[dtype])
+            output: np.ndarray = np.empty(tuple(shape), dtype=kind)
             pointer = output.ctypes.data_as(ctypes.c_void_p)
             self._call("neonext_copy_out", index, pointer, ctypes.c_int64(output.nbytes))
             outputs.append(output)

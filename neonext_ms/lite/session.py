@@ -71,7 +71,8 @@ class Session:
             reason = self._reason()
             raise InputError(
                 f"{self._path}: MindSpore Lite {VERSION} ended {end} when it tried to {what} it"
-                f"{f' ({one_line(reason, 400)})' if reason else ''}. It is damaged, or Lite is at fault: export it again."
+                f"{f' ({one_line(reason, 400)})' if reason else ''}. It is damaged, or Lite is at fault. Export it "
+                "again."
             ) from end
 
     def _reason(self) -> str:

@@ -217,7 +217,7 @@ def test_a_wrong_input_and_the_end_of_the_process(folder):
         runtime.load(path, Settings())
         with pytest.raises(InputError, match="cannot take the input of it"):
             runtime.copy_in([np.zeros((1, 3, 64, 64), np.float16)])
-        with pytest.raises(InputError, match="1 inputs, expected|2 inputs, expected 1"):
+        with pytest.raises(InputError, match="2 inputs, expected 1"):
             runtime.copy_in([images(1), images(1)])
         assert runtime.run([images(1)])[0].shape == (1, 10)
         os.kill(runtime._session._worker._process.pid, signal.SIGSEGV)

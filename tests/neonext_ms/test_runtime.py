@@ -19,7 +19,6 @@ from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.runtime.base import chunks, run_in_chunks
 from neonext_ms.runtime.isolated import IsolatedModel
-from neonext_ms.runtime.isolated import IsolatedModel
 from neonext_ms.runtime.manifest import is_recorded
 from neonext_ms.runtime.mindspore import _mindir_format
 from neonext_ms.runtime.open import open_runtime
