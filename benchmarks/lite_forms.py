@@ -108,15 +108,21 @@ def form_rows(source: Source, image_size: tuple[int, int], folder: Path) -> Iter
 _EPSILON, _CHANNELS = 1e-6, 768
 
 
-def _layer_norm(chain: bool) -> list[onnx.NodeProto]:
-    """Return the nodes of a LayerNormalization of `input` to `output`."""
-    if not chain:
-        names = ["input", "scale", "shift"]
-        return [helper.make_node("LayerNormalization", names, ["output"], axis=-1, epsilon=_EPSILON)]
+# Forms of LayerNormalization: one node, a chain that the converter fuses, and that of `--target lite`.
+_LAYER_NORMS = ("node", "Pow", "Mul")
+
+
+def _layer_norm(form: str) -> list[onnx.NodeProto]:
+    """Return the nodes of a LayerNormalization of `input` / 2 to `output`."""
+    # The converter fuses a chain of a computed value only.
+    first = helper.make_node("Mul", ["input", "half"], ["x"])
+    if form == "node":
+        names = ["x", "scale", "shift"]
+        return [first, helper.make_node("LayerNormalization", names, ["output"], axis=-1, epsilon=_EPSILON)]
     steps: tuple[tuple[str, list[str], str, dict], ...] = (
-        ("ReduceMean", ["input"], "mean", {"axes": [-1]}),
-        ("Sub", ["input", "mean"], "centred", {}),
-        ("Pow", ["centred", "two"], "square", {}),
+        ("ReduceMean", ["x"], "mean", {"axes": [-1]}),
+        ("Sub", ["x", "mean"], "centred", {}),
+        (form, ["centred", "two" if form == "Pow" else "centred"], "square", {}),
         ("ReduceMean", ["square"], "variance", {"axes": [-1]}),
         ("Add", ["variance", "epsilon"], "stable", {}),
         ("Sqrt", ["stable"], "deviation", {}),
@@ -124,13 +130,13 @@ def _layer_norm(chain: bool) -> list[onnx.NodeProto]:
         ("Mul", ["quotient", "scale"], "scaled", {}),
         ("Add", ["scaled", "shift"], "output", {}),
     )
-    return [helper.make_node(kind, inputs, [name], **attributes) for kind, inputs, name, attributes in steps]
+    return [first, *(helper.make_node(kind, inputs, [name], **values) for kind, inputs, name, values in steps)]
 
 
-def _normalized(rows: np.ndarray, constants: dict[str, np.ndarray], chain: bool, folder: Path) -> np.ndarray:
+def _normalized(rows: np.ndarray, constants: dict[str, np.ndarray], form: str, folder: Path) -> np.ndarray:
     """Return what MindSpore Lite computes for float32 rows."""
     info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, rows.shape) for name in ("input", "output")]
-    nodes = _layer_norm(chain)
+    nodes = _layer_norm(form)
     used = {name for node in nodes for name in node.input}
     values = [numpy_helper.from_array(array, name) for name, array in constants.items() if name in used]
     graph = helper.make_graph(nodes, "layer_norm", info[:1], info[1:], values)
@@ -143,16 +149,17 @@ def _normalized(rows: np.ndarray, constants: dict[str, np.ndarray], chain: bool,
 
 
 def layer_norm_rows(folder: Path) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each kind of input: relative L2 of LayerNormalization as one node and as a chain."""
+    """Yield a row for each kind of input: the relative L2 of the forms of LayerNormalization."""
     generator = np.random.default_rng(0)
     constants = {name: generator.standard_normal(_CHANNELS).astype(np.float32) for name in ("scale", "shift")}
-    constants |= {"two": np.array(2, np.float32), "epsilon": np.array(_EPSILON, np.float32)}
+    scalars = {"half": 0.5, "two": 2, "epsilon": _EPSILON}
+    constants |= {name: np.array(value, np.float32) for name, value in scalars.items()}
     for mean, deviation in ((0, 1.0), (0, 1e-3), (10, 1.0), (100, 1.0), (1, 1e-3)):
         rows = (mean + deviation * generator.standard_normal((2, _CHANNELS))).astype(np.float32)
         centred = rows.astype(np.float64) - rows.mean(axis=1, keepdims=True, dtype=np.float64)
         quotient = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + _EPSILON)
         expected = quotient * constants["scale"] + constants["shift"]
-        outputs = [_normalized(rows, constants, chain, folder) for chain in (False, True)]
+        outputs = [_normalized(2 * rows, constants, form, folder) for form in _LAYER_NORMS]
         deviations = [np.linalg.norm(output - expected) / np.linalg.norm(expected) for output in outputs]
         yield f"{mean}", f"{deviation:g}", *(f"{value:.1e}" for value in deviations)
 
@@ -176,7 +183,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         form_rows(source, args.image_size, folder),
     )
     print()
-    _print_table(("mean", "deviation", "LayerNormalization node", "chain"), layer_norm_rows(folder))
+    _print_table(("mean", "deviation", "one node", "chain with Pow", "chain with Mul"), layer_norm_rows(folder))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
