@@ -46,9 +46,10 @@ _RAW = re.compile(r"^\w+\.[\w-]+(?:\.\d+){2,}$")
 _NPY = re.compile(r"^(.+)\.(\d+)\.(\d{10,})$")
 _SLICE = re.compile(r"_lxslice\d+$")
 _BENCH = re.compile(r"^(pure_infer_data|input(?:_\d+)?)_(\d+)$")
-# CANN's ONNX parser replaces some nodes by several, named `PartitionedCall_<node>_<part>_<counter>` (ExpandNodeToSubgraph
-# in hicann/ge parser/parser/common/parser_utils.cc; the parts are named in the plugins of om/onnx_plugins.csv). Of the
-# parts of one node the first in this list that was dumped has its value; parts that are not listed have other values.
+# CANN's ONNX parser replaces some nodes by several, named `PartitionedCall_<node>_<part>_<counter>`
+# (ExpandNodeToSubgraph in hicann/ge parser/parser/common/parser_utils.cc; the plugins that om/onnx_plugins.csv lists
+# name the parts). Of the parts of one node, the first in this list that was dumped has its value; parts that are not
+# listed have other values.
 _VALUE_PARTS = ("add", "LayerNorm", "MatMulV2", "ReduceMean", "Transpose", "ConcatD", "ClipByValue", "gatherv2")
 _PART = re.compile(rf"PartitionedCall_((?:(?!PartitionedCall_).)+)_({'|'.join(_VALUE_PARTS)})_\d+$")
 
