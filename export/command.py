@@ -89,7 +89,8 @@ def build_parser() -> Parser:
         metavar="N",
         help="11 to 21 (default 20; 13 for om; 22 for bfloat16)",
     )
-    add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation) or auto (exact, one node)")
+    add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation), auto (exact, one node), "
+        "or npu (exact, one node that only ATC knows)")  # fmt: skip
     add("--neocell", default="matmul", metavar="FORM", help="matmul, padded or custom (docs/export.md)")
     add = parser.add_argument_group("target om (docs/deploy.md; no OM file has run on a device yet)").add_argument
     add("--soc", metavar="NAME", help="device, such as Ascend310P3")
