@@ -352,6 +352,12 @@ _RULES = (
     ),
     _without("Cast", "to"),
     Rule(
+        "AscendQuant",
+        lambda node, given, opset: not given.get("scale"),
+        "without scale its plugin reads 0",
+        "write scale, the reciprocal of the step, as a float",
+    ),
+    Rule(
         "Constant",
         lambda node, given, opset: "value" not in given,
         "the parser reads its attribute value only, and would make an empty tensor of it",

@@ -159,6 +159,7 @@ REFUSED = {
     "Split": (_node("Split", outputs=["y"], num_outputs=2), "differ in number"),
     "ScatterND": (_node("ScatterND", ["x", "i", "u"], reduction="mul"), "this reduction"),
     "Constant": (_node("Constant", [], value_float=1.0), "an empty tensor"),
+    "AscendQuant": (_node("AscendQuant", offset=0.0, dst_type="INT8"), "without scale its plugin reads 0"),
     "Gelu": (_node("Gelu"), "no parser"),
     "Upsample": (_node("Upsample", ["x", "s"]), "takes it at opsets 8 to 9 and 11 to 16"),
 }
