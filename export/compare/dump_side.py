@@ -51,7 +51,7 @@ _BENCH = re.compile(r"^(pure_infer_data|input(?:_\d+)?)_(\d+)$")
 # name the parts). Of the parts of one node, the first in this list that was dumped has its value; parts that are not
 # listed have other values.
 _VALUE_PARTS = ("add", "LayerNorm", "MatMulV2", "ReduceMean", "Transpose", "ConcatD", "ClipByValue", "gatherv2")
-_PART = re.compile(rf"PartitionedCall_((?:(?!PartitionedCall_).)+)_({'|'.join(_VALUE_PARTS)})_\d+$")
+_PART = re.compile(rf"PartitionedCall_((?:(?!PartitionedCall_).)+)_({'|'.join(_VALUE_PARTS)})_\d+(?:_0)?$")
 
 
 def parse_dump_name(path: Path) -> DumpFile | None:

@@ -190,6 +190,9 @@ take() {
 
 # Prints the line that decides, and what to do: the first code that is not internal, a known text, an internal code.
 explain() {
+    # A log in another encoding is text, too.
+    LC_ALL=C
+    export LC_ALL
     codes='(^|[^A-Za-z0-9_./=-])E[0-9A-Z][0-9]{4}([]:) ]|$)'
     line=$(grep -E "$codes" "$log" | grep -vE '(^|[^A-Za-z0-9_./=-])(@INTERNAL@)([]:) ]|$)' | head -n 1) || true
     texts=$(grep -E @TEXTS@ "$log" | head -n 1) || true

@@ -350,6 +350,27 @@ _RULES = (
         "its plugin refuses this reduction",
         "write it with other operators",
     ),
+    Rule(
+        "Upsample",
+        lambda node, given, opset: given.get("mode", b"nearest") not in (b"nearest", b"linear"),
+        "its plugin refuses this mode",
+        "write the mode nearest or linear",
+    ),
+    *(
+        Rule(
+            operator,
+            lambda node, given, opset: given.get("select_last_index") == 1,
+            "its plugin refuses select_last_index 1",
+            "export it with 0",
+        )
+        for operator in ("ArgMax", "ArgMin")
+    ),
+    Rule(
+        "IsInf",
+        lambda node, given, opset: 0 in (given.get("detect_negative", 1), given.get("detect_positive", 1)),
+        "its plugin refuses to detect one sign only",
+        "detect both, and compare the sign",
+    ),
     _without("Cast", "to"),
     Rule(
         "AscendQuant",

@@ -360,24 +360,36 @@ def _parsed(node, start=0):
     ]
 
 
-def _parsed_dump(source: Path, folder: Path, images, operators=_parsed) -> Path:
+PARSED_NAMINGS = {
+    "converted": "{kind}.{operator}.{i}.3.1700000000000000.output.0.npy",
+    "npy": "{operator}.0.1700000000000000.npy",
+    "operator": "{operator}.npy",
+    "numbered": "{operator}_0.npy",
+    "fused": "{kind}.stem_conv{operator}.{i}.3.1700000000000000.output.0.npy",
+}
+
+
+def _parsed_dump(source: Path, folder: Path, images, operators=_parsed, naming="converted") -> Path:
     """The dump of a model as CANN's parser reads it; what is not a value of the ONNX file has other numbers."""
     side = open_activations(source)
     makers = {node.outputs[0]: node for node in side.nodes}
     folder.mkdir()
     for name, value in side.values(images):
         for i, (kind, operator, right) in enumerate(operators(makers[name])):
-            file = f"{kind}.{dump_side.mangled(operator)}.{i}.3.1700000000000000.output.0.npy"
+            file = PARSED_NAMINGS[naming].format(kind=kind, operator=dump_side.mangled(operator), i=i)
             np.save(folder / file, value if right else value + 7)
     return folder
 
 
+@pytest.mark.parametrize("naming", PARSED_NAMINGS)
 @pytest.mark.parametrize("format", [CANN, CANN.with_(opset=17, chains=False)], ids=["opset 13", "opset 17"])
-def test_names_that_the_parser_gives_to_nodes_that_it_expands(format, tmp_path):
-    graph = neocell_to_matmul(fold(_graph())[0])
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "naive"])
+def test_names_that_the_parser_gives_to_nodes_that_it_expands(folded, format, naming, tmp_path):
+    graph = neocell_to_matmul(fold(_graph())[0] if folded else _graph())
     write_model(emitter.emit(graph, format=format), tmp_path / "m.onnx")
     images = noise(2, (32, 32), 0)
-    result = _compare(tmp_path / "m.onnx", _parsed_dump(tmp_path / "m.onnx", tmp_path / "dump", images))
+    dump = _parsed_dump(tmp_path / "m.onnx", tmp_path / "dump", images, naming=naming)
+    result = _compare(tmp_path / "m.onnx", dump)
     assert result.agrees and max(layer.relative_l2 for layer in result.layers) == 0
     assert {layer.name for layer in result.layers} == set(open_activations(tmp_path / "m.onnx").names)
     # Without the addition, the product stands for the whole only with a warning.
