@@ -1,7 +1,7 @@
 """Rewriting an exported model into one that onnxruntime has CPU kernels for, so that every form can be verified here.
 
-NeoCell nodes become products; half precision becomes float32 arithmetic with each result rounded; AscendQuant and
-AscendDequant around a convolution become its integer form.
+NeoCell nodes become products, and NPUGeluV2 nodes chains of nodes; AscendQuant and AscendDequant around a convolution
+become its integer form; half precision becomes float32 arithmetic with each result rounded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from neonext_ms.ops.packing import unpack
 
 from .format import MAX_OPSET
 from .neocell_node import is_neocell, runs_of
+from .npu_gelu import expand_npu_gelu, is_npu_gelu
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -22,9 +23,12 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 def runnable_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in a form that onnxruntime has kernels for: the model itself if it is in one already.
 
-    NeoCell nodes become products made from their own coefficients and attributes. bfloat16 becomes float32 arithmetic
-    on the file's own weights with each result rounded. 8-bit layers in the form of CANN become ConvInteger nodes.
+    NeoCell nodes become products made from their own coefficients and attributes, NPUGeluV2 nodes chains of nodes, and
+    8-bit layers in the form of CANN ConvInteger nodes. bfloat16 becomes float32 arithmetic on the file's own weights
+    with each result rounded.
     """
+    if any(is_npu_gelu(node) for node in model.graph.node):
+        model = expand_npu_gelu(model)
     if any(is_neocell(node) for node in model.graph.node):
         model = expand_custom(model)
     if any(node.op_type == "AscendQuant" for node in model.graph.node):

@@ -18,6 +18,7 @@ from neonext_ms.common.errors import InputError, ParityError
 from ..evaluate import erf
 from ..graph import INPUT
 from ..onnx.neocell_node import is_neocell
+from ..onnx.npu_gelu import expand_npu_gelu, is_npu_gelu
 from ..onnx.runnable import expand_custom
 
 # An int32 accumulator; the sums of every layer have to stay inside.
@@ -57,6 +58,8 @@ class FileEvaluator:
     """
 
     def __init__(self, model: onnx.ModelProto):
+        if any(is_npu_gelu(node) for node in model.graph.node):
+            model = expand_npu_gelu(model)
         if any(is_neocell(node) for node in model.graph.node):
             model = expand_custom(model)
         self._nodes = model.graph.node
