@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, NeoNextError
+from neonext_ms.common.files import private_folder
 from neonext_ms.common.text import one_line
 from neonext_ms.runtime.onnx import onnx_session
 
@@ -18,9 +19,10 @@ from ..lower import lower
 from ..onnx import emitter
 from ..onnx.format import Format
 from ..onnx.int8 import channels_last
+from ..onnx.save import write_model
 
 # Bytes of values that one run may return.
-_GROUP_BYTES = 1 << 28
+_GROUP_BYTES = 1 << 27
 _MOST = 16
 
 
@@ -53,13 +55,23 @@ class Session:
         # A graph input cannot be an output too.
         self.names = [name for name in outputs if name != INPUT]
         format = Format(gelu=gelu)
-        self._open(emitter.emit(lower(replace(graph, outputs=tuple(self.names)), format), None, format))
+        graph = lower(replace(graph, outputs=tuple(self.names)), format)
+        self._open(lambda path: emitter.save(graph, path, None, format))
 
-    def _open(self, model: onnx.ModelProto) -> None:
+    def _open(self, write: Callable[[Path], object]) -> None:
+        """Open a model that a function writes; from a file, so that its weights are in memory only once."""
+        path = private_folder() / "model.onnx"
         try:
-            self._session = onnx_session(model.SerializeToString())
+            write(path)
+            # Without an arena, memory of one batch is free for the next step.
+            self._session = onnx_session(str(path), arena=False)
+        except NeoNextError:
+            raise
         except Exception as error:
             raise InputError(f"onnxruntime cannot load the network ({one_line(error, 300)})") from error
+        finally:
+            for file in path.parent.glob(f"{path.name}*"):
+                file.unlink()
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the values of some images by name."""
@@ -72,15 +84,16 @@ class NoiseSession(Session):
     Args:
         graph: graph to run.
         pairs: names of the value and of its approximation.
+        gelu: form of GELU, see `Format`.
     """
 
-    def __init__(self, graph: DeployGraph, pairs: Sequence[tuple[str, str]]):
-        self.batch = 4
-        format = Format()
+    def __init__(self, graph: DeployGraph, pairs: Sequence[tuple[str, str]], gelu: str = "auto"):
+        self.batch = 1
+        self.names = [name for _, noisy in pairs for name in (f"{noisy}.signal", f"{noisy}.noise")]
+        format = Format(gelu=gelu)
         names = tuple(dict.fromkeys(name for pair in pairs for name in pair))
         model = emitter.emit(lower(replace(graph, outputs=names), format), None, format)
         del model.graph.output[:]
-        self.names = [name for signal, noisy in pairs for name in (f"{noisy}.signal", f"{noisy}.noise")]
         for signal, noisy in pairs:
             model.graph.node.extend(
                 [
@@ -90,7 +103,7 @@ class NoiseSession(Session):
                 ]
             )
         model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in self.names)
-        self._open(model)
+        self._open(lambda path: write_model(model, path))
 
 
 def stacked(session: Session, batches: Iterator[np.ndarray], name: str) -> np.ndarray:

@@ -123,7 +123,7 @@ class FileEvaluator:
         if np.abs(sums).max(initial=0) >= _INT32:
             raise ParityError(f"{name}: its sums do not fit into 32 bits. Leave it out with --quantize-skip {name}.")
         codes = self.integers[name].codes
-        self.integers[name] = Integers(codes, sums.astype(np.int64))
+        self.integers[name] = Integers(codes, sums.astype(np.int32))
         output = sums * _channels(product.step, sums.ndim)
         return np.moveaxis(output, 1, -1) if self._channels_last(name) else output
 
@@ -152,7 +152,7 @@ class AscendEvaluator(FileEvaluator):
             if np.abs(sums).max(initial=0) >= _INT32:
                 raise ParityError(f"{node.name}: its sums do not fit into 32 bits")
             codes = (x.numbers + x.offset).astype(np.int8)
-            self.integers[node.name] = Integers(codes, sums.astype(np.int64))
+            self.integers[node.name] = Integers(codes, sums.astype(np.int32))
             return sums
         if node.op_type == "AscendDequant":
             sums, steps = inputs
