@@ -30,7 +30,7 @@ def channels_last(graph: DeployGraph) -> DeployGraph:
     It reverses `fold.channels_first`.
     """
     changes = []
-    for first, gelu, second in graph.chains("conv|conv_int8", "gelu", "conv|conv_int8"):
+    for first, gelu, second in graph.chains("conv", "gelu", "conv"):
         if not (is_pointwise(first) and is_pointwise(second)):
             continue
         entry, end = f"{first.name}.nhwc", f"{second.name}.nhwc"

@@ -14,11 +14,10 @@ from neonext_ms.common.files import private_folder
 from neonext_ms.common.text import one_line
 from neonext_ms.runtime.onnx import onnx_session
 
-from ..graph import INPUT, DeployGraph
+from ..graph import INPUT, NCHW, DeployGraph, Layer
 from ..lower import lower
 from ..onnx import emitter
 from ..onnx.format import Format
-from ..onnx.int8 import channels_last
 from ..onnx.save import write_model
 
 # Bytes of values that one run may return.
@@ -27,15 +26,39 @@ _MOST = 16
 
 
 def host_graph(quantized: DeployGraph) -> DeployGraph:
-    """Return a quantized graph as it is written for hosts.
+    """Return a quantized graph as it is written for hosts: convolutions in 8 bit as linear layers over their patches.
 
-    The layers around a GELU become linear layers over channels last: a MatMul between 8-bit inputs and a float output
-    has a kernel in onnxruntime, a Conv has one only between 8-bit inputs and an 8-bit output.
+    A MatMul between 8-bit inputs and a float output has a kernel in onnxruntime, a Conv has one only between 8-bit
+    inputs and an 8-bit output. What lies between the two layers of an MLP stays channels last.
     """
-    pairs = [chain for chain in quantized.chains("conv|conv_int8", "gelu", "conv|conv_int8")]
-    if not any(layer.op == "conv_int8" for chain in pairs for layer in chain):
-        return quantized
-    return channels_last(quantized)
+    inner = {
+        layer.name: chain
+        for chain in quantized.chains("conv_int8", "gelu", "conv_int8")
+        for layer in (chain[0], chain[2])
+    }
+    changes = []
+    for layer in quantized.layers:
+        if layer.op != "conv_int8":
+            continue
+        chain = inner.get(layer.name, [])
+        linear = _linear(layer, reads_map=not chain or layer is chain[0])
+        writes_map = not chain or layer is chain[2]
+        changes.append(([layer], _to_map(linear) if writes_map else [linear]))
+    return quantized.replaced(changes)
+
+
+def _linear(conv: Layer, reads_map: bool) -> Layer:
+    """Return an 8-bit convolution as a linear layer over the patches of a map, or over the last axis."""
+    weight = conv.arrays["weight"]
+    arrays = {**conv.arrays, "weight": weight.reshape(len(weight), -1)}
+    attributes = {"quantizer": conv.attributes["quantizer"], **({"patch": weight.shape[2:]} if reads_map else {})}
+    return replace(conv, op="linear_int8", arrays=arrays, attributes=attributes)
+
+
+def _to_map(linear: Layer) -> list[Layer]:
+    end = f"{linear.name}.nhwc"
+    order = Layer("transpose", f"{linear.name}.nchw", (end,), linear.output, {}, {"order": NCHW})
+    return [replace(linear, output=end), order]
 
 
 class Session:
