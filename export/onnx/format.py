@@ -71,6 +71,6 @@ class Format:
 # form: which of the two is faster on a device has not been measured, and the tanh form changes the network.
 CANN = Format(opset=13, gelu="erf", chains=True)
 
-# What MindSpore Lite 2.0.0 computes right (docs/lite.md): it drops the epsilon of a LayerNormalization node, and what it
-# fuses a chain into subtracts squares, which cancel.
+# What MindSpore Lite 2.0.0 computes right (docs/lite.md): it drops the epsilon of a LayerNormalization node, and what
+# it fuses a chain into subtracts squares, which cancel.
 LITE = Format(opset=13, chains=True, fusable=False)
