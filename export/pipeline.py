@@ -164,6 +164,7 @@ class _SizedNetwork:
     def __init__(self, source: Source, request: Request, size: Size, stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
         self.original = original_graph(source.architecture, source.arrays, size, request.features_only)
+        self.notes: list[str] = []
 
     @functools.cached_property
     def folded(self) -> tuple[DeployGraph, FoldSummary]:
@@ -193,7 +194,8 @@ class _SizedNetwork:
 
             return mindir.write(graph, path, batch, format)
         if self.request.om and target.name == "om":
-            om.check_graph(emitter.skeleton(graph, batch, format), path.name, self.request.om.keep_dtype)
+            skeleton = emitter.skeleton(graph, batch, format)
+            self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype)
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
         if target.name == "lite":
             return lite.write(graph, path, batch, format, metadata)
@@ -208,6 +210,7 @@ def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -
             path = stage / f"{network.stem}{om.ONNX_SUFFIX if target.name == 'om' else target.suffix}"
             with explained(report.manifest.with_name(path.name)):
                 written.append((target, network.write(target, path, report.metadata)))
+    report.notes = [*report.notes, *network.notes]
     if network.request.dtype == "float32":
         # Only the layers of a half-precision file are compared with the folded graph again.
         network.release_folded()

@@ -90,8 +90,9 @@ def mindspore_outputs(
 def file_outputs(path: Path, format: Format, samples: np.ndarray, batch: int | None = None) -> np.ndarray:
     """Return the outputs of an ONNX, MindIR or MindSpore Lite file.
 
-    NeoCell nodes are run as products from their own coefficients and attributes, since no runtime here has the
-    operator; bfloat16 is run in float32 arithmetic with each result rounded, since no runtime here has the dtype.
+    NeoCell and NPUGeluV2 nodes are run as other nodes made from their own inputs and attributes, since no runtime
+    here has these operators; bfloat16 is run in float32 arithmetic with each result rounded, since no runtime here has
+    the dtype.
 
     Args:
         path: path of the file.
@@ -124,7 +125,7 @@ def layer_deviations(path: Path, format: Format, folded: DeployGraph, samples: n
         folder: folder for temporary files.
     """
     exact, rounded = folder / "float32.onnx", path
-    plain = Format(gelu=format.gelu, neocell=format.neocell.replace("custom", "matmul"))
+    plain = Format(gelu=format.gelu.replace("npu", "auto"), neocell=format.neocell.replace("custom", "matmul"))
     emitter.save(lower(folded, plain), exact)
     if not _runs_as_it_is(format):
         rounded = folder / "runnable.onnx"
@@ -173,4 +174,4 @@ def _load_onnx(path: Path, format: Format) -> Run:
 
 def _runs_as_it_is(format: Format) -> bool:
     """Return whether onnxruntime's CPU has kernels for all of a file."""
-    return format.neocell != "custom" and format.dtype != "bfloat16"
+    return not format.for_cann_only and format.dtype != "bfloat16"

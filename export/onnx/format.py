@@ -10,7 +10,7 @@ from neonext_ms.common.errors import UsageError
 DEFAULT_OPSET, MIN_OPSET, MAX_OPSET = 20, 11, 21
 # ONNX gives Conv and the poolings bfloat16 from this opset on.
 BFLOAT16_OPSET = 22
-GELUS = ("auto", "erf", "tanh")
+GELUS = ("auto", "erf", "tanh", "npu")
 NEOCELLS = ("matmul", "padded", "custom")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -22,7 +22,8 @@ class Format:
     Attributes:
         opset: version of ONNX's default domain, 11 to 21; with bfloat16 it must be 22.
         gelu: form of GELU. "auto" is exact, one Gelu node where the opset has it and the Erf chain otherwise; "erf" is
-            always the chain; "tanh" is the approximation, off by up to 4.8e-4, as one node or a chain.
+            always the chain; "tanh" is the approximation, off by up to 4.8e-4, as one node or a chain; "npu" is exact,
+            one NPUGeluV2 node of the domain npu, which only CANN knows.
         neocell: form of NeoCells. "matmul" is two products with constant matrices; "padded" the same on maps padded to
             a multiple of 16; "custom" a NeoCell node for the AscendC operator package.
         dtype: dtype of weights and arithmetic, "float32", "float16" or "bfloat16".
@@ -49,10 +50,11 @@ class Format:
         if isinstance(self.opset, bool) or not isinstance(self.opset, int):
             raise UsageError(f"ONNX opset must be a whole number, got {self.opset!r}")
         instead = "give ATC a float32 file and --precision_mode_v2=mixed_bfloat16"
-        if self.dtype == "bfloat16" and self.neocell == "custom":
+        if self.dtype == "bfloat16" and self.for_cann_only:
+            node = "a custom NeoCell" if self.neocell == "custom" else "an NPUGeluV2"
             raise UsageError(
-                "a custom NeoCell cannot be written in bfloat16: its parser ends at opset 18, and Conv takes bfloat16 "
-                f"from {BFLOAT16_OPSET} on. Instead, {instead}."
+                f"{node} cannot be written in bfloat16: CANN's parsers end at opset 18, and Conv takes bfloat16 from "
+                f"{BFLOAT16_OPSET} on. Instead, {instead}."
             )
         if self.dtype == "bfloat16" and self.opset != BFLOAT16_OPSET:
             raise UsageError(
@@ -60,6 +62,11 @@ class Format:
             )
         if self.dtype != "bfloat16" and not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise UsageError(f"ONNX opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}")
+
+    @property
+    def for_cann_only(self) -> bool:
+        """Return whether a file has nodes that only CANN's parser knows."""
+        return self.neocell == "custom" or self.gelu == "npu"
 
     def with_(self, **changes: Any) -> Format:
         """Return the same format with other values of some attributes."""
