@@ -19,8 +19,6 @@ from neonext_ms.common.files import exclusive, explained, sha256, staging
 from neonext_ms.ops.compiled import cache_directory
 
 VERSION = "2.0.0"
-# The newest MindIR that this release reads.
-MINDIR_VERSION = 1
 VARIABLE = "NEONEXT_LITE"
 COMMAND = "python -m neonext_ms.lite"
 
