@@ -34,7 +34,10 @@ def build_parser() -> Parser:
     )
     subject = parser.add_argument_group("subject (one of these)")
     subject.add_argument(
-        "model", nargs="?", metavar="NAME|FILE", help="a registered model, a checkpoint, .onnx, .mindir, or a manifest"
+        "model",
+        nargs="?",
+        metavar="NAME|FILE",
+        help="a registered model, a checkpoint, .onnx, .mindir, .om, or a manifest",
     )
     subject.add_argument("--list", action="store_true", help="list the registered models")
     subject.add_argument("--tables", action="store_true", help="compare the published figures with our counts")
@@ -75,13 +78,14 @@ def _describe(args: argparse.Namespace) -> dict:
         return _describe_checkpoint(args)
     if args.ema or args.key:
         raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
-    if suffix in (".onnx", ".mindir", ".json"):
+    if suffix in (".onnx", ".mindir", ".om", ".json"):
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
         raise InputError(
-            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir or a manifest .json)"
+            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om or a manifest "
+            ".json)"
         )
     with usage_errors():
         return _describe_name(model, shifts, image_size)
@@ -127,6 +131,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
 def _describe_export(path: str) -> dict:
     from neonext_ms.common.files import sha256
     from neonext_ms.runtime.manifest import read_manifest
+    from neonext_ms.runtime.om_file import read_om
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
@@ -135,6 +140,8 @@ def _describe_export(path: str) -> dict:
         # Read, not run: a file for a device may have operators that no runtime here knows.
         return {**facts, **describe_onnx(path)}
     manifest, _ = read_manifest(path)
+    if Path(path).suffix.lower() == ".om":
+        return {**facts, **read_om(path).to_dict(), "metadata": manifest}
     with open_runtime(path) as model:
         facts |= {"runtime": model.name, "input": [model.batch, 3, *model.input_size], "classes": model.classes}
     return {**facts, "metadata": manifest}
@@ -212,17 +219,18 @@ def _print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
+def _print_facts(facts: Mapping[str, Any], indent: str = "", names: bool = False) -> None:
+    """Print facts, one a line; `names` tells that the keys are names from the file, which stay as they are."""
     for key, value in facts.items():
         # The manifest of several image sizes, which has `files`, records none on purpose.
         if value is None and key in _OPTIONS and "files" not in facts:
             value = f"not recorded (pass {_OPTIONS[key]})"
         if value is None or value in ({}, []):
             continue
-        label = f"{indent}{printable(key).replace('_', ' ')}"
+        label = indent + (printable(key) if names else printable(key).replace("_", " "))
         if isinstance(value, dict):
             print(label)
-            _print_facts(value, indent + "  ")
+            _print_facts(value, indent + "  ", key in ("inputs", "outputs"))
         else:
             print(f"{label:<30}{_text(value)}")
 
