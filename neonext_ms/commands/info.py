@@ -37,7 +37,7 @@ def build_parser() -> Parser:
         "model",
         nargs="?",
         metavar="NAME|FILE",
-        help="a registered model, a checkpoint, .onnx, .mindir, .ms, or a manifest",
+        help="a registered model, a checkpoint, .onnx, .mindir, .om, .ms, or a manifest",
     )
     subject.add_argument("--list", action="store_true", help="list the registered models")
     subject.add_argument("--tables", action="store_true", help="compare the published figures with our counts")
@@ -78,13 +78,13 @@ def _describe(args: argparse.Namespace) -> dict:
         return _describe_checkpoint(args)
     if args.ema or args.key:
         raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
-    if suffix in (".onnx", ".mindir", ".ms", ".json"):
+    if suffix in (".onnx", ".mindir", ".om", ".ms", ".json"):
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
         raise InputError(
-            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .ms or a manifest "
+            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om, .ms or a manifest "
             ".json)"
         )
     with usage_errors():
@@ -220,17 +220,18 @@ def _print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _print_facts(facts: Mapping[str, Any], indent: str = "") -> None:
+def _print_facts(facts: Mapping[str, Any], indent: str = "", names: bool = False) -> None:
+    """Print facts, one a line; `names` tells that the keys are names from the file, which stay as they are."""
     for key, value in facts.items():
         # The manifest of several image sizes, which has `files`, records none on purpose.
         if value is None and key in _OPTIONS and "files" not in facts:
             value = f"not recorded (pass {_OPTIONS[key]})"
         if value is None or value in ({}, []):
             continue
-        label = f"{indent}{printable(key).replace('_', ' ')}"
+        label = indent + (printable(key) if names else printable(key).replace("_", " "))
         if isinstance(value, dict):
             print(label)
-            _print_facts(value, indent + "  ")
+            _print_facts(value, indent + "  ", key in ("inputs", "outputs"))
         else:
             print(f"{label:<30}{_text(value)}")
 
