@@ -15,10 +15,11 @@ from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.models.registry import model_config
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.soc import soc as soc_of
-from neonext_ms.ops.twin import neo_cell
+from neonext_ms.ops.twin import SimulatorError, neo_cell
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the simulator needs g++")
-SOCS = ("Ascend310P3", "Ascend910B3")
+# One for each architecture: 2002, 2201 and 3002.
+SOCS = ("Ascend310P3", "Ascend910B3", "Ascend310B4")
 
 
 def _weights(spec, rng, dtype=np.float64):
@@ -103,6 +104,21 @@ def test_golden_in_float16_on_any_number_of_cores(case, soc):
             np.testing.assert_array_equal(grad, one)
     wide = neo_cell.forward(x, a, b, spec, soc=soc, accumulate_fp32=True)
     assert relative_max(wide.outputs[0], reference.forward(x, a, b, spec)) < 2**-11
+
+
+def test_a_mask_given_as_a_number_fails_on_3002(tmp_path, monkeypatch):
+    """There the overloads with a number of lanes ignore the mask register, and 0 (MASK_PLACEHOLDER) computes nothing."""
+    folder = shutil.copytree(neo_cell.KERNELS, tmp_path / "op_kernel")
+    path = folder / "neo_cell_base.h"
+    text = path.read_text()
+    assert text.count(", mask_, ") >= 4
+    path.write_text(text.replace(", mask_, ", ", AscendC::MASK_PLACEHOLDER, "))
+    monkeypatch.setattr(neo_cell, "KERNELS", folder)
+    spec = NeoCellSpec([{"kernel": 4, "channels": 16}])
+    weights = _weights(spec, np.random.RandomState(0), np.float16)
+    x = np.ones((1, 16, 8, 8), np.float16)
+    with pytest.raises(SimulatorError, match="a mask of 0 lanes: on __NPU_ARCH__ 3002"):
+        neo_cell.forward(x, *weights, spec, soc="Ascend310B4")
 
 
 def test_a_bias_is_added_last():

@@ -620,11 +620,12 @@ protected:
         }
         masked_ = blocks;
         constexpr int32_t half = 64 / LANES; // blocks in 64 bits of mask
-        uint64_t words[2] = {0, 0};
+        mask_[0] = 0;
+        mask_[1] = 0;
         for (int32_t i = 0; i < blocks; ++i) {
-            words[i / half] |= lanes_ << (i % half * LANES);
+            mask_[i / half] |= lanes_ << (i % half * LANES);
         }
-        AscendC::SetVectorMask<T, AscendC::MaskMode::NORMAL>(words[1], words[0]);
+        AscendC::SetVectorMask<T, AscendC::MaskMode::NORMAL>(mask_[1], mask_[0]);
     }
 
     __aicore__ static inline bool Fits(int32_t stride, int32_t other)
@@ -693,6 +694,8 @@ protected:
     }
 
     // Issue a step with any number of repeats; an instruction has at most 255. The mask is set already (`false`).
+    // Instructions still get it as an array: on 3002 the overloads that take a number of lanes ignore the mask register
+    // and would compute none at all for MASK_PLACEHOLDER, which is 0.
     template <Step STEP>
     __aicore__ inline void Repeat(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid,
@@ -707,14 +710,14 @@ protected:
             const LocalTensor<T> from = src[done * srcStride * LANES];
             const LocalTensor<T> factor = with[done * withStride * LANES];
             if constexpr (STEP == Step::MULTIPLY) {
-                AscendC::Mul<T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+                AscendC::Mul<T, false>(to, from, factor, mask_, count, strides);
             } else if constexpr (STEP == Step::MULTIPLY_ADD) {
-                AscendC::MulAddDst<T, T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+                AscendC::MulAddDst<T, T, false>(to, from, factor, mask_, count, strides);
             } else if constexpr (STEP == Step::ADD) {
-                AscendC::Add<T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+                AscendC::Add<T, false>(to, from, factor, mask_, count, strides);
             } else {
                 AscendC::Duplicate<T, false>(
-                    to, static_cast<T>(0), AscendC::MASK_PLACEHOLDER, count, static_cast<uint16_t>(grid.dstAcross),
+                    to, static_cast<T>(0), mask_, count, static_cast<uint16_t>(grid.dstAcross),
                     static_cast<uint8_t>(dstStride));
             }
         }
@@ -726,7 +729,8 @@ protected:
     Phases sides_[2];
 
     uint64_t lanes_;
-    int32_t masked_; // blocks for which the device's mask is set, -1 if unknown
+    int32_t masked_;   // blocks for which the device's mask is set, -1 if unknown
+    uint64_t mask_[2]; // that mask, low word first
 };
 
 // Rows of one map in memory, `columns` wide, of which the columns [first, last) are copied.

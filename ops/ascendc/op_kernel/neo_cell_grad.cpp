@@ -316,7 +316,7 @@ private:
     {
         SetBlocks(NEO_CELL_GROUP);
         AscendC::Duplicate<float, false>(
-            scratch_.template Get<float>(), 0.0f, AscendC::MASK_PLACEHOLDER, static_cast<uint8_t>(count), 1,
+            scratch_.template Get<float>(), 0.0f, mask_, static_cast<uint8_t>(count), 1,
             NEO_CELL_GROUP);
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -333,7 +333,7 @@ private:
             static_cast<uint8_t>(aStride), static_cast<uint8_t>(bStride));
         const LocalTensor<float> scratch = scratch_.template Get<float>();
         AscendC::MulAddDst<float, float, false>(
-            scratch[repeat * NEO_CELL_GROUP * LANES], a, b, AscendC::MASK_PLACEHOLDER, static_cast<uint8_t>(count),
+            scratch[repeat * NEO_CELL_GROUP * LANES], a, b, mask_, static_cast<uint8_t>(count),
             strides);
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -359,7 +359,7 @@ private:
         const LocalTensor<float>& dst, const LocalTensor<float>& a, const LocalTensor<float>& b, int32_t repeats)
     {
         AscendC::Add<float, false>(
-            dst, a, b, AscendC::MASK_PLACEHOLDER, static_cast<uint8_t>(repeats),
+            dst, a, b, mask_, static_cast<uint8_t>(repeats),
             AscendC::BinaryRepeatParams(1, 1, 1, NEO_CELL_GROUP, NEO_CELL_GROUP, NEO_CELL_GROUP));
         AscendC::PipeBarrier<PIPE_V>();
     }
