@@ -14,7 +14,8 @@ import numpy as np
 from neonext_ms.ops import NeoCellSpec, reference
 from neonext_ms.ops.twin import SimulatorError, neo_cell
 
-BASE, FORWARD, GRAD = "neo_cell_base.h", "neo_cell.cpp", "neo_cell_grad.cpp"
+BASE, FORWARD, GRAD = (f"op_kernel/neo_cell{end}" for end in ("_base.h", ".cpp", "_grad.cpp"))
+TILING = "op_host/neo_cell_make_tiling.h"
 MUTATIONS = (
     (
         "a stride off by one: the repeat stride of the inputs",
@@ -88,6 +89,30 @@ MUTATIONS = (
         "(to, from, factor, mask_,",
         "(to, from, factor, AscendC::MASK_PLACEHOLDER,",
     ),
+    (
+        "vector cores that start where AI cores do",
+        TILING,
+        "ai ? aiCost * core / aiCores : vectorBefore + vectorCost",
+        "ai ? aiCost * core / aiCores : vectorCost",
+    ),
+    (
+        "AI cores that take the rows of the vector cores",
+        TILING,
+        "tiling.first[tiling.cores] = problem",
+        "tiling.first[aiCores] = problem",
+    ),
+    (
+        "a core that splits a map of the gradient",
+        TILING,
+        "row -= problem_.gradient != 0 ? row % problem_.hOut : 0;",
+        "",
+    ),
+    (
+        "coefficients of the wrong block for a core",
+        TILING,
+        "starts[core] = {start.row + row, start.totalA, start.totalB};",
+        "starts[core] = {start.row + row, 0, start.totalB};",
+    ),
     ("a sum that does not start from zero", GRAD, "                Start(count);\n", ""),
     ("half of the blocks left out of a sum", GRAD, "blocks > 0; blocks /= 2", "blocks > 1; blocks /= 2"),
     (
@@ -123,7 +148,7 @@ def cases():
 
 def caught(folder: Path, gradient: bool, soc: str) -> str | None:
     """Return what catches the kernels in a folder, or None."""
-    neo_cell.KERNELS = folder
+    neo_cell.PROJECT = folder
     for spec, x, a, b, bias, dy, ub_bytes in cases():
         try:
             if gradient:
@@ -131,7 +156,7 @@ def caught(folder: Path, gradient: bool, soc: str) -> str | None:
                 exact = reference.backward(x, a, b, spec, dy)[1:3]
                 pairs = [pair for one, two in zip(grads, exact, strict=True) for pair in zip(one, two, strict=True)]
             else:
-                options = {"soc": soc, "dtype": "float32", "ub_bytes": ub_bytes, "blocks": 7}
+                options = {"soc": soc, "dtype": "float32", "ub_bytes": ub_bytes, "blocks": 14}
                 run = neo_cell.forward(x, a, b, spec, bias, **options)
                 pairs = [(run.outputs[0], reference.forward(x, a, b, spec, bias))]
         except SimulatorError as error:
@@ -144,11 +169,11 @@ def caught(folder: Path, gradient: bool, soc: str) -> str | None:
 
 
 def main() -> None:
-    kernels, escaped = neo_cell.KERNELS, []
+    project, escaped = neo_cell.PROJECT, []
     with tempfile.TemporaryDirectory() as name:
         for number, (what, file, old, new) in enumerate((("unchanged", FORWARD, "", ""), *MUTATIONS)):
             folder = Path(name) / str(number)
-            shutil.copytree(kernels, folder)
+            shutil.copytree(project, folder)
             text = (folder / file).read_text()
             if old not in text:
                 raise SystemExit(f"{what}: {file} has no {old!r} any more; update MUTATIONS")

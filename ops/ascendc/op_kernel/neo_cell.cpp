@@ -375,6 +375,9 @@ __aicore__ inline void RunForward(
 extern "C" __global__ __aicore__ void neo_cell(
     GM_ADDR x, GM_ADDR coef_a, GM_ADDR coef_b, GM_ADDR bias, GM_ADDR y, GM_ADDR workspace, GM_ADDR tiling)
 {
+#if __CCE_AICORE__ == 200 // the 310P: blocks beyond its AI cores run on its vector cores
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_VECTOR_CORE);
+#endif
     REGISTER_TILING_DEFAULT(NeoCellTiling);
     GET_TILING_DATA_WITH_STRUCT(NeoCellTiling, data, tiling);
 #if ORIG_DTYPE_X != DT_BF16

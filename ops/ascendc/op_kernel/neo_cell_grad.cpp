@@ -397,6 +397,9 @@ extern "C" __global__ __aicore__ void neo_cell_grad(
     GM_ADDR x, GM_ADDR dy, GM_ADDR coef_a, GM_ADDR coef_b, GM_ADDR grad_a, GM_ADDR grad_b, GM_ADDR workspace,
     GM_ADDR tiling)
 {
+#if __CCE_AICORE__ == 200 // the 310P: blocks beyond its AI cores run on its vector cores
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_VECTOR_CORE);
+#endif
     REGISTER_TILING_DEFAULT(NeoCellTiling);
     GET_TILING_DATA_WITH_STRUCT(NeoCellTiling, data, tiling);
     if (TILING_KEY_IS(0)) {
