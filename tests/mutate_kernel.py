@@ -101,6 +101,9 @@ MUTATIONS = (
         "tiling.first[tiling.cores] = problem",
         "tiling.first[aiCores] = problem",
     ),
+    ("images of one strip over each other", FORWARD, "local[i * width], x_", "local, x_"),
+    ("an image of the next core's in a strip", BASE, "end_ - unit_ >= t.hOut) {", "true) {"),
+    ("images of two planes in one strip", BASE, " && image_ + images_ < t.images &&", " &&"),
     (
         "a core that splits a map of the gradient",
         TILING,
@@ -131,18 +134,19 @@ def cases():
     """Yield small problems that together reach every line of the kernels."""
     rng = np.random.RandomState(0)
     shifted = [{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 25, "shift": 1}]
-    for groups, (h, w), kib in (
-        (shifted, (29, 19), 256),
-        (shifted, (29, 19), 64),
-        ({"kernel": 3, "channels": 16, "shift": 1}, (9, 50), 16),
-        ({"h_in": 3, "h_out": 2, "w_in": 2, "w_out": 3, "channels": 16}, (13, 9), 256),
+    for groups, n, (h, w), kib in (
+        (shifted, 2, (29, 19), 256),
+        (shifted, 2, (29, 19), 64),
+        ({"kernel": 3, "channels": 16, "shift": 1}, 2, (9, 50), 16),
+        ({"h_in": 3, "h_out": 2, "w_in": 2, "w_out": 3, "channels": 16}, 2, (13, 9), 256),
+        ({"kernel": 4, "channels": 160, "shift": 1}, 9, (7, 7), 256),
     ):
         spec = NeoCellSpec(groups)
-        x = rng.standard_normal((2, spec.channels, h, w)).astype(np.float32)
+        x = rng.standard_normal((n, spec.channels, h, w)).astype(np.float32)
         a, b = (
             [rng.standard_normal(s).astype(np.float32) for s in shapes] for shapes in (spec.shapes_a, spec.shapes_b)
         )
-        dy = rng.standard_normal((2, spec.channels, *spec.output_size(h, w))).astype(np.float32)
+        dy = rng.standard_normal((n, spec.channels, *spec.output_size(h, w))).astype(np.float32)
         yield spec, x, a, b, rng.standard_normal(spec.channels).astype(np.float32), dy, kib << 10
 
 

@@ -84,8 +84,9 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
     """Predict the time of a vector kernel from its counts in the simulator.
 
     Args:
-        counts: `cores`, each with `vector_core`, which is true for a 310P's vector cores, and `pipes` of "V" (instructions, repeats), "MTE2" and "MTE3" (instructions, bursts,
-            bytes) and "S" (instructions); and `by_instruction`, the repeats of each vector instruction.
+        counts: `cores`, each with `pipes` of "V" (instructions, repeats), "MTE2" and "MTE3" (instructions, bursts,
+            bytes) and "S" (instructions), and with `vector_core` (true for a 310P's vector cores); and
+            `by_instruction`, the repeats of each vector instruction.
         device: device that runs the kernel.
         costs: costs of instructions and launches.
 

@@ -32,7 +32,7 @@ DTYPES: Mapping[str, tuple[np.dtype, str, str]] = {
     "float32": (np.dtype(np.float32), "float", "DT_FLOAT"),
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), "bfloat16_t", "DT_BF16"),
 }
-_FACTS = ("total_a", "total_b", "cores", "h_out", "w_out", "strip", "columns")
+_FACTS = ("total_a", "total_b", "cores", "h_out", "w_out", "strip", "columns", "group")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Tiling:
         cores: number of cores that work.
         h_out, w_out: size of the output.
         strip, columns: rows and columns of the output that are computed at a time.
+        group: images that are computed at a time.
     """
 
     data: bytes
@@ -55,6 +56,7 @@ class Tiling:
     w_out: int
     strip: int
     columns: int
+    group: int
 
 
 @dataclass(frozen=True)
@@ -265,12 +267,8 @@ def _cores(device: Soc, blocks: int | None, vector_cores: bool) -> dict[str, int
     beside = device.vector_cores_beside if vector_cores else 0
     if blocks is None:
         return {"cores": device.vector_units, "vector_cores": beside}
-    if not beside:
-        return {"cores": blocks, "vector_cores": 0}
-    return {
-        "cores": min(blocks, device.vector_units),
-        "vector_cores": min(max(blocks - device.vector_units, 0), beside),
-    }
+    first = min(blocks, device.vector_units) if beside else blocks
+    return {"cores": first, "vector_cores": min(blocks - first, beside)}
 
 
 def _dtype(dtype: str, device: Soc) -> tuple[np.dtype, str, str]:

@@ -43,4 +43,5 @@ EXPORT void neo_cell_tiling_facts(const NeoCellTiling* tiling, int32_t* facts)
     facts[4] = tiling->wOut;
     facts[5] = tiling->strip;
     facts[6] = tiling->columns;
+    facts[7] = tiling->group;
 }

@@ -123,6 +123,30 @@ def test_a_mask_given_as_a_number_fails_on_3002(tmp_path, monkeypatch):
         neo_cell.forward(x, *weights, spec, soc="Ascend310B4")
 
 
+@pytest.mark.parametrize("size", [(14, 14), (7, 7), (6, 19)])
+def test_images_of_small_maps_share_strips(size):
+    spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 40, "shift": 1}])
+    rng = np.random.RandomState(4)
+    x = rng.standard_normal((8, 60, *size)).astype(np.float16)
+    a, b = _weights(spec, rng, np.float16)
+    bias = rng.standard_normal(60).astype(np.float16)
+    expected = in_order(x, a, b, spec, bias)
+    groups = set()
+    for blocks in (1, 2, 15):
+        run = neo_cell.forward(x, a, b, spec, bias, blocks=blocks)
+        groups.add(run.tiling.group)
+        np.testing.assert_array_equal(run.outputs[0], expected)
+    one = neo_cell.forward(x[:1], a, b, spec, bias, blocks=1)
+    assert max(groups) > 3 and one.tiling.group == 1
+    together = neo_cell.forward(x, a, b, spec, bias, blocks=1).counts["totals"]["V"]
+    assert together["instructions"] < 8 * one.counts["totals"]["V"]["instructions"]
+    exact = reference.forward(x, a, b, spec, bias)
+    wide = neo_cell.forward(x, a, b, spec, bias, blocks=1, accumulate_fp32=True)
+    assert wide.tiling.group > 1 and relative_max(wide.outputs[0], exact) < 2**-11
+    halves = neo_cell.forward(x, a, b, spec, bias, blocks=1, dtype="float32", c0=8)
+    assert halves.tiling.group > 1 and relative_max(halves.outputs[0], exact) < 1e-5
+
+
 def test_the_vector_cores_of_a_310p_take_their_share():
     """What the cores of each kind do takes them equally long, and without vector cores the result is the same."""
     spec = NeoCellSpec([{"kernel": 4, "channels": 48, "shift": 1}, {"kernel": 7, "channels": 48, "shift": 1}])

@@ -11,6 +11,9 @@ constexpr bool NEO_CELL_VECTOR_CORES = true;
 constexpr int32_t NEO_CELL_VECTOR_CORE_COMPUTE = 242;
 constexpr int32_t NEO_CELL_VECTOR_CORE_MEMORY = 128;
 
+// Strips that a core has at least if several images share one: the copies of the first and the last one are not hidden.
+constexpr int32_t NEO_CELL_LEAST_STRIPS = 3;
+
 // The problem as op_host and the simulator describe it. Storage is (images, planes, height, width, c0).
 struct NeoCellProblem {
     int32_t images;
@@ -88,12 +91,13 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
     const int64_t stored = static_cast<int64_t>(problem.c0) * problem.elementBytes;
     const int64_t computed = static_cast<int64_t>(problem.c0) * problem.computeBytes;
     const bool cast = problem.elementBytes != problem.computeBytes;
-    const int64_t window = static_cast<int64_t>(tiling.windowRows) * tiling.windowColumns;
-    const int64_t output = static_cast<int64_t>(strip) * columns;
+    const int64_t group = tiling.group;
+    const int64_t window = group * tiling.windowRows * tiling.windowColumns;
+    const int64_t output = group * strip * columns;
     const int64_t rows = tiling.mostA + tiling.mostB;
     const int64_t coefficient = NEO_CELL_LANES * (2 * problem.elementBytes + (cast ? problem.computeBytes : 0));
     int64_t bytes = 2 * (window + output) * stored + (rows + 1) * coefficient;
-    bytes += static_cast<int64_t>(strip) * tiling.windowColumns * computed; // A x
+    bytes += group * strip * tiling.windowColumns * computed; // A x
     bytes += cast ? ((problem.gradient != 0 ? 1 : 2) * window + output) * computed : 0;
     if (problem.gradient != 0) {
         bytes += static_cast<int64_t>(tiling.windowRows) * columns * computed; // x B
@@ -352,6 +356,25 @@ inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
     return nullptr;
 }
 
+// Let a strip that is a whole map have several images, as many as fit: each instruction then does more repeats, and fewer
+// of their lanes stay empty. A core should still have some strips, so that copies hide behind the arithmetic.
+inline void NeoCellGroupImages(const NeoCellProblem& problem, const NeoCellDevice& device, NeoCellTiling& tiling)
+{
+    int32_t maps = 0;
+    for (int32_t core = 0; core < tiling.cores; ++core) {
+        maps = NeoCellMax(maps, (tiling.first[core + 1] - tiling.first[core]) / problem.hOut);
+    }
+    const int32_t most = NeoCellMin(problem.images, maps / NEO_CELL_LEAST_STRIPS);
+    for (int32_t group = most; group > 1; --group) {
+        // Groups of equal size.
+        tiling.group = NeoCellCeil(problem.images, NeoCellCeil(problem.images, group));
+        if (NeoCellBuffers(problem, tiling, tiling.strip, tiling.columns) <= device.ubBytes) {
+            return;
+        }
+    }
+    tiling.group = 1;
+}
+
 // Fill `tiling` for at most the cores of a device. Return nullptr, or the reason why there is none.
 inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice& device, NeoCellTiling& tiling)
 {
@@ -412,6 +435,7 @@ inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice
     tiling.hOut = problem.hOut;
     tiling.wOut = problem.wOut;
     tiling.hasBias = problem.hasBias;
+    tiling.group = 1;
 
     const int64_t units =
         static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient != 0 ? 1 : problem.hOut);
@@ -455,11 +479,14 @@ inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice
             break;
         }
     }
-    if (best >= 0) {
-        NeoCellBuffers(problem, tiling, strip, columns);
-        return nullptr;
+    if (best < 0) {
+        return "the matrices are too large for the unified buffer";
     }
-    return "the matrices are too large for the unified buffer";
+    NeoCellBuffers(problem, tiling, strip, columns);
+    if (problem.gradient == 0 && strip >= problem.hOut && columns == problem.wOut) {
+        NeoCellGroupImages(problem, device, tiling);
+    }
+    return nullptr;
 }
 
 #endif // NEO_CELL_MAKE_TILING_H

@@ -177,11 +177,11 @@ private:
         const int64_t map = static_cast<int64_t>(strip.image) * t.planes + strip.plane;
         LocalTensor<S> window = input_.template AllocTensor<S>();
         LoadMap(
-            window, x_, {map, t.hIn, t.wIn, t.c0, strip.first, strip.last}, strip.Window(), strip.top, strip.bottom);
+            window, x_, {map, 1, t.hIn, t.wIn, t.c0, strip.first, strip.last}, strip.Window(), strip.top, strip.bottom);
         input_.EnQue(window);
         LocalTensor<S> upstream = upstream_.template AllocTensor<S>();
         LoadMap(
-            upstream, dy_, {map, t.hOut, t.wOut, t.c0, strip.left, strip.right}, strip.Output(), strip.begin,
+            upstream, dy_, {map, 1, t.hOut, t.wOut, t.c0, strip.left, strip.right}, strip.Output(), strip.begin,
             strip.end);
         upstream_.EnQue(upstream);
     }

@@ -45,6 +45,7 @@ struct NeoCellTiling {
     int32_t hasBias;
     int32_t strip;         // output rows computed at a time
     int32_t columns;       // output columns computed at a time
+    int32_t group;         // images computed at a time, if a strip is a whole map
     int32_t windowRows;    // most rows of UB that the input of a strip takes
     int32_t windowColumns; // most input columns that a strip needs
     int32_t mostA;         // most rows of coefficients of one block of 16 channels
@@ -52,9 +53,8 @@ struct NeoCellTiling {
     int32_t totalA;        // rows of coefficients
     int32_t totalB;
     int32_t cores; // those that work: AI cores first, then vector cores
-    // Output row, over (plane, image, row), at which each core starts, and behind the last core the number of rows. Two
-    // more than the cores, so that the size is a multiple of 8.
-    int32_t first[NEO_CELL_MAX_CORES + 2];
+    // Output row, over (plane, image, row), at which each core starts, and behind the last core the number of rows.
+    int32_t first[NEO_CELL_MAX_CORES + 1];
     int32_t runs;
     int32_t runEnd[NEO_CELL_MAX_RUNS]; // end of the run's channels; of the last run, end of the lanes
     uint16_t runA[NEO_CELL_MAX_RUNS];  // NeoCellPack
