@@ -31,6 +31,7 @@ from .fold import FoldSummary, fold
 from .graph import DeployGraph, original_graph
 from .lower import lower, neocell_to_matmul
 from .om import target as om
+from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .report import ExportedFile, Report
@@ -113,7 +114,7 @@ def export(
         networks = [_SizedNetwork(source, request, size, stem) for size, stem in zip(sizes, stems, strict=True)]
         # What is folded does not depend on the size.
         (_, summary), nodes = networks[0].folded, networks[0].count_nodes()
-    jobs = [network.job(metadata["preprocessing"]) for network in networks] if request.om else []
+    jobs = [network.job(request.om, metadata["preprocessing"]) for network in networks] if request.om else []
     for job in jobs:
         job.check()
     report = Report(request, output / f"{name}.json", metadata, summary, nodes, steps.seconds, list(source.notes))
@@ -175,11 +176,9 @@ class _SizedNetwork:
         format = Format(min(self.request.opset or DEFAULT_OPSET, MAX_OPSET))
         return emitter.count_nodes(self.original, format), emitter.count_nodes(self.folded[0], format)
 
-    def job(self, preprocessing: Mapping[str, Any]) -> om.Job:
+    def job(self, options: OmOptions, preprocessing: Mapping[str, Any]) -> om.Job:
         """Return the OM file of this size."""
-        options, batch = self.request.om, tuple(self.request.batch) or (1,)
-        assert options is not None
-        compiler = om.COMPILERS[options.via]
+        batch, compiler = tuple(self.request.batch) or (1,), om.COMPILERS[options.via]
         return om.Job(self.stem, self.size, batch, options, compiler, Preprocessing.from_dict(preprocessing))
 
     def write(self, target: Target, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
