@@ -84,8 +84,8 @@ def _describe(args: argparse.Namespace) -> dict:
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
         raise InputError(
-            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om, .ms or a manifest "
-            ".json)"
+            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om, .ms or a "
+            "manifest .json)"
         )
     with usage_errors():
         return _describe_name(model, shifts, image_size)
