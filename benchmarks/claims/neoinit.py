@@ -67,7 +67,9 @@ def measure(args: argparse.Namespace) -> dict:
         raise KeyboardInterrupt from stopped
     plot: str | None = str(output / _FIGURE)
     try:
-        draw(summary, output / _FIGURE)
+        from neonext_ms.common.figures import pyplot, save_figure
+
+        save_figure(draw(pyplot(), summary), output / _FIGURE)
     except ToolchainError as error:
         note(f"note: no figure: {error}")
         plot = None
@@ -222,11 +224,9 @@ def lines(result: Mapping) -> Iterator[str]:
         yield result["plot"]
 
 
-def draw(summary: Mapping[str, dict], path: Path) -> None:
+def draw(plt, summary: Mapping[str, dict]):
     """Draw loss and accuracy by epoch: mean and deviation of the runs that converged; those that diverged, dotted."""
-    from neonext_ms.common.figures import pyplot, save_figure
-
-    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     panels = (("validation loss", "loss", "loss_", 1), ("top-1 of the validation images, %", "top1", "", 100))
     for axis, (title, key, prefix, scale) in zip(axes, panels, strict=True):
         for number, (value, row) in enumerate(summary.items()):
@@ -246,4 +246,4 @@ def draw(summary: Mapping[str, dict], path: Path) -> None:
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    save_figure(figure, path)
+    return figure

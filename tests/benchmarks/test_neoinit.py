@@ -71,13 +71,6 @@ def test_summary_leaves_out_what_diverged():
     ]  # fmt: skip
 
 
-def test_the_figure_has_a_curve_with_its_spread_for_each_initialization(tmp_path):
-    pytest.importorskip("matplotlib")
-    trials = [_trial("neoinit", 0, 0.5), _trial("neoinit", 1, 0.7), _trial("normal", 0, 0.1, diverged=True)]
-    neoinit.draw(neoinit.summarise(trials), tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_trials_differ_in_initialisation_and_seed(tmp_path, monkeypatch):
     seen = []
 
