@@ -57,10 +57,10 @@ def draw(plt, args):
         len(groups), 4, figsize=(13, 0.5 + 2.1 * len(groups)), layout="constrained", squeeze=False,
         width_ratios=(2.4, 2.4, 1, 1),
     )  # fmt: skip
-    facts = []
+    facts: list[dict] = []
     for panels, (stage, matrices) in zip(axes, groups, strict=True):
         size = matrices.shape[1]
-        start = neo_init(matrices.shape, np.random.RandomState(0))
+        start = neo_init((len(matrices), size, size), np.random.RandomState(0))
         chosen = np.linspace(0, len(matrices) - 1, min(_SHOWN, len(matrices))).astype(int)
         limit = float(np.abs(np.concatenate([start[chosen], matrices[chosen]])).max())
         for panel, values, name in ((panels[0], start, "NeoInit"), (panels[1], matrices, "learned")):
