@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from neonext_ms.benchmarks.claims import command, complexity, forms, memory, share
+from neonext_ms.benchmarks.claims import command, complexity, forms, share
 from neonext_ms.export.source import Source
 from neonext_ms.ops import reference
 from neonext_ms.ops.spec import NeoCellSpec
@@ -52,14 +52,14 @@ def test_im2col_is_the_depthwise_convolution(k):
 
 
 def test_memory_is_what_was_counted(capsys):
-    assert command.main(["memory", "--maps", "28,27", "--kernels", "7", "--batch", "2", "--json"]) == 0
+    assert command.main(["memory", "--maps", "28,27", "--kernels", "4", "--batch", "6", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
-    assert row["map_bytes"] == 4 * 2 * 192 * 28 * 28 and row["counted_bytes"]["im2col"] == 50 * row["map_bytes"]
+    assert row["map_bytes"] == 4 * 6 * 192 * 28 * 28 and row["counted_bytes"]["im2col"] == 17 * row["map_bytes"]
     for name, peak in row["peak_bytes"].items():
+        # The system counts resident pages in batches.
         assert peak > 0.9 * row["counted_bytes"][name], name
-    # Allocators keep some; a form that copied the map would need another map.
     assert row["peak_bytes"]["block-diagonal"] < 2.6 * row["map_bytes"]
-    assert command.main(["memory", "--maps", "27", "--kernels", "7"]) == 1
+    assert command.main(["memory", "--maps", "27", "--kernels", "4"]) == 1
 
 
 @pytest.mark.parametrize(("k", "side"), [(2, 14), (7, 14), (14, 56)])
