@@ -69,30 +69,32 @@ def _describe(args: argparse.Namespace) -> dict:
     """Return facts about a registered model or a file as plain values."""
     from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
-    model, shifts, image_size = args.model, args.shifts, args.image_size
+    model, image_size = args.model, args.image_size
+    chosen = {name: getattr(args, name) for name in ("shifts", "activation") if getattr(args, name) is not None}
     suffix = model_suffix(model)
     if suffix in CHECKPOINT_SUFFIXES:
         return _describe_checkpoint(args)
     if args.ema or args.key:
         raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
     if suffix in (".onnx", ".mindir", ".json"):
-        if shifts or image_size:
-            raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
+        if chosen or image_size:
+            raise UsageError(
+                f"{model}: shifts, activation and sizes of an exported file are fixed. Leave out --shifts, "
+                "--activation and --image-size."
+            )
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
         raise InputError(
             f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir or a manifest .json)"
         )
     with usage_errors():
-        return _describe_name(model, shifts, image_size)
+        return _describe_name(model, image_size, **chosen)
 
 
-def _describe_name(
-    name: str, shifts: tuple[int, ...] | None = None, image_size: tuple[int, int] | None = None
-) -> dict[str, Any]:
+def _describe_name(name: str, image_size: tuple[int, int] | None = None, **options: Any) -> dict[str, Any]:
     from neonext_ms.models.registry import model_config
 
-    config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
+    config = model_config(name, **options)
     return {
         "model": name,
         **_count(config.architecture, image_size or config.image_size),
@@ -109,7 +111,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
     from neonext_ms.models.registry import candidates, model_config
 
     path: str = args.model
-    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key)
+    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key, args.activation)
     models = candidates(checkpoint.architecture)
     published = model_config(models[0]).image_size if len(models) == 1 else None
     return {
