@@ -290,6 +290,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _availability(target: Target) -> str:
     """Return whether the software that a target needs is installed, in words."""
+    if target.name == "lite":
+        from .lite import missing
+
+        return "not available: run make lite" if missing() else "available"
     if target.name != "om":
         return "available"
     from neonext_ms.common import external_tools

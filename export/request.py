@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import soc
 
 from .om.options import NPU_GELU_FAMILIES, VIAS, OmOptions
-from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Format
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, LITE, Format
 from .targets import Target, resolve_targets
 from .tolerances import check_tolerance
 
 # Options of a `Request` that cannot be chosen for every target, with their defaults.
-_DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
+_DEFAULTS: dict[str, Any] = {"gelu": "auto", "neocell": "matmul", "dtype": "float32", "float32_io": True}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Request:
             raise UsageError("--soc and its options: only valid with --target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
+        if self.om is not None and self.om.via == "lite":
+            _check_lite(self.neocell, "float32")
         if self.gelu == "npu":
             self._check_npu_gelu()
         if len(self.batch) > 1 and not om:
@@ -85,7 +88,8 @@ class Request:
             self.format(target)
             for option in target.fixed:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
-                    raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out.")
+                    name = "half_io" if option == "float32_io" else option
+                    raise UsageError(f"{name} cannot be chosen for the target {target.name}. Leave it out.")
 
     def _check_npu_gelu(self) -> None:
         """Raise a `UsageError` unless CANN reads all files, on a device that has the operator."""
@@ -104,12 +108,16 @@ class Request:
             UsageError: values that do not go together.
         """
         gelu, neocell, dtype = (
-            default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()
+            _DEFAULTS[option] if option in target.fixed else getattr(self, option)
+            for option in ("gelu", "neocell", "dtype")
         )
         opset = self.opset
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
             return CANN.with_(opset=CANN.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
+        if target.name == "lite":
+            _check_lite(neocell, dtype)
+            return LITE.with_(opset=LITE.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
         if opset is None:
             # A custom node is for CANN, whose parsers end before the default.
             opset = CANN.opset if neocell == "custom" or gelu == "npu" else DEFAULT_OPSET
@@ -126,3 +134,11 @@ class Request:
     def fixed_batch(self) -> int | None:
         """The only batch size, or None for a dynamic batch."""
         return self.batch[0] if len(self.batch) == 1 else None
+
+
+def _check_lite(neocell: str, dtype: str) -> None:
+    """Raise a `UsageError` for what MindSpore Lite has not."""
+    if neocell == "custom":
+        raise UsageError("--neocell custom: MindSpore Lite has no NeoCell operator. Use matmul or padded.")
+    if dtype == "bfloat16":
+        raise UsageError("--dtype bfloat16: MindSpore Lite has none. Use float32 or float16.")

@@ -365,7 +365,10 @@ class _Emitter:
         """
         name = layer.name
         x = self.node("Sub", [x, self.mean(x, f"{name}.mean")], f"{name}.centred")
-        square = self.node("Pow", [x, self.constant("two", 2)], f"{name}.square")
+        if self.format.fusable:
+            square = self.node("Pow", [x, self.constant("two", 2)], f"{name}.square")
+        else:
+            square = self.node("Mul", [x, x], f"{name}.square")
         variance = self.mean(square, f"{name}.variance")
         variance = self.node("Add", [variance, self.constant(f"{name}.eps", layer.attributes["eps"])], f"{name}.stable")
         deviation = self.node("Sqrt", [variance], f"{name}.deviation")

@@ -96,6 +96,7 @@ def test_every_format_equals_the_network(data):
         dtype=draw(st.sampled_from(["float32", "float32", "float16"])),
         float32_io=draw(st.booleans()),
         chains=draw(st.booleans()),
+        fusable=draw(st.booleans()),
     )
     graph = original_graph(architecture, arrays, size, features_only=draw(st.booleans()))
     images = parity.noise(2, size, 1)

@@ -108,6 +108,32 @@ BROKEN = {
         ["EZ3003", "no kernel of this"],
     ),
     "finds no CANN": ("echo 'Get soc version failed.'; exit 1", ["source CANN's set_env.sh"]),
+    # What release 2.0.0 printed on a host, shortened.
+    "finds no CANN, as the real one says it": (
+        """cat <<'END'
+[WARNING] ME(433,7f55,converter_lite):2026-11-28-12:00:16.351.060 [mindspore/lite/src/extendrt/cxx_api/dlutils.h:101] \
+DLSoOpen] dlopen lib/libascend_pass_plugin.so failed, error: libgraph.so: cannot open shared object file
+[ERROR] LITE(433,7f55,converter_lite):2026-11-28-12:00:16.351.142 [mindspore/lite/tools/converter/anf_transform.cc] \
+RunConvertPass] Failed to create acl pass
+[ERROR] LITE(433,7f55,converter_lite):2026-11-28-12:00:16.351.204 [mindspore/lite/tools/converter/converter.cc:1108] \
+RunConverter] Convert model failed
+END
+exit 254""",
+        ["libgraph.so", "did not find CANN", "set_env.sh"],
+    ),
+    "has no CANN": (
+        "echo '[ERROR] LITE(1,2,c):3 [anf_transform.cc:451] RunConvertPass] Failed to create acl pass'; exit 254",
+        ["Failed to create acl pass", "did not find CANN"],
+    ),
+    "knows no operator": (
+        "echo '[ERROR] LITE(1,2,c):3 [onnx_op_parser.cc] ConvertNodes] not support onnx data type NeoCell'; exit 7",
+        ["NeoCell", "does not know an operator"],
+    ),
+    "is too old for a MindIR": (
+        "echo 'This software can only support the maximum mind ir version: 1, please install the latest version to "
+        "support the mind ir version: 3'; exit 134",
+        ["older than the MindIR file"],
+    ),
     "lacks a library": (
         "echo 'converter_lite: error while loading shared libraries: libglog.so.0: cannot open'; exit 127",
         ["libglog.so.0", "source set_env.sh"],
@@ -115,7 +141,13 @@ BROKEN = {
 }
 
 # Cases in which the installation is at fault.
-NOT_INSTALLED = ("reports CANN's error", "finds no CANN", "lacks a library")
+NOT_INSTALLED = (
+    "reports CANN's error",
+    "finds no CANN",
+    "finds no CANN, as the real one says it",
+    "has no CANN",
+    "lacks a library",
+)
 
 
 def write_converter(folder: Path, text: str | None = None) -> Path:

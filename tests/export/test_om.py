@@ -198,7 +198,9 @@ def test_every_via_has_a_compiler():
 def test_list_targets(tool, capsys):
     assert command.main(["--list-targets", "--json"]) == 0
     rows = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
-    assert set(rows) == {"onnx", "mindir", "om", "onnx-naive"} and rows["om"]["here"].startswith("not available")
+    assert set(rows) == {"onnx", "mindir", "lite", "om", "onnx-naive"} and rows["om"]["here"].startswith(
+        "not available"
+    )
     tool("atc", ATC_WORKS)
     assert command.main(["--list-targets"]) == 0
     assert "available: " in capsys.readouterr().out
