@@ -40,6 +40,8 @@ _POSITIONS = {
     "Resize": (1, 2, 3),
 }
 _LAYOUT = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "SpaceToDepth", "DepthToSpace")
+# An AveragePool of our graphs is the mean over a whole map too.
+_POOLING_TO_A_PIXEL = ("GlobalAveragePool", "AveragePool")
 _DYNAMIC = ("Shape", "Size", "ConstantOfShape", "NonZero")
 # Types of a constant that the parser converts (datatype_val_size_map in onnx_constant_parser.cc): ONNX's up to
 # BFLOAT16, and INT4.
@@ -388,6 +390,9 @@ def _between_convolutions(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProt
     """Return layout nodes with a convolution before and another one after them, on any path."""
     after: set[str] = set()
     for node in nodes:
+        # Behind the pooling of the head, a map has one pixel and the same order of values in every layout.
+        if node.op_type in _POOLING_TO_A_PIXEL:
+            continue
         if node.op_type == "Conv" or after.intersection(node.input):
             after.update(node.output)
     before: set[str] = set()

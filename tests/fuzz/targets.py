@@ -18,6 +18,7 @@ from typing import Any
 
 import checkpoints
 import numpy as np
+import om_stand_in as om
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,28 @@ def _read_onnx(path: Path) -> None:
         _ = json.dumps(result.to_dict(), allow_nan=False), str(result)
 
     _each(lambda: describe_onnx(path), run, activations, lambda: reader.read(path, 1), check)
+
+
+@cache
+def _oms() -> tuple[bytes, ...]:
+    models = [[(om.INOUT, om.inout_info(batches=(1, 8))), (om.MODEL_DEF, om.model_def())], [(om.MODEL_DEF, b"")]]
+    return om.small_om(), om.om_bytes(models, dynamic=1), om.om_bytes(models[:1], wide=False)
+
+
+def _om(rng: Random) -> bytes:
+    """Damage an OM file, or only its description, so that the sizes still add up."""
+    if rng.random() < 0.4:
+        return mutate_bytes(rng, rng.choice(_oms()))
+    model = mutate_protobuf(rng, om.model_def())
+    info = mutate_bytes(rng, om.inout_info(batches=(1, 8)))
+    parts = [(om.MODEL_DEF, model), (om.INOUT, info), (om.WEIGHTS, b"w")]
+    return om.om_bytes([rng.sample(parts, rng.randint(1, 3))], wide=rng.random() < 0.8)
+
+
+def _read_om(path: Path) -> None:
+    from neonext_ms.commands import info
+
+    info._print_facts(info._describe_export(str(path)))
 
 
 _calls = count()
@@ -509,6 +532,7 @@ TARGETS: dict[str, Target] = {
     **{f"checkpoint-{name}": Target(make, checkpoints.read, name) for name, make in checkpoints.FORMATS.items()},
     "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
     "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
+    "om": Target(_om, _read_om, "input.om"),
     "manifest": Target(_manifest, _read_manifest),
     "config": Target(_config, _read_config),
     "override": Target(_override, _read_override),
