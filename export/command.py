@@ -207,12 +207,12 @@ def _source(args: argparse.Namespace) -> Source:
     from .source import Source
 
     if args.checkpoint:
-        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key)
+        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
     if args.ema:
         raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
     if args.key:
         raise UsageError("--key: a named model has no keys. Use it with --checkpoint.")
-    return Source.from_name(args.model, args.shifts, args.seed)
+    return Source.from_name(args.model, args.shifts, args.seed, args.activation)
 
 
 def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | None) -> Request:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from neonext_ms.benchmarks.claims import neoinit
 from neonext_ms.common.errors import UsageError
+
+from ..claims import neoinit
 
 
 def draw(plt, args):

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
+from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.runtime.onnx import onnx_session
 
 from ..graph import INPUT, DeployGraph
@@ -30,7 +31,7 @@ def host_graph(quantized: DeployGraph) -> DeployGraph:
     The layers around a GELU become linear layers over channels last: a MatMul between 8-bit inputs and a float output
     has a kernel in onnxruntime, a Conv has one only between 8-bit inputs and an 8-bit output.
     """
-    pairs = [chain for chain in quantized.chains("conv|conv_int8", "gelu", "conv|conv_int8")]
+    pairs = [chain for chain in quantized.chains("conv|conv_int8", "|".join(ACTIVATIONS), "conv|conv_int8")]
     if not any(layer.op == "conv_int8" for chain in pairs for layer in chain):
         return quantized
     return channels_last(quantized)

@@ -80,17 +80,18 @@ def _describe(args: argparse.Namespace) -> dict:
     """Return facts about a registered model or a file as plain values."""
     from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
-    model, shifts, image_size = args.model, args.shifts, args.image_size
+    model, image_size = args.model, args.image_size
+    chosen = {name: getattr(args, name) for name in ("shifts", "activation") if getattr(args, name) is not None}
     suffix = model_suffix(model)
     if suffix in CHECKPOINT_SUFFIXES:
         return _describe_checkpoint(args)
     if args.ema or args.key:
         raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
     if suffix in (".onnx", ".mindir", ".om", ".ms", ".json"):
-        if shifts or image_size or args.receptive_field:
+        if chosen or image_size or args.receptive_field:
             raise UsageError(
-                f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size and "
-                "--receptive-field."
+                f"{model}: shifts, activation and sizes of an exported file are fixed. Leave out --shifts, "
+                "--activation, --image-size and --receptive-field."
             )
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
@@ -99,18 +100,15 @@ def _describe(args: argparse.Namespace) -> dict:
             "manifest .json)"
         )
     with usage_errors():
-        return _describe_name(model, shifts, image_size, args.receptive_field)
+        return _describe_name(model, image_size, args.receptive_field, **chosen)
 
 
 def _describe_name(
-    name: str,
-    shifts: tuple[int, ...] | None = None,
-    image_size: tuple[int, int] | None = None,
-    receptive_field: bool = False,
+    name: str, image_size: tuple[int, int] | None = None, receptive_field: bool = False, **options: Any
 ) -> dict[str, Any]:
     from neonext_ms.models.registry import model_config
 
-    config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
+    config = model_config(name, **options)
     return {
         "model": name,
         **_count(config.architecture, image_size or config.image_size, receptive_field),
@@ -127,7 +125,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
     from neonext_ms.models.registry import candidates, model_config
 
     path: str = args.model
-    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key)
+    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key, args.activation)
     models = candidates(checkpoint.architecture)
     published = model_config(models[0]).image_size if len(models) == 1 else None
     size = args.image_size or checkpoint.metadata.get("image_size") or published

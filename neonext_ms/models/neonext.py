@@ -26,6 +26,7 @@ from neonext_ms.ops.init import neo_init
 from neonext_ms.ops.neocell import neo_cell
 from neonext_ms.ops.spec import NeoCellSpec
 
+from .activations import GELU, HARDSWISH, RELU
 from .architecture import (
     BATCH_NORM_EPS,
     LAYER_NORM_EPS,
@@ -129,6 +130,10 @@ class Gelu(nn.Cell):
         return ops.gelu(x, approximate="none")
 
 
+# Name of the activation -> its cell.
+ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {GELU: Gelu, RELU: nn.ReLU, HARDSWISH: nn.HSwish}
+
+
 class Patchify(nn.Cell):
     """Space to depth: `(N, C, H, W)` to `(N, C * p * p, H / p, W / p)`, channels in the order (C, p, p)."""
 
@@ -216,14 +221,14 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _Content(nn.Cell):
-    """The branch of a block: NeoCell, BatchNorm, linear layer, GELU, linear layer, layer scale."""
+    """The branch of a block: NeoCell, BatchNorm, linear layer, activation, linear layer, layer scale."""
 
-    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool):
+    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, activation: str):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm = BatchNorm(channels)
         self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
-        self.act = Gelu()
+        self.act = ACTIVATION_CELLS[activation]()
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
 
@@ -251,12 +256,15 @@ class _Residual(nn.Cell):
 
 
 class NeoBottleneck(nn.Cell):
-    """A block: `x + drop_path(layer_scale(fc_2(gelu(fc_1(norm(neocell(x)))))))`, `(N, C, H, W)` to the same."""
+    """A block: `x + drop_path(layer_scale(fc_2(act(fc_1(norm(neocell(x)))))))`, `(N, C, H, W)` to the same."""
 
-    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float):
+    def __init__(
+        self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float,
+        activation: str = GELU,
+    ):  # fmt: skip
         super().__init__()
         # The official state dict has the levels `ops` and `content`; parameter names follow the attributes.
-        self.ops = _Residual(_Content(spec, channels, layer_scale, linear_bias), drop_path)
+        self.ops = _Residual(_Content(spec, channels, layer_scale, linear_bias, activation), drop_path)
 
     def construct(self, x):
         return self.ops(x)
@@ -276,13 +284,16 @@ class Downsample(nn.Cell):
 
 
 class PaperDownsample(nn.Cell):
-    """The transition in the order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 convolution, BatchNorm, GELU."""
+    """The transition in the order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 convolution, BatchNorm, GELU.
 
-    def __init__(self, spec: NeoCellSpec, inputs: int, outputs: int):
+    Another activation takes the place of both GELUs.
+    """
+
+    def __init__(self, spec: NeoCellSpec, inputs: int, outputs: int, activation: str = GELU):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm_1 = BatchNorm(inputs)
-        self.act = Gelu()
+        self.act = ACTIVATION_CELLS[activation]()
         self.conv = Conv1x1(inputs, outputs)
         self.norm_2 = BatchNorm(outputs)
 
@@ -330,6 +341,7 @@ class NeoNeXt(nn.Cell):
         linear_bias: whether the linear layers of a block have a bias.
         kernel_spec: "default", a code such as "4+7" for all stages, or four codes.
         downsample: "official" or "paper", the order of layers between stages (see `Architecture`).
+        activation: "gelu" (official), "relu" or "hardswish".
         features_only: whether to return the outputs of the four stages instead of logits; there is no head then.
 
     Inputs:
@@ -357,10 +369,11 @@ class NeoNeXt(nn.Cell):
         kernel_spec: str | Sequence[str] = "default",
         downsample: str = "official",
         features_only: bool = False,
+        activation: str = GELU,
     ):
         architecture = make_architecture(
             num_classes, per_stage_layers, dims, drop_path, shifts, layer_scale_init_value, linear_bias, kernel_spec,
-            downsample,
+            downsample, activation,
         )  # fmt: skip
         self._build(architecture, features_only)
         load_arrays(self, initial_arrays(architecture, conv_init or None))
@@ -372,15 +385,17 @@ class NeoNeXt(nn.Cell):
         self.architecture = architecture
         self.features_only = features_only
         a = architecture
-        make_downsample = Downsample if a.downsample == "official" else PaperDownsample
         self.stem = Stem(a.dims[0])
         for stage, rates in enumerate(a.drop_path_rates()):
             blocks = [
-                NeoBottleneck(a.stage_spec(stage), a.dims[stage], a.layer_scale, a.linear_bias, rate) for rate in rates
+                NeoBottleneck(a.stage_spec(stage), a.dims[stage], a.layer_scale, a.linear_bias, rate, a.activation)
+                for rate in rates
             ]
             setattr(self, f"stage_{stage + 1}", nn.SequentialCell(blocks))
             if stage < STAGES - 1:
-                cell = make_downsample(a.downsample_spec(stage), a.dims[stage], a.dims[stage + 1])
+                sizes = a.downsample_spec(stage), a.dims[stage], a.dims[stage + 1]
+                official = a.downsample == "official"
+                cell = Downsample(*sizes) if official else PaperDownsample(*sizes, a.activation)
                 setattr(self, f"downsample_{stage + 1}", cell)
         self.head: nn.Cell = None if features_only else Head(a.dims[3], a.num_classes)
 

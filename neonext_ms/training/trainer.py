@@ -37,7 +37,7 @@ from .plan import check_network, make_plan
 from .precision import check_precision
 from .run_state import Checkpoints, Progress, load_state, save_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
-from .schedule import learning_rate
+from .schedule import activation_share, learning_rate
 from .step import MODEL, StepResult, TrainStep
 from .validation import Evaluation, Evaluator
 
@@ -105,6 +105,7 @@ class Trainer:
             self.cards.world,
             config.run.jit,
             config.run.sync_batch_norm,
+            self.plan.blend_from,
         )
         self.loader = TrainLoader(
             self.train_images,
@@ -219,7 +220,8 @@ class Trainer:
         for group in self._groups():
             self._report_broken([text for batch in group for text in batch.broken])
             rate = learning_rate(config.schedule, self.rate, self.progress.step, per_epoch)
-            result = self.step([batch.inputs for batch in group], rate)
+            share = activation_share(config.schedule, self.progress.step, per_epoch)
+            result = self.step([batch.inputs for batch in group], rate, share)
             if not result.applied:
                 self._handle_overflow(result, group)
             # A skipped step counts, so that the schedule and the position in the data do not depend on overflows.

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -262,7 +263,7 @@ def gradients(
     return KernelRun(unpack_gradients(spec, grad_a.sum(0), grad_b.sum(0)), counts, tiles)
 
 
-def _cores(device: Soc, blocks: int | None, vector_cores: bool) -> dict[str, int]:
+def _cores(device: Soc, blocks: int | None, vector_cores: bool) -> dict[str, Any]:
     """Return the numbers of cores for the tiling function: the first blocks run on AI cores, those beyond on others."""
     beside = device.vector_cores_beside if vector_cores else 0
     if blocks is None:

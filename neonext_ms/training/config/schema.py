@@ -69,6 +69,7 @@ class ModelConfig:
         layer_scale_init_value: initial layer scale; 0 means no layer scale.
         linear_bias: whether the linear layers of a block have a bias.
         downsample: layers between the stages, in the order of the official code or of the paper.
+        activation: activation of the network; null keeps that of the named model, or of the checkpoint to start from.
         drop_path: drop-path rate of the last block; the rate grows linearly from 0 with depth.
         conv_init: initialisation of convolutions and linear layers; null is PyTorch's default.
         neocell_init: initialisation of NeoCell: NeoInit; "normal", the official constructor's N(0, 1/sqrt(outputs)),
@@ -90,6 +91,7 @@ class ModelConfig:
     layer_scale_init_value: NonNegative | None = None
     linear_bias: bool | None = None
     downsample: Literal["official", "paper"] | None = None
+    activation: Literal["gelu", "relu", "hardswish"] | None = None
     drop_path: FractionBelowOne = 0.0
     conv_init: Literal["xavier_uniform", "kaiming_normal"] | None = None
     neocell_init: Literal["neoinit", "normal", "noise", "figure5"] = "neoinit"
@@ -209,7 +211,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over time.
+    """The learning rate, and the activation of a fine-tuned network, over time.
 
     Attributes:
         name: course of the learning rate after the warm-up.
@@ -219,6 +221,8 @@ class ScheduleConfig:
         final_lr: last learning rate relative to the full rate.
         milestones: epochs at which "step" multiplies the rate by `factor`.
         factor: multiplier of the rate at each milestone.
+        blend_epochs: length of the linear change from the activation of the checkpoint to start from (`model.init`) to
+            that of the network, which is at work alone afterwards; 0 means from the start.
     """
 
     name: Literal["cosine", "linear", "constant", "step"] = "cosine"
@@ -228,6 +232,7 @@ class ScheduleConfig:
     final_lr: Fraction = 0.0
     milestones: tuple[float, ...] = ()
     factor: Fraction = 0.1
+    blend_epochs: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
