@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from .source import Source
 
 DESCRIPTION = """\
-Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR or an OM file for Atlas boards.
-ONNX and MindIR files are verified against the original network before they are published; of an OM file, the ONNX
-file that it is compiled from is.
+Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR, for MindSpore Lite, or as an OM file
+for Atlas boards. All but OM files are verified against the original network before they are published; of an OM file,
+the ONNX file that it is compiled from is.
 
 examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
@@ -207,12 +207,12 @@ def _source(args: argparse.Namespace) -> Source:
     from .source import Source
 
     if args.checkpoint:
-        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key)
+        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
     if args.ema:
         raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
     if args.key:
         raise UsageError("--key: a named model has no keys. Use it with --checkpoint.")
-    return Source.from_name(args.model, args.shifts, args.seed)
+    return Source.from_name(args.model, args.shifts, args.seed, args.activation)
 
 
 def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | None) -> Request:

@@ -170,6 +170,7 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "linear_int8": _int8(_linear),
     "gelu": _gelu,
     "relu": lambda layer, x: np.maximum(x, 0.0),
+    "hardswish": lambda layer, x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "max_pool": _max_pool,
     "scale": _scale,
     "add": lambda layer, x, y: x + y,

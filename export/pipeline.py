@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
 from neonext_ms.common.text import format_size
 from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import identify
 from neonext_ms.runtime.mindspore import load_mindspore
 
@@ -59,6 +60,7 @@ def export_checkpoint(
     batch: int | Sequence[int] | None = None,
     ema: bool = False,
     key: str | None = None,
+    activation: str | None = None,
     **options: Any,
 ) -> Report:
     """Export a checkpoint as `neonext-export` does: the same defaults, verification and atomic writing.
@@ -72,6 +74,7 @@ def export_checkpoint(
         batch: fixed batch size, several sizes for the target "om", or None for a dynamic batch.
         ema: use the moving average of the weights.
         key: key or prefix of the weights in a checkpoint of several models.
+        activation: activation, for a checkpoint that records none and is not of a network with GELU.
         options: other options of `Request`, such as opset, dtype, neocell, features_only, labels, images, name.
 
     Returns:
@@ -88,7 +91,7 @@ def export_checkpoint(
     batches = () if batch is None else ((batch,) if isinstance(batch, int) else tuple(batch))
     names = targets.split(",") if isinstance(targets, str) else targets
     request = Request(names, sizes, batches, **options)
-    return export(Source.from_checkpoint(os.fspath(path), shifts, ema, key), request, output)
+    return export(Source.from_checkpoint(os.fspath(path), shifts, ema, key, activation), request, output)
 
 
 def export(
@@ -112,6 +115,7 @@ def export(
         ToolchainError: MindSpore Lite is not installed, for the target "lite".
         ParityError: a file deviates by more than the tolerance; nothing was written.
     """
+    _check_gelu(source, request)
     sizes = source.image_sizes(request.image_sizes)
     name, output = request.name or source.name, Path(output)
     metadata = _metadata(source, request, sizes)
@@ -152,6 +156,13 @@ def export(
             names += _compile(jobs, report, stage, steps)
         _publish(report, names, stage)
     return report
+
+
+def _check_gelu(source: Source, request: Request) -> None:
+    """Reject a form of GELU for a network that has none, which would be ignored without a word."""
+    activation = source.architecture.activation
+    if request.gelu != "auto" and activation != GELU:
+        raise UsageError(f"gelu {request.gelu}: the activation of this network is {activation}. Leave out --gelu.")
 
 
 class _Steps:
@@ -388,6 +399,7 @@ def _metadata(source: Source, request: Request, sizes: Sequence[Size]) -> dict[s
         "model": identify(architecture),
         "architecture": architecture.to_dict(),
         "shifts": list(architecture.shifts or ()),
+        "activation": architecture.activation,
         "image_size": list(sizes[0]) if len(sizes) == 1 else None,
         "batch": request.fixed_batch,
         "classes": architecture.num_classes,

@@ -132,7 +132,8 @@ class Report:
         noise = next(iter(self.parity.values())).samples - len(request.images)
         lines = [
             f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, "
-            f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes",
+            f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, "
+            f"activation {architecture['activation']}, {data['classes']} classes",
             f"input     {', '.join(f'{batch}x3x{size}' for size in sizes)}{several}",
             f"folded    {removed('batch_norm')} BatchNorms, {removed('scale')} layer scales, "
             f"{removed('neocell')} downsampling NeoCells, {removed('transpose')} transposes",

@@ -229,6 +229,17 @@ failed() {
     exit "$status"
 }
 
+# An OM file starts with IMOD, and has its length without the header at byte 184, in old files at byte 76.
+check() {
+    [ "@SUFFIX@" = .om ] || return 0
+    broken="@TOOL@ reported success, but the $stem@SUFFIX@ that it wrote is broken:"
+    [ "$(head -c 4 -- "$1")" = IMOD ] || failed "$broken it is not an OM file"
+    length=$(od -A n -t u8 -j 184 -N 8 -- "$1" | tr -d ' ')
+    [ "${length:-0}" != 0 ] || length=$(od -A n -t u4 -j 76 -N 4 -- "$1" | tr -d ' ')
+    size=$(wc -c <"$1")
+    [ "$((size - 256))" = "$length" ] || failed "$broken it has $size bytes, $((length + 256)) by its header"
+}
+
 build() {
     code=0
     (cd -- "$work" && exec @TOOL@ "$@") </dev/null >"$log" 2>&1 || code=$?
@@ -243,6 +254,7 @@ build() {
     done
     [ -n "$made" ] || failed "@TOOL@ reported success, but wrote no $stem@SUFFIX@"
     [ -s "$made" ] || failed "@TOOL@ reported success, but the $stem@SUFFIX@ that it wrote is empty"
+    check "$made"
     suffix=${made#"$work/$name"}
     mv -f -- "$made" "$here/.$stem$suffix.part"
     mv -f -- "$here/.$stem$suffix.part" "$here/$stem$suffix"

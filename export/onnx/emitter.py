@@ -304,6 +304,17 @@ class Emitter:
     def relu(self, layer: Layer) -> None:
         self.node("Relu", layer.inputs, layer.output, layer.name)
 
+    def hardswish(self, layer: Layer) -> None:
+        (x,), name = layer.inputs, layer.name
+        if self.opset >= 14:
+            self.node("HardSwish", [x], layer.output, name)
+            return
+        # Nodes that CANN parses at every opset. 6 is divided out at the end: x / 6 would lose subnormals in half.
+        y = self.node("Add", [x, self.constant("three", 3)], f"{name}.shifted")
+        y = self.node("Clip", [y, self.constant("zero", 0), self.constant("six", 6)], f"{name}.clipped")
+        y = self.node("Mul", [x, y], f"{name}.product")
+        self.node("Mul", [y, self.constant("sixth", 1 / 6)], layer.output, name)
+
     def max_pool(self, layer: Layer) -> None:
         kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))
         window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}

@@ -12,8 +12,10 @@ from onnx import TensorProto, helper
 from neonext_ms.common.errors import InputError, NeoNextError
 from neonext_ms.common.files import private_folder
 from neonext_ms.common.text import one_line
+from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.runtime.onnx import onnx_session
 
+from ..fold import is_pointwise
 from ..graph import INPUT, NCHW, DeployGraph, Layer
 from ..lower import lower
 from ..onnx import emitter
@@ -33,7 +35,8 @@ def host_graph(quantized: DeployGraph) -> DeployGraph:
     """
     inner = {
         layer.name: chain
-        for chain in quantized.chains("conv_int8", "gelu", "conv_int8")
+        for chain in quantized.chains("conv_int8", "|".join(ACTIVATIONS), "conv_int8")
+        if is_pointwise(chain[2])
         for layer in (chain[0], chain[2])
     }
     changes = []

@@ -260,6 +260,10 @@ def _gelu(attributes, x):
     return x * (erf(x / np.float64(np.float32(np.sqrt(2)))) + 1) * 0.5
 
 
+def _hardswish(attributes, x):
+    return x * np.clip(x + 3, 0, 6) * np.float64(np.float32(1 / 6))
+
+
 def _layer_norm(attributes, x, weight, bias=None):
     x = x - x.mean(-1, keepdims=True)
     eps = np.float64(np.float32(attributes["epsilon"]))
@@ -303,6 +307,9 @@ _NODES: Mapping[str, Callable] = {
     "Erf": lambda attributes, x: erf(x),
     "Tanh": lambda attributes, x: np.tanh(x),
     "Gelu": _gelu,
+    "Relu": lambda attributes, x: np.maximum(x, 0),
+    "HardSwish": _hardswish,
+    "Clip": lambda attributes, x, low, high: np.clip(x, np.float64(low), np.float64(high)),
     "LayerNormalization": _layer_norm,
     "ReduceMean": _reduce_mean,
     "GlobalAveragePool": lambda attributes, x: x.mean((2, 3), keepdims=True),

@@ -73,7 +73,7 @@ class MindSpore(Runtime):
     def _describe_checkpoint(self, path: str, settings: Settings) -> Signature:
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 
-        self._checkpoint = load_checkpoint(path, settings.shifts, settings.ema, settings.key)
+        self._checkpoint = load_checkpoint(path, settings.shifts, settings.ema, settings.key, settings.activation)
         self.notes = list(self._checkpoint.notes)
         classes = require_shifts(self._checkpoint).num_classes
         shape = (None, 3, None, None)

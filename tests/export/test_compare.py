@@ -298,6 +298,57 @@ def test_names_of_dumped_files(tmp_path, naming):
     assert _compare(dump, folded).agrees
 
 
+def _msprobe(folder: Path, source: Path, images, stamp="20260101120000") -> Path:
+    """What `msprobe compare` leaves: raw and converted values of the device, those of onnxruntime, and the inputs."""
+    root = folder / stamp
+    device = root / "dump_data" / "npu" / stamp / "0" / "net" / "1" / "0"
+    converted = lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0"  # noqa: E731
+    _dump(source, device, images, converted, change=lambda name, value: value.astype(np.float16))
+    (device / "Conv2D.stem_conv.3.5.1682067845380164").write_bytes(b"raw")
+    (device / "Transpose.4.1682148295048447").write_bytes(b"raw")
+    onnx_folder = root / "dump_data" / "onnx"
+    # Values that differ from the device's show which side was read.
+    numbered = lambda node: f"{_mangled(node)}.0.1700000000000000"  # noqa: E731
+    _dump(source, onnx_folder, images, numbered, change=lambda name, value: value * 3)
+    (stem,) = onnx_folder.glob("stem*.npy")
+    stem.rename(onnx_folder / "17000000000000001.npy")
+    (onnx_folder / "mapping.csv").write_text(f"17000000000000001.npy,{stem.name}\n")
+    np.save(onnx_folder / f"input_{stem.name}", images)
+    outputs = root / "dump_data" / "npu" / "20260101120001"
+    outputs.mkdir()
+    ((_, logits),) = open_activations(source).values(images, ["logits"])
+    np.save(outputs / "output_0.npy", logits)
+    (outputs / "output_0.bin").write_bytes(logits.tobytes())
+    (root / "input").mkdir()
+    (root / "input" / "input_0.bin").write_bytes(np.ascontiguousarray(images).tobytes())
+    return folder
+
+
+def test_folders_of_msprobe(tmp_path, capsys, monkeypatch):
+    _, folded = _models(tmp_path)
+    images = noise(2, (32, 32), 5)
+    folder = _msprobe(tmp_path / "out", folded, images)
+    monkeypatch.chdir(tmp_path)
+    for place in ("out", "out/20260101120000", "out/20260101120000/dump_data", "out/20260101120000/dump_data/npu"):
+        code, out, err = _run([folded, place, "--layers", "--json"], capsys)
+        result = json.loads(out)
+        assert code == 0, err
+        assert "those of dump_data/npu, and those of dump_data/onnx are ignored" in err and "2 raw dumps" in err
+        assert "assumed" not in err and "input_0.bin" in result["inputs"] and result["samples"] == 2
+        # The values that the model returned, not the operator's in float16.
+        assert result["outputs"][0]["relative_l2"] == 0 and result["outputs"][0]["samples"] == 2
+        assert len(result["layers"]) == len(open_activations(folded).names)
+        assert 0 < max(layer["relative_l2"] for layer in result["layers"]) < 1e-3
+    code, out, err = _run([folded, folder / "20260101120000/dump_data/onnx", "--layers"], capsys)
+    assert code == 4 and "(dump, float32)" in out and "skipped" not in out
+    _msprobe(folder, folded, images, "20260101130000")
+    code, _, err = _run([folded, folder], capsys)
+    assert code == 1 and "2 runs of msprobe" in err and "20260101130000" in err
+    (folder / "20260101120000" / "input" / "input_0.bin").write_bytes(bytes(100))
+    code, _, err = _run([folded, folder / "20260101120000"], capsys)
+    assert code == 1 and "not float32 images of Nx3x32x32" in err and "--inputs" in err
+
+
 @pytest.mark.parametrize(
     ("suffix", "change"),
     [
@@ -398,6 +449,10 @@ def test_names_that_the_parser_gives_to_nodes_that_it_expands(folded, format, na
     dump = open_activations(tmp_path / "dump")
     dump.bind(open_activations(tmp_path / "m.onnx"))
     assert "logits" in dump.names and "of logits only the product was dumped" in dump.notes[0]
+    # What the model returned goes before its parts.
+    (logits,) = (value for _, value in open_activations(tmp_path / "m.onnx").values(images, ["logits"]))
+    np.save(tmp_path / "dump" / "logits.npy", logits)
+    assert _compare(tmp_path / "m.onnx", tmp_path / "dump").agrees
 
 
 CASES = os.environ.get("NEONEXT_CASES")

@@ -56,7 +56,7 @@ class Noise(Images):
             yield self.images[start : start + size]
 
 
-def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64), **options):
+def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64), activation="gelu", **options):
     """Return the folded graph of a small network with statistics far from neutral."""
     architecture = make_architecture(
         num_classes=5,
@@ -67,6 +67,7 @@ def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64)
         layer_scale_init_value=layer_scale,
         linear_bias=bias,
         downsample=downsample,
+        activation=activation,
     )
     arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
     rng = np.random.RandomState(1)
@@ -238,9 +239,12 @@ def test_both_forms_of_random_networks_compute_the_same_integers(network, method
     assert parity.compare(exact, outputs[0]).relative_l2 < 0.05
 
 
-@pytest.mark.parametrize("downsample, bias, layer_scale", [("official", True, 0.5), ("paper", False, 0)])
-def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale):
-    graph = small_graph(downsample, bias, layer_scale)
+@pytest.mark.parametrize(
+    "downsample, bias, layer_scale, activation",
+    [("official", True, 0.5, "gelu"), ("paper", False, 0, "hardswish"), ("official", True, 0, "relu")],
+)
+def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activation):
+    graph = small_graph(downsample, bias, layer_scale, activation=activation)
     quantized = apply.quantize(graph, calibrate(graph, Noise(4, (64, 64)), "percentile", "digest"))
     images = parity.noise(16, (64, 64), 2)
     models = [
