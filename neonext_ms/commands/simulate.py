@@ -48,9 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--accumulate-fp32", action="store_true", help="compute float16 maps in float32")
     parser.add_argument("--bias", action="store_true", help="add a bias")
     parser.add_argument("--gradients", action="store_true", help="compute dx, dA and dB too")
-    parser.add_argument(
-        "--blocks", type=int_range(1, 1024), help="number of cores, a 310P's AI cores first (default: all)"
-    )
+    parser.add_argument("--blocks", type=int_range(1, 1024), help="number of cores, AI cores first (default: all)")
     parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the inputs (default: 0)")
     parser.add_argument("--output", metavar="FILE.npz", help="file for inputs and results")
     parser.add_argument("--json", action="store_true", help="print one JSON document with the counts of each core")
