@@ -19,7 +19,8 @@ otherwise.
                     running_var; eps
     transpose       order
     linear          weight, [bias]               over the last axis
-    gelu            [approximate]                exact form, or "tanh"
+    gelu            [approximate], [scaled]      exact form, "tanh", or "fast"; a scaled one reads and writes values
+                                                 that are multiplied by `fast_gelu.SCALE`
     relu
     hardswish                                    x clip(x / 6 + 1/2, 0, 1)
     max_pool        kernel, stride, padding      square windows; padded pixels never win

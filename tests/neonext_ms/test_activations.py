@@ -108,12 +108,10 @@ def test_registered_names():
 
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors"])
 def test_a_checkpoint_records_it(tmp_path, suffix):
-    architecture, arrays = _network("relu")
+    _, arrays = _network("relu")
     path = tmp_path / f"x{suffix}"
     save_checkpoint(path, arrays, {"shifts": [1, 1, 0, 0], "activation": "relu"})
-    assert load_checkpoint(path).architecture == architecture.__class__(
-        **{**architecture.__dict__, "layer_scale_init_value": load_checkpoint(path).architecture.layer_scale_init_value}
-    )
+    assert load_checkpoint(path).architecture.activation == "relu"
     assert load_checkpoint(path, activation="relu").architecture.activation == "relu"
     with pytest.raises(InputError, match=r"records the activation relu \(got gelu\)"):
         load_checkpoint(path, activation="gelu")
