@@ -19,6 +19,8 @@ otherwise.
                     running_var; eps
     transpose       order
     linear          weight, [bias]               over the last axis
+    conv_int8,      weight, bias, step,          8-bit forms of the two, made by `quantize.apply`: int8 weights, int32
+    linear_int8     weight_step; quantizer       bias and accumulators, and one float32 step for each output channel
     gelu            [approximate], [scaled]      exact form, "tanh", or "fast"; a scaled one reads and writes values
                                                  that are multiplied by `fast_gelu.SCALE`
     relu
@@ -156,7 +158,7 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     if layer.op == "space_to_depth":
         (c, h, w), p = shape, attributes["block"]
         return c * p * p, h // p, w // p
-    if layer.op == "conv":
+    if layer.op in ("conv", "conv_int8"):
         kernel, strides, (before, after) = arrays["weight"].shape[2:], conv_strides(layer), conv_margins(layer)
         size = (
             (n + b + a - k) // s + 1 for n, b, a, k, s in zip(shape[1:], before, after, kernel, strides, strict=True)
@@ -173,7 +175,7 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[0], shape[1], arrays["matrix"].shape[2]
     if layer.op == "transpose":
         return tuple(shape[i - 1] for i in attributes["order"][1:])
-    if layer.op == "linear":
+    if layer.op in ("linear", "linear_int8"):
         return (*shape[:-1], arrays["weight"].shape[0])
     if layer.op == "global_mean":
         return shape[:1]

@@ -26,7 +26,7 @@ from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import identify
 from neonext_ms.runtime.mindspore import load_mindspore
 
-from . import verify
+from . import lite, verify
 from .compare import parity
 from .fold import FoldSummary, fold
 from .graph import DeployGraph, original_graph
@@ -35,10 +35,16 @@ from .om import target as om
 from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
+from .quantize.apply import quantize
+from .quantize.build import Quantization, build_quantization
+from .quantize.forms import host_graph
+from .quantize.prove import prove
+from .quantize.scales import SCALES_SUFFIX
 from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
 from .targets import Target
+from .tolerances import INT8, tolerance
 
 NOISE_SAMPLES = 4
 Size = tuple[int, int]
@@ -61,7 +67,7 @@ def export_checkpoint(
 
     Args:
         path: checkpoint, .pt, .pth, .ckpt or .safetensors.
-        targets: names of targets: "onnx", "mindir", "om", "onnx-naive".
+        targets: names of targets: "onnx", "mindir", "lite", "om", "onnx-naive".
         shifts: NeoCell shifts of the four stages, such as (1, 1, 1, 0); needed if the checkpoint does not record them.
         image_size: side of square images in pixels, or (height, width); needed if the checkpoint does not record it.
         output: folder of the files; it is created if it does not exist.
@@ -106,6 +112,7 @@ def export(
         InputError: an image size that the network cannot take, wrong labels, or a file that cannot be written or
             compiled.
         UsageError: an image size is needed, or an option that a compiler rejects.
+        ToolchainError: MindSpore Lite is not installed, for the target "lite".
         ParityError: a file deviates by more than the tolerance; nothing was written.
     """
     _check_gelu(source, request)
@@ -121,12 +128,17 @@ def export(
     jobs = [network.job(request.om, metadata["preprocessing"]) for network in networks] if request.om else []
     for job in jobs:
         job.check()
+    if any(target.name == "lite" for target in request.chosen):
+        lite.check_installed()
     report = Report(request, output / f"{name}.json", metadata, summary, nodes, steps.seconds, list(source.notes))
     if request.om and request.om.dry_run:
         for job in jobs:
             details = {**job.dry_run(), "feed": job.feed()}
             report.exported.append(ExportedFile("om", job.image_size, output / job.output, details=details))
         return report
+    if request.quantize:
+        with steps("quantize"):
+            report.quantization = _quantize(networks, metadata, progress)
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
     if any(target.mindspore for target in request.chosen):
@@ -137,6 +149,8 @@ def export(
             files = _write(network, report, stage, steps)
             with steps("parity"):
                 _verify(network, files, report, stage)
+        if report.quantization:
+            _write_scales(report, name, sizes[0], stage)
         names = [str(file.path.relative_to(output)) for file in report.exported]
         if jobs:
             names += _compile(jobs, report, stage, steps)
@@ -172,11 +186,19 @@ class _SizedNetwork:
     def __init__(self, source: Source, request: Request, size: Size, stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
         self.original = original_graph(source.architecture, source.arrays, size, request.features_only)
+        self.quantization: Quantization | None = None
+        self.notes: list[str] = []
 
     @functools.cached_property
     def folded(self) -> tuple[DeployGraph, FoldSummary]:
         """The folded graph, with weights of its own up to `release_folded`, and what was folded."""
         return fold(self.original)
+
+    @property
+    def deployed(self) -> DeployGraph:
+        """The graph that files are made of: the folded graph, or the quantized one."""
+        graph = self.folded[0]
+        return graph if self.quantization is None else quantize(graph, self.quantization.scales)
 
     def release_folded(self) -> None:
         """Free the folded weights; the next access folds again."""
@@ -195,15 +217,37 @@ class _SizedNetwork:
     def write(self, target: Target, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         """Write the file of a target and return all files, the named one first."""
         format, batch = self.request.format(target), self.request.batch_of(target)
-        graph = lower(self.folded[0], format) if target.folded else neocell_to_matmul(self.original)
+        graph = self._lowered(format) if target.folded else neocell_to_matmul(self.original)
         if target.name == "mindir":
             from . import mindir
 
             return mindir.write(graph, path, batch, format)
         if self.request.om and target.name == "om":
-            om.check_graph(emitter.skeleton(graph, batch, format), path.name, self.request.om.keep_dtype)
+            skeleton = emitter.skeleton(graph, batch, format)
+            self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype)
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
+        if self.quantization:
+            metadata["int8"] = self.quantization.scales.to_dict()
+        if target.name == "lite":
+            return lite.write(graph, path, batch, format, metadata)
         return emitter.save(graph, path, batch, format, {KEY: metadata})
+
+    def _lowered(self, format: Format) -> DeployGraph:
+        graph = self.deployed
+        return lower(host_graph(graph) if self.quantization and format.int8 == "qdq" else graph, format)
+
+
+def _quantize(
+    networks: Sequence[_SizedNetwork], metadata: Mapping[str, Any], progress: Callable[[str], None]
+) -> Quantization:
+    """Give the networks of all sizes the same scales, calibrated at the first size."""
+    first = networks[0]
+    options, gelu = first.request.quantize, first.request.host_gelu
+    assert options is not None
+    quantization = build_quantization(first.folded[0], first.source.arrays, options, metadata, gelu, progress)
+    for network in networks:
+        network.quantization = quantization
+    return quantization
 
 
 def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -> list[tuple[Target, list[Path]]]:
@@ -214,7 +258,8 @@ def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -
             path = stage / f"{network.stem}{om.ONNX_SUFFIX if target.name == 'om' else target.suffix}"
             with explained(report.manifest.with_name(path.name)):
                 written.append((target, network.write(target, path, report.metadata)))
-    if network.request.dtype == "float32":
+    report.notes = [*report.notes, *network.notes]
+    if network.request.dtype == "float32" and network.quantization is None:
         # Only the layers of a half-precision file are compared with the folded graph again.
         network.release_folded()
     return written
@@ -224,20 +269,29 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     """Compare the files of one size with the original network and add them to the report."""
     request, output = network.request, report.manifest.parent
     samples = _samples(report.metadata, network.size, request)
-    report.reference, expected = _expected(network, samples, stage)
+    if network.quantization:
+        forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
+        report.reference = "the 8-bit network in exact integers"
+        report.proof, expected = prove(network.deployed, forms, samples, request.host_gelu)
+    else:
+        report.reference, expected = _expected(network, samples, stage)
     for target, paths in files:
         format, batch, path = request.format(target), request.batch_of(target), paths[0]
-        result = verify.verify(path, format, batch, samples, expected, request.tolerance)
+        result = verify.verify(path, format, batch, samples, expected, _tolerance(request, format))
         details: dict[str, Any] = {
             "bytes": sum(file.stat().st_size for file in paths),
             "sha256": sha256(paths[0]),
             "batch": batch,
         }
         details |= {"dtype": format.dtype, "gelu": format.gelu, "neocell": format.neocell}
+        if target.name == "lite":
+            details["mindspore_lite"] = {"version": lite.VERSION}
+        if request.om and request.om.via == "lite" and target.name == "om":
+            details |= _on_host(path, format, batch, samples, expected, report)
         if target.name != "mindir":
             details["opset"] = format.opset
-            # MindSpore does not expose the intermediate values of a MindIR file.
-            if format.dtype != "float32":
+            # The runtimes of the other files do not expose intermediate values.
+            if format.dtype != "float32" and path.suffix == ".onnx" and network.quantization is None:
                 details["layers"] = verify.layer_deviations(path, format, network.folded[0], samples[:1], stage)
         name = "onnx for om" if target.name == "om" else target.name
         report.exported.append(ExportedFile(name, network.size, output / path.name, result, details))
@@ -245,6 +299,39 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             final = output / weights.relative_to(stage)
             report.exported.append(ExportedFile(f"weights of {name}", network.size, final))
     network.release_folded()
+
+
+def _tolerance(request: Request, format: Format) -> float | None:
+    if request.tolerance is None and request.quantize:
+        return INT8 + tolerance(format.dtype)
+    return request.tolerance
+
+
+def _write_scales(report: Report, name: str, size: Size, stage: Path) -> None:
+    """Write the scales of an 8-bit network beside its files."""
+    assert report.quantization is not None
+    path = report.manifest.with_name(f"{name}{SCALES_SUFFIX}")
+    with explained(path):
+        (stage / path.name).write_text(report.quantization.scales.text(), encoding="utf-8", errors="backslashreplace")
+    report.exported.append(ExportedFile("scales", size, path))
+
+
+def _on_host(
+    path: Path, format: Format, batch: int | None, samples: np.ndarray, expected: np.ndarray, report: Report
+) -> dict[str, Any]:
+    """Convert an ONNX file for this machine and verify the result, before its converter is asked for the device's.
+
+    Returns:
+        an entry for the manifest; it is empty where MindSpore Lite is not installed, which the report then says.
+    """
+    if reason := lite.missing():
+        report.notes = [*report.notes, f"{path.name} was not tried in MindSpore Lite on this machine: {reason}"]
+        return {}
+    converted = path.with_suffix(".ms")
+    lite.convert(path, converted)
+    result = verify.verify(converted, format, batch, samples, expected, report.request.tolerance)
+    converted.unlink()
+    return {"mindspore_lite": {"version": lite.VERSION, "parity": result.to_dict()}}
 
 
 def _samples(metadata: Mapping[str, Any], size: Size, request: Request) -> np.ndarray:

@@ -118,7 +118,7 @@ def _compare(args: argparse.Namespace, sides: list[Activations], images: np.ndar
     for text in result.notes:
         note(f"note: {text}")
     for side in sides:
-        if side.kind == "dump" and not (args.inputs or args.images):
+        if side.kind == "dump" and not (side.inputs or args.inputs or args.images):
             note(f"note: {side.path}: assumed to be computed from {description}. If not, give the board's --inputs.")
     kept = None
     if args.keep_dtype is not None and result.suspects:
@@ -185,6 +185,11 @@ def _images(args: argparse.Namespace, sides: list[Activations]) -> tuple[np.ndar
         )
         images = load_images(args.images, Preprocessing.from_dict(recorded), size)
         description = plural(len(images), "image file")
+    elif recorded_inputs := next((side.inputs for side in sides if side.inputs), None):
+        from .dump_side import read_inputs
+
+        images = read_inputs(recorded_inputs, size)
+        description = f"{plural(len(images), 'image')} of {recorded_inputs}"
     else:
         images = noise(args.samples, size, args.seed)
         description = f"{plural(args.samples, 'noise image')} (seed {args.seed})"

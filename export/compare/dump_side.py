@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from neonext_ms.common.files import atomic, check_regular, explained, read_json
 from neonext_ms.common.npy import read_npy
 from neonext_ms.common.text import format_size, list_names, nearest
 
-from .side import Activations, aligned
+from .dump_folders import open_folder
+from .side import Activations, Node, aligned
 
 _DTYPES = ("float32", "float16", "float64")
 
@@ -43,9 +44,17 @@ class DumpFile:
 _CONVERTED = re.compile(r"\.output\.(\d+)(?:\.(\d+(?:x\d+)*))?$")
 _INPUT = re.compile(r"\.input\.\d+(?:\.\d+(?:x\d+)*)?$")
 _RAW = re.compile(r"^\w+\.[\w-]+(?:\.\d+){2,}$")
+# Names in the documentation of msprobe lack an operator or a task.
+_RAW_FILE = re.compile(r"^\w+(?:\.[\w-]+)+(?:\.\d+)*\.\d{10,}$")
 _NPY = re.compile(r"^(.+)\.(\d+)\.(\d{10,})$")
 _SLICE = re.compile(r"_lxslice\d+$")
 _BENCH = re.compile(r"^(pure_infer_data|input(?:_\d+)?)_(\d+)$")
+# CANN's ONNX parser replaces some nodes by several, named `PartitionedCall_<node>_<part>_<counter>`
+# (ExpandNodeToSubgraph in hicann/ge parser/parser/common/parser_utils.cc; the plugins that om/onnx_plugins.csv lists
+# name the parts). Of the parts of one node, the first in this list that was dumped has its value; parts that are not
+# listed have other values.
+_VALUE_PARTS = ("add", "LayerNorm", "MatMulV2", "ReduceMean", "Transpose", "ConcatD", "ClipByValue", "gatherv2")
+_PART = re.compile(rf"PartitionedCall_((?:(?!PartitionedCall_).)+)_({'|'.join(_VALUE_PARTS)})_\d+(?:_0)?$")
 
 
 def parse_dump_name(path: Path) -> DumpFile | None:
@@ -94,11 +103,15 @@ class DumpActivations(Activations):
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
-        with explained(path):
-            files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-        parsed = [parse_dump_name(file) for file in files if file.suffix in (".npy", ".bin")]
-        self._files = [file for file in parsed if file is not None]
-        raw = [file for file in files if _RAW.match(file.name)]
+        folder = open_folder(path)
+        self.dtype, self.inputs, self.notes = folder.dtype, folder.inputs, [*folder.notes]
+        parsed = [
+            (path, parse_dump_name(path.with_name(name)))
+            for path, name in folder.files.items()
+            if path.suffix in (".npy", ".bin")
+        ]
+        self._files = [replace(file, path=path) for path, file in parsed if file is not None]
+        raw = [path for path in folder.files if _RAW_FILE.match(path.name)]
         if not self._files:
             hint = "expected .npy or .bin files"
             if raw:
@@ -129,12 +142,18 @@ class DumpActivations(Activations):
         known.update((mangled(name), value) for name, value in other.aliases.items())
         produced = {node.outputs[0]: node.outputs for node in other.nodes if node.outputs}
         self._matched, self.unmatched = {}, []
+        parts: dict[str, dict[str, list[DumpFile]]] = {}
         for file in self._files:
             value = _value_of(file, known, produced, other.outputs)
-            if value is None:
-                self.unmatched.append(str(file.path.relative_to(self.path)))
+            part = _PART.search(mangled(file.op))
+            if value is None and part and file.index == 0 and part[1] in known:
+                parts.setdefault(known[part[1]], {}).setdefault(part[2], []).append(file)
+            elif value is None:
+                self._unmatch([file])
             else:
                 self._matched.setdefault(value, []).append(file)
+        self._match_parts(parts, {node.outputs[0]: node for node in other.nodes if node.outputs})
+        self._prefer_outputs()
         if not self._matched:
             raise InputError(
                 f"{self.path}: none of {len(self._files)} files belongs to a value of {other.path}; expected names "
@@ -153,6 +172,32 @@ class DumpActivations(Activations):
         self.names = tuple(name for name in order if name in self._matched)
         self._shapes = {name: shape for name in self.names if (shape := other.shape(name)) is not None}
         self.input_size = other.input_size
+
+    def _unmatch(self, files: Sequence[DumpFile]) -> None:
+        self.unmatched += [str(file.path.relative_to(self.path)) for file in files]
+
+    def _match_parts(self, parts: Mapping[str, Mapping[str, list[DumpFile]]], nodes: Mapping[str, Node]) -> None:
+        """Match the parts of the nodes that the parser expanded: value -> part -> files."""
+        for value, files in parts.items():
+            best = min(files, key=_VALUE_PARTS.index)
+            for part, others in files.items():
+                if part != best or value in self._matched:
+                    self._unmatch(others)
+            self._matched.setdefault(value, files[best])
+            node = nodes.get(value)
+            if best == "MatMulV2" and node is not None and node.op == "Gemm" and len(node.inputs) > 2:
+                self.notes.append(
+                    f"{self.path}: of {value} only the product was dumped, not the addition of its bias. It is right "
+                    "only if CANN fused the two."
+                )
+
+    def _prefer_outputs(self) -> None:
+        """Keep what the model returned where the operator that computes it was dumped, too."""
+        for value, files in self._matched.items():
+            returned = [file for file in files if not file.op]
+            if returned and len(returned) < len(files):
+                self.unmatched += [str(file.path.relative_to(self.path)) for file in files if file.op]
+                self._matched[value] = returned
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self._shapes.get(name)
@@ -186,6 +231,9 @@ def _value_of(
     if not file.op:
         return outputs[file.index] if file.index < len(outputs) else None
     op = mangled(file.op)
+    if op.startswith("input_") and op not in known:
+        # An input of an operator, as msprobe names it.
+        return None
     name = known.get(op) or known.get(_last_part(op, known) or "")
     if name is not None and file.index:
         siblings = produced.get(name, (name,))
@@ -251,6 +299,23 @@ def _sidecar(file: DumpFile) -> tuple[tuple[int, ...] | None, str | None]:
             f'{path}: expected {{"shape": [1, 96, 56, 56], "dtype": "float16"}}; known dtypes: {", ".join(_DTYPES)}'
         )
     return (tuple(shape) if shape else file.shape), dtype
+
+
+def read_inputs(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read the images that a dump was computed from, float32 (N, 3, height, width).
+
+    Raises:
+        InputError: a file that cannot be read, or does not hold such images.
+    """
+    check_regular(path)
+    with explained(path):
+        data = path.read_bytes()
+    if not data or len(data) % (12 * math.prod(size)):
+        raise InputError(
+            f"{path}: {len(data)} bytes are not float32 images of {format_size(('N', 3, *size))}. Give those of the "
+            "board with --inputs."
+        )
+    return np.frombuffer(data, "<f4").reshape(-1, 3, *size)
 
 
 def write_inputs(folder: str | os.PathLike, images: np.ndarray) -> list[Path]:

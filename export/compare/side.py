@@ -10,6 +10,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ class Activations(ABC):
         aliases: operator name -> value of the graph that would be deployed, for a network in another form.
         metadata: what the file records (`labels`, `preprocessing`, `shifts`).
         notes: messages to show to the user.
+        inputs: raw float32 images that a dump was computed from, if it has them.
     """
 
     path: str
@@ -54,6 +56,7 @@ class Activations(ABC):
     nodes: tuple[Node, ...] = ()
     aliases: Mapping[str, str] = {}
     metadata: Mapping = {}
+    inputs: Path | None = None
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)

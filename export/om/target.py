@@ -10,6 +10,7 @@ from neonext_ms.common import external_tools
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.files import explained
 from neonext_ms.common.text import list_names, nearest
+from neonext_ms.runtime import om_file
 
 from . import aipp, build_script, parser_support
 from .atc import Atc
@@ -31,8 +32,8 @@ __all__ = [
 COMPILERS: Mapping[str, Compiler] = {"atc": Atc(), "lite": Lite()}
 
 
-def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
-    """Check that CANN parses every node of an ONNX model.
+def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> list[str]:
+    """Check that CANN parses every node of an ONNX model, and return what is better avoided although it does.
 
     Args:
         model: an `onnx.ModelProto`; its weights may be missing.
@@ -49,9 +50,11 @@ def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
                 f"--keep-dtype: {path} has no operator {name!r}{nearest(name, names)}. Use the names of its nodes, as "
                 "`neonext-compare --keep-dtype FILE` writes them."
             )
-    problems = parser_support.check(model)
-    if problems:
-        raise InputError(f"{path}: ATC would reject this graph:\n{list_names(problems)}")
+    findings = parser_support.check(model)
+    refused = [finding for finding in findings if finding.refused]
+    if refused:
+        raise InputError(f"{path}: ATC would reject this graph:\n{list_names(refused)}")
+    return [f"{path}: {finding}" for finding in findings]
 
 
 def write_companions(jobs: Sequence[Job], stage: Path) -> list[str]:
@@ -85,7 +88,8 @@ def compile_job(job: Job, stage: Path, output: Path, environ: Mapping[str, str] 
     """Compile one file in the staging folder.
 
     The compiler has succeeded if its exit code is 0, it printed its success line and no failure line, and it wrote
-    exactly one output, which is not empty. Anything else is an error that leaves nothing but the log.
+    exactly one output, which is not empty; an OM file has to be complete and for the job's device. Anything else is an
+    error that leaves nothing but the log.
 
     Args:
         job: the job, with its files in the staging folder.
@@ -161,6 +165,8 @@ def _check_result(job: Job, finished: external_tools.Finished, work: Path, log: 
         problem = f"{name} reported success, but wrote {len(files)} files ({', '.join(path.name for path in files)})"
     elif files[0].stat().st_size == 0:
         problem = f"{name} reported success, but the {job.output} that it wrote is empty"
+    elif broken := _check_contents(job, files[0]):
+        problem = f"{name} reported success, but the {job.output} that it wrote {broken}"
     else:
         return files[0]
     reason = report.explanation
@@ -169,3 +175,18 @@ def _check_result(job: Job, finished: external_tools.Finished, work: Path, log: 
         reason = f"its last line: {printed[-1][:300]}" if printed else "it printed nothing"
     error = ToolchainError if report.broken_toolchain else InputError
     raise error(f"{problem}. {reason + '. ' if reason else ''}Everything that it printed is in {log}")
+
+
+def _check_contents(job: Job, path: Path) -> str:
+    """Return what is wrong with a compiled file by its contents; empty if nothing is, or if it is no OM file."""
+    if path.suffix != om_file.SUFFIX:
+        return ""
+    try:
+        om = om_file.read_om(path)
+    except InputError as error:
+        return f"is broken: {str(error).removeprefix(f'{path}: ')}"
+    asked, recorded = job.soc.name.lower(), om.soc.lower()
+    # Some releases record the family, such as Ascend310P.
+    if not asked.startswith(recorded) and not recorded.startswith(asked):
+        return f"is for {om.soc}, not for {job.soc.name}"
+    return ""

@@ -20,8 +20,8 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
 
 from ..fast_gelu import END, ROOT, SCALE
-from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
-from . import neocell_node
+from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, neocell_weights
+from . import neocell_node, npu_gelu, quantized
 from . import save as files
 from .format import Format
 
@@ -104,7 +104,7 @@ def count_nodes(graph: DeployGraph, format: Format | None = None) -> int:
     """
     format = format or Format()
     cells = [layer for layer in graph.layers if layer.op == "neocell" and format.neocell != "custom"]
-    emitter = _Emitter(onnx.GraphProto(), format, graph)
+    emitter = Emitter(onnx.GraphProto(), format, graph)
     emitter.run(layer for layer in graph.layers if layer not in cells)
     return len(emitter.proto.node) + sum(3 if "bias" in cell.arrays else 2 for cell in cells)
 
@@ -122,13 +122,16 @@ def _emit(
     opsets = [helper.make_opsetid("", format.opset)]
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name=PRODUCER)
     model.opset_import.extend(opsets)
+    if format.gelu == "npu":
+        # Only for this node: older releases of CANN take one import.
+        model.opset_import.append(helper.make_opsetid(npu_gelu.DOMAIN, npu_gelu.VERSION))
     model.graph.name = graph.name
     shapes = graph.shapes()
     axis = "batch" if batch is None else batch
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(_DTYPES["float32" if format.float32_io else format.dtype]))
     for values, names in ((model.graph.input, (INPUT,)), (model.graph.output, graph.outputs)):
         values.extend(helper.make_tensor_value_info(n, kind, [axis, *shapes[n]]) for n in names)
-    emitter = _Emitter(model.graph, format, graph)
+    emitter = Emitter(model.graph, format, graph)
     emitter.run(graph.layers)
     for key, value in (metadata or {}).items():
         # A class name that is not UTF-8, such as that of a folder, stays one that JSON can hold.
@@ -137,7 +140,7 @@ def _emit(
     return model, emitter.weights
 
 
-class _Emitter:
+class Emitter:
     """The nodes of a graph under construction, with one method for each kind of layer.
 
     Args:
@@ -216,12 +219,13 @@ class _Emitter:
         self.node("Reshape", [x, merged], layer.output, layer.name)
 
     def conv(self, layer: Layer) -> None:
-        kernel = list(layer.arrays["weight"].shape[2:])
         inputs = [*layer.inputs, *self.tensors(layer)]
-        before, after = conv_margins(layer)
-        pads = {"pads": [*before, *after]} if any(after) else {}
-        strides, group = list(conv_strides(layer)), layer.attributes["groups"]
-        self.node("Conv", inputs, layer.output, layer.name, kernel_shape=kernel, strides=strides, group=group, **pads)
+        self.node("Conv", inputs, layer.output, layer.name, **quantized.conv_attributes(layer))
+
+    def conv_int8(self, layer: Layer) -> None:
+        quantized.emit(self, layer)
+
+    linear_int8 = conv_int8
 
     def neocell(self, layer: Layer) -> None:
         if self.format.neocell != "custom":
@@ -268,8 +272,10 @@ class _Emitter:
         tanh = form == "tanh"
         if form == "fast":
             self.gelu_fast(x, layer)
-            return
-        if self.opset >= 20 and not self.format.chains and (tanh or self.format.gelu != "erf"):
+        elif self.format.gelu == "npu":
+            attributes = {"domain": npu_gelu.DOMAIN, **npu_gelu.ATTRIBUTES}
+            self.node(npu_gelu.OP_TYPE, [x], layer.output, layer.name, **attributes)
+        elif self.opset >= 20 and not self.format.chains and (tanh or self.format.gelu != "erf"):
             attributes = {"approximate": "tanh"} if tanh else {}
             self.node("Gelu", [x], layer.output, layer.name, **attributes)
         elif tanh:
@@ -393,7 +399,10 @@ class _Emitter:
         """
         name = layer.name
         x = self.node("Sub", [x, self.mean(x, f"{name}.mean")], f"{name}.centred")
-        square = self.node("Pow", [x, self.constant("two", 2)], f"{name}.square")
+        if self.format.fusable:
+            square = self.node("Pow", [x, self.constant("two", 2)], f"{name}.square")
+        else:
+            square = self.node("Mul", [x, x], f"{name}.square")
         variance = self.mean(square, f"{name}.variance")
         variance = self.node("Add", [variance, self.constant(f"{name}.eps", layer.attributes["eps"])], f"{name}.stable")
         deviation = self.node("Sqrt", [variance], f"{name}.deviation")

@@ -260,6 +260,7 @@ random_seed = int_range(0, MAX_SEED)
 positive_float = float_range(0, MAX_COUNT)
 seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
 tolerance = float_range(0, MAX_TOLERANCE)
+percentage = _number(_DECIMAL, float, lambda x: 0 <= x <= 100, "a number of percentage points from 0 to 100")
 fraction = _number(_DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
 
 

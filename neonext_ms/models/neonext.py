@@ -22,6 +22,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.cpu import operators
+from neonext_ms.ops.init import neo_init
 from neonext_ms.ops.neocell import neo_cell
 from neonext_ms.ops.spec import NeoCellSpec
 
@@ -48,16 +49,42 @@ def _zeros(*shape: int, name: str | None = None) -> Parameter:
 
 
 class NeoCell(nn.Cell):
-    """The NeoCell operator with its matrices, `weight_a.i` and `weight_b.i` for every channel group i."""
+    """The NeoCell operator with its matrices, `weight_a.i` and `weight_b.i` for every channel group i.
 
-    def __init__(self, spec: NeoCellSpec):
+    Args:
+        spec: geometry; `NeoCellSpec.resampling` makes one that enlarges or reduces a map.
+        bias: None; "channel" for `bias`, one number per channel; or "patch" for `bias.i` of shape `(channels, h_out,
+            w_out)`, which is added to every output patch (section 3.1). A bias starts at 0.
+        rng: source of NeoInit's noise; None leaves all matrices zero for a caller who sets them.
+
+    Raises:
+        InputError: unknown `bias`.
+
+    Example:
+        >>> double = NeoCell(NeoCellSpec.resampling(64, 1, 2), bias="patch", rng=np.random.RandomState(0))
+        >>> double(Tensor(np.zeros((1, 64, 7, 7), np.float32))).shape
+        (1, 64, 14, 14)
+    """
+
+    def __init__(self, spec: NeoCellSpec, bias: str | None = None, rng: np.random.RandomState | None = None):
         super().__init__()
+        if bias not in (None, "channel", "patch"):
+            raise InputError(f"NeoCell: unknown bias (got {bias!r}, expected 'channel', 'patch' or None)")
         self.spec = spec
         self.weight_a = ParameterTuple([_zeros(*shape, name=f"weight_a.{i}") for i, shape in enumerate(spec.shapes_a)])
         self.weight_b = ParameterTuple([_zeros(*shape, name=f"weight_b.{i}") for i, shape in enumerate(spec.shapes_b)])
+        self.bias = None
+        if bias == "channel":
+            self.bias = _zeros(spec.channels, name="bias")
+        elif bias == "patch":
+            shapes = enumerate(group.shape_bias for group in spec.groups)
+            self.bias = ParameterTuple([_zeros(*shape, name=f"bias.{i}") for i, shape in shapes])
+        if rng is not None:
+            for weight in (*self.weight_a, *self.weight_b):
+                weight.set_data(Tensor(neo_init(weight.shape, rng)))
 
     def construct(self, x):
-        return neo_cell(x, self.weight_a, self.weight_b, self.spec)
+        return neo_cell(x, self.weight_a, self.weight_b, self.spec, self.bias)
 
 
 class Pointwise(nn.Cell):

@@ -19,12 +19,8 @@ from neonext_ms.common.errors import InputError
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_manifest
+from .om_file import ACL_DTYPES
 
-# aclDataType of acl_base.h.
-_DTYPES = {
-    0: "float32", 1: "float16", 2: "int8", 3: "int32", 4: "uint8", 6: "int16", 7: "uint16", 8: "uint32", 9: "int64",
-    10: "uint64", 11: "float64", 12: "bool",
-}  # fmt: skip
 _HUGE_PAGES_FIRST = 0
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 # The name that ATC gives to the extra input of a model with several batch sizes.
@@ -198,7 +194,7 @@ class PyAcl(Runtime):
                 )
         if None in shape[1:] or not batches or None in batches:
             raise InputError(f"{calls.place}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
-        dtype = _DTYPES.get(calls.plain("mdl.get_input_data_type", self._desc, 0), "unknown")
+        dtype = ACL_DTYPES.get(calls.plain("mdl.get_input_data_type", self._desc, 0), "unknown")
         # AIPP takes the channels last.
         layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
         return Signature(
@@ -231,10 +227,10 @@ class PyAcl(Runtime):
         place = self._calls.place
         dims = self._calls.value("mdl.get_output_dims", self._desc, index)["dims"]
         code = self._calls.plain("mdl.get_output_data_type", self._desc, index)
-        if code not in _DTYPES:
+        if code not in ACL_DTYPES:
             raise InputError(f"{place}: output {index} has the data type {code}, which NumPy does not have")
         shape = (self._batch, *dims[1:]) if dims and len(signature.batches or ()) > 1 else tuple(dims)
-        dtype = np.dtype(_DTYPES[code])
+        dtype = np.dtype(ACL_DTYPES[code])
         if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self._buffers["output"][index][1]:
             raise InputError(f"{place}: output {index} is {dtype} {shape}, which its buffer cannot hold")
         return shape, dtype

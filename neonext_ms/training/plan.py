@@ -15,7 +15,6 @@ from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.registry import model_config
-from neonext_ms.ops.init import skewed_identity
 
 from .config.schema import Config, ModelConfig
 from .data.image_sets import ImageSet
@@ -82,12 +81,7 @@ def make_plan(
     size = _size(model, checkpoint, published, train)
     architecture.maps(size)
     rng = np.random.RandomState(config.run.seed)
-    weights = initial_arrays(architecture, model.conv_init, rng)
-    if model.neocell_init == "normal":
-        # The noise of NeoInit with the same random numbers, without the identity that it is added to.
-        for name in weights:
-            if ".weight_a." in name or ".weight_b." in name:
-                weights[name] = weights[name] - skewed_identity(*weights[name].shape[1:])
+    weights = initial_arrays(architecture, model.conv_init, rng, model.neocell_init)
     if checkpoint is not None:
         weights = _start_from(checkpoint, architecture, weights, note)
     preprocessing = Preprocessing(

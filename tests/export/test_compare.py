@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +22,9 @@ from neonext_ms.export.compare.parity import noise
 from neonext_ms.export.compare.side import Activations
 from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import original_graph
-from neonext_ms.export.lower import neocell_to_matmul
+from neonext_ms.export.lower import lower, neocell_to_matmul
 from neonext_ms.export.onnx import emitter
-from neonext_ms.export.onnx.format import Format
+from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.export.onnx.save import write_model
 from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
@@ -296,6 +298,57 @@ def test_names_of_dumped_files(tmp_path, naming):
     assert _compare(dump, folded).agrees
 
 
+def _msprobe(folder: Path, source: Path, images, stamp="20260101120000") -> Path:
+    """What `msprobe compare` leaves: raw and converted values of the device, those of onnxruntime, and the inputs."""
+    root = folder / stamp
+    device = root / "dump_data" / "npu" / stamp / "0" / "net" / "1" / "0"
+    converted = lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0"  # noqa: E731
+    _dump(source, device, images, converted, change=lambda name, value: value.astype(np.float16))
+    (device / "Conv2D.stem_conv.3.5.1682067845380164").write_bytes(b"raw")
+    (device / "Transpose.4.1682148295048447").write_bytes(b"raw")
+    onnx_folder = root / "dump_data" / "onnx"
+    # Values that differ from the device's show which side was read.
+    numbered = lambda node: f"{_mangled(node)}.0.1700000000000000"  # noqa: E731
+    _dump(source, onnx_folder, images, numbered, change=lambda name, value: value * 3)
+    (stem,) = onnx_folder.glob("stem*.npy")
+    stem.rename(onnx_folder / "17000000000000001.npy")
+    (onnx_folder / "mapping.csv").write_text(f"17000000000000001.npy,{stem.name}\n")
+    np.save(onnx_folder / f"input_{stem.name}", images)
+    outputs = root / "dump_data" / "npu" / "20260101120001"
+    outputs.mkdir()
+    ((_, logits),) = open_activations(source).values(images, ["logits"])
+    np.save(outputs / "output_0.npy", logits)
+    (outputs / "output_0.bin").write_bytes(logits.tobytes())
+    (root / "input").mkdir()
+    (root / "input" / "input_0.bin").write_bytes(np.ascontiguousarray(images).tobytes())
+    return folder
+
+
+def test_folders_of_msprobe(tmp_path, capsys, monkeypatch):
+    _, folded = _models(tmp_path)
+    images = noise(2, (32, 32), 5)
+    folder = _msprobe(tmp_path / "out", folded, images)
+    monkeypatch.chdir(tmp_path)
+    for place in ("out", "out/20260101120000", "out/20260101120000/dump_data", "out/20260101120000/dump_data/npu"):
+        code, out, err = _run([folded, place, "--layers", "--json"], capsys)
+        result = json.loads(out)
+        assert code == 0, err
+        assert "those of dump_data/npu, and those of dump_data/onnx are ignored" in err and "2 raw dumps" in err
+        assert "assumed" not in err and "input_0.bin" in result["inputs"] and result["samples"] == 2
+        # The values that the model returned, not the operator's in float16.
+        assert result["outputs"][0]["relative_l2"] == 0 and result["outputs"][0]["samples"] == 2
+        assert len(result["layers"]) == len(open_activations(folded).names)
+        assert 0 < max(layer["relative_l2"] for layer in result["layers"]) < 1e-3
+    code, out, err = _run([folded, folder / "20260101120000/dump_data/onnx", "--layers"], capsys)
+    assert code == 4 and "(dump, float32)" in out and "skipped" not in out
+    _msprobe(folder, folded, images, "20260101130000")
+    code, _, err = _run([folded, folder], capsys)
+    assert code == 1 and "2 runs of msprobe" in err and "20260101130000" in err
+    (folder / "20260101120000" / "input" / "input_0.bin").write_bytes(bytes(100))
+    code, _, err = _run([folded, folder / "20260101120000"], capsys)
+    assert code == 1 and "not float32 images of Nx3x32x32" in err and "--inputs" in err
+
+
 @pytest.mark.parametrize(
     ("suffix", "change"),
     [
@@ -327,6 +380,107 @@ def test_a_dump_against_its_checkpoint(digits, tmp_path, capsys):
     write_model(open_activations(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
     code, out, err = _run([tmp_path / "naive.onnx", dump, "--layers", "--samples", "2"], capsys)
     assert "the dump has no BatchNorm" in err and "skipped   downsample_1.conv: " in out
+
+
+# What CANN's parser makes of a node that it replaces by several: their types and names, in its order.
+EXPANDED = {
+    "Gemm": ["MatMulV2 _MatMulV2", "Add _add"],
+    "ReduceMean": ["ReduceMean _ReduceMean"],
+    "Transpose": ["Transpose _Transpose"],
+    "LayerNormalization": [
+        *("Identity identity_0", "Shape _shape", "Identity identity_1", "BroadcastTo _broadcastto1"),
+        *("LayerNorm _LayerNorm", "Adds _Adds", "Rsqrt _Rsqrt", "Identity identity_3", "Cast _cast1", "Cast _cast2"),
+    ],
+}
+VALUE_PART = {
+    "Gemm": "_add",
+    "ReduceMean": "_ReduceMean",
+    "LayerNormalization": "_LayerNorm",
+    "Transpose": "_Transpose",
+}
+
+
+def _parsed(node, start=0):
+    """The operators that CANN's parser makes of an ONNX node: type, name, and whether it has the node's value."""
+    parts = EXPANDED.get(node.op)
+    if parts is None:
+        return [(node.op, node.name, True)]
+    return [
+        (kind, f"PartitionedCall_{node.name}{part}_{start + i}", part == VALUE_PART[node.op])
+        for i, (kind, part) in enumerate(map(str.split, parts))
+    ]
+
+
+PARSED_NAMINGS = {
+    "converted": "{kind}.{operator}.{i}.3.1700000000000000.output.0.npy",
+    "npy": "{operator}.0.1700000000000000.npy",
+    "operator": "{operator}.npy",
+    "numbered": "{operator}_0.npy",
+    "fused": "{kind}.stem_conv{operator}.{i}.3.1700000000000000.output.0.npy",
+}
+
+
+def _parsed_dump(source: Path, folder: Path, images, operators=_parsed, naming="converted") -> Path:
+    """The dump of a model as CANN's parser reads it; what is not a value of the ONNX file has other numbers."""
+    side = open_activations(source)
+    makers = {node.outputs[0]: node for node in side.nodes}
+    folder.mkdir()
+    for name, value in side.values(images):
+        for i, (kind, operator, right) in enumerate(operators(makers[name])):
+            file = PARSED_NAMINGS[naming].format(kind=kind, operator=dump_side.mangled(operator), i=i)
+            np.save(folder / file, value if right else value + 7)
+    return folder
+
+
+@pytest.mark.parametrize("naming", PARSED_NAMINGS)
+@pytest.mark.parametrize("format", [CANN, CANN.with_(opset=17, chains=False)], ids=["opset 13", "opset 17"])
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "naive"])
+def test_names_that_the_parser_gives_to_nodes_that_it_expands(folded, format, naming, tmp_path):
+    graph = neocell_to_matmul(fold(_graph())[0] if folded else _graph())
+    write_model(emitter.emit(graph, format=format), tmp_path / "m.onnx")
+    images = noise(2, (32, 32), 0)
+    dump = _parsed_dump(tmp_path / "m.onnx", tmp_path / "dump", images, naming=naming)
+    result = _compare(tmp_path / "m.onnx", dump)
+    assert result.agrees and max(layer.relative_l2 for layer in result.layers) == 0
+    assert {layer.name for layer in result.layers} == set(open_activations(tmp_path / "m.onnx").names)
+    # Without the addition, the product stands for the whole only with a warning.
+    for path in (tmp_path / "dump").glob("*_add_*"):
+        path.unlink()
+    dump = open_activations(tmp_path / "dump")
+    dump.bind(open_activations(tmp_path / "m.onnx"))
+    assert "logits" in dump.names and "of logits only the product was dumped" in dump.notes[0]
+
+
+CASES = os.environ.get("NEONEXT_CASES")
+
+
+@pytest.mark.skipif(not CASES, reason="needs NEONEXT_CASES")
+@pytest.mark.parametrize(
+    ("nodes", "format", "features_only"),
+    [
+        ("om_b1", CANN, False),
+        ("om_padded", CANN.with_(neocell="padded"), False),
+        ("om_features", CANN, True),
+        ("onnx_op17", Format(17), False),
+    ],
+)
+def test_node_lists_of_the_real_parser(nodes, format, features_only, digits, tmp_path):
+    """A dump with the names that the graph engine's own parser gave to our file: every value is found."""
+    checkpoint = load_checkpoint(digits, (1, 1, 0, 0))
+    network = original_graph(checkpoint.architecture, checkpoint.float32(), (64, 64), features_only)
+    source = tmp_path / "m.onnx"
+    write_model(emitter.emit(lower(fold(network)[0], format), 1, format), source)
+    made: dict[str, list] = {}
+    for line in Path(CASES, "ge", f"nodes_{nodes}.txt").read_text().splitlines():
+        name, kind = re.match(r"(\S+) \[(\w+)\]", line).groups()
+        origin = re.search(r" origin=(\S+)", line)
+        right = "PartitionedCall" not in name or re.search(r"_(add|ReduceMean|LayerNorm)_\d+$", name) is not None
+        made.setdefault(origin[1] if origin else name, []).append((kind, name, right))
+    images = noise(1, (64, 64), 0)
+    dump = _parsed_dump(source, tmp_path / "dump", images, lambda node: made[node.name])
+    result = _compare(source, dump, images)
+    assert result.agrees and max(layer.relative_l2 for layer in result.layers) == 0
+    assert {layer.name for layer in result.layers} == set(open_activations(source).names)
 
 
 def _nc1hwc0(value):

@@ -18,9 +18,13 @@ from typing import Any
 
 import checkpoints
 import numpy as np
+import om_stand_in as om
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
 
+from neonext_ms.lite.driver import missing
+
 ROOT = Path(__file__).parents[2]
+LITE = missing() is None
 SEEDS = ROOT / "build" / "fuzz" / "seeds"
 Files = dict[str, bytes]
 
@@ -61,8 +65,8 @@ def _from_json(*seeds: Any) -> Callable[[Random], bytes]:
 
 
 def prepare() -> None:
-    """Export the smallest network once, as seeds of ONNX, MindIR and manifests."""
-    if (SEEDS / "tiny.json").exists():
+    """Export the smallest network once, as seeds of ONNX, MindIR and Lite files and of manifests."""
+    if (SEEDS / "tiny.json").exists() and (not LITE or (SEEDS / "tiny.ms").exists()):
         return
     SEEDS.mkdir(parents=True, exist_ok=True)
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
@@ -74,7 +78,7 @@ def prepare() -> None:
     metadata = {"shifts": [1, 1, 1, 0], "image_size": [32, 32], "labels": ["a", "b"]}
     save_checkpoint(SEEDS / "tiny.pt", arrays, metadata)
     command = [sys.executable, "-m", "neonext_ms.export.command", "--checkpoint", str(SEEDS / "tiny.pt")]
-    command += ["--target", "onnx,mindir", "--output", str(SEEDS)]
+    command += ["--target", "onnx,mindir,lite" if LITE else "onnx,mindir", "--output", str(SEEDS)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -94,6 +98,7 @@ def _model(suffix: str) -> Callable[[Random], bytes]:
 def _read_onnx(path: Path) -> None:
     from neonext_ms.benchmarks.latency import reader
     from neonext_ms.export.compare.onnx_side import OnnxActivations
+    from neonext_ms.export.om.check_file import check_file
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
@@ -106,7 +111,33 @@ def _read_onnx(path: Path) -> None:
         for _ in side.values(np.zeros((1, 3, *side.input_size), np.float32)):
             pass
 
-    _each(lambda: describe_onnx(path), run, activations, lambda: reader.read(path, 1))
+    def check() -> None:
+        result = check_file(path)
+        _ = json.dumps(result.to_dict(), allow_nan=False), str(result)
+
+    _each(lambda: describe_onnx(path), run, activations, lambda: reader.read(path, 1), check)
+
+
+@cache
+def _oms() -> tuple[bytes, ...]:
+    models = [[(om.INOUT, om.inout_info(batches=(1, 8))), (om.MODEL_DEF, om.model_def())], [(om.MODEL_DEF, b"")]]
+    return om.small_om(), om.om_bytes(models, dynamic=1), om.om_bytes(models[:1], wide=False)
+
+
+def _om(rng: Random) -> bytes:
+    """Damage an OM file, or only its description, so that the sizes still add up."""
+    if rng.random() < 0.4:
+        return mutate_bytes(rng, rng.choice(_oms()))
+    model = mutate_protobuf(rng, om.model_def())
+    info = mutate_bytes(rng, om.inout_info(batches=(1, 8)))
+    parts = [(om.MODEL_DEF, model), (om.INOUT, info), (om.WEIGHTS, b"w")]
+    return om.om_bytes([rng.sample(parts, rng.randint(1, 3))], wide=rng.random() < 0.8)
+
+
+def _read_om(path: Path) -> None:
+    from neonext_ms.commands import info
+
+    info._print_facts(info._describe_export(str(path)))
 
 
 _calls = count()
@@ -139,6 +170,13 @@ def _read_mindir(path: Path) -> None:
     # Starting MindSpore takes seconds.
     if not _one_in(10):
         return
+    with open_runtime(path, image_size=(32, 32), threads=1) as model:
+        model.run(np.zeros((1, 3, *model.input_size), np.float32))
+
+
+def _read_lite(path: Path) -> None:
+    from neonext_ms.runtime.open import open_runtime
+
     with open_runtime(path, image_size=(32, 32), threads=1) as model:
         model.run(np.zeros((1, 3, *model.input_size), np.float32))
 
@@ -504,6 +542,9 @@ TARGETS: dict[str, Target] = {
     **{f"checkpoint-{name}": Target(make, checkpoints.read, name) for name, make in checkpoints.FORMATS.items()},
     "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
     "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
+    # Each file is read by a process of its own.
+    **({"lite": Target(lambda rng: mutate_bytes(rng, _exported(".ms")), _read_lite, "input.ms")} if LITE else {}),
+    "om": Target(_om, _read_om, "input.om"),
     "manifest": Target(_manifest, _read_manifest),
     "config": Target(_config, _read_config),
     "override": Target(_override, _read_override),

@@ -72,7 +72,9 @@ class ModelConfig:
         activation: activation of the network; null keeps that of the named model, or of the checkpoint to start from.
         drop_path: drop-path rate of the last block; the rate grows linearly from 0 with depth.
         conv_init: initialisation of convolutions and linear layers; null is PyTorch's default.
-        neocell_init: initialisation of NeoCell; "normal" is the noise of NeoInit without the identity.
+        neocell_init: initialisation of NeoCell: NeoInit; "normal", the official constructor's N(0, 1/sqrt(outputs)),
+            the paper's baseline; "noise", NeoInit without its identity; or "figure5", NeoInit with the smaller noise
+            of the paper's Fig. 5.
         init: checkpoint to start from, official or ours.
         init_ema: whether to start from the moving average in that checkpoint.
         init_key: key or prefix of the weights in that checkpoint, if it holds several models.
@@ -92,7 +94,7 @@ class ModelConfig:
     activation: Literal["gelu", "relu", "hardswish"] | None = None
     drop_path: FractionBelowOne = 0.0
     conv_init: Literal["xavier_uniform", "kaiming_normal"] | None = None
-    neocell_init: Literal["neoinit", "normal"] = "neoinit"
+    neocell_init: Literal["neoinit", "normal", "noise", "figure5"] = "neoinit"
     init: str | None = None
     init_ema: bool = False
     init_key: str | None = None
@@ -108,6 +110,7 @@ class DataConfig:
         path: folder of the data. For "imagefolder" it contains `train` and `val`, for "mindrecord" the files of
             `neonext-mindrecord`.
         train, val: name of this part below `path` ("imagefolder", "mindrecord").
+        share: fraction of the training images of each class that is used, evenly spaced; at least one image of each.
         batch_size: images per batch on one card.
         val_batch_size: images per batch in validation on one card.
         workers: number of processes or threads that read and augment images on one card.
@@ -126,6 +129,7 @@ class DataConfig:
     path: str | None = None
     train: str = "train"
     val: str = "val"
+    share: FractionAboveZero = 1.0
     batch_size: PositiveInt = 128
     val_batch_size: PositiveInt = 64
     workers: Annotated[int, Range(1, 256)] = 4
