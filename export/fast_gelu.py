@@ -15,6 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 SCALE, END, ROOT = 0.23584, 0.86526, 0.86397
+# Name of a constant by which a file with this form is recognised.
+CONSTANT = "gelu_end"
 
 
 def fast_gelu(u: np.ndarray) -> np.ndarray:

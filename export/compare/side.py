@@ -35,7 +35,7 @@ class Activations(ABC):
         path: file or folder.
         kind: "checkpoint", "onnx", "mindir" or "dump".
         dtype: dtype of the computation, as far as the file tells: "float32", "float16" or "bfloat16".
-        gelu: "tanh" if the network holds that approximation of GELU, else "auto".
+        gelu: "tanh" or "fast" if the network holds that approximation of GELU, else "auto".
         input_size: height and width of the images, or None if the file does not record it (a dump).
         outputs: names of the final values.
         names: names of all values that can be read, in order of computation.

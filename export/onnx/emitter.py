@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
 
-from ..fast_gelu import END, ROOT, SCALE
+from ..fast_gelu import CONSTANT, END, ROOT, SCALE
 from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, neocell_weights
 from . import neocell_node, npu_gelu, quantized
 from . import save as files
@@ -312,7 +312,7 @@ class Emitter:
             x = self.node("Mul", [x, self.constant("gelu_scale", SCALE)], f"{name}.scaled")
             output = f"{name}.product"
         y = self.node("Abs", [x], f"{name}.magnitude")
-        y = self.node("Sub", [self.constant("gelu_end", END), y], f"{name}.rest")
+        y = self.node("Sub", [self.constant(CONSTANT, END), y], f"{name}.rest")
         t = self.node("Relu", [y], f"{name}.inside")
         y = self.node("Mul", [t, t], f"{name}.square")
         y = self.node("Mul", [y, y], f"{name}.fourth")
