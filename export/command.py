@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from .source import Source
 
 DESCRIPTION = """\
-Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR or an OM file for Atlas boards.
-ONNX and MindIR files are verified against the original network before they are published; of an OM file, the ONNX
-file that it is compiled from is.
+Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR, for MindSpore Lite, or as an OM file
+for Atlas boards. All but OM files are verified against the original network before they are published; of an OM file,
+the ONNX file that it is compiled from is.
 
 examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t

@@ -179,11 +179,13 @@ class DumpActivations(Activations):
     def _match_parts(self, parts: Mapping[str, Mapping[str, list[DumpFile]]], nodes: Mapping[str, Node]) -> None:
         """Match the parts of the nodes that the parser expanded: value -> part -> files."""
         for value, files in parts.items():
-            best = min(files, key=_VALUE_PARTS.index)
+            # What the model returned goes before any part.
+            best = None if value in self._matched else min(files, key=_VALUE_PARTS.index)
             for part, others in files.items():
-                if part != best or value in self._matched:
+                if part == best:
+                    self._matched[value] = others
+                else:
                     self._unmatch(others)
-            self._matched.setdefault(value, files[best])
             node = nodes.get(value)
             if best == "MatMulV2" and node is not None and node.op == "Gemm" and len(node.inputs) > 2:
                 self.notes.append(

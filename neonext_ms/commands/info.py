@@ -151,11 +151,12 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
 
 
 def _describe_export(path: str) -> dict:
-    from neonext_ms.common.files import sha256
+    from neonext_ms.common.files import check_regular, sha256
     from neonext_ms.runtime.manifest import read_manifest
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
+    check_regular(path)
     facts: dict[str, Any] = {"file": path, "sha256": sha256(path)}
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
