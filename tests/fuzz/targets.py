@@ -18,8 +18,9 @@ from typing import Any
 
 import checkpoints
 import numpy as np
-import om_stand_in as om
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
+
+import om_stand_in as om
 
 ROOT = Path(__file__).parents[2]
 SEEDS = ROOT / "build" / "fuzz" / "seeds"
