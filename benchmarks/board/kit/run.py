@@ -832,7 +832,7 @@ def run_all(kit, args):
         if lacks:
             entry = {"status": "skipped", "problem": lacks}
         elif entry is None or (name.startswith("compile/") and not om_path(argument).is_file()):
-            print("%-22s ..." % name, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+            print("%-22s ...\r" % name if sys.stdout.isatty() else "", end="", flush=True)
             entry = run_step(kit, args, name)
         results[name] = entry
         print("%-22s %-8s %s" % (name, entry["status"], told(name, entry)), flush=True)
