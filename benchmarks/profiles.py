@@ -365,12 +365,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="MODEL.onnx, or a profile")
     parser.add_argument("--batch", type=batch_size, default=1, help="batch size (default 1)")
-    parser.add_argument(
-        "--threads",
-        type=threads,
-        default=thread_count(),
-        help=THREADS_HELP,
-    )
+    parser.add_argument("--threads", type=threads, default=thread_count(), help=THREADS_HELP)
     parser.add_argument("--rounds", type=positive_int, default=RUNS, help=f"timed runs of a model (default {RUNS})")
     parser.add_argument("--image-size", type=parse_size, help="height x width, for a model that leaves it open")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

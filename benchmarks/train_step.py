@@ -206,12 +206,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         "--batch", type=comma_list(batch_size), default=(4, 8), metavar="SIZES", help="batch sizes (default 4,8)"
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
-    parser.add_argument(
-        "--threads",
-        type=threads,
-        default=thread_count(),
-        help=THREADS_HELP,
-    )
+    parser.add_argument("--threads", type=threads, default=thread_count(), help=THREADS_HELP)
     parser.add_argument("--torch", metavar="PYTHON", help="add the official PyTorch model, in this interpreter")
     parser.add_argument("--official", metavar="REPOSITORY", help="clone of HapKoM/neonext, for --torch")
     args = parser.parse_args(argv)

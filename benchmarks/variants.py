@@ -181,12 +181,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
     )
     speed_group.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
-    speed_group.add_argument(
-        "--threads",
-        type=threads,
-        default=thread_count(),
-        help=THREADS_HELP,
-    )
+    speed_group.add_argument("--threads", type=threads, default=thread_count(), help=THREADS_HELP)
     speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
     speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
     speed_group.add_argument("--no-speed", action="store_true", help="measure the deviation only")

@@ -26,7 +26,8 @@ from neonext_ms.common.cli import (
     seconds,
     tolerance,
 )
-from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.text import plural
 
 from .onnx.format import BFLOAT16_OPSET, MIN_OPSET
 from .targets import TARGETS, Target, resolve_targets
@@ -44,6 +45,7 @@ file that it is compiled from is.
 examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --target om --soc Ascend310P3 --batch 1,8 --output build/t
+  neonext-export --check other.onnx      will ATC's parser take this file?
 
 Targets:
 {targets}
@@ -87,7 +89,8 @@ def build_parser() -> Parser:
         metavar="N",
         help="11 to 21 (default 20; 13 for om; 22 for bfloat16)",
     )
-    add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation) or auto (exact, one node)")
+    add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation), auto (exact, one node), "
+        "or npu (exact, one node that only ATC knows)")  # fmt: skip
     add("--neocell", default="matmul", metavar="FORM", help="matmul, padded or custom (docs/export.md)")
     add = parser.add_argument_group("target om (docs/deploy.md; no OM file has run on a device yet)").add_argument
     add("--soc", metavar="NAME", help="device, such as Ascend310P3")
@@ -121,6 +124,8 @@ def build_parser() -> Parser:
     add("--labels", metavar="FILE|FOLDER", help="class names to record: one per line, or a folder with a folder for "
         "each class")  # fmt: skip
     add("--preprocess", metavar="FILE.yaml", help="preprocessing to record")
+    add("--check", metavar="FILE.onnx", help="say whether ATC's parser takes this file of any exporter, and if "
+        "not, which node and what to do; nothing is exported")  # fmt: skip
     add("--list-targets", action="store_true", help="list the targets and what each needs, and exit")
     add("--json", action="store_true", help="print one JSON document")
     return parser
@@ -130,6 +135,8 @@ def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.list_targets:
         return _list_targets(args)
+    if args.check is not None:
+        return _check(args)
     if (args.checkpoint is None) == (args.model is None):
         count = "neither" if args.model is None else "both"
         raise UsageError(f"Pass either --checkpoint FILE or --model NAME (got {count}).")
@@ -262,8 +269,31 @@ def _list_targets(args: argparse.Namespace) -> None:
         print(f"{row['target']:12}{row['file']:18}{row['what']}\n{'':30}{row['needs']}; {row['here']}")
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Print what ATC's parser makes of an ONNX file, and raise an `InputError` if it refuses the file."""
+    others = [name for name in ("checkpoint", "model", "target", "output") if getattr(args, name) is not None]
+    if others:
+        raise UsageError(f"--check and --{others[0]}: a check exports nothing. Pass one of them.")
+    from .om.check_file import check_file
+
+    result = check_file(args.check)
+    if args.json:
+        print_json(result.to_dict())
+    else:
+        print(result)
+    if result.refused:
+        raise InputError(
+            f"{result.path}: ATC's parser would refuse {plural(len(result.refused), 'node')} of it. Change them as the "
+            "findings say, and check the file again."
+        )
+
+
 def _availability(target: Target) -> str:
     """Return whether the software that a target needs is installed, in words."""
+    if target.name == "lite":
+        from .lite import missing
+
+        return "not available: run make lite" if missing() else "available"
     if target.name != "om":
         return "available"
     from neonext_ms.common import external_tools

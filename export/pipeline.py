@@ -25,12 +25,13 @@ from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.registry import identify
 from neonext_ms.runtime.mindspore import load_mindspore
 
-from . import verify
+from . import lite, verify
 from .compare import parity
 from .fold import FoldSummary, fold
 from .graph import DeployGraph, original_graph
 from .lower import lower, neocell_to_matmul
 from .om import target as om
+from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .report import ExportedFile, Report
@@ -58,7 +59,7 @@ def export_checkpoint(
 
     Args:
         path: checkpoint, .pt, .pth, .ckpt or .safetensors.
-        targets: names of targets: "onnx", "mindir", "om", "onnx-naive".
+        targets: names of targets: "onnx", "mindir", "lite", "om", "onnx-naive".
         shifts: NeoCell shifts of the four stages, such as (1, 1, 1, 0); needed if the checkpoint does not record them.
         image_size: side of square images in pixels, or (height, width); needed if the checkpoint does not record it.
         output: folder of the files; it is created if it does not exist.
@@ -102,6 +103,7 @@ def export(
         InputError: an image size that the network cannot take, wrong labels, or a file that cannot be written or
             compiled.
         UsageError: an image size is needed, or an option that a compiler rejects.
+        ToolchainError: MindSpore Lite is not installed, for the target "lite".
         ParityError: a file deviates by more than the tolerance; nothing was written.
     """
     sizes = source.image_sizes(request.image_sizes)
@@ -113,9 +115,11 @@ def export(
         networks = [_SizedNetwork(source, request, size, stem) for size, stem in zip(sizes, stems, strict=True)]
         # What is folded does not depend on the size.
         (_, summary), nodes = networks[0].folded, networks[0].count_nodes()
-    jobs = [network.job(metadata["preprocessing"]) for network in networks] if request.om else []
+    jobs = [network.job(request.om, metadata["preprocessing"]) for network in networks] if request.om else []
     for job in jobs:
         job.check()
+    if any(target.name == "lite" for target in request.chosen):
+        lite.check_installed()
     report = Report(request, output / f"{name}.json", metadata, summary, nodes, steps.seconds, list(source.notes))
     if request.om and request.om.dry_run:
         for job in jobs:
@@ -160,6 +164,7 @@ class _SizedNetwork:
     def __init__(self, source: Source, request: Request, size: Size, stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
         self.original = original_graph(source.architecture, source.arrays, size, request.features_only)
+        self.notes: list[str] = []
 
     @functools.cached_property
     def folded(self) -> tuple[DeployGraph, FoldSummary]:
@@ -175,11 +180,9 @@ class _SizedNetwork:
         format = Format(min(self.request.opset or DEFAULT_OPSET, MAX_OPSET))
         return emitter.count_nodes(self.original, format), emitter.count_nodes(self.folded[0], format)
 
-    def job(self, preprocessing: Mapping[str, Any]) -> om.Job:
+    def job(self, options: OmOptions, preprocessing: Mapping[str, Any]) -> om.Job:
         """Return the OM file of this size."""
-        options, batch = self.request.om, tuple(self.request.batch) or (1,)
-        assert options is not None
-        compiler = om.COMPILERS[options.via]
+        batch, compiler = tuple(self.request.batch) or (1,), om.COMPILERS[options.via]
         return om.Job(self.stem, self.size, batch, options, compiler, Preprocessing.from_dict(preprocessing))
 
     def write(self, target: Target, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
@@ -191,8 +194,11 @@ class _SizedNetwork:
 
             return mindir.write(graph, path, batch, format)
         if self.request.om and target.name == "om":
-            om.check_graph(emitter.skeleton(graph, batch, format), path.name, self.request.om.keep_dtype)
+            skeleton = emitter.skeleton(graph, batch, format)
+            self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype)
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
+        if target.name == "lite":
+            return lite.write(graph, path, batch, format, metadata)
         return emitter.save(graph, path, batch, format, {KEY: metadata})
 
 
@@ -204,6 +210,7 @@ def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -
             path = stage / f"{network.stem}{om.ONNX_SUFFIX if target.name == 'om' else target.suffix}"
             with explained(report.manifest.with_name(path.name)):
                 written.append((target, network.write(target, path, report.metadata)))
+    report.notes = [*report.notes, *network.notes]
     if network.request.dtype == "float32":
         # Only the layers of a half-precision file are compared with the folded graph again.
         network.release_folded()
@@ -224,10 +231,14 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             "batch": batch,
         }
         details |= {"dtype": format.dtype, "gelu": format.gelu, "neocell": format.neocell}
+        if target.name == "lite":
+            details["mindspore_lite"] = {"version": lite.VERSION}
+        if request.om and request.om.via == "lite" and target.name == "om":
+            details |= _on_host(path, format, batch, samples, expected, report)
         if target.name != "mindir":
             details["opset"] = format.opset
-            # MindSpore does not expose the intermediate values of a MindIR file.
-            if format.dtype != "float32":
+            # The runtimes of the other files do not expose intermediate values.
+            if format.dtype != "float32" and path.suffix == ".onnx":
                 details["layers"] = verify.layer_deviations(path, format, network.folded[0], samples[:1], stage)
         name = "onnx for om" if target.name == "om" else target.name
         report.exported.append(ExportedFile(name, network.size, output / path.name, result, details))
@@ -235,6 +246,24 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             final = output / weights.relative_to(stage)
             report.exported.append(ExportedFile(f"weights of {name}", network.size, final))
     network.release_folded()
+
+
+def _on_host(
+    path: Path, format: Format, batch: int | None, samples: np.ndarray, expected: np.ndarray, report: Report
+) -> dict[str, Any]:
+    """Convert an ONNX file for this machine and verify the result, before its converter is asked for the device's.
+
+    Returns:
+        an entry for the manifest; it is empty where MindSpore Lite is not installed, which the report then says.
+    """
+    if reason := lite.missing():
+        report.notes = [*report.notes, f"{path.name} was not tried in MindSpore Lite on this machine: {reason}"]
+        return {}
+    converted = path.with_suffix(".ms")
+    lite.convert(path, converted)
+    result = verify.verify(converted, format, batch, samples, expected, report.request.tolerance)
+    converted.unlink()
+    return {"mindspore_lite": {"version": lite.VERSION, "parity": result.to_dict()}}
 
 
 def _samples(metadata: Mapping[str, Any], size: Size, request: Request) -> np.ndarray:

@@ -52,6 +52,8 @@ class ExportedFile:
         )
         if top1:
             text += f", top-1 {parity.top1_agree}/{parity.samples}"
+        if on_host := self.details.get("mindspore_lite", {}).get("parity"):
+            text += f"\n          the same in MindSpore Lite on this machine: relative L2 {on_host['relative_l2']:.1e}"
         if layers := self.details.get("layers"):
             worst = sorted(layers, key=lambda layer: -layer["added"])[:3]
             text += "\n          most deviation in " + ", ".join(f"{w['name']} ({w['relative_l2']:.1e})" for w in worst)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.ops.soc import soc
 
-from .om.options import VIAS, OmOptions
-from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, Format
+from .om.options import NPU_GELU_FAMILIES, VIAS, OmOptions
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, LITE, Format
 from .targets import Target, resolve_targets
 from .tolerances import check_tolerance
 
 # Options of a `Request` that cannot be chosen for every target, with their defaults.
-_DEFAULTS = {"gelu": "auto", "neocell": "matmul", "dtype": "float32"}
+_DEFAULTS: dict[str, Any] = {"gelu": "auto", "neocell": "matmul", "dtype": "float32", "float32_io": True}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Request:
         batch: batch sizes: none for a dynamic batch, one for a fixed one; several for OM files only, where other files
             have a dynamic batch.
         opset: opset of the ONNX files; None for the default of each target.
-        gelu: form of GELU: "auto", "erf" or "tanh".
+        gelu: form of GELU: "auto", "erf", "tanh" or "npu".
         neocell: form of NeoCells: "matmul", "padded" or "custom".
         dtype: dtype of weights and arithmetic: "float32", "float16" or "bfloat16".
         float32_io: keep input and outputs in float32 where `dtype` is half precision.
@@ -74,6 +76,10 @@ class Request:
             raise UsageError("--soc and its options: only valid with --target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
+        if self.om is not None and self.om.via == "lite":
+            _check_lite(self.neocell, "float32")
+        if self.gelu == "npu":
+            self._check_npu_gelu()
         if len(self.batch) > 1 and not om:
             raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None:
@@ -82,7 +88,18 @@ class Request:
             self.format(target)
             for option in target.fixed:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
-                    raise UsageError(f"{option} cannot be chosen for the target {target.name}. Leave it out.")
+                    name = "half_io" if option == "float32_io" else option
+                    raise UsageError(f"{name} cannot be chosen for the target {target.name}. Leave it out.")
+
+    def _check_npu_gelu(self) -> None:
+        """Raise a `UsageError` unless CANN reads all files, on a device that has the operator."""
+        others = [t.name for t in self.chosen if t.name not in ("onnx", "om") and "gelu" not in t.fixed]
+        if others:
+            raise UsageError(f"gelu npu is a node for ATC only. Leave {others[0]} out of --target, or --gelu out.")
+        if self.om is not None and self.om.via != "atc":
+            raise UsageError("gelu npu is a node for ATC only. Use --via atc, or leave --gelu out.")
+        if self.om is not None and soc(self.om.soc).family not in NPU_GELU_FAMILIES:
+            raise UsageError(f"{self.om.soc} does not have the operator of --gelu npu. Leave --gelu out.")
 
     def format(self, target: Target) -> Format:
         """Return the format that a target is written in; options that it fixes keep their defaults.
@@ -91,15 +108,19 @@ class Request:
             UsageError: values that do not go together.
         """
         gelu, neocell, dtype = (
-            default if option in target.fixed else getattr(self, option) for option, default in _DEFAULTS.items()
+            _DEFAULTS[option] if option in target.fixed else getattr(self, option)
+            for option in ("gelu", "neocell", "dtype")
         )
         opset = self.opset
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
             return CANN.with_(opset=CANN.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
+        if target.name == "lite":
+            _check_lite(neocell, dtype)
+            return LITE.with_(opset=LITE.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
         if opset is None:
             # A custom node is for CANN, whose parsers end before the default.
-            opset = CANN.opset if neocell == "custom" else DEFAULT_OPSET
+            opset = CANN.opset if neocell == "custom" or gelu == "npu" else DEFAULT_OPSET
             opset = BFLOAT16_OPSET if dtype == "bfloat16" else opset
         return Format(opset, gelu, neocell, dtype, self.float32_io)
 
@@ -113,3 +134,11 @@ class Request:
     def fixed_batch(self) -> int | None:
         """The only batch size, or None for a dynamic batch."""
         return self.batch[0] if len(self.batch) == 1 else None
+
+
+def _check_lite(neocell: str, dtype: str) -> None:
+    """Raise a `UsageError` for what MindSpore Lite has not."""
+    if neocell == "custom":
+        raise UsageError("--neocell custom: MindSpore Lite has no NeoCell operator. Use matmul or padded.")
+    if dtype == "bfloat16":
+        raise UsageError("--dtype bfloat16: MindSpore Lite has none. Use float32 or float16.")

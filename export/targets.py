@@ -35,7 +35,14 @@ TARGETS = {
     target.name: target
     for target in (
         Target("onnx", ".onnx", "folded graph for onnxruntime and other ONNX tools"),
-        Target("mindir", ".mindir", "folded graph for MindSpore and MindSpore Lite", mindspore=True),
+        Target("mindir", ".mindir", "folded graph for MindSpore", mindspore=True),
+        Target(
+            "lite",
+            ".ms",
+            "folded graph for MindSpore Lite on a CPU",
+            needs="needs MindSpore Lite (make lite) and a C++ compiler",
+            fixed=("float32_io",),
+        ),
         Target(
             "om",
             ".om",

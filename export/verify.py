@@ -11,7 +11,8 @@ import onnx
 from neonext_ms.common.errors import InputError, ParityError
 from neonext_ms.common.text import one_line
 from neonext_ms.models.architecture import Architecture
-from neonext_ms.runtime.base import run_in_chunks
+from neonext_ms.runtime.base import Settings, run_in_chunks
+from neonext_ms.runtime.lite import Lite
 from neonext_ms.runtime.mindspore import load_mindspore
 from neonext_ms.runtime.onnx import onnx_session
 
@@ -36,7 +37,7 @@ def verify(
     """Compare the outputs of an exported file with those of the original network.
 
     Args:
-        path: path of the ONNX or MindIR file.
+        path: path of the ONNX, MindIR or MindSpore Lite file.
         format: format that it was written in.
         batch: fixed batch size of the file, or None for a dynamic one.
         samples: float32 images `(N, 3, H, W)`.
@@ -87,10 +88,11 @@ def mindspore_outputs(
 
 
 def file_outputs(path: Path, format: Format, samples: np.ndarray, batch: int | None = None) -> np.ndarray:
-    """Return the outputs of an ONNX or MindIR file.
+    """Return the outputs of an ONNX, MindIR or MindSpore Lite file.
 
-    NeoCell nodes are run as products from their own coefficients and attributes, since no runtime here has the
-    operator; bfloat16 is run in float32 arithmetic with each result rounded, since no runtime here has the dtype.
+    NeoCell and NPUGeluV2 nodes are run as other nodes made from their own inputs and attributes, since no runtime
+    here has these operators; bfloat16 is run in float32 arithmetic with each result rounded, since no runtime here has
+    the dtype.
 
     Args:
         path: path of the file.
@@ -104,6 +106,10 @@ def file_outputs(path: Path, format: Format, samples: np.ndarray, batch: int | N
     Raises:
         InputError: the file cannot be loaded.
     """
+    if path.suffix == ".ms":
+        with Lite() as runtime:
+            runtime.load(str(path), Settings())
+            return _in_two_batches(lambda images: runtime.run([images]), samples, batch)
     run = _load_mindir(path, format) if path.suffix == ".mindir" else _load_onnx(path, format)
     return _in_two_batches(run, samples, batch)
 
@@ -119,7 +125,7 @@ def layer_deviations(path: Path, format: Format, folded: DeployGraph, samples: n
         folder: folder for temporary files.
     """
     exact, rounded = folder / "float32.onnx", path
-    plain = Format(gelu=format.gelu, neocell=format.neocell.replace("custom", "matmul"))
+    plain = Format(gelu=format.gelu.replace("npu", "auto"), neocell=format.neocell.replace("custom", "matmul"))
     emitter.save(lower(folded, plain), exact)
     if not _runs_as_it_is(format):
         rounded = folder / "runnable.onnx"
@@ -168,4 +174,4 @@ def _load_onnx(path: Path, format: Format) -> Run:
 
 def _runs_as_it_is(format: Format) -> bool:
     """Return whether onnxruntime's CPU has kernels for all of a file."""
-    return format.neocell != "custom" and format.dtype != "bfloat16"
+    return not format.for_cann_only and format.dtype != "bfloat16"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import read_json
+from neonext_ms.common.files import read_json, read_lines
 
 # `vendor_name` in ascendc/CMakePresets.json: the folder that CANN installs the package into.
 VENDOR = "neonext"
@@ -20,6 +20,8 @@ PROJECT = Path(__file__).resolve().parent / "ascendc"
 FAMILIES = ("ascend310p", "ascend310b", "ascend910b", "ascend910_93")
 # Name of the file and of the kernel of each operator -> its type.
 OPERATORS: Mapping[str, str] = {"neo_cell": "NeoCell", "neo_cell_grad": "NeoCellGrad"}
+# A file that only our package has.
+_MARK = Path("op_api", "include", "aclnn_neo_cell.h")
 
 
 def installed_package(environ: Mapping[str, str] | None = None) -> Path | None:
@@ -32,7 +34,52 @@ def installed_package(environ: Mapping[str, str] | None = None) -> Path | None:
     if environ.get("ASCEND_OPP_PATH"):
         vendors = Path(environ["ASCEND_OPP_PATH"]) / "vendors"
         folders += [vendors / VENDOR, *sorted(vendors.glob("*"))]
-    return next((f for f in folders if (f / "op_api" / "include" / "aclnn_neo_cell.h").is_file()), None)
+    return next((f for f in folders if (f / _MARK).is_file()), None)
+
+
+def loading(folder: Path, environ: Mapping[str, str] | None = None) -> dict[str, str] | None:
+    """Return whether CANN loads an installed package, as a row of `package_files`, or None if nothing here tells.
+
+    Its parser looks into the folders in ASCEND_CUSTOM_OPP_PATH, and into those below vendors/ that the first line of
+    vendors/config.ini names (hicann/ge ffdcbc9f7496, parser/parser/common/tbe_plugin_loader.cc). It passes over all
+    others without a word, and then says that there is no plugin for NeoCell (E13010).
+    """
+    environ = os.environ if environ is None else environ
+    folder = folder.resolve()
+    named = [Path(part).resolve() for part in environ.get("ASCEND_CUSTOM_OPP_PATH", "").split(":") if part]
+    variable = {"what": "loaded by CANN", "where": "ASCEND_CUSTOM_OPP_PATH"}
+    if folder in named:
+        return {**variable, "problem": ""}
+    above = next((path for path in named if path in folder.parents), None)
+    if above is not None:
+        return {**variable, "problem": f"too high: it names {above}, but has to name {folder} itself"}
+    opp = environ.get("ASCEND_OPP_PATH")
+    vendors, config = folder.parent, folder.parent / "config.ini"
+    if not (config.is_file() or (opp and vendors == (Path(opp) / "vendors").resolve())):
+        return None
+    row = {"what": "loaded by CANN", "where": f"../{config.name}"}
+    try:
+        first = next(iter(read_lines(config)), "")
+    except InputError:
+        return {**row, "problem": f"missing or not text: write load_priority={folder.name} into {config}"}
+    parts = [part.strip() for part in first.split("=")]
+    if len(parts) != 2 or parts[0] != "load_priority":
+        return {**row, "problem": f"its first line is not load_priority=...: write load_priority={folder.name}"}
+    listed = [name.strip() for name in parts[1].split(",") if name.strip()]
+    if folder.name in listed:
+        return {**row, "problem": ""}
+    return {**row, "problem": f"does not name {folder.name}: write load_priority={','.join([folder.name, *listed])}"}
+
+
+def misplaced_package(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return a package inside a folder that ASCEND_CUSTOM_OPP_PATH names instead of the package, or None."""
+    environ = os.environ if environ is None else environ
+    for part in filter(None, environ.get("ASCEND_CUSTOM_OPP_PATH", "").split(":")):
+        for pattern in ("*", "vendors/*"):
+            for folder in sorted(Path(part).glob(pattern)):
+                if (folder / _MARK).is_file():
+                    return folder
+    return None
 
 
 def package_files(folder: Path, families: Sequence[str] | None = None) -> list[dict[str, str]]:

@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neonext_ms.common.processors import processors
+
 DATA = Path(__file__).parent / "data"
 SMALL = DATA / "golden"
 FULL = Path(os.environ["NEONEXT_GOLDEN"]) if os.environ.get("NEONEXT_GOLDEN") else None
 MANIFEST = json.loads((SMALL / "manifest.json").read_text())
 
 os.environ.setdefault("GLOG_v", "3")
+
+# Processes of pytest-xdist share the processors: two pools of two threads each on two processors wait for each other.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // WORKERS)))
 
 
 @dataclass(frozen=True)

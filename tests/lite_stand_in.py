@@ -11,7 +11,6 @@ import numpy as np
 
 class ModelType(enum.Enum):
     MINDIR = 0
-    MINDIR_LITE = 4
 
 
 class DataType(enum.Enum):
@@ -62,12 +61,6 @@ class Model:
 
     def get_inputs(self):
         return self._inputs
-
-    def resize(self, inputs, shapes):
-        if self.context.target == ["ascend"]:
-            raise RuntimeError("resize failed! The model has static sizes.")
-        for tensor, shape in zip(inputs, shapes, strict=True):
-            tensor.shape = list(shape)
 
     def predict(self, inputs):
         images = inputs[0].data

@@ -18,6 +18,7 @@ from neonext_ms.commands import info
 from neonext_ms.common import files
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.npy import read_npy
+from neonext_ms.export import command as export
 from neonext_ms.export.compare import command as compare
 from neonext_ms.runtime.onnx import check_tensor, describe_onnx, read_onnx
 
@@ -84,6 +85,7 @@ def test_a_bad_initializer_is_an_error_of_every_command(name, half, tmp_path, ca
     for main, arguments in (
         (info.main, [str(path)]),
         (compare.main, [str(path), str(path)]),
+        (export.main, ["--check", str(path)]),
         (bench.main, ["estimate", str(path), "--batch", "1"]),
         (bench.main, [str(path), "--rounds", "1"]),
         (bench.main, ["profile", str(path), "--rounds", "1"]),

@@ -296,10 +296,9 @@ def _model_name(form: Form) -> str:
 
 def errors() -> dict[str, Any]:
     """Return the exporter's table of the errors of CANN's tools as plain values, for a program without this package."""
-    texts = getattr(cann_log, "TEXTS", None) or cann_log._TEXTS
     return {
         "codes": {code: [advice.meaning, advice.remedy] for code, advice in cann_log.CODES.items()},
-        "texts": [[pattern, advice.meaning, advice.remedy] for pattern, advice in texts],
+        "texts": [[pattern, advice.meaning, advice.remedy] for pattern, advice in cann_log.TEXTS],
         "unknown": list(cann_log.UNKNOWN[:2]),
-        "internal": list(getattr(cann_log, "INTERNAL", ("E19999", "EZ9999"))),
+        "internal": list(cann_log.INTERNAL),
     }

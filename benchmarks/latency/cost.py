@@ -10,6 +10,7 @@ import numpy as np
 from neonext_ms.ops.soc import Soc
 
 from .kernel_model import kernel_counts, kernel_time
+from .operators import CubeProduct
 from .parameters import Parameters
 from .reader import Graph
 from .tasks import DeviceTask, tasks
@@ -84,7 +85,7 @@ def _demand(task: DeviceTask, graph: Graph, device: Soc) -> Demand:
     if operator.product:
         if not device.split:  # the cube's results leave through the vector units, as float32
             drain = task.output_numbers * 2 * FP16 / device.l0c_to_ub_bytes_per_cycle / rate
-        cube, l2_read = _divided(task, device)
+        cube, l2_read = _divided(task, operator.product, device)
         if operator.kind == "batched matmul":
             matrices = operator.product.number / device.ai_cores
     return Demand(
@@ -92,14 +93,12 @@ def _demand(task: DeviceTask, graph: Graph, device: Soc) -> Demand:
     )
 
 
-def _divided(task: DeviceTask, device: Soc) -> tuple[float, float]:
+def _divided(task: DeviceTask, product: CubeProduct, device: Soc) -> tuple[float, float]:
     """Return the cube microseconds of the busiest core and the bytes read through L2, for the best division.
 
     Cores divide the rows of a product (positions of all images, and groups), its columns, or both. A group of rows
     reads all weights, and a group of columns all inputs.
     """
-    product = task.operator.product
-    assert product is not None
     first, *others = task.reads or [0]
     rows = product.number * product.rows
     choices = []

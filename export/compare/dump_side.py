@@ -17,7 +17,7 @@ from neonext_ms.common.npy import read_npy
 from neonext_ms.common.text import format_size, list_names, nearest
 
 from .dump_folders import open_folder
-from .side import Activations, aligned
+from .side import Activations, Node, aligned
 
 _DTYPES = ("float32", "float16", "float64")
 
@@ -49,6 +49,12 @@ _RAW_FILE = re.compile(r"^\w+(?:\.[\w-]+)+(?:\.\d+)*\.\d{10,}$")
 _NPY = re.compile(r"^(.+)\.(\d+)\.(\d{10,})$")
 _SLICE = re.compile(r"_lxslice\d+$")
 _BENCH = re.compile(r"^(pure_infer_data|input(?:_\d+)?)_(\d+)$")
+# CANN's ONNX parser replaces some nodes by several, named `PartitionedCall_<node>_<part>_<counter>`
+# (ExpandNodeToSubgraph in hicann/ge parser/parser/common/parser_utils.cc; the plugins that om/onnx_plugins.csv lists
+# name the parts). Of the parts of one node, the first in this list that was dumped has its value; parts that are not
+# listed have other values.
+_VALUE_PARTS = ("add", "LayerNorm", "MatMulV2", "ReduceMean", "Transpose", "ConcatD", "ClipByValue", "gatherv2")
+_PART = re.compile(rf"PartitionedCall_((?:(?!PartitionedCall_).)+)_({'|'.join(_VALUE_PARTS)})_\d+(?:_0)?$")
 
 
 def parse_dump_name(path: Path) -> DumpFile | None:
@@ -136,12 +142,17 @@ class DumpActivations(Activations):
         known.update((mangled(name), value) for name, value in other.aliases.items())
         produced = {node.outputs[0]: node.outputs for node in other.nodes if node.outputs}
         self._matched, self.unmatched = {}, []
+        parts: dict[str, dict[str, list[DumpFile]]] = {}
         for file in self._files:
             value = _value_of(file, known, produced, other.outputs)
-            if value is None:
-                self.unmatched.append(str(file.path.relative_to(self.path)))
+            part = _PART.search(mangled(file.op))
+            if value is None and part and file.index == 0 and part[1] in known:
+                parts.setdefault(known[part[1]], {}).setdefault(part[2], []).append(file)
+            elif value is None:
+                self._unmatch([file])
             else:
                 self._matched.setdefault(value, []).append(file)
+        self._match_parts(parts, {node.outputs[0]: node for node in other.nodes if node.outputs})
         self._prefer_outputs()
         if not self._matched:
             raise InputError(
@@ -167,8 +178,26 @@ class DumpActivations(Activations):
         for value, files in self._matched.items():
             returned = [file for file in files if not file.op]
             if returned and len(returned) < len(files):
-                self.unmatched += [str(file.path.relative_to(self.path)) for file in files if file.op]
+                self._unmatch([file for file in files if file.op])
                 self._matched[value] = returned
+
+    def _unmatch(self, files: Sequence[DumpFile]) -> None:
+        self.unmatched += [str(file.path.relative_to(self.path)) for file in files]
+
+    def _match_parts(self, parts: Mapping[str, Mapping[str, list[DumpFile]]], nodes: Mapping[str, Node]) -> None:
+        """Match the parts of the nodes that the parser expanded: value -> part -> files."""
+        for value, files in parts.items():
+            best = min(files, key=_VALUE_PARTS.index)
+            for part, others in files.items():
+                if part != best or value in self._matched:
+                    self._unmatch(others)
+            self._matched.setdefault(value, files[best])
+            node = nodes.get(value)
+            if best == "MatMulV2" and node is not None and node.op == "Gemm" and len(node.inputs) > 2:
+                self.notes.append(
+                    f"{self.path}: of {value} only the product was dumped, not the addition of its bias. It is right "
+                    "only if CANN fused the two."
+                )
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self._shapes.get(name)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neonext_ms.common.external_tools import quoted
 from neonext_ms.common.files import explained
 
-from .cann_log import CODES, UNKNOWN
+from .cann_log import CODES, INTERNAL, PLUGIN_ADVICE, PLUGIN_CODES, TEXTS, UNKNOWN, Advice
 from .job import Job
+from .onnx_plugins import OWN, parsers
 
 
 def write_script(path: Path, jobs: Sequence[Job]) -> None:
@@ -24,6 +25,8 @@ def write_script(path: Path, jobs: Sequence[Job]) -> None:
         InputError: the script cannot be written.
     """
     compiler = jobs[0].compiler
+    # In the order of their weight, as `read_log` has it.
+    texts = (*TEXTS, *compiler.texts)
     values = {
         "TOOL": compiler.tool.name,
         "NAME": compiler.script,
@@ -33,15 +36,42 @@ def write_script(path: Path, jobs: Sequence[Job]) -> None:
         "NEEDS_SET_ENV": compiler.needs_set_env,
         "MISSING": shlex.quote(compiler.missing),
         "SETUP": compiler.setup,
-        "ADVICE": "\n".join(
-            f"        {code}) echo {shlex.quote(f'{advice.meaning}; {advice.remedy}')} ;;"
-            for code, advice in (*CODES.items(), ("*", UNKNOWN))
+        "ADVICE": _cases({**CODES, "*": UNKNOWN}),
+        "INTERNAL": "|".join(INTERNAL),
+        "PLUGIN_CODES": "|".join(PLUGIN_CODES),
+        "OPSETS": _opset_cases(),
+        "OWN": "|".join(OWN.operators),
+        "PLUGIN_ADVICE": _cases(PLUGIN_ADVICE),
+        "TEXTS": " ".join(f"-e {shlex.quote(pattern)}" for pattern, _ in texts),
+        "TEXT_ADVICE": "\n".join(
+            f"    if matches {shlex.quote(pattern)}; then\n        {_say(advice)}\n        return\n    fi"
+            for pattern, advice in texts
         ),
     }
     text = re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], _SCRIPT)
     with explained(path):
         path.write_text(text + "".join(map(_calls, jobs)), encoding="utf-8")
         path.chmod(0o755)
+
+
+def _say(advice: Advice) -> str:
+    """Return the shell commands that print advice, and set the exit code to 3 if the installation is at fault."""
+    text = f"echo {shlex.quote(f'{advice.meaning}; {advice.remedy}')}"
+    return f"{text}; status=3" if advice.broken_toolchain else text
+
+
+def _cases(advice: Mapping[str, Advice]) -> str:
+    return "\n".join(f"    {key}) {_say(value)} ;;" for key, value in advice.items())
+
+
+def _opset_cases() -> str:
+    """Return the shell cases that set `opsets` to those at which an operator of any domain is known."""
+    operators: dict[tuple[int, ...], list[str]] = {}
+    for (domain, operator), opsets in parsers().items():
+        operators.setdefault(opsets, []).append(f"{domain}::{operator}")
+    return "\n".join(
+        f"    {' | '.join(names)}) opsets=' {' '.join(map(str, opsets))} ' ;;" for opsets, names in operators.items()
+    )
 
 
 def _calls(job: Job) -> str:
@@ -105,6 +135,37 @@ advice() {
     esac
 }
 
+# What the table of operators says of DOMAIN OPSET OPERATOR.
+plugin_advice() {
+    opsets=
+    case $1::$3 in
+@OPSETS@
+    esac
+    case $opsets in
+    '') set -- unknown ;;
+    *" $2 "*)
+        case $3 in
+        @OWN@) set -- own ;;
+        *) set -- known ;;
+        esac
+        ;;
+    *)
+        last=${opsets% }
+        if [ "$2" -gt "${last##* }" ]; then set -- later; else set -- earlier; fi
+        ;;
+    esac
+    case $1 in
+@PLUGIN_ADVICE@
+    esac
+}
+
+matches() { printf '%s\n' "$line" | grep -qE -e "$1"; }
+
+# What the texts say that carry no code.
+text_advice() {
+@TEXT_ADVICE@
+}
+
 begin() {
     stem=$1
     name=$2
@@ -127,18 +188,45 @@ take() {
     ln -- "$here/$1" "$work/$2" 2>/dev/null || cp -- "$here/$1" "$work/$2"
 }
 
+# Prints the line that decides, and what to do: the first code that is not internal, a known text, an internal code.
+explain() {
+    # A log in another encoding is text, too.
+    LC_ALL=C
+    export LC_ALL
+    codes='(^|[^A-Za-z0-9_./=-])E[0-9A-Z][0-9]{4}([]:) ]|$)'
+    line=$(grep -E "$codes" "$log" | grep -vE '(^|[^A-Za-z0-9_./=-])(@INTERNAL@)([]:) ]|$)' | head -n 1) || true
+    texts=$(grep -E @TEXTS@ "$log" | head -n 1) || true
+    if [ -z "$line" ] && [ -n "$texts" ]; then
+        line=$texts
+        printf '  %s\n  ' "$line" >&2
+        text_advice >&2
+        return
+    fi
+    if [ -z "$line" ]; then line=$(grep -E "$codes" "$log" | head -n 1) || true; fi
+    if [ -z "$line" ]; then
+        tail -n 5 -- "$log" | sed 's/^/  /' >&2
+        return
+    fi
+    code=$(printf '%s\n' "$line" | awk 'match($0, /E[0-9A-Z][0-9][0-9][0-9][0-9]/) { print substr($0, RSTART, 6) }')
+    operator=
+    case $code in
+    @PLUGIN_CODES@)
+        operator=$(printf ' %s\n' "$line" |
+            sed -n 's/.*[^A-Za-z0-9_.]\([A-Za-z0-9_.]*\)::\([0-9]\{1,9\}\)::\([A-Za-z0-9_]*\).*/\1 \2 \3/p')
+        ;;
+    esac
+    printf '  %s\n  %s: ' "$line" "$code" >&2
+    # The operator's domain, opset and name are three words.
+    # shellcheck disable=SC2086
+    if [ -n "$operator" ]; then plugin_advice $operator >&2; else advice "$code" >&2; fi
+}
+
 failed() {
     echo "error: $*" >&2
-    line=$(grep -E '(^|[^A-Za-z0-9_./=-])E[0-9A-Z][0-9]{4}([]:) ]|$)' "$log" | head -n 1) || true
-    if [ -n "$line" ]; then
-        printf '  %s\n' "$line" >&2
-        code=$(printf '%s\n' "$line" | awk 'match($0, /E[0-9A-Z][0-9][0-9][0-9][0-9]/) { print substr($0, RSTART, 6) }')
-        printf '  %s: %s\n' "$code" "$(advice "$code")" >&2
-    else
-        tail -n 5 -- "$log" | sed 's/^/  /' >&2
-    fi
+    status=1
+    explain
     echo "  everything that @TOOL@ printed is in $log" >&2
-    exit 1
+    exit "$status"
 }
 
 # An OM file starts with IMOD, and has its length without the header at byte 184, in old files at byte 76.

@@ -1,7 +1,8 @@
 """`converter_lite` of MindSpore Lite, which writes MindIR files for Ascend with an OM inside.
 
 Flags, keys and log lines come from mindspore-ai/mindspore-lite and its documentation for 2.x; docs/deploy.md names the
-places. No `converter_lite` has compiled for Ascend here.
+places. What it prints without CANN and for an unknown operator is what the converter of release 2.0.0 printed here. No
+`converter_lite` has compiled for Ascend here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PRECISION_MODES = {
     "cube_fp16in_fp32out": "enforce_fp32",
 }
 
-# Messages of converter_flags.cc, main.cc, converter_context.h and of the pass plugin.
+# Messages of converter_flags.cc, main.cc, converter_context.h, onnx_op_parser.cc, dlutils.h and of the pass plugin.
 _TEXTS = (
     (
         r"INPUT (ILLEGAL|MISSING|INVALID)",
@@ -34,16 +35,21 @@ _TEXTS = (
         Advice("the converter does not know an option", "use MindSpore Lite 2.x"),
     ),
     (
-        r"NOT SUPPORT|not support(ed)? op|unsupported op",
+        r"NOT SUPPORT|UNSUPPORTED OP|not support(ed)? (op|onnx)|unsupported op",
         Advice("the converter does not know an operator", "use `--via atc`"),
     ),
     (
-        r"Get soc version failed|libascendcl|libge_compiler|libascend_pass_plugin",
+        r"Get soc version failed|libascendcl|libge_compiler|libgraph\.so|libascend_pass_plugin|"
+        r"Failed to create acl pass",
         Advice(
             "the converter did not find CANN",
             "source CANN's set_env.sh, and use the MindSpore Lite package with Ascend support",
             broken_toolchain=True,
         ),
+    ),
+    (
+        r"maximum mind ir version",
+        Advice("the converter is older than the MindIR file", "use `--target om --via lite`, which gives it ONNX"),
     ),
     (
         r"encounter an unknown error",

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 VIAS = ("atc", "lite")
 PRECISION_MODES = ("fp16", "mixed_float16", "mixed_bfloat16", "origin", "cube_fp16in_fp32out")
+# Families of ops/soc.py that have the operator of `--gelu npu` (hicann/ops-nn e5c3fa9327ea,
+# activation/gelu_v2/docs/aclnnGeluV2.md; it excludes the 310B).
+NPU_GELU_FAMILIES = ("ascend310p", "ascend910", "ascend910b", "ascend910_93")
 # Seconds. A compiler that takes longer has most likely hung.
 TIMEOUT = 3600.0
 

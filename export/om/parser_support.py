@@ -1,78 +1,32 @@
-"""Operators that CANN's ONNX parsers take, by opset, and a check of a model against them before `atc` starts.
+"""A check of an ONNX model before `atc` starts: what CANN's ONNX parser refuses, and what makes the result slow or odd.
 
-CANN's plugins register parsers as `ai.onnx::<opset>::<name>`. The opset is the one that the model imports, whatever
-version of the operator that means in ONNX. Every release registers its own plugins: this table is read from the sources
-of 22 August 2026, and older releases end at opset 13 or 15, which is why exports for CANN use opset 13.
+`onnx_plugins` says which operators are known. The other rules are those of the parser itself (hicann/ge,
+parser/parser/onnx/onnx_parser.cc and parser/parser/common/pre_checker.cc) and of the plugins; each names its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..onnx import neocell_node
+from .onnx_plugins import BUILT_IN, DEFAULT_DOMAIN, LAST_OPSET, domain_of, parsers, ranges
 
 if TYPE_CHECKING:
     import onnx
 
-MATH = "hicann/ops-math c41933244c31"
-NN = "hicann/ops-nn e5c3fa9327ea"
-GE = "hicann/ge ffdcbc9f7496"
-_SIMILAR = "common/src/framework/similar_opp_onnx_plugin.cpp"
-_OPSETS = range(8, 19)
-# Opsets, repository and commit, file of the plugin, and the operators that it registers.
-PLUGINS = (
-    (
-        *(_OPSETS, MATH, _SIMILAR),
-        "Add Sub Mul Div Pow Sqrt Erf Tanh Sigmoid Relu Exp Log Abs Neg Reciprocal Identity GlobalAveragePool Expand "
-        "Where PRelu Dropout",
-    ),
-    (range(14, 19), MATH, _SIMILAR, "HardSwish"),
-    (_OPSETS, MATH, "math/cast/framework/cast_onnx_plugin.cpp", "Cast"),
-    (_OPSETS, MATH, "conversion/clip_by_value/framework/clip_onnx_plugin.cpp", "Clip"),
-    (_OPSETS, MATH, "conversion/concat/framework/concat_onnx_plugin.cpp", "Concat"),
-    (_OPSETS, MATH, "conversion/depth_to_space/framework/depth_to_space_onnx_plugin.cpp", "DepthToSpace"),
-    (_OPSETS, MATH, "common/src/framework/einsum_onnx_plugin.cpp", "Einsum"),
-    (_OPSETS, MATH, "conversion/flatten/framework/flatten_onnx_plugin.cpp", "Flatten"),
-    (_OPSETS, MATH, "conversion/pad_v3/framework/pad_onnx_plugin.cpp", "Pad"),
-    (_OPSETS, MATH, "math/reduce_mean/framework/reduce_mean_onnx_plugin.cpp", "ReduceMean"),
-    (_OPSETS, MATH, "math/reduce_sum/framework/reduce_sum_onnx_plugin.cpp", "ReduceSum"),
-    (_OPSETS, MATH, "conversion/reshape/framework/reshape_onnx_plugin.cpp", "Reshape"),
-    (_OPSETS, MATH, "math/shape/framework/shape_onnx_plugin.cpp", "Shape"),
-    (_OPSETS, MATH, "conversion/strided_slice_v2/framework/slice_onnx_plugin.cpp", "Slice"),
-    (_OPSETS, MATH, "conversion/space_to_depth/framework/space_to_depth_onnx_plugin.cpp", "SpaceToDepth"),
-    (_OPSETS, MATH, "conversion/split_d/framework/split_onnx_plugin.cpp", "Split"),
-    (_OPSETS, MATH, "conversion/squeeze/framework/squeeze_onnx_plugin.cpp", "Squeeze"),
-    (_OPSETS, MATH, "conversion/transpose/framework/transpose_onnx_plugin.cpp", "Transpose"),
-    (_OPSETS, MATH, "conversion/unsqueeze/framework/unsequeeze_onnx_plugin.cpp", "Unsqueeze"),
-    (_OPSETS, NN, "common/src/framework/average_pool_onnx_plugin.cpp", "AveragePool"),
-    (_OPSETS, NN, "norm/batch_norm/framework/batch_normalization_onnx_plugin.cpp", "BatchNormalization"),
-    (_OPSETS, NN, "common/src/framework/constantofshape_onnx_plugin.cpp", "ConstantOfShape"),
-    (_OPSETS, NN, "common/src/framework/conv_onnx_plugin.cpp", "Conv"),
-    (_OPSETS, NN, "index/gather_v2/framework/gather_onnx_plugin.cpp", "Gather"),
-    (_OPSETS, NN, "common/src/framework/gemm_onnx_plugin.cpp", "Gemm"),
-    (_OPSETS, NN, "norm/instance_norm_v3/framework/instancenormalization_onnx_plugin.cpp", "InstanceNormalization"),
-    (_OPSETS, NN, "activation/leaky_relu/framework/leaky_relu_onnx_plugin.cpp", "LeakyRelu"),
-    (_OPSETS, NN, "matmul/mat_mul_v3/framework/matmul_onnx_plugin.cpp", "MatMul"),
-    (_OPSETS, NN, "common/src/framework/max_pool_onnx_plugin.cpp", "MaxPool"),
-    (_OPSETS, NN, "activation/softmax_v2/framework/softmax_onnx_plugin.cpp", "Softmax"),
-    (range(10, 19), NN, "common/src/framework/resize_onnx_plugin.cpp", "Resize"),
-    (range(17, 19), NN, "common/src/framework/layer_normalization_onnx_plugin.cpp", "LayerNormalization"),
-    (range(8, 23), NN, "quant/ascend_quant/framework/ascend_quant_onnx_plugin.cpp", "AscendQuant"),
-    (range(8, 23), NN, "quant/ascend_dequant/framework/ascend_dequant_onnx_plugin.cpp", "AscendDequant"),
-    (_OPSETS, GE, "parser/parser/onnx/onnx_constant_parser.cc", "Constant"),
-    (neocell_node.OPSETS, "this project", "ops/ascendc/framework/onnx_plugin", neocell_node.OP_TYPE),
-)
-PARSERS = {op: opsets for opsets, _, _, ops in PLUGINS for op in ops.split()}
+# The highest opset that is publicly known to have gone through an ATC (Ultralytics, PR 25432 and its documentation).
+LAST_SEEN_OPSET = 17
+_GELU = "write it as a chain (--gelu erf or --gelu tanh), or as NPUGeluV2 of the domain npu (--gelu npu)"
 # Advice for operators that have no parser at an opset.
 _INSTEAD = {
-    "Gelu": "write it as a chain: --gelu erf or --gelu tanh",
+    "Gelu": _GELU,
     "LayerNormalization": "write it as a chain, as --target om does, or export with opset 17 or 18",
     "GroupNormalization": "write it as InstanceNormalization, Mul and Add",
     "QuantizeLinear": "write AscendQuant",
     "DequantizeLinear": "write AscendDequant",
 }
-# Inputs that are shapes or positions and have to be constants.
+# Inputs that are shapes or positions and should be constants.
 _POSITIONS = {
     "Reshape": (1,),
     "Expand": (1,),
@@ -87,64 +41,365 @@ _POSITIONS = {
 }
 _LAYOUT = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "SpaceToDepth", "DepthToSpace")
 _DYNAMIC = ("Shape", "Size", "ConstantOfShape", "NonZero")
-_DEFAULT_DOMAIN = ("", "ai.onnx")
+# Types of a constant that the parser converts (datatype_val_size_map in onnx_constant_parser.cc): ONNX's up to
+# BFLOAT16, and INT4.
+_CONSTANT_TYPES = (*range(1, 17), 22)
 
 
-def check(model: onnx.ModelProto) -> list[str]:
-    """Return what would make ATC reject a model, or make it slow.
+class Finding(NamedTuple):
+    """Something in a model that the parser refuses, or that it takes although it is better avoided.
+
+    Attributes:
+        node: name of the node, or of its first output; empty for the model as a whole.
+        operator: its type.
+        opset: opset of its domain that the model imports, if it imports any.
+        problem: what is wrong.
+        remedy: what to do.
+        refused: whether the parser rejects the model, or silently reads something else from it.
+    """
+
+    node: str
+    operator: str
+    opset: int | None
+    problem: str
+    remedy: str
+    refused: bool = True
+
+    def __str__(self) -> str:
+        opset = "" if self.opset is None else f", opset {self.opset}"
+        where = f"node {self.node!r}, operator {self.operator}{opset}: " if self.node else ""
+        return f"{where}{self.problem}; {self.remedy}"
+
+
+def check(model: onnx.ModelProto) -> list[Finding]:
+    """Return what would make ATC's parser reject a model, or what is better avoided.
 
     Args:
-        model: ONNX model. Its weights may be missing; only their names count.
-
-    Returns:
-        one line for each problem, with node, operator, opset and remedy.
+        model: ONNX model, sound as `runtime.onnx.check_model` has it. Its weights may be missing; only their names and
+            types count.
     """
-    problems = []
-    imports = {entry.domain: entry.version for entry in model.opset_import}
-    if len(model.opset_import) != 1:
-        names = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import) or "none"
-        problems.append(f"the model imports {names}: ATC takes exactly one opset (E16005); keep the default domain's")
-    opset = next((imports[domain] for domain in _DEFAULT_DOMAIN if domain in imports), None)
-    if opset is None:
-        return [*problems, "the model does not import the default domain; export it with one opset, 13"]
-    nodes = list(model.graph.node)
-    constants = {tensor.name for tensor in model.graph.initializer}
+    imports = {domain_of(entry.domain): entry.version for entry in model.opset_import}
+    findings = [*_model_findings(model, imports)]
+    for graph in _graphs(model.graph):
+        findings += _graph_findings(graph, imports)
+    return findings
+
+
+def opset_support(model: onnx.ModelProto) -> dict[int, list[str]]:
+    """Return opset -> the operators of a model's default domain that have no parser there, for every opset known."""
+    used = {
+        node.op_type
+        for graph in _graphs(model.graph)
+        for node in graph.node
+        if domain_of(node.domain) == DEFAULT_DOMAIN and node.op_type not in BUILT_IN
+    }
+    known = {opset for (domain, _), opsets in parsers().items() if domain == DEFAULT_DOMAIN for opset in opsets}
+    return {
+        opset: sorted(op for op in used if opset not in parsers().get((DEFAULT_DOMAIN, op), ()))
+        for opset in sorted(known)
+        if opset >= 8
+    }
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _model_findings(model: onnx.ModelProto, imports: Mapping[str, int]) -> Iterator[Finding]:
+    """Yield what is wrong with a model as a whole."""
+
+    def of_model(problem: str, remedy: str, refused: bool = True) -> Finding:
+        return Finding("", "", None, problem, remedy, refused)
+
+    used = {domain_of(node.domain) for graph in _graphs(model.graph) for node in graph.node}
+    if DEFAULT_DOMAIN not in imports and DEFAULT_DOMAIN in used:
+        yield of_model("the model does not import the default domain", "export it with one opset, 13")
+    for domain in imports:
+        if domain == DEFAULT_DOMAIN:
+            continue
+        without = "leave out its nodes and its import" if domain in used else "no node uses it, so leave it out"
+        yield of_model(
+            f"the model imports a second domain, {domain!r}: today's parser takes it, but CANN 8.1 is reported "
+            "to refuse a model with two (E16005)",
+            f"if yours does, {without}",
+            refused=False,
+        )
+    for what, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+        if not values:
+            yield of_model(f"the model has no {what} (E16001)", "export it again")
+    opset = imports.get(DEFAULT_DOMAIN, 0)
+    if LAST_SEEN_OPSET < opset <= LAST_OPSET:
+        yield of_model(
+            f"the model has opset {opset}; the highest that is known to have worked in an ATC is {LAST_SEEN_OPSET}",
+            "export it with opset 13",
+            refused=False,
+        )
+
+
+def _graph_findings(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Iterator[Finding]:
+    """Yield what is wrong with one graph and its nodes."""
+    nodes = list(graph.node)
+    constants = {tensor.name for tensor in graph.initializer}
     constants |= {output for node in nodes if node.op_type == "Constant" for output in node.output}
+    yield from _repeated_names(graph, imports)
+    for tensor in graph.initializer:
+        if tensor.data_type not in _CONSTANT_TYPES:
+            yield Finding(
+                *("", "", None, f"the parser does not read the type {_type_name(tensor.data_type)} of {tensor.name!r}"),
+                "store it in another type",
+            )
+    for sparse in graph.sparse_initializer:
+        yield Finding(
+            "", "", None, f"the parser ignores the sparse {sparse.values.name!r}", "store it as a dense tensor"
+        )
     for node in nodes:
-        where = f"node {node.name or node.output[0]!r}, operator {node.op_type}"
-        if node.domain not in _DEFAULT_DOMAIN:
-            problems.append(f"{where}: domain {node.domain!r}; ATC takes the default domain only, write it without one")
-        elif (problem := _unparsed(node.op_type, opset)) is not None:
-            problems.append(f"{where}, opset {opset}: {problem}")
+        opset = imports.get(domain_of(node.domain))
+        of_node = _OfNode(node, opset)
+        unparsed = _unparsed(node, opset)
+        if unparsed is not None:
+            yield of_node(*unparsed)
+        elif domain_of(node.domain) == DEFAULT_DOMAIN:
+            for rule in _broken_rules(node, opset):
+                yield of_node(rule.problem, rule.remedy)
         if node.op_type in _DYNAMIC:
-            problems.append(f"{where}, opset {opset}: shape arithmetic; export with a fixed image size")
+            yield of_node("shape arithmetic", "export with a fixed image size", False)
         for i in _POSITIONS.get(node.op_type, ()):
             if i < len(node.input) and node.input[i] and node.input[i] not in constants:
-                problems.append(
-                    f"{where}, opset {opset}: input {i} ({node.input[i]}) is computed; it has to be a constant, so "
-                    "export with a fixed image size"
+                yield of_node(
+                    f"input {i} ({node.input[i]}) is computed; it has to be a constant",
+                    "export with a fixed image size",
+                    False,
                 )
     for node in _between_convolutions(nodes):
-        problems.append(
-            f"node {node.name or node.output[0]!r}, operator {node.op_type}, opset {opset}: it stands between two "
-            "convolutions, where ATC converts the layout of the map (TransData) twice; fold the network first"
+        yield _OfNode(node, imports.get(domain_of(node.domain)))(
+            "it stands between two convolutions, where ATC converts the layout of the map (TransData) twice",
+            "fold the network first",
+            False,
         )
-    return problems
 
 
-def _unparsed(op: str, opset: int) -> str | None:
-    """Return why CANN does not parse an operator at an opset, or None."""
-    opsets = PARSERS.get(op)
-    if opsets is not None and opset in opsets:
+class _OfNode:
+    """Maker of the findings of one node."""
+
+    def __init__(self, node: onnx.NodeProto, opset: int | None):
+        self.node, self.opset = node, opset
+
+    def __call__(self, problem: str, remedy: str, refused: bool = True) -> Finding:
+        name = self.node.name or next(filter(None, self.node.output), "")
+        return Finding(name, self.node.op_type, self.opset, problem, remedy, refused)
+
+
+def _repeated_names(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Iterator[Finding]:
+    """Yield a finding for each name that the parser would give to several nodes (PreChecker::CheckName, E13009).
+
+    Inputs and constants become nodes too, and a node without a name gets its type and a number.
+    """
+    constants = sorted({tensor.name for tensor in graph.initializer if tensor.name})
+    inputs = {value.name for value in graph.input} - set(constants)
+    taken = Counter(inputs)
+    taken.update(f"{name}_Initializer_{i}" for i, name in enumerate(constants))
+    unnamed = 0
+    named = []
+    for node in graph.node:
+        named.append(node.name or f"{node.op_type}_{unnamed}")
+        unnamed += not node.name
+    taken.update(named)
+    for node, name in zip(graph.node, named, strict=True):
+        if taken[name] > 1:
+            taken[name] = 0
+            problem = "it is named like an input of the model" if name in inputs else f"{name!r} names several nodes"
+            opset = imports.get(domain_of(node.domain))
+            yield Finding(name, node.op_type, opset, f"{problem} (E13009)", "give every node a name of its own")
+
+
+def _unparsed(node: onnx.NodeProto, opset: int | None) -> tuple[str, str] | None:
+    """Return why CANN has no parser for a node and what to do, or None."""
+    domain, op = domain_of(node.domain), node.op_type
+    if op in BUILT_IN:
         return None
     instead = _INSTEAD.get(op)
+    opsets = parsers().get((domain, op))
+    if opset is None and domain == DEFAULT_DOMAIN:
+        # A finding of the whole model.
+        return None
+    if opset is None:
+        return (
+            f"domain {domain!r}, which the model does not import",
+            f"import it, or {instead or 'write it without one'}",
+        )
+    if opset is not None and opsets is not None and opset in opsets:
+        return None
     if opsets is None:
-        return f"CANN has no parser for it; {instead or 'write it with other operators, or install its plugin'}"
-    known = sorted(opsets)
-    return (
-        f"CANN's parser takes it at opsets {known[0]} to {known[-1]}; "
-        f"{instead or f'export with one of these, such as --opset {13 if 13 in known else known[-1]}'}"
-    )
+        if domain != DEFAULT_DOMAIN:
+            return f"CANN has no parser for it in the domain {domain!r}", instead or "write it without a domain"
+        return "CANN has no parser for it", instead or "write it with other operators, or install its plugin"
+    remedy = f"export with one of these, such as --opset {13 if 13 in opsets else opsets[-1]}"
+    if domain != DEFAULT_DOMAIN:
+        remedy = f"import {domain} {opsets[-1]}"
+    return f"CANN's parser takes it at {_plural(opsets)} {ranges(opsets)}", instead or remedy
+
+
+def _plural(opsets: Sequence[int]) -> str:
+    return "opset" if len(opsets) == 1 else "opsets"
+
+
+def _type_name(kind: int) -> str:
+    from onnx import TensorProto
+
+    return TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else str(kind)
+
+
+class Rule(NamedTuple):
+    """A node that an operator's plugin refuses.
+
+    Attributes:
+        operator: the operator.
+        refuses: whether a node is refused, from the node, its attributes by name, and the opset.
+        problem: what is wrong with such a node.
+        remedy: what to do.
+    """
+
+    operator: str
+    refuses: Callable[[Any, Mapping[str, Any], int], bool]
+    problem: str
+    remedy: str
+
+
+def _without(operator: str, attribute: str, remedy: str = "") -> Rule:
+    problem = f"without {attribute} its plugin refuses it"
+    return Rule(operator, lambda node, given, opset: not given.get(attribute), problem, remedy or f"write {attribute}")
+
+
+_SHAPES_OF_CONV = ("kernel_shape", "pads", "strides", "dilations")
+_RULES = (
+    Rule(
+        "Conv",
+        lambda node, given, opset: not any(name in given for name in _SHAPES_OF_CONV),
+        "without kernel_shape, pads, strides and dilations its plugin refuses it",
+        "write kernel_shape",
+    ),
+    Rule(
+        "Conv",
+        lambda node, given, opset: len(given.get("pads", ())) % 2 == 1,
+        "its pads are odd in number",
+        "write one before and one after for each axis",
+    ),
+    Rule(
+        "Conv",
+        lambda node, given, opset: (
+            len(given.get("kernel_shape", ())) > 2 and given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+        ),
+        "its plugin refuses this auto_pad in three dimensions",
+        "write pads",
+    ),
+    _without("ConvTranspose", "kernel_shape"),
+    _without("Transpose", "perm", "write perm, also where it only reverses the axes"),
+    Rule(
+        "Pad",
+        lambda node, given, opset: opset >= 11 and len(node.input) > 3 and bool(node.input[3]),
+        "the parser has no place for its input axes",
+        "write pads for every axis, without axes",
+    ),
+    Rule(
+        "Pad",
+        lambda node, given, opset: opset < 11 and "pads" not in given,
+        "without pads its plugin refuses it",
+        "write the attribute pads",
+    ),
+    Rule(
+        "Clip",
+        lambda node, given, opset: opset >= 11 and not any(node.input[1:3]),
+        "without minimum and maximum its plugin refuses it",
+        "write Identity",
+    ),
+    _without("MaxPool", "kernel_shape"),
+    Rule(
+        "MaxPool",
+        lambda node, given, opset: len(node.output) > 1,
+        "its plugin refuses the output of positions",
+        "export the model without it",
+    ),
+    Rule(
+        "MaxPool",
+        lambda node, given, opset: given.get("storage_order") == 1,
+        "its plugin refuses storage_order 1",
+        "export it with 0",
+    ),
+    Rule(
+        "Resize",
+        lambda node, given, opset: opset >= 11 and len(node.input) < 3,
+        "its plugin refuses fewer than three inputs",
+        "write roi, which may be empty, and scales or sizes",
+    ),
+    Rule(
+        "Split",
+        lambda node, given, opset: any(
+            count not in (0, len(node.output)) for count in (len(given.get("split", ())), given.get("num_outputs", 0))
+        ),
+        "its attributes and its outputs differ in number",
+        "give it as many outputs as parts",
+    ),
+    Rule(
+        "ScatterND",
+        lambda node, given, opset: given.get("reduction", b"none") not in (b"none", b"add", b"max", b"min"),
+        "its plugin refuses this reduction",
+        "write it with other operators",
+    ),
+    Rule(
+        "Upsample",
+        lambda node, given, opset: given.get("mode", b"nearest") not in (b"nearest", b"linear"),
+        "its plugin refuses this mode",
+        "write the mode nearest or linear",
+    ),
+    *(
+        Rule(
+            operator,
+            lambda node, given, opset: given.get("select_last_index") == 1,
+            "its plugin refuses select_last_index 1",
+            "export it with 0",
+        )
+        for operator in ("ArgMax", "ArgMin")
+    ),
+    Rule(
+        "IsInf",
+        lambda node, given, opset: 0 in (given.get("detect_negative", 1), given.get("detect_positive", 1)),
+        "its plugin refuses to detect one sign only",
+        "detect both, and compare the sign",
+    ),
+    _without("Cast", "to"),
+    Rule(
+        "AscendQuant",
+        lambda node, given, opset: not given.get("scale"),
+        "without scale its plugin reads 0",
+        "write scale, the reciprocal of the step, as a float",
+    ),
+    Rule(
+        "Constant",
+        lambda node, given, opset: "value" not in given,
+        "the parser reads its attribute value only, and would make an empty tensor of it",
+        "write the constant as a tensor",
+    ),
+    Rule(
+        "Constant",
+        lambda node, given, opset: "value" in given and given["value"].data_type not in _CONSTANT_TYPES,
+        "the parser does not read the type of its tensor",
+        "store it in another type",
+    ),
+)
+
+
+def _broken_rules(node: onnx.NodeProto, opset: int | None) -> Iterator[Rule]:
+    """Yield the rules of its plugin that a node breaks."""
+    from onnx.helper import get_attribute_value
+
+    rules = [rule for rule in _RULES if rule.operator == node.op_type]
+    given = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute} if rules else {}
+    return (rule for rule in rules if rule.refuses(node, given, opset or 0))
 
 
 def _between_convolutions(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -32,8 +32,8 @@ __all__ = [
 COMPILERS: Mapping[str, Compiler] = {"atc": Atc(), "lite": Lite()}
 
 
-def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
-    """Check that CANN parses every node of an ONNX model.
+def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> list[str]:
+    """Check that CANN parses every node of an ONNX model, and return what is better avoided although it does.
 
     Args:
         model: an `onnx.ModelProto`; its weights may be missing.
@@ -50,9 +50,11 @@ def check_graph(model, path: str, keep_dtype: Sequence[str] = ()) -> None:
                 f"--keep-dtype: {path} has no operator {name!r}{nearest(name, names)}. Use the names of its nodes, as "
                 "`neonext-compare --keep-dtype FILE` writes them."
             )
-    problems = parser_support.check(model)
-    if problems:
-        raise InputError(f"{path}: ATC would reject this graph:\n{list_names(problems)}")
+    findings = parser_support.check(model)
+    refused = [finding for finding in findings if finding.refused]
+    if refused:
+        raise InputError(f"{path}: ATC would reject this graph:\n{list_names(refused)}")
+    return [f"{path}: {finding}" for finding in findings]
 
 
 def write_companions(jobs: Sequence[Job], stage: Path) -> list[str]:

@@ -20,7 +20,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
 
 from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
-from . import neocell_node
+from . import neocell_node, npu_gelu
 from . import save as files
 from .format import Format
 
@@ -121,6 +121,9 @@ def _emit(
     opsets = [helper.make_opsetid("", format.opset)]
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), producer_name=PRODUCER)
     model.opset_import.extend(opsets)
+    if format.gelu == "npu":
+        # Only for this node: older releases of CANN take one import.
+        model.opset_import.append(helper.make_opsetid(npu_gelu.DOMAIN, npu_gelu.VERSION))
     model.graph.name = graph.name
     shapes = graph.shapes()
     axis = "batch" if batch is None else batch
@@ -264,7 +267,10 @@ class _Emitter:
 
     def gelu(self, layer: Layer) -> None:
         (x,), tanh = layer.inputs, layer.attributes.get("approximate") == "tanh"
-        if self.opset >= 20 and not self.format.chains and (tanh or self.format.gelu != "erf"):
+        if self.format.gelu == "npu":
+            attributes = {"domain": npu_gelu.DOMAIN, **npu_gelu.ATTRIBUTES}
+            self.node(npu_gelu.OP_TYPE, [x], layer.output, layer.name, **attributes)
+        elif self.opset >= 20 and not self.format.chains and (tanh or self.format.gelu != "erf"):
             attributes = {"approximate": "tanh"} if tanh else {}
             self.node("Gelu", [x], layer.output, layer.name, **attributes)
         elif tanh:
@@ -359,7 +365,10 @@ class _Emitter:
         """
         name = layer.name
         x = self.node("Sub", [x, self.mean(x, f"{name}.mean")], f"{name}.centred")
-        square = self.node("Pow", [x, self.constant("two", 2)], f"{name}.square")
+        if self.format.fusable:
+            square = self.node("Pow", [x, self.constant("two", 2)], f"{name}.square")
+        else:
+            square = self.node("Mul", [x, x], f"{name}.square")
         variance = self.mean(square, f"{name}.variance")
         variance = self.node("Add", [variance, self.constant(f"{name}.eps", layer.attributes["eps"])], f"{name}.stable")
         deviation = self.node("Sqrt", [variance], f"{name}.deviation")

@@ -1,6 +1,7 @@
 """Rewriting an exported model into one that onnxruntime has CPU kernels for, so that every form can be verified here.
 
-NeoCell nodes become products; half precision becomes float32 arithmetic with each result rounded.
+NeoCell nodes become products, and NPUGeluV2 nodes chains of nodes; half precision becomes float32 arithmetic with each
+result rounded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from neonext_ms.ops.packing import unpack
 
 from .format import MAX_OPSET
 from .neocell_node import is_neocell, runs_of
+from .npu_gelu import expand_npu_gelu, is_npu_gelu
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -21,9 +23,11 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 def runnable_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in a form that onnxruntime has kernels for: the model itself if it is in one already.
 
-    NeoCell nodes become products made from their own coefficients and attributes. bfloat16 becomes float32 arithmetic
-    on the file's own weights with each result rounded.
+    NeoCell nodes become products made from their own coefficients and attributes, and NPUGeluV2 nodes chains of nodes.
+    bfloat16 becomes float32 arithmetic on the file's own weights with each result rounded.
     """
+    if any(is_npu_gelu(node) for node in model.graph.node):
+        model = expand_npu_gelu(model)
     if any(is_neocell(node) for node in model.graph.node):
         model = expand_custom(model)
     if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):

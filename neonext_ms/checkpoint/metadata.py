@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from neonext_ms.common.cli import MAX_SIDE
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import shorten
 from neonext_ms.images.preprocessing import Preprocessing
@@ -61,8 +62,8 @@ def decode(text: str | bytes, source: str) -> tuple[dict, dict[str, int]]:
 def check(values: dict, source: str) -> dict:
     """Return a copy of metadata with the keys that this package uses in their JSON form.
 
-    `shifts` is four whole numbers, `image_size` two (a single one stands for both), `labels` a list of str,
-    `preprocessing` what `Preprocessing` takes. Keys whose value is None are dropped, other keys are kept unchanged.
+    `shifts` is four whole numbers, `image_size` two up to `MAX_SIDE` (a single one stands for both), `labels` a list of
+    str, `preprocessing` what `Preprocessing` takes. Keys whose value is None are dropped, others are kept unchanged.
 
     Raises:
         InputError: one of these keys has another value; the message begins with `source`.
@@ -73,7 +74,11 @@ def check(values: dict, source: str) -> dict:
     size = result.get("image_size")
     for key, value, expected in (
         ("shifts", _whole_numbers(result.get("shifts"), STAGES, 0), "four whole numbers, one per stage"),
-        ("image_size", _whole_numbers([size, size] if type(size) is int else size, 2, 1), "height and width in pixels"),
+        (
+            "image_size",
+            _whole_numbers([size, size] if type(size) is int else size, 2, 1, MAX_SIDE),
+            f"height and width in pixels, at most {MAX_SIDE:,}",
+        ),
         ("labels", _texts(result.get("labels")), "a list of str, one per class"),
     ):
         if key in result:
@@ -99,13 +104,13 @@ def _check_length(text: str | bytes, source: str) -> None:
         )
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return type(value) is int and least <= value < 1 << 63
+def _is_whole(value: object, least: int, most: int = 2**63 - 1) -> bool:
+    return type(value) is int and least <= value <= most
 
 
-def _whole_numbers(value: object, count: int, least: int) -> list[int] | None:
+def _whole_numbers(value: object, count: int, least: int, most: int = 2**63 - 1) -> list[int] | None:
     """Return `value` as a list if it is a sequence of that many whole numbers, else None."""
-    if isinstance(value, (list, tuple)) and len(value) == count and all(_is_whole(v, least) for v in value):
+    if isinstance(value, (list, tuple)) and len(value) == count and all(_is_whole(v, least, most) for v in value):
         return list(value)
     return None
 

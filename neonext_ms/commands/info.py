@@ -37,7 +37,7 @@ def build_parser() -> Parser:
         "model",
         nargs="?",
         metavar="NAME|FILE",
-        help="a registered model, a checkpoint, .onnx, .mindir, .om, or a manifest",
+        help="a registered model, a checkpoint, .onnx, .mindir, .om, .ms, or a manifest",
     )
     subject.add_argument("--list", action="store_true", help="list the registered models")
     subject.add_argument("--tables", action="store_true", help="compare the published figures with our counts")
@@ -78,14 +78,14 @@ def _describe(args: argparse.Namespace) -> dict:
         return _describe_checkpoint(args)
     if args.ema or args.key:
         raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
-    if suffix in (".onnx", ".mindir", ".om", ".json"):
+    if suffix in (".onnx", ".mindir", ".om", ".ms", ".json"):
         if shifts or image_size:
             raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
         raise InputError(
-            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om or a manifest "
-            ".json)"
+            f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om, .ms or a "
+            "manifest .json)"
         )
     with usage_errors():
         return _describe_name(model, shifts, image_size)
@@ -142,6 +142,10 @@ def _describe_export(path: str) -> dict:
     manifest, _ = read_manifest(path)
     if Path(path).suffix.lower() == ".om":
         return {**facts, **read_om(path).to_dict(), "metadata": manifest}
+    if Path(path).suffix.lower() == ".mindir":
+        from neonext_ms.runtime.mindspore import mindir_versions
+
+        facts |= mindir_versions(path)
     with open_runtime(path) as model:
         facts |= {"runtime": model.name, "input": [model.batch, 3, *model.input_size], "classes": model.classes}
     return {**facts, "metadata": manifest}

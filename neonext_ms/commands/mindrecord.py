@@ -5,7 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from neonext_ms.common.cli import Parser, non_negative_int, note, positive_int, print_json, progress, run, threads
+from neonext_ms.common.cli import (
+    MAX_SHARDS,
+    Parser,
+    int_range,
+    non_negative_int,
+    note,
+    print_json,
+    progress,
+    run,
+    threads,
+)
 from neonext_ms.common.processors import processors
 from neonext_ms.common.text import plural
 
@@ -36,7 +46,9 @@ def build_parser() -> Parser:
         help="threads that check images (default: all processors, at most 8)",
     )  # fmt: skip
     output = parser.add_argument_group("output")
-    output.add_argument("--shards", type=positive_int, default=8, metavar="N", help="files per part (default 8)")
+    output.add_argument(
+        "--shards", type=int_range(1, MAX_SHARDS), default=8, metavar="N", help="files per part (default 8)"
+    )
     output.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 

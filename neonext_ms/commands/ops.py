@@ -13,7 +13,7 @@ from neonext_ms.common.cli import EXIT_CODES, Parser, note, print_json, run, sec
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError
 from neonext_ms.common.renamed import current_words
 from neonext_ms.common.text import list_names
-from neonext_ms.ops.package import FAMILIES, installed_package, package_files
+from neonext_ms.ops.package import FAMILIES, installed_package, loading, misplaced_package, package_files
 
 from . import simulate
 
@@ -133,6 +133,13 @@ def _check(args: argparse.Namespace) -> None:
         searched = ", ".join(
             f"{name} ({os.environ.get(name, 'not set')})" for name in ("ASCEND_CUSTOM_OPP_PATH", "ASCEND_OPP_PATH")
         )
+        misplaced = misplaced_package()
+        if misplaced is not None:
+            raise ToolchainError(
+                f"the operator package is not loaded: ASCEND_CUSTOM_OPP_PATH is too high "
+                f"(got {os.environ['ASCEND_CUSTOM_OPP_PATH']}, expected {misplaced.resolve()}). Set it, or source "
+                f"{misplaced.resolve() / 'bin' / 'set_env.bash'}."
+            )
         raise ToolchainError(
             f"the operator package is not installed; searched {searched}. Install it with `neonext-ops install`."
         )
@@ -144,6 +151,11 @@ def _check(args: argparse.Namespace) -> None:
 
         families = parse_families(args.soc)
     rows = package_files(folder, families)
+    loaded = loading(folder)
+    if loaded is not None:
+        rows.append(loaded)
+    else:
+        note("note: neither ASCEND_OPP_PATH nor ASCEND_CUSTOM_OPP_PATH leads to this package, so CANN does not load it")
     report: dict[str, Any] = {"package": str(folder), "files": rows, "device": None}
     if not args.json:
         for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -94,6 +95,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
 
     with signals_later():
         from neonext_ms.training.data.loader import ReadingStoppedError
+        from neonext_ms.training.reader_watch import watch_readers
         from neonext_ms.training.trainer import StoppedError, Trainer
 
         def report(text: str) -> None:
@@ -101,8 +103,14 @@ def _main(argv: Sequence[str] | None = None) -> int:
 
         command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
         trainer = Trainer(config, args.resume, command, lambda text: note(f"note: {text}"), report)
+
+    def give_up(killed: signal.Signals) -> None:
+        note(f"error: {trainer.reader_killed(killed)}")
+        _end_now(1)
+
     try:
-        result = trainer.run()
+        with watch_readers(lambda: trainer.progress.step, give_up):
+            result = trainer.run()
     except StoppedError as stopped:
         if not trainer.cards.first:
             return 0
@@ -112,7 +120,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
             # scheduler would wait long for a killed one.
             time.sleep(_OTHERS_END_SECONDS)
         if isinstance(stopped.__context__, ReadingStoppedError):
-            _end_now()
+            _end_now(INTERRUPTED)
         return INTERRUPTED
     if not trainer.cards.first:
         return 0
@@ -123,11 +131,11 @@ def _main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _end_now() -> None:
+def _end_now(code: int) -> None:
     """End the process without MindSpore's clean-up, which would wait for an image that may never come."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 def _print(result: dict) -> None:

@@ -218,6 +218,8 @@ MAX_SEED = 2**32 - 1
 # `poll` counts milliseconds in 32 bits.
 MAX_SECONDS = 1_000_000
 MIN_CROP = 0.01
+# Every shard is two files of one folder.
+MAX_SHARDS = 10_000
 # A relative L2 beyond this verifies nothing; that of bfloat16, the coarsest dtype, is 0.078.
 MAX_TOLERANCE = 0.1
 

@@ -39,14 +39,14 @@ def killed_child() -> signal.Signals | None:
 
 @contextlib.contextmanager
 def signals_later() -> Iterator[None]:
-    """Postpone SIGINT and SIGTERM until the block has ended.
+    """Postpone SIGINT, SIGTERM and SIGHUP until the block has ended.
 
     MindSpore aborts on them, or loses them, while it is imported or compiles a graph. A child process must be
     registered before a handler can stop it.
     """
     arrived: list[int] = []
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread() else ():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread() else ():
         # An ignored signal stays ignored, and a handler installed outside of Python cannot be restored.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, lambda received, frame: arrived.append(received))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from neonext_ms.common.cli import MIN_CROP
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import nearest, shorten
 from neonext_ms.common.yaml_file import read_yaml
@@ -24,7 +25,7 @@ class Preprocessing:
     Attributes:
         mean: means of the channels R, G, B after division by 255, at most 1.
         std: standard deviations of the channels R, G, B after division by 255, at most 1.
-        crop: side of the centre crop relative to the resized image, in (0, 1].
+        crop: side of the centre crop relative to the resized image, from 0.01 to 1.
         interpolation: "bilinear" (the official code) or "bicubic".
         mode: "resize" (resize and crop every image), "as-is" (reject images of another size than the model's), or
             "auto" (resize and crop only images of another size).
@@ -57,8 +58,8 @@ class Preprocessing:
                 )
             # JSON and YAML give lists.
             object.__setattr__(self, name, values)
-        if not isinstance(self.crop, (int, float)) or isinstance(self.crop, bool) or not 0 < self.crop <= 1:
-            raise InputError(f"preprocessing: crop must be in (0, 1] (got {shorten(self.crop)})")
+        if not isinstance(self.crop, (int, float)) or isinstance(self.crop, bool) or not MIN_CROP <= self.crop <= 1:
+            raise InputError(f"preprocessing: crop must be from {MIN_CROP} to 1 (got {shorten(self.crop)})")
         for name, known in (("interpolation", INTERPOLATIONS), ("mode", MODES)):
             if getattr(self, name) not in known:
                 raise InputError(

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from neonext_ms.checkpoint.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from neonext_ms.checkpoint.checkpoint import format_of
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import check_regular, explained
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _EXPORTED_SUFFIXES = (".onnx", ".mindir", ".om", ".ms", ".json", ".xml")
 NOT_RUN_ON_A_DEVICE = "not run on a device"
 
@@ -244,7 +244,7 @@ def model_suffix(path: str | os.PathLike) -> str:
     suffix = os.path.splitext(path)[1].lower()
     if suffix in CHECKPOINT_SUFFIXES or suffix in _EXPORTED_SUFFIXES or not os.path.isfile(path):
         return suffix
-    return CHECKPOINT_SUFFIXES[0] if format_of(path) else suffix
+    return ".pt" if format_of(path) else suffix
 
 
 def check_file(path: str | os.PathLike) -> None:

@@ -1,12 +1,12 @@
-"""MindIR and .ms files in MindSpore Lite, on the CPU or an Ascend device, by its Python API. Not run on a device.
+"""Files of MindSpore Lite: `.ms` files on the CPU by our drivers, MindIR files on an Ascend device by its Python API.
 
-Context.target -> Model.build_from_file -> get_inputs -> resize -> set_data_from_numpy -> predict -> get_data_to_numpy.
+`Lite` has run with MindSpore Lite 2.0.0, `LiteAscend` with a stand-in only: Context.target -> Model.build_from_file ->
+get_inputs -> set_data_from_numpy -> predict -> get_data_to_numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,89 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line
+from neonext_ms.lite.driver import missing
+from neonext_ms.lite.process import DTYPES
+from neonext_ms.lite.session import Session, Tensor
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
-from .manifest import read_manifest
+from .manifest import is_recorded, read_manifest
+
+_NHWC = 1
 
 
 class Lite(Runtime):
-    """MindSpore Lite on the CPU. `.ms` is the format of its converter, `.mindir` that of MindSpore."""
+    """MindSpore Lite on the CPU, in a process of its own. It takes any batch, unless the file fixes it."""
 
     name = "mindspore-lite"
-    suffixes: tuple[str, ...] = (".ms", ".mindir")
+    suffixes = (".ms",)
+
+    def __init__(self):
+        self._session: Session | None = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return missing()
+
+    def _start(self, path: str, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
+        check_file(path)
+        # A damaged weight changes the answers and nothing else.
+        is_recorded(path)
+        self.close()
+        self._session = Session(path, thread_count(settings.threads))
+        return self._session.load(path)
+
+    def describe(self, path: str, settings: Settings) -> Signature:
+        try:
+            inputs, outputs = self._start(path, settings)
+        finally:
+            self.close()
+        if len(inputs) != 1:
+            raise InputError(f"{path}: expected a model with one input, the images (got {len(inputs)})")
+        (tensor,) = inputs
+        metadata = read_manifest(path)[0]
+        shape = tuple(size if size > 0 else None for size in tensor.shape)
+        signature = Signature(
+            tensor.name,
+            str(DTYPES.get(tensor.dtype, f"type {tensor.dtype}")),
+            shape,
+            (shape[0],) if shape and shape[0] else None,
+            "NHWC" if tensor.layout == _NHWC else "NCHW",
+            tuple(output.name for output in outputs),
+            metadata=metadata,
+            source="its manifest",
+        )
+        return signature.checked(path)
+
+    def load(self, path: str, settings: Settings) -> None:
+        self._start(path, settings)
+
+    def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        assert self._session
+        self._session.copy_in(arrays)
+
+    def execute(self) -> None:
+        assert self._session
+        self._session.execute()
+
+    def copy_out(self) -> list[np.ndarray]:
+        assert self._session
+        return self._session.copy_out()
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+class LiteAscend(Runtime):
+    """MindSpore Lite on an Ascend device, by the Python API of a package with Ascend support; the file fixes its sizes.
+
+    PyPI has none for this Python.
+    """
+
+    name = "mindspore-lite-ascend"
+    suffixes = (".mindir",)
     label = NOT_RUN_ON_A_DEVICE
-    target = "cpu"
 
     def __init__(self):
         self._path = ""
@@ -38,34 +109,23 @@ class Lite(Runtime):
         try:
             import mindspore_lite  # noqa: F401
         except ImportError:
-            return "mindspore_lite is not installed; it is not on PyPI: see https://www.mindspore.cn/lite, Downloads"
+            return "mindspore_lite is not installed; for Ascend devices see https://www.mindspore.cn/lite, Downloads"
         return None
 
     def describe(self, path: str, settings: Settings) -> Signature:
         try:
             self.load(path, settings)
             if len(self._inputs) != 1:
-                raise InputError(f"{path}: expected a model with one input, the images; found {len(self._inputs)}")
+                raise InputError(f"{path}: expected a model with one input, the images (got {len(self._inputs)})")
             tensor = self._inputs[0]
             shape = tuple(size if size > 0 else None for size in tensor.shape)
-            # Lite's converter keeps the channels last on the CPU.
             layout = "NHWC" if tensor.format.name == "NHWC" else "NCHW"
-            signature = Signature(
-                tensor.name,
-                tensor.dtype.name.lower(),
-                shape,
-                self._batches(shape),
-                layout,
-                metadata=read_manifest(path)[0],
-                source="its manifest",
-            )
+            batches = (shape[0],) if shape[0] else None
+            metadata, dtype = read_manifest(path)[0], tensor.dtype.name.lower()
+            signature = Signature(tensor.name, dtype, shape, batches, layout, metadata=metadata, source="its manifest")
             return signature.checked(path)
         finally:
             self.close()
-
-    def _batches(self, shape: tuple[int | None, ...]) -> tuple[int, ...] | None:
-        # On the CPU a model takes any batch after a resize.
-        return None
 
     def load(self, path: str, settings: Settings) -> None:
         import mindspore_lite as lite
@@ -73,24 +133,18 @@ class Lite(Runtime):
         check_file(path)
         self._path = path
         context = lite.Context()
-        context.target = [self.target]
+        context.target = ["ascend"]
         context.cpu.thread_num = thread_count(settings.threads)
-        if self.target == "ascend":
-            context.ascend.device_id = settings.device
-        kind = lite.ModelType.MINDIR_LITE if Path(path).suffix.lower() == ".ms" else lite.ModelType.MINDIR
+        context.ascend.device_id = settings.device
         model = lite.Model()
         try:
-            model.build_from_file(path, kind, context)
+            model.build_from_file(path, lite.ModelType.MINDIR, context)
             self._model, self._inputs = model, model.get_inputs()
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: MindSpore Lite cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         try:
-            shapes = [list(array.shape) for array in arrays]
-            if shapes != [list(tensor.shape) for tensor in self._inputs]:
-                self._model.resize(self._inputs, shapes)
-                self._inputs = self._model.get_inputs()
             for tensor, array in zip(self._inputs, arrays, strict=True):
                 tensor.set_data_from_numpy(array)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -108,14 +162,3 @@ class Lite(Runtime):
     def close(self) -> None:
         self._model = None
         self._inputs, self._outputs = [], []
-
-
-class LiteAscend(Lite):
-    """MindSpore Lite on an Ascend device; the file fixes its sizes."""
-
-    name = "mindspore-lite-ascend"
-    suffixes = (".mindir",)
-    target = "ascend"
-
-    def _batches(self, shape: tuple[int | None, ...]) -> tuple[int, ...] | None:
-        return (shape[0],) if shape[0] else None

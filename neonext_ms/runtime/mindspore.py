@@ -16,7 +16,7 @@ from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.files import check_regular, explained
 from neonext_ms.common.signals import signals_later
-from neonext_ms.common.text import one_line, shorten
+from neonext_ms.common.text import one_line, printable, shorten
 
 from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, model_suffix
 from .isolated import IsolatedModel
@@ -227,19 +227,11 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
     Raises:
         InputError: not a MindIR file, or not one with a single input of images.
     """
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    model = _mindir_format().ModelProto()
-    check_regular(path)
-    try:
-        with explained(path), open(path, "rb") as file:
-            model.ParseFromString(file.read())
-        graph = model.graph
-        inputs = [list(tensor.dims) for value in graph.input for tensor in value.tensor]
-        outputs = [list(tensor.dims) for value in graph.output for tensor in value.tensor]
-    except DecodeError as error:
-        raise InputError(f"{path}: not a whole MindIR file ({one_line(error)}); export it again") from error
-    if model.producer_name != "MindSpore" or not inputs:
+    model = _read_mindir(path)
+    graph = model.graph
+    inputs = [list(tensor.dims) for value in graph.input for tensor in value.tensor]
+    outputs = [list(tensor.dims) for value in graph.output for tensor in value.tensor]
+    if not inputs:
         raise InputError(f"{path}: not a MindIR file; expected one that mindspore.export wrote")
     if len(inputs) != 1 or len(inputs[0]) not in (0, 4) or inputs[0][1:2] not in ([], [3], [-1]):
         raise InputError(
@@ -250,6 +242,38 @@ def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int 
     shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
     classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
     return shape, tuple(value.name for value in graph.output), classes
+
+
+def mindir_versions(path: str) -> dict[str, int | str]:
+    """Return the version of a MindIR file's format, `mindir_version`, and of the MindSpore that wrote it.
+
+    A reader takes the formats up to its own: MindSpore Lite 2.0.0 takes 1, MindSpore 2.10 writes 3 (docs/lite.md).
+
+    Raises:
+        InputError: not a MindIR file.
+    """
+    model = _read_mindir(path)
+    return {"mindir_version": model.mind_ir_version, "written_by": f"MindSpore {printable(model.model_version)}"}
+
+
+def _read_mindir(path: str):
+    """Parse a MindIR file.
+
+    Raises:
+        InputError: not a MindIR file, or not a whole one.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    model = _mindir_format().ModelProto()
+    check_regular(path)
+    try:
+        with explained(path), open(path, "rb") as file:
+            model.ParseFromString(file.read())
+    except DecodeError as error:
+        raise InputError(f"{path}: not a whole MindIR file ({one_line(error)}); export it again") from error
+    if model.producer_name != "MindSpore":
+        raise InputError(f"{path}: not a MindIR file; expected one that mindspore.export wrote")
+    return model
 
 
 def _mindir_format():

@@ -237,6 +237,7 @@ def check_model(model: onnx.ModelProto, source: str) -> None:
     try:
         if not model.opset_import:
             raise ValueError("it names no opset")
+        _check_text(*(entry.domain for entry in model.opset_import))
         _check_graph(model.graph, 0)
     # A string that is not UTF-8 shows when it is read.
     except ValueError as error:
@@ -253,19 +254,29 @@ def _check_graph(graph: onnx.GraphProto, depth: int) -> None:
             raise ValueError(f"value {value.name!r} has the shape {[d.dim_value for d in _dims(value)][:8]}")
         # Read, so that a name that is not UTF-8 is found here.
         [d.dim_param for d in _dims(value)]
+        _check_text(value.name)
     for tensor in graph.initializer:
+        _check_text(tensor.name)
         check_tensor(tensor)
     for sparse in graph.sparse_initializer:
         check_tensor(sparse.values)
     for node in graph.node:
         if not any(node.output) or not node.op_type:
             raise ValueError(f"node {node.name!r} of type {node.op_type!r} has no type or no output")
-        _ = [*node.input, node.domain]
+        _check_text(node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
+            _check_text(attribute.name)
             for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors:
                 check_tensor(tensor)
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 _check_graph(inner, depth + 1)
+
+
+def _check_text(*names: str | bytes) -> None:
+    """Refuse a name that is not UTF-8: protobuf raises an error when it is read, or returns bytes."""
+    for name in names:
+        if isinstance(name, bytes):
+            raise ValueError(f"the name {name[:100]!r} is not UTF-8")
 
 
 @contextlib.contextmanager

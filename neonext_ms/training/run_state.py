@@ -15,7 +15,7 @@ import numpy as np
 from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.files import atomic, explained, parse_json
 from neonext_ms.common.text import one_line, shorten
 
 _RECORD = "neonext_ms_training"
@@ -141,12 +141,12 @@ def load_state(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
             "the checkpoints folder of a run."
         )
     try:
-        record = json.loads(texts[_RECORD])
+        record = parse_json(texts[_RECORD], str(path), "a training record")
         expected = record.pop("sha256")
         # Checkpoints of earlier versions have no `data`, and their checksum does not cover the record.
         covered = record if "data" in record else None
         progress = Progress(**record)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (InputError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: its training record is damaged ({one_line(error)})") from error
     if wrong := _impossible(progress):
         raise InputError(f"{path}: its training record is damaged: {wrong}. Resume from another checkpoint.")

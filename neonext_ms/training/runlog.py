@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, check_regular, explained, read_text
+from neonext_ms.common.files import atomic, check_regular, explained, parse_json, read_text
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line, printable
 
@@ -209,10 +209,8 @@ def write_run(folder: Path, description: Mapping) -> None:
     if path.exists():
         try:
             check_regular(path)
-            with explained(path):
-                starts = list(map(dict, json.loads(path.read_text(encoding="utf-8"))["starts"]))
-                json.dumps(starts)
-        except (ValueError, KeyError, TypeError, RecursionError):
+            starts = list(map(dict, parse_json(path.read_bytes(), str(path), "a description of runs")["starts"]))
+        except (InputError, ValueError, KeyError, TypeError):
             print(f"note: {printable(path)} was damaged and is replaced", file=sys.stderr)
             starts = []
     with atomic(path) as staged:

@@ -123,6 +123,10 @@ class TrainStep:
         self._all_reduce = ops.AllReduce() if world > 1 else None
         if jit:
             ms.set_recursion_limit(_CALL_DEPTH)
+        elif ms.get_context("device_target") == "CPU":
+            # A queue between Python and the operations hides the launches of an accelerator. On a CPU it only costs
+            # time, milliseconds for each operation where threads are scarce.
+            ms.set_context(pynative_synchronize=True)
         self._step = ms.jit(self._make_step()) if jit else self._make_step()
         self._accumulate = ms.jit(self._make_accumulate()) if jit else self._make_accumulate()
 

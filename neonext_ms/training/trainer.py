@@ -159,11 +159,15 @@ class Trainer:
             except Exception as error:
                 # MindSpore reports it with errors of many kinds.
                 if killed := self._killed or killed_child():
-                    raise InputError(
-                        f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. "
-                        "Lower data.workers or data.batch_size, and resume with --resume auto."
-                    ) from error
+                    raise InputError(self.reader_killed(killed)) from error
                 raise
+
+    def reader_killed(self, killed: signal.Signals, saved: str = "") -> str:
+        """Return the message for a run that ends because a process that reads images was killed."""
+        return (
+            f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. {saved}"
+            "Lower data.workers or data.batch_size, and resume with --resume auto."
+        )
 
     def _stops_reading(self) -> bool:
         """Return whether to give up waiting for images; several cards can only stop together, after a step."""
@@ -291,11 +295,8 @@ class Trainer:
         path = self._save()
         reason = f"run.stop_after={self.config.run.stop_after}"
         if self._killed is not None:
-            raise InputError(
-                f"a process that reads images was killed ({self._killed.name}), perhaps because memory ran out. "
-                f"The state after step {self.progress.step} is saved in {path}. Lower data.workers or "
-                "data.batch_size, and resume with --resume auto."
-            )
+            saved = f"The state after step {self.progress.step} is saved in {path}. "
+            raise InputError(self.reader_killed(self._killed, saved))
         if self._stop_signal is not None:
             reason = signal.Signals(self._stop_signal).name
         raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")

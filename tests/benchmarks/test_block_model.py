@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from simulator import needs_simulator
 
 from neonext_ms.benchmarks.latency import block_tables, blocks_command
 from neonext_ms.benchmarks.latency.block_model import (
@@ -22,25 +23,13 @@ from neonext_ms.benchmarks.latency.kernel_model import (
     memory_bound,
 )
 from neonext_ms.benchmarks.latency.unit_costs import GELU, Costs
-from neonext_ms.common.errors import InputError, NeoNextError, ToolchainError, UsageError
+from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.models.registry import model_config
 from neonext_ms.ops.soc import soc
 from neonext_ms.ops.spec import NeoCellSpec, first_input
-from neonext_ms.ops.twin.build import compiler
 
 P3, B3 = soc("Ascend310P3"), soc("Ascend910B3")
 T = model_config("neonext_t.released_224").architecture
-
-
-def _compiler():
-    try:
-        compiler()
-    except ToolchainError:
-        return False
-    return True
-
-
-needs_twin = pytest.mark.skipif(not _compiler(), reason="no C++ compiler for the simulator")
 
 
 def _counts(*cores, by_instruction=None):
@@ -111,7 +100,7 @@ def _lane_multiply_adds(spec, height, width):
     return total
 
 
-@needs_twin
+@needs_simulator
 @pytest.mark.parametrize("device", [P3, B3], ids=lambda d: d.name)
 def test_the_kernel_does_the_multiply_adds_of_full_lanes(device):
     """No fewer than those and, where the map fills its repeats, hardly more."""
@@ -123,7 +112,7 @@ def test_the_kernel_does_the_multiply_adds_of_full_lanes(device):
     assert least <= 128 * (repeats["Mul"] + repeats["MulAddDst"]) <= 1.25 * least
 
 
-@needs_twin
+@needs_simulator
 @pytest.mark.parametrize("batch", [1, 8])
 def test_repeats_of_released_t_stay_near_the_ideal(batch):
     """At most 1.5 times those with all lanes used for 2 k multiply-adds an element, over all NeoCells."""
@@ -159,7 +148,7 @@ def test_weights_stay_in_a_large_cache():
     assert not weights_held(T, P3, Costs()) and weights_held(T, B3, Costs())
 
 
-@needs_twin
+@needs_simulator
 @pytest.mark.parametrize("device", [P3, B3], ids=lambda d: d.name)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_blocks(device, batch):
@@ -173,7 +162,7 @@ def test_blocks(device, batch):
         assert predicted["GELU in fc_1"].predicted_us < predicted["unfused"].predicted_us
 
 
-@needs_twin
+@needs_simulator
 def test_a_fused_tensor_stays_on_the_core():
     steps = block_steps(T, 0, (56, 56), 8, P3, Costs())
     hidden = steps["fc_1"].writes["hidden"]
@@ -212,7 +201,7 @@ def test_the_command_offers_every_table():
     assert tuple(block_tables.TABLES) == blocks_command.TABLES
 
 
-@needs_twin
+@needs_simulator
 @pytest.mark.parametrize("table", block_tables.TABLES)
 def test_every_figure_is_called_predicted(table):
     rows_of, text_of = block_tables.TABLES[table]
@@ -224,7 +213,7 @@ def test_every_figure_is_called_predicted(table):
     assert all("predicted" in line.lower() for line in titles)
 
 
-@needs_twin
+@needs_simulator
 def test_totals():
     rows = json.loads(blocks_command.printed(["neocell", "--models", "t", "--image-size", "224", "--totals", "--json"]))
     assert [(row["soc"], row["batch"], row["stage"]) for row in rows] == [

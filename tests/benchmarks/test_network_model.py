@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from simulator import needs_simulator
 
 from neonext_ms.benchmarks import documents, networks
 from neonext_ms.benchmarks.latency import blocks_command, calibrate, command, estimate, figures, network_tables
@@ -22,21 +23,9 @@ from neonext_ms.export.onnx.neocell_node import attributes
 from neonext_ms.models.registry import model_config
 from neonext_ms.ops.soc import soc
 from neonext_ms.ops.spec import NeoCellSpec
-from neonext_ms.ops.twin.build import compiler
 
 P3 = soc("Ascend310P3")
 PAGE = Path(__file__).parents[2] / command.PAGE
-
-
-def _compiler():
-    try:
-        compiler()
-    except ToolchainError:
-        return False
-    return True
-
-
-needs_twin = pytest.mark.skipif(not _compiler(), reason="no C++ compiler for the simulator")
 
 
 def _model(nodes, shape=(2, 32, 8, 8), weights=(), batch=None):
@@ -230,7 +219,7 @@ def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
     assert memory(32) > 3 * memory(4)
 
 
-@needs_twin
+@needs_simulator
 def test_neocell_nodes_are_known():
     spec = model_config("neonext_t.released_224").architecture.stage_spec(0)
     assert neocell_spec(OnnxNode("n", "NeoCell", (), (), attributes(spec))) == spec
@@ -289,7 +278,7 @@ def test_the_command_offers_every_dtype(capsys):
     assert all(dtype in command.build_parser().format_help() for dtype in DTYPES)
 
 
-@needs_twin
+@needs_simulator
 def test_blocks_is_a_command_of_its_own(capsys):
     code, out, _ = _main(capsys, "blocks", "buffers", "--models", "t", "--image-size", "224", "--json")
     assert code == 0 and len(json.loads(out)) == 8
@@ -376,7 +365,7 @@ def test_a_table_of_the_page_is_what_the_command_prints(arguments, printed):
         pytest.skip(f"no simulator here: {error}")
 
 
-@needs_twin
+@needs_simulator
 def test_the_predictions_of_the_page_are_those_of_the_model():
     """Only those of T at 224 on one device: all of them take minutes."""
 

@@ -162,7 +162,7 @@ def test_choice_of_runtimes(monkeypatch):
 def test_what_needs_a_board_says_that_it_was_not_run_on_one():
     labels = {name: runtime_class(name).label for name in RUNTIMES}
     assert {name for name, label in labels.items() if label == "not run on a device"} == {
-        "onnxruntime-cann", "mindspore-ascend", "pyacl", "mindspore-lite", "mindspore-lite-ascend",
+        "onnxruntime-cann", "mindspore-ascend", "pyacl", "mindspore-lite-ascend",
     }  # fmt: skip
 
 
@@ -294,21 +294,6 @@ def lite(monkeypatch):
     return lite_stand_in
 
 
-def test_lite_on_the_cpu_resizes(lite, tmp_path):
-    path = tmp_path / "net.ms"
-    path.write_bytes(b"")
-    kind = choose_runtimes(str(path), [])[0]
-    with kind() as runtime:
-        found = runtime.describe(str(path), Settings(1, SIZE))
-        assert found.batches is None
-        images = random_images(found, 4, SIZE)
-        runtime.load(str(path), Settings(4, SIZE, threads=2))
-        (logits,) = runtime.run([images])
-    assert logits[:, 1] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-3)
-    model_type, context = lite.Model.built[-1]
-    assert (model_type, context.target, context.cpu.thread_num) == (lite.ModelType.MINDIR_LITE, ["cpu"], 2)
-
-
 def test_lite_on_ascend_keeps_its_sizes(lite, tmp_path):
     path = tmp_path / "net.mindir"
     path.write_bytes(b"")
@@ -390,15 +375,3 @@ def test_a_board_file_is_opened_as_a_classifier(acl, tmp_path):
         assert (model.name, model.batch, model.classes, model.input_size) == ("pyacl", 4, 5, SIZE)
         assert model.metadata["labels"] == list("abcde") and model.notes == ["pyacl: not run on a device"]
         assert model.run(images)[:, 2] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-3)
-
-
-def test_a_lite_file_with_channels_last_is_opened_as_a_classifier(lite, monkeypatch, tmp_path):
-    path = tmp_path / "net.ms"
-    path.write_bytes(b"")
-    monkeypatch.setattr(lite.Model, "shape", (1, 8, 8, 3))
-    monkeypatch.setattr(lite.Tensor, "layout", lite.Format.NHWC)
-    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8), np.float32)
-    with open_runtime(path) as model:
-        assert (model.batch, model.input_size, model.classes) == (None, SIZE, 2)
-        assert model.run(images)[:, 0] == pytest.approx(images.sum(axis=(1, 2, 3)), rel=1e-3)
-    assert open_runtime(path)._runtime._inputs[0].shape == [1, 8, 8, 3]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +22,9 @@ from neonext_ms.export.compare.parity import noise
 from neonext_ms.export.compare.side import Activations
 from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import original_graph
-from neonext_ms.export.lower import neocell_to_matmul
+from neonext_ms.export.lower import lower, neocell_to_matmul
 from neonext_ms.export.onnx import emitter
-from neonext_ms.export.onnx.format import Format
+from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.export.onnx.save import write_model
 from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
@@ -378,6 +380,107 @@ def test_a_dump_against_its_checkpoint(digits, tmp_path, capsys):
     write_model(open_activations(digits, (64, 64), (1, 1, 0, 0))._model, tmp_path / "naive.onnx")
     code, out, err = _run([tmp_path / "naive.onnx", dump, "--layers", "--samples", "2"], capsys)
     assert "the dump has no BatchNorm" in err and "skipped   downsample_1.conv: " in out
+
+
+# What CANN's parser makes of a node that it replaces by several: their types and names, in its order.
+EXPANDED = {
+    "Gemm": ["MatMulV2 _MatMulV2", "Add _add"],
+    "ReduceMean": ["ReduceMean _ReduceMean"],
+    "Transpose": ["Transpose _Transpose"],
+    "LayerNormalization": [
+        *("Identity identity_0", "Shape _shape", "Identity identity_1", "BroadcastTo _broadcastto1"),
+        *("LayerNorm _LayerNorm", "Adds _Adds", "Rsqrt _Rsqrt", "Identity identity_3", "Cast _cast1", "Cast _cast2"),
+    ],
+}
+VALUE_PART = {
+    "Gemm": "_add",
+    "ReduceMean": "_ReduceMean",
+    "LayerNormalization": "_LayerNorm",
+    "Transpose": "_Transpose",
+}
+
+
+def _parsed(node, start=0):
+    """The operators that CANN's parser makes of an ONNX node: type, name, and whether it has the node's value."""
+    parts = EXPANDED.get(node.op)
+    if parts is None:
+        return [(node.op, node.name, True)]
+    return [
+        (kind, f"PartitionedCall_{node.name}{part}_{start + i}", part == VALUE_PART[node.op])
+        for i, (kind, part) in enumerate(map(str.split, parts))
+    ]
+
+
+PARSED_NAMINGS = {
+    "converted": "{kind}.{operator}.{i}.3.1700000000000000.output.0.npy",
+    "npy": "{operator}.0.1700000000000000.npy",
+    "operator": "{operator}.npy",
+    "numbered": "{operator}_0.npy",
+    "fused": "{kind}.stem_conv{operator}.{i}.3.1700000000000000.output.0.npy",
+}
+
+
+def _parsed_dump(source: Path, folder: Path, images, operators=_parsed, naming="converted") -> Path:
+    """The dump of a model as CANN's parser reads it; what is not a value of the ONNX file has other numbers."""
+    side = open_activations(source)
+    makers = {node.outputs[0]: node for node in side.nodes}
+    folder.mkdir()
+    for name, value in side.values(images):
+        for i, (kind, operator, right) in enumerate(operators(makers[name])):
+            file = PARSED_NAMINGS[naming].format(kind=kind, operator=dump_side.mangled(operator), i=i)
+            np.save(folder / file, value if right else value + 7)
+    return folder
+
+
+@pytest.mark.parametrize("naming", PARSED_NAMINGS)
+@pytest.mark.parametrize("format", [CANN, CANN.with_(opset=17, chains=False)], ids=["opset 13", "opset 17"])
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "naive"])
+def test_names_that_the_parser_gives_to_nodes_that_it_expands(folded, format, naming, tmp_path):
+    graph = neocell_to_matmul(fold(_graph())[0] if folded else _graph())
+    write_model(emitter.emit(graph, format=format), tmp_path / "m.onnx")
+    images = noise(2, (32, 32), 0)
+    dump = _parsed_dump(tmp_path / "m.onnx", tmp_path / "dump", images, naming=naming)
+    result = _compare(tmp_path / "m.onnx", dump)
+    assert result.agrees and max(layer.relative_l2 for layer in result.layers) == 0
+    assert {layer.name for layer in result.layers} == set(open_activations(tmp_path / "m.onnx").names)
+    # Without the addition, the product stands for the whole only with a warning.
+    for path in (tmp_path / "dump").glob("*_add_*"):
+        path.unlink()
+    dump = open_activations(tmp_path / "dump")
+    dump.bind(open_activations(tmp_path / "m.onnx"))
+    assert "logits" in dump.names and "of logits only the product was dumped" in dump.notes[0]
+
+
+CASES = os.environ.get("NEONEXT_CASES")
+
+
+@pytest.mark.skipif(not CASES, reason="needs NEONEXT_CASES")
+@pytest.mark.parametrize(
+    ("nodes", "format", "features_only"),
+    [
+        ("om_b1", CANN, False),
+        ("om_padded", CANN.with_(neocell="padded"), False),
+        ("om_features", CANN, True),
+        ("onnx_op17", Format(17), False),
+    ],
+)
+def test_node_lists_of_the_real_parser(nodes, format, features_only, digits, tmp_path):
+    """A dump with the names that the graph engine's own parser gave to our file: every value is found."""
+    checkpoint = load_checkpoint(digits, (1, 1, 0, 0))
+    network = original_graph(checkpoint.architecture, checkpoint.float32(), (64, 64), features_only)
+    source = tmp_path / "m.onnx"
+    write_model(emitter.emit(lower(fold(network)[0], format), 1, format), source)
+    made: dict[str, list] = {}
+    for line in Path(CASES, "ge", f"nodes_{nodes}.txt").read_text().splitlines():
+        name, kind = re.match(r"(\S+) \[(\w+)\]", line).groups()
+        origin = re.search(r" origin=(\S+)", line)
+        right = "PartitionedCall" not in name or re.search(r"_(add|ReduceMean|LayerNorm)_\d+$", name) is not None
+        made.setdefault(origin[1] if origin else name, []).append((kind, name, right))
+    images = noise(1, (64, 64), 0)
+    dump = _parsed_dump(source, tmp_path / "dump", images, lambda node: made[node.name])
+    result = _compare(source, dump, images)
+    assert result.agrees and max(layer.relative_l2 for layer in result.layers) == 0
+    assert {layer.name for layer in result.layers} == set(open_activations(source).names)
 
 
 def _nc1hwc0(value):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from scipy.special import ndtr
 
 from conftest import relative_max
 from neonext_ms import load_checkpoint
@@ -18,9 +19,9 @@ from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import DeployGraph, Layer, original_graph
 from neonext_ms.export.lower import lower, neocell_to_matmul
-from neonext_ms.export.onnx import emitter, neocell_node, save
+from neonext_ms.export.onnx import emitter, neocell_node, npu_gelu, save
 from neonext_ms.export.onnx.format import CANN, Format
-from neonext_ms.export.onnx.runnable import expand_custom, in_float32
+from neonext_ms.export.onnx.runnable import expand_custom, in_float32, runnable_model
 from neonext_ms.export.onnx.save import write_model
 from neonext_ms.export.tolerances import tolerance
 from neonext_ms.models.architecture import make_architecture
@@ -52,7 +53,14 @@ def _run_reference(model, images):
             y = a @ x @ b.transpose(0, 2, 1)
             return (y if bias is None else y + bias[: x.shape[1], None, None],)
 
-    return ReferenceEvaluator(model, new_ops=[NeoCell]).run(None, {"input": images})[0]
+    class NPUGeluV2(OpRun):
+        op_domain = npu_gelu.DOMAIN
+
+        def _run(self, x, approximate):
+            assert approximate == "none"
+            return ((x * ndtr(x)).astype(x.dtype),)
+
+    return ReferenceEvaluator(model, new_ops=[NeoCell, NPUGeluV2]).run(None, {"input": images})[0]
 
 
 @pytest.fixture
@@ -88,6 +96,7 @@ def test_every_format_equals_the_network(data):
         dtype=draw(st.sampled_from(["float32", "float32", "float16"])),
         float32_io=draw(st.booleans()),
         chains=draw(st.booleans()),
+        fusable=draw(st.booleans()),
     )
     graph = original_graph(architecture, arrays, size, features_only=draw(st.booleans()))
     images = parity.noise(2, size, 1)
@@ -203,6 +212,27 @@ def test_a_custom_node_with_bias_and_other_sizes_of_a_and_b(dtype):
     onnx.checker.check_model(expanded, full_check=True)
     for value in (_run_reference(model, images), _run(expanded, images)[0]):
         assert relative_max(value, wanted) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("changes", [{}, {"neocell": "custom"}, {"dtype": "float16"}, {"opset": 18}])
+def test_a_graph_with_gelus_of_cann_is_verified_two_ways(changes, folded, expected):
+    images, wanted = expected
+    format = CANN.with_(gelu="npu", **changes)
+    model = emitter.emit(lower(folded, format), format=format)
+    gelus = [node for node in model.graph.node if node.op_type == "NPUGeluV2"]
+    assert len(gelus) == 5 and not any(node.op_type == "Erf" for node in model.graph.node)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": format.opset, "npu": 1}
+    assert [onnx.helper.get_attribute_value(a) for a in gelus[0].attribute] == [b"none"]
+    runnable = runnable_model(model)
+    onnx.checker.check_model(runnable, full_check=True)
+    limit = tolerance(format.dtype)
+    assert parity.compare(wanted, _run(runnable, images)[0], limit).agrees()
+    if format.dtype == "float32":
+        assert parity.compare(wanted, _run_reference(model, images)).agrees()
+    for node in gelus:
+        node.attribute[0].s = b"tanh"
+    with pytest.raises(InputError, match=r"an NPUGeluV2 of the form b'tanh' cannot be run here"):
+        runnable_model(model)
 
 
 def test_a_custom_graph_with_wrong_coefficients_is_not_verified(folded, expected):
@@ -366,11 +396,12 @@ def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
         ({"opset": 10}, "opset 10: expected 11 to 21"),
         ({"opset": 22}, "opset 22: expected 11 to 21"),
         ({"opset": 13.0}, "must be a whole number"),
-        ({"gelu": "fast"}, "gelu must be one of auto, erf, tanh, got 'fast'"),
+        ({"gelu": "fast"}, "gelu must be one of auto, erf, tanh, npu, got 'fast'"),
         ({"neocell": "conv"}, "neocell must be one of matmul, padded, custom"),
         ({"dtype": "int8"}, "dtype must be one of float32, float16, bfloat16"),
         ({"dtype": "bfloat16"}, "Conv takes bfloat16 from opset 22 on"),
         ({"dtype": "bfloat16", "opset": 22, "neocell": "custom"}, "a custom NeoCell cannot be written in bfloat16"),
+        ({"dtype": "bfloat16", "opset": 22, "gelu": "npu"}, "an NPUGeluV2 cannot be written in bfloat16"),
     ],
 )
 def test_formats_are_checked(changes, message):

@@ -36,7 +36,7 @@ print("ATC run success, welcome to the next use.")
 ATC_FAILS = """\
 pathlib.Path(arguments["output"] + ".om").write_bytes(b"half")
 print("ATC run failed, Please check the detail log, Try 'atc --help' for more information")
-print("E16002: No parser is registered for Op [NeoCell, optype [ai.onnx::13::NeoCell]].")
+print("E13010: No operator plugin is registered for Op: act, optype: ai.onnx::13::Gelu.")
 sys.exit(1)
 """
 LITE_WORKS = """\
@@ -130,7 +130,7 @@ def test_several_sizes_are_several_files_with_one_manifest(digits, tmp_path, too
 def test_a_failure_leaves_the_log_only(digits, tmp_path, tool, capsys):
     tool("atc", ATC_FAILS)
     code, _, err = _run(digits, tmp_path / "o", capsys)
-    assert code == 1 and "E16002" in err and f"{tmp_path}/o/digits_64.atc.log" in err
+    assert code == 1 and "E13010: No operator plugin" in err and f"{tmp_path}/o/digits_64.atc.log" in err
     assert _names(tmp_path / "o") == ["digits_64.atc.log"]
 
 
@@ -174,6 +174,30 @@ def test_options_of_om_need_om(digits, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "om", "--soc", "Ascend310B4"], "Ascend310B4 does not have the operator"),
+        (["--target", "om", "--soc", "Ascend310P3", "--via", "lite"], "Use --via atc"),
+        (["--target", "onnx,mindir"], "Leave mindir out"),
+        (["--target", "onnx-naive"], "gelu cannot be chosen for the target onnx-naive"),
+    ],
+)
+def test_the_gelu_of_cann_is_for_atc_and_devices_that_have_it(options, message, digits, tmp_path, capsys):
+    argv = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--gelu", "npu", *options]
+    assert command.main([*argv, "--output", str(tmp_path / "o")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_what_is_better_avoided_is_a_note(digits, tmp_path, tool, capsys):
+    tool("atc", ATC_WORKS)
+    for options, note in ((["--opset", "18"], "the model has opset 18"), (["--gelu", "npu"], "a second domain, 'npu'")):
+        code, _, err = _run(digits, tmp_path / "o", capsys, *options)
+        assert code == 0 and "note: digits_64_cann.onnx: " in err and note in err
+    code, _, err = _run(digits, tmp_path / "o", capsys, "--opset", "17")
+    assert code == 0 and "note" not in err
+
+
 def test_every_via_has_a_compiler():
     assert list(VIAS) == list(COMPILERS)
 
@@ -181,7 +205,9 @@ def test_every_via_has_a_compiler():
 def test_list_targets(tool, capsys):
     assert command.main(["--list-targets", "--json"]) == 0
     rows = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
-    assert set(rows) == {"onnx", "mindir", "om", "onnx-naive"} and rows["om"]["here"].startswith("not available")
+    assert set(rows) == {"onnx", "mindir", "lite", "om", "onnx-naive"} and rows["om"]["here"].startswith(
+        "not available"
+    )
     tool("atc", ATC_WORKS)
     assert command.main(["--list-targets"]) == 0
     assert "available: " in capsys.readouterr().out
@@ -202,7 +228,7 @@ def test_labels_from_the_folders_of_a_data_set(digits, data, tmp_path, capsys):
     assert json.loads((tmp_path / "digits_64.json").read_text())["labels"] == list("0123456789")
 
 
-@pytest.mark.parametrize("form", [["--dtype", "bfloat16"], ["--neocell", "custom", "--opset", "15"]])
+@pytest.mark.parametrize("form", [["--dtype", "bfloat16"], ["--neocell", "custom", "--opset", "15"], ["--gelu", "npu"]])
 def test_files_that_no_runtime_here_takes_are_compared(digits, tmp_path, capsys, form):
     from neonext_ms.export.compare import command as compare_command
 

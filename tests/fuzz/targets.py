@@ -96,6 +96,7 @@ def _model(suffix: str) -> Callable[[Random], bytes]:
 def _read_onnx(path: Path) -> None:
     from neonext_ms.benchmarks.latency import reader
     from neonext_ms.export.compare.onnx_side import OnnxActivations
+    from neonext_ms.export.om.check_file import check_file
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
@@ -108,7 +109,11 @@ def _read_onnx(path: Path) -> None:
         for _ in side.values(np.zeros((1, 3, *side.input_size), np.float32)):
             pass
 
-    _each(lambda: describe_onnx(path), run, activations, lambda: reader.read(path, 1))
+    def check() -> None:
+        result = check_file(path)
+        _ = json.dumps(result.to_dict(), allow_nan=False), str(result)
+
+    _each(lambda: describe_onnx(path), run, activations, lambda: reader.read(path, 1), check)
 
 
 @cache

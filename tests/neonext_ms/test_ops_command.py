@@ -317,6 +317,49 @@ def test_check_finds_a_family_an_operator_and_sources_that_are_not_there(tmp_pat
     assert "op_api/lib/libcust_opapi.so" in _run(capsys, "check", "--package", package)[2]
 
 
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ("load_priority=neonext\n", None),
+        ("load_priority = customize , neonext", None),
+        ("load_priority=customize\n", "does not name neonext: write load_priority=neonext,customize"),
+        ("\nload_priority=neonext\n", "its first line is not load_priority=..."),
+        ("load_priority=neonext=1\n", "its first line is not load_priority=..."),
+        ("load_priority=\n", "does not name neonext: write load_priority=neonext\n"),
+        (None, "missing or not text: write load_priority=neonext into"),
+        (b"\xff", "missing or not text"),
+    ],
+)
+def test_check_looks_whether_cann_loads_the_package(config, problem, tmp_path, no_device, monkeypatch, capsys):
+    """CANN's parser reads the first line of vendors/config.ini, and loads nothing that it does not name."""
+    package = _package(tmp_path / "opp" / "vendors" / "neonext")
+    monkeypatch.setenv("ASCEND_OPP_PATH", str(tmp_path / "opp"))
+    if config is not None:
+        content = config if isinstance(config, bytes) else config.encode()
+        (package.parent / "config.ini").write_bytes(content)
+    code, out, err = _run(capsys, "check")
+    assert code == (3 if problem is None else 1) and "loaded by CANN" in out
+    assert (
+        "the files are good" in err if problem is None else f"../config.ini (loaded by CANN): {problem}" in f"{err}\n"
+    )
+    # The variable of the same package comes first.
+    monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", f"/nowhere:{package}")
+    assert _run(capsys, "check")[0] == 3
+
+
+def test_check_says_that_the_variable_is_too_high(tmp_path, no_device, monkeypatch, capsys):
+    package = _package(tmp_path / "own" / "vendors" / "neonext")
+    for folder in (package.parent, package.parents[1]):
+        monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", str(folder))
+        code, _, err = _run(capsys, "check")
+        assert code == 3 and f"is too high (got {folder}, expected {package})" in err
+        code, _, err = _run(capsys, "check", "--package", package)
+        assert code == 1 and f"too high: it names {folder}, but has to name {package} itself" in err
+    monkeypatch.delenv("ASCEND_CUSTOM_OPP_PATH")
+    code, _, err = _run(capsys, "check", "--package", package)
+    assert code == 3 and "CANN does not load it" in err
+
+
 def test_check_on_a_device_compares_with_the_reference(tmp_path, monkeypatch, capsys):
     package = _package(tmp_path / "neonext")
     entry = {"case": "ragged", "dtype": "float32", "of": "y", "difference": 1e-6, "tolerance": 1e-4}

@@ -11,13 +11,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from neonext_ms.common import worker
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 from neonext_ms.common.files import sha256
 from neonext_ms.common.signals import signals_later
 from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
-from neonext_ms.runtime import isolated
 from neonext_ms.runtime.base import chunks, run_in_chunks
+from neonext_ms.runtime.isolated import IsolatedModel
 from neonext_ms.runtime.manifest import is_recorded
 from neonext_ms.runtime.mindspore import _mindir_format
 from neonext_ms.runtime.open import open_runtime
@@ -189,11 +190,12 @@ def test_onnx_with_an_operator_of_a_device(tmp_path):
         open_runtime(path)
 
 
-def test_unknown_files(tmp_path):
+def test_unknown_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEONEXT_LITE", str(tmp_path / "nothing"))
     for name in ("m.onx", "m"):
         with pytest.raises(UsageError, match=r"unknown kind of model .* \.onnx, \.mindir, \.om, \.ms, \.pt"):
             open_runtime(tmp_path / name)
-    for name, missing in (("m.om", "install CANN"), ("m.ms", "mindspore_lite is not installed")):
+    for name, missing in (("m.om", "install CANN"), ("m.ms", "Run `python -m neonext_ms.lite`")):
         with pytest.raises(ToolchainError, match=missing):
             open_runtime(tmp_path / name)
     for name in ("m.onnx", "m.mindir", "m.pt"):
@@ -362,7 +364,7 @@ def test_a_mindir_graph_that_leads_nowhere(mindir_folder, tmp_path, change, prob
 
 # A process that says that it has loaded the file.
 LOADED = "from multiprocessing.connection import Connection; c = Connection([{arguments}][0][0]); "
-LOADED += "c.send_bytes(b''); c.send_bytes(b'0'); "
+LOADED += "c.recv_bytes(); c.recv_bytes(); c.send_bytes(b''); c.send_bytes(b'0'); "
 
 
 @pytest.mark.parametrize("moment", ["load", "run"])
@@ -371,7 +373,7 @@ def test_mindspore_dies(mindir_folder, tmp_path, monkeypatch, moment):
     program = "import os, signal; "
     if moment == "run":
         program += LOADED + "c.recv_bytes(); "
-    monkeypatch.setattr(isolated, "_PROGRAM", program + "os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(worker, "_PROGRAM", program + "os.kill(os.getpid(), signal.SIGSEGV)")
     path = tmp_path / "m.mindir"
     path.write_bytes((mindir_folder / "fixed.mindir").read_bytes())
     with pytest.raises(InputError, match=rf"MindSpore ended by signal SIGSEGV when it tried to {moment} it\. Export"):
@@ -396,9 +398,9 @@ def test_a_changed_mindir_is_not_what_the_manifest_says(mindir_folder, tmp_path)
 
 
 def test_an_isolated_model_ends_with_its_parent(monkeypatch):
-    program = "import time; from neonext_ms.runtime.isolated_process import end_with; end_with([{arguments}][0][1]); "
-    monkeypatch.setattr(isolated, "_PROGRAM", program + LOADED + "time.sleep(60)")
-    process = isolated.IsolatedModel("m.mindir")._process
+    program = "import time; from neonext_ms.common.worker import end_with; end_with([{arguments}][0][1]); "
+    monkeypatch.setattr(worker, "_PROGRAM", program + LOADED + "time.sleep(60)")
+    process = IsolatedModel("m.mindir")._worker._process
     assert process.wait(20) == -signal.SIGIO
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -133,13 +135,17 @@ def test_folders_are_flat():
 compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 
-def _compile(tmp_path, text: str, *arguments: str) -> list[str]:
+def _build(tmp_path, text: str, *options: str) -> str:
     (tmp_path / "main.cpp").write_text(text)
-    binary = tmp_path / "main"
     include = [f"-I{PROJECT / folder}" for folder in ("op_kernel", "framework/onnx_plugin")]
-    command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", *include, str(tmp_path / "main.cpp")]
-    subprocess.run([*command, "-o", str(binary)], check=True)
-    done = subprocess.run([str(binary), *arguments], check=True, capture_output=True, text=True)
+    command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", *include, *options, str(tmp_path / "main.cpp")]
+    subprocess.run([*command, "-o", str(tmp_path / "main")], check=True)
+    return str(tmp_path / "main")
+
+
+def _compile(tmp_path, text: str, *arguments: str) -> list[str]:
+    binary = _build(tmp_path, text)
+    done = subprocess.run([binary, *arguments], check=True, capture_output=True, text=True)
     return done.stdout.splitlines()
 
 
@@ -183,8 +189,16 @@ def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
         {"doc_string": 'a "quoted" {[,]} note', "i": 1, "name": "accumulate_fp32", "type": 2},
         {"f": "0.5", "floats": [1.5, -2.0], "name": "unused", "t": {"dims": [1, [2]], "raw_data": "]}"}, "type": 6},
         {"ints": [-1], "name": "output_size", "type": 7},
+        # As the real parser writes them: a float as text, bytes escaped as in C, and no key for what is empty.
+        {"f": "1.5", "name": "float", "type": 1},
+        {"floats": [1.5, -2.0000000063421537e-30], "name": "floats", "type": 6},
+        {"name": "text", "s": 'a \\" brace } and \\\\ back, \\303\\274 [1]', "type": 3},
+        {"name": "texts", "strings": ["a", 'b "c" \u001b'], "type": 8},
+        {"name": "tensor", "t": {"data_type": 1, "dims": [3], "raw_data": "\\000\\200?"}, "type": 4},
+        {"name": "none", "type": 7},
     ]
-    expected = ["accumulate_fp32 2 1", "channels 7 0 24 24 48", "output_size 7 0 -1", "unused 6 0"]
+    expected = ["accumulate_fp32 2 1", "channels 7 0 24 24 48", "float 1 0", "floats 6 0", "none 7 0"]
+    expected += ["output_size 7 0 -1", "tensor 4 0", "text 3 0", "texts 8 0", "unused 6 0"]
     whole = json.dumps({"attribute": attributes}, indent=2)
     assert _compile(tmp_path, READ, whole) == expected
     run = str(tmp_path / "main")
@@ -198,6 +212,108 @@ def test_plugin_reads_attributes_as_the_parser_writes_them(tmp_path):
     # Cut off anywhere, it is rejected, and never read beyond its end.
     assert all(read(whole[:length]) == ["refused"] for length in range(0, len(whole) - 1, 7))
     assert read('{"other": []}') == read("") == read("[]") == ["refused"]
+
+
+CASES = os.environ.get("NEONEXT_CASES")
+# As much of CANN's two headers as the plugin needs; `Register` keeps the function that reads a node.
+CANN_HEADERS = """
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <string>
+#include <vector>
+namespace ge {
+typedef uint32_t graphStatus;
+const graphStatus GRAPH_SUCCESS = 0;
+struct AscendString {
+    AscendString(const char* text = nullptr) : text_(text) {}
+    const char* GetString() const { return text_; }
+    const char* text_;
+};
+struct Operator {
+    const char* json = nullptr;
+    graphStatus GetAttr(const char*, AscendString& text) const
+    {
+        text = AscendString(json);
+        return json == nullptr ? 1 : GRAPH_SUCCESS;
+    }
+    void SetAttr(const char* name, const std::vector<int64_t>& values)
+    {
+        std::printf("%s [", name);
+        for (size_t i = 0; i < values.size(); ++i) { std::printf(i ? ", %lld" : "%lld", (long long)values[i]); }
+        std::puts("]");
+    }
+    void SetAttr(const char* name, int64_t value) { std::printf("%s %lld\\n", name, (long long)value); }
+};
+} // namespace ge
+namespace domi {
+typedef uint32_t Status;
+const Status SUCCESS = 0, FAILED = 1;
+enum FrameworkType { ONNX };
+enum class ImplyType { TVM };
+typedef Status (*Parse)(const ge::Operator&, ge::Operator&);
+static Parse parse = nullptr;
+struct Register {
+    explicit Register(const char*) {}
+    Register& FrameworkType(domi::FrameworkType) { return *this; }
+    Register& OriginOpType(std::initializer_list<ge::AscendString>) { return *this; }
+    Register& ParseParamsByOperatorFn(Parse function) { parse = function; return *this; }
+    Register& ImplyType(domi::ImplyType) { return *this; }
+};
+} // namespace domi
+#define REGISTER_CUSTOM_OP(name) static const Register registered = Register(name)
+"""
+CALL = """
+#include "%s"
+int main(int count, char** argv)
+{
+    ge::Operator from, to;
+    from.json = count > 1 ? argv[1] : nullptr;
+    return domi::parse(from, to) == domi::SUCCESS ? 0 : 9;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The plugin, as a program that reads the attributes of one node and prints those that it sets."""
+    folder = tmp_path_factory.mktemp("plugin")
+    for name in ("graph/operator.h", "register/register.h"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(CANN_HEADERS if name.startswith("graph") else '#include "graph/operator.h"\n')
+    binary = _build(folder, CALL % (PROJECT / "framework/onnx_plugin/neo_cell_plugin.cc"), f"-I{folder}")
+    return lambda *text: subprocess.run([binary, *text], capture_output=True, text=True, timeout=10)
+
+
+def _set_by_plugin(attributes: dict) -> list[str]:
+    given = {"output_size": [], "accumulate_fp32": 0, **attributes}
+    return [f"{name} {given[name]}" for name in (*RUN_ATTRIBUTES, "output_size", "accumulate_fp32")]
+
+
+@compiler
+def test_plugin_copies_the_attributes_of_a_node(plugin):
+    attributes = {name: [i, i + 1] for i, name in enumerate(RUN_ATTRIBUTES)}
+    rows = [{"ints": values, "name": name, "type": 7} for name, values in attributes.items()]
+    done = plugin(json.dumps({"attribute": rows}, indent=2))
+    assert (done.returncode, done.stdout.splitlines()) == (0, _set_by_plugin(attributes))
+    done = plugin(json.dumps({"attribute": rows[1:]}))
+    assert done.returncode == 9 and done.stderr.startswith("[ERROR] ONNX node NeoCell: it needs the attribute channels")
+    assert "it has no attributes" in plugin().stderr and "cannot be read: []" in plugin("[]").stderr
+
+
+@compiler
+@pytest.mark.skipif(not CASES, reason="needs NEONEXT_CASES")
+def test_plugin_reads_what_the_real_parser_passed_to_it(plugin):
+    """Texts that the graph engine's own parser made of NeoCell nodes, and of nodes with texts and tensors besides."""
+    fixtures = sorted(Path(CASES, "ge").glob("fixture_*.json"))
+    assert fixtures
+    for fixture in fixtures:
+        text = fixture.read_text().strip().removeprefix("JSON>>").removesuffix("<<")
+        attributes = {row["name"]: row.get("ints", row.get("i")) for row in json.loads(text)["attribute"]}
+        done = plugin(text)
+        assert (done.returncode, done.stdout.splitlines()) == (0, _set_by_plugin(attributes)), fixture.name
 
 
 def test_plugin_reads_the_node_that_the_exporter_writes():

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
+from neonext_ms.common.cli import MIN_CROP
+
 
 @dataclass(frozen=True)
 class Range:
@@ -131,7 +133,7 @@ class DataConfig:
     classes: Literal["by-name", "by-number", "sorted"] | None = None
     mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
-    val_crop: FractionAboveZero = 0.875
+    val_crop: Annotated[float, Range(MIN_CROP, 1)] = 0.875
     val_interpolation: Interpolation = "bilinear"
     val_mode: Literal["auto", "resize", "as-is"] = "auto"
 

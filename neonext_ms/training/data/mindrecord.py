@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import check_regular, explain, explained, read_json, staging
+from neonext_ms.common.files import check_regular, explain, explained, parse_json, read_json, staging
 from neonext_ms.common.text import list_names, one_line
 from neonext_ms.images.images import BrokenImageError, decode_image
 
@@ -143,13 +143,13 @@ def _is_place(value: object) -> bool:
 def _header(file, path: Path) -> dict[str, int]:
     size = int.from_bytes(file.read(8), "little")
     try:
-        header = json.loads(file.read(size)) if size <= 1 << 28 else {}
+        header = parse_json(file.read(size), str(path), "a header") if size <= 1 << 28 else {}
         sizes = {key: header[key] for key in ("header_size", "page_size")}
         # Pages are numbered below 2^31, so that no position is beyond 2^63.
         if not all(_is_place(size) and size < 1 << 31 for size in sizes.values()):
             raise ValueError("sizes")
         return sizes
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (InputError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a MindRecord file, or damaged. Convert the folder again.") from error
 
 

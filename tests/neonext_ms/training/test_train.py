@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.export.command import main as export_main
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.training import distributed
+from neonext_ms.training import distributed, reader_watch
 from neonext_ms.training.config.schema import known_keys
 from neonext_ms.training.data.image_sets import FolderSet
 from neonext_ms.training.data.mindrecord import write_records
@@ -157,11 +158,11 @@ def test_a_signal_ends_a_run_whose_images_block(folder, monkeypatch, capsys, par
 
     began, ended = [], []
     monkeypatch.setattr(FolderSet, "read", blocked)
-    monkeypatch.setattr(train, "_end_now", lambda: ended.append(True))
+    monkeypatch.setattr(train, "_end_now", ended.append)
     try:
         assert _train(folder, "run", "data.processes=false") == 130
         # It did not wait for the image.
-        assert time.monotonic() - began[0] < 25 and ended
+        assert time.monotonic() - began[0] < 25 and ended == [130]
     finally:
         release.set()
     assert "SIGTERM after step" in capsys.readouterr().err
@@ -206,6 +207,25 @@ def test_a_killed_reader_is_reported(folder, monkeypatch, capsys, moment):
     assert ("after step 1 is saved" in error) == (moment == "step")
     monkeypatch.undo()
     assert _train(folder, "run", "--resume", "auto") == 0
+
+
+@pytest.mark.parametrize("stuck", [True, False])
+def test_a_run_that_waits_for_a_killed_reader_ends(monkeypatch, stuck):
+    monkeypatch.setattr(reader_watch, "_PATIENCE", 0.2)
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    os.kill(pid, signal.SIGKILL)
+    try:
+        killed = []
+        steps = itertools.repeat(1) if stuck else itertools.count()
+        with reader_watch.watch_readers(steps.__next__, killed.append):
+            deadline = time.monotonic() + (30 if stuck else 0.5)
+            while not killed and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert killed == [signal.SIGKILL] * stuck
+    finally:
+        os.waitpid(pid, 0)
 
 
 def test_a_scheduler_says_that_a_worker_has_gone(monkeypatch):

@@ -1,0 +1,88 @@
+"""`neonext-export --check FILE.onnx`: will ATC's parser take this file, and if not, which node, and what to do?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from neonext_ms.common.text import plural, printable, visible
+from neonext_ms.runtime.onnx import read_onnx, sound
+
+from .onnx_plugins import COMMITS, domain_of, ranges
+from .parser_support import Finding, check, opset_support
+
+
+class FileCheck(NamedTuple):
+    """What ATC's parser makes of an ONNX file.
+
+    Attributes:
+        path: the file.
+        opsets: domains and their opsets, as the file imports them.
+        nodes: number of nodes of the main graph.
+        findings: what the parser refuses, and advice.
+        support: opset -> operators of the default domain that have no parser there.
+    """
+
+    path: str
+    opsets: dict[str, int]
+    nodes: int
+    findings: list[Finding]
+    support: dict[int, list[str]]
+
+    @property
+    def refused(self) -> list[Finding]:
+        """Return the findings for which the parser refuses the file."""
+        return [finding for finding in self.findings if finding.refused]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report in plain values."""
+        return {
+            "file": self.path,
+            "taken": not self.refused,
+            "opsets": self.opsets,
+            "nodes": self.nodes,
+            "findings": [finding._asdict() for finding in self.findings],
+            "operators_without_parser": self.support,
+            "sources": COMMITS,
+        }
+
+    def __str__(self) -> str:
+        imports = ", ".join(f"{printable(domain)} {opset}" for domain, opset in self.opsets.items())
+        lines = [f"{self.path}: {plural(self.nodes, 'node')}, opset {imports}"]
+        for word, refused in (("refused", True), ("advice", False)):
+            groups: dict[tuple, list[Finding]] = {}
+            for finding in self.findings:
+                if finding.refused == refused:
+                    groups.setdefault((*finding[1:3], finding.problem, finding.remedy), []).append(finding)
+            lines += [f"{word:9}{_together(group)}" for group in groups.values()]
+        complete = tuple(opset for opset, missing in self.support.items() if not missing)
+        if complete:
+            lines.append(f"parsers  every operator has one at opset {ranges(complete)}")
+        else:
+            lines.append(f"parsers  at no opset for all; at 13 without {', '.join(map(printable, self.support[13]))}")
+        taken = "taken by the parser; kernels and fusion are not checked here"
+        lines.append(f"verdict  {'refused by the parser' if self.refused else taken}")
+        return visible("\n".join(lines))
+
+
+def check_file(path: str | os.PathLike) -> FileCheck:
+    """Check an ONNX file of any exporter.
+
+    Raises:
+        InputError: no such file, or not a sound ONNX model.
+    """
+    model = read_onnx(path)
+    with sound(os.fspath(path)):
+        imports = {domain_of(entry.domain): entry.version for entry in model.opset_import}
+        return FileCheck(os.fspath(path), imports, len(model.graph.node), check(model), opset_support(model))
+
+
+def _together(group: Sequence[Finding]) -> str:
+    """Return one line for findings that differ in their node only."""
+    text = str(group[0])
+    if len(group) > 1 and group[0].node:
+        names = ", ".join(repr(finding.node) for finding in group[:3])
+        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        text = text.replace(f"node {group[0].node!r}", f"nodes {names}{more}", 1)
+    return text
