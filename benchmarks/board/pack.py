@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neonext_ms import __version__
-from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
 from neonext_ms.common.files import explained, sha256, staging
 from neonext_ms.common.text import one_line
 from neonext_ms.export import pipeline
+from neonext_ms.export.compare import parity
+from neonext_ms.export.compare.onnx_side import OnnxActivations
 from neonext_ms.export.om import aipp, cann_log
 from neonext_ms.export.om.job import Job
 from neonext_ms.export.om.options import OmOptions
@@ -32,13 +36,14 @@ from neonext_ms.ops.soc import soc as find_soc
 
 from .forms import Form, forms_of
 from .reference import Images, layers, logits, read_images, save
+from .weights import Pool, join, split
 
 KIT = Path(__file__).with_name("kit")
 DESCRIPTION, SUMS = "kit.json", "SHA256SUMS"
 FORMAT = 1
 IMAGES = {"quick": 20, "full": 100}
 # Numbers of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
-SAMPLED = {"quick": 4096, "full": 1 << 62}
+SAMPLED = {"quick": 512, "full": 1 << 62}
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class _Packer:
         images.inputs[:1].astype("<f4").tofile(data / "input_000.bin")
         images.frames[:1].tofile(data / "frame_000.bin")
         self._copy_programs()
-        content = {
+        content: dict[str, Any] = {
             "kit": FORMAT,
             "neonext_ms": __version__,
             "name": self.source.name,
@@ -165,7 +170,7 @@ class _Packer:
             "images": self._describe(images),
             "operator": any(form.operator for form in self.forms),
             "export": list(self.wanted.command),
-            "models": {name: self._model(name, path, images) for name, (path, _) in models.items()},
+            "models": {},
             "builds": [
                 self._build(form, batches, models)
                 for form in self.forms
@@ -173,6 +178,14 @@ class _Packer:
             ],
             "errors": errors(),
         }
+        # Predictions read the ONNX files, so these are cut into pieces afterwards.
+        pool = Pool()
+        for name, (path, weights) in models.items():
+            content["models"][name] = self._model(name, path, images)
+            if self.wanted.level == "quick" and not weights:
+                self._shrink(content["models"][name], path, pool)
+        pool.write(data)
+        self._check(content["models"], images, expected)
         (self.kit / DESCRIPTION).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         self._write_sums()
         return content
@@ -215,7 +228,36 @@ class _Packer:
         numbers, rows = layers(path, self.size, images.inputs[:1], SAMPLED[self.wanted.level])
         file = self.kit / "data" / f"layers_{name}.npy"
         save(file, numbers)
-        return {"onnx": self._relative(path), "layers": rows, "values": self._relative(file)}
+        return {"onnx": self._relative(path), "segments": None, "layers": rows, "values": self._relative(file)}
+
+    def _shrink(self, model: dict[str, Any], path: Path, pool: Pool) -> None:
+        """Replace an ONNX file by its parts; run.py puts it together in work/."""
+        parts = path.with_suffix(".parts.z")
+        model.update(segments=split(path, pool, parts), parts=self._relative(parts), onnx=f"work/onnx/{path.name}")
+        path.unlink()
+
+    def _check(self, models: Mapping[str, Any], images: Images, expected: np.ndarray) -> None:
+        """Run what the board will put together; the exporter has verified the files before their weights were rounded.
+
+        Raises:
+            ParityError: the logits of the first inputs differ.
+        """
+        for name, model in models.items():
+            if not model["segments"]:
+                continue
+            self.progress(f"check {name}")
+            path = self.kit / "check.onnx"
+            path.write_bytes(join(self.kit, model))
+            side = OnnxActivations(path, self.size)
+            (output,) = side.outputs
+            ((_, values),) = side.values(images.inputs[:4], [output])
+            path.unlink()
+            found = parity.compare(expected[:4], values, tolerance("float16", "tanh"))
+            if not found.agrees():
+                raise ParityError(
+                    f"{name}: with weights in float16 its logits differ (relative L2 {found.relative_l2:.1e}). Pack a "
+                    "kit of --level full, which keeps them in float32."
+                )
 
     def _build(self, form: Form, batches: tuple[int, ...], models: Mapping[str, tuple[Path, list[str]]]) -> dict:
         """Return one OM file: what compiles it, what it takes, and what is predicted of it."""
@@ -226,7 +268,10 @@ class _Packer:
         job = Job(name, self.size, batches, options, COMPILERS["atc"], self.preprocessing, data=tuple(weights))
         invocation = job.invocation()
         files = {plain: file for plain, file in invocation.inputs.items() if file not in (job.onnx, job.aipp)}
-        inputs = {f"{job.plain}.onnx": self._relative(path)}
+        onnx = self._relative(path)
+        if self.wanted.level == "quick" and not weights:
+            onnx = f"work/onnx/{path.name}"
+        inputs = {f"{job.plain}.onnx": onnx}
         inputs.update((plain, self._relative(path.with_name(file))) for plain, file in files.items())
         configs = dict(invocation.configs)
         if job.aipp:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
@@ -21,6 +22,9 @@ from neonext_ms.common.cli import (
     run,
 )
 from neonext_ms.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from neonext_ms.benchmarks.board.report import Report
 
 DESCRIPTION = f"""\
 Pack a kit that tests a network on an Atlas board, and read the report that comes back. The kit is a folder that needs
@@ -63,6 +67,8 @@ def build_parser() -> Parser:
     kit("--json", action="store_true", help="print one JSON document")
     report = commands.add_parser("report", help="read a report", description="Read the report of a board.")
     report.add_argument("reports", nargs="+", metavar="REPORT.json", help="board_report.json; two for a comparison")
+    report.add_argument("--fit", action="store_true", help="refit the device model with what was measured")
+    report.add_argument("--kit", metavar="FOLDER", help="folder of the kit, for --fit (default: where the report is)")
     report.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -120,12 +126,27 @@ def _report(args: argparse.Namespace) -> None:
     if len(args.reports) > 2:
         raise UsageError(f"expected one report, or two for a comparison (got {len(args.reports)})")
     reports = [read_report(path) for path in args.reports]
+    if args.fit or args.kit:
+        _fit(args, reports)
+        return
     if args.json:
         print_json([summary(report) for report in reports] if len(reports) > 1 else summary(reports[0]))
         return
     from neonext_ms.benchmarks.board.report import lines
 
     print_text("\n".join(lines(reports[0]) if len(reports) == 1 else compared(*reports)))
+
+
+def _fit(args: argparse.Namespace, reports: Sequence[Report]) -> None:
+    from neonext_ms.benchmarks.board.fit import lines, refit
+
+    if not args.fit or len(reports) > 1:
+        raise UsageError("--fit takes one report, and --kit needs --fit")
+    result = refit(reports[0], Path(args.kit or Path(args.reports[0]).parent), quiet=False)
+    if args.json:
+        print_json(result)
+    else:
+        print_text("\n".join(lines(result)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

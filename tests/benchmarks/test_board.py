@@ -24,6 +24,7 @@ from neonext_ms.benchmarks.board import forms
 from neonext_ms.benchmarks.board.pack import KIT, Wanted, archive, pack
 from neonext_ms.benchmarks.board.reference import normalized
 from neonext_ms.benchmarks.board.report import lines, read_report, summary
+from neonext_ms.benchmarks.board.weights import join
 from neonext_ms.commands import board
 from neonext_ms.export.source import Source
 from neonext_ms.images.preprocessing import Preprocessing
@@ -155,7 +156,7 @@ def test_the_first_wrong_layer_is_named_wherever_it_is(packed, run_py, name):
     known = {node: number for number, row in enumerate(rows) for node in row["nodes"]}
     frames = np.load(packed / "data" / "frames.npy")[:1]
     pixels = normalized(frames, Preprocessing(), (32, 32))
-    model, named = onnx.load(packed / content["onnx"]), 0
+    model, named = onnx.load_from_string(join(packed, content)), 0
     for number, row in enumerate(rows):
         wrong = onnx.ModelProto()
         wrong.CopyFrom(model)
@@ -223,11 +224,11 @@ def test_a_kit_for_another_device_and_a_damaged_one(kit, tmp_path):
     assert report["steps"]["compile/matmul_b1"]["status"] == "skipped"
     code, out, report = ran(kit, install(tmp_path / "b", {"soc": "Ascend310P1"}), "--forms", "matmul")
     assert code == 0 and "the device is Ascend310P1" in report["steps"]["machine"]["result"]["note"], out
-    with open(kit / "onnx" / "net_cann.onnx", "r+b") as file:
+    with open(kit / "onnx" / "net_cann.parts.z", "r+b") as file:
         file.seek(1000)
         file.write(b"damage")
     code, out, report = ran(kit, install(tmp_path / "c"), "--again")
-    assert code == 1 and "onnx/net_cann.onnx is damaged" in report["steps"]["files"]["problem"]
+    assert code == 1 and "onnx/net_cann.parts.z is damaged" in report["steps"]["files"]["problem"]
     assert set(list(status(report).values())[1:]) == {"skipped"}
     (kit / "kit.json").write_text("{")
     code, out, _ = ran(kit, install(tmp_path / "c"))
@@ -245,6 +246,34 @@ def test_a_run_that_is_killed_goes_on(kit, packed, tmp_path):
     other = Path(shutil.copytree(packed, tmp_path / "other"))
     assert code == 0, out
     assert without_times(report) == without_times(ran(other, environ, "--forms", "matmul")[2])
+
+
+def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypatch):
+    from neonext_ms.benchmarks.board import fit
+    from neonext_ms.benchmarks.latency.figures import read
+
+    content = json.loads((packed / "kit.json").read_text())
+    # A board that takes twice as long as predicted.
+    times = {
+        build["name"]: {"compute_ms": {"p50": 2e-3 * build["predicted"]["1"]["us"]}, "images_per_second": 1.0}
+        for build in content["builds"]
+        if build["batches"] == [1]
+    }
+    steps = {f"parity/{name}": {"status": "done", "result": {"1": {"right": True}}} for name in times}
+    steps["latency/1"] = {"status": "done", "result": times}
+    steps["machine"] = {"status": "done", "result": {"soc": "Ascend310P3"}}
+    report = {"board_report": 1, "kit": {"name": "tiny", "soc": "Ascend310P3"}, "builds": content["builds"]}
+    (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
+    figures = [figure for figure in read() if figure.model == "ResNet-18"][:2]
+    monkeypatch.setattr(fit, "read_figures", lambda: figures)
+    argv = ["report", str(tmp_path / "r.json"), "--fit", "--kit", str(packed), "--json"]
+    assert board.main(argv) == 0
+    errors = json.loads(capsys.readouterr().out)["errors"]["measured"]
+    assert errors["before"]["rows"] == 4 and errors["before"]["median"] == pytest.approx(2, rel=0.02)
+    assert errors["after"]["median"] < 1.5
+    steps["machine"]["result"]["stand_in"] = True
+    (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
+    assert board.main(argv) == 1 and "it ran on stand-ins" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
