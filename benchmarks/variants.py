@@ -92,7 +92,9 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
     from neonext_ms.export.onnx.format import Format
 
     graph, _ = fold(original_graph(source.architecture, source.arrays, image_size))
-    metadata = {KEY: {**source.metadata, "image_size": list(image_size), "shifts": list(source.architecture.shifts)}}
+    a = source.architecture
+    recorded = {"image_size": list(image_size), "shifts": list(a.shifts or ()), "activation": a.activation}
+    metadata = {KEY: {**source.metadata, **recorded}}
     if variant and VARIANTS[variant][1]:
         return int8.write(graph, path, metadata=metadata)
     with atomic(path) as staged:

@@ -16,10 +16,12 @@ from neonext_ms.common.cli import (
     Parser,
     StatusLine,
     batch_size,
+    comma_list,
     int_range,
     note,
     parse_shifts,
     parse_sizes,
+    percentage,
     print_json,
     random_seed,
     run,
@@ -30,17 +32,19 @@ from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 from neonext_ms.common.text import plural
 
 from .onnx.format import BFLOAT16_OPSET, MIN_OPSET
+from .quantize.options import DEFAULT_COUNT, DEFAULT_METHOD, MAX_CALIBRATION, METHODS, MIN_COUNT
 from .targets import TARGETS, Target, resolve_targets
 from .tolerances import DEFAULTS
 
 if TYPE_CHECKING:
+    from .quantize.options import QuantizeOptions
     from .request import Request
     from .source import Source
 
 DESCRIPTION = """\
-Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR or an OM file for Atlas boards.
-ONNX and MindIR files are verified against the original network before they are published; of an OM file, the ONNX
-file that it is compiled from is.
+Fold a NeoNeXt checkpoint into a deployment graph and write it as ONNX, MindIR, for MindSpore Lite, or as an OM file
+for Atlas boards. All but OM files are verified against the original network before they are published; of an OM file,
+the ONNX file that it is compiled from is.
 
 examples:
   neonext-export --checkpoint neonext_t.pt --shifts 1,1,1,0 --image-size 224 --target onnx,mindir --output build/t
@@ -92,6 +96,23 @@ def build_parser() -> Parser:
     add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation), auto (exact, one node), "
         "or npu (exact, one node that only ATC knows)")  # fmt: skip
     add("--neocell", default="matmul", metavar="FORM", help="matmul, padded or custom (docs/export.md)")
+    add = parser.add_argument_group("8 bit (docs/quantization.md), for the targets onnx and om").add_argument
+    add("--quantize", choices=("int8",), help="compute convolutions and linear layers in 8 bit")
+    add("--calibrate", metavar="IMAGES", help="images to calibrate on: a folder, a .npy file of prepared images, or "
+        "digits")  # fmt: skip
+    add("--calibrate-count", type=int_range(MIN_COUNT, MAX_CALIBRATION), metavar="N",
+        help=f"number of these images to use, spread evenly (default {DEFAULT_COUNT})")  # fmt: skip
+    add("--calibrate-method", metavar="NAME", help=f"{', '.join(METHODS)} (default {DEFAULT_METHOD})")
+    add("--quantize-skip", type=comma_list(), metavar="LAYERS", help="layers that stay in floating point: names or "
+        "patterns such as 'stage_4.*', separated by commas")  # fmt: skip
+    add(
+        "--quantize-scales",
+        metavar="FILE",
+        help="scales of an earlier export, NAME.scales.json, instead of --calibrate",
+    )
+    add("--validate", metavar="FOLDER", help="labelled images to measure the accuracy on, or digits")
+    add("--max-drop", type=percentage, metavar="P", help="leave layers in floating point until 8 bit costs at most P "
+        "percentage points of top-1 on --validate")  # fmt: skip
     add = parser.add_argument_group("target om (docs/deploy.md; no OM file has run on a device yet)").add_argument
     add("--soc", metavar="NAME", help="device, such as Ascend310P3")
     add("--precision", metavar="MODE", help="fp16 (default), mixed_float16, mixed_bfloat16, origin or "
@@ -186,12 +207,12 @@ def _source(args: argparse.Namespace) -> Source:
     from .source import Source
 
     if args.checkpoint:
-        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key)
+        return Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
     if args.ema:
         raise UsageError("--ema: a named model has no moving average. Use it with --checkpoint.")
     if args.key:
         raise UsageError("--key: a named model has no keys. Use it with --checkpoint.")
-    return Source.from_name(args.model, args.shifts, args.seed)
+    return Source.from_name(args.model, args.shifts, args.seed, args.activation)
 
 
 def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | None) -> Request:
@@ -200,6 +221,8 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
 
     from .om.options import OmOptions
     from .request import Request
+
+    quantize = _quantize(args)
 
     om: dict[str, Any] = {"precision_mode": args.precision, "via": args.via, "timeout": args.timeout}
     om = {option: value for option, value in om.items() if value is not None}
@@ -231,7 +254,32 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         seed=args.seed,
         tolerance=args.tolerance,
         om=OmOptions(args.soc, **om) if args.soc else None,
+        quantize=quantize,
         command=shlex.join(["neonext-export", *(sys.argv[1:] if argv is None else argv)]),
+    )
+
+
+def _quantize(args: argparse.Namespace) -> QuantizeOptions | None:
+    """Return the options of 8 bit, or None without --quantize."""
+    names = ("calibrate", "calibrate_count", "calibrate_method", "quantize_skip", "quantize_scales", "validate",
+             "max_drop")  # fmt: skip
+    given = [name for name in names if getattr(args, name) is not None]
+    if args.quantize is None:
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')}: only valid with --quantize int8. Add it.")
+        return None
+    if args.quantize_scales and (wrong := [name for name in given if name in ("calibrate_count", "calibrate_method")]):
+        raise UsageError(f"--{wrong[0].replace('_', '-')}: scales of a file are not calibrated again. Leave it out.")
+    from .quantize.options import QuantizeOptions
+
+    return QuantizeOptions(
+        calibrate=args.calibrate,
+        count=args.calibrate_count or DEFAULT_COUNT,
+        method=args.calibrate_method or DEFAULT_METHOD,
+        skip=args.quantize_skip or (),
+        scales=args.quantize_scales,
+        validate=args.validate,
+        max_drop=args.max_drop,
     )
 
 

@@ -17,10 +17,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from neonext_ms.models.activations import ACTIVATIONS
+
 from .graph import NCHW, NHWC, DeployGraph, Layer, neocell_weights
 
 Rule = Callable[[DeployGraph], DeployGraph]
 _ZERO = np.float32(0)
+# Layers that `channels_first` moves from NHWC to NCHW, and the transpose that ends a run of them.
+_ANY_LAYOUT = ("layer_norm", "linear", *ACTIVATIONS, "scale", "transpose")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def rewrite(*ops: str) -> Callable[[Callable[..., list[Layer] | None]], Rule]:
 def channels_first(graph: DeployGraph) -> DeployGraph:
     """Turn linear layers between a transpose to NHWC and one back into 1x1 convolutions in NCHW.
 
-    A linear layer over channels is a 1x1 convolution; GELU works on single numbers, a scale on whole channels.
+    A linear layer over channels is a 1x1 convolution; an activation works on single numbers, a scale on whole channels.
     """
     consumers = graph.consumers()
     changes = []
@@ -86,7 +90,7 @@ def _run_in_nhwc(graph: DeployGraph, start: Layer, consumers: Mapping[str, list[
     run = [start]
     while run[-1].output not in graph.outputs:
         readers = consumers.get(run[-1].output, [])
-        if len(readers) != 1 or readers[0].op not in ("layer_norm", "linear", "gelu", "scale", "transpose"):
+        if len(readers) != 1 or readers[0].op not in _ANY_LAYOUT:
             break
         run.append(readers[0])
         if run[-1].op == "transpose":

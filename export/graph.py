@@ -19,8 +19,11 @@ otherwise.
                     running_var; eps
     transpose       order
     linear          weight, [bias]               over the last axis
+    conv_int8,      weight, bias, step,          8-bit forms of the two, made by `quantize.apply`: int8 weights, int32
+    linear_int8     weight_step; quantizer       bias and accumulators, and one float32 step for each output channel
     gelu            [approximate]                exact form, or "tanh"
     relu
+    hardswish                                    x clip(x / 6 + 1/2, 0, 1)
     max_pool        kernel, stride, padding      square windows; padded pixels never win
     scale           gamma; axis                  multiplies channels
     add                                          the sum of two inputs
@@ -154,7 +157,7 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     if layer.op == "space_to_depth":
         (c, h, w), p = shape, attributes["block"]
         return c * p * p, h // p, w // p
-    if layer.op == "conv":
+    if layer.op in ("conv", "conv_int8"):
         kernel, strides, (before, after) = arrays["weight"].shape[2:], conv_strides(layer), conv_margins(layer)
         size = (
             (n + b + a - k) // s + 1 for n, b, a, k, s in zip(shape[1:], before, after, kernel, strides, strict=True)
@@ -171,7 +174,7 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[0], shape[1], arrays["matrix"].shape[2]
     if layer.op == "transpose":
         return tuple(shape[i - 1] for i in attributes["order"][1:])
-    if layer.op == "linear":
+    if layer.op in ("linear", "linear_int8"):
         return (*shape[:-1], arrays["weight"].shape[0])
     if layer.op == "global_mean":
         return shape[:1]
@@ -246,20 +249,20 @@ class _OfficialLayers(LayerList):
         keys = [f"weight_{side}.{i}" for side in "ab" for i in range(len(spec.groups))]
         self.add("neocell", name, [*keys, "bias"], spec=spec)
 
-    def block(self, prefix: str, spec: NeoCellSpec, layer_scale: bool) -> None:
+    def block(self, prefix: str, spec: NeoCellSpec, layer_scale: bool, activation: str) -> None:
         entry, content = self.value, f"{prefix}.ops.content"
         self.neocell(f"{content}.neocell", spec)
         self.batch_norm(f"{content}.norm")
         self.add("transpose", f"{content}.chw2hwc", order=NHWC)
         self.add("linear", f"{content}.fc_1", ("weight", "bias"))
-        self.add("gelu", f"{content}.act")
+        self.add(activation, f"{content}.act")
         self.add("linear", f"{content}.fc_2", ("weight", "bias"))
         if layer_scale:
             self.add("scale", f"{content}.layer_scale", ("gamma",), axis=-1)
         branch = self.add("transpose", f"{content}.hwc2chw", order=NCHW)
         self.sum(prefix, branch, entry)
 
-    def downsample(self, prefix: str, spec: NeoCellSpec, kind: str) -> None:
+    def downsample(self, prefix: str, spec: NeoCellSpec, kind: str, activation: str) -> None:
         if kind == "official":
             self.conv(f"{prefix}.conv")
             self.neocell(f"{prefix}.neocell", spec)
@@ -267,10 +270,10 @@ class _OfficialLayers(LayerList):
         else:
             self.neocell(f"{prefix}.neocell", spec)
             self.batch_norm(f"{prefix}.norm_1")
-            self.add("gelu", f"{prefix}.act_1")
+            self.add(activation, f"{prefix}.act_1")
             self.conv(f"{prefix}.conv")
             self.batch_norm(f"{prefix}.norm_2")
-            self.add("gelu", f"{prefix}.act_2")
+            self.add(activation, f"{prefix}.act_2")
 
 
 def original_graph(
@@ -293,17 +296,18 @@ def original_graph(
     if architecture.shifts is None:
         raise InputError("a deployment graph needs the shifts of the network. Pass them, such as 1,1,1,0.")
     architecture.maps(image_size)
+    a = architecture
     b = _OfficialLayers(arrays)
     b.add("space_to_depth", "stem.patchify", block=STEM_STRIDE)
     b.conv("stem.conv")
     b.batch_norm("stem.norm")
     stages = []
     for stage in range(STAGES):
-        for block in range(architecture.per_stage_layers[stage]):
-            b.block(f"stage_{stage + 1}.{block}", architecture.stage_spec(stage), architecture.layer_scale)
+        for block in range(a.per_stage_layers[stage]):
+            b.block(f"stage_{stage + 1}.{block}", a.stage_spec(stage), a.layer_scale, a.activation)
         stages.append(b.value)
         if stage < STAGES - 1:
-            b.downsample(f"downsample_{stage + 1}", architecture.downsample_spec(stage), architecture.downsample)
+            b.downsample(f"downsample_{stage + 1}", a.downsample_spec(stage), a.downsample, a.activation)
     if features_only:
         graph = DeployGraph(tuple(b.layers), image_size, tuple(stages))
         return graph.renamed({value: f"stage_{stage + 1}" for stage, value in enumerate(stages)})

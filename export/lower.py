@@ -102,7 +102,7 @@ def neocell_to_padded_matmul(graph: DeployGraph, multiple: int = ALIGNMENT) -> D
             layers.extend(_mean(layer, real[source], padded[source]) if layer.op == "global_mean" else [layer])
             continue
         _check_paddable(layer, padded)
-        if layer.op == "conv":
+        if layer.op in ("conv", "conv_int8"):
             layer, padded[layer.output] = _padded_conv(layer, real[layer.output], padded[source], multiple)
             layers.append(layer)
         elif layer.op == "neocell":

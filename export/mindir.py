@@ -118,6 +118,8 @@ _CELLS = {
     "right": _Product,
     "shift": _Shift,
     "gelu": lambda layer: nn.GELU(approximate=layer.attributes.get("approximate") == "tanh"),
+    "relu": lambda layer: nn.ReLU(),
+    "hardswish": lambda layer: nn.HSwish(),
     "add": lambda layer: _Add(),
     "global_mean": _GlobalMean,
     "crop": _Crop,

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
 from neonext_ms.common.text import format_size
 from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import identify
 from neonext_ms.runtime.mindspore import load_mindspore
 
@@ -34,10 +35,16 @@ from .om import target as om
 from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
+from .quantize.apply import quantize
+from .quantize.build import Quantization, build_quantization
+from .quantize.forms import host_graph
+from .quantize.prove import prove
+from .quantize.scales import SCALES_SUFFIX
 from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
 from .targets import Target
+from .tolerances import INT8, tolerance
 
 NOISE_SAMPLES = 4
 Size = tuple[int, int]
@@ -53,6 +60,7 @@ def export_checkpoint(
     batch: int | Sequence[int] | None = None,
     ema: bool = False,
     key: str | None = None,
+    activation: str | None = None,
     **options: Any,
 ) -> Report:
     """Export a checkpoint as `neonext-export` does: the same defaults, verification and atomic writing.
@@ -66,6 +74,7 @@ def export_checkpoint(
         batch: fixed batch size, several sizes for the target "om", or None for a dynamic batch.
         ema: use the moving average of the weights.
         key: key or prefix of the weights in a checkpoint of several models.
+        activation: activation, for a checkpoint that records none and is not of a network with GELU.
         options: other options of `Request`, such as opset, dtype, neocell, features_only, labels, images, name.
 
     Returns:
@@ -82,7 +91,7 @@ def export_checkpoint(
     batches = () if batch is None else ((batch,) if isinstance(batch, int) else tuple(batch))
     names = targets.split(",") if isinstance(targets, str) else targets
     request = Request(names, sizes, batches, **options)
-    return export(Source.from_checkpoint(os.fspath(path), shifts, ema, key), request, output)
+    return export(Source.from_checkpoint(os.fspath(path), shifts, ema, key, activation), request, output)
 
 
 def export(
@@ -106,6 +115,7 @@ def export(
         ToolchainError: MindSpore Lite is not installed, for the target "lite".
         ParityError: a file deviates by more than the tolerance; nothing was written.
     """
+    _check_gelu(source, request)
     sizes = source.image_sizes(request.image_sizes)
     name, output = request.name or source.name, Path(output)
     metadata = _metadata(source, request, sizes)
@@ -126,6 +136,9 @@ def export(
             details = {**job.dry_run(), "feed": job.feed()}
             report.exported.append(ExportedFile("om", job.image_size, output / job.output, details=details))
         return report
+    if request.quantize:
+        with steps("quantize"):
+            report.quantization = _quantize(networks, metadata, progress)
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
     if any(target.mindspore for target in request.chosen):
@@ -136,11 +149,20 @@ def export(
             files = _write(network, report, stage, steps)
             with steps("parity"):
                 _verify(network, files, report, stage)
+        if report.quantization:
+            _write_scales(report, name, sizes[0], stage)
         names = [str(file.path.relative_to(output)) for file in report.exported]
         if jobs:
             names += _compile(jobs, report, stage, steps)
         _publish(report, names, stage)
     return report
+
+
+def _check_gelu(source: Source, request: Request) -> None:
+    """Reject a form of GELU for a network that has none, which would be ignored without a word."""
+    activation = source.architecture.activation
+    if request.gelu != "auto" and activation != GELU:
+        raise UsageError(f"gelu {request.gelu}: the activation of this network is {activation}. Leave out --gelu.")
 
 
 class _Steps:
@@ -164,12 +186,19 @@ class _SizedNetwork:
     def __init__(self, source: Source, request: Request, size: Size, stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
         self.original = original_graph(source.architecture, source.arrays, size, request.features_only)
+        self.quantization: Quantization | None = None
         self.notes: list[str] = []
 
     @functools.cached_property
     def folded(self) -> tuple[DeployGraph, FoldSummary]:
         """The folded graph, with weights of its own up to `release_folded`, and what was folded."""
         return fold(self.original)
+
+    @property
+    def deployed(self) -> DeployGraph:
+        """The graph that files are made of: the folded graph, or the quantized one."""
+        graph = self.folded[0]
+        return graph if self.quantization is None else quantize(graph, self.quantization.scales)
 
     def release_folded(self) -> None:
         """Free the folded weights; the next access folds again."""
@@ -188,7 +217,7 @@ class _SizedNetwork:
     def write(self, target: Target, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         """Write the file of a target and return all files, the named one first."""
         format, batch = self.request.format(target), self.request.batch_of(target)
-        graph = lower(self.folded[0], format) if target.folded else neocell_to_matmul(self.original)
+        graph = self._lowered(format) if target.folded else neocell_to_matmul(self.original)
         if target.name == "mindir":
             from . import mindir
 
@@ -197,9 +226,28 @@ class _SizedNetwork:
             skeleton = emitter.skeleton(graph, batch, format)
             self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype)
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
+        if self.quantization:
+            metadata["int8"] = self.quantization.scales.to_dict()
         if target.name == "lite":
             return lite.write(graph, path, batch, format, metadata)
         return emitter.save(graph, path, batch, format, {KEY: metadata})
+
+    def _lowered(self, format: Format) -> DeployGraph:
+        graph = self.deployed
+        return lower(host_graph(graph) if self.quantization and format.int8 == "qdq" else graph, format)
+
+
+def _quantize(
+    networks: Sequence[_SizedNetwork], metadata: Mapping[str, Any], progress: Callable[[str], None]
+) -> Quantization:
+    """Give the networks of all sizes the same scales, calibrated at the first size."""
+    first = networks[0]
+    options, gelu = first.request.quantize, first.request.host_gelu
+    assert options is not None
+    quantization = build_quantization(first.folded[0], first.source.arrays, options, metadata, gelu, progress)
+    for network in networks:
+        network.quantization = quantization
+    return quantization
 
 
 def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -> list[tuple[Target, list[Path]]]:
@@ -211,7 +259,7 @@ def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -
             with explained(report.manifest.with_name(path.name)):
                 written.append((target, network.write(target, path, report.metadata)))
     report.notes = [*report.notes, *network.notes]
-    if network.request.dtype == "float32":
+    if network.request.dtype == "float32" and network.quantization is None:
         # Only the layers of a half-precision file are compared with the folded graph again.
         network.release_folded()
     return written
@@ -221,10 +269,15 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     """Compare the files of one size with the original network and add them to the report."""
     request, output = network.request, report.manifest.parent
     samples = _samples(report.metadata, network.size, request)
-    report.reference, expected = _expected(network, samples, stage)
+    if network.quantization:
+        forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
+        report.reference = "the 8-bit network in exact integers"
+        report.proof, expected = prove(network.deployed, forms, samples, request.host_gelu)
+    else:
+        report.reference, expected = _expected(network, samples, stage)
     for target, paths in files:
         format, batch, path = request.format(target), request.batch_of(target), paths[0]
-        result = verify.verify(path, format, batch, samples, expected, request.tolerance)
+        result = verify.verify(path, format, batch, samples, expected, _tolerance(request, format))
         details: dict[str, Any] = {
             "bytes": sum(file.stat().st_size for file in paths),
             "sha256": sha256(paths[0]),
@@ -238,7 +291,7 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
         if target.name != "mindir":
             details["opset"] = format.opset
             # The runtimes of the other files do not expose intermediate values.
-            if format.dtype != "float32" and path.suffix == ".onnx":
+            if format.dtype != "float32" and path.suffix == ".onnx" and network.quantization is None:
                 details["layers"] = verify.layer_deviations(path, format, network.folded[0], samples[:1], stage)
         name = "onnx for om" if target.name == "om" else target.name
         report.exported.append(ExportedFile(name, network.size, output / path.name, result, details))
@@ -246,6 +299,21 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
             final = output / weights.relative_to(stage)
             report.exported.append(ExportedFile(f"weights of {name}", network.size, final))
     network.release_folded()
+
+
+def _tolerance(request: Request, format: Format) -> float | None:
+    if request.tolerance is None and request.quantize:
+        return INT8 + tolerance(format.dtype)
+    return request.tolerance
+
+
+def _write_scales(report: Report, name: str, size: Size, stage: Path) -> None:
+    """Write the scales of an 8-bit network beside its files."""
+    assert report.quantization is not None
+    path = report.manifest.with_name(f"{name}{SCALES_SUFFIX}")
+    with explained(path):
+        (stage / path.name).write_text(report.quantization.scales.text(), encoding="utf-8", errors="backslashreplace")
+    report.exported.append(ExportedFile("scales", size, path))
 
 
 def _on_host(
@@ -332,6 +400,7 @@ def _metadata(source: Source, request: Request, sizes: Sequence[Size]) -> dict[s
         "model": identify(architecture),
         "architecture": architecture.to_dict(),
         "shifts": list(architecture.shifts or ()),
+        "activation": architecture.activation,
         "image_size": list(sizes[0]) if len(sizes) == 1 else None,
         "batch": request.fixed_batch,
         "classes": architecture.num_classes,

@@ -12,6 +12,8 @@ from neonext_ms.common.text import format_size
 
 from .compare.parity import Parity
 from .fold import FoldSummary
+from .quantize.build import Quantization
+from .quantize.prove import Proof
 from .request import Request
 
 
@@ -74,6 +76,8 @@ class Report:
         notes: messages to show to the user.
         exported: the files in order.
         reference: description of what they were compared with.
+        quantization: scales of an 8-bit network and what they cost.
+        proof: integers of both forms of the 8-bit network; of several image sizes, the last one.
         missing: error about a compiler that is not installed; everything else was written.
     """
 
@@ -86,6 +90,8 @@ class Report:
     notes: Sequence[str] = ()
     exported: list[ExportedFile] = field(default_factory=list)
     reference: str = ""
+    quantization: Quantization | None = None
+    proof: Proof | None = None
     missing: ToolchainError | None = None
 
     @property
@@ -104,9 +110,15 @@ class Report:
             **self.metadata,
             "command": self.request.command,
             "folded": {**self.folded.to_dict(), "nodes_before": self.nodes[0], "nodes_after": self.nodes[1]},
+            **self._int8(),
             "compared_with": self.reference,
             "files": [file.to_dict() for file in self.exported],
         }
+
+    def _int8(self) -> dict[str, Any]:
+        if self.quantization is None:
+            return {}
+        return {"int8": {**self.quantization.to_dict(), "integers": self.proof and self.proof.to_dict()}}
 
     def __str__(self) -> str:
         request, data, removed = self.request, self.metadata, self.folded.removed
@@ -120,11 +132,14 @@ class Report:
         noise = next(iter(self.parity.values())).samples - len(request.images)
         lines = [
             f"model     {data['model'] or 'NeoNeXt'}: blocks {numbers['per_stage_layers']}, dims {numbers['dims']}, "
-            f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, {data['classes']} classes",
+            f"kernels {architecture['kernel_spec']}, shifts {numbers['shifts']}, "
+            f"activation {architecture['activation']}, {data['classes']} classes",
             f"input     {', '.join(f'{batch}x3x{size}' for size in sizes)}{several}",
             f"folded    {removed('batch_norm')} BatchNorms, {removed('scale')} layer scales, "
             f"{removed('neocell')} downsampling NeoCells, {removed('transpose')} transposes",
             f"nodes     {self.nodes[0]} before, {self.nodes[1]} after",
+            *(self.quantization.lines() if self.quantization else ()),
+            *([self.proof.line()] if self.proof else ()),
             f"compared  with {self.reference}, on {noise} noise inputs (seed {request.seed}){images}",
             *(file.line(not request.features_only) for file in self.exported),
             f"manifest  {self.manifest}",

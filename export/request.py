@@ -11,7 +11,8 @@ from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import soc
 
 from .om.options import NPU_GELU_FAMILIES, VIAS, OmOptions
-from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, LITE, Format
+from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, LITE, QDQ_OPSET, Format
+from .quantize.options import QuantizeOptions
 from .targets import Target, resolve_targets
 from .tolerances import check_tolerance
 
@@ -41,6 +42,7 @@ class Request:
         seed: random seed of the noise.
         tolerance: largest relative deviation that passes; None for that of the format (`tolerances.tolerance`).
         om: options of the target `om`.
+        quantize: options of 8-bit files; None for files in floating point.
         command: the command line, for the manifest.
 
     Raises:
@@ -63,6 +65,7 @@ class Request:
     seed: int = 0
     tolerance: float | None = None
     om: OmOptions | None = None
+    quantize: QuantizeOptions | None = None
     command: str | None = None
     chosen: tuple[Target, ...] = field(init=False, default=())
 
@@ -84,9 +87,17 @@ class Request:
             raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None:
             check_tolerance(self.tolerance)
+        if self.quantize is not None and self.quantize.max_drop is not None and self.features_only:
+            raise UsageError("a largest drop needs logits, which a file with features only does not have. Drop one.")
+        if self.quantize is not None and self.om is not None and self.om.via == "lite":
+            raise UsageError("--quantize: the converter of MindSpore Lite does not know AscendQuant. Use --via atc.")
         for target in chosen:
-            self.format(target)
+            format = self.format(target)
+            if self.quantize is not None:
+                _check_int8(target, format)
             for option in target.fixed:
+                if self.quantize is not None and (target.name, option) == ("om", "dtype"):
+                    continue
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
                     name = "half_io" if option == "float32_io" else option
                     raise UsageError(f"{name} cannot be chosen for the target {target.name}. Leave it out.")
@@ -111,10 +122,14 @@ class Request:
             _DEFAULTS[option] if option in target.fixed else getattr(self, option)
             for option in ("gelu", "neocell", "dtype")
         )
+        if self.quantize is not None and target.name == "om":
+            # What lies between 8-bit layers has a dtype of its own in the file.
+            dtype = self.dtype
         opset = self.opset
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
-            return CANN.with_(opset=CANN.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
+            opset = CANN.opset if opset is None else opset
+            return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype, float32_io=self.float32_io)
         if target.name == "lite":
             _check_lite(neocell, dtype)
             return LITE.with_(opset=LITE.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
@@ -131,9 +146,41 @@ class Request:
         return self.fixed_batch
 
     @property
+    def host_gelu(self) -> str:
+        """The form of GELU that computes the same on a host."""
+        return "auto" if self.gelu == "npu" else self.gelu
+
+    @property
     def fixed_batch(self) -> int | None:
         """The only batch size, or None for a dynamic batch."""
         return self.batch[0] if len(self.batch) == 1 else None
+
+
+def _check_int8(target: Target, format: Format) -> None:
+    """Reject a target or a format that has no 8-bit form.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if target.name not in ("onnx", "om"):
+        raise UsageError(f"--quantize: the target {target.name} has no 8-bit form. Use onnx or om.")
+    if format.dtype == "bfloat16":
+        raise UsageError("--quantize: bfloat16 between 8-bit layers has no form. Use float32, or float16 with om.")
+    if target.name == "om":
+        return
+    if format.dtype != "float32":
+        raise UsageError(
+            f"--quantize: files of the target onnx compute in float32 between their 8-bit layers (got {format.dtype}). "
+            "Leave out --dtype, or export the target om by itself."
+        )
+    if format.opset < QDQ_OPSET:
+        raise UsageError(f"--quantize: ONNX opset {format.opset} has no scales for channels. Use {QDQ_OPSET} or later.")
+    if format.for_cann_only or format.neocell != "matmul":
+        option = f"neocell {format.neocell}" if format.neocell != "matmul" else f"gelu {format.gelu}"
+        raise UsageError(
+            f"--quantize: {option} is for CANN, which does not take the 8-bit form of the target onnx. Use --target om "
+            f"by itself, or leave out --{option.split()[0]}."
+        )
 
 
 def _check_lite(neocell: str, dtype: str) -> None:

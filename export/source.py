@@ -39,7 +39,12 @@ class Source:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, shifts: Sequence[int] | None = None, ema: bool = False, key: str | None = None
+        cls,
+        path: str,
+        shifts: Sequence[int] | None = None,
+        ema: bool = False,
+        key: str | None = None,
+        activation: str | None = None,
     ) -> Source:
         """Read a checkpoint file.
 
@@ -48,6 +53,7 @@ class Source:
             shifts: shifts of the four stages, for a file that does not record them.
             ema: use the moving average of the weights.
             key: key or prefix of the weights in a checkpoint of several models.
+            activation: activation, for a file that records none and is not of a network with GELU.
 
         Raises:
             InputError: the file cannot be read, or is no NeoNeXt.
@@ -55,28 +61,32 @@ class Source:
         """
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
 
-        checkpoint = load_checkpoint(path, shifts, ema, key)
+        checkpoint = load_checkpoint(path, shifts, ema, key, activation)
         architecture = require_shifts(checkpoint)
         metadata, notes = checkpoint.metadata or {}, list(checkpoint.notes)
         name = Path(Path(path).name.removesuffix(".tar")).stem
         return cls(checkpoint.float32(), architecture, name, path, metadata, notes)
 
     @classmethod
-    def from_name(cls, name: str, shifts: Sequence[int] | None = None, seed: int = 0) -> Source:
+    def from_name(
+        cls, name: str, shifts: Sequence[int] | None = None, seed: int = 0, activation: str | None = None
+    ) -> Source:
         """Make a named model with random weights, for benchmarks; MindSpore is not imported.
 
         Args:
             name: name of the model, one of `list_models()`.
             shifts: shifts of the four stages, instead of the model's own.
             seed: random seed of the weights.
+            activation: activation, instead of the model's own.
 
         Raises:
             UsageError: an unknown name, or shifts that do not fit it.
         """
         from neonext_ms.models.initialization import initial_arrays
 
+        options = {"shifts": shifts, "activation": activation}
         with usage_errors():
-            config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
+            config = model_config(name, **{option: value for option, value in options.items() if value is not None})
         arrays = initial_arrays(config.architecture, rng=np.random.RandomState(seed))
         metadata = {"image_size": config.image_size, "preprocessing": config.preprocessing.to_dict()}
         notes = [f"{name} has random weights (seed {seed}): use it only to measure speed"]

@@ -19,6 +19,11 @@ DEFAULTS = ", ".join(f"{limit:.2g} for {dtype}" for dtype, limit in TOLERANCES.i
 # The tanh form of GELU is off by up to 4.8e-4 at one value; ten times what was measured on a whole network.
 TANH = 1e-3
 
+# An 8-bit file in a runtime against the same file in exact integers. A value that float32 rounding moves across the
+# middle between two numbers is off by one step; one in 10^5 is, and later layers see it. Measured: 0 to 5e-3. That the
+# integers themselves are right is proved exactly (`quantize.prove`).
+INT8 = 2e-2
+
 
 def tolerance(dtype: str, gelu: str = "auto") -> float:
     """Return the largest relative deviation from the float32 network that passes.

@@ -174,4 +174,4 @@ def _load_onnx(path: Path, format: Format) -> Run:
 
 def _runs_as_it_is(format: Format) -> bool:
     """Return whether onnxruntime's CPU has kernels for all of a file."""
-    return not format.for_cann_only and format.dtype != "bfloat16"
+    return not format.for_cann_only and format.dtype != "bfloat16" and format.int8 == "qdq"

@@ -31,15 +31,19 @@ if TYPE_CHECKING:
     from neonext_ms.models.factory import load_weights as load_weights
     from neonext_ms.models.names import mindspore_name as mindspore_name
     from neonext_ms.models.names import official_name as official_name
+    from neonext_ms.models.neonext import NeoCell as NeoCell
     from neonext_ms.models.neonext import NeoNeXt as NeoNeXt
     from neonext_ms.models.registry import list_models as list_models
     from neonext_ms.models.registry import model_config as model_config
     from neonext_ms.models.weights import model_arrays as model_arrays
+    from neonext_ms.ops.spec import NeoCellSpec as NeoCellSpec
     from neonext_ms.runtime.open import open_runtime as open_runtime
 
 _HOME = {
     "Architecture": "models.architecture",
     "Checkpoint": "checkpoint.checkpoint",
+    "NeoCell": "models.neonext",
+    "NeoCellSpec": "ops.spec",
     "NeoNeXt": "models.neonext",
     "Preprocessing": "images.preprocessing",
     "Report": "export.report",

@@ -33,6 +33,13 @@ def _placement(axis, size_in, size_out, transposed):
 
 
 @ops.constexpr
+@lru_cache(maxsize=64)
+def _repetition(axis, size_in, size_out, transposed):
+    ones = Axis(*axis).repetition(size_in, size_out)
+    return Tensor(np.ascontiguousarray(ones.swapaxes(1, 2)) if transposed else ones)
+
+
+@ops.constexpr
 def _use_ascendc(spec, dtype):
     return ascend.operator_available(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), dtype)
 
@@ -67,14 +74,15 @@ def _shapes(weights):
 
 
 def neo_cell(x, weights_a, weights_b, spec, bias=None):
-    """Return `Y_c = A_c X_c B_c + bias_c` for every channel c (equation 2, bias of section 3.1).
+    """Return `Y_c = A_c X_c B_c + bias_c` for every channel c (equation 2).
 
     Args:
         x: Tensor `(N, C, H, W)`, float. N may be dynamic; H and W must be static.
         weights_a: learned A, one Tensor `(channels, h_out, h_in)` per group, in the dtype of `x`.
         weights_b: learned B, one Tensor `(channels, w_in, w_out)` per group, in the dtype of `x`.
         spec: `NeoCellSpec`, or an argument of its constructor.
-        bias: Tensor `(C,)` or None.
+        bias: Tensor `(C,)`; or a tuple with one Tensor `(channels, h_out, w_out)` per group, which is added to every
+            output patch (section 3.1); or None.
 
     Returns:
         Tensor `(N, C, H_out, W_out)` with the sizes of `spec.output_size(H, W)`.
@@ -85,15 +93,28 @@ def neo_cell(x, weights_a, weights_b, spec, bias=None):
     """
     _, channels, height, width = x.shape
     axes, out_size = _checked_geometry(spec, channels, height, width, _shapes(weights_a), _shapes(weights_b))
+    by_patch = isinstance(bias, (tuple, list))
     if _use_ascendc(spec, x.dtype):
-        return ascend.neo_cell(x, weights_a, weights_b, spec, bias)
-    if operators.usable(x.dtype):
+        y = ascend.neo_cell(x, weights_a, weights_b, spec, None if by_patch else bias)
+    elif operators.usable(x.dtype):
         y = operators.neo_cell(x, weights_a, weights_b, spec)
     else:
         y = _by_products(x, weights_a, weights_b, axes, out_size)
-    if bias is not None:
+    if by_patch:
+        y = y + _bias_map(bias, axes, (height, width), out_size)
+    elif bias is not None and not _use_ascendc(spec, x.dtype):
         y = y + bias.reshape(1, -1, 1, 1)
     return y
+
+
+def _bias_map(biases, axes, size, out_size):
+    """Repeat the bias of each group over the output patches: `(1, C, H_out, W_out)`."""
+    maps: tuple = ()
+    for i in range(len(axes)):
+        rows = ops.cast(_repetition(axes[i][0], size[0], out_size[0], False), biases[i].dtype)
+        columns = ops.cast(_repetition(axes[i][1], size[1], out_size[1], True), biases[i].dtype)
+        maps = (*maps, _bmm(_bmm(rows, biases[i]), columns))
+    return (maps[0] if len(maps) == 1 else ops.concat(maps, 0)).expand_dims(0)
 
 
 def _by_products(x, weights_a, weights_b, axes, out_size):

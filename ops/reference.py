@@ -16,21 +16,30 @@ Matrices = Sequence[np.ndarray]
 
 
 def forward(x: np.ndarray, weights_a: Matrices, weights_b: Matrices, spec: NeoCellSpec, bias=None) -> np.ndarray:
-    """Return `Y_c = A_c X_c B_c + bias_c` for every channel c (equation 2; the optional bias is that of section 3.1).
+    """Return `Y_c = A_c X_c B_c + bias_c` for every channel c (equation 2).
 
     Args:
         x: maps `(N, C, H, W)`.
         weights_a: learned A, one `(channels, h_out, h_in)` per group.
         weights_b: learned B, one `(channels, w_in, w_out)` per group.
         spec: geometry.
-        bias: `(C,)` or None.
+        bias: `(C,)`, or one `(channels, h_out, w_out)` per group, which every output patch has (section 3.1); or None.
 
     Returns:
         float64 `(N, C, H_out, W_out)`.
     """
     a, b = _full_matrices(x, weights_a, weights_b, spec)
     y = a @ np.asarray(x, np.float64) @ b
-    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+    if bias is None:
+        return y
+    if _by_patch(bias):
+        return y + spec.bias_map([np.asarray(own, np.float64) for own in bias], *np.shape(x)[2:])
+    return y + np.asarray(bias, np.float64)[:, None, None]
+
+
+def _by_patch(bias) -> bool:
+    """Return whether a bias has a number for each value of an output patch, not one per channel."""
+    return np.ndim(bias[0]) > 0
 
 
 def backward(
@@ -67,12 +76,15 @@ def forward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCell
     """
     x = np.asarray(x, np.float64)
     y = np.zeros((*x.shape[:2], *spec.output_size(*x.shape[2:])))
+    patch_bias = [own for group in bias for own in group] if bias is not None and _by_patch(bias) else None
     for channel, left, right, rows, columns in _patches(spec, weights_a, weights_b, x.shape, y.shape):
         for i_in, i_out, pi, po in rows:
             for j_in, j_out, qi, qo in columns:
                 patch = x[:, channel, i_in, j_in]
                 y[:, channel, i_out, j_out] += left[po, pi] @ patch @ right[qi, qo]
-    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+                if patch_bias is not None:
+                    y[:, channel, i_out, j_out] += patch_bias[channel][po, qo]
+    return y if bias is None or patch_bias is not None else y + np.asarray(bias, np.float64)[:, None, None]
 
 
 def _patches(spec, weights_a, weights_b, shape_in, shape_out):

@@ -17,6 +17,22 @@ MACS_PER_CYCLE = 16 * 16 * 16
 
 
 @dataclass(frozen=True)
+class Core:
+    """Clock in MHz and rates in bytes per cycle of one kind of core, for vector work."""
+
+    mhz: int
+    memory_bytes_per_cycle: int
+    l2_read_bytes_per_cycle: int
+    l2_write_bytes_per_cycle: int
+
+
+# A vector core of a 310P: sections VectorCoreSpec and VectorCoreMemoryRates of Ascend310P1, P3, P5 and P7.ini, which
+# agree. Their VectorCoreintrinsicDtypeMap has vadd, vmul, vmla, vaxpy, vexp, vdiv and vconv in float16 and float32, and
+# ops-nn runs GeGluV2, GLU and GroupNormSilu there. The unified buffer is as large as that of an AI core.
+VECTOR_CORE = Core(mhz=1000, memory_bytes_per_cycle=9, l2_read_bytes_per_cycle=57, l2_write_bytes_per_cycle=57)
+
+
+@dataclass(frozen=True)
 class Soc:
     """One device, with the figures of its CANN platform configuration.
 
@@ -26,7 +42,7 @@ class Soc:
             chip than `Ascend910B1` and the others of the family ascend910b.
         npu_arch: `__NPU_ARCH__`.
         ai_cores: cores with a cube unit.
-        vector_cores: vector cores besides the vector units of the AI cores.
+        vector_cores: cores without a cube unit, see `vector_units` and `vector_cores_beside`.
         cube_mhz: clock of the cube unit.
         ub_bytes: unified buffer of a core.
         l1_bytes, l0a_bytes, l0b_bytes, l0c_bytes: buffers of the cube unit of a core.
@@ -67,12 +83,22 @@ class Soc:
 
     @property
     def vector_units(self) -> int:
-        """Return the number of cores that a vector kernel runs on.
+        """Return the number of cores that a vector kernel runs on by default.
 
-        Separate vector cores come two for each cube core; otherwise each AI core has one vector unit. The vector-only
-        cores of the 310P do not count: by the AscendC documentation they have no Mul, Add or MulAddDst.
+        Separate vector cores come two for each cube core; otherwise each AI core has one vector unit.
         """
         return self.vector_cores if self.split else self.ai_cores
+
+    @property
+    def vector_cores_beside(self) -> int:
+        """Return the number of a 310P's vector cores: a kernel may ask for them beside the AI cores."""
+        return self.vector_cores if self.npu_arch == 2002 else 0
+
+    @property
+    def ai_core(self) -> Core:
+        """Return the figures of an AI core; separate vector cores share its path to memory."""
+        rates = (self.memory_bytes_per_cycle, self.l2_read_bytes_per_cycle, self.l2_write_bytes_per_cycle)
+        return Core(self.cube_mhz, *rates)
 
     @property
     def vector_mhz(self) -> int:

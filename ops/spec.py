@@ -114,6 +114,16 @@ class Axis:
         mask = block_out[:, :, None] == block_in[:, None, :]
         return u_out.astype(np.float32), u_in.astype(np.float32), mask.astype(np.float32)
 
+    def repetition(self, size_in: int, size_out: int) -> np.ndarray:
+        """Return float32 `(channels, size_out, k_out)` with a one where an output has this position in its block.
+
+        Outputs that the axis does not reach, because another group of the NeoCell has more of them, have no one.
+        """
+        _, position = self.blocks(size_out, self.k_out)
+        ones = position[:, :, None] == np.arange(self.k_out)
+        ones[:, self.output_size(size_in) :] = False
+        return ones.astype(np.float32)
+
     def tiles(self, size_in: int, size_out: int) -> dict[int, np.ndarray]:
         """Return the blocks of a full matrix for each shift in use, clipped to the map.
 
@@ -271,6 +281,11 @@ class NeoCellGroup:
         return self.channels, self.h_out, self.h_in
 
     @property
+    def shape_bias(self) -> tuple[int, int, int]:
+        """Return the shape of a bias for each value of an output patch, `(channels, h_out, w_out)`."""
+        return self.channels, self.h_out, self.w_out
+
+    @property
     def shape_b(self) -> tuple[int, int, int]:
         """Return the shape of the learned B of the group, `(channels, w_in, w_out)`."""
         return self.channels, self.w_in, self.w_out
@@ -301,6 +316,20 @@ class NeoCellSpec:
         if not parsed:
             raise InputError("NeoCell: a spec needs at least one group of channels")
         object.__setattr__(self, "groups", parsed)
+
+    @classmethod
+    def resampling(cls, channels: int, inputs: int, outputs: int) -> NeoCellSpec:
+        """Create the NeoCell that makes `outputs` rows and columns of every `inputs` of a map.
+
+        2 and 1 halve a map, 1 and 2 double it, 3 and 2 make two thirds of it, 2 and 3 one and a half times as much.
+        Rows and columns that do not fill a block make the share of its outputs that `output_size` says.
+
+        Args:
+            channels: number of channels.
+            inputs: rows and columns of a patch that is read.
+            outputs: rows and columns of the patch that is made of it.
+        """
+        return cls({"h_in": inputs, "h_out": outputs, "w_in": inputs, "w_out": outputs, "channels": channels})
 
     @property
     def channels(self) -> int:
@@ -377,6 +406,27 @@ class NeoCellSpec:
             for g, w in zip(self.groups, weights_b, strict=True)
         ]
         return np.concatenate(a), np.concatenate(b)
+
+    def bias_map(self, biases: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+        """Return what a bias for each value of an output patch adds to the output (section 3.1 of the paper).
+
+        Args:
+            biases: learned biases, one `(channels, h_out, w_out)` per group.
+            height: rows of the input map.
+            width: columns of the input map.
+
+        Returns:
+            `(channels, out_height, out_width)`: every patch has the same bias.
+        """
+        out_height, out_width = self.output_size(height, width)
+        return np.concatenate(
+            [
+                group.axis_a.repetition(height, out_height)
+                @ bias
+                @ group.axis_b.repetition(width, out_width).swapaxes(1, 2)
+                for group, bias in zip(self.groups, biases, strict=True)
+            ]
+        )
 
     def parameters(self) -> int:
         """Return the number of learned values in A and B."""

@@ -55,7 +55,7 @@ def check(seed: int) -> str:
     options = {
         "soc": soc.name,
         "dtype": dtype,
-        "blocks": int(rng.randint(1, soc.vector_units + 1)),
+        "blocks": int(rng.randint(1, soc.vector_units + soc.vector_cores_beside + 1)),
         "ub_bytes": int(rng.choice([soc.ub_bytes, 128 << 10, 64 << 10])),
         "c0": 8 if dtype == "float32" and rng.rand() < 0.3 else 16,
     }

@@ -13,17 +13,19 @@ CLAIMS = {
     "complexity": "a NeoCell takes 2k multiply-adds for each value, a depthwise convolution k^2 (equations 4 and 5)",
     "patchwise": "products with block-diagonal matrices are 15 times as fast as patch by patch; compiled code 3 times "
     "as fast as Python (both on a V100, in PyTorch)",
+    "memory": "a NeoCell needs no im2col, whose copies of the map are k^2 times as large (section 1)",
     "share": "NeoCells are a small part of the whole model",
     "convnext": "NeoNeXt is as fast as ConvNeXt of the same depths and widths",
-    "neoinit": "networks train better from NeoInit than from noise alone (Table 3)",
+    "neoinit": "networks train better from NeoInit than from normal noise, with which most runs diverge (Table 3)",
 }
 
 EXAMPLES = {
     "complexity": "--kernels 2,4,7 --maps 56,28",
     "patchwise": "--kernel 7 --maps 56",
+    "memory": "--kernels 4,7 --maps 56 --batch 8",
     "share": "--models neonext_t --batch 1",
     "convnext": "--sizes t --batch 1,8",
-    "neoinit": "--config configs/ablate_neoinit.yaml --seeds 3",
+    "neoinit": "--config configs/ablate_neoinit.yaml --initialization neoinit,noise --seeds 3",
 }
 
 
@@ -47,8 +49,8 @@ def build_parser() -> Parser:
             default=thread_count(),
             help=THREADS_HELP,
         )
-        if name != "neoinit":
-            # It trains, and times nothing.
+        if name not in ("neoinit", "memory"):
+            # They time nothing.
             claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")
         import_module(f".{name}", __package__).options(claim)

@@ -85,6 +85,37 @@ def depthwise(kernels: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.Mod
     return _model([("Conv", [INPUT, "w"], [OUTPUT], attributes)], {"w": kernels[:, None]}, shape)
 
 
+def im2col(kernels: np.ndarray, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
+    """Return the same convolution by copies of the map, one for each tap, and a matrix product.
+
+    Args:
+        kernels: kernels (C, k, k).
+        shape: (N, C, H, W) of the map.
+    """
+    n, c, h, w = shape
+    k = kernels.shape[1]
+    before, behind = (k - 1) // 2, k // 2
+    nodes: list[tuple] = [("Pad", [INPUT, "pads"], ["padded"], {})]
+    weights = {
+        "pads": np.array([0, 0, before, before, 0, 0, behind, behind], np.int64),
+        "axes": np.array([2, 3], np.int64),
+        "columns": np.array([n, c, k * k, h * w], np.int64),
+        "whole": np.array(shape, np.int64),
+        "w": kernels.reshape(c, 1, k * k),
+    }
+    for tap in range(k * k):
+        top, left = divmod(tap, k)
+        weights |= {f"from{tap}": np.array([top, left], np.int64), f"to{tap}": np.array([top + h, left + w], np.int64)}
+        nodes.append(("Slice", ["padded", f"from{tap}", f"to{tap}", "axes"], [f"tap{tap}"], {}))
+    nodes += [
+        ("Concat", [f"tap{tap}" for tap in range(k * k)], ["taps"], {"axis": 2}),
+        ("Reshape", ["taps", "columns"], ["split"], {}),
+        ("MatMul", ["w", "split"], ["product"], {}),
+        ("Reshape", ["product", "whole"], [OUTPUT], {}),
+    ]
+    return _model(nodes, weights, shape)
+
+
 def call(model: onnx.ModelProto, x: np.ndarray, threads: int) -> Callable[[], list[np.ndarray]]:
     """Return a function that runs a model on `x` in onnxruntime."""
     session = onnx_session(model.SerializeToString(), threads)

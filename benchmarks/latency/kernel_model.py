@@ -15,7 +15,7 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import plan
-from neonext_ms.ops.soc import MACS_PER_CYCLE, Soc
+from neonext_ms.ops.soc import MACS_PER_CYCLE, VECTOR_CORE, Soc
 from neonext_ms.ops.spec import NeoCellSpec
 
 from .unit_costs import FP16, REPEAT, TILE, Costs, tiles
@@ -85,7 +85,8 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
 
     Args:
         counts: `cores`, each with `pipes` of "V" (instructions, repeats), "MTE2" and "MTE3" (instructions, bursts,
-            bytes) and "S" (instructions); and `by_instruction`, the repeats of each vector instruction.
+            bytes) and "S" (instructions), and with `vector_core` (true for a 310P's vector cores); and
+            `by_instruction`, the repeats of each vector instruction.
         device: device that runs the kernel.
         costs: costs of instructions and launches.
 
@@ -99,7 +100,6 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
     def count(core: Mapping, pipe: str, unit: str) -> float:
         return core["pipes"].get(pipe, {}).get(unit, 0)
 
-    cycle = 1 / device.vector_mhz  # microseconds
     # The simulator counts a core's repeats together, so each costs the mean over the kernel's instructions.
     repeats = {name: counted.get("repeats", 0) for name, counted in counts.get("by_instruction", {}).items()}
     all_repeats = sum(repeats.values())
@@ -109,10 +109,12 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
     from_l2 = costs.fits_l2(sum(count(core, pipe, "bytes") for core in cores for pipe in ("MTE2", "MTE3")), device)
     # Vector cores of a split device share the path of their AI core.
     share = device.ai_cores / device.vector_units
-    read = (device.l2_read_bytes_per_cycle if from_l2 else device.memory_bytes_per_cycle) * share
-    write = (device.l2_write_bytes_per_cycle if from_l2 else device.memory_bytes_per_cycle) * share
     pipes = dict.fromkeys(("V", "MTE2", "MTE3", "S"), 0.0)
     for core in cores:
+        kind = VECTOR_CORE if core.get("vector_core") else device.ai_core
+        cycle = 1 / kind.mhz  # microseconds
+        read = (kind.l2_read_bytes_per_cycle if from_l2 else kind.memory_bytes_per_cycle) * share
+        write = (kind.l2_write_bytes_per_cycle if from_l2 else kind.memory_bytes_per_cycle) * share
         vector = count(core, "V", "instructions") * costs.vector_start_cycles + count(core, "V", "repeats") * repeat
         load, store = (
             count(core, pipe, "instructions") * costs.copy_start_cycles
@@ -123,10 +125,10 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
         scalar = count(core, "S", "instructions") * costs.scalar_cycles
         for pipe, cycles in zip(pipes, (vector, load, store, scalar), strict=True):
             pipes[pipe] = max(pipes[pipe], cycles * cycle)
-    if not from_l2:
-        # Memory's rate of a core is for both directions together, as in `memory_bound`.
-        moved = max(count(core, "MTE2", "bytes") + count(core, "MTE3", "bytes") for core in cores)
-        pipes["memory"] = moved / read * cycle
+        if not from_l2:
+            # Memory's rate of a core is for both directions together, as in `memory_bound`.
+            moved = count(core, "MTE2", "bytes") + count(core, "MTE3", "bytes")
+            pipes["memory"] = max(pipes.get("memory", 0.0), moved / read * cycle)
     return KernelTime.overlapping(pipes, costs)
 
 

@@ -15,7 +15,8 @@ from onnx import helper, numpy_helper, shape_inference
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
-from neonext_ms.export.onnx.neocell_node import DOMAIN, OP_TYPE
+from neonext_ms.export.onnx.neocell_node import is_neocell
+from neonext_ms.export.onnx.npu_gelu import is_npu_gelu
 from neonext_ms.runtime.onnx import read_onnx, sound
 
 # Constants up to this many numbers are read: shapes, axes, exponents.
@@ -217,10 +218,13 @@ def _replace_unknown(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
     """
     originals = {}
     for position, node in enumerate(model.graph.node):
-        if (node.op_type == OP_TYPE and node.domain == DOMAIN) or node.op_type in QUANT_OPS:
+        if is_neocell(node) or is_npu_gelu(node) or node.op_type in QUANT_OPS:
             originals[position] = onnx.NodeProto()
             originals[position].CopyFrom(node)
-            node.op_type = "Identity"
+            if is_npu_gelu(node):
+                # The same operator under ONNX's name.
+                originals[position].op_type = "Gelu"
+            node.op_type, node.domain = "Identity", ""
             del node.input[1:]
             del node.attribute[:]
     for value in model.graph.output:

@@ -25,6 +25,7 @@ class CheckpointActivations(OnnxActivations):
         shifts: shifts of the four stages; required unless the file records them.
         ema: whether to use the moving average of the weights.
         key: key or prefix of the weights in a checkpoint of several models.
+        activation: activation, for a file that records none and is not of a network with GELU.
 
     Raises:
         InputError: not a NeoNeXt checkpoint, or an image size that the network cannot take.
@@ -40,8 +41,9 @@ class CheckpointActivations(OnnxActivations):
         shifts: Sequence[int] | None = None,
         ema: bool = False,
         key: str | None = None,
+        activation: str | None = None,
     ):
-        checkpoint = load_checkpoint(path, shifts, ema, key)
+        checkpoint = load_checkpoint(path, shifts, ema, key, activation)
         architecture = require_shifts(checkpoint)
         metadata = dict(checkpoint.metadata or {})
         size = image_size or metadata.get("image_size")
@@ -53,7 +55,8 @@ class CheckpointActivations(OnnxActivations):
             )
         network = original_graph(architecture, checkpoint.float32(), tuple(size))
         super().__init__(path, tuple(size), emit(neocell_to_matmul(network)))
-        self.metadata = {**metadata, "shifts": list(architecture.shifts or ())}
+        recorded = {"shifts": list(architecture.shifts or ()), "activation": architecture.activation}
+        self.metadata = {**metadata, **recorded}
         # An operator of the folded graph computes the value after everything that was folded into it.
         self.aliases = {layer.name: layer.output for layer in neocell_to_matmul(fold(network)[0]).layers}
         self.notes = list(checkpoint.notes)

@@ -146,11 +146,11 @@ def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Activat
             side = open_activations(path, args.image_size)
         else:
             try:
-                side = open_activations(path, size, args.shifts, args.ema, args.key)
+                side = open_activations(path, size, args.shifts, args.ema, args.key, args.activation)
             except UsageError:
                 if args.shifts is not None or shifts is None:
                     raise
-                side = open_activations(path, size, shifts, args.ema, args.key)
+                side = open_activations(path, size, shifts, args.ema, args.key, args.activation)
                 note(f"note: {path}: uses the shifts {','.join(map(str, shifts))} of the other file")
         stack.callback(side.close)
         sides[place] = side

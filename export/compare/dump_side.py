@@ -173,31 +173,33 @@ class DumpActivations(Activations):
         self._shapes = {name: shape for name in self.names if (shape := other.shape(name)) is not None}
         self.input_size = other.input_size
 
-    def _prefer_outputs(self) -> None:
-        """Keep what the model returned where the operator that computes it was dumped, too."""
-        for value, files in self._matched.items():
-            returned = [file for file in files if not file.op]
-            if returned and len(returned) < len(files):
-                self._unmatch([file for file in files if file.op])
-                self._matched[value] = returned
-
     def _unmatch(self, files: Sequence[DumpFile]) -> None:
         self.unmatched += [str(file.path.relative_to(self.path)) for file in files]
 
     def _match_parts(self, parts: Mapping[str, Mapping[str, list[DumpFile]]], nodes: Mapping[str, Node]) -> None:
         """Match the parts of the nodes that the parser expanded: value -> part -> files."""
         for value, files in parts.items():
-            best = min(files, key=_VALUE_PARTS.index)
+            # What the model returned goes before any part.
+            best = None if value in self._matched else min(files, key=_VALUE_PARTS.index)
             for part, others in files.items():
-                if part != best or value in self._matched:
+                if part == best:
+                    self._matched[value] = others
+                else:
                     self._unmatch(others)
-            self._matched.setdefault(value, files[best])
             node = nodes.get(value)
             if best == "MatMulV2" and node is not None and node.op == "Gemm" and len(node.inputs) > 2:
                 self.notes.append(
                     f"{self.path}: of {value} only the product was dumped, not the addition of its bias. It is right "
                     "only if CANN fused the two."
                 )
+
+    def _prefer_outputs(self) -> None:
+        """Keep what the model returned where the operator that computes it was dumped, too."""
+        for value, files in self._matched.items():
+            returned = [file for file in files if not file.op]
+            if returned and len(returned) < len(files):
+                self.unmatched += [str(file.path.relative_to(self.path)) for file in files if file.op]
+                self._matched[value] = returned
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self._shapes.get(name)

@@ -24,6 +24,7 @@ def open_activations(
     shifts: Sequence[int] | None = None,
     ema: bool = False,
     key: str | None = None,
+    activation: str | None = None,
 ) -> Activations:
     """Open one of two things to compare; see `model_suffix`. A folder is a dump.
 
@@ -33,6 +34,7 @@ def open_activations(
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         ema: whether to use the moving average of a checkpoint's weights.
         key: key or prefix of the weights in a checkpoint of several models.
+        activation: activation, for a checkpoint that records none and is not of a network with GELU.
 
     Raises:
         InputError: contents that do not match the suffix.
@@ -42,7 +44,7 @@ def open_activations(
     if Path(path).is_dir():
         return DumpActivations(path)
     if suffix in CHECKPOINT_SUFFIXES:
-        return CheckpointActivations(path, image_size, shifts, ema, key)
+        return CheckpointActivations(path, image_size, shifts, ema, key, activation)
     if suffix == ".onnx":
         return OnnxActivations(path, image_size)
     if suffix in SUFFIXES:

@@ -40,6 +40,8 @@ _POSITIONS = {
     "Resize": (1, 2, 3),
 }
 _LAYOUT = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "SpaceToDepth", "DepthToSpace")
+# An AveragePool of our graphs is the mean over a whole map too.
+_POOLING_TO_A_PIXEL = ("GlobalAveragePool", "AveragePool")
 _DYNAMIC = ("Shape", "Size", "ConstantOfShape", "NonZero")
 # Types of a constant that the parser converts (datatype_val_size_map in onnx_constant_parser.cc): ONNX's up to
 # BFLOAT16, and INT4.
@@ -158,40 +160,23 @@ def _graph_findings(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Itera
             "", "", None, f"the parser ignores the sparse {sparse.values.name!r}", "store it as a dense tensor"
         )
     for node in nodes:
-        opset = imports.get(domain_of(node.domain))
-        of_node = _OfNode(node, opset)
-        unparsed = _unparsed(node, opset)
-        if unparsed is not None:
-            yield of_node(*unparsed)
-        elif domain_of(node.domain) == DEFAULT_DOMAIN:
-            for rule in _broken_rules(node, opset):
-                yield of_node(rule.problem, rule.remedy)
+        for problem, remedy in _refusals(node, imports.get(domain_of(node.domain))):
+            yield _of(node, imports, problem, remedy)
         if node.op_type in _DYNAMIC:
-            yield of_node("shape arithmetic", "export with a fixed image size", False)
+            yield _of(node, imports, "shape arithmetic", "export with a fixed image size", False)
         for i in _POSITIONS.get(node.op_type, ()):
             if i < len(node.input) and node.input[i] and node.input[i] not in constants:
-                yield of_node(
-                    f"input {i} ({node.input[i]}) is computed; it has to be a constant",
-                    "export with a fixed image size",
-                    False,
-                )
+                problem = f"input {i} ({node.input[i]}) is computed; it has to be a constant"
+                yield _of(node, imports, problem, "export with a fixed image size", False)
     for node in _between_convolutions(nodes):
-        yield _OfNode(node, imports.get(domain_of(node.domain)))(
-            "it stands between two convolutions, where ATC converts the layout of the map (TransData) twice",
-            "fold the network first",
-            False,
-        )
+        problem = "it stands between two convolutions, where ATC converts the layout of the map (TransData) twice"
+        yield _of(node, imports, problem, "fold the network first", False)
 
 
-class _OfNode:
-    """Maker of the findings of one node."""
-
-    def __init__(self, node: onnx.NodeProto, opset: int | None):
-        self.node, self.opset = node, opset
-
-    def __call__(self, problem: str, remedy: str, refused: bool = True) -> Finding:
-        name = self.node.name or next(filter(None, self.node.output), "")
-        return Finding(name, self.node.op_type, self.opset, problem, remedy, refused)
+def _of(node: onnx.NodeProto, imports: Mapping[str, int], problem: str, remedy: str, refused: bool = True) -> Finding:
+    """Return a finding of one node."""
+    name = node.name or next(filter(None, node.output), "")
+    return Finding(name, node.op_type, imports.get(domain_of(node.domain)), problem, remedy, refused)
 
 
 def _repeated_names(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Iterator[Finding]:
@@ -217,35 +202,34 @@ def _repeated_names(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Itera
             yield Finding(name, node.op_type, opset, f"{problem} (E13009)", "give every node a name of its own")
 
 
-def _unparsed(node: onnx.NodeProto, opset: int | None) -> tuple[str, str] | None:
-    """Return why CANN has no parser for a node and what to do, or None."""
+def _refusals(node: onnx.NodeProto, opset: int | None) -> list[tuple[str, str]]:
+    """Return why the parser or a plugin refuses a node, and what to do.
+
+    Args:
+        node: the node.
+        opset: opset of its domain that the model imports, or None.
+    """
     domain, op = domain_of(node.domain), node.op_type
-    if op in BUILT_IN:
-        return None
+    opsets = parsers().get((domain, op), ())
     instead = _INSTEAD.get(op)
-    opsets = parsers().get((domain, op))
-    if opset is None and domain == DEFAULT_DOMAIN:
-        # A finding of the whole model.
-        return None
-    if opset is None:
-        return (
-            f"domain {domain!r}, which the model does not import",
-            f"import it, or {instead or 'write it without one'}",
-        )
-    if opset is not None and opsets is not None and opset in opsets:
-        return None
-    if opsets is None:
-        if domain != DEFAULT_DOMAIN:
-            return f"CANN has no parser for it in the domain {domain!r}", instead or "write it without a domain"
-        return "CANN has no parser for it", instead or "write it with other operators, or install its plugin"
-    remedy = f"export with one of these, such as --opset {13 if 13 in opsets else opsets[-1]}"
-    if domain != DEFAULT_DOMAIN:
+    if op in BUILT_IN or opset in opsets:
+        return [(rule.problem, rule.remedy) for rule in _broken_rules(node, opset or 0) if domain == DEFAULT_DOMAIN]
+    if domain == DEFAULT_DOMAIN:
+        if opset is None:
+            # A finding of the whole model.
+            return []
+        if not opsets:
+            return [("CANN has no parser for it", instead or "write it with other operators, or install its plugin")]
+        remedy = f"export with one of these, such as --opset {13 if 13 in opsets else opsets[-1]}"
+    else:
+        if opset is None:
+            other = instead or "write it without one"
+            return [(f"domain {domain!r}, which the model does not import", f"import it, or {other}")]
+        if not opsets:
+            return [(f"CANN has no parser for it in the domain {domain!r}", instead or "write it without a domain")]
         remedy = f"import {domain} {opsets[-1]}"
-    return f"CANN's parser takes it at {_plural(opsets)} {ranges(opsets)}", instead or remedy
-
-
-def _plural(opsets: Sequence[int]) -> str:
-    return "opset" if len(opsets) == 1 else "opsets"
+    plural = "opset" if len(opsets) == 1 else "opsets"
+    return [(f"CANN's parser takes it at {plural} {ranges(opsets)}", instead or remedy)]
 
 
 def _type_name(kind: int) -> str:
@@ -393,19 +377,22 @@ _RULES = (
 )
 
 
-def _broken_rules(node: onnx.NodeProto, opset: int | None) -> Iterator[Rule]:
+def _broken_rules(node: onnx.NodeProto, opset: int) -> Iterator[Rule]:
     """Yield the rules of its plugin that a node breaks."""
     from onnx.helper import get_attribute_value
 
     rules = [rule for rule in _RULES if rule.operator == node.op_type]
     given = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute} if rules else {}
-    return (rule for rule in rules if rule.refuses(node, given, opset or 0))
+    return (rule for rule in rules if rule.refuses(node, given, opset))
 
 
 def _between_convolutions(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Return layout nodes with a convolution before and another one after them, on any path."""
     after: set[str] = set()
     for node in nodes:
+        # Behind the pooling of the head, a map has one pixel and the same order of values in every layout.
+        if node.op_type in _POOLING_TO_A_PIXEL:
+            continue
         if node.op_type == "Conv" or after.intersection(node.input):
             after.update(node.output)
     before: set[str] = set()

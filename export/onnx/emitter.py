@@ -19,8 +19,8 @@ from onnx import TensorProto, helper
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
 
-from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
-from . import neocell_node, npu_gelu
+from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, neocell_weights
+from . import neocell_node, npu_gelu, quantized
 from . import save as files
 from .format import Format
 
@@ -103,7 +103,7 @@ def count_nodes(graph: DeployGraph, format: Format | None = None) -> int:
     """
     format = format or Format()
     cells = [layer for layer in graph.layers if layer.op == "neocell" and format.neocell != "custom"]
-    emitter = _Emitter(onnx.GraphProto(), format, graph)
+    emitter = Emitter(onnx.GraphProto(), format, graph)
     emitter.run(layer for layer in graph.layers if layer not in cells)
     return len(emitter.proto.node) + sum(3 if "bias" in cell.arrays else 2 for cell in cells)
 
@@ -130,7 +130,7 @@ def _emit(
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(_DTYPES["float32" if format.float32_io else format.dtype]))
     for values, names in ((model.graph.input, (INPUT,)), (model.graph.output, graph.outputs)):
         values.extend(helper.make_tensor_value_info(n, kind, [axis, *shapes[n]]) for n in names)
-    emitter = _Emitter(model.graph, format, graph)
+    emitter = Emitter(model.graph, format, graph)
     emitter.run(graph.layers)
     for key, value in (metadata or {}).items():
         # A class name that is not UTF-8, such as that of a folder, stays one that JSON can hold.
@@ -139,7 +139,7 @@ def _emit(
     return model, emitter.weights
 
 
-class _Emitter:
+class Emitter:
     """The nodes of a graph under construction, with one method for each kind of layer.
 
     Args:
@@ -218,12 +218,13 @@ class _Emitter:
         self.node("Reshape", [x, merged], layer.output, layer.name)
 
     def conv(self, layer: Layer) -> None:
-        kernel = list(layer.arrays["weight"].shape[2:])
         inputs = [*layer.inputs, *self.tensors(layer)]
-        before, after = conv_margins(layer)
-        pads = {"pads": [*before, *after]} if any(after) else {}
-        strides, group = list(conv_strides(layer)), layer.attributes["groups"]
-        self.node("Conv", inputs, layer.output, layer.name, kernel_shape=kernel, strides=strides, group=group, **pads)
+        self.node("Conv", inputs, layer.output, layer.name, **quantized.conv_attributes(layer))
+
+    def conv_int8(self, layer: Layer) -> None:
+        quantized.emit(self, layer)
+
+    linear_int8 = conv_int8
 
     def neocell(self, layer: Layer) -> None:
         if self.format.neocell != "custom":
@@ -302,6 +303,17 @@ class _Emitter:
 
     def relu(self, layer: Layer) -> None:
         self.node("Relu", layer.inputs, layer.output, layer.name)
+
+    def hardswish(self, layer: Layer) -> None:
+        (x,), name = layer.inputs, layer.name
+        if self.opset >= 14:
+            self.node("HardSwish", [x], layer.output, name)
+            return
+        # Nodes that CANN parses at every opset. 6 is divided out at the end: x / 6 would lose subnormals in half.
+        y = self.node("Add", [x, self.constant("three", 3)], f"{name}.shifted")
+        y = self.node("Clip", [y, self.constant("zero", 0), self.constant("six", 6)], f"{name}.clipped")
+        y = self.node("Mul", [x, y], f"{name}.product")
+        self.node("Mul", [y, self.constant("sixth", 1 / 6)], layer.output, name)
 
     def max_pool(self, layer: Layer) -> None:
         kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))

@@ -13,6 +13,8 @@ BFLOAT16_OPSET = 22
 GELUS = ("auto", "erf", "tanh", "npu")
 NEOCELLS = ("matmul", "padded", "custom")
 DTYPES = ("float32", "float16", "bfloat16")
+# Forms of 8-bit layers, see `quantized`; the first needs one scale for each channel, which this opset brought.
+INT8_FORMS, QDQ_OPSET = ("qdq", "ascend"), 13
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Format:
             a multiple of 16; "custom" a NeoCell node for the AscendC operator package.
         dtype: dtype of weights and arithmetic, "float32", "float16" or "bfloat16".
         float32_io: keep input and outputs in float32 where `dtype` is half precision, with a Cast at each end.
+        int8: form of layers that compute in 8 bit, "qdq" for hosts or "ascend" for CANN.
         chains: write LayerNormalization and GELU as chains of elementary nodes, whatever the opset.
         fusable: write the chain of LayerNormalization as compilers expect it, so that they make one operator of it.
 
@@ -41,10 +44,11 @@ class Format:
     dtype: str = "float32"
     float32_io: bool = True
     chains: bool = False
+    int8: str = "qdq"
     fusable: bool = True
 
     def __post_init__(self):
-        for name, known in (("gelu", GELUS), ("neocell", NEOCELLS), ("dtype", DTYPES)):
+        for name, known in (("gelu", GELUS), ("neocell", NEOCELLS), ("dtype", DTYPES), ("int8", INT8_FORMS)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int):
@@ -76,7 +80,7 @@ class Format:
 # What ATC takes on every CANN release: its parsers end at opset 18 (older ones at 13 to 15), know no Gelu, and know
 # LayerNormalization at 17 and 18 only. The exact GELU is the default although the documented fusion is of the tanh
 # form: which of the two is faster on a device has not been measured, and the tanh form changes the network.
-CANN = Format(opset=13, gelu="erf", chains=True)
+CANN = Format(opset=13, gelu="erf", chains=True, int8="ascend")
 
 # What MindSpore Lite 2.0.0 computes right (docs/lite.md): it drops the epsilon of a LayerNormalization node, and what
 # it fuses a chain into subtracts squares, which cancel.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neonext_ms.common.files import atomic
+from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.runtime.onnx import import_onnxruntime
 
 from ..fold import is_pointwise
@@ -25,25 +26,26 @@ from .format import Format
 
 
 def channels_last(graph: DeployGraph) -> DeployGraph:
-    """Return a folded graph with pairs of 1x1 convolutions around a GELU as linear layers over NHWC.
+    """Return a folded graph with pairs of 1x1 convolutions around an activation as linear layers over NHWC.
 
     It reverses `fold.channels_first`.
     """
     changes = []
-    for first, gelu, second in graph.chains("conv", "gelu", "conv"):
+    for first, activation, second in graph.chains("conv|conv_int8", "|".join(ACTIVATIONS), "conv|conv_int8"):
         if not (is_pointwise(first) and is_pointwise(second)):
             continue
         entry, end = f"{first.name}.nhwc", f"{second.name}.nhwc"
         to_nhwc = Layer("transpose", entry, first.inputs, entry, {}, {"order": NHWC})
         to_nchw = Layer("transpose", f"{second.name}.nchw", (end,), second.output, {}, {"order": NCHW})
-        linear = [replace(_linear(first), inputs=(entry,)), gelu, replace(_linear(second), output=end)]
-        changes.append(([first, gelu, second], [to_nhwc, *linear, to_nchw]))
+        linear = [replace(_linear(first), inputs=(entry,)), activation, replace(_linear(second), output=end)]
+        changes.append(([first, activation, second], [to_nhwc, *linear, to_nchw]))
     return graph.replaced(changes)
 
 
 def _linear(conv: Layer) -> Layer:
     arrays = {**conv.arrays, "weight": conv.arrays["weight"][:, :, 0, 0]}
-    return replace(conv, op="linear", arrays=arrays, attributes={})
+    attributes = {key: value for key, value in conv.attributes.items() if key == "quantizer"}
+    return replace(conv, op=conv.op.replace("conv", "linear"), arrays=arrays, attributes=attributes)
 
 
 def write(

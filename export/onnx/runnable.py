@@ -1,7 +1,7 @@
 """Rewriting an exported model into one that onnxruntime has CPU kernels for, so that every form can be verified here.
 
-NeoCell nodes become products, and NPUGeluV2 nodes chains of nodes; half precision becomes float32 arithmetic with each
-result rounded.
+NeoCell nodes become products, and NPUGeluV2 nodes chains of nodes; AscendQuant and AscendDequant around a convolution
+become its integer form; half precision becomes float32 arithmetic with each result rounded.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 def runnable_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in a form that onnxruntime has kernels for: the model itself if it is in one already.
 
-    NeoCell nodes become products made from their own coefficients and attributes, and NPUGeluV2 nodes chains of nodes.
-    bfloat16 becomes float32 arithmetic on the file's own weights with each result rounded.
+    NeoCell nodes become products made from their own coefficients and attributes, NPUGeluV2 nodes chains of nodes, and
+    8-bit layers in the form of CANN ConvInteger nodes. bfloat16 becomes float32 arithmetic on the file's own weights
+    with each result rounded.
     """
     if any(is_npu_gelu(node) for node in model.graph.node):
         model = expand_npu_gelu(model)
     if any(is_neocell(node) for node in model.graph.node):
         model = expand_custom(model)
+    if any(node.op_type == "AscendQuant" for node in model.graph.node):
+        model = expand_ascend(model)
     if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
         model = in_float32(model)
     return model
@@ -117,6 +120,78 @@ def expand_custom(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def expand_ascend(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its 8-bit layers, AscendQuant, Conv and AscendDequant, written in ONNX's own operators.
+
+    The integers are the same: `x * scale` is quantized with step 1, ConvInteger subtracts the offset, and the int32
+    bias is added to its sums. Onnxruntime takes uint8 numbers there, which are the int8 ones plus 128.
+
+    Args:
+        model: a model that `emitter.emit` made; it is not changed.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.ClearField("node")
+    zeros: dict[str, str] = {}
+    replaced: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "AscendQuant":
+            zeros[node.output[0]] = f"{node.name}.zero"
+            nodes, added = _quantize(node)
+        elif node.op_type == "Conv" and node.input[0] in zeros:
+            nodes, added = _integer_conv(node, zeros[node.input[0]], tensors[node.input[2]])
+            replaced.add(node.input[2])
+        elif node.op_type == "AscendDequant":
+            nodes, added = _dequantize(node, tensors[node.input[1]])
+            replaced.add(node.input[1])
+        else:
+            nodes, added = [node], []
+        result.graph.node.extend(nodes)
+        result.graph.initializer.extend(added)
+    kept = [tensor for tensor in result.graph.initializer if tensor.name not in replaced]
+    result.graph.ClearField("initializer")
+    result.graph.initializer.extend(kept)
+    return result
+
+
+def _quantize(node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    name, (x,), (y,) = node.name, node.input, node.output
+    constants = {
+        "scale": np.float32(attributes["scale"]),
+        "one": np.float32(1),
+        "zero": np.uint8(int(attributes["offset"]) + 128),
+    }
+    nodes = [
+        helper.make_node("Cast", [x], [f"{name}.float"], name=f"{name}.float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [f"{name}.scaled"], name=f"{name}.scaled"),
+        helper.make_node("QuantizeLinear", [f"{name}.scaled", f"{name}.one", f"{name}.zero"], [y], name=name),
+    ]
+    return nodes, [numpy_helper.from_array(np.asarray(v), f"{name}.{key}") for key, v in constants.items()]
+
+
+def _integer_conv(node: onnx.NodeProto, zero: str, bias: TensorProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    column = numpy_helper.from_array(numpy_helper.to_array(bias)[:, None, None], f"{bias.name}.column")
+    sums = f"{node.name}.sums"
+    product = helper.make_node("ConvInteger", [node.input[0], node.input[1], zero], [sums], name=node.name)
+    product.attribute.extend(node.attribute)
+    return [product, helper.make_node("Add", [sums, column.name], node.output, name=f"{node.name}.biased")], [column]
+
+
+def _dequantize(node: onnx.NodeProto, packed: TensorProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    half = any(attribute.name == "dtype" and attribute.i == 1 for attribute in node.attribute)
+    steps = np.asarray(numpy_helper.to_array(packed)).astype(np.uint32).view(np.float32)
+    column = numpy_helper.from_array(steps[:, None, None], f"{packed.name}.column")
+    name, kind = node.name, TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Cast", [node.input[0]], [f"{name}.float"], name=f"{name}.float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}.float", column.name], [f"{name}.scaled"], name=f"{name}.scaled"),
+        helper.make_node("Cast", [f"{name}.scaled"], node.output, name=name, to=kind),
+    ]
+    return nodes, [column]
+
+
 def _products(
     node: onnx.NodeProto, tensors: dict[str, TensorProto], size: tuple[int, int]
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
@@ -151,8 +226,8 @@ def _map_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     for node in plain.graph.node:
-        if is_neocell(node):
-            # A NeoCell keeps the shape of its input, as Identity does, which the inference knows.
+        if is_neocell(node) or node.op_type in ("AscendQuant", "AscendDequant"):
+            # They keep the shape of their input, as Identity does, which the inference knows.
             node.op_type = "Identity"
             del node.input[1:]
             del node.attribute[:]

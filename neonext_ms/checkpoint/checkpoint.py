@@ -41,8 +41,9 @@ class Checkpoint:
         path: file name.
         arrays: tensors by official name in the order of `Architecture.tensors()`, in the dtypes of the file (float16,
             bfloat16 of ml_dtypes, float32 or float64); read-only views of the file where possible.
-        architecture: options inferred from names and shapes; its shifts are None unless they were passed or recorded.
-        metadata: metadata of the file (`shifts`, `image_size`, `labels`, `preprocessing`, ...), or {}.
+        architecture: options inferred from names and shapes; its shifts are None unless they were passed or recorded,
+            and its activation is GELU unless another one was.
+        metadata: metadata of the file (`shifts`, `activation`, `image_size`, `labels`, `preprocessing`, ...), or {}.
         notes: messages to show to the user.
         counters: values of BatchNorm's `num_batches_tracked` by official name, as far as the file has them.
         format: "PyTorch", "MindSpore" or "safetensors".
@@ -80,7 +81,11 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | os.PathLike, shifts: Sequence[int] | None = None, ema: bool = False, key: str | None = None
+    path: str | os.PathLike,
+    shifts: Sequence[int] | None = None,
+    ema: bool = False,
+    key: str | None = None,
+    activation: str | None = None,
 ) -> Checkpoint:
     """Load a checkpoint of any format; its content decides which.
 
@@ -90,6 +95,7 @@ def load_checkpoint(
         shifts: shift of each stage, which files of other programs do not record.
         ema: whether to take the moving average that a training checkpoint holds beside the weights.
         key: key or prefix of the weights, such as `teacher` or `model.backbone`, if the file holds several models.
+        activation: activation, for a file that records none and is not of a network with GELU.
 
     Raises:
         InputError: the file cannot be read, or does not hold the weights of one NeoNeXt. The message names the file
@@ -117,6 +123,7 @@ def load_checkpoint(
     _check_values(arrays, source)
     _check_labels(metadata, architecture, source)
     architecture = _with_shifts(architecture, shifts, metadata.get("shifts"), source)
+    architecture = _with_activation(architecture, activation, metadata.get("activation"), source)
     return Checkpoint(source, arrays, architecture, metadata, notes, counters, kind)
 
 
@@ -339,3 +346,14 @@ def _with_shifts(
         return architecture.with_shifts(shifts)
     except InputError as error:
         raise InputError(f"{source}: shifts {text}: {error}") from error
+
+
+def _with_activation(architecture: Architecture, passed: str | None, recorded: str | None, source: str) -> Architecture:
+    """Return the architecture with the activation that was passed or recorded, GELU by default, as `_with_shifts`."""
+    if passed is not None and recorded not in (None, passed):
+        raise InputError(
+            f"{source}: the file records the activation {recorded} (got {passed}). Leave it out, or check which file "
+            "this is."
+        )
+    activation = passed or recorded
+    return architecture if activation is None else architecture.with_activation(activation)

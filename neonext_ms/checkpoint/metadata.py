@@ -1,4 +1,4 @@
-"""Metadata inside a checkpoint: shifts, image size, labels and preprocessing, as one JSON object."""
+"""Metadata inside a checkpoint: shifts, activation, image size, labels and preprocessing, as one JSON object."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from neonext_ms.common.cli import MAX_SIDE
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import shorten
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.activations import ACTIVATIONS, is_activation
 from neonext_ms.models.architecture import BATCH_COUNTER, STAGES
 
 from .mapped_file import printable
@@ -62,8 +63,9 @@ def decode(text: str | bytes, source: str) -> tuple[dict, dict[str, int]]:
 def check(values: dict, source: str) -> dict:
     """Return a copy of metadata with the keys that this package uses in their JSON form.
 
-    `shifts` is four whole numbers, `image_size` two up to `MAX_SIDE` (a single one stands for both), `labels` a list of
-    str, `preprocessing` what `Preprocessing` takes. Keys whose value is None are dropped, others are kept unchanged.
+    `shifts` is four whole numbers, `activation` a name of `models.activations`, `image_size` two whole numbers up to
+    `MAX_SIDE` (a single one stands for both), `labels` a list of str, `preprocessing` what `Preprocessing` takes. Keys
+    whose value is None are dropped, others are kept unchanged.
 
     Raises:
         InputError: one of these keys has another value; the message begins with `source`.
@@ -79,6 +81,7 @@ def check(values: dict, source: str) -> dict:
             _whole_numbers([size, size] if type(size) is int else size, 2, 1, MAX_SIDE),
             f"height and width in pixels, at most {MAX_SIDE:,}",
         ),
+        ("activation", _activation(result.get("activation")), f"one of {', '.join(ACTIVATIONS)}"),
         ("labels", _texts(result.get("labels")), "a list of str, one per class"),
     ):
         if key in result:
@@ -113,6 +116,10 @@ def _whole_numbers(value: object, count: int, least: int, most: int = 2**63 - 1)
     if isinstance(value, (list, tuple)) and len(value) == count and all(_is_whole(v, least, most) for v in value):
         return list(value)
     return None
+
+
+def _activation(value: object) -> str | None:
+    return str(value) if is_activation(value) else None
 
 
 def _texts(value: object) -> list[str] | None:

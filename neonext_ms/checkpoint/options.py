@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from neonext_ms.models.activations import ACTIVATIONS
+
 
 def add_weights_options(add: Callable[..., Any]) -> None:
-    """Add `--ema` and `--key` with the `add_argument` of a parser or a group of options."""
+    """Add `--activation`, `--ema` and `--key` with the `add_argument` of a parser or a group of options."""
+    add(
+        "--activation",
+        choices=ACTIVATIONS,
+        help="activation of a checkpoint that records none (default: gelu, that of the official ones)",
+    )
     add("--ema", action="store_true", help="use the moving average of the weights of a checkpoint")
     add(
         "--key",

@@ -89,8 +89,9 @@ def open_model(args: argparse.Namespace) -> tuple[Classifier, Preprocessing]:
     # An invalid YAML file is reported before a large model is loaded.
     preprocessing_for(args, {})
     model = open_runtime(
-        args.model, args.shifts, args.image_size, args.threads, args.ema, args.runtime, args.device, args.key
-    )
+        args.model, args.shifts, args.image_size, args.threads, args.ema, args.runtime, args.device, args.key,
+        args.activation,
+    )  # fmt: skip
     for text in model.notes:
         note(f"note: {printable(text)}")
     return model, preprocessing_for(args, model.metadata)

@@ -46,12 +46,14 @@ def _main(argv: Sequence[str] | None = None) -> None:
     written_as = format_for(args.output)
     if _is_same_file(args.input, args.output):
         raise UsageError(f"{args.output}: OUT is the same file as IN. Choose another name.")
-    checkpoint = load_checkpoint(args.input, args.shifts, args.ema, args.key)
+    checkpoint = load_checkpoint(args.input, args.shifts, args.ema, args.key, args.activation)
     architecture, notes, metadata = checkpoint.architecture, list(checkpoint.notes), dict(checkpoint.metadata)
     if architecture.shifts is None:
         notes.append("the shifts are unknown and not recorded; pass them with --shifts a,b,c,d")
     else:
         metadata["shifts"] = list(architecture.shifts)
+    if args.activation:
+        metadata["activation"] = args.activation
     if args.labels:
         metadata["labels"] = read_labels(args.labels)
     save_checkpoint(args.output, checkpoint.arrays, metadata, checkpoint.counters)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   neonext-info neonext_t.released_224
-  neonext-info neonext_t.pt --image-size 384"""
+  neonext-info neonext_t.pt --image-size 384
+  neonext-info neonext_t --receptive-field"""
 
 # Values that a checkpoint may lack, with the option that gives them.
 _OPTIONS = {"shifts": "--shifts", "image_size": "--image-size"}
@@ -46,6 +47,11 @@ def build_parser() -> Parser:
     options.add_argument(
         "--image-size", type=parse_size, metavar="SIZE", help="image size of the counts (default: the model's own)"
     )
+    options.add_argument(
+        "--receptive-field",
+        action="store_true",
+        help="add the pixels that an output of each stage depends on, with the shifts and without",
+    )
     add_weights_options(options.add_argument)
     parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
@@ -55,6 +61,8 @@ def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if sum((args.list, args.tables, args.model is not None)) != 1:
         raise UsageError("expected one of NAME|FILE, --list and --tables")
+    if args.receptive_field and args.model is None:
+        raise UsageError("--receptive-field: of which network? Name a model or a checkpoint.")
     facts: Any
     show: Callable[[Any], None] = _print_facts
     if args.list:
@@ -72,15 +80,19 @@ def _describe(args: argparse.Namespace) -> dict:
     """Return facts about a registered model or a file as plain values."""
     from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
-    model, shifts, image_size = args.model, args.shifts, args.image_size
+    model, image_size = args.model, args.image_size
+    chosen = {name: getattr(args, name) for name in ("shifts", "activation") if getattr(args, name) is not None}
     suffix = model_suffix(model)
     if suffix in CHECKPOINT_SUFFIXES:
         return _describe_checkpoint(args)
     if args.ema or args.key:
         raise UsageError(f"{model}: not a checkpoint. Leave out --ema and --key.")
     if suffix in (".onnx", ".mindir", ".om", ".ms", ".json"):
-        if shifts or image_size:
-            raise UsageError(f"{model}: an exported file has fixed shifts and sizes. Leave out --shifts, --image-size.")
+        if chosen or image_size or args.receptive_field:
+            raise UsageError(
+                f"{model}: shifts, activation and sizes of an exported file are fixed. Leave out --shifts, "
+                "--activation, --image-size and --receptive-field."
+            )
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
     if Path(model).exists():
         raise InputError(
@@ -88,18 +100,18 @@ def _describe(args: argparse.Namespace) -> dict:
             "manifest .json)"
         )
     with usage_errors():
-        return _describe_name(model, shifts, image_size)
+        return _describe_name(model, image_size, args.receptive_field, **chosen)
 
 
 def _describe_name(
-    name: str, shifts: tuple[int, ...] | None = None, image_size: tuple[int, int] | None = None
+    name: str, image_size: tuple[int, int] | None = None, receptive_field: bool = False, **options: Any
 ) -> dict[str, Any]:
     from neonext_ms.models.registry import model_config
 
-    config = model_config(name, **({} if shifts is None else {"shifts": shifts}))
+    config = model_config(name, **options)
     return {
         "model": name,
-        **_count(config.architecture, image_size or config.image_size),
+        **_count(config.architecture, image_size or config.image_size, receptive_field),
         "preprocessing": config.preprocessing.to_dict(),
         "source": config.source,
         "licence": config.licence,
@@ -113,14 +125,17 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
     from neonext_ms.models.registry import candidates, model_config
 
     path: str = args.model
-    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key)
+    checkpoint = load_checkpoint(path, args.shifts, args.ema, args.key, args.activation)
     models = candidates(checkpoint.architecture)
     published = model_config(models[0]).image_size if len(models) == 1 else None
+    size = args.image_size or checkpoint.metadata.get("image_size") or published
+    if args.receptive_field and (size is None or checkpoint.architecture.shifts is None):
+        raise UsageError(f"{path}: --receptive-field needs the shifts and the size. Add --shifts and --image-size.")
     return {
         "file": path,
         "sha256": sha256(path),
         "model": " or ".join(models) or None,
-        **_count(checkpoint.architecture, args.image_size or checkpoint.metadata.get("image_size") or published),
+        **_count(checkpoint.architecture, size, args.receptive_field),
         "tensors": len(checkpoint.arrays),
         "dtypes": sorted(checkpoint.dtypes),
         "metadata": checkpoint.metadata,
@@ -129,19 +144,17 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
 
 
 def _describe_export(path: str) -> dict:
-    from neonext_ms.common.files import sha256
+    from neonext_ms.common.files import check_regular, sha256
     from neonext_ms.runtime.manifest import read_manifest
-    from neonext_ms.runtime.om_file import read_om
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
+    check_regular(path)
     facts: dict[str, Any] = {"file": path, "sha256": sha256(path)}
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
         return {**facts, **describe_onnx(path)}
     manifest, _ = read_manifest(path)
-    if Path(path).suffix.lower() == ".om":
-        return {**facts, **read_om(path).to_dict(), "metadata": manifest}
     if Path(path).suffix.lower() == ".mindir":
         from neonext_ms.runtime.mindspore import mindir_versions
 
@@ -161,7 +174,9 @@ def _describe_manifest(path: str) -> dict:
     return values
 
 
-def _count(architecture: Architecture, image_size: Sequence[int] | None) -> dict[str, Any]:
+def _count(
+    architecture: Architecture, image_size: Sequence[int] | None, receptive_field: bool = False
+) -> dict[str, Any]:
     facts: dict[str, Any] = {"architecture": architecture.to_dict(), "parameters": architecture.parameters()}
     facts["image_size"] = None
     if image_size:
@@ -171,7 +186,18 @@ def _count(architecture: Architecture, image_size: Sequence[int] | None) -> dict
         # Shifts cut blocks off at the edges. Unknown ones, of a checkpoint that records none, count as 0.
         facts["multiply_adds"] = architecture.multiply_adds(size)
         facts["multiply_adds_block_diagonal"] = architecture.multiply_adds(size, padded=True)
+        if receptive_field:
+            facts["receptive_field"] = _fields(architecture, size)
     return facts
+
+
+def _fields(architecture: Architecture, size: tuple[int, int]) -> dict[str, Any]:
+    from neonext_ms.models.receptive_field import describe_fields
+
+    fields: dict[str, Any] = {"shifts": list(architecture.shifts or ())}
+    fields["with_shifts"] = describe_fields(architecture, size)
+    fields["without_shifts"] = describe_fields(architecture.with_shifts([0] * len(architecture.dims)), size)
+    return fields
 
 
 def published_rows() -> list[dict]:
@@ -231,12 +257,29 @@ def _print_facts(facts: Mapping[str, Any], indent: str = "", names: bool = False
             value = f"not recorded (pass {_OPTIONS[key]})"
         if value is None or value in ({}, []):
             continue
+        if key == "receptive_field":
+            _print_fields(value)
+            continue
         label = indent + (printable(key) if names else printable(key).replace("_", " "))
         if isinstance(value, dict):
             print(label)
             _print_facts(value, indent + "  ", key in ("inputs", "outputs"))
         else:
             print(f"{label:<30}{_text(value)}")
+
+
+def _print_fields(fields: Mapping[str, Any]) -> None:
+    """Print, per stage, the smallest, median and largest field over the outputs of its map."""
+    for key in ("with_shifts", "without_shifts"):
+        shifts = f" {','.join(map(str, fields['shifts']))}" if key == "with_shifts" else ""
+        print(f"receptive field, {key.replace('_', ' ')}{shifts}")
+        for row in fields[key]:
+            pixels, height, width = (list(row[name].values()) for name in ("pixels", "height", "width"))
+            boxes = " / ".join(format_size(box) for box in zip(height, width, strict=True))
+            print(
+                f"  stage {row['stage']}  {format_size(row['map']):8} {' / '.join(f'{n:,}' for n in pixels)} pixels in "
+                f"{boxes}, {100 * row['share']:.1f} % of the image"
+            )
 
 
 def _text(value: Any) -> str:

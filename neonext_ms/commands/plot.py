@@ -1,24 +1,38 @@
-"""neonext-plot: draw the curves of training runs."""
+"""neonext-plot: draw the curves of training runs, and the figures of the paper."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, print_json, run
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.cli import Parser, parse_size, print_json, run
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.figures import pyplot, save_figure
 from neonext_ms.common.text import one_line, printable
 
 DESCRIPTION = """\
-Draw loss, accuracy, learning rate and gradient norm of training runs. Requires matplotlib:
-pip install "neonext_ms[plot]".
+Draw loss, accuracy, learning rate and gradient norm of training runs, or a figure of the paper (--figure). Requires
+matplotlib: pip install "neonext_ms[plot]".
 
 examples:
   neonext-plot runs/digits
-  neonext-plot runs/a runs/b --output both.png"""
+  neonext-plot runs/a runs/b --output both.png
+  neonext-plot --figure 4 --spec kernel=7,shift=2 --map 14
+  neonext-plot --figure 5 runs/digits/best.safetensors"""
+
+# Value of --figure -> module of `benchmarks.pictures`, what it draws, and what is named by RUN.
+FIGURES = {
+    "1": ("accuracy", "published accuracy against size", ""),
+    "2": ("geometry", "patches", ""),
+    "3": ("geometry", "up- and down-sampling", ""),
+    "4": ("geometry", "shifts", ""),
+    "5": ("matrices", "learned matrices beside NeoInit", "a checkpoint"),
+    "6": ("ablation", "initializations compared", "the folder of neonext-bench claims neoinit"),
+    "receptive-field": ("receptive_field", "pixels that each stage depends on", "a registered model"),
+}
 
 # Title of a panel -> (log file, column, label) of its curves.
 _PANELS = {
@@ -36,7 +50,23 @@ _PANELS = {
 def build_parser() -> Parser:
     """Return the command-line parser of neonext-plot."""
     parser = Parser(prog="neonext-plot", description=DESCRIPTION)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs (run.output)")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="folders of runs (run.output), or the subject of --figure"
+    )
+    paper = parser.add_argument_group("figures of the paper")
+    drawn = "; ".join(
+        f"{name}: {what}" + f" (RUN: {subject})" * bool(subject) for name, (_, what, subject) in FIGURES.items()
+    )
+    paper.add_argument("--figure", choices=FIGURES, metavar="N", help=drawn)
+    paper.add_argument(
+        "--spec",
+        action="append",
+        metavar="KEY=N,...",
+        help="NeoCell of figures 2 to 4, such as kernel=4,shift=1; repeatable",
+    )
+    paper.add_argument(
+        "--map", type=parse_size, metavar="SIZE", help="map of figures 2 to 4 (at most 64), image of receptive-field"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--output", metavar="FILE.png", help="file to write (default: curves.png in the first run)")
     output.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -45,6 +75,11 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.figure:
+        _draw_figure(args)
+        return
+    if not args.runs or args.spec or args.map:
+        raise UsageError("expected folders of runs, or --figure" if not args.runs else "--spec and --map need --figure")
     from neonext_ms.training.runlog import EPOCHS, STEPS, read_csv
 
     logs = []
@@ -76,6 +111,24 @@ def _main(argv: Sequence[str] | None = None) -> None:
         print_json({"plot": str(output), "runs": args.runs})
     else:
         print(output)
+
+
+def _draw_figure(args) -> None:
+    module, _, subject = FIGURES[args.figure]
+    if args.runs and not subject:
+        raise UsageError(f"--figure {args.figure}: draws no run (got {printable(args.runs[0])})")
+    if args.spec and module != "geometry":
+        raise UsageError(f"--figure {args.figure}: --spec is for figures 2 to 4")
+    picture = import_module(f"neonext_ms.benchmarks.pictures.{module}")
+    figure, facts = picture.draw(pyplot(), args)
+    output = Path(args.output or f"figure_{args.figure}.png")
+    save_figure(figure, output)
+    if args.json:
+        print_json({"plot": str(output), "figure": args.figure, **facts})
+        return
+    for line in picture.describe(facts):
+        print(line)
+    print(output)
 
 
 def _points(rows: Sequence[Mapping[str, str]], column: str, path: Path) -> list[tuple[float, float]]:

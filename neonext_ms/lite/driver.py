@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from neonext_ms.common.errors import NeoNextError
 from neonext_ms.ops.compiled import shared_object
 
 from . import package
@@ -29,8 +30,6 @@ def driver() -> Path:
 
 def missing() -> str | None:
     """Return why MindSpore Lite cannot be used here and what to do, or None if it can."""
-    from neonext_ms.common.errors import NeoNextError
-
     try:
         driver()
     except NeoNextError as error:

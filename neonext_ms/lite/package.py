@@ -15,12 +15,10 @@ import zipfile
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError, ToolchainError
-from neonext_ms.common.files import explained, sha256, staging
+from neonext_ms.common.files import exclusive, explained, sha256, staging
 from neonext_ms.ops.compiled import cache_directory
 
 VERSION = "2.0.0"
-# The newest MindIR that this release reads.
-MINDIR_VERSION = 1
 VARIABLE = "NEONEXT_LITE"
 COMMAND = "python -m neonext_ms.lite"
 
@@ -88,9 +86,10 @@ def install(wheel: str | os.PathLike | None = None) -> tuple[Path, bool]:
         with explained(root), zipfile.ZipFile(source) as archive:
             names = [name for name in archive.namelist() if _is_needed(name)]
             archive.extractall(stage / "unpacked", names)
-            # One that is not whole.
-            shutil.rmtree(root, ignore_errors=True)
-            os.replace(stage / "unpacked", root)
+            with exclusive(root.parent):
+                # One that is not whole, or of another process.
+                shutil.rmtree(root, ignore_errors=True)
+                os.replace(stage / "unpacked", root)
     return find(), False
 
 

@@ -48,17 +48,15 @@ class _Drivers:
         if getattr(self._library, function)(*arguments, error, _TEXT):
             raise InputError(error.value.decode("utf-8", "replace").strip() or "no reason was given")
 
-    def convert(self, arrays: Arrays, source: str, output: str, half_weights: bool, shape: Sequence[int]) -> None:
+    def convert(self, arrays: Arrays, source: str, output: str, half_weights: bool) -> None:
         """Convert the ONNX file `source` to `output` + `.ms`."""
-        sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-        paths = os.fsencode(source), os.fsencode(output)
-        self._call("neonext_convert", *paths, int(half_weights), b"input", sizes, len(shape))
+        self._call("neonext_convert", os.fsencode(source), os.fsencode(output), int(half_weights))
 
-    def load(self, arrays: Arrays, path: str, threads: int, is_mindir: bool) -> Arrays:
+    def load(self, arrays: Arrays, path: str, threads: int) -> Arrays:
         """Load a model and return its description: names, then (dtype, format, *shape) of each input and output."""
-        self._call("neonext_load", os.fsencode(path), int(is_mindir), threads)
+        self._call("neonext_load", os.fsencode(path), threads)
         inputs, outputs = self._tensors(0), self._tensors(1)
-        names = [np.array([name for name, _ in tensors] or [""]) for tensors in (inputs, outputs)]
+        names = [np.array([name for name, _ in tensors], dtype=str) for tensors in (inputs, outputs)]
         return [*names, *(np.array(values, np.int64) for _, values in (*inputs, *outputs))]
 
     def _tensors(self, of_outputs: int) -> list[tuple[str, list[int]]]:

@@ -81,41 +81,32 @@ class Session:
         match = _ERROR.search(self._log.read(_LONGEST_LOG).decode("utf-8", "replace"))
         return match[1].strip() if match else ""
 
-    def convert(
-        self,
-        source: str | os.PathLike,
-        output: str | os.PathLike,
-        half_weights: bool = False,
-        shape: Sequence[int] = (),
-    ) -> None:
+    def convert(self, source: str | os.PathLike, output: str | os.PathLike, half_weights: bool = False) -> None:
         """Convert an ONNX file to `output`, whose name ends in `.ms`.
 
         Args:
             source: the ONNX file.
             output: the file to write.
             half_weights: whether to store the weights in float16.
-            shape: shape to fix the input `input` to; empty for that of the file.
 
         Raises:
             InputError: the converter fails.
         """
         stem = os.path.abspath(output).removesuffix(".ms")
-        self._ask("convert", (), "convert", os.path.abspath(source), stem, half_weights, list(shape))
+        self._ask("convert", (), "convert", os.path.abspath(source), stem, half_weights)
         if not os.path.isfile(f"{stem}.ms") or os.path.getsize(f"{stem}.ms") == 0:
             raise InputError(f"{self._path}: the converter of MindSpore Lite reported success, but wrote no file")
 
-    def load(self, path: str, is_mindir: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    def load(self, path: str) -> tuple[list[Tensor], list[Tensor]]:
         """Load a model and return its inputs and outputs.
 
         Raises:
             InputError: MindSpore Lite cannot load it.
         """
-        answer = self._ask("load", (), "load", os.path.abspath(path), self._threads, is_mindir)
-        ins, outs, *values = answer
+        ins, outs, *values = self._ask("load", (), "load", os.path.abspath(path), self._threads)
+        rows = (array.tolist() for array in values)
         names = [*ins.tolist(), *outs.tolist()]
-        tensors = [
-            Tensor(name, v[0], v[1], tuple(v[2:])) for name, v in zip(names, (a.tolist() for a in values), strict=True)
-        ]
+        tensors = [Tensor(name, row[0], row[1], tuple(row[2:])) for name, row in zip(names, rows, strict=True)]
         return tensors[: len(ins)], tensors[len(ins) :]
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:

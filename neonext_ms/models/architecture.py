@@ -13,6 +13,8 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import format_size
 from neonext_ms.ops.spec import NeoCellSpec
 
+from .activations import ACTIVATIONS, GELU
+
 STAGES = 4
 STEM_STRIDE = 4
 MLP_RATIO = 4
@@ -41,6 +43,7 @@ class Architecture:
         downsample: "official" (1x1 convolution, NeoCell 2 -> 1, BatchNorm) or "paper" (NeoCell 2 -> 1, BatchNorm,
             GELU, 1x1 convolution, BatchNorm, GELU).
         drop_path: largest drop-path rate; the rate grows linearly from 0 with the depth of the block.
+        activation: "gelu", "relu" or "hardswish", wherever the official code has GELU. It changes no tensor.
 
     Raises:
         InputError: an option is out of range.
@@ -55,6 +58,7 @@ class Architecture:
     linear_bias: bool = False
     downsample: str = "official"
     drop_path: float = 0.0
+    activation: str = GELU
 
     def __post_init__(self):
         scale = self.layer_scale_init_value
@@ -64,6 +68,7 @@ class Architecture:
             ("dims", _is_per_stage(self.dims, 1), "four whole numbers of at least 1"),
             ("kernels", len(self.kernels) == STAGES, "one tuple of sizes for each of the four stages"),
             ("downsample", self.downsample in DOWNSAMPLES, f"one of {', '.join(DOWNSAMPLES)}"),
+            ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
             ("drop_path", 0 <= self.drop_path < 1, "in [0, 1)"),
             ("layer_scale_init_value", math.isfinite(scale) and scale >= 0, "0 or positive"),
             ("shifts", self.shifts is None or len(self.shifts) == STAGES, "four whole numbers, one per stage"),
@@ -90,6 +95,10 @@ class Architecture:
     def with_shifts(self, shifts: Sequence[int]) -> Architecture:
         """Return the same architecture with these shifts, one per stage."""
         return replace(self, shifts=tuple(shifts))
+
+    def with_activation(self, activation: str) -> Architecture:
+        """Return the same architecture with this activation."""
+        return replace(self, activation=activation)
 
     def stage_spec(self, stage: int) -> NeoCellSpec:
         """Return the NeoCell of a block in `stage` (0 to 3); unknown shifts count as 0."""
@@ -178,7 +187,7 @@ class Architecture:
     def multiply_adds(self, image_size: tuple[int, int], padded: bool = False) -> int:
         """Count the multiply-adds of one image: convolutions, linear layers, and every NeoCell by equation 5.
 
-        BatchNorm, GELU, residuals and pooling are not counted, as in the published figures.
+        BatchNorm, activations, residuals and pooling are not counted, as in the published figures.
 
         Args:
             image_size: height and width in pixels.
@@ -205,11 +214,12 @@ class Architecture:
             for values in (self.dims, self.per_stage_layers, self.shifts)
         )
         text = f"dims {dims}; blocks {blocks}; kernels {self.kernel_spec}; shifts {shifts}; "
-        text += f"{self.downsample} downsample; {self.num_classes} classes"
+        text += f"{self.downsample} downsample; {self.activation}; {self.num_classes} classes"
         return text + "; linear bias" * self.linear_bias + "; layer scale" * self.layer_scale
 
     def to_dict(self) -> dict:
-        """Return plain values for JSON, under the official option names plus `downsample` and `layer_scale`.
+        """Return plain values for JSON, under the official option names plus `downsample`, `activation` and
+        `layer_scale`.
 
         The initial value of the layer scale is left out, because a checkpoint does not record it.
         """
@@ -222,6 +232,7 @@ class Architecture:
             "layer_scale": self.layer_scale,
             "linear_bias": self.linear_bias,
             "downsample": self.downsample,
+            "activation": self.activation,
         }
 
 
@@ -281,6 +292,7 @@ def make_architecture(
     linear_bias: bool = False,
     kernel_spec: str | Sequence[str] = "default",
     downsample: str = "official",
+    activation: str = GELU,
 ) -> Architecture:
     """Make an `Architecture` from the official keyword arguments.
 
@@ -303,4 +315,5 @@ def make_architecture(
         linear_bias=bool(linear_bias),
         downsample=downsample,
         drop_path=float(drop_path),
+        activation=activation,
     )

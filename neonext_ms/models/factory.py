@@ -39,7 +39,7 @@ def create_model(
     if checkpoint is None:
         arrays = initial_arrays(architecture, conv_init)
     else:
-        arrays = load_checkpoint(checkpoint, architecture.shifts).arrays
+        arrays = load_checkpoint(checkpoint, architecture.shifts, activation=architecture.activation).arrays
     return NeoNeXt.from_architecture(architecture, arrays, features_only)
 
 
@@ -55,7 +55,9 @@ def load_weights(model: NeoNeXt, path: str | os.PathLike, ema: bool = False, key
     Raises:
         InputError: the file cannot be read, or is of another architecture; every tensor that differs is listed.
     """
-    load_arrays(model, load_checkpoint(path, model.architecture.shifts, ema=ema, key=key).arrays)
+    architecture = model.architecture
+    checkpoint = load_checkpoint(path, architecture.shifts, ema, key, architecture.activation)
+    load_arrays(model, checkpoint.arrays)
 
 
 def build_model(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> NeoNeXt:

@@ -22,9 +22,11 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.cpu import operators
+from neonext_ms.ops.init import neo_init
 from neonext_ms.ops.neocell import neo_cell
 from neonext_ms.ops.spec import NeoCellSpec
 
+from .activations import GELU, HARDSWISH, RELU
 from .architecture import (
     BATCH_NORM_EPS,
     LAYER_NORM_EPS,
@@ -47,16 +49,42 @@ def _zeros(*shape: int, name: str | None = None) -> Parameter:
 
 
 class NeoCell(nn.Cell):
-    """The NeoCell operator with its matrices, `weight_a.i` and `weight_b.i` for every channel group i."""
+    """The NeoCell operator with its matrices, `weight_a.i` and `weight_b.i` for every channel group i.
 
-    def __init__(self, spec: NeoCellSpec):
+    Args:
+        spec: geometry; `NeoCellSpec.resampling` makes one that enlarges or reduces a map.
+        bias: None; "channel" for `bias`, one number per channel; or "patch" for `bias.i` of shape `(channels, h_out,
+            w_out)`, which is added to every output patch (section 3.1). A bias starts at 0.
+        rng: source of NeoInit's noise; None leaves all matrices zero for a caller who sets them.
+
+    Raises:
+        InputError: unknown `bias`.
+
+    Example:
+        >>> double = NeoCell(NeoCellSpec.resampling(64, 1, 2), bias="patch", rng=np.random.RandomState(0))
+        >>> double(Tensor(np.zeros((1, 64, 7, 7), np.float32))).shape
+        (1, 64, 14, 14)
+    """
+
+    def __init__(self, spec: NeoCellSpec, bias: str | None = None, rng: np.random.RandomState | None = None):
         super().__init__()
+        if bias not in (None, "channel", "patch"):
+            raise InputError(f"NeoCell: unknown bias (got {bias!r}, expected 'channel', 'patch' or None)")
         self.spec = spec
         self.weight_a = ParameterTuple([_zeros(*shape, name=f"weight_a.{i}") for i, shape in enumerate(spec.shapes_a)])
         self.weight_b = ParameterTuple([_zeros(*shape, name=f"weight_b.{i}") for i, shape in enumerate(spec.shapes_b)])
+        self.bias = None
+        if bias == "channel":
+            self.bias = _zeros(spec.channels, name="bias")
+        elif bias == "patch":
+            shapes = enumerate(group.shape_bias for group in spec.groups)
+            self.bias = ParameterTuple([_zeros(*shape, name=f"bias.{i}") for i, shape in shapes])
+        if rng is not None:
+            for weight in (*self.weight_a, *self.weight_b):
+                weight.set_data(Tensor(neo_init(weight.shape, rng)))
 
     def construct(self, x):
-        return neo_cell(x, self.weight_a, self.weight_b, self.spec)
+        return neo_cell(x, self.weight_a, self.weight_b, self.spec, self.bias)
 
 
 class Pointwise(nn.Cell):
@@ -100,6 +128,10 @@ class Gelu(nn.Cell):
         if operators.usable(x.dtype):
             return operators.gelu(x)
         return ops.gelu(x, approximate="none")
+
+
+# Name of the activation -> its cell.
+ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {GELU: Gelu, RELU: nn.ReLU, HARDSWISH: nn.HSwish}
 
 
 class Patchify(nn.Cell):
@@ -189,14 +221,14 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _Content(nn.Cell):
-    """The branch of a block: NeoCell, BatchNorm, linear layer, GELU, linear layer, layer scale."""
+    """The branch of a block: NeoCell, BatchNorm, linear layer, activation, linear layer, layer scale."""
 
-    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool):
+    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, activation: str):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm = BatchNorm(channels)
         self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
-        self.act = Gelu()
+        self.act = ACTIVATION_CELLS[activation]()
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
 
@@ -224,12 +256,15 @@ class _Residual(nn.Cell):
 
 
 class NeoBottleneck(nn.Cell):
-    """A block: `x + drop_path(layer_scale(fc_2(gelu(fc_1(norm(neocell(x)))))))`, `(N, C, H, W)` to the same."""
+    """A block: `x + drop_path(layer_scale(fc_2(act(fc_1(norm(neocell(x)))))))`, `(N, C, H, W)` to the same."""
 
-    def __init__(self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float):
+    def __init__(
+        self, spec: NeoCellSpec, channels: int, layer_scale: bool, linear_bias: bool, drop_path: float,
+        activation: str = GELU,
+    ):  # fmt: skip
         super().__init__()
         # The official state dict has the levels `ops` and `content`; parameter names follow the attributes.
-        self.ops = _Residual(_Content(spec, channels, layer_scale, linear_bias), drop_path)
+        self.ops = _Residual(_Content(spec, channels, layer_scale, linear_bias, activation), drop_path)
 
     def construct(self, x):
         return self.ops(x)
@@ -249,13 +284,16 @@ class Downsample(nn.Cell):
 
 
 class PaperDownsample(nn.Cell):
-    """The transition in the order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 convolution, BatchNorm, GELU."""
+    """The transition in the order of the paper: NeoCell (2 -> 1), BatchNorm, GELU, 1x1 convolution, BatchNorm, GELU.
 
-    def __init__(self, spec: NeoCellSpec, inputs: int, outputs: int):
+    Another activation takes the place of both GELUs.
+    """
+
+    def __init__(self, spec: NeoCellSpec, inputs: int, outputs: int, activation: str = GELU):
         super().__init__()
         self.neocell = NeoCell(spec)
         self.norm_1 = BatchNorm(inputs)
-        self.act = Gelu()
+        self.act = ACTIVATION_CELLS[activation]()
         self.conv = Conv1x1(inputs, outputs)
         self.norm_2 = BatchNorm(outputs)
 
@@ -303,6 +341,7 @@ class NeoNeXt(nn.Cell):
         linear_bias: whether the linear layers of a block have a bias.
         kernel_spec: "default", a code such as "4+7" for all stages, or four codes.
         downsample: "official" or "paper", the order of layers between stages (see `Architecture`).
+        activation: "gelu" (official), "relu" or "hardswish".
         features_only: whether to return the outputs of the four stages instead of logits; there is no head then.
 
     Inputs:
@@ -330,10 +369,11 @@ class NeoNeXt(nn.Cell):
         kernel_spec: str | Sequence[str] = "default",
         downsample: str = "official",
         features_only: bool = False,
+        activation: str = GELU,
     ):
         architecture = make_architecture(
             num_classes, per_stage_layers, dims, drop_path, shifts, layer_scale_init_value, linear_bias, kernel_spec,
-            downsample,
+            downsample, activation,
         )  # fmt: skip
         self._build(architecture, features_only)
         load_arrays(self, initial_arrays(architecture, conv_init or None))
@@ -345,15 +385,17 @@ class NeoNeXt(nn.Cell):
         self.architecture = architecture
         self.features_only = features_only
         a = architecture
-        make_downsample = Downsample if a.downsample == "official" else PaperDownsample
         self.stem = Stem(a.dims[0])
         for stage, rates in enumerate(a.drop_path_rates()):
             blocks = [
-                NeoBottleneck(a.stage_spec(stage), a.dims[stage], a.layer_scale, a.linear_bias, rate) for rate in rates
+                NeoBottleneck(a.stage_spec(stage), a.dims[stage], a.layer_scale, a.linear_bias, rate, a.activation)
+                for rate in rates
             ]
             setattr(self, f"stage_{stage + 1}", nn.SequentialCell(blocks))
             if stage < STAGES - 1:
-                cell = make_downsample(a.downsample_spec(stage), a.dims[stage], a.dims[stage + 1])
+                sizes = a.downsample_spec(stage), a.dims[stage], a.dims[stage + 1]
+                official = a.downsample == "official"
+                cell = Downsample(*sizes) if official else PaperDownsample(*sizes, a.activation)
                 setattr(self, f"downsample_{stage + 1}", cell)
         self.head: nn.Cell = None if features_only else Head(a.dims[3], a.num_classes)
 

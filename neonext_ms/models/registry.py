@@ -11,6 +11,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import nearest
 from neonext_ms.images.preprocessing import Preprocessing
 
+from .activations import ACTIVATIONS, GELU
 from .architecture import Architecture, make_architecture
 
 PAPER = "arXiv:2403.11251v1"
@@ -26,13 +27,15 @@ _SIZES = {
 
 _RELEASED = {"kernel_spec": "4+7", "linear_bias": True, "layer_scale_init_value": 1e-6}
 
-# Variant -> (options, image size). Only with 7x7 alone in stage 3 do the parameters of `paper` reach the totals of
-# Table 1; docs/models.md has the calculation.
+# Variant -> (options, image size). `relu` and `hardswish` are the released networks with another activation, so the
+# official weights fit them for fine-tuning. Only with 7x7 alone in stage 3 do the parameters of `paper` reach the
+# totals of Table 1; docs/models.md has the calculation.
 _VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "": ({}, 224),
     "released_224": ({**_RELEASED, "shifts": (1, 1, 1, 0)}, 224),
     "released_384": ({**_RELEASED, "shifts": (1, 1, 1, 1)}, 384),
     "paper": ({"downsample": "paper"}, 224),
+    **{name: ({**_RELEASED, "shifts": (1, 1, 1, 0), "activation": name}, 224) for name in ACTIVATIONS if name != GELU},
 }
 
 # (size, variant) -> official checkpoint below `checkpoints/` of the repository.

@@ -30,6 +30,7 @@ class Settings:
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         ema: whether to use the moving average of a checkpoint's weights.
         key: key or prefix of the weights in a checkpoint of several models.
+        activation: activation, for a checkpoint that records none and is not of a network with GELU.
     """
 
     batch: int | None = None
@@ -39,6 +40,7 @@ class Settings:
     shifts: Sequence[int] | None = None
     ema: bool = False
     key: str | None = None
+    activation: str | None = None
 
 
 @dataclass(frozen=True)

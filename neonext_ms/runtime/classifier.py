@@ -46,7 +46,7 @@ class Classifier:
         probabilities: whether the model ends in a softmax, so that its outputs are probabilities; None before it was
             run on images.
         metadata: metadata of the file; among the keys may be `labels` (list of str), `preprocessing` (as
-            `Preprocessing.to_dict`), `image_size` ([height, width]) and `shifts`.
+            `Preprocessing.to_dict`), `image_size` ([height, width]), `shifts` and `activation`.
         notes: messages to show to the user.
 
     Raises:

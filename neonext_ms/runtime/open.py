@@ -90,6 +90,7 @@ def open_runtime(
     runtime: str | None = None,
     device: int = 0,
     key: str | None = None,
+    activation: str | None = None,
 ) -> Classifier:
     """Open a model file: ONNX, MindIR, OM, MindSpore Lite, or a checkpoint.
 
@@ -102,6 +103,7 @@ def open_runtime(
         runtime: name of the runtime (default: chosen by the suffix); see `RUNTIMES`.
         device: number of the accelerator.
         key: key or prefix of the weights in a checkpoint of several models.
+        activation: activation, for a checkpoint that records none and is not of a network with GELU.
 
     Raises:
         InputError: the file is not what its suffix says, or not a classifier of images.
@@ -114,13 +116,29 @@ def open_runtime(
     if (ema or key) and suffix not in CHECKPOINT_SUFFIXES:
         option = "--ema" if ema else "--key"
         raise UsageError(f"{path}: the weights of a {suffix} file are fixed; {option} is for checkpoints")
-    model = Classifier(kind(), path, Settings(None, image_size, threads, device, shifts, ema, key))
-    built_in = model.metadata.get("shifts")
-    if suffix in CHECKPOINT_SUFFIXES or shifts is None or built_in == list(shifts):
-        return model
-    model.close()
-    recorded = f"and has {','.join(map(str, built_in))}" if built_in else "which it does not record"
+    model = Classifier(kind(), path, Settings(None, image_size, threads, device, shifts, ema, key, activation))
+    if suffix not in CHECKPOINT_SUFFIXES:
+        try:
+            _check_built_in(model, suffix, "shifts", None if shifts is None else ",".join(map(str, shifts)))
+            _check_built_in(model, suffix, "activation", activation)
+        except UsageError:
+            model.close()
+            raise
+    return model
+
+
+def _check_built_in(model: Classifier, suffix: str, what: str, asked: str | None) -> None:
+    """Check that an exported file has the shifts or the activation that were asked for, since they are fixed in it.
+
+    Raises:
+        UsageError: it has others, or does not record them.
+    """
+    value = model.metadata.get(what)
+    recorded = ",".join(map(str, value)) if isinstance(value, list) else value
+    if asked in (None, recorded):
+        return
+    known = f"and has {recorded}" if recorded else "which it does not record"
     raise UsageError(
-        f"{path}: a {suffix} file has its shifts built in, {recorded}; --shifts {','.join(map(str, shifts))} cannot "
-        "change them. Omit --shifts."
+        f"{model.path}: a {suffix} file has its {what} built in, {known}; --{what} {asked} cannot change that. Omit "
+        f"--{what}."
     )

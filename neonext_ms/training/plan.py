@@ -15,7 +15,6 @@ from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.registry import model_config
-from neonext_ms.ops.init import skewed_identity
 
 from .config.schema import Config, ModelConfig
 from .data.image_sets import ImageSet
@@ -23,6 +22,7 @@ from .data.image_sets import ImageSet
 # Options of `make_architecture` that are None if the configuration leaves them to the named model or the checkpoint.
 _OPTIONS = (
     "per_stage_layers", "dims", "kernel_spec", "shifts", "layer_scale_init_value", "linear_bias", "downsample",
+    "activation",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class TrainingPlan:
         preprocessing: preprocessing in validation and after training.
         metadata: metadata of the checkpoints (`metadata.check`).
         classes_by: rule of `match_classes` that ordered the classes.
+        blend_from: activation that the network starts with and changes from, or None (`schedule.blend_epochs`).
     """
 
     architecture: Architecture
@@ -45,6 +46,7 @@ class TrainingPlan:
     preprocessing: Preprocessing
     metadata: dict
     classes_by: str
+    blend_from: str | None = None
 
 
 def make_plan(
@@ -79,12 +81,7 @@ def make_plan(
     size = _size(model, checkpoint, published, train)
     architecture.maps(size)
     rng = np.random.RandomState(config.run.seed)
-    weights = initial_arrays(architecture, model.conv_init, rng)
-    if model.neocell_init == "normal":
-        # The noise of NeoInit with the same random numbers, without the identity that it is added to.
-        for name in weights:
-            if ".weight_a." in name or ".weight_b." in name:
-                weights[name] = weights[name] - skewed_identity(*weights[name].shape[1:])
+    weights = initial_arrays(architecture, model.conv_init, rng, model.neocell_init)
     if checkpoint is not None:
         weights = _start_from(checkpoint, architecture, weights, note)
     preprocessing = Preprocessing(
@@ -96,11 +93,31 @@ def make_plan(
     )
     metadata = {
         "shifts": list(architecture.shifts or ()),
+        "activation": architecture.activation,
         "image_size": list(size),
         "labels": list(train.classes),
         "preprocessing": preprocessing.to_dict(),
     }
-    return TrainingPlan(architecture, size, weights, preprocessing, metadata, rule)
+    blend_from = _blend_from(config, checkpoint, architecture)
+    return TrainingPlan(architecture, size, weights, preprocessing, metadata, rule, blend_from)
+
+
+def _blend_from(config: Config, checkpoint, architecture: Architecture) -> str | None:
+    """Return the activation that the network changes from, or None if it does not change."""
+    if not config.schedule.blend_epochs:
+        return None
+    if checkpoint is None:
+        raise UsageError(
+            "schedule.blend_epochs: there is no activation to change from. Set model.init to the checkpoint to start "
+            "from, or leave it out."
+        )
+    before = checkpoint.architecture.activation
+    if before == architecture.activation:
+        raise UsageError(
+            f"schedule.blend_epochs: {checkpoint.path} and the network both have the activation {before}. Set "
+            "model.activation to another one, or leave it out."
+        )
+    return before
 
 
 def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Sequence[str] | None, checkpoint) -> str:
@@ -159,7 +176,7 @@ def check_network(
     """Check that weights are of the network of the run.
 
     Args:
-        architecture: network of the weights; its shifts do not matter.
+        architecture: network of the weights; its shifts and its activation do not matter.
         expected: network of the run.
         source: name of the file.
         hint: advice for the error message.
@@ -169,7 +186,8 @@ def check_network(
         InputError: the networks differ; the message has one line and names the options.
     """
     options, wanted = architecture.to_dict(), expected.to_dict()
-    names = [name for name in options if name != "shifts" and (classes or name != "num_classes")]
+    ignored = {"shifts", "activation"} | ({"num_classes"} if not classes else set())
+    names = [name for name in options if name not in ignored]
     different = [
         f"{name} {options[name]} (this run: {wanted[name]})" for name in names if options[name] != wanted[name]
     ]
@@ -192,4 +210,6 @@ def _start_from(checkpoint, architecture: Architecture, fresh: dict, note: Calla
         weights = {**weights, **head}
     if own.shifts is not None and own.shifts != architecture.shifts:
         note(f"shifts differ: {list(own.shifts)} in {checkpoint.path}, {list(architecture.shifts or ())} in this run")
+    if own.activation != architecture.activation:
+        note(f"activations differ: {own.activation} in {checkpoint.path}, {architecture.activation} in this run")
     return weights

@@ -1,4 +1,4 @@
-"""The learning rate of every step."""
+"""The learning rate of every step, and how far the activation has changed."""
 
 from __future__ import annotations
 
@@ -48,3 +48,15 @@ def learning_rate(config: ScheduleConfig, rate: float, step: int, steps_per_epoc
     # At most 1: a resumed run may have fewer epochs than it has done.
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return rate * SCHEDULES[config.name](config, progress, step / steps_per_epoch)
+
+
+def activation_share(config: ScheduleConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the share of the new activation in a step: `(i + 1) / B` in step i (from 0) of a change over B steps.
+
+    Args:
+        config: options of the schedule.
+        step: number of steps before this one.
+        steps_per_epoch: number of steps in an epoch.
+    """
+    length = round(config.blend_epochs * steps_per_epoch)
+    return min(1.0, (step + 1) / length) if length else 1.0

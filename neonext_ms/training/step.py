@@ -25,10 +25,11 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import list_names, plural
 from neonext_ms.models.architecture import BATCH_NORM_EPS, STATISTICS
 from neonext_ms.models.names import official_name
-from neonext_ms.models.neonext import BATCH_NORM_KEEP, BatchNorm, DropPath, NeoNeXt
+from neonext_ms.models.neonext import BATCH_NORM_KEEP, BatchNorm, NeoNeXt
 from neonext_ms.ops.cpu import operators
 
 from .config.schema import OptimizerConfig, PrecisionConfig
+from .controlled import blend_activations, sample_drop_path
 from .optimizers import each, layer_rates, make_optimizer, partial, zeros_like_weights
 from .precision import cast_model, first_scale
 
@@ -75,6 +76,8 @@ class TrainStep:
         world: number of cards; more than one requires `distributed.start`.
         jit: whether to compile the step; if false, the same operations run one by one.
         sync_batch_norm: whether to normalise over the batches of all cards.
+        blend_from: activation that the network changes from, by the argument `share` of each step; None if it has its
+            own from the start.
     """
 
     def __init__(
@@ -87,12 +90,14 @@ class TrainStep:
         world: int = 1,
         jit: bool = True,
         sync_batch_norm: bool = False,
+        blend_from: str | None = None,
     ):
         optimizer, precision = optimizer or OptimizerConfig(), precision or PrecisionConfig()
         self.model = model
         self.config = optimizer
         self.world = world
-        self.drop_path = _sample_drop_path(model)
+        self.drop_path = sample_drop_path(model)
+        self.share = blend_activations(model, blend_from) if blend_from else None
         if sync_batch_norm and world > 1:
             _synchronise_batch_norm(model, world)
         trainable = _freeze_parts(model, freeze)
@@ -130,7 +135,7 @@ class TrainStep:
         self._step = ms.jit(self._make_step()) if jit else self._make_step()
         self._accumulate = ms.jit(self._make_accumulate()) if jit else self._make_accumulate()
 
-    def __call__(self, batches: Sequence[tuple], rate: float) -> StepResult:
+    def __call__(self, batches: Sequence[tuple], rate: float, share: float = 1.0) -> StepResult:
         """Make one update.
 
         Args:
@@ -138,6 +143,7 @@ class TrainStep:
                 `(N, 3, H, W)`, float32 `(N, classes)`, and float32 `(blocks with drop path, N)` of drop-path factors,
                 0 or 1 / (1 - rate) (see `drop_path_rates`).
             rate: learning rate.
+            share: share of the network's own activation, 0 to 1; the rest is that of `blend_from`.
 
         Raises:
             InputError: the number of batches is not `accumulate`.
@@ -147,6 +153,8 @@ class TrainStep:
                 f"training step: wrong number of batches (got {len(batches)}, expected {self.config.accumulate}, which "
                 "is optimizer.accumulate)"
             )
+        if self.share is not None:
+            ops.assign(self.share, Tensor(np.float32(share)))
         results = [result_of(self._accumulate, *self._inputs(batch)) for batch in batches[:-1]]
         results.append(result_of(self._step, *self._inputs(batches[-1]), Tensor(np.float32(rate))))
         loss, hits = np.mean([values[0] for values in results]), sum(values[1] for values in results)
@@ -406,31 +414,6 @@ class _Forward(nn.Cell):
         logits = self.model(images).astype(ms.float32)
         loss = -(targets * ops.log_softmax(logits, -1)).sum(-1).mean()
         return loss * self.scale, loss, logits
-
-
-class _SampledDropPath(nn.Cell):
-    """Stochastic depth with given factors, one row of `keep` per block, so that a step can be repeated exactly."""
-
-    def __init__(self, keep: Parameter, row: int):
-        super().__init__()
-        self.keep = keep
-        self.row = row
-
-    def construct(self, x):
-        if self.training:
-            x = x * self.keep[self.row].reshape(-1, 1, 1, 1)
-        return x
-
-
-def _sample_drop_path(model: NeoNeXt) -> Parameter | None:
-    """Make the drop path of the model follow one Parameter, `(blocks with drop path, N)`, and return it."""
-    owners = [cell for _, cell in model.cells_and_names() if isinstance(getattr(cell, "drop_path", None), DropPath)]
-    if not owners:
-        return None
-    keep = Parameter(Tensor(np.ones((len(owners), 1), np.float32)), name="drop_path.keep", requires_grad=False)
-    for row, owner in enumerate(owners):
-        owner.drop_path = _SampledDropPath(keep, row)
-    return keep
 
 
 def _inside(name: str, parts: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
 
 from . import distributed
+from .config.changes import changes
 from .config.load import config_yaml
 from .config.schema import Config
 from .console import ProgressLine
@@ -36,16 +37,11 @@ from .plan import check_network, make_plan
 from .precision import check_precision
 from .run_state import Checkpoints, Progress, load_state, save_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
-from .schedule import learning_rate
+from .schedule import activation_share, learning_rate
 from .step import MODEL, StepResult, TrainStep
 from .validation import Evaluation, Evaluator
 
 _CHECKPOINTS = "checkpoints"
-# Parts and keys that may change when a run is resumed without changing the weights (but for run.seed).
-_FREE = (
-    "run", "data.path", "data.workers", "data.processes", "data.cache", "data.val_batch_size", "data.broken_limit",
-    "data.classes",
-)  # fmt: skip
 
 
 class StoppedError(Exception):
@@ -109,6 +105,7 @@ class Trainer:
             self.cards.world,
             config.run.jit,
             config.run.sync_batch_norm,
+            self.plan.blend_from,
         )
         self.loader = TrainLoader(
             self.train_images,
@@ -223,7 +220,8 @@ class Trainer:
         for group in self._groups():
             self._report_broken([text for batch in group for text in batch.broken])
             rate = learning_rate(config.schedule, self.rate, self.progress.step, per_epoch)
-            result = self.step([batch.inputs for batch in group], rate)
+            share = activation_share(config.schedule, self.progress.step, per_epoch)
+            result = self.step([batch.inputs for batch in group], rate, share)
             if not result.applied:
                 self._handle_overflow(result, group)
             # A skipped step counts, so that the schedule and the position in the data do not depend on overflows.
@@ -427,8 +425,8 @@ class Trainer:
         network = infer_architecture(shapes, str(path))
         check_network(network, self.plan.architecture, str(path), "Resume with the configuration of that run.")
         self.step.load_state(arrays, str(path))
-        if changes := _changes(progress.config, self.progress.config):
-            self.note(f"the configuration changed, so the resumed run will differ:\n{list_names(changes)}")
+        if changed := changes(progress.config, self.progress.config):
+            self.note(f"the configuration changed, so the resumed run will differ:\n{list_names(changed)}")
         if progress.world != self.cards.world:
             self.note(
                 f"the run had {plural(progress.world, 'card')} and now has {self.cards.world}, so the resumed run will "
@@ -493,15 +491,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _changes(before: dict, after: dict) -> list[str]:
-    """Return the keys whose values differ, with both values, without keys that do not affect the weights."""
-    changes = []
-    for part, values in after.items():
-        for leaf, value in values.items():
-            key = f"{part}.{leaf}"
-            old = before.get(part, {}).get(leaf)
-            if old != value and key not in _FREE and (part not in _FREE or leaf == "seed"):
-                changes.append(f"{key}: {old} -> {value}")
-    return changes

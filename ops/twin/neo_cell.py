@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -25,14 +26,14 @@ from .build import build
 from .kernel import Kernel
 from .kernel import compile as compile_kernel
 
-KERNELS = Path(__file__).parents[1] / "ascendc" / "op_kernel"
+PROJECT = Path(__file__).parents[1] / "ascendc"
 # Name -> NumPy dtype, AscendC type, CANN's name of the type.
 DTYPES: Mapping[str, tuple[np.dtype, str, str]] = {
     "float16": (np.dtype(np.float16), "half", "DT_FLOAT16"),
     "float32": (np.dtype(np.float32), "float", "DT_FLOAT"),
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), "bfloat16_t", "DT_BF16"),
 }
-_FACTS = ("total_a", "total_b", "cores", "h_out", "w_out", "strip", "columns")
+_FACTS = ("total_a", "total_b", "cores", "h_out", "w_out", "strip", "columns", "group")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Tiling:
         cores: number of cores that work.
         h_out, w_out: size of the output.
         strip, columns: rows and columns of the output that are computed at a time.
+        group: images that are computed at a time.
     """
 
     data: bytes
@@ -55,6 +57,7 @@ class Tiling:
     w_out: int
     strip: int
     columns: int
+    group: int
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,11 @@ def from_nc1hwc0(x: np.ndarray, channels: int) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 1, 4, 2, 3).reshape(n, c1 * c0, h, w)[:, :channels])
 
 
-@lru_cache(maxsize=1)
-def _tiling_library() -> ctypes.CDLL:
-    # Any architecture will do: the tiling function is host code, which the macro enables in the header.
+@lru_cache(maxsize=4)
+def _tiling_library(project: Path) -> ctypes.CDLL:
     source = Path(__file__).with_name("tiling.cpp")
-    library = ctypes.CDLL(str(build(source, 2002, {"NEO_CELL_HOST_TILING": None}, [KERNELS])))
+    # Any architecture will do: the tiling function is host code.
+    library = ctypes.CDLL(str(build(source, 2002, {}, [project / "op_host"])))
     library.neo_cell_make_tiling.restype = ctypes.c_char_p
     return library
 
@@ -94,19 +97,21 @@ def tiling(
     *,
     cores: int,
     ub_bytes: int,
+    vector_cores: int = 0,
     element_bytes: int,
     compute_bytes: int,
     output_size: tuple[int, int] | None = None,
     bias: bool = False,
     gradient: bool = False,
 ) -> Tiling:
-    """Call the tiling function of the operators (`op_kernel/neo_cell_tiling.h`).
+    """Call the tiling function of the operators (`op_host/neo_cell_make_tiling.h`).
 
     Args:
         shape: shape of x as stored, `(N, C1, H, W, C0)`.
         runs: attributes of the operator (`packing.RUN_ATTRIBUTES`).
         cores: largest number of cores to use.
         ub_bytes: unified buffer of a core.
+        vector_cores: largest number of a 310P's vector cores to use beside them.
         element_bytes: bytes of a stored number.
         compute_bytes: bytes of a number in the arithmetic.
         output_size: rows and columns of the output; None to derive them from the runs.
@@ -116,9 +121,9 @@ def tiling(
     Raises:
         InputError: the tiling function rejects the problem; the message is its own.
     """
-    library = _tiling_library()
+    library = _tiling_library(PROJECT)
     n, c1, h, w, c0 = shape
-    numbers = [cores, ub_bytes, n, c1, c0, h, w, *(output_size or (0, 0)), element_bytes, compute_bytes]
+    numbers = [cores, ub_bytes, vector_cores, n, c1, c0, h, w, *(output_size or (0, 0)), element_bytes, compute_bytes]
     numbers += [int(bias), int(gradient), len(runs["channels"])]
     for run in zip(*(runs[name] for name in RUN_ATTRIBUTES), strict=True):
         numbers += run
@@ -135,7 +140,7 @@ def kernel(name: str, device: Soc, dtype: str) -> Kernel:
     """Compile a kernel of `ops/ascendc`, "neo_cell" or "neo_cell_grad", for a device and a dtype."""
     _, written, orig = _dtype(dtype, device)
     defines = {"DTYPE_X": written, "ORIG_DTYPE_X": orig}
-    return compile_kernel(KERNELS / f"{name}.cpp", soc=device, entry=name, defines=defines)
+    return compile_kernel(PROJECT / "op_kernel" / f"{name}.cpp", soc=device, entry=name, defines=defines)
 
 
 def forward(
@@ -148,6 +153,7 @@ def forward(
     soc: str = "Ascend310P3",
     dtype: str = "float16",
     blocks: int | None = None,
+    vector_cores: bool = True,
     accumulate_fp32: bool = False,
     transposed: bool = False,
     output_size: tuple[int, int] | None = None,
@@ -165,7 +171,8 @@ def forward(
         bias: `(C,)` or None.
         soc: name of a device of `ops/soc.py`.
         dtype: "float16", "float32" or "bfloat16"; all inputs are rounded to it first.
-        blocks: number of cores; None for all cores of the device.
+        blocks: largest number of cores to use; None for all cores of the device.
+        vector_cores: False to leave out the vector cores that a 310P has beside its AI cores.
         accumulate_fp32: True to compute float16 maps in float32; bfloat16 maps always are.
         transposed: True to transpose all matrices; x is then an upstream gradient.
         output_size: rows and columns of the output, if they do not follow from those of x.
@@ -188,7 +195,7 @@ def forward(
     tiles = tiling(
         stored.shape,
         runs,
-        cores=blocks or device.vector_units,
+        **_cores(device, blocks, vector_cores),
         ub_bytes=ub_bytes or device.ub_bytes,
         element_bytes=number.itemsize,
         compute_bytes=4 if wide else number.itemsize,
@@ -217,6 +224,7 @@ def gradients(
     soc: str = "Ascend310P3",
     dtype: str = "float16",
     blocks: int | None = None,
+    vector_cores: bool = True,
     c0: int = LANES,
     ub_bytes: int | None = None,
     **launch,
@@ -225,7 +233,7 @@ def gradients(
 
     Args:
         dy: upstream gradient `(N, C, H_out, W_out)`.
-        x, weights_a, weights_b, spec, soc, dtype, blocks, c0, ub_bytes, launch: as in `forward`.
+        x, weights_a, weights_b, spec, soc, dtype, blocks, vector_cores, c0, ub_bytes, launch: as in `forward`.
 
     Returns:
         a run with two lists of float32 gradients, in the shapes of the weights of A and of B.
@@ -236,7 +244,7 @@ def gradients(
     tiles = tiling(
         stored.shape,
         plan(spec).attributes,
-        cores=blocks or device.vector_units,
+        **_cores(device, blocks, vector_cores),
         ub_bytes=ub_bytes or device.ub_bytes,
         element_bytes=number.itemsize,
         compute_bytes=4,
@@ -253,6 +261,15 @@ def gradients(
         **launch,
     )
     return KernelRun(unpack_gradients(spec, grad_a.sum(0), grad_b.sum(0)), counts, tiles)
+
+
+def _cores(device: Soc, blocks: int | None, vector_cores: bool) -> dict[str, Any]:
+    """Return the numbers of cores for the tiling function: the first blocks run on AI cores, those beyond on others."""
+    beside = device.vector_cores_beside if vector_cores else 0
+    if blocks is None:
+        return {"cores": device.vector_units, "vector_cores": beside}
+    first = min(blocks, device.vector_units) if beside else blocks
+    return {"cores": first, "vector_cores": min(blocks - first, beside)}
 
 
 def _dtype(dtype: str, device: Soc) -> tuple[np.dtype, str, str]:

@@ -1,6 +1,6 @@
 // The operators' tiling function for Python (neo_cell.py): numbers in, the bytes of NeoCellTiling out. Python treats
 // those bytes as opaque, so the struct may change without a change here.
-#include "neo_cell_tiling.h"
+#include "neo_cell_make_tiling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -9,13 +9,14 @@ EXPORT int32_t neo_cell_tiling_bytes()
     return static_cast<int32_t>(sizeof(NeoCellTiling));
 }
 
-// `numbers`: cores, UB bytes, then the fields of NeoCellProblem in order, with 7 numbers per run. Returns nullptr, or
+// `numbers`: cores, UB bytes, vector cores, then the fields of NeoCellProblem in order, with 7 numbers per run. Returns nullptr, or
 // the reason why there is no tiling.
 EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* tiling)
 {
     NeoCellProblem problem{};
-    const NeoCellDevice device{static_cast<int32_t>(numbers[0]), static_cast<int32_t>(numbers[1])};
-    const int64_t* next = numbers + 2;
+    const NeoCellDevice device{static_cast<int32_t>(numbers[0]), static_cast<int32_t>(numbers[1]),
+                               static_cast<int32_t>(numbers[2])};
+    const int64_t* next = numbers + 3;
     int32_t* const fields[] = {
         &problem.images,       &problem.planes,  &problem.c0,       &problem.hIn,
         &problem.wIn,          &problem.hOut,    &problem.wOut,     &problem.elementBytes,
@@ -42,4 +43,5 @@ EXPORT void neo_cell_tiling_facts(const NeoCellTiling* tiling, int32_t* facts)
     facts[4] = tiling->wOut;
     facts[5] = tiling->strip;
     facts[6] = tiling->columns;
+    facts[7] = tiling->group;
 }

@@ -42,6 +42,26 @@ def test_depthwise_keeps_the_map():
     np.testing.assert_allclose(run(forms.depthwise(kernels, x.shape), x), 2 * x, atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 4, 7])
+def test_im2col_is_the_depthwise_convolution(k):
+    generator = np.random.default_rng(0)
+    kernels, x = generator.standard_normal((3, k, k), np.float32), generator.standard_normal((2, 3, 6, 9), np.float32)
+    np.testing.assert_allclose(
+        run(forms.im2col(kernels, x.shape), x), run(forms.depthwise(kernels, x.shape), x), atol=1e-5
+    )
+
+
+def test_memory_is_what_was_counted(capsys):
+    assert command.main(["memory", "--maps", "28,27", "--kernels", "4", "--batch", "6", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["map_bytes"] == 4 * 6 * 192 * 28 * 28 and row["counted_bytes"]["im2col"] == 17 * row["map_bytes"]
+    for name, peak in row["peak_bytes"].items():
+        # The system counts resident pages in batches.
+        assert peak > 0.9 * row["counted_bytes"][name], name
+    assert row["peak_bytes"]["block-diagonal"] < 2.6 * row["map_bytes"]
+    assert command.main(["memory", "--maps", "27", "--kernels", "4"]) == 1
+
+
 @pytest.mark.parametrize(("k", "side"), [(2, 14), (7, 14), (14, 56)])
 def test_counts_where_k_divides_the_map(k, side):
     found = complexity.counted(k, 8, side)

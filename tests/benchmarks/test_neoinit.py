@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
 from neonext_ms.benchmarks.claims import command, neoinit
+from neonext_ms.ops.init import INITIALIZATIONS
 from neonext_ms.training import trainer
 from neonext_ms.training.config.load import make_config
+from neonext_ms.training.config.schema import ModelConfig, annotated_keys
 from neonext_ms.training.runlog import read_csv
 
 CONFIG = """\
@@ -25,32 +28,46 @@ run: {jit: false, log_every: 1}
 def test_an_interrupted_comparison_resumes(tmp_path, capsys):
     (tmp_path / "small.yaml").write_text(CONFIG)
     arguments = ["neoinit", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "out"), "--json"]
-    arguments += ["--seeds", "1"]
+    arguments += ["--seeds", "1", "--initialization", "neoinit,figure5"]
     assert command.main([*arguments, "run.stop_after=2"]) == 130
     assert command.main(arguments) == 0
     printed = capsys.readouterr()
     summary = json.loads(printed.out)["summary"]
-    assert [row["runs"] for row in summary.values()] == [1, 1] and list(summary) == ["neoinit", "normal"]
+    assert [row["runs"] for row in summary.values()] == [1, 1] and list(summary) == ["neoinit", "figure5"]
+    (trial,) = summary["neoinit"]["trials"]
+    assert [(row["epoch"], row["top1"]) for row in trial["epochs"]] == [(1, pytest.approx(trial["top1"], abs=1e-6))]
     assert "resumed from" in printed.err and len(read_csv(tmp_path / "out" / "neoinit-0" / "steps.csv")) == 3
     checkpoints = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/checkpoints/*")}
     assert command.main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["summary"] == summary
     assert checkpoints == {path: path.read_bytes() for path in (tmp_path / "out").glob("*/checkpoints/*")}
+    assert command.main([*arguments, "data.share=0.5"]) == 1
+    assert "data.share: 1.0 -> 0.5" in capsys.readouterr().err
+    assert command.main([*arguments, "--initialization", "none"]) == 2
+
+
+def _trial(value, seed, top1, diverged=False):
+    epochs = [{"epoch": 1, "loss": 2.0, "top1": top1 / 2}, {"epoch": 2, "loss": 1.0, "top1": top1}]
+    return {
+        "value": value, "seed": seed, "top1": top1, "loss": None if diverged else 1.0, "diverged": diverged,
+        "epochs": epochs[:1] if diverged else epochs,
+    }  # fmt: skip
 
 
 def test_summary_leaves_out_what_diverged():
-    def trial(value, seed, top1, diverged=False):
-        return {"value": value, "seed": seed, "top1": top1, "loss": None if diverged else 1.0, "diverged": diverged}
-
-    trials = [trial("neoinit", seed, top1) for seed, top1 in enumerate((0.5, 0.7))]
-    trials += [trial("normal", 0, 0.4), trial("normal", 1, 0.0, diverged=True)]
+    trials = [_trial("neoinit", seed, top1) for seed, top1 in enumerate((0.5, 0.7))]
+    trials += [_trial("normal", 0, 0.4), _trial("normal", 1, 0.0, diverged=True)]
     summary = neoinit.summarise(trials)
     assert summary["neoinit"]["mean"] == pytest.approx(0.6) and summary["neoinit"]["diverged"] == 0
     assert summary["neoinit"]["deviation"] == pytest.approx(0.2 / 2**0.5)
+    assert [point["mean"] for point in summary["neoinit"]["curve"]] == pytest.approx([0.3, 0.6])
+    assert [point["deviation"] for point in summary["neoinit"]["curve"]] == pytest.approx([0.1 / 2**0.5, 0.2 / 2**0.5])
     assert (summary["normal"]["mean"], summary["normal"]["deviation"], summary["normal"]["diverged"]) == (0.4, None, 1)
+    assert [point["mean"] for point in summary["normal"]["curve"]] == [0.2, 0.4]
     table = list(neoinit.lines({"summary": summary, "plot": None}))
     assert [line.split() for line in table[1:]] == [
-        ["neoinit", "2", "0", "60.00", "%", "14.14", "%"], ["normal", "2", "1", "40.00", "%", "-"],
+        ["neoinit", "2", "0", "60.00", "%", "14.14", "%", "+20.00", "1.000", "0.000"],
+        ["normal", "2", "1", "40.00", "%", "-", "-", "1.000", "-"],
     ]  # fmt: skip
 
 
@@ -69,13 +86,21 @@ def test_trials_differ_in_initialisation_and_seed(tmp_path, monkeypatch):
             return {"last": {"model": {"top1": 0.9, "loss": 0.1}}}
 
     monkeypatch.setattr(trainer, "Trainer", FakeTrainer)
-    trials = neoinit.run_trials(make_config({}), range(2), tmp_path)
+    trials = neoinit.run_trials(make_config({}), ("neoinit", "normal"), range(2), tmp_path)
     assert [(t["value"], t["seed"], t["diverged"]) for t in trials] == [
         ("neoinit", 0, False), ("normal", 0, False), ("neoinit", 1, True), ("normal", 1, True),
     ]  # fmt: skip
     assert [config.model.neocell_init for config in seen] == ["neoinit", "normal"] * 2
     assert [config.run.seed for config in seen] == [0, 0, 1, 1]
     assert len({config.run.output for config in seen}) == 4
+    again = neoinit.run_trials(make_config({}), ("neoinit", "normal"), range(2), tmp_path)
+    assert again == trials and len(seen) == 4
+    assert neoinit.read_trials(tmp_path) == [trials[0], trials[2], trials[1], trials[3]]
+
+
+def test_names_of_initializations_agree():
+    (accepted,) = (get_args(kind) for key, kind in annotated_keys(ModelConfig).items() if key == "neocell_init")
+    assert accepted == tuple(INITIALIZATIONS) == neoinit.INITIALIZATIONS
 
 
 def test_rounds_do_not_apply(tmp_path, capsys):

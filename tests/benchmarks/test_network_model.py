@@ -122,13 +122,14 @@ def test_layer_norm_and_gelu_chains_become_one_operator():
     assert not {"Erf", "Pow", "Sqrt"} & set(ops)
 
 
-def test_the_tanh_form_of_gelu_is_found():
+@pytest.mark.parametrize("form", ["tanh", "npu"])
+def test_the_other_forms_of_gelu_are_found(form):
     from neonext_ms.benchmarks.latency.neonext import _folded
     from neonext_ms.export.lower import lower
     from neonext_ms.export.onnx.emitter import skeleton
     from neonext_ms.export.onnx.format import CANN
 
-    format = CANN.with_(gelu="tanh")
+    format = CANN.with_(gelu=form)
     model = skeleton(lower(_folded("neonext_t.released_224", 224), format), 1, format)
     ops = [operator.op for operator in operators(read(model))]
     assert ops.count("Gelu") == 18 and "Tanh" not in ops

@@ -21,8 +21,10 @@ import numpy as np
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
 
 import om_stand_in as om
+from neonext_ms.lite.driver import missing
 
 ROOT = Path(__file__).parents[2]
+LITE = missing() is None
 SEEDS = ROOT / "build" / "fuzz" / "seeds"
 Files = dict[str, bytes]
 
@@ -63,8 +65,8 @@ def _from_json(*seeds: Any) -> Callable[[Random], bytes]:
 
 
 def prepare() -> None:
-    """Export the smallest network once, as seeds of ONNX, MindIR and manifests."""
-    if (SEEDS / "tiny.json").exists():
+    """Export the smallest network once, as seeds of ONNX, MindIR and Lite files and of manifests."""
+    if (SEEDS / "tiny.json").exists() and (not LITE or (SEEDS / "tiny.ms").exists()):
         return
     SEEDS.mkdir(parents=True, exist_ok=True)
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
@@ -76,7 +78,7 @@ def prepare() -> None:
     metadata = {"shifts": [1, 1, 1, 0], "image_size": [32, 32], "labels": ["a", "b"]}
     save_checkpoint(SEEDS / "tiny.pt", arrays, metadata)
     command = [sys.executable, "-m", "neonext_ms.export.command", "--checkpoint", str(SEEDS / "tiny.pt")]
-    command += ["--target", "onnx,mindir", "--output", str(SEEDS)]
+    command += ["--target", "onnx,mindir,lite" if LITE else "onnx,mindir", "--output", str(SEEDS)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -168,6 +170,13 @@ def _read_mindir(path: Path) -> None:
     # Starting MindSpore takes seconds.
     if not _one_in(10):
         return
+    with open_runtime(path, image_size=(32, 32), threads=1) as model:
+        model.run(np.zeros((1, 3, *model.input_size), np.float32))
+
+
+def _read_lite(path: Path) -> None:
+    from neonext_ms.runtime.open import open_runtime
+
     with open_runtime(path, image_size=(32, 32), threads=1) as model:
         model.run(np.zeros((1, 3, *model.input_size), np.float32))
 
@@ -557,6 +566,8 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
     "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
     "board-report": Target(_from_json(_BOARD), _read_board, "input.json"),
+    # Each file is read by a process of its own.
+    **({"lite": Target(lambda rng: mutate_bytes(rng, _exported(".ms")), _read_lite, "input.ms")} if LITE else {}),
     "om": Target(_om, _read_om, "input.om"),
     "manifest": Target(_manifest, _read_manifest),
     "config": Target(_config, _read_config),

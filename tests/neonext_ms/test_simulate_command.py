@@ -74,12 +74,12 @@ def test_a_batch_of_nothing(capsys):
 
 
 def test_a_wrong_kernel_exits_with_4(tmp_path, monkeypatch, capsys):
-    folder = shutil.copytree(neo_cell.KERNELS, tmp_path / "kernels")
-    kernel = folder / "neo_cell.cpp"
+    folder = shutil.copytree(neo_cell.PROJECT, tmp_path / "ascendc")
+    kernel = folder / "op_kernel" / "neo_cell.cpp"
     right = "coefficients[rowsA_ * NEO_CELL_LANES], t.runB"
     assert right in kernel.read_text()
     kernel.write_text(kernel.read_text().replace(right, "coefficients, t.runB"))
-    monkeypatch.setattr(neo_cell, "KERNELS", folder)
+    monkeypatch.setattr(neo_cell, "PROJECT", folder)
     assert ops.main(["simulate", "--spec", SPEC, "--map", "8", "--dtype", "float32"]) == 4
     assert "the kernel differs from the reference: y by" in capsys.readouterr().err
 

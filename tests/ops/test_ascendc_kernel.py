@@ -14,11 +14,13 @@ from conftest import goldens, relative_max
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.models.registry import model_config
 from neonext_ms.ops import NeoCellSpec, reference
+from neonext_ms.ops.soc import VECTOR_CORE
 from neonext_ms.ops.soc import soc as soc_of
-from neonext_ms.ops.twin import neo_cell
+from neonext_ms.ops.twin import SimulatorError, neo_cell
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the simulator needs g++")
-SOCS = ("Ascend310P3", "Ascend910B3")
+# One for each architecture: 2002, 2201 and 3002.
+SOCS = ("Ascend310P3", "Ascend910B3", "Ascend310B4")
 
 
 def _weights(spec, rng, dtype=np.float64):
@@ -89,7 +91,8 @@ def test_golden_in_float16_on_any_number_of_cores(case, soc):
     dx = in_order(dy, *([w.transpose(0, 2, 1) for w in v] for v in (a, b)), NeoCellSpec(turned), out=size)
     _, exact_a, exact_b, _ = reference.backward(x, a, b, spec, dy)
     first = None
-    for blocks in range(1, soc_of(soc).vector_units + 1):
+    device = soc_of(soc)
+    for blocks in range(1, device.vector_units + device.vector_cores_beside + 1):
         options = {"soc": soc, "blocks": blocks}
         np.testing.assert_array_equal(neo_cell.forward(x, a, b, spec, **options).outputs[0], y)
         back = neo_cell.forward(dy, a, b, spec, transposed=True, output_size=size, **options)
@@ -103,6 +106,84 @@ def test_golden_in_float16_on_any_number_of_cores(case, soc):
             np.testing.assert_array_equal(grad, one)
     wide = neo_cell.forward(x, a, b, spec, soc=soc, accumulate_fp32=True)
     assert relative_max(wide.outputs[0], reference.forward(x, a, b, spec)) < 2**-11
+
+
+def test_a_mask_given_as_a_number_fails_on_3002(tmp_path, monkeypatch):
+    """There overloads with a number of lanes ignore the mask register, and 0 (MASK_PLACEHOLDER) computes nothing."""
+    folder = shutil.copytree(neo_cell.PROJECT, tmp_path / "ascendc")
+    path = folder / "op_kernel" / "neo_cell_base.h"
+    text = path.read_text()
+    assert text.count(", mask_, ") >= 4
+    path.write_text(text.replace(", mask_, ", ", AscendC::MASK_PLACEHOLDER, "))
+    monkeypatch.setattr(neo_cell, "PROJECT", folder)
+    spec = NeoCellSpec([{"kernel": 4, "channels": 16}])
+    weights = _weights(spec, np.random.RandomState(0), np.float16)
+    x = np.ones((1, 16, 8, 8), np.float16)
+    with pytest.raises(SimulatorError, match="a mask of 0 lanes: on __NPU_ARCH__ 3002"):
+        neo_cell.forward(x, *weights, spec, soc="Ascend310B4")
+
+
+@pytest.mark.parametrize("size", [(14, 14), (7, 7), (6, 19)])
+def test_images_of_small_maps_share_strips(size):
+    spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 40, "shift": 1}])
+    rng = np.random.RandomState(4)
+    x = rng.standard_normal((8, 60, *size)).astype(np.float16)
+    a, b = _weights(spec, rng, np.float16)
+    bias = rng.standard_normal(60).astype(np.float16)
+    expected = in_order(x, a, b, spec, bias)
+    groups = set()
+    for blocks in (1, 2, 15):
+        run = neo_cell.forward(x, a, b, spec, bias, blocks=blocks)
+        groups.add(run.tiling.group)
+        np.testing.assert_array_equal(run.outputs[0], expected)
+    one = neo_cell.forward(x[:1], a, b, spec, bias, blocks=1)
+    assert max(groups) > 3 and one.tiling.group == 1
+    together = neo_cell.forward(x, a, b, spec, bias, blocks=1).counts["totals"]["V"]
+    assert together["instructions"] < 8 * one.counts["totals"]["V"]["instructions"]
+    exact = reference.forward(x, a, b, spec, bias)
+    wide = neo_cell.forward(x, a, b, spec, bias, blocks=1, accumulate_fp32=True)
+    assert wide.tiling.group > 1 and relative_max(wide.outputs[0], exact) < 2**-11
+    halves = neo_cell.forward(x, a, b, spec, bias, blocks=1, dtype="float32", c0=8)
+    assert halves.tiling.group > 1 and relative_max(halves.outputs[0], exact) < 1e-5
+
+
+def test_the_vector_cores_of_a_310p_take_their_share():
+    """What the cores of each kind do takes them equally long, and without vector cores the result is the same."""
+    spec = NeoCellSpec([{"kernel": 4, "channels": 48, "shift": 1}, {"kernel": 7, "channels": 48, "shift": 1}])
+    rng = np.random.RandomState(3)
+    x = rng.standard_normal((2, 96, 56, 56)).astype(np.float16)
+    a, b = _weights(spec, rng, np.float16)
+    both = neo_cell.forward(x, a, b, spec)
+    alone = neo_cell.forward(x, a, b, spec, vector_cores=False)
+    np.testing.assert_array_equal(both.outputs[0], alone.outputs[0])
+    assert (both.tiling.cores, alone.tiling.cores) == (15, 8)
+    cores = both.counts["cores"]
+    assert [core["vector_core"] for core in cores] == [False] * 8 + [True] * 7
+    assert not any(core["vector_core"] for core in alone.counts["cores"])
+    device = soc_of("Ascend310P3")
+
+    def time(core):
+        kind, pipes = VECTOR_CORE if core["vector_core"] else device.ai_core, core["pipes"]
+        moved = pipes["MTE2"]["bytes"] + pipes["MTE3"]["bytes"]
+        return max(2 * pipes["V"]["repeats"], moved / kind.memory_bytes_per_cycle) / kind.mhz
+
+    times = [time(core) for core in cores]
+    assert np.mean(times[:8]) == pytest.approx(np.mean(times[8:]), rel=0.15)
+    assert max(times) < 1.2 * np.mean(times)
+    assert max(times) < 0.85 * max(map(time, alone.counts["cores"]))
+
+
+def test_overflow_is_that_of_each_kind_of_core():
+    spec = NeoCellSpec([{"kernel": 2, "channels": 16}])
+    a, b = [np.full((16, 2, 2), 200, np.float16)], [np.full((16, 2, 2), 200, np.float16)]
+    x = np.full((1, 16, 60, 8), 1000, np.float16)
+    run = neo_cell.forward(x, a, b, spec)
+    (y,) = run.outputs
+    assert run.tiling.cores == 15
+    assert y[0, 0, 0, 0] == 65504 and y[0, 0, -1, 0] == np.inf  # an AI core's row, a vector core's row
+    assert set(np.unique(y)) == {65504, np.inf}
+    assert (neo_cell.forward(x, a, b, spec, vector_cores=False).outputs[0] == 65504).all()
+    assert (neo_cell.forward(x, a, b, spec, soc="Ascend910B3").outputs[0] == np.inf).all()
 
 
 def test_a_bias_is_added_last():
@@ -160,7 +241,7 @@ def test_repeats_and_bytes_of_released_t():
         spec, count = config.architecture.stage_spec(stage), config.architecture.per_stage_layers[stage]
         a, b = _weights(spec, np.random.RandomState(0), np.float16)
         x = np.zeros((1, spec.channels, h, w), np.float16)
-        counts = neo_cell.forward(x, a, b, spec).counts
+        counts = neo_cell.forward(x, a, b, spec, vector_cores=False).counts
         repeats += count * counts["totals"]["V"]["repeats"]
         ideal += count * sum((g.h_in + g.w_in) * g.channels for g in spec.groups) * h * w / 128
         least = 2 * x.nbytes + sum(weights.nbytes for weights in (*a, *b))

@@ -14,7 +14,7 @@ import pytest
 from neonext_ms.export.onnx import neocell_node
 from neonext_ms.ops import package
 from neonext_ms.ops.packing import LANES, RUN_ATTRIBUTES
-from neonext_ms.ops.soc import SOCS
+from neonext_ms.ops.soc import SOCS, VECTOR_CORE
 
 PROJECT = package.PROJECT
 KINDS = {"INTS": "ListInt", "INT": "Int"}
@@ -113,8 +113,15 @@ def test_limits_are_those_that_python_checks():
     assert int(constants["NEO_CELL_LANES"]) == LANES
     assert int(constants["NEO_CELL_MAX_RUNS"]) == ascend.MOST_RUNS
     assert int(constants["NEO_CELL_MAX_KERNEL"]) == ascend.LARGEST_MATRIX
-    cores = max(soc.vector_units for soc in SOCS.values() if soc.family in package.FAMILIES)
+    cores = max(soc.vector_units + soc.vector_cores_beside for soc in SOCS.values() if soc.family in package.FAMILIES)
     assert int(constants["NEO_CELL_MAX_CORES"]) >= cores
+    device = SOCS["Ascend310P3"]
+    rates = dict(
+        re.findall(r"constexpr int32_t NEO_CELL_VECTOR_CORE_(\w+) = (\d+);", _source("op_host/neo_cell_make_tiling.h"))
+    )
+    assert int(rates["COMPUTE"]) == round(256 * VECTOR_CORE.mhz / device.cube_mhz)
+    memory = VECTOR_CORE.mhz * VECTOR_CORE.memory_bytes_per_cycle / device.ai_core.mhz
+    assert int(rates["MEMORY"]) == round(256 * memory / device.memory_bytes_per_cycle)
 
 
 def test_presets_ask_for_sources_and_name_the_vendor():
@@ -137,7 +144,7 @@ compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 def _build(tmp_path, text: str, *options: str) -> str:
     (tmp_path / "main.cpp").write_text(text)
-    include = [f"-I{PROJECT / folder}" for folder in ("op_kernel", "framework/onnx_plugin")]
+    include = [f"-I{PROJECT / folder}" for folder in ("op_host", "framework/onnx_plugin")]
     command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", *include, *options, str(tmp_path / "main.cpp")]
     subprocess.run([*command, "-o", str(tmp_path / "main")], check=True)
     return str(tmp_path / "main")
@@ -153,11 +160,11 @@ def _compile(tmp_path, text: str, *arguments: str) -> list[str]:
 def test_tiling_header_is_cxx11(tmp_path):
     """CANN 8.x compiles op_host with -std=c++11."""
     code = """
-    #include "neo_cell_tiling.h"
+    #include "neo_cell_make_tiling.h"
     #include <cstdio>
     #include <type_traits>
     static_assert(std::is_trivial<NeoCellTiling>::value && std::is_standard_layout<NeoCellTiling>::value, "copied");
-    int main() { NeoCellProblem problem{}; NeoCellDevice device{8, 1 << 18}; NeoCellTiling tiling;
+    int main() { NeoCellProblem problem{}; NeoCellDevice device{8, 1 << 18, 7}; NeoCellTiling tiling;
                  std::puts(NeoCellMakeTiling(problem, device, tiling)); return sizeof(NeoCellTiling) > 2048; }
     """
     (reason,) = _compile(tmp_path, code)

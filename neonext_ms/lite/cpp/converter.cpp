@@ -1,10 +1,9 @@
 // Calls the converter of MindSpore Lite for process.py.
-#include <cstdint>
-#include <map>
 #include <memory>
 #include <vector>
 
 #include "include/api/dual_abi_helper.h"
+#include "include/api/format.h"
 #include "include/api/status.h"
 #include "include/registry/converter_context.h"
 #include "text.h"
@@ -15,7 +14,6 @@ class Converter {
  public:
   Converter();
   void SetInputFormat(Format format);
-  void SetInputShape(const std::map<std::vector<char>, std::vector<int64_t>> &shapes);
   void SetSaveType(ModelType type);
   void SetWeightFp16(bool half);
   Status Convert(converter::FmkType framework, const std::vector<char> &model, const std::vector<char> &output,
@@ -29,13 +27,11 @@ class Converter {
 using mindspore::StringToChar;
 
 // Convert an ONNX file; return 0, or 1 with the reason in `error`. The library adds `.ms` to the output's name.
-extern "C" int neonext_convert(const char *model, const char *output, int half_weights, const char *input,
-                               const int64_t *shape, int rank, char *error, int size) {
+extern "C" int neonext_convert(const char *model, const char *output, int half_weights, char *error, int size) {
   mindspore::Converter converter;
   converter.SetSaveType(mindspore::kMindIR_Lite);
   converter.SetInputFormat(mindspore::NCHW);
   converter.SetWeightFp16(half_weights != 0);
-  if (rank > 0) converter.SetInputShape({{StringToChar(input), std::vector<int64_t>(shape, shape + rank)}});
   const auto onnx = mindspore::converter::kFmkTypeOnnx;
   const auto status = converter.Convert(onnx, StringToChar(model), StringToChar(output), {});
   return status.IsOk() ? 0 : fail(status.ToString(), error, size);

@@ -15,30 +15,16 @@ std::unique_ptr<mindspore::Model> model;
 std::vector<MSTensor> inputs, outputs;
 constexpr int kMaxRank = 8;
 
-// Describe a tensor: type, format, rank, dimensions.
-int describe(const MSTensor &tensor, char *name, int name_size, int64_t *values) {
-  const auto &shape = tensor.Shape();
-  if (shape.size() > kMaxRank) return 1;
-  fail(tensor.Name(), name, name_size);
-  values[0] = static_cast<int64_t>(tensor.DataType());
-  values[1] = static_cast<int64_t>(tensor.format());
-  values[2] = static_cast<int64_t>(shape.size());
-  std::copy(shape.begin(), shape.end(), values + 3);
-  return 0;
-}
-
 std::vector<MSTensor> &tensors(int of_outputs) { return of_outputs ? outputs : inputs; }
 }  // namespace
 
 extern "C" {
-// From a file: release 2.0.0 does not build a `.ms` model from memory.
-int neonext_load(const char *path, int is_mindir, int threads, char *error, int size) {
+int neonext_load(const char *path, int threads, char *error, int size) {
   auto context = std::make_shared<mindspore::Context>();
   context->SetThreadNum(threads);
   context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
   model = std::make_unique<mindspore::Model>();
-  const auto type = is_mindir ? mindspore::kMindIR : mindspore::kMindIR_Lite;
-  const auto status = model->Build(std::string(path), type, context);
+  const auto status = model->Build(std::string(path), mindspore::kMindIR_Lite, context);
   if (!status.IsOk()) return fail(status.ToString(), error, size);
   inputs = model->GetInputs();
   outputs = model->GetOutputs();
@@ -47,9 +33,17 @@ int neonext_load(const char *path, int is_mindir, int threads, char *error, int 
 
 int neonext_count(int of_outputs) { return static_cast<int>(tensors(of_outputs).size()); }
 
-// `values` takes 3 + 8 numbers.
+// Write type, format, rank and dimensions to `values`, 3 + 8 numbers; return 1 if there are more dimensions.
 int neonext_describe(int of_outputs, int index, char *name, int name_size, int64_t *values) {
-  return describe(tensors(of_outputs)[index], name, name_size, values);
+  const auto &tensor = tensors(of_outputs)[index];
+  const auto &shape = tensor.Shape();
+  if (shape.size() > kMaxRank) return 1;
+  copy_text(tensor.Name(), name, name_size);
+  values[0] = static_cast<int64_t>(tensor.DataType());
+  values[1] = static_cast<int64_t>(tensor.format());
+  values[2] = static_cast<int64_t>(shape.size());
+  std::copy(shape.begin(), shape.end(), values + 3);
+  return 0;
 }
 
 int neonext_resize(int index, const int64_t *shape, int rank, char *error, int size) {

@@ -69,9 +69,12 @@ class ModelConfig:
         layer_scale_init_value: initial layer scale; 0 means no layer scale.
         linear_bias: whether the linear layers of a block have a bias.
         downsample: layers between the stages, in the order of the official code or of the paper.
+        activation: activation of the network; null keeps that of the named model, or of the checkpoint to start from.
         drop_path: drop-path rate of the last block; the rate grows linearly from 0 with depth.
         conv_init: initialisation of convolutions and linear layers; null is PyTorch's default.
-        neocell_init: initialisation of NeoCell; "normal" is the noise of NeoInit without the identity.
+        neocell_init: initialisation of NeoCell: NeoInit; "normal", the official constructor's N(0, 1/sqrt(outputs)),
+            the paper's baseline; "noise", NeoInit without its identity; or "figure5", NeoInit with the smaller noise
+            of the paper's Fig. 5.
         init: checkpoint to start from, official or ours.
         init_ema: whether to start from the moving average in that checkpoint.
         init_key: key or prefix of the weights in that checkpoint, if it holds several models.
@@ -88,9 +91,10 @@ class ModelConfig:
     layer_scale_init_value: NonNegative | None = None
     linear_bias: bool | None = None
     downsample: Literal["official", "paper"] | None = None
+    activation: Literal["gelu", "relu", "hardswish"] | None = None
     drop_path: FractionBelowOne = 0.0
     conv_init: Literal["xavier_uniform", "kaiming_normal"] | None = None
-    neocell_init: Literal["neoinit", "normal"] = "neoinit"
+    neocell_init: Literal["neoinit", "normal", "noise", "figure5"] = "neoinit"
     init: str | None = None
     init_ema: bool = False
     init_key: str | None = None
@@ -106,6 +110,7 @@ class DataConfig:
         path: folder of the data. For "imagefolder" it contains `train` and `val`, for "mindrecord" the files of
             `neonext-mindrecord`.
         train, val: name of this part below `path` ("imagefolder", "mindrecord").
+        share: fraction of the training images of each class that is used, evenly spaced; at least one image of each.
         batch_size: images per batch on one card.
         val_batch_size: images per batch in validation on one card.
         workers: number of processes or threads that read and augment images on one card.
@@ -124,6 +129,7 @@ class DataConfig:
     path: str | None = None
     train: str = "train"
     val: str = "val"
+    share: FractionAboveZero = 1.0
     batch_size: PositiveInt = 128
     val_batch_size: PositiveInt = 64
     workers: Annotated[int, Range(1, 256)] = 4
@@ -205,7 +211,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over time.
+    """The learning rate, and the activation of a fine-tuned network, over time.
 
     Attributes:
         name: course of the learning rate after the warm-up.
@@ -215,6 +221,8 @@ class ScheduleConfig:
         final_lr: last learning rate relative to the full rate.
         milestones: epochs at which "step" multiplies the rate by `factor`.
         factor: multiplier of the rate at each milestone.
+        blend_epochs: length of the linear change from the activation of the checkpoint to start from (`model.init`) to
+            that of the network, which is at work alone afterwards; 0 means from the start.
     """
 
     name: Literal["cosine", "linear", "constant", "step"] = "cosine"
@@ -224,6 +232,7 @@ class ScheduleConfig:
     final_lr: Fraction = 0.0
     milestones: tuple[float, ...] = ()
     factor: Fraction = 0.1
+    blend_epochs: NonNegative = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import check_regular, explained, read_text, staging
 
 from ..config.schema import DataConfig
-from .image_sets import ArraySet, ImageSet, open_folders
+from .image_sets import ArraySet, ImageSet, PartialSet, open_folders
 from .mindrecord import RecordSet
 
 _DIGITS_SIZE = 64
@@ -132,4 +132,5 @@ def open_dataset(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         InputError: data is missing or has another form than expected; the message names the file or folder.
         UsageError: `data.path` is missing.
     """
-    return DATASETS[config.dataset](config)
+    train, val = DATASETS[config.dataset](config)
+    return (train if config.share == 1 else PartialSet(train, config.share)), val

@@ -114,6 +114,38 @@ class ArraySet(ImageSet):
         return Image.fromarray(self._pixels[index])
 
 
+class PartialSet(ImageSet):
+    """Evenly spaced images of each class of another set, at least one of each.
+
+    Args:
+        images: the whole set.
+        share: fraction of the images of each class.
+    """
+
+    def __init__(self, images: ImageSet, share: float):
+        positions: dict[int, list[int]] = {}
+        for index, label in enumerate(images.labels):
+            positions.setdefault(int(label), []).append(index)
+        self._indices = sorted(
+            own[i * len(own) // count]
+            for own in positions.values()
+            for count in [max(1, round(share * len(own)))]
+            for i in range(count)
+        )
+        self._images = images
+        self.classes, self.natural_size = images.classes, images.natural_size
+        self.labels = [int(images.labels[i]) for i in self._indices]
+
+    def name(self, index: int) -> str:
+        return self._images.name(self._indices[index])
+
+    def file(self, index: int) -> str:
+        return self._images.file(self._indices[index])
+
+    def read(self, index: int) -> Image.Image:
+        return self._images.read(self._indices[index])
+
+
 def open_folders(
     root: Path, train_name: str = "train", val_name: str = "val", cache: bool = False
 ) -> tuple[FolderSet, FolderSet]:

@@ -14,7 +14,7 @@
 #include "register/op_def_registry.h"
 #include "tiling/platform/platform_ascendc.h"
 
-#include "../op_kernel/neo_cell_tiling.h"
+#include "neo_cell_make_tiling.h"
 
 namespace neo_cell_host {
 
@@ -245,6 +245,7 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
     NeoCellDevice device{};
     device.cores = static_cast<int32_t>(platform.GetCoreNumAiv());
     device.ubBytes = static_cast<int32_t>(ubBytes);
+    device.vectorCores = static_cast<int32_t>(platform.GetCoreNumVector()); // 0 on all but the 310P
 
     const char* why = NeoCellMakeTiling(problem, device, *tiling);
     if (why != nullptr) {
@@ -254,7 +255,8 @@ inline ge::graphStatus MakeTiling(gert::TilingContext* context, bool gradient, s
         CheckCoefficients(context, coefficients + 1, "coef_b", tiling->totalB) != ge::GRAPH_SUCCESS) {
         return ge::GRAPH_FAILED;
     }
-    workspaces[0] = 0;
+    // A kernel for two kinds of cores must ask for a workspace, although it uses none.
+    workspaces[0] = device.vectorCores > 0 ? NEO_CELL_BLOCK : 0;
     context->SetTilingKey(key);
     context->SetBlockDim(static_cast<uint32_t>(tiling->cores));
     return ge::GRAPH_SUCCESS;

@@ -39,8 +39,7 @@
 //   - Another order of the channels: shifts that share a block of 16 are neighbours already (docs/device-model.md).
 //   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do
 //     not.
-//   Not tried: several images or planes of a small map in one strip; two block-diagonal products on the cube, which
-//   need every channel's map as a matrix of its own, but are predicted to be near this kernel at 224
+//   Not tried: two block-diagonal products on the cube, which need every channel's map as a matrix of its own, but are predicted to be near this kernel at 224
 //   (docs/device-model.md).
 #include "neo_cell_base.h"
 
@@ -65,14 +64,14 @@ public:
             bias_.SetGlobalBuffer(
                 reinterpret_cast<__gm__ S*>(bias), NeoCellCeil(t.planes * t.c0, NEO_CELL_LANES) * NEO_CELL_LANES);
         }
-        const int32_t window = t.windowRows * t.windowColumns * t.c0;
-        const int32_t output = t.strip * t.columns * t.c0;
+        const int32_t window = t.group * t.windowRows * t.windowColumns * t.c0;
+        const int32_t output = t.group * t.strip * t.columns * t.c0;
         const int32_t rows = t.mostA + t.mostB + 1;
         // Two buffers each, so that the copies in and out run while the vector unit computes.
         pipe_.InitBuffer(input_, 2, window * sizeof(S));
         pipe_.InitBuffer(output_, 2, output * sizeof(S));
         pipe_.InitBuffer(coefficient_, 2, rows * NEO_CELL_LANES * sizeof(S));
-        pipe_.InitBuffer(middle_, t.strip * t.windowColumns * t.c0 * sizeof(T));
+        pipe_.InitBuffer(middle_, t.group * t.strip * t.windowColumns * t.c0 * sizeof(T));
         if constexpr (CAST) {
             // Two windows: rows that both strips need are copied from the one to the other.
             pipe_.InitBuffer(window_[0], window * sizeof(T));
@@ -193,9 +192,12 @@ private:
         const NeoCellTiling& t = *this->tiling_;
         LocalTensor<S> local = input_.template AllocTensor<S>();
         if (kept < strip.WindowRows()) {
-            LoadMap(
-                local, x_, Map(strip, t.hIn, t.wIn, strip.first, strip.last), strip.Window(), strip.top + kept,
-                strip.bottom);
+            const int32_t width = strip.WindowColumns() * t.c0;
+            for (int32_t i = 0; i < strip.images; ++i) {
+                LoadMap(
+                    local[i * width], x_, Map(strip, i, t.hIn, t.wIn, strip.first, strip.last), strip.Window(),
+                    strip.top + kept, strip.bottom);
+            }
         }
         input_.EnQue(local);
     }
@@ -237,7 +239,7 @@ private:
     __aicore__ inline void CopyKept(
         const LocalTensor<U>& dst, const LocalTensor<U>& src, const Strip& current, const Strip& next, int32_t kept)
     {
-        const int32_t row = next.WindowColumns() * this->tiling_->c0;
+        const int32_t row = next.WindowPitch() * this->tiling_->c0;
         const Line to = next.Window();
         const Line from = current.Window();
         // The rows of one phase lie together in both windows, so each phase is one copy.
@@ -259,7 +261,7 @@ private:
             return;
         }
         const LocalTensor<T> window = window_[now_].template Get<T>();
-        const int32_t row = strip.WindowColumns() * this->tiling_->c0;
+        const int32_t row = strip.WindowPitch() * this->tiling_->c0;
         const Line line = strip.Window();
         for (int32_t phase = 0; phase < line.period; ++phase) {
             const Places places(line, phase, strip.top + kept, strip.bottom);
@@ -273,10 +275,13 @@ private:
         input_.FreeTensor(local);
     }
 
-    __aicore__ inline Rows Map(const Strip& strip, int32_t rows, int32_t columns, int32_t first, int32_t last) const
+    // Return the map of the strip's image number `i` in memory.
+    __aicore__ inline Rows Map(
+        const Strip& strip, int32_t i, int32_t rows, int32_t columns, int32_t first, int32_t last) const
     {
         const NeoCellTiling& t = *this->tiling_;
-        return {static_cast<int64_t>(strip.image) * t.planes + strip.plane, rows, columns, t.c0, first, last};
+        const int64_t map = static_cast<int64_t>(strip.image + i) * t.planes + strip.plane;
+        return {map, strip.images, rows, columns, t.c0, first, last};
     }
 
     __aicore__ inline void Compute(const Strip& strip, const LocalTensor<S>& held)
@@ -285,14 +290,19 @@ private:
         if constexpr (CAST) {
             LocalTensor<T> result = result_.template Get<T>();
             Multiply(strip, window_[now_].template Get<T>(), wide_.template Get<T>(), result);
-            AscendC::Cast(stored, result, NARROW, strip.Output().Places() * strip.Columns() * this->tiling_->c0);
+            AscendC::Cast(stored, result, NARROW, strip.Output().Places() * strip.Pitch() * this->tiling_->c0);
         } else {
             Multiply(strip, held, coefficients_, stored);
         }
         output_.EnQue(stored);
         stored = output_.template DeQue<S>();
         const NeoCellTiling& t = *this->tiling_;
-        StoreMap(y_, stored, Map(strip, t.hOut, t.wOut, strip.left, strip.right), strip.Output(), strip.end);
+        const int32_t width = strip.Columns() * t.c0;
+        for (int32_t i = 0; i < strip.images; ++i) {
+            StoreMap(
+                y_, stored[i * width], Map(strip, i, t.hOut, t.wOut, strip.left, strip.right), strip.Output(),
+                strip.end);
+        }
         output_.FreeTensor(stored);
     }
 
@@ -303,17 +313,17 @@ private:
         const NeoCellTiling& t = *this->tiling_;
         const int32_t blocks = this->Blocks();
         const Line rows = strip.Output();
-        const int32_t pitchOut = strip.Columns() * blocks;
+        const int32_t pitchOut = strip.Pitch() * blocks;
         // A strip that reads no input at all, below or beside what a shifted grid covers, is zero plus bias.
         if (strip.Empty()) {
-            this->Zero(result, {strip.Columns() * blocks, rows.Places(), 1, 1, pitchOut, pitchOut, 0});
+            this->Zero(result, {pitchOut, rows.Places(), 1, 1, pitchOut, pitchOut, 0});
         } else {
             LocalTensor<T> middle = middle_.template Get<T>();
-            const int32_t pitch = strip.WindowColumns() * blocks;
+            const int32_t pitch = strip.WindowPitch() * blocks;
             this->Product(
                 middle, window, coefficients, t.runA, strip.plane, strip.run,
                 {strip.begin, strip.end, t.hIn, rows, strip.Window()},
-                {strip.WindowColumns(), 1, blocks, blocks, pitch, pitch, 0});
+                {strip.WindowPitch(), 1, blocks, blocks, pitch, pitch, 0});
             // The product with B goes over all places, also those that no row takes: they must hold numbers.
             for (int32_t place = strip.Rows() % rows.period; place % rows.period != 0; ++place) {
                 const int32_t empty = ((place + 1) * rows.each - 1) * pitch * Products<T>::LANES;
@@ -324,14 +334,15 @@ private:
                 result, middle, coefficients[rowsA_ * NEO_CELL_LANES], t.runB, strip.plane, strip.run,
                 {strip.left, strip.right, t.wIn, MakeLine(strip.left, strip.Columns(), 1),
                  MakeLine(strip.first, strip.WindowColumns(), 1)},
-                {rows.Places(), 1, pitchOut, pitch, blocks, blocks, 0});
+                {rows.Places() * strip.images, 1, strip.Columns() * blocks, strip.WindowColumns() * blocks, blocks,
+                 blocks, 0});
         }
         if (t.hasBias != 0) {
             AscendC::PipeBarrier<PIPE_V>();
             const int32_t lane = strip.plane * t.c0 % NEO_CELL_LANES;
             this->AddToAll(
                 result, coefficients[(rowsA_ + rowsB_) * NEO_CELL_LANES + lane],
-                {strip.Columns(), rows.Places(), blocks, blocks, pitchOut, pitchOut, 0});
+                {strip.Pitch(), rows.Places(), blocks, blocks, pitchOut, pitchOut, 0});
         }
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -375,6 +386,9 @@ __aicore__ inline void RunForward(
 extern "C" __global__ __aicore__ void neo_cell(
     GM_ADDR x, GM_ADDR coef_a, GM_ADDR coef_b, GM_ADDR bias, GM_ADDR y, GM_ADDR workspace, GM_ADDR tiling)
 {
+#if __CCE_AICORE__ == 200 // the 310P: blocks beyond its AI cores run on its vector cores
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_VECTOR_CORE);
+#endif
     REGISTER_TILING_DEFAULT(NeoCellTiling);
     GET_TILING_DATA_WITH_STRUCT(NeoCellTiling, data, tiling);
 #if ORIG_DTYPE_X != DT_BF16

@@ -107,11 +107,13 @@ struct Phases {
     int16_t high[NEO_CELL_MAX_KERNEL];  // last one
 };
 
-// Outputs [begin, end) x [left, right) of one plane of one image, and the inputs [top, bottom) x [first, last) that
-// they read.
+// Outputs [begin, end) x [left, right) of one plane of `images` neighbouring images, and the inputs [top, bottom) x
+// [first, last) that they read. In UB the rows of the images lie side by side, so that they are one map to a product
+// with A, whose lanes are columns, and a higher one to a product with B, whose lanes are rows.
 struct Strip {
     int32_t plane;
     int32_t image;
+    int32_t images;
     int32_t run; // first run of the plane
     int32_t begin;
     int32_t end;
@@ -143,6 +145,15 @@ struct Strip {
     __aicore__ inline int32_t WindowColumns() const
     {
         return last - first;
+    }
+    // Columns of a row in UB, over all images.
+    __aicore__ inline int32_t WindowPitch() const
+    {
+        return images * WindowColumns();
+    }
+    __aicore__ inline int32_t Pitch() const
+    {
+        return images * Columns();
     }
     __aicore__ inline Line Window() const
     {
@@ -188,6 +199,13 @@ public:
                 unit_ += pieceEnd_ - pieceBegin_;
                 plane_ = map / t.images;
                 image_ = map - plane_ * t.images;
+                images_ = 1;
+                // Whole maps of the same plane go together.
+                while (pieceEnd_ - pieceBegin_ == t.hOut && images_ < t.group && image_ + images_ < t.images &&
+                       end_ - unit_ >= t.hOut) {
+                    ++images_;
+                    unit_ += t.hOut;
+                }
                 left_ = 0;
                 while (t.runEnd[run_] <= plane_ * t.c0) {
                     ++run_;
@@ -201,6 +219,7 @@ public:
         }
         strip.plane = plane_;
         strip.image = image_;
+        strip.images = images_;
         strip.run = run_;
         strip.left = left_;
         strip.right = NeoCellMin(left_ + t.columns, t.wOut);
@@ -221,7 +240,7 @@ private:
     {
         const NeoCellTiling& t = *tiling_;
         const NeoCellMatrix a = NeoCellUnpack(t.runA[run_]);
-        bool ordered = ordered_ && t.strip >= a.kOut && strip.WindowColumns() >= 2 * NEO_CELL_GROUP &&
+        bool ordered = ordered_ && t.strip >= a.kOut && strip.WindowPitch() >= 2 * NEO_CELL_GROUP &&
                        NeoCellMax(a.kIn * t.wIn, a.kOut * t.wOut) * 2 <= NEO_CELL_MAX_GAP;
         for (int32_t run = run_ + 1; run <= lastRun_; ++run) {
             ordered = ordered && NeoCellSameSize(t.runA[run_], t.runA[run]);
@@ -240,6 +259,7 @@ private:
     int32_t left_;
     int32_t plane_;
     int32_t image_;
+    int32_t images_;
     int32_t run_;
     int32_t lastRun_;
 };
@@ -620,11 +640,12 @@ protected:
         }
         masked_ = blocks;
         constexpr int32_t half = 64 / LANES; // blocks in 64 bits of mask
-        uint64_t words[2] = {0, 0};
+        mask_[0] = 0;
+        mask_[1] = 0;
         for (int32_t i = 0; i < blocks; ++i) {
-            words[i / half] |= lanes_ << (i % half * LANES);
+            mask_[i / half] |= lanes_ << (i % half * LANES);
         }
-        AscendC::SetVectorMask<T, AscendC::MaskMode::NORMAL>(words[1], words[0]);
+        AscendC::SetVectorMask<T, AscendC::MaskMode::NORMAL>(mask_[1], mask_[0]);
     }
 
     __aicore__ static inline bool Fits(int32_t stride, int32_t other)
@@ -693,6 +714,8 @@ protected:
     }
 
     // Issue a step with any number of repeats; an instruction has at most 255. The mask is set already (`false`).
+    // Instructions still get it as an array: on 3002 the overloads that take a number of lanes ignore the mask register
+    // and would compute none at all for MASK_PLACEHOLDER, which is 0.
     template <Step STEP>
     __aicore__ inline void Repeat(
         const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& with, const Grid& grid,
@@ -707,14 +730,14 @@ protected:
             const LocalTensor<T> from = src[done * srcStride * LANES];
             const LocalTensor<T> factor = with[done * withStride * LANES];
             if constexpr (STEP == Step::MULTIPLY) {
-                AscendC::Mul<T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+                AscendC::Mul<T, false>(to, from, factor, mask_, count, strides);
             } else if constexpr (STEP == Step::MULTIPLY_ADD) {
-                AscendC::MulAddDst<T, T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+                AscendC::MulAddDst<T, T, false>(to, from, factor, mask_, count, strides);
             } else if constexpr (STEP == Step::ADD) {
-                AscendC::Add<T, false>(to, from, factor, AscendC::MASK_PLACEHOLDER, count, strides);
+                AscendC::Add<T, false>(to, from, factor, mask_, count, strides);
             } else {
                 AscendC::Duplicate<T, false>(
-                    to, static_cast<T>(0), AscendC::MASK_PLACEHOLDER, count, static_cast<uint16_t>(grid.dstAcross),
+                    to, static_cast<T>(0), mask_, count, static_cast<uint16_t>(grid.dstAcross),
                     static_cast<uint8_t>(dstStride));
             }
         }
@@ -726,12 +749,15 @@ protected:
     Phases sides_[2];
 
     uint64_t lanes_;
-    int32_t masked_; // blocks for which the device's mask is set, -1 if unknown
+    int32_t masked_;   // blocks for which the device's mask is set, -1 if unknown
+    uint64_t mask_[2]; // that mask, low word first
 };
 
-// Rows of one map in memory, `columns` wide, of which the columns [first, last) are copied.
+// Rows of one map in memory, `columns` wide, of which the columns [first, last) are copied; in UB it is one of `images`
+// side by side.
 struct Rows {
     int64_t map;
+    int32_t images;
     int32_t rows;
     int32_t columns;
     int32_t c0;
@@ -766,15 +792,17 @@ private:
     }
 };
 
-// Return the parameters of a copy of one phase: in memory its rows are a period apart, in UB they are neighbours.
+// Return the parameters of a copy of one phase: in memory its rows are a period apart, in UB only the other images' rows
+// lie between them.
 template <typename S>
 __aicore__ inline AscendC::DataCopyParams Bursts(const Rows& rows, const Line& line, int32_t count, bool load)
 {
     const int32_t pixel = rows.c0 * static_cast<int32_t>(sizeof(S)) / NEO_CELL_BLOCK;
     const int32_t width = rows.last - rows.first;
     const uint16_t gap = static_cast<uint16_t>((line.period * rows.columns - width) * pixel);
+    const uint16_t others = static_cast<uint16_t>((rows.images - 1) * width * pixel);
     return AscendC::DataCopyParams(
-        static_cast<uint16_t>(count), static_cast<uint16_t>(width * pixel), load ? gap : 0, load ? 0 : gap);
+        static_cast<uint16_t>(count), static_cast<uint16_t>(width * pixel), load ? gap : others, load ? others : gap);
 }
 
 // Copy rows [top, bottom) of a map to their places in UB.
@@ -783,8 +811,8 @@ __aicore__ inline void LoadMap(
     const LocalTensor<S>& dst, const GlobalTensor<S>& src, const Rows& rows, const Line& line, int32_t top,
     int32_t bottom)
 {
-    const int32_t row = (rows.last - rows.first) * rows.c0;
-    if (line.period == 1 && rows.last - rows.first == rows.columns) {
+    const int32_t row = rows.images * (rows.last - rows.first) * rows.c0;
+    if (line.period == 1 && rows.images == 1 && rows.last - rows.first == rows.columns) {
         AscendC::DataCopy(
             dst[(top - line.origin) * row], src[rows.At(top)], static_cast<uint32_t>((bottom - top) * row));
         return;
@@ -803,8 +831,8 @@ template <typename S>
 __aicore__ inline void StoreMap(
     const GlobalTensor<S>& dst, const LocalTensor<S>& src, const Rows& rows, const Line& line, int32_t bottom)
 {
-    const int32_t row = (rows.last - rows.first) * rows.c0;
-    if (line.period == 1 && rows.last - rows.first == rows.columns) {
+    const int32_t row = rows.images * (rows.last - rows.first) * rows.c0;
+    if (line.period == 1 && rows.images == 1 && rows.last - rows.first == rows.columns) {
         AscendC::DataCopy(dst[rows.At(line.origin)], src, static_cast<uint32_t>((bottom - line.origin) * row));
         return;
     }

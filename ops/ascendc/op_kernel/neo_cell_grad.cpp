@@ -177,11 +177,11 @@ private:
         const int64_t map = static_cast<int64_t>(strip.image) * t.planes + strip.plane;
         LocalTensor<S> window = input_.template AllocTensor<S>();
         LoadMap(
-            window, x_, {map, t.hIn, t.wIn, t.c0, strip.first, strip.last}, strip.Window(), strip.top, strip.bottom);
+            window, x_, {map, 1, t.hIn, t.wIn, t.c0, strip.first, strip.last}, strip.Window(), strip.top, strip.bottom);
         input_.EnQue(window);
         LocalTensor<S> upstream = upstream_.template AllocTensor<S>();
         LoadMap(
-            upstream, dy_, {map, t.hOut, t.wOut, t.c0, strip.left, strip.right}, strip.Output(), strip.begin,
+            upstream, dy_, {map, 1, t.hOut, t.wOut, t.c0, strip.left, strip.right}, strip.Output(), strip.begin,
             strip.end);
         upstream_.EnQue(upstream);
     }
@@ -316,7 +316,7 @@ private:
     {
         SetBlocks(NEO_CELL_GROUP);
         AscendC::Duplicate<float, false>(
-            scratch_.template Get<float>(), 0.0f, AscendC::MASK_PLACEHOLDER, static_cast<uint8_t>(count), 1,
+            scratch_.template Get<float>(), 0.0f, mask_, static_cast<uint8_t>(count), 1,
             NEO_CELL_GROUP);
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -333,7 +333,7 @@ private:
             static_cast<uint8_t>(aStride), static_cast<uint8_t>(bStride));
         const LocalTensor<float> scratch = scratch_.template Get<float>();
         AscendC::MulAddDst<float, float, false>(
-            scratch[repeat * NEO_CELL_GROUP * LANES], a, b, AscendC::MASK_PLACEHOLDER, static_cast<uint8_t>(count),
+            scratch[repeat * NEO_CELL_GROUP * LANES], a, b, mask_, static_cast<uint8_t>(count),
             strides);
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -359,7 +359,7 @@ private:
         const LocalTensor<float>& dst, const LocalTensor<float>& a, const LocalTensor<float>& b, int32_t repeats)
     {
         AscendC::Add<float, false>(
-            dst, a, b, AscendC::MASK_PLACEHOLDER, static_cast<uint8_t>(repeats),
+            dst, a, b, mask_, static_cast<uint8_t>(repeats),
             AscendC::BinaryRepeatParams(1, 1, 1, NEO_CELL_GROUP, NEO_CELL_GROUP, NEO_CELL_GROUP));
         AscendC::PipeBarrier<PIPE_V>();
     }
@@ -397,6 +397,9 @@ extern "C" __global__ __aicore__ void neo_cell_grad(
     GM_ADDR x, GM_ADDR dy, GM_ADDR coef_a, GM_ADDR coef_b, GM_ADDR grad_a, GM_ADDR grad_b, GM_ADDR workspace,
     GM_ADDR tiling)
 {
+#if __CCE_AICORE__ == 200 // the 310P: blocks beyond its AI cores run on its vector cores
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_VECTOR_CORE);
+#endif
     REGISTER_TILING_DEFAULT(NeoCellTiling);
     GET_TILING_DATA_WITH_STRUCT(NeoCellTiling, data, tiling);
     if (TILING_KEY_IS(0)) {

@@ -22,7 +22,7 @@ from neonext_ms.training.config.load import make_config
 from neonext_ms.training.config.schema import AugmentationConfig
 from neonext_ms.training.data import augment
 from neonext_ms.training.data.datasets import DATASETS, open_dataset, write_digits
-from neonext_ms.training.data.image_sets import BrokenImages
+from neonext_ms.training.data.image_sets import BrokenImages, PartialSet
 from neonext_ms.training.data.loader import TrainLoader, validation_batches
 from neonext_ms.training.data.mindrecord import write_records
 
@@ -395,3 +395,15 @@ def test_validation_counts_every_image_once(tmp_path):
             seen += labels[indices >= 0].tolist()
             messages += broken
     assert sorted(seen) == [0, 0, 1, 1] and len(messages) == 1 and "a/1.png" in messages[0]
+
+
+def test_a_share_takes_evenly_spaced_images_of_each_class(tmp_path):
+    _folder(tmp_path, counts=(8, 2))
+    whole, _ = open_dataset(_config(data={"dataset": "imagefolder", "path": str(tmp_path)}).data)
+    part, val = open_dataset(_config(data={"dataset": "imagefolder", "path": str(tmp_path), "share": 0.25}).data)
+    assert part.labels == [0, 0, 1] and len(val) == 10
+    assert [part.file(i) for i in range(3)] == [whole.file(i) for i in (0, 4, 8)]
+    assert part.read(1).tobytes() == whole.read(4).tobytes()
+    part.renumber([1, 0])
+    assert part.labels == [1, 1, 0] and part.classes == ("b", "a")
+    assert len(PartialSet(whole, 0.01)) == 2

@@ -17,12 +17,12 @@ RULES = re.findall(r'RULE\(\w+, "([\w-]+)", "([^"]+)", (true|false)\)', (INCLUDE
 
 
 def _cases():
-    entry, blocks = None, 1
+    entry, blocks, soc = None, 1, None
     for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
-        if found := re.match(r"KERNEL\((\w+)\)(?:.*// blocks: (\d+))?", line):
-            entry, blocks = found[1], int(found[2] or 1)
+        if found := re.match(r"KERNEL\((\w+)\)(?:.*// blocks: (\d+))?(?:.*// soc: (\w+))?", line):
+            entry, blocks, soc = found[1], int(found[2] or 1), found[3] or "Ascend310P3"
         if found := re.search(r"// error: ([\w-]+) \| (.*)", line):
-            yield pytest.param(entry, blocks, number, found[1], found[2], id=entry)
+            yield pytest.param(entry, blocks, soc, number, found[1], found[2], id=entry)
 
 
 CASES = list(_cases())
@@ -33,15 +33,15 @@ def arguments():
     return [np.arange(4096, dtype=np.float16), np.full(4096, 7, np.float16), None]
 
 
-def _kernel(entry):
-    return twin.compile(SOURCE, soc="Ascend310P3", entry=entry)
+def _kernel(entry, soc="Ascend310P3"):
+    return twin.compile(SOURCE, soc=soc, entry=entry)
 
 
-@pytest.mark.parametrize(("entry", "blocks", "line", "rule", "text"), CASES)
-def test_a_mistake_is_an_error(entry, blocks, line, rule, text, arguments):
+@pytest.mark.parametrize(("entry", "blocks", "soc", "line", "rule", "text"), CASES)
+def test_a_mistake_is_an_error(entry, blocks, soc, line, rule, text, arguments):
     with pytest.raises(twin.SimulatorError) as caught:
         alone = {"isolated": True, "timeout": 0.3} if rule in ("crash", "time-out") else {}
-        _kernel(entry).launch(arguments, blocks=blocks, outputs=(1,), **alone)
+        _kernel(entry, soc).launch(arguments, blocks=blocks, outputs=(1,), **alone)
     error = caught.value
     assert (error.rule, error.line, Path(error.file)) == (rule, line, SOURCE), str(error)
     assert text in error.finding.text
@@ -50,7 +50,7 @@ def test_a_mistake_is_an_error(entry, blocks, line, rule, text, arguments):
 
 
 def test_every_rule_has_a_bad_kernel():
-    assert {case.values[3] for case in CASES} == {name for name, _, _ in RULES}
+    assert {case.values[4] for case in CASES} == {name for name, _, _ in RULES}
 
 
 def test_the_table_of_rules_in_the_docs():
@@ -62,7 +62,7 @@ def test_the_table_of_rules_in_the_docs():
 def test_hazards_can_be_listed(entry, arguments):
     case = next(case for case in CASES if case.id == entry)
     counts = _kernel(entry).launch(arguments, blocks=1, outputs=(1,), hazards="report")
-    assert [(found.rule, found.line) for found in counts["hazards"]] == [(case.values[3], case.values[2])]
+    assert [(found.rule, found.line) for found in counts["hazards"]] == [(case.values[4], case.values[3])]
 
 
 def test_other_rules_are_never_only_listed(arguments):

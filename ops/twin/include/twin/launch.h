@@ -106,6 +106,7 @@ inline std::string counts_json()
         out += i == 0 ? "{" : ", {";
         append_number(out, "core", i, true);
         append_number(out, "ub_bytes", core.ub_bytes);
+        out += std::string(", \"vector_core\": ") + (core.vector_core ? "true" : "false");
         out += ", \"pipes\": ";
         append_pipes(out, core.pipes);
         out += '}';
@@ -216,6 +217,7 @@ struct LaunchSettings {
     uint64_t tiling_key;
     int32_t report_hazards;
     int32_t typed;
+    int32_t ai_cores;
     double seconds;
 };
 
@@ -224,6 +226,7 @@ inline int launch(const LaunchSettings& settings, const LaunchArgument* argument
     const int blocks = settings.blocks;
     machine.soc = settings.soc;
     machine.blocks = blocks;
+    machine.ai_cores = settings.ai_cores;
     machine.tiling_key = settings.tiling_key;
     machine.report_hazards = settings.report_hazards != 0;
     machine.regions.clear();

@@ -129,11 +129,13 @@ public:
     std::string soc;
     uint32_t ub_bytes = 0;
     int blocks = 1;
+    int ai_cores = 0; // of the device
     uint64_t tiling_key = 0;
     bool report_hazards = false;
 
     // The running core.
     int core = 0;
+    bool vector_core = false; // one of the 310P's cores without a cube unit
     uint8_t* ub = nullptr;
     const char* api = "";
     Where where;
@@ -232,10 +234,23 @@ public:
         ub_end = ub_peak = 0;
         ++pool_epoch;
         reset_modes();
+        set_kind(false);
         pad_value_set = false;
         api = "";
         where = Where{};
         barrier_all();
+    }
+
+    /// Set the kind of the running core. An AI core of 2002 always saturates, its vector cores never do, and 2201 does
+    /// by a bit of its control register, which frameworks clear or set for a whole process.
+    void set_kind(bool is_vector_core)
+    {
+        vector_core = is_vector_core;
+#ifdef NEONEXT_TWIN_SATURATE
+        saturating = !is_vector_core;
+#else
+        saturating = __NPU_ARCH__ == 2002 && !is_vector_core;
+#endif
     }
 
     void reset_mask() { mask_low = mask_high = ~uint64_t{0}; }
@@ -251,6 +266,7 @@ public:
     void end_core()
     {
         cores_[core].ub_bytes = ub_peak;
+        cores_[core].vector_core = vector_core;
         for (int source = 0; source < pipe_count; ++source) {
             for (int target = 0; target < pipe_count; ++target) {
                 for (int id = 0; id < max_events; ++id) {
@@ -270,6 +286,7 @@ public:
 
     struct CoreCounts {
         uint32_t ub_bytes = 0;
+        bool vector_core = false;
         PipeCounts pipes[pipe_count];
     };
 

@@ -203,11 +203,15 @@ inline void widen(const T* from, compute_t<T>* to, int count)
     }
 }
 
-/// The device's saturating mode (CTRL[48] = 0): the largest number instead of infinity, 0 instead of NaN.
+/// Whether results are in the device's saturating mode: the largest number instead of infinity, 0 instead of NaN.
+inline bool saturating = false;
+
 template <typename T>
-inline void saturate([[maybe_unused]] T* lanes, [[maybe_unused]] int count)
+inline void saturate(T* lanes, int count)
 {
-#ifdef NEONEXT_TWIN_SATURATE
+    if (!saturating) {
+        return;
+    }
     constexpr uint16_t infinity = std::is_same_v<T, half> ? 0x7c00 : 0x7f80;
     for (int i = 0; i < count; ++i) {
         const uint16_t magnitude = lanes[i].bits & 0x7fffu;
@@ -217,7 +221,6 @@ inline void saturate([[maybe_unused]] T* lanes, [[maybe_unused]] int count)
             lanes[i].bits = 0;
         }
     }
-#endif
 }
 
 template <typename T>

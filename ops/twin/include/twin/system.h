@@ -16,6 +16,19 @@ struct NoTiling {};
                  "the simulator does not support this: cores run one after another, vector units only");
 }
 
+/// Take the type of the kernel's task. With KERNEL_TYPE_MIX_VECTOR_CORE the 310P starts blocks beyond its AI cores on its
+/// vector cores. CANN's function for the values of the macro raises an error on 3002.
+inline void take_task_type(const char* name, KernelMetaType type, Where at)
+{
+    machine.enter("KERNEL_TASK_TYPE", at);
+    if (__NPU_ARCH__ == 3002) {
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ 3002 (%s) has no task types (%s)", machine.soc.c_str(), name);
+    }
+    if (__NPU_ARCH__ == 2002 && type == KERNEL_TYPE_MIX_VECTOR_CORE) {
+        machine.set_kind(machine.core >= machine.ai_cores);
+    }
+}
+
 [[gnu::format(printf, 3, 4), gnu::cold]] inline void failed_assert(const char* condition, Where at,
                                                                   const char* format = "", ...)
 {
@@ -52,8 +65,13 @@ using NeonextTwinDefaultTiling = NEONEXT_TWIN_TILING;
 #define TILING_KEY_IS(KEY) (neonext_twin::machine.tiling_key == static_cast<uint64_t>(KEY))
 #define TILING_KEY_VAR (neonext_twin::machine.tiling_key)
 
-#define KERNEL_TASK_TYPE(KEY, VALUE)
-#define KERNEL_TASK_TYPE_DEFAULT(VALUE)
+#define KERNEL_TASK_TYPE_DEFAULT(VALUE) neonext_twin::take_task_type(#VALUE, VALUE, neonext_twin::Where::here())
+#define KERNEL_TASK_TYPE(KEY, VALUE)        \
+    do {                                    \
+        if (TILING_KEY_IS(KEY)) {           \
+            KERNEL_TASK_TYPE_DEFAULT(VALUE); \
+        }                                   \
+    } while (false)
 #define ENABLE_DETERMINISTIC()
 
 #define ASSERT(CONDITION)                                                                    \

@@ -66,6 +66,13 @@ constexpr bool zero_does_nothing()
     return __NPU_ARCH__ == 2201;
 }
 
+/// On 3002 a function that takes a number of lanes makes its own mask of it: it neither sets nor reads the mask register
+/// (asc-devkit, impl/basic_api/dav_m300: `plt_b16(mask)` for a number, `movp_b16()` for an array).
+constexpr bool masks_in_calls()
+{
+    return __NPU_ARCH__ == 3002;
+}
+
 /// Set the mask register as a function does that is called with a mask.
 inline void set_mask(const Mask& mask, int per_repeat)
 {
@@ -104,59 +111,88 @@ inline void set_mask(const Mask& mask, int per_repeat)
     }
 }
 
-/// Return the lanes that the mask register and the repeat count select.
-inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
+/// Return the lanes of the first `count` elements, in as many repeats as they take.
+inline Lanes lanes_of_elements(int per_repeat, uint64_t count)
 {
     Lanes lanes;
     lanes.per_repeat = per_repeat;
-    if (machine.mask_counter) {
-        const uint64_t count = machine.mask_low;
-        if (count == 0 && !zero_does_nothing()) {
-            machine.reject(Rule::count, "a count of 0");
-        }
-        if (count > repeat_bytes * 4096u) {
-            machine.reject(Rule::count, "the count in the mask register is %llu; was SetVectorMask called?",
-                           static_cast<unsigned long long>(count));
-        }
-        lanes.repeats = static_cast<int>((count + per_repeat - 1) / per_repeat);
-        lanes.low = ones(per_repeat);
-        lanes.high = ones(per_repeat - 64);
-        const int tail = static_cast<int>(count - static_cast<uint64_t>(std::max(lanes.repeats - 1, 0)) * per_repeat);
-        lanes.tail_low = ones(tail);
-        lanes.tail_high = ones(tail - 64);
-        lanes.active = count;
-        return lanes;
-    }
+    lanes.repeats = static_cast<int>((count + per_repeat - 1) / per_repeat);
+    lanes.low = ones(per_repeat);
+    lanes.high = ones(per_repeat - 64);
+    const int tail = static_cast<int>(count - static_cast<uint64_t>(std::max(lanes.repeats - 1, 0)) * per_repeat);
+    lanes.tail_low = ones(tail);
+    lanes.tail_high = ones(tail - 64);
+    lanes.active = count;
+    return lanes;
+}
+
+/// Return `repeats` repeats of the lanes whose bits are set.
+inline Lanes lanes_of_bits(int per_repeat, uint64_t low, uint64_t high, const Field<uint8_t>& repeats)
+{
     if (!repeats.fits() || (repeats.given() == 0 && !zero_does_nothing())) {
         machine.reject(Rule::repeat, "%lld repeats; an instruction has 1 to 255",
                        static_cast<long long>(repeats.given()));
     }
+    Lanes lanes;
+    lanes.per_repeat = per_repeat;
     lanes.repeats = static_cast<int>(repeats.given());
-    lanes.low = lanes.tail_low = machine.mask_low & ones(per_repeat);
-    lanes.high = lanes.tail_high = machine.mask_high & ones(per_repeat - 64);
+    lanes.low = lanes.tail_low = low & ones(per_repeat);
+    lanes.high = lanes.tail_high = high & ones(per_repeat - 64);
     lanes.active = static_cast<uint64_t>(lanes.repeats) *
                    static_cast<uint64_t>(__builtin_popcountll(lanes.low) + __builtin_popcountll(lanes.high));
     return lanes;
 }
 
-/// Return the lanes of a call with a count, which leaves the mask register reset and in normal mode.
+/// Return the lanes that the mask register and the repeat count select.
+inline Lanes lanes_of_register(int per_repeat, const Field<uint8_t>& repeats)
+{
+    if (!machine.mask_counter) {
+        return lanes_of_bits(per_repeat, machine.mask_low, machine.mask_high, repeats);
+    }
+    const uint64_t count = machine.mask_low;
+    if (masks_in_calls()) {
+        machine.reject(Rule::mask, "counter mode on __NPU_ARCH__ %d, whose functions read the count as a bit pattern",
+                       __NPU_ARCH__);
+    }
+    if (count == 0 && !zero_does_nothing()) {
+        machine.reject(Rule::count, "a count of 0");
+    }
+    if (count > repeat_bytes * 4096u) {
+        machine.reject(Rule::count, "the count in the mask register is %llu; was SetVectorMask called?",
+                       static_cast<unsigned long long>(count));
+    }
+    return lanes_of_elements(per_repeat, count);
+}
+
+/// Return the lanes of a call with a count. It leaves the mask register reset and in normal mode, except on 3002, whose
+/// functions do not touch it.
 [[gnu::noinline]] inline Lanes lanes_of_count(int per_repeat, int64_t count)
 {
     if (count < 0 || (count == 0 && !zero_does_nothing())) {
         machine.reject(Rule::count, "a count of %lld elements", static_cast<long long>(count));
     }
-    machine.mask_counter = true;
-    machine.mask_low = static_cast<uint64_t>(count);
-    const Lanes lanes = lanes_of_register(per_repeat, 1);
-    machine.mask_counter = false;
-    machine.reset_mask();
-    return lanes;
+    if (!masks_in_calls()) {
+        machine.mask_counter = false;
+        machine.reset_mask();
+    }
+    return lanes_of_elements(per_repeat, static_cast<uint64_t>(count));
 }
 
-/// Return the lanes of a call with a mask and repeats. Without `sets`, the caller has set the mask register.
+/// Return the lanes of a call with a mask and repeats. Without `sets`, the caller has set the mask register; a function
+/// of 3002 that takes a number of lanes uses that number all the same.
 [[gnu::noinline]] inline Lanes lanes_of_mask(int per_repeat, const Mask& mask, const Field<uint8_t>& repeats,
                                              bool sets = true)
 {
+    if (mask.is_length && masks_in_calls()) {
+        if (mask.low == 0) {
+            machine.reject(Rule::mask,
+                           "a mask of 0 lanes: on __NPU_ARCH__ %d a number of lanes counts whatever isSetMask says, so "
+                           "nothing is computed; pass the mask as an array of two words",
+                           __NPU_ARCH__);
+        }
+        const int lanes = static_cast<int>(std::min<uint64_t>(mask.low, static_cast<uint64_t>(per_repeat)));
+        return lanes_of_bits(per_repeat, ones(lanes), ones(lanes - 64), repeats);
+    }
     if (sets) {
         set_mask(mask, per_repeat);
     }
@@ -182,8 +218,9 @@ struct Form {
 
     Lanes lanes(int per_repeat) const
     {
-        return strides == nullptr && sets_mask ? lanes_of_count(per_repeat, count)
-                                               : lanes_of_mask(per_repeat, mask, repeats, sets_mask);
+        return strides == nullptr && (sets_mask || masks_in_calls())
+                   ? lanes_of_count(per_repeat, count)
+                   : lanes_of_mask(per_repeat, mask, repeats, sets_mask);
     }
 };
 

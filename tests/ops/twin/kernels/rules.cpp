@@ -216,6 +216,26 @@ KERNEL(mask_empty)
     Add(a, a, a, mask, 1, {1, 1, 1, 8, 8, 8});  // error: mask | empty
 }
 
+KERNEL(mask_placeholder_on_3002)  // soc: Ascend310B1
+{
+    Bench b(gx, gy);
+    LocalTensor<half> a = b.filled<half>();
+    SetVectorMask<half, MaskMode::NORMAL>(0, 0xff);
+    uint64_t mask[2] = {0, 0};
+    Add<half, false>(a, a, a, mask, 1, {1, 1, 1, 8, 8, 8});
+    Add<half, false>(a, a, a, 8, 1, {1, 1, 1, 8, 8, 8});
+    Add<half, false>(a, a, a, MASK_PLACEHOLDER, 1, {1, 1, 1, 8, 8, 8});  // error: mask | nothing is computed
+}
+
+KERNEL(counter_mode_on_3002)  // soc: Ascend310B1
+{
+    Bench b(gx, gy);
+    LocalTensor<half> a = b.filled<half>();
+    SetMaskCount();
+    uint64_t mask[2] = {128, 0};
+    Add(a, a, a, mask, 1, {1, 1, 1, 8, 8, 8});  // error: mask | counter mode on __NPU_ARCH__ 3002
+}
+
 KERNEL(mask_in_counter_mode)
 {
     Bench b(gx, gy);

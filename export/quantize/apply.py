@@ -1,0 +1,190 @@
+"""The quantized graph: a folded graph whose convolutions and linear layers compute in 8 bit.
+
+One rule says which layers can be quantized: every convolution of one group and every linear layer, which are the stem,
+fc_1, fc_2, the downsampling and the classifier. NeoCells, GELUs, the LayerNorm of the head and the residual stream stay
+in floating point. The weights of a layer have one scale for each output channel and no offset; its input has one
+quantizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+
+from ..graph import DeployGraph, Layer
+from .quantizer import HIGHEST, Quantizer
+from .scales import LayerScale, Scales
+
+_OPS = {"conv": "conv_int8", "linear": "linear_int8"}
+# A bias is an int32 in steps of the accumulator; the sum of the products needs the rest of its range.
+_MAX_BIAS = 2.0**30
+
+
+def quantizable(graph: DeployGraph) -> list[Layer]:
+    """Return the layers of a folded graph that can compute in 8 bit."""
+    return [
+        layer
+        for layer in graph.layers
+        if layer.op == "linear" or (layer.op == "conv" and layer.attributes["groups"] == 1)
+    ]
+
+
+def equalizable(graph: DeployGraph) -> dict[str, tuple[Layer, ...]]:
+    """Return the layers whose input channels can be scaled exactly, by name, with the layers that absorb the scaling.
+
+    A NeoCell mixes no channels, and a LayerNorm ends in a scale for each channel, so a factor moves from either into
+    the columns of the layer behind it. The stream of a stage can be scaled as a whole: the convolutions that write to
+    it, the stem or a downsampling and every fc_2, absorb a factor in their rows, the NeoCells that read it undo it.
+    """
+    consumers = graph.consumers()
+    makers = {layer.output: layer for layer in graph.layers}
+    found: dict[str, tuple[Layer, ...]] = {}
+    for layer in quantizable(graph):
+        maker = makers.get(layer.inputs[0])
+        alone = consumers[layer.inputs[0]] == [layer] and layer.inputs[0] not in graph.outputs
+        if maker is not None and maker.op in ("neocell", "layer_norm") and maker.arrays and alone:
+            found[layer.name] = (maker,)
+        elif maker is not None and maker.op in ("add", "conv"):
+            absorbing = _absorbing(graph, layer, makers, consumers)
+            if absorbing is not None:
+                found[layer.name] = absorbing
+    return found
+
+
+def _absorbing(
+    graph: DeployGraph, reader: Layer, makers: Mapping[str, Layer], consumers: Mapping[str, list[Layer]]
+) -> tuple[Layer, ...] | None:
+    """Return the layers that write and read the stream that a layer reads, without that layer; None if any other does.
+
+    A stream is a value with all values that are added to it.
+    """
+    stream: set[str] = set()
+    waiting, absorbing = [reader.inputs[0]], {}
+    while waiting:
+        value = waiting.pop()
+        if value in stream:
+            continue
+        stream.add(value)
+        if value not in makers or value in graph.outputs:
+            return None
+        for layer in (makers[value], *consumers[value]):
+            if layer.op == "add":
+                waiting += [*layer.inputs, layer.output]
+            elif layer.op in ("conv", "neocell"):
+                absorbing[layer.name] = layer
+            else:
+                return None
+    absorbing.pop(reader.name)
+    reading = [layer for layer in absorbing.values() if layer.inputs[0] in stream]
+    # Only NeoCells can undo a factor without a column of weights.
+    if any(layer.op != "neocell" or layer.output in stream for layer in reading):
+        return None
+    if any(layer.op == "conv" and layer.attributes["groups"] != 1 for layer in absorbing.values()):
+        return None
+    return tuple(absorbing.values())
+
+
+def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> DeployGraph:
+    """Return an equal graph with the input channels of some layers divided by powers of two.
+
+    `W x = (W diag(2^e)) (diag(2^-e) x)`; the division is folded into the layers that make x. Powers of two only change
+    exponents, so that the graphs are equal in float32, not only in real arithmetic.
+
+    Args:
+        graph: folded graph.
+        exponents: e for each input channel, by the name of the layer.
+    """
+    absorbing = equalizable(graph)
+    layers = {layer.name: layer for layer in graph.layers}
+    inputs = {layer.name: layer.inputs[0] for layer in graph.layers}
+    for name, powers in exponents.items():
+        if name not in absorbing or not any(powers):
+            continue
+        factor = np.exp2(np.asarray(powers, np.float32))
+        for layer in absorbing[name]:
+            # A NeoCell that reads a stream undoes the division, everything else divides.
+            undo = layer.op == "neocell" and layer.output != inputs[name]
+            layers[layer.name] = _scaled_rows(layers[layer.name], factor if undo else 1 / factor, undo)
+        arrays = layers[name].arrays
+        columns = factor.reshape(-1, *[1] * (arrays["weight"].ndim - 2))
+        layers[name] = replace(layers[name], arrays={**arrays, "weight": arrays["weight"] * columns})
+    return replace(graph, layers=tuple(layers[layer.name] for layer in graph.layers))
+
+
+def _scaled_rows(layer: Layer, factor: np.ndarray, input_only: bool) -> Layer:
+    """Return a layer whose output channels are multiplied by powers of two; its bias is not if only its input is."""
+    arrays = dict(layer.arrays)
+    if layer.op == "neocell":
+        for i, (_, channels) in enumerate(layer.attributes["spec"].slices()):
+            arrays[f"weight_a.{i}"] = arrays[f"weight_a.{i}"] * factor[channels, None, None]
+        if "bias" in arrays and not input_only:
+            arrays["bias"] = arrays["bias"] * factor
+    else:
+        arrays = {key: array * factor.reshape(-1, *[1] * (array.ndim - 1)) for key, array in arrays.items()}
+    return replace(layer, arrays=arrays)
+
+
+def quantize(graph: DeployGraph, scales: Scales) -> DeployGraph:
+    """Return the quantized graph of a folded graph.
+
+    Args:
+        graph: folded graph with its NeoCells as NeoCells.
+        scales: quantizers of the layers; a layer without one stays in floating point.
+
+    Raises:
+        InputError: scales of another network.
+    """
+    scales.check_network(quantizable(graph))
+    graph = equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
+    changes = [
+        ([layer], [quantize_layer(layer, scales.layers[layer.name])])
+        for layer in quantizable(graph)
+        if layer.name in scales.layers
+    ]
+    return graph.replaced(changes)
+
+
+def quantize_layer(layer: Layer, scale: LayerScale) -> Layer:
+    """Return a convolution or linear layer in 8 bit.
+
+    Its arrays are `weight` int8, `bias` int32 in steps of the accumulator, and `step` float32, the size of these steps
+    for each output channel; its attributes have the `quantizer` of its input.
+    """
+    weight = layer.arrays["weight"].astype(np.float64)
+    bias = np.asarray(layer.arrays.get("bias", np.zeros(len(weight))), np.float64)
+    if scale.correction:
+        bias = bias + np.asarray(scale.correction)
+    steps = weight_steps(weight, bias, scale.quantizer)
+    codes = np.clip(np.rint(weight / steps.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))), -HIGHEST, HIGHEST)
+    step = accumulator_steps(scale.quantizer, steps)
+    accumulated = np.rint(bias / step.astype(np.float64))
+    if np.abs(accumulated).max(initial=0) > 2**31 - 1:
+        raise InputError(f"{layer.name}: its bias does not fit into 32 bits. Leave it out with --quantize-skip.")
+    arrays = {
+        "weight": codes.astype(np.int8),
+        "bias": accumulated.astype(np.int32),
+        "step": step,
+        "weight_step": steps,
+    }
+    attributes = {**layer.attributes, "quantizer": scale.quantizer}
+    return replace(layer, op=_OPS[layer.op], arrays=arrays, attributes=attributes)
+
+
+def weight_steps(weight: np.ndarray, bias: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """Return the step of the weights of each output channel, float32 `(C_out,)`.
+
+    The largest weight of a channel becomes 127 or -127, unless the channel's bias would then be over 2^30 steps of the
+    accumulator, as for a channel without weights.
+    """
+    largest = np.abs(weight).max(tuple(range(1, weight.ndim))) / HIGHEST
+    steps = np.maximum(largest, np.abs(bias) / (quantizer.scale * _MAX_BIAS))
+    return np.where(steps > 0, steps, 1.0).astype(np.float32)
+
+
+def accumulator_steps(quantizer: Quantizer, weight_step: np.ndarray) -> np.ndarray:
+    """Return the size of a step of the int32 accumulator for each output channel, float32."""
+    return np.float32(quantizer.scale) * weight_step

@@ -1,0 +1,133 @@
+"""`Quantization`: the scales of an export and what they cost, from calibration or from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.images.preprocessing import Preprocessing
+
+from ..graph import DeployGraph
+from .apply import quantizable
+from .calibrate import calibrate, skipped_layers
+from .cost import Cost, layer_noise, measure
+from .images import Images, open_images
+from .options import QuantizeOptions
+from .scales import Scales, network_digest, read_scales
+from .search import search
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The scales of an export.
+
+    Attributes:
+        scales: scales of the quantized layers.
+        layers: number of layers that could be quantized.
+        skipped: names of those that stay in floating point.
+        cost: what it cost.
+        steps: what the search for skipped layers tried, in words.
+    """
+
+    scales: Scales
+    layers: int
+    skipped: tuple[str, ...]
+    cost: Cost
+    steps: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for the manifest."""
+        return {
+            "layers": len(self.scales.layers),
+            "of": self.layers,
+            "skipped": list(self.skipped),
+            **({"search": list(self.steps)} if self.steps else {}),
+            "calibration": dict(self.scales.calibration),
+            **self.cost.to_dict(),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the lines that the command prints."""
+        record = self.scales.calibration
+        how = f"{record.get('method')}, {record.get('images')} images of {record.get('source')}"
+        lines = [f"8 bit     {len(self.scales.layers)} of {self.layers} layers; calibrated: {how}"]
+        lines += [f"search    {step}" for step in self.steps]
+        if self.skipped:
+            lines.append(f"skipped   --quantize-skip {','.join(self.skipped)}")
+        lines += [f"{purpose:9} {accuracy.line()}" for purpose, accuracy in self.cost.accuracy.items()]
+        if self.cost.noise:
+            worst = ", ".join(f"{name} {value:.1f} dB" for name, value in self.cost.worst())
+            lines.append(f"noise     worst layers: {worst}")
+        return lines
+
+
+def build_quantization(
+    graph: DeployGraph,
+    arrays: Mapping[str, np.ndarray],
+    options: QuantizeOptions,
+    metadata: Mapping[str, Any],
+    gelu: str = "auto",
+    progress: Progress = lambda step: None,
+) -> Quantization:
+    """Calibrate a network, or read its scales, and measure what 8 bit costs.
+
+    Args:
+        graph: folded graph.
+        arrays: weights of the network by official name.
+        options: images, method, layers to skip.
+        metadata: `preprocessing`, `classes` and `labels` of the network.
+        gelu: form of GELU in the network.
+        progress: function that is called with the state of the work.
+
+    Raises:
+        InputError: images or scales that do not fit the network.
+        ParityError: the largest drop cannot be reached.
+    """
+    skip, digest = skipped_layers(graph, options.skip), network_digest(arrays)
+    images: dict[str, Images] = {}
+
+    def opened(source: str, count: int | None, validation: bool) -> Images:
+        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+        classes, labels = metadata["classes"], metadata["labels"]
+        return open_images(source, graph.image_size, preprocessing, classes, labels, count, validation)
+
+    if options.calibrate is not None:
+        images["calibrate"] = opened(options.calibrate, options.count, False)
+    if options.validate is not None:
+        images["validate"] = opened(options.validate, None, True)
+    if options.scales is not None:
+        scales = _read(options.scales, graph, digest).without(skip)
+    else:
+        scales = calibrate(graph, images["calibrate"], options.method, digest, skip, gelu, progress)
+    if not scales.layers:
+        raise InputError("no layer is left to quantize. Shorten --quantize-skip, or leave out --quantize.")
+    steps: list[str] = []
+    if options.max_drop is not None:
+        part = images["validate"]
+        noise = layer_noise(graph, scales, images.get("calibrate", part), progress)
+        scales, steps = search(graph, scales, noise, part, options.max_drop, gelu, progress)
+    cost = measure(graph, scales, images, gelu, progress)
+    names = [layer.name for layer in quantizable(graph)]
+    skipped = tuple(name for name in names if name not in scales.layers)
+    return Quantization(scales, len(names), skipped, cost, tuple(steps))
+
+
+def _read(path: str, graph: DeployGraph, digest: str) -> Scales:
+    scales = read_scales(path)
+    try:
+        scales.check_network(quantizable(graph))
+    except InputError as error:
+        raise InputError(f"{os.fspath(path)}: {error}") from error
+    if scales.network != digest:
+        raise InputError(
+            f"{os.fspath(path)}: scales of another network: its weights differ from those that were calibrated. "
+            "Calibrate this network with --calibrate."
+        )
+    return scales

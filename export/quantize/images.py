@@ -1,0 +1,152 @@
+"""Images to calibrate and to measure on: a folder, prepared images in a `.npy` file, or the digits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.npy import read_npy
+from neonext_ms.common.text import format_size, plural, printable
+from neonext_ms.images.folder import find_images, match_classes
+from neonext_ms.images.images import SUFFIXES, image_batches, prepare
+from neonext_ms.images.preprocessing import Preprocessing
+
+DIGITS: Final = "digits"
+
+
+class Images:
+    """Images that are read batch by batch, as often as needed.
+
+    Attributes:
+        source: folder, file or name that they come from.
+        labels: class of each image, or None where it is not known.
+    """
+
+    source: str
+    labels: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """Yield prepared images, float32 `(N, 3, H, W)`, all finite."""
+        raise NotImplementedError
+
+
+class _Files(Images):
+    def __init__(self, source: str, paths: Sequence[str], preprocessing: Preprocessing, size: tuple[int, int]):
+        self.source, self._paths, self._preprocessing, self._size = source, paths, preprocessing, size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        for batch in image_batches(self._paths, self._preprocessing, self._size, size):
+            yield batch.images
+
+
+class _Array(Images):
+    """Prepared images in memory."""
+
+    def __init__(self, source: str, images: np.ndarray, labels: Sequence[int] | None = None):
+        self.source, self._images, self.labels = source, images, labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(self._images), size):
+            yield np.ascontiguousarray(self._images[start : start + size], np.float32)
+
+
+def open_images(
+    source: str,
+    size: tuple[int, int],
+    preprocessing: Preprocessing,
+    classes: int,
+    labels: Sequence[str] | None = None,
+    count: int | None = None,
+    validation: bool = False,
+) -> Images:
+    """Open images.
+
+    Args:
+        source: a folder of images or of class folders, a `.npy` file of prepared images `(N, 3, H, W)`, or "digits".
+        size: height and width of the network's input.
+        preprocessing: transformation of every image.
+        classes: number of classes of the network.
+        labels: recorded names of the classes, if there are any.
+        count: number of images to use, spread evenly over all of them; None for all.
+        validation: whether the class of every image must be known; of the digits, the validation part is used.
+
+    Raises:
+        InputError: no images, images that are not such, or unknown classes where they must be known.
+    """
+    if source == DIGITS:
+        return _digits(size, preprocessing, count, validation)
+    if source.lower().endswith(".npy"):
+        if validation:
+            raise InputError(f"{source}: a .npy file has no labels. Name a folder with one folder per class.")
+        return _npy(source, size, count)
+    root = Path(source)
+    flat = [] if validation or not root.is_dir() else _images_in(root)
+    if flat:
+        paths = [flat[i] for i in _spread(len(flat), count)]
+        return _Files(source, paths, preprocessing, size)
+    if not validation and root.is_dir() and not any(path.is_dir() for path in root.iterdir()):
+        raise InputError(
+            f"{source}: no images in it (expected files with the suffixes {' '.join(SUFFIXES)}, or one folder per "
+            "class). Check the path."
+        )
+    tree = find_images(root).subset(count)
+    images = _Files(source, [str(tree.root / file) for file in tree.files], preprocessing, size)
+    try:
+        numbers, _ = match_classes(tree.classes, classes, labels, None, printable(source), "")
+    except InputError:
+        if validation:
+            raise
+    else:
+        images.labels = [numbers[folder] for folder in tree.folders]
+    return images
+
+
+def _images_in(root: Path) -> list[str]:
+    """Return the image files that lie directly in a folder."""
+    names = sorted(os.listdir(root))
+    return [str(root / name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+
+
+def _spread(total: int, count: int | None) -> list[int]:
+    return list(range(total)) if count is None or count >= total else [i * total // count for i in range(count)]
+
+
+def _npy(source: str, size: tuple[int, int], count: int | None) -> Images:
+    array = read_npy(source)
+    if array.dtype.kind != "f" or array.ndim != 4 or array.shape[1:] != (3, *size):
+        raise InputError(
+            f"{source}: {array.dtype} of shape {format_size(array.shape)}, expected prepared images in floating point, "
+            f"Nx3x{format_size(size)}. Prepare them for this size, or name a folder of images."
+        )
+    array = array[_spread(len(array), count)]
+    bad = [i for i, image in enumerate(array) if not np.isfinite(image).all()]
+    if bad:
+        raise InputError(
+            f"{source}: {plural(len(bad), 'image')} with values that are not finite numbers, the first is image "
+            f"{bad[0]}. Prepare the images again."
+        )
+    return _Array(source, array)
+
+
+def _digits(size: tuple[int, int], preprocessing: Preprocessing, count: int | None, validation: bool) -> Images:
+    from neonext_ms.training.config.schema import DataConfig
+    from neonext_ms.training.data.datasets import open_dataset
+
+    part = open_dataset(DataConfig(dataset=DIGITS))[int(validation)]
+    chosen = _spread(len(part), count)
+    images = np.stack([prepare(part.read(i), preprocessing, size, part.name(i)) for i in chosen])
+    return _Array(DIGITS, images, [part.labels[i] for i in chosen])

@@ -1,0 +1,60 @@
+"""`QuantizeOptions`: what can be asked of an 8-bit export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neonext_ms.common.errors import UsageError, nearest
+
+METHODS = ("minmax", "percentile", "mse", "entropy")
+DEFAULT_METHOD = "percentile"
+DEFAULT_COUNT, MIN_COUNT = 128, 2
+# More images than any calibration gains from.
+MAX_CALIBRATION = 1_000_000
+MAX_DROP = 100.0
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Options of an 8-bit export.
+
+    Attributes:
+        calibrate: calibration images: a folder, a `.npy` file of prepared images, or "digits"; None with `scales`.
+        count: number of images to use, spread evenly over all of them.
+        method: how the range of an activation is chosen, a key of `ranges.RANGES`.
+        skip: layers that stay in floating point, by name or pattern such as `stage_4.*`.
+        scales: file of scales to use instead of calibrating.
+        validate: folder of labelled images to measure the accuracy on, or "digits"; None for none.
+        max_drop: largest loss of top-1 on `validate` in percentage points; layers are left in floating point until it
+            holds. None accepts any.
+
+    Raises:
+        UsageError: options that do not go together, or a value out of its range.
+    """
+
+    calibrate: str | None = None
+    count: int = DEFAULT_COUNT
+    method: str = DEFAULT_METHOD
+    skip: tuple[str, ...] = ()
+    scales: str | None = None
+    validate: str | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self):
+        if (self.calibrate is None) == (self.scales is None):
+            both = "both" if self.scales else "neither"
+            raise UsageError(
+                f"8 bit needs either images to calibrate on (--calibrate FOLDER) or the scales of an earlier export "
+                f"(--quantize-scales FILE), got {both}."
+            )
+        if self.method not in METHODS:
+            raise UsageError(
+                f"unknown calibration method {self.method!r}{nearest(self.method, METHODS)}; known: "
+                f"{', '.join(METHODS)}"
+            )
+        if self.count < MIN_COUNT:
+            raise UsageError(f"calibration on {self.count} images: expected at least {MIN_COUNT}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= MAX_DROP:
+            raise UsageError(f"largest drop {self.max_drop}: expected 0 to {MAX_DROP:g} percentage points")
+        if self.max_drop is not None and self.validate is None:
+            raise UsageError("a largest drop is measured on labelled images. Pass --validate FOLDER.")

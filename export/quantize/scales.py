@@ -1,0 +1,160 @@
+"""`Scales`: the result of a calibration, as a small JSON file that both forms of file and later exports share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import read_json
+from neonext_ms.common.text import list_names, nearest, shorten
+
+from ..graph import Layer
+from .quantizer import HIGHEST, LOWEST, MAX_SCALE, MIN_SCALE, Quantizer
+
+KIND = "scales of an 8-bit network"
+VERSION = 1
+# End of the file's name, behind the model's name.
+SCALES_SUFFIX = ".scales.json"
+_MAX_EXPONENT = 30
+
+
+@dataclass(frozen=True)
+class LayerScale:
+    """How a layer is quantized; its weights follow from the network.
+
+    Attributes:
+        quantizer: quantizer of its input.
+        exponents: powers of two that divide its input channels (`apply.equalize`); empty for none.
+        correction: what is added to its bias, for each output channel; empty for none.
+    """
+
+    quantizer: Quantizer
+    exponents: tuple[int, ...] = ()
+    correction: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a network.
+
+    Attributes:
+        network: digest of the network's weights (`network_digest`).
+        layers: scale of each quantized layer by its name; a layer without one stays in floating point.
+        calibration: method, images and their number, for the record.
+    """
+
+    network: str
+    layers: Mapping[str, LayerScale]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def without(self, names: Sequence[str]) -> Scales:
+        """Return the scales without those of some layers."""
+        kept = {name: layer for name, layer in self.layers.items() if name not in names}
+        return Scales(self.network, kept, self.calibration)
+
+    def check_network(self, layers: Sequence[Layer]) -> None:
+        """Check that every scale belongs to a layer of a network.
+
+        Raises:
+            InputError: a layer that the network does not have, or another number of channels.
+        """
+        known = {layer.name: layer for layer in layers}
+        unknown = [name for name in self.layers if name not in known]
+        if unknown:
+            raise InputError(
+                f"scales of another network: it has no layer {unknown[0]!r}{nearest(unknown[0], known)}. Calibrate "
+                f"this network with --calibrate. Its layers:\n{list_names(known)}"
+            )
+        for name, scale in self.layers.items():
+            outputs, inputs = known[name].arrays["weight"].shape[:2]
+            for what, values, count in (("exponents", scale.exponents, inputs), ("bias", scale.correction, outputs)):
+                if len(values) not in (0, count):
+                    raise InputError(
+                        f"scales of another network: {name} has {count} channels, not {len(values)} ({what}). "
+                        "Calibrate this network with --calibrate."
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        layers = {
+            name: {
+                "scale": layer.quantizer.scale,
+                "offset": layer.quantizer.offset,
+                "exponents": list(layer.exponents),
+                "bias_correction": list(layer.correction),
+            }
+            for name, layer in self.layers.items()
+        }
+        return {
+            "kind": KIND,
+            "version": VERSION,
+            "network": self.network,
+            "calibration": dict(self.calibration),
+            "layers": layers,
+        }
+
+    def text(self) -> str:
+        """Return the JSON text of the file: one line for each layer."""
+        values = self.to_dict()
+        layers = values.pop("layers")
+        head = json.dumps(values, indent=2, ensure_ascii=False)[:-2]
+        rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items())
+        return f'{head},\n  "layers": {{\n{rows}\n  }}\n}}\n'
+
+
+def network_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a digest of the weights of a network, the same whatever file they come from."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], np.float32)
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def read_scales(path: str | os.PathLike) -> Scales:
+    """Read a file of scales; an edited scale becomes the nearest one that `Quantizer` can hold, at most 0.1 % away.
+
+    Raises:
+        InputError: the file cannot be read, or a value is not what it should be.
+    """
+    source, values = os.fspath(path), read_json(path, KIND)
+    if not isinstance(values, dict) or values.get("kind") != KIND:
+        raise InputError(f"{source}: not {KIND}. Pass the file that --quantize wrote, NAME.scales.json.")
+    if values.get("version") != VERSION:
+        raise InputError(f"{source}: version {shorten(values.get('version'))}, expected {VERSION}. Calibrate again.")
+    layers, network, calibration = (values.get(key) for key in ("layers", "network", "calibration"))
+    if not isinstance(network, str) or not isinstance(layers, dict) or not isinstance(calibration, dict):
+        raise InputError(f"{source}: expected the keys network, calibration and layers. Calibrate again.")
+    return Scales(network, {name: _layer(layer, f"{source}: {name}") for name, layer in layers.items()}, calibration)
+
+
+def _layer(values: Any, where: str) -> LayerScale:
+    known = ("scale", "offset", "exponents", "bias_correction")
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {shorten(values)}, expected an object with {', '.join(known)}")
+    if unknown := [key for key in values if key not in known]:
+        raise InputError(f"{where}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}; known: {', '.join(known)}")
+    scale, offset = values.get("scale"), values.get("offset")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not MIN_SCALE <= scale <= MAX_SCALE:
+        raise InputError(f"{where}: scale {shorten(scale)}, expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
+    if type(offset) is not int or offset % 2 or not LOWEST <= offset < HIGHEST:
+        raise InputError(f"{where}: offset {shorten(offset)}, expected an even number from {LOWEST} to {HIGHEST - 1}")
+    exponents = _whole_numbers(values.get("exponents", []), _MAX_EXPONENT, f"{where}: exponents")
+    correction = values.get("bias_correction", [])
+    if not isinstance(correction, list) or not all(type(x) in (int, float) and abs(x) <= MAX_SCALE for x in correction):
+        raise InputError(f"{where}: bias_correction: expected a list of numbers from {-MAX_SCALE:g} to {MAX_SCALE:g}")
+    return LayerScale(Quantizer.near(float(scale), offset), exponents, tuple(map(float, correction)))
+
+
+def _whole_numbers(values: Any, limit: int, where: str) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int and abs(value) <= limit for value in values):
+        raise InputError(f"{where}: expected a list of whole numbers from {-limit} to {limit}")
+    return tuple(values)
