@@ -153,6 +153,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
 def _describe_export(path: str) -> dict:
     from neonext_ms.common.files import check_regular, sha256
     from neonext_ms.runtime.manifest import read_manifest
+    from neonext_ms.runtime.om_file import read_om
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
@@ -162,6 +163,8 @@ def _describe_export(path: str) -> dict:
         # Read, not run: a file for a device may have operators that no runtime here knows.
         return {**facts, **describe_onnx(path)}
     manifest, _ = read_manifest(path)
+    if Path(path).suffix.lower() == ".om":
+        return {**facts, **read_om(path).to_dict(), "metadata": manifest}
     if Path(path).suffix.lower() == ".mindir":
         from neonext_ms.runtime.mindspore import mindir_versions
 

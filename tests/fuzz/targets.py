@@ -18,9 +18,9 @@ from typing import Any
 
 import checkpoints
 import numpy as np
-import om_stand_in as om
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
 
+import om_stand_in as om
 from neonext_ms.lite.driver import missing
 
 ROOT = Path(__file__).parents[2]
@@ -477,6 +477,29 @@ def _read_spec(path: Path) -> None:
     repr((spec.shapes_a, spec.shapes_b))
 
 
+_BOARD = {
+    "board_report": 1,
+    "kit": {"name": "t", "soc": "Ascend310P3", "level": "quick", "neonext_ms": "0.2.0"},
+    "finished": True,
+    "builds": [{"name": "a_b1", "form": "a", "batches": [1], "predicted": {"1": {"us": 9.5}}, "export": "x"}],
+    "steps": {
+        "machine": {"status": "done", "result": {"soc": "Ascend310P3", "cann": "8.0", "stand_in": False}},
+        "compile/a_b1": {"status": "done"},
+        "parity/a_b1": {"status": "done", "result": {"1": {"right": True, "relative_l2": 1e-3, "top1_agree": 4}}},
+        "layers/a_b1": {"status": "done", "result": {"diverged_at": "stem"}},
+        "latency/1": {"status": "done", "result": {"a_b1": {"compute_ms": {"p50": 1.5}, "images_per_second": 600}}},
+    },
+}
+
+
+def _read_board(path: Path) -> None:
+    from neonext_ms.benchmarks.board.report import compared, lines, read_report, summary
+
+    report = read_report(path)
+    lines(report), compared(report, report)
+    json.dumps(summary(report), allow_nan=False)
+
+
 _SPECS = (
     {"kernel": 7, "channels": 96, "shift": 1},
     [{"h_in": 4, "h_out": 2, "w_in": 4, "w_out": 2, "channels": 8}, {"kernel": 4, "channels": 9, "shift": 0}],
@@ -557,6 +580,7 @@ TARGETS: dict[str, Target] = {
     **{f"checkpoint-{name}": Target(make, checkpoints.read, name) for name, make in checkpoints.FORMATS.items()},
     "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
     "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
+    "board-report": Target(_from_json(_BOARD), _read_board, "input.json"),
     # Each file is read by a process of its own.
     **({"lite": Target(lambda rng: mutate_bytes(rng, _exported(".ms")), _read_lite, "input.ms")} if LITE else {}),
     "om": Target(_om, _read_om, "input.om"),
