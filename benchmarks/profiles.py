@@ -237,7 +237,10 @@ def of_msprof(path: str | os.PathLike) -> Profile:
     Raises:
         InputError: not such a file.
     """
-    rows = list(csv.DictReader(_text(path).splitlines(), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(_text(path).splitlines(), skipinitialspace=True))
+    except csv.Error as error:
+        raise InputError(f"{os.fspath(path)}: not msprof's op_summary ({one_line(error)})") from error
     columns = ("Op Name", "OP Type", "Task Duration(us)")
     missing = [column for column in columns if not rows or column not in rows[0]]
     if missing:

@@ -12,8 +12,8 @@ import pytest
 from conftest import DATA
 from neonext_ms.common import processors as module
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import read_lines, read_text
-from neonext_ms.common.text import printable, shorten
+from neonext_ms.common.files import check_regular, read_lines, read_text
+from neonext_ms.common.text import DECIMAL, printable, shorten
 from neonext_ms.common.yaml_file import MAX_VALUES, parse_yaml, read_yaml
 
 BIN = Path(sys.executable).parent
@@ -60,6 +60,18 @@ def test_hangup_is_kept_ignored_and_ends_otherwise():
     ended = shell(f'{sys.executable} -c "{program}"')
     assert "went on" not in ended.stdout and ended.stderr.startswith("interrupted")
     assert "went on" in shell(f'nohup {sys.executable} -c "{program}"').stdout
+
+
+def test_a_path_with_a_null_character():
+    with pytest.raises(InputError, match="null character"):
+        check_regular("a\0b")
+
+
+@pytest.mark.parametrize(("text", "fits"), [("1" * 60_000 + "]", False), ("1" * 60_000, True), ("-.5e-3", True)])
+def test_decimals_take_linear_time(text, fits):
+    assert bool(DECIMAL.fullmatch(text)) == fits
+    assert not any(map(DECIMAL.fullmatch, ("", ".", "+", "1e", "1.e", "e5", "1 ", "1_0")))
+    assert all(map(DECIMAL.fullmatch, ("1.", "-.5", "+1.e5")))
 
 
 def test_text_files(tmp_path):

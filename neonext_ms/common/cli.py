@@ -20,7 +20,7 @@ from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
 from .files import explain, remove_private_folder
 from .processors import processors
-from .text import CONTROLS, one_line, shorten, visible
+from .text import CONTROLS, DECIMAL, one_line, shorten, visible
 
 INTERRUPTED = 130
 EXIT_CODES = (
@@ -224,7 +224,6 @@ MAX_SHARDS = 10_000
 MAX_TOLERANCE = 0.1
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def _number(
@@ -250,7 +249,7 @@ def int_range(low: int, high: int = MAX_COUNT) -> Callable[[str], int]:
 
 def float_range(low: float, high: float, what: str = "a number") -> Callable[[str], float]:
     """Return an argument type: a number above `low` and up to `high`."""
-    return _number(_DECIMAL, float, lambda x: low < x <= high, f"{what} above {low:g} and up to {high:g}")
+    return _number(DECIMAL, float, lambda x: low < x <= high, f"{what} above {low:g} and up to {high:g}")
 
 
 positive_int = int_range(1)
@@ -260,8 +259,8 @@ random_seed = int_range(0, MAX_SEED)
 positive_float = float_range(0, MAX_COUNT)
 seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
 tolerance = float_range(0, MAX_TOLERANCE)
-percentage = _number(_DECIMAL, float, lambda x: 0 <= x <= 100, "a number of percentage points from 0 to 100")
-fraction = _number(_DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
+percentage = _number(DECIMAL, float, lambda x: 0 <= x <= 100, "a number of percentage points from 0 to 100")
+fraction = _number(DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
 
 
 def threads(text: str) -> int:

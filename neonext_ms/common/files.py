@@ -196,6 +196,8 @@ def check_regular(path: str | os.PathLike) -> None:
     Raises:
         InputError: the path does not exist, or is no regular file.
     """
+    if "\0" in os.fsdecode(path):
+        raise InputError(f"{shorten(os.fsdecode(path))}: not a path, because it has a null character. Check its name.")
     with explained(path):
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):

@@ -73,6 +73,11 @@ def list_names(names: Iterable[object], limit: int = 20) -> str:
     return "\n".join(lines)
 
 
+# Every branch consumes its characters in one way only: two quantifiers side by side need quadratic time for a long
+# text that fits except for its end.
+DECIMAL = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return ` (did you mean X?)` for a misspelt name, or an empty string if no known name is close."""
     import difflib

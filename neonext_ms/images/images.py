@@ -31,6 +31,8 @@ MAX_RESIZED_PIXELS = 1 << 27
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 _SCAN = 0xDA
+_MOST_CONVERTED = 1 << 22
+_NO_MEMORY = "too large for the memory that is free here. Scale it down."
 _MAX_BARE_BYTES = 1 << 28
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -123,8 +125,8 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             image.load()
             return to_rgb(_upright(image))
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise BrokenImageError(f"{name}: {_NO_MEMORY}") from error
     except InputError as error:
         raise BrokenImageError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError:
@@ -188,8 +190,17 @@ def _extremes(image: Image.Image) -> tuple[float, float]:
 
 
 def _scaled(image: Image.Image, largest: int) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    return Image.fromarray(np.floor(values * (255 / largest) + 0.5).astype(np.uint8), "L")
+    values = np.asarray(image)
+    result = np.empty(values.shape, np.uint8)
+    # In parts: in float64, a large image would need eight times its memory.
+    for part, scaled in zip(_parts(values), _parts(result), strict=True):
+        scaled[...] = np.floor(part.astype(np.float64) * (255 / largest) + 0.5)
+    return Image.fromarray(result, "L")
+
+
+def _parts(values: np.ndarray) -> list[np.ndarray]:
+    """Return views of an array of pixels that are small enough to convert."""
+    return np.array_split(values, -(-values.size // _MOST_CONVERTED) or 1, axis=int(values.shape[1] > values.shape[0]))
 
 
 def resized_size(original: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
@@ -258,7 +269,10 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing, size: tup
             f"for an input of {format_size(size)} with crop {preprocessing.crop:g}. Cut the image first, or use a "
             "larger crop."
         )
-    image = image.resize((new_w, new_h), _RESAMPLING[preprocessing.interpolation])
+    try:
+        image = image.resize((new_w, new_h), _RESAMPLING[preprocessing.interpolation])
+    except MemoryError as error:
+        raise BrokenImageError(f"{name}: {_NO_MEMORY}") from error
     top, left = round((new_h - size[0]) / 2.0), round((new_w - size[1]) / 2.0)
     return image.crop((left, top, left + size[1], top + size[0]))
 

@@ -309,6 +309,9 @@ def _graph_problem(model) -> str | None:
     primitives = {primitive.name for primitive in model.primitives}
     for graph in graphs:
         for node in graph.node:
+            # Protobuf returns text that is not UTF-8 as bytes.
+            if not all(isinstance(text, str) for text in (node.name, node.op_type, *node.input, *node.output)):
+                return f"node {shorten(node.name)} has a name that is not text"
             if not node.op_type or not node.output:
                 return f"node {shorten(node.name)} has no operator or no output"
             reference, name = node.op_type.startswith("REF::"), node.op_type.removeprefix("REF::")

@@ -97,7 +97,7 @@ def mutate_text(rng: Random, text: str) -> str:
         elif edit == 2:
             del tokens[at : at + rng.choice((1, 1, 3, 20))]
         elif edit == 3:
-            tokens[at] *= rng.choice((2, 3, 50, 3000))
+            tokens[at] = (tokens[at] * rng.choice((2, 3, 50, 3000)))[: 1 << 19]
         elif edit == 4:
             numbers = [i for i, token in enumerate(tokens) if token.isdigit()] or [at]
             tokens[rng.choice(numbers)] = str(rng.choice(NUMBERS))

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.images import images
 from neonext_ms.images.images import (
     BrokenImageError,
     image_batches,
@@ -397,7 +399,7 @@ def test_keys_left_out(tmp_path):
     [
         ("interpolaton: bicubic", r"unknown key 'interpolaton' .did you mean interpolation\?"),
         ("3: 4", "unknown key 3"),
-        ("crop: 1.5", r"crop must be in \(0, 1\]"),
+        ("crop: 1.5", r"crop must be from 0.01 to 1"),
         ("mean: [1, 2]", "mean must be three numbers"),
         ("mean: 123", "mean must be three numbers"),
         ("mean: '123'", "mean must be three numbers"),
@@ -487,3 +489,25 @@ def test_names_of_images_are_escaped(tmp_path):
     with pytest.raises(BrokenImageError) as caught:
         read_image(path)
     assert "a\\x1b[2J\\n.png: not an image" in str(caught.value)
+
+
+def test_sixteen_bits_are_scaled_alike_in_parts(monkeypatch):
+    values = np.arange(7 * 60, dtype=np.uint16).reshape(7, 60) * 150
+    expected = np.floor(values * (255 / 65535) + 0.5)
+    for shape in ((7, 60), (60, 7)):
+        image = Image.fromarray(values.reshape(shape))
+        for most in (1 << 22, 50, 3):
+            monkeypatch.setattr(images, "_MOST_CONVERTED", most)
+            assert np.array_equal(np.asarray(images.to_rgb(image))[..., 0], expected.reshape(shape))
+
+
+@pytest.mark.parametrize("function", ["load", "resize"])
+def test_an_image_that_memory_cannot_hold_is_named(tmp_path, monkeypatch, function):
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    path = tmp_path / "large.png"
+    Image.new("RGB", (9, 9)).save(path)
+    monkeypatch.setattr(PngImageFile if function == "load" else Image.Image, function, fail)
+    with pytest.raises(BrokenImageError, match=r"large\.png: too large for the memory"):
+        load_images([path], Preprocessing(), (4, 4))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import nearest, shorten
+from neonext_ms.common.text import DECIMAL, nearest, shorten
 from neonext_ms.common.yaml_file import parse_yaml, read_yaml
 
 from .describe import alternatives, expected
@@ -20,7 +20,6 @@ from .schema import Config, annotated_keys, known_keys
 _BASE = "base"
 _LARGEST = 3.4e38  # of float32
 _WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]{0,17})\s*")
-_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
@@ -185,7 +184,7 @@ def _fit(value, kind):
         value = tuple(_fit(item, arguments[0]) for item in value) if fits else value
     elif kind is float:
         # float() would also read 1_000 and nan.
-        fits = type(value) in (int, float) or (isinstance(value, str) and bool(_DECIMAL.fullmatch(value)))
+        fits = type(value) in (int, float) or (isinstance(value, str) and bool(DECIMAL.fullmatch(value)))
         value = float(value) if fits else value
         fits = fits and abs(value) <= _LARGEST
     elif kind is int:
