@@ -309,6 +309,16 @@ def test_options_of_rounding():
     assert square(changed)[0] == exact[0].astype(np.float16) - np.float16(1) != square(plain)[0]
 
 
+def test_numbers_of_four_bits():
+    x = np.linspace(-12, 12, 256).astype(np.float16)
+    packed, y = np.zeros(128, np.uint8), np.zeros(256, np.float16)
+    _kernel("four_bits").launch([x, packed, y], blocks=1, outputs=(1, 2))
+    expected = np.clip(np.rint(x), -8, 7)
+    assert np.array_equal(y, expected)
+    nibbles = expected.astype(np.int8).view(np.uint8) & 15
+    assert np.array_equal(packed, nibbles[::2] | nibbles[1::2] << 4)
+
+
 def test_sorted_pairs():
     x = np.random.default_rng(3).integers(0, 20, 128).astype(np.float32)
     y = np.zeros(256, np.float32)

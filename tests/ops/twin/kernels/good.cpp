@@ -228,6 +228,32 @@ extern "C" __global__ __aicore__ void add_up(GM_ADDR gx, GM_ADDR gy)
     through.FreeTensor(a);
 }
 
+// 256 halves to numbers of 4 bits and back.
+extern "C" __global__ __aicore__ void four_bits(GM_ADDR gx, GM_ADDR gq, GM_ADDR gy)
+{
+    LocalMemAllocator<Hardware::UB> room;
+    LocalTensor<half> a = room.Alloc<half, 256>();
+    LocalTensor<uint8_t> q = room.Alloc<uint8_t, 128>();
+    LocalTensor<half> b = room.Alloc<half, 256>();
+    GlobalTensor<half> x;
+    GlobalTensor<uint8_t> packed;
+    GlobalTensor<half> y;
+    x.SetGlobalBuffer((__gm__ half*)gx, 256);
+    packed.SetGlobalBuffer((__gm__ uint8_t*)gq, 128);
+    y.SetGlobalBuffer((__gm__ half*)gy, 256);
+    DataCopy(a, x, 256);
+    SetFlag<HardEvent::MTE2_V>(0);
+    WaitFlag<HardEvent::MTE2_V>(0);
+    LocalTensor<int4b_t> four = q.ReinterpretCast<int4b_t>();
+    Cast<int4b_t, half>(four, a, RoundMode::CAST_RINT, 128, 2, {1, 1, 2, 8});
+    PipeBarrier<PIPE_V>();
+    Cast<half, int4b_t>(b, four, RoundMode::CAST_NONE, 256);
+    SetFlag<HardEvent::V_MTE3>(0);
+    WaitFlag<HardEvent::V_MTE3>(0);
+    DataCopy(packed, q, 128);
+    DataCopy(y, b, 256);
+}
+
 // 128 scores and their indices become one sorted queue of pairs.
 extern "C" __global__ __aicore__ void sort_pairs(GM_ADDR gx, GM_ADDR gindex, GM_ADDR gy)
 {
