@@ -17,8 +17,8 @@ struct NoTiling {};
                  "the simulator does not support this: cores run one after another, vector units only");
 }
 
-/// Take the type of the kernel's task. With KERNEL_TYPE_MIX_VECTOR_CORE the 310P starts blocks beyond its AI cores on its
-/// vector cores. CANN's function for the values of the macro raises an error on 3002.
+/// Take the type of the kernel's task. With KERNEL_TYPE_MIX_VECTOR_CORE the 310P starts blocks beyond its AI cores on
+/// its vector cores. CANN's function for the values of the macro raises an error on 3002.
 inline void take_task_type(const char* name, KernelMetaType type, Where at)
 {
     machine.enter("KERNEL_TASK_TYPE", at);
