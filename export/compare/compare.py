@@ -11,7 +11,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size
 
-from ..tolerances import check_tolerance
+from ..tolerances import INT8, INT8_LOSS, check_tolerance
 from ..tolerances import tolerance as tolerance_of
 from .difference import Difference, difference, top1_agreement
 from .dump_side import DumpActivations
@@ -107,9 +107,11 @@ class Comparison:
 
 
 def tolerance_for(a: Activations, b: Activations) -> float:
-    """Return the tolerance of the coarser dtype, with that of tanh GELU if only one side has it."""
+    """Return the tolerance of the coarser dtype, with that of tanh GELU or of 8 bit if only one side has it."""
     gelu = "auto" if a.gelu == b.gelu else "tanh"
-    return max(tolerance_of(side.dtype, gelu) for side in (a, b))
+    if a.int8 != b.int8:
+        return INT8_LOSS
+    return max(tolerance_of(side.dtype, gelu) for side in (a, b)) + (INT8 if a.int8 else 0.0)
 
 
 def compare_activations(
