@@ -108,11 +108,19 @@ def _int8(evaluate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     def evaluate_int8(layer, x):
         quantizer = layer.attributes["quantizer"]
         x = quantizer.codes(x.astype(np.float32)).astype(np.float64) - quantizer.offset
+        if "patch" in layer.attributes:
+            x = _patches(x, layer.attributes["patch"])
         accumulated = evaluate(layer, x)
         step = layer.arrays["step"].astype(np.float64)
         return accumulated * (step if layer.op == "linear_int8" else _column(step))
 
     return evaluate_int8
+
+
+def _patches(x, size):
+    (n, c, h, w), (p, q) = x.shape, size
+    x = x[:, :, : h // p * p, : w // q * q].reshape(n, c, h // p, p, w // q, q)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(n, h // p, w // q, c * p * q)
 
 
 def _linear(layer, x):

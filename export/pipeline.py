@@ -35,7 +35,7 @@ from .om import target as om
 from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
-from .quantize.apply import quantize
+from .quantize.apply import equalized_values, quantize
 from .quantize.build import Quantization, build_quantization
 from .quantize.forms import host_graph
 from .quantize.prove import prove
@@ -227,7 +227,8 @@ class _SizedNetwork:
             self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype)
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
         if self.quantization:
-            metadata["int8"] = self.quantization.scales.to_dict()
+            scales = self.quantization.scales
+            metadata["int8"] = {**scales.to_dict(), "equalized": equalized_values(self.folded[0], scales)}
         if target.name == "lite":
             return lite.write(graph, path, batch, format, metadata)
         return emitter.save(graph, path, batch, format, {KEY: metadata})
@@ -364,8 +365,9 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
     for job in jobs:
         if job.aipp:
             report.exported.append(ExportedFile("aipp for om", job.image_size, output / job.aipp))
-    report.missing = om.find_compiler(jobs)
-    if report.missing:
+    wanted = all(job.options.compile for job in jobs)
+    report.missing = om.find_compiler(jobs) if wanted else None
+    if report.missing or not wanted:
         script = om.write_script(jobs, stage)
         details = {"commands": [job.command() for job in jobs], "feed": [job.feed() for job in jobs]}
         report.exported.append(ExportedFile("script for om", jobs[0].image_size, output / script, details=details))

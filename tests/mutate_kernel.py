@@ -89,12 +89,7 @@ MUTATIONS = (
         "(to, from, factor, mask_,",
         "(to, from, factor, AscendC::MASK_PLACEHOLDER,",
     ),
-    (
-        "vector cores that start where AI cores do",
-        TILING,
-        "ai ? aiCost * core / aiCores : vectorBefore + vectorCost",
-        "ai ? aiCost * core / aiCores : vectorCost",
-    ),
+    ("rows that no core does", TILING, "= problem.planes * problem.images * problem.hOut;", "= problem.planes;"),
     (
         "AI cores that take the rows of the vector cores",
         TILING,

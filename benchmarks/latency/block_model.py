@@ -33,7 +33,8 @@ class Step:
     Attributes:
         name: name in `FUSIONS`.
         rows, columns, depth: size of a matrix product in tiles of 16; 0 for a step of the vector unit.
-        vector_us: microseconds of the vector units, all busy.
+        vector_us: microseconds of the vector units, all busy; a NeoCell also runs on a 310P's vector cores.
+        fused_us: the same in a task with a product, which has the AI cores only; None where it is `vector_us`.
         weights: bytes of weights.
         reads, writes: bytes of the tensors that the step reads and writes, by name.
     """
@@ -43,6 +44,7 @@ class Step:
     columns: int = 0
     depth: int = 0
     vector_us: float = 0.0
+    fused_us: float | None = None
     weights: int = 0
     reads: dict[str, int] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
@@ -60,24 +62,28 @@ def block_steps(
     channels, positions = architecture.dims[stage], batch * size[0] * size[1]
     outputs, hidden = channels * positions, MLP_RATIO * channels * positions
     small, large = outputs * FP16, hidden * FP16
-    counts = kernel_counts(architecture.stage_spec(stage), *size, batch, device)
     rows, narrow, wide = tiles(positions), tiles(channels), tiles(MLP_RATIO * channels)
     weights = MLP_RATIO * channels * channels * FP16
 
     def vector(numbers: float, cycles: float) -> float:
         return numbers / REPEAT * cycles / (device.vector_units * device.vector_mhz)
 
-    mix = kernel_time(counts, device, costs).predicted_pipes_us["V"]
+    mix, fused_mix = (
+        kernel_time(
+            kernel_counts(architecture.stage_spec(stage), *size, batch, device, vector_cores=beside), device, costs
+        ).predicted_pipes_us["V"]
+        for beside in (True, False)
+    )
     gelu = vector(hidden, costs.elementwise_cycles(*GELU))
     add = vector(outputs, costs.elementwise_cycles(1))
     # Where cube and vector share a core, results leave the cube through the vector unit, as float32.
     drain = 0.0 if device.split else 2 * FP16 * REPEAT / device.l0c_to_ub_bytes_per_cycle
     grow, shrink = vector(hidden, drain), vector(outputs, drain)
     steps = (
-        Step("neocell", vector_us=mix, reads={"x": small}, writes={"mixed": small}),
-        Step("fc_1", rows, wide, narrow, grow, weights, {"mixed": small}, {"hidden": large}),
+        Step("neocell", vector_us=mix, fused_us=fused_mix, reads={"x": small}, writes={"mixed": small}),
+        Step("fc_1", rows, wide, narrow, grow, None, weights, {"mixed": small}, {"hidden": large}),
         Step("gelu", vector_us=gelu, reads={"hidden": large}, writes={"active": large}),
-        Step("fc_2", rows, narrow, wide, shrink, weights, {"active": large}, {"update": small}),
+        Step("fc_2", rows, narrow, wide, shrink, None, weights, {"active": large}, {"update": small}),
         Step("add", vector_us=add, reads={"update": small, "x": small}, writes={"y": small}),
     )
     return {step.name: step for step in steps}
@@ -135,11 +141,17 @@ def _divided(
         cube += step.tiles * uneven / (device.ai_cores * device.cube_mhz)
     pipes = {
         "cube": cube,
-        "vector": sum(step.vector_us * (by_columns if step.name == "neocell" and products else 1) for step in steps),
+        "vector": sum(_vector_us(step, by_columns, bool(products)) for step in steps),
         "memory": memory / device.memory_bytes_per_second * 1e6,
         "L2": (l2_read / device.l2_read_bytes_per_second + l2_write / device.l2_write_bytes_per_second) * 1e6,
     }
     return KernelTime.overlapping(pipes, costs, launches=2 if partial_sums else 1)
+
+
+def _vector_us(step: Step, by_columns: int, with_product: bool) -> float:
+    if not with_product or step.fused_us is None:
+        return step.vector_us
+    return step.fused_us * by_columns
 
 
 def _uneven(number: int, groups: int) -> float:

@@ -58,6 +58,7 @@ def neocell_rows(cases: BlockCases) -> Rows:
                 "NeoCell, as documented": documented.predicted_us,
                 "starts overlap": kernel_time(counts, device, costs.overlapping()).predicted_us,
                 "and broadcast free": kernel_time(counts, device, costs.hopeful()).predicted_us,
+                "AI cores alone": kernel_time(kernel_counts(*at, vector_cores=False), device, costs).predicted_us,
                 "memory bound": memory_bound(*at),
                 "two BatchMatMuls": block_diagonal_matmuls(*at).predicted_us,
                 "with TransData": block_diagonal_matmuls(*at, transposed=True).predicted_us,

@@ -63,8 +63,13 @@ class KernelTime:
 
 
 @lru_cache(maxsize=256)
-def kernel_counts(spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc) -> Mapping:
+def kernel_counts(
+    spec: NeoCellSpec, height: int, width: int, batch: int, device: Soc, vector_cores: bool = True
+) -> Mapping:
     """Count the instructions of the float16 NeoCell kernel as it is built, by running the simulator on zeros.
+
+    Args:
+        vector_cores: False to leave out a 310P's vector cores.
 
     Returns:
         the simulator's JSON: `cores`, `totals`, `by_instruction`.
@@ -77,7 +82,7 @@ def kernel_counts(spec: NeoCellSpec, height: int, width: int, batch: int, device
 
     x = np.zeros((batch, spec.channels, height, width), np.float16)
     a, b = ([np.zeros(shape, np.float16) for shape in shapes] for shapes in (spec.shapes_a, spec.shapes_b))
-    return neo_cell.forward(x, a, b, spec, soc=device.name).counts
+    return neo_cell.forward(x, a, b, spec, soc=device.name, vector_cores=vector_cores).counts
 
 
 def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> KernelTime:
@@ -110,6 +115,7 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
     # Vector cores of a split device share the path of their AI core.
     share = device.ai_cores / device.vector_units
     pipes = dict.fromkeys(("V", "MTE2", "MTE3", "S"), 0.0)
+    memory = 0.0
     for core in cores:
         kind = VECTOR_CORE if core.get("vector_core") else device.ai_core
         cycle = 1 / kind.mhz  # microseconds
@@ -125,10 +131,11 @@ def kernel_time(counts: Mapping, device: Soc, costs: Costs = DOCUMENTED) -> Kern
         scalar = count(core, "S", "instructions") * costs.scalar_cycles
         for pipe, cycles in zip(pipes, (vector, load, store, scalar), strict=True):
             pipes[pipe] = max(pipes[pipe], cycles * cycle)
-        if not from_l2:
-            # Memory's rate of a core is for both directions together, as in `memory_bound`.
-            moved = count(core, "MTE2", "bytes") + count(core, "MTE3", "bytes")
-            pipes["memory"] = max(pipes.get("memory", 0.0), moved / read * cycle)
+        # Memory's rate of a core is for both directions together, as in `memory_bound`.
+        moved = count(core, "MTE2", "bytes") + count(core, "MTE3", "bytes")
+        memory = max(memory, moved / read * cycle)
+    if not from_l2:
+        pipes["memory"] = memory
     return KernelTime.overlapping(pipes, costs)
 
 

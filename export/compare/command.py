@@ -120,6 +120,8 @@ def _compare(args: argparse.Namespace, sides: list[Activations], images: np.ndar
     for side in sides:
         if side.kind == "dump" and not (side.inputs or args.inputs or args.images):
             note(f"note: {side.path}: assumed to be computed from {description}. If not, give the board's --inputs.")
+    if a.int8 != b.int8 and not (args.images or args.inputs):
+        note("note: 8 bit clips what calibration has not seen, such as noise; compare on real images with --images")
     kept = None
     if args.keep_dtype is not None and result.suspects:
         kept = suspect_nodes(result, b, a)
@@ -200,7 +202,7 @@ def _print(
     args: argparse.Namespace, result: Comparison, sides: list[Activations], description: str, kept: list[str] | None
 ) -> None:
     for letter, side in zip("AB", sides, strict=True):
-        print(f"{letter}         {side.path} ({side.kind}, {side.dtype})")
+        print(f"{letter}         {side.path} ({side.kind}, {side.dtype}{', 8 bit' if side.int8 else ''})")
     print(f"inputs    {description}")
     if result.layers:
         print(f"layers    {plural(len(result.layers), 'value')} on both sides, in order of computation")

@@ -132,6 +132,7 @@ class DumpActivations(Activations):
         Raises:
             InputError: no file that matches any value of the other side.
         """
+        self.factors = other.factors
         known: dict[str, str] = {}
         for name in (*other.outputs, *other.names):
             known.setdefault(mangled(name), name)
@@ -216,7 +217,7 @@ class DumpActivations(Activations):
                     f"{self.path}: {name} was dumped for {len(value)} images, but {len(images)} are compared. Give the "
                     "images of the board with --inputs or --samples."
                 )
-            yield name, value
+            yield name, self._unscaled(name, value)
 
 
 def _value_of(

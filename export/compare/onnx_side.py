@@ -35,6 +35,7 @@ _POINTWISE = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Cast", "Clip", "Identity", "Where"),
         *("Erf", "Tanh", "Gelu", "Relu", "HardSwish", "Sigmoid", "Softplus", "MatMul", "LayerNormalization"),
+        *("QuantizeLinear", "DequantizeLinear"),
     )
 )
 
@@ -73,6 +74,7 @@ class OnnxActivations(Activations):
 
         weights = {tensor.data_type for tensor in original.graph.initializer if len(tensor.dims) > 1}
         self.dtype = "float16" if 10 in weights else "bfloat16" if 16 in weights else "float32"
+        self.int8 = any(node.op_type in ("QuantizeLinear", "AscendQuant") for node in original.graph.node)
         self._model = runnable_model(original)
         graph = self._model.graph
         constants = {tensor.name for tensor in graph.initializer}
@@ -83,6 +85,7 @@ class OnnxActivations(Activations):
         self.input = inputs[0].name
         self._input_type = inputs[0].type.tensor_type.elem_type
         self.metadata = self._metadata()
+        self.factors = _factors(self.metadata.get("int8"))
         self.batch, self.input_size = self._sizes(inputs[0], image_size)
         self.nodes = tuple(
             Node(node.name, node.op_type, tuple(filter(None, node.input)), tuple(filter(None, node.output)))
@@ -202,7 +205,9 @@ class OnnxActivations(Activations):
 
     def _join(self, name: str, parts: Sequence[np.ndarray], count: int) -> np.ndarray:
         value = np.concatenate(parts)[:count]
-        return value.transpose(0, 3, 1, 2) if name in self._channels_last and value.ndim == 4 else value
+        return self._unscaled(
+            name, value.transpose(0, 3, 1, 2) if name in self._channels_last and value.ndim == 4 else value
+        )
 
     def _run(self, images: np.ndarray, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Run the whole model, with these values as outputs."""
@@ -284,7 +289,8 @@ class OnnxActivations(Activations):
         # The outputs of the model are extended and restored, because a copy of a model copies its weights.
         try:
             outputs.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in self.outputs)
-            session = _open_session(self._model, str(Path(self.path).resolve().parent))
+            # Onnxruntime moves a quantization in front of a Transpose, and with it the value that is read there.
+            session = _open_session(self._model, str(Path(self.path).resolve().parent), literal=self.int8)
         except Exception as error:
             raise InputError(f"{self.path}: onnxruntime cannot load it ({one_line(error, 300)})") from error
         finally:
@@ -296,9 +302,11 @@ class OnnxActivations(Activations):
         return session, np.dtype(_ORT_DTYPES[input_type])
 
 
-def _open_session(model: onnx.ModelProto, weights_folder: str | None = None):
+def _open_session(model: onnx.ModelProto, weights_folder: str | None = None, literal: bool = False):
     ort = import_onnxruntime()
     options = ort.SessionOptions()
+    if literal:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = thread_count()
     # Threads that spin after a run would slow down the other side of the comparison.
@@ -306,6 +314,18 @@ def _open_session(model: onnx.ModelProto, weights_folder: str | None = None):
     if weights_folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights_folder)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _factors(int8: Any) -> dict[str, np.ndarray]:
+    """Return the factors of equalized values from the metadata of an 8-bit file; nothing from any other."""
+    try:
+        layers = int8["layers"]
+        return {
+            value: np.exp2(np.array([int(e) for e in layers[name]["exponents"]], np.float32))
+            for value, name in int8["equalized"].items()
+        }
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return {}
 
 
 def _is_tanh(node: onnx.NodeProto) -> bool:

@@ -35,6 +35,9 @@ class Activations(ABC):
         path: file or folder.
         kind: "checkpoint", "onnx", "mindir" or "dump".
         dtype: dtype of the computation, as far as the file tells: "float32", "float16" or "bfloat16".
+        int8: whether it has layers in 8 bit.
+        factors: factor of each channel of a value, for values that the network holds divided by it
+            (`quantize.apply.equalize`); `values` gives them without.
         gelu: "tanh" or "fast" if the network holds that approximation of GELU, else "auto".
         input_size: height and width of the images, or None if the file does not record it (a dump).
         outputs: names of the final values.
@@ -49,6 +52,8 @@ class Activations(ABC):
     path: str
     kind: str
     dtype: str = "float32"
+    int8: bool = False
+    factors: Mapping[str, np.ndarray] = {}
     gelu: str = "auto"
     input_size: tuple[int, int] | None = None
     outputs: tuple[str, ...] = ()
@@ -83,6 +88,13 @@ class Activations(ABC):
 
     def close(self) -> None:  # noqa: B027  (most sides hold nothing)
         """Free what a runtime holds; nothing can be read afterwards."""
+
+    def _unscaled(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Return a value, channels on axis 1, without the scaling of its channels."""
+        factor = self.factors.get(name)
+        if factor is None or value.ndim < 2 or value.shape[1] != len(factor):
+            return value
+        return value * factor.reshape(-1, *[1] * (value.ndim - 2)).astype(value.dtype)
 
     def _check_images(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)

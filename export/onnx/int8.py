@@ -31,7 +31,7 @@ def channels_last(graph: DeployGraph) -> DeployGraph:
     It reverses `fold.channels_first`.
     """
     changes = []
-    for first, activation, second in graph.chains("conv|conv_int8", "|".join(ACTIVATIONS), "conv|conv_int8"):
+    for first, activation, second in graph.chains("conv", "|".join(ACTIVATIONS), "conv"):
         if not (is_pointwise(first) and is_pointwise(second)):
             continue
         entry, end = f"{first.name}.nhwc", f"{second.name}.nhwc"
@@ -44,8 +44,7 @@ def channels_last(graph: DeployGraph) -> DeployGraph:
 
 def _linear(conv: Layer) -> Layer:
     arrays = {**conv.arrays, "weight": conv.arrays["weight"][:, :, 0, 0]}
-    attributes = {key: value for key, value in conv.attributes.items() if key == "quantizer"}
-    return replace(conv, op=conv.op.replace("conv", "linear"), arrays=arrays, attributes=attributes)
+    return replace(conv, op="linear", arrays=arrays, attributes={})
 
 
 def write(

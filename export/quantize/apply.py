@@ -9,7 +9,7 @@ quantizer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,8 +33,21 @@ def quantizable(graph: DeployGraph) -> list[Layer]:
     ]
 
 
-def equalizable(graph: DeployGraph) -> dict[str, tuple[Layer, ...]]:
-    """Return the layers whose input channels can be scaled exactly, by name, with the layers that absorb the scaling.
+@dataclass(frozen=True)
+class Equalizable:
+    """The input of a layer whose channels can be scaled exactly.
+
+    Attributes:
+        layers: layers that absorb the scaling, besides the columns of the layer itself.
+        values: values that are scaled.
+    """
+
+    layers: tuple[Layer, ...]
+    values: tuple[str, ...]
+
+
+def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
+    """Return the layers whose input channels can be scaled exactly, by name.
 
     A NeoCell mixes no channels, and a LayerNorm ends in a scale for each channel, so a factor moves from either into
     the columns of the layer behind it. The stream of a stage can be scaled as a whole: the convolutions that write to
@@ -42,23 +55,25 @@ def equalizable(graph: DeployGraph) -> dict[str, tuple[Layer, ...]]:
     """
     consumers = graph.consumers()
     makers = {layer.output: layer for layer in graph.layers}
-    found: dict[str, tuple[Layer, ...]] = {}
+    found: dict[str, Equalizable] = {}
     for layer in quantizable(graph):
         maker = makers.get(layer.inputs[0])
         alone = consumers[layer.inputs[0]] == [layer] and layer.inputs[0] not in graph.outputs
         if maker is not None and maker.op in ("neocell", "layer_norm") and maker.arrays and alone:
-            found[layer.name] = (maker,)
+            # A NeoCell is written as two products and a bias, whose values have these names.
+            parts = (f"{maker.name}.left", f"{maker.name}.right") if maker.op == "neocell" else ()
+            found[layer.name] = Equalizable((maker,), (maker.output, *parts))
         elif maker is not None and maker.op in ("add", "conv"):
-            absorbing = _absorbing(graph, layer, makers, consumers)
-            if absorbing is not None:
-                found[layer.name] = absorbing
+            stream = _stream(graph, layer, makers, consumers)
+            if stream is not None:
+                found[layer.name] = stream
     return found
 
 
-def _absorbing(
+def _stream(
     graph: DeployGraph, reader: Layer, makers: Mapping[str, Layer], consumers: Mapping[str, list[Layer]]
-) -> tuple[Layer, ...] | None:
-    """Return the layers that write and read the stream that a layer reads, without that layer; None if any other does.
+) -> Equalizable | None:
+    """Return the stream that a layer reads and the layers that write and read it; None if any of these cannot absorb.
 
     A stream is a value with all values that are added to it.
     """
@@ -85,7 +100,7 @@ def _absorbing(
         return None
     if any(layer.op == "conv" and layer.attributes["groups"] != 1 for layer in absorbing.values()):
         return None
-    return tuple(absorbing.values())
+    return Equalizable(tuple(absorbing.values()), tuple(sorted(stream)))
 
 
 def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> DeployGraph:
@@ -105,7 +120,7 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
         if name not in absorbing or not any(powers):
             continue
         factor = np.exp2(np.asarray(powers, np.float32))
-        for layer in absorbing[name]:
+        for layer in absorbing[name].layers:
             # A NeoCell that reads a stream undoes the division, everything else divides.
             undo = layer.op == "neocell" and layer.output != inputs[name]
             layers[layer.name] = _scaled_rows(layers[layer.name], factor if undo else 1 / factor, undo)
@@ -113,6 +128,13 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
         columns = factor.reshape(-1, *[1] * (arrays["weight"].ndim - 2))
         layers[name] = replace(layers[name], arrays={**arrays, "weight": arrays["weight"] * columns})
     return replace(graph, layers=tuple(layers[layer.name] for layer in graph.layers))
+
+
+def equalized_values(graph: DeployGraph, scales: Scales) -> dict[str, str]:
+    """Return the values that the quantized graph has divided by the exponents of a layer, with that layer's name."""
+    found = equalizable(graph)
+    named = [name for name, layer in scales.layers.items() if any(layer.exponents) and name in found]
+    return {value: name for name in named for value in found[name].values}
 
 
 def _scaled_rows(layer: Layer, factor: np.ndarray, input_only: bool) -> Layer:

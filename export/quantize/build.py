@@ -111,7 +111,7 @@ def build_quantization(
     steps: list[str] = []
     if options.max_drop is not None:
         part = images["validate"]
-        noise = layer_noise(graph, scales, images.get("calibrate", part), progress)
+        noise = layer_noise(graph, scales, images.get("calibrate", part), gelu, progress)
         scales, steps = search(graph, scales, noise, part, options.max_drop, gelu, progress)
     cost = measure(graph, scales, images, gelu, progress)
     names = [layer.name for layer in quantizable(graph)]

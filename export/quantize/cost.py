@@ -128,7 +128,11 @@ def outputs_of(graph: DeployGraph, images: Images, gelu: str, progress: Progress
 
 
 def layer_noise(
-    graph: DeployGraph, scales: Scales, images: Images, progress: Progress = lambda step: None
+    graph: DeployGraph,
+    scales: Scales,
+    images: Images,
+    gelu: str = "auto",
+    progress: Progress = lambda step: None,
 ) -> dict[str, float]:
     """Return the signal-to-noise ratio in dB of each layer: its float32 output against its 8-bit one on the same input.
 
@@ -136,6 +140,7 @@ def layer_noise(
         graph: folded graph.
         scales: scales of the layers to measure.
         images: images; the first ones are used.
+        gelu: form of GELU in the network.
         progress: function that is called with the state of the work.
     """
     graph = equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
@@ -146,7 +151,7 @@ def layer_noise(
             twin = replace(twin, name=f"{layer.name}.int8", output=f"{layer.output}.int8")
             changes.append(([layer], [layer, twin]))
             pairs.append((layer.output, twin.output))
-    session = NoiseSession(graph.replaced(changes), pairs)
+    session = NoiseSession(graph.replaced(changes), pairs, gelu)
     signal, noise, done = np.zeros(len(pairs)), np.zeros(len(pairs)), 0
     for batch in images.batches(session.batch):
         progress(f"noise {done}")
@@ -186,5 +191,5 @@ def measure(
         expected = outputs_of(graph, part, gelu, progress, "float32")
         outputs = outputs_of(host, part, gelu, progress, "8 bit")
         accuracy[purpose] = compare_outputs(part, expected, outputs, graph.outputs == (LOGITS,))
-    noise = layer_noise(graph, scales, next(iter(images.values())), progress) if images else {}
+    noise = layer_noise(graph, scales, next(iter(images.values())), gelu, progress) if images else {}
     return Cost(accuracy, noise)

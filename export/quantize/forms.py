@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, NeoNextError
+from neonext_ms.common.files import private_folder
 from neonext_ms.common.text import one_line
 from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.runtime.onnx import onnx_session
 
-from ..graph import INPUT, DeployGraph
+from ..fold import is_pointwise
+from ..graph import INPUT, NCHW, DeployGraph, Layer
 from ..lower import lower
 from ..onnx import emitter
 from ..onnx.format import Format
-from ..onnx.int8 import channels_last
+from ..onnx.save import write_model
 
 # Bytes of values that one run may return.
-_GROUP_BYTES = 1 << 28
+_GROUP_BYTES = 1 << 27
 _MOST = 16
 
 
 def host_graph(quantized: DeployGraph) -> DeployGraph:
-    """Return a quantized graph as it is written for hosts.
+    """Return a quantized graph as it is written for hosts: convolutions in 8 bit as linear layers over their patches.
 
-    The layers around a GELU become linear layers over channels last: a MatMul between 8-bit inputs and a float output
-    has a kernel in onnxruntime, a Conv has one only between 8-bit inputs and an 8-bit output.
+    A MatMul between 8-bit inputs and a float output has a kernel in onnxruntime, a Conv has one only between 8-bit
+    inputs and an 8-bit output. What lies between the two layers of an MLP stays channels last.
     """
-    pairs = [chain for chain in quantized.chains("conv|conv_int8", "|".join(ACTIVATIONS), "conv|conv_int8")]
-    if not any(layer.op == "conv_int8" for chain in pairs for layer in chain):
-        return quantized
-    return channels_last(quantized)
+    inner = {
+        layer.name: chain
+        for chain in quantized.chains("conv_int8", "|".join(ACTIVATIONS), "conv_int8")
+        if is_pointwise(chain[2])
+        for layer in (chain[0], chain[2])
+    }
+    changes = []
+    for layer in quantized.layers:
+        if layer.op != "conv_int8":
+            continue
+        chain = inner.get(layer.name, [])
+        linear = _linear(layer, reads_map=not chain or layer is chain[0])
+        writes_map = not chain or layer is chain[2]
+        changes.append(([layer], _to_map(linear) if writes_map else [linear]))
+    return quantized.replaced(changes)
+
+
+def _linear(conv: Layer, reads_map: bool) -> Layer:
+    """Return an 8-bit convolution as a linear layer over the patches of a map, or over the last axis."""
+    weight = conv.arrays["weight"]
+    arrays = {**conv.arrays, "weight": weight.reshape(len(weight), -1)}
+    attributes = {"quantizer": conv.attributes["quantizer"], **({"patch": weight.shape[2:]} if reads_map else {})}
+    return replace(conv, op="linear_int8", arrays=arrays, attributes=attributes)
+
+
+def _to_map(linear: Layer) -> list[Layer]:
+    end = f"{linear.name}.nhwc"
+    order = Layer("transpose", f"{linear.name}.nchw", (end,), linear.output, {}, {"order": NCHW})
+    return [replace(linear, output=end), order]
 
 
 class Session:
@@ -54,13 +81,23 @@ class Session:
         # A graph input cannot be an output too.
         self.names = [name for name in outputs if name != INPUT]
         format = Format(gelu=gelu)
-        self._open(emitter.emit(lower(replace(graph, outputs=tuple(self.names)), format), None, format))
+        graph = lower(replace(graph, outputs=tuple(self.names)), format)
+        self._open(lambda path: emitter.save(graph, path, None, format))
 
-    def _open(self, model: onnx.ModelProto) -> None:
+    def _open(self, write: Callable[[Path], object]) -> None:
+        """Open a model that a function writes; from a file, so that its weights are in memory only once."""
+        path = private_folder() / "model.onnx"
         try:
-            self._session = onnx_session(model.SerializeToString())
+            write(path)
+            # Without an arena, memory of one batch is free for the next step.
+            self._session = onnx_session(str(path), arena=False)
+        except NeoNextError:
+            raise
         except Exception as error:
             raise InputError(f"onnxruntime cannot load the network ({one_line(error, 300)})") from error
+        finally:
+            for file in path.parent.glob(f"{path.name}*"):
+                file.unlink()
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the values of some images by name."""
@@ -73,15 +110,16 @@ class NoiseSession(Session):
     Args:
         graph: graph to run.
         pairs: names of the value and of its approximation.
+        gelu: form of GELU, see `Format`.
     """
 
-    def __init__(self, graph: DeployGraph, pairs: Sequence[tuple[str, str]]):
-        self.batch = 4
-        format = Format()
+    def __init__(self, graph: DeployGraph, pairs: Sequence[tuple[str, str]], gelu: str = "auto"):
+        self.batch = 1
+        self.names = [name for _, noisy in pairs for name in (f"{noisy}.signal", f"{noisy}.noise")]
+        format = Format(gelu=gelu)
         names = tuple(dict.fromkeys(name for pair in pairs for name in pair))
         model = emitter.emit(lower(replace(graph, outputs=names), format), None, format)
         del model.graph.output[:]
-        self.names = [name for signal, noisy in pairs for name in (f"{noisy}.signal", f"{noisy}.noise")]
         for signal, noisy in pairs:
             model.graph.node.extend(
                 [
@@ -91,7 +129,7 @@ class NoiseSession(Session):
                 ]
             )
         model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in self.names)
-        self._open(model)
+        self._open(lambda path: write_model(model, path))
 
 
 def stacked(session: Session, batches: Iterator[np.ndarray], name: str) -> np.ndarray:

@@ -30,7 +30,7 @@ class Integers:
     """The integers of an 8-bit layer for some images.
 
     Attributes:
-        codes: the 8-bit numbers of its input, int8, `(N, C, H, W)` or `(N, C)`.
+        codes: the 8-bit numbers of its input, int8, as patches `(N, C p q, H / p, W / q)`, or `(N, C)`.
         accumulated: the int32 sums of its products and its bias, channels on axis 1.
     """
 
@@ -40,7 +40,13 @@ class Integers:
 
 @dataclass(frozen=True)
 class _Quantized:
-    """A value between QuantizeLinear and the layer behind it: whole numbers, counted from that of 0, and their step."""
+    """A value between QuantizeLinear and the layer behind it.
+
+    Attributes:
+        numbers: whole numbers, counted from that of 0.
+        step: their step, for each channel or for all.
+        offset: number that stands for 0.
+    """
 
     numbers: np.ndarray
     step: np.ndarray
@@ -105,7 +111,7 @@ class FileEvaluator:
         numbers = x.numbers
         if node.op_type == "Conv":
             sums = _conv(attributes, numbers, np.asarray(weight.numbers, np.float64))
-            codes = numbers
+            codes = _patches(attributes, numbers, weight.numbers.shape)[:, 0]
         elif node.op_type == "MatMul":
             sums, codes = np.moveaxis(numbers @ weight.numbers, -1, 1), np.moveaxis(numbers, -1, 1)
         else:
@@ -123,7 +129,7 @@ class FileEvaluator:
         if np.abs(sums).max(initial=0) >= _INT32:
             raise ParityError(f"{name}: its sums do not fit into 32 bits. Leave it out with --quantize-skip {name}.")
         codes = self.integers[name].codes
-        self.integers[name] = Integers(codes, sums.astype(np.int64))
+        self.integers[name] = Integers(codes, sums.astype(np.int32))
         output = sums * _channels(product.step, sums.ndim)
         return np.moveaxis(output, 1, -1) if self._channels_last(name) else output
 
@@ -151,8 +157,8 @@ class AscendEvaluator(FileEvaluator):
             sums = sums + _channels(bias.astype(np.float64), 4)
             if np.abs(sums).max(initial=0) >= _INT32:
                 raise ParityError(f"{node.name}: its sums do not fit into 32 bits")
-            codes = (x.numbers + x.offset).astype(np.int8)
-            self.integers[node.name] = Integers(codes, sums.astype(np.int64))
+            codes = (_patches(attributes, x.numbers, weight.shape)[:, 0] + x.offset).astype(np.int8)
+            self.integers[node.name] = Integers(codes, sums.astype(np.int32))
             return sums
         if node.op_type == "AscendDequant":
             sums, steps = inputs
@@ -207,16 +213,23 @@ def _channels(values: np.ndarray, dimensions: int) -> np.ndarray:
 
 def _conv(attributes: Mapping, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return a convolution whose stride is the size of its kernel; whole numbers stay whole in float64."""
+    patches = _patches(attributes, x, weight.shape)
+    n, groups, _, rows, columns = patches.shape
+    outputs = len(weight)
+    y = weight.reshape(groups, outputs // groups, -1) @ patches.reshape(*patches.shape[:3], -1)
+    return y.reshape(n, outputs, rows, columns)
+
+
+def _patches(attributes: Mapping, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the patches that a kernel of a shape reads, `(N, groups, C p q, rows, columns)`."""
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-    groups, (outputs, inputs, kh, kw) = attributes.get("group", 1), weight.shape
-    if tuple(attributes["strides"]) != (kh, kw):
+    groups, (_, inputs, p, q) = attributes.get("group", 1), shape
+    if tuple(attributes["strides"]) != (p, q):
         raise InputError("a convolution with overlapping patches is not evaluated here")
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     n, _, h, w = x.shape
-    x = x[:, :, : h // kh * kh, : w // kw * kw].reshape(n, groups, inputs, h // kh, kh, w // kw, kw)
-    patches = x.transpose(0, 1, 2, 4, 6, 3, 5).reshape(n, groups, inputs * kh * kw, -1)
-    y = weight.reshape(groups, outputs // groups, -1) @ patches
-    return y.reshape(n, outputs, h // kh, w // kw)
+    x = x[:, :, : h // p * p, : w // q * q].reshape(n, groups, inputs, h // p, p, w // q, q)
+    return x.transpose(0, 1, 2, 4, 6, 3, 5).reshape(n, groups, inputs * p * q, h // p, w // q)
 
 
 def _quantize_linear(attributes, x, scale, zero):
@@ -245,6 +258,10 @@ def _gelu(attributes, x):
         inner = (x + x**3 * np.float64(np.float32(0.044715))) * np.float64(np.float32(np.sqrt(2 / np.pi)))
         return x * ((np.tanh(inner) + 1) * 0.5)
     return x * (erf(x / np.float64(np.float32(np.sqrt(2)))) + 1) * 0.5
+
+
+def _hardswish(attributes, x):
+    return x * np.clip(x + 3, 0, 6) * np.float64(np.float32(1 / 6))
 
 
 def _layer_norm(attributes, x, weight, bias=None):
@@ -290,10 +307,10 @@ _NODES: Mapping[str, Callable] = {
     "Erf": lambda attributes, x: erf(x),
     "Tanh": lambda attributes, x: np.tanh(x),
     "Abs": lambda attributes, x: np.abs(x),
-    "Relu": lambda attributes, x: np.maximum(x, 0.0),
-    "Clip": lambda attributes, x, low, high: np.clip(x, low, high),
-    "HardSwish": lambda attributes, x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "Gelu": _gelu,
+    "Relu": lambda attributes, x: np.maximum(x, 0),
+    "HardSwish": _hardswish,
+    "Clip": lambda attributes, x, low, high: np.clip(x, np.float64(low), np.float64(high)),
     "LayerNormalization": _layer_norm,
     "ReduceMean": _reduce_mean,
     "GlobalAveragePool": lambda attributes, x: x.mean((2, 3), keepdims=True),

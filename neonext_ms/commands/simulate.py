@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--accumulate-fp32", action="store_true", help="compute float16 maps in float32")
     parser.add_argument("--bias", action="store_true", help="add a bias")
     parser.add_argument("--gradients", action="store_true", help="compute dx, dA and dB too")
-    parser.add_argument("--blocks", type=int_range(1, 1024), help="number of cores (default: all cores of the device)")
+    parser.add_argument("--blocks", type=int_range(1, 1024), help="number of cores, AI cores first (default: all)")
     parser.add_argument("--seed", type=random_seed, default=0, help="random seed of the inputs (default: 0)")
     parser.add_argument("--output", metavar="FILE.npz", help="file for inputs and results")
     parser.add_argument("--json", action="store_true", help="print one JSON document with the counts of each core")
@@ -139,9 +139,11 @@ def _print(report: dict[str, Any]) -> None:
     print(f"{report['soc']}, {report['dtype']}, in the simulator: not a device, no time is measured")
     for result in report["operators"]:
         tiling, counts = result["tiling"], result["counts"]
+        kinds = f" ({tiling['vector_cores']} without a cube unit)" if tiling["vector_cores"] else ""
+        images = f" of {plural(tiling['strip_images'], 'image')}" if tiling["strip_images"] > 1 else ""
         print(
-            f"{result['operator']}: {plural(tiling['cores'], 'core')}, strips of {plural(tiling['strip_rows'], 'row')} "
-            f"and {plural(tiling['strip_columns'], 'column')}"
+            f"{result['operator']}: {plural(tiling['cores'], 'core')}{kinds}, strips of "
+            f"{plural(tiling['strip_rows'], 'row')} and {plural(tiling['strip_columns'], 'column')}{images}"
         )
         for name, value in result["outputs"].items():
             print(

@@ -178,7 +178,13 @@ def import_onnxruntime():
     return onnxruntime
 
 
-def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = False, profile: str | None = None):
+def onnx_session(
+    model: str | bytes,
+    threads: int | None = None,
+    lean: bool = False,
+    profile: str | None = None,
+    arena: bool = True,
+):
     """Return an onnxruntime session on the CPU; errors are onnxruntime's own.
 
     Args:
@@ -186,6 +192,7 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
         threads: intra-op threads (default: see `thread_count`).
         lean: hold the weights once, at some cost in speed: no second copy in another layout, no arena.
         profile: path prefix of the profile of every run, which `end_profiling` writes.
+        arena: keep the memory of a run for the next one.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -196,7 +203,7 @@ def onnx_session(model: str | bytes, threads: int | None = None, lean: bool = Fa
     if lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = arena and not lean
     options.intra_op_num_threads = thread_count(threads)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile

@@ -124,5 +124,11 @@ def _result(operator: str, run: neo_cell.KernelRun, outputs: dict[str, tuple[np.
             "tolerance": tolerance,
         }
     counts = {key: value for key, value in run.counts.items() if key not in ("hazards", "notes")}
-    tiling = {"cores": run.tiling.cores, "strip_rows": run.tiling.strip, "strip_columns": run.tiling.columns}
+    tiling = {
+        "cores": run.tiling.cores,
+        "vector_cores": sum(core["vector_core"] for core in counts["cores"]),
+        "strip_rows": run.tiling.strip,
+        "strip_columns": run.tiling.columns,
+        "strip_images": run.tiling.group,
+    }
     return {"operator": operator, "outputs": described, "tiling": tiling, "counts": counts}

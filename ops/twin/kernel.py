@@ -90,6 +90,7 @@ class _Settings(ctypes.Structure):
         ("report_hazards", ctypes.c_int32),
         ("typed", ctypes.c_int32),
         ("ai_cores", ctypes.c_int32),
+        ("cores", ctypes.c_int32),
         ("seconds", ctypes.c_double),
     )
 
@@ -270,7 +271,7 @@ class Kernel:
             table[i] = _Argument(region.address, region.size, region.room, *flags)
         settings = _Settings(
             *(entry, self.soc.name.encode(), self.soc.ub_bytes, blocks, tiling_key, hazards == "report"),
-            *(library.parameters is not None, self.soc.ai_cores, timeout if isolated else 0.0),
+            *(library.parameters is not None, self.soc.ai_cores, self.soc.vector_units, timeout if isolated else 0.0),
         )
         with library.lock:
             status = library.launch(settings, table, len(arrays))

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -192,10 +191,12 @@ def forward(
     wide = dtype == "bfloat16" or (accumulate_fp32 and dtype == "float16")
     stored, coef_a, coef_b = _stored(x, weights_a, weights_b, spec, number, transposed, c0)
     runs = plan(spec, transposed).attributes
+    cores, beside = _cores(device, blocks, vector_cores)
     tiles = tiling(
         stored.shape,
         runs,
-        **_cores(device, blocks, vector_cores),
+        cores=cores,
+        vector_cores=beside,
         ub_bytes=ub_bytes or device.ub_bytes,
         element_bytes=number.itemsize,
         compute_bytes=4 if wide else number.itemsize,
@@ -241,10 +242,12 @@ def gradients(
     device = soc_of(soc)
     number, _, _ = _dtype(dtype, device)
     stored, coef_a, coef_b = _stored(x, weights_a, weights_b, spec, number, False, c0)
+    cores, beside = _cores(device, blocks, vector_cores)
     tiles = tiling(
         stored.shape,
         plan(spec).attributes,
-        **_cores(device, blocks, vector_cores),
+        cores=cores,
+        vector_cores=beside,
         ub_bytes=ub_bytes or device.ub_bytes,
         element_bytes=number.itemsize,
         compute_bytes=4,
@@ -263,13 +266,13 @@ def gradients(
     return KernelRun(unpack_gradients(spec, grad_a.sum(0), grad_b.sum(0)), counts, tiles)
 
 
-def _cores(device: Soc, blocks: int | None, vector_cores: bool) -> dict[str, Any]:
-    """Return the numbers of cores for the tiling function: the first blocks run on AI cores, those beyond on others."""
+def _cores(device: Soc, blocks: int | None, vector_cores: bool) -> tuple[int, int]:
+    """Return the numbers of cores of the two kinds: the first blocks run on AI cores, those beyond on vector cores."""
     beside = device.vector_cores_beside if vector_cores else 0
     if blocks is None:
-        return {"cores": device.vector_units, "vector_cores": beside}
+        return device.vector_units, beside
     first = min(blocks, device.vector_units) if beside else blocks
-    return {"cores": first, "vector_cores": min(blocks - first, beside)}
+    return first, min(blocks - first, beside)
 
 
 def _dtype(dtype: str, device: Soc) -> tuple[np.dtype, str, str]:

@@ -14,6 +14,7 @@ from conftest import DATA
 from neonext_ms.common.errors import InputError, ParityError, UsageError
 from neonext_ms.export.command import main
 from neonext_ms.export.compare import parity
+from neonext_ms.export.compare.command import main as compare
 from neonext_ms.export.evaluate import erf, evaluate
 from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import original_graph
@@ -56,7 +57,7 @@ class Noise(Images):
             yield self.images[start : start + size]
 
 
-def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64), **options):
+def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64), activation="gelu", **options):
     """Return the folded graph of a small network with statistics far from neutral."""
     architecture = make_architecture(
         num_classes=5,
@@ -67,6 +68,7 @@ def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64)
         layer_scale_init_value=layer_scale,
         linear_bias=bias,
         downsample=downsample,
+        activation=activation,
     )
     arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
     rng = np.random.RandomState(1)
@@ -238,9 +240,12 @@ def test_both_forms_of_random_networks_compute_the_same_integers(network, method
     assert parity.compare(exact, outputs[0]).relative_l2 < 0.05
 
 
-@pytest.mark.parametrize("downsample, bias, layer_scale", [("official", True, 0.5), ("paper", False, 0)])
-def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale):
-    graph = small_graph(downsample, bias, layer_scale)
+@pytest.mark.parametrize(
+    "downsample, bias, layer_scale, activation",
+    [("official", True, 0.5, "gelu"), ("paper", False, 0, "hardswish"), ("official", True, 0, "relu")],
+)
+def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activation):
+    graph = small_graph(downsample, bias, layer_scale, activation=activation)
     quantized = apply.quantize(graph, calibrate(graph, Noise(4, (64, 64)), "percentile", "digest"))
     images = parity.noise(16, (64, 64), 2)
     models = [
@@ -411,6 +416,7 @@ def test_scales_are_shared_by_later_exports(exported, tmp_path):
     ]
     assert (tmp_path / "digits_64.scales.json").read_text() == (exported / "digits_64.scales.json").read_text()
     recorded = json.loads(next(entry.value for entry in first.metadata_props))["int8"]
+    assert recorded.pop("equalized")
     assert recorded == json.loads((exported / "digits_64.scales.json").read_text())
 
 
@@ -446,6 +452,20 @@ def test_scales_of_another_network(exported, tmp_path, capsys):
     assert main([*CHECKPOINT, *arguments, "--output", str(tmp_path / "out")]) == 1
     assert "its weights differ" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_of_8_bit_files_are_compared_in_the_units_of_float32(exported, tmp_path, capsys):
+    assert main([*CHECKPOINT, "--target", "onnx", "--output", str(tmp_path)]) == 0
+    images = [str(path) for path in sorted((DATA / "digits").glob("*/*.png"))[::2]]
+    for name in ("digits_64.onnx", "digits_64_cann.onnx"):
+        capsys.readouterr()
+        arguments = [str(tmp_path / "digits_64.onnx"), str(exported / name), "--layers", "--json", "--images", *images]
+        assert compare(arguments) == 0
+        result = json.loads(capsys.readouterr().out)
+        deviations = {layer["name"]: layer["relative_l2"] for layer in result["layers"]}
+        assert {"stage_3.0.ops.content.neocell", "stage_4.0.ops.content.fc_1", "downsample_3.norm_1"} <= set(deviations)
+        assert 1e-3 < max(deviations.values()) < 0.1
+        assert 0 < result["outputs"][0]["relative_l2"] < 0.06
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,8 @@ struct NeoCellStart {
     int32_t totalB;
 };
 
-// Find `count` places behind which there remain equal parts of what the cores of one kind do: place i is where the cost
-// from the beginning of the output reaches (share * i + base) / count. Places lie on whole maps for the gradient, so
-// that no two cores add to one sum.
+// Divides the output among AI cores, which come first, and vector cores, so that by the estimated costs all take equally
+// long. For the gradient a core does whole maps, so that no two cores add to one sum.
 class NeoCellDivision {
 public:
     NeoCellDivision(const NeoCellProblem& problem, const NeoCellTiling& tiling) : problem_(problem), tiling_(tiling)
@@ -182,7 +181,7 @@ public:
         all_ = all;
     }
 
-    // Divide the output among so many cores of either kind: AI cores first, then vector cores.
+    // Find where so many cores of either kind start.
     void Divide(int32_t aiCores, int32_t vectorCores, NeoCellStart* starts) const
     {
         // Where the two kinds meet, both take equally long: a / aiCores = (all - v) / vectorCores, with a and v the

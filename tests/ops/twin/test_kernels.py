@@ -309,6 +309,17 @@ def test_options_of_rounding():
     assert square(changed)[0] == exact[0].astype(np.float16) - np.float16(1) != square(plain)[0]
 
 
+def test_cores_wait_for_each_other():
+    x = np.arange(5 * 8, dtype=np.int32)
+    y = np.zeros_like(x)
+    kernel, sync = _kernel("pass_on"), np.zeros(5 * 8, np.int32)
+    counts = kernel.launch([x, y, sync], blocks=5, outputs=(0, 1), initialised=(0,))
+    assert np.array_equal(y, np.roll(np.arange(5 * 8), 8)) and len(counts["cores"]) == 5
+    assert {core["pipes"]["MTE3"]["bytes"] for core in counts["cores"]} == {64}
+    kernel.launch([x, y, sync], blocks=5, outputs=(1,), tiling_key=1)
+    assert np.array_equal(y.reshape(5, 8), np.arange(8) + np.array([5, 4, 3, 2, 1])[:, None])
+
+
 def test_tiling_macros():
     y = np.zeros(2, np.uint32)
     _kernel("shape").launch([y, _tiling(3, 5)], blocks=1, outputs=(0,))

@@ -218,6 +218,7 @@ struct LaunchSettings {
     int32_t report_hazards;
     int32_t typed;
     int32_t ai_cores;
+    int32_t cores;
     double seconds;
 };
 
@@ -227,6 +228,7 @@ inline int launch(const LaunchSettings& settings, const LaunchArgument* argument
     machine.soc = settings.soc;
     machine.blocks = blocks;
     machine.ai_cores = settings.ai_cores;
+    machine.vector_units = settings.cores;
     machine.tiling_key = settings.tiling_key;
     machine.report_hazards = settings.report_hazards != 0;
     machine.regions.clear();
@@ -252,16 +254,14 @@ inline int launch(const LaunchSettings& settings, const LaunchArgument* argument
     }
     machine.start_launch(settings.ub_bytes);
     try {
-        for (int core = 0; core < blocks; ++core) {
-            machine.start_core(core);
+        cores.run(blocks, [&] {
             if (settings.typed != 0) {
                 reinterpret_cast<void (*)(uint8_t* const*)>(settings.entry)(addresses);
             } else {
                 call_entry(settings.entry, addresses, static_cast<size_t>(count),
                            std::make_index_sequence<most_arguments + 1>());
             }
-            machine.end_core();
-        }
+        });
     } catch (const Violation& violation) {
         result.clear();
         append_violation(result, violation);

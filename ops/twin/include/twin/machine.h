@@ -98,6 +98,7 @@ struct GmShadow {
     uint32_t write_mask = 0;
     uint32_t read_tick = 0;
     int32_t write_line = 0;
+    int32_t core = 0; // whose clocks the ticks are of
 };
 
 // Owners of a byte of global memory that are not a core: nobody has written it, or it came with the launch.
@@ -123,23 +124,25 @@ inline uint32_t byte_mask(uint32_t from, uint32_t to)
     return static_cast<uint32_t>(upper & ~((uint64_t{1} << from) - 1));
 }
 
-class Machine {
-public:
-    // Launch configuration.
-    std::string soc;
-    uint32_t ub_bytes = 0;
-    int blocks = 1;
-    int ai_cores = 0; // of the device
-    uint64_t tiling_key = 0;
-    bool report_hazards = false;
+constexpr int max_events = 8;
 
-    // The running core.
+struct Flag {
+    bool set = false;
+    bool queue = false;
+    Where where;
+    uint32_t known[pipe_count] = {};
+};
+
+/// The state of one core. Cores run one after another, and one that waits for others is put aside with its state.
+struct CoreState {
     int core = 0;
     bool vector_core = false; // one of the 310P's cores without a cube unit
+    bool saturates = false;
     uint8_t* ub = nullptr;
     const char* api = "";
     Where where;
-    uint32_t ub_end = 0;
+    uint32_t ub_end = 0;    // of the TPipe's buffers
+    uint32_t fixed_end = 0; // of tensors at fixed addresses
     uint32_t ub_peak = 0;
     uint32_t pool_epoch = 0;
     uint64_t mask_low = ~uint64_t{0};
@@ -155,6 +158,27 @@ public:
     float reduce_value = 0;
     uint32_t reduce_index = 0;
     float reduce_sum = 0;
+    void* pipe = nullptr; // its TPipe
+
+protected:
+    std::vector<uint8_t> storage_;
+    std::vector<BlockShadow> shadow_;
+    uint32_t known_[pipe_count][pipe_count] = {};
+    uint32_t now_[pipe_count] = {};
+    Flag flags_[pipe_count][pipe_count][max_events];
+};
+
+class Machine : public CoreState {
+public:
+    // Launch configuration.
+    std::string soc;
+    uint32_t ub_bytes = 0;
+    int blocks = 1;
+    int ai_cores = 0; // of the device
+    int vector_units = 0; // cores that a vector kernel runs on
+    bool mixed = false; // blocks run on vector cores of a 310P too, as tasks of their own
+    uint64_t tiling_key = 0;
+    bool report_hazards = false;
 
     std::vector<Region> regions;
     std::vector<Violation> hazards;
@@ -197,6 +221,24 @@ public:
         throw violation;
     }
 
+    /// Return the end of the unified buffer that a kernel may use beside functions that keep scratch behind it. AscendC's
+    /// headers call it TMP_UB_OFFSET; on 3002 it is the whole buffer.
+    uint32_t usable_end() const
+    {
+        constexpr uint32_t reserved = __NPU_ARCH__ == 2002 ? 248u << 10 : __NPU_ARCH__ == 2201 ? 184u << 10 : ~0u;
+        return std::min(ub_bytes, reserved);
+    }
+
+    /// Reject buffers in the scratch that the function running now writes to.
+    void use_scratch()
+    {
+        const uint32_t end = std::max(ub_end, fixed_end);
+        if (end > usable_end()) {
+            reject(Rule::ub_reserved, "writes its scratch from byte %u of the unified buffer on, and buffers reach to %u",
+                   usable_end(), end);
+        }
+    }
+
     /// Add a remark that readers of the counts must know, once.
     void note(const std::string& text)
     {
@@ -210,32 +252,31 @@ public:
     void start_launch(uint32_t bytes_of_ub)
     {
         ub_bytes = bytes_of_ub;
-        storage_.assign(ub_bytes + 2 * guard_bytes, 0);
-        const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.data());
-        ub = reinterpret_cast<uint8_t*>((start + guard_bytes) / guard_bytes * guard_bytes);
+        mixed = false;
         hazards.clear();
         notes.clear();
         cores_.assign(blocks, CoreCounts{});
         for (NamedCounts& entry : named()) {
             entry.counts = PipeCounts{};
         }
-        std::memset(known_, 0, sizeof(known_));
-        std::memset(now_, 0, sizeof(now_));
     }
 
     void start_core(int index)
     {
         core = index;
-        counts_ = &cores_[index];
+        storage_.resize(ub_bytes + 2 * guard_bytes);
+        const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.data());
+        ub = reinterpret_cast<uint8_t*>((start + guard_bytes) / guard_bytes * guard_bytes);
         // The device does not clear the buffer between kernels. 0xff bytes are NaN in every floating type.
         std::memset(ub, 0xff, ub_bytes);
         shadow_.assign((ub_bytes + block_bytes - 1) / block_bytes, BlockShadow{});
         std::fill_n(&flags_[0][0][0], sizeof(flags_) / sizeof(Flag), Flag{});
-        ub_end = ub_peak = 0;
+        ub_end = fixed_end = ub_peak = 0;
         ++pool_epoch;
         reset_modes();
         set_kind(false);
         pad_value_set = false;
+        pipe = nullptr;
         api = "";
         where = Where{};
         barrier_all();
@@ -247,10 +288,26 @@ public:
     {
         vector_core = is_vector_core;
 #ifdef NEONEXT_TWIN_SATURATE
-        saturating = !is_vector_core;
+        saturates = saturating = !is_vector_core;
 #else
-        saturating = __NPU_ARCH__ == 2002 && !is_vector_core;
+        saturates = saturating = __NPU_ARCH__ == 2002 && !is_vector_core;
 #endif
+    }
+
+    /// Exchange the running core for another one that is put aside.
+    void exchange(CoreState& other)
+    {
+        std::swap(static_cast<CoreState&>(*this), other);
+        saturating = saturates;
+    }
+
+    /// Let all cores read, and write again, what the running core wrote: it is certain to be in memory.
+    void release_writes()
+    {
+        barrier_all();
+        for (Region& region : regions) {
+            std::replace(region.owner.begin(), region.owner.end(), static_cast<uint8_t>(core), gm_initial);
+        }
     }
 
     void reset_mask() { mask_low = mask_high = ~uint64_t{0}; }
@@ -312,7 +369,7 @@ public:
 
     void count(Pipe pipe, const PipeCounts& counts)
     {
-        counts_->pipes[pipe].add(counts);
+        cores_[core].pipes[pipe].add(counts);
         if (api != counted_name_) {
             counted_name_ = api;
             counted_id_ = name_id(api);
@@ -321,8 +378,6 @@ public:
     }
 
     // ---- order ----
-
-    static constexpr int max_events = 8;
 
     /// Start an instruction on a pipe and return its number. The scalar unit issues it, so it knows what S knows.
     uint32_t issue(Pipe pipe)
@@ -518,6 +573,9 @@ public:
         }
         for_blocks(start, end - start, [&](uint32_t block, uint32_t mask) {
             GmShadow& shadow = region.shadow[block];
+            if (shadow.core != core) {
+                shadow = GmShadow{0, 0, 0, 0, core}; // what another core did is the business of `owner`
+            }
             if ((shadow.write_mask & mask) != 0 && pipe != pipe_s && !ordered(pipe, pipe_mte3, shadow.write_tick)) {
                 reject(Rule::gm_order,
                        "%s: %s reads bytes of argument %d that MTE3 writes (line %d) with no barrier or event between",
@@ -552,6 +610,9 @@ public:
         }
         for_blocks(start, end - start, [&](uint32_t block, uint32_t mask) {
             GmShadow& shadow = region.shadow[block];
+            if (shadow.core != core) {
+                shadow = GmShadow{0, 0, 0, 0, core};
+            }
             const bool after = ordered(pipe, pipe_mte3, shadow.write_tick);
             if (!after && (shadow.write_mask & mask) != 0 && !adds && pipe == pipe_mte3) {
                 reject(Rule::gm_order, "%s: writes bytes of argument %d again (line %d) without PipeBarrier<PIPE_MTE3>",
@@ -581,13 +642,6 @@ public:
 
 private:
     static constexpr uint32_t guard_bytes = 4096;
-
-    struct Flag {
-        bool set = false;
-        bool queue = false;
-        Where where;
-        uint32_t known[pipe_count] = {};
-    };
 
     /// Call visit(block, mask of its bytes) for every 32-byte block that bytes [start, start + bytes) touch.
     template <typename F>
@@ -658,15 +712,9 @@ private:
                              : "no event or barrier orders the two");
     }
 
-    std::vector<uint8_t> storage_;
-    std::vector<BlockShadow> shadow_;
     std::vector<CoreCounts> cores_;
-    CoreCounts* counts_ = nullptr;
     const char* counted_name_ = nullptr;
     int counted_id_ = 0;
-    uint32_t known_[pipe_count][pipe_count] = {};
-    uint32_t now_[pipe_count] = {};
-    Flag flags_[pipe_count][pipe_count][max_events];
 };
 
 inline Machine machine;

@@ -160,12 +160,6 @@ public:
 
 class TPipe;
 
-namespace twin_detail {
-
-inline TPipe* current_pipe = nullptr;
-
-}  // namespace twin_detail
-
 template <TPosition src, TPosition dst, int32_t depth, auto mask = 0>
 class TQueBind;
 template <TPosition pos = TPosition::LCM>
@@ -261,8 +255,8 @@ public:
     TPipe& operator=(const TPipe&) = delete;
     ~TPipe() noexcept(false)
     {
-        if (twin_detail::current_pipe == this) {
-            twin_detail::current_pipe = nullptr;
+        if (machine.pipe == this) {
+            machine.pipe = nullptr;
         }
         // While an error is on its way out, the state of the pipe is of no interest.
         if (!destroyed_ && std::uncaught_exceptions() == 0) {
@@ -274,7 +268,7 @@ public:
     {
         reset_pool();
         destroyed_ = false;
-        twin_detail::current_pipe = this;
+        machine.pipe = this;
     }
 
     template <HardEvent event>
@@ -340,9 +334,9 @@ public:
 
     void twin_give_event(HardEvent event, TEventID id)
     {
-        if (id < 0 || id >= neonext_twin::Machine::max_events) {
+        if (id < 0 || id >= neonext_twin::max_events) {
             machine.reject(Rule::event_range, "event id %d; ids are 0 to %d", id,
-                           neonext_twin::Machine::max_events - 1);
+                           neonext_twin::max_events - 1);
         }
         events_[static_cast<int>(event)] &= ~(1u << id);
     }
@@ -376,13 +370,13 @@ private:
     TEventID first_free(HardEvent event) const
     {
         const uint32_t taken = events_[static_cast<int>(event)];
-        for (int id = 0; id < neonext_twin::Machine::max_events; ++id) {
+        for (int id = 0; id < neonext_twin::max_events; ++id) {
             if ((taken >> id & 1u) == 0) {
                 return static_cast<TEventID>(id);
             }
         }
         const neonext_twin::PipePair pipes = neonext_twin::pipes_of(event);
-        machine.stop(Rule::events_used_up, "all %d events of %s_%s are in use", neonext_twin::Machine::max_events,
+        machine.stop(Rule::events_used_up, "all %d events of %s_%s are in use", neonext_twin::max_events,
                      neonext_twin::pipe_name(pipes.source), neonext_twin::pipe_name(pipes.target));
     }
 
@@ -414,7 +408,7 @@ private:
 
 inline TPipe* GetTPipePtr()
 {
-    return twin_detail::current_pipe;
+    return static_cast<TPipe*>(machine.pipe);
 }
 
 template <TPosition src, TPosition dst, int32_t depth, auto mask>

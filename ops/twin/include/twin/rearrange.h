@@ -254,6 +254,9 @@ inline void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, Field<uin
     using neonext_twin::block_bytes;
     using neonext_twin::pipe_v;
     NEONEXT_TWIN_ENTER("Brcb", T, at);
+    if (__NPU_ARCH__ == 2002) {
+        machine.use_scratch();
+    }
     const int repeats = repeatTime.checked("repeatTime", Rule::repeat);
     if (repeats == 0 && !neonext_twin::zero_does_nothing()) {
         machine.reject(Rule::repeat, "0 repeats; an instruction has 1 to 255");

@@ -12,6 +12,7 @@
     RULE(gm_order, "gm-order", "copies through the same global memory with nothing that orders them", true)       \
     RULE(ub_bounds, "ub-bounds", "an access outside a local tensor", false)                                       \
     RULE(ub_overrun, "ub-overrun", "more unified buffer than the device has", false)                              \
+    RULE(ub_reserved, "ub-reserved", "buffers where a called function keeps its scratch (the last 8 KiB)", false) \
     RULE(too_many_buffers, "too-many-buffers", "more than 64 buffers in one TPipe", false)                        \
     RULE(unwritten, "unwritten", "unified buffer read before anything was written there", true)                   \
     RULE(alignment, "alignment", "an address that is not aligned as the instruction needs", false)                \
@@ -43,6 +44,7 @@
     RULE(argument, "argument", "an argument outside its documented range", false)                                 \
     RULE(not_in_twin, "not-in-twin", "a part of AscendC that the simulator does not support", false)              \
     RULE(kernel_assert, "kernel-assert", "an assertion of the kernel itself failed", false)                       \
+    RULE(core_hang, "core-hang", "a core waits for another that does not come", false)                            \
     RULE(crash, "crash", "the kernel crashed the process that it ran in (`isolated=True` only)", false)           \
     RULE(time_out, "time-out", "the kernel did not end within `timeout` (`isolated=True` only)", false)
 

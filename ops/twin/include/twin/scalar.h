@@ -133,7 +133,8 @@ template <typename T, TPosition pos>
 inline bool PopStackBuffer(LocalTensor<T>& popLocal, Where at = Where::here())
 {
     machine.enter("PopStackBuffer", at);
-    const uint32_t elements = (machine.ub_bytes - machine.ub_end) / sizeof(T);
+    const uint32_t end = std::max(machine.usable_end(), machine.ub_end);
+    const uint32_t elements = (end - machine.ub_end) / sizeof(T);
     if (elements == 0) {
         machine.reject(Rule::ub_overrun, "no unified buffer is left");
     }

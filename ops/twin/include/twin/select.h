@@ -170,6 +170,9 @@ inline void run_Select(const AscendC::LocalTensor<T>& dst, const AscendC::LocalT
         machine.reject(Rule::argument, "selMode %d with a %s for src1", static_cast<int>(mode),
                        src1 == nullptr ? "scalar" : "tensor");
     }
+    if (mode != SELMODE::VSEL_CMPMASK_SPR) {
+        machine.use_scratch();
+    }
     constexpr int per_repeat = lanes_per_repeat<T>();
     const auto operands = binary_operands(dst, src0, src1 == nullptr ? src0 : *src1, form.strides, per_repeat);
     // Select sets the mask whatever isSetMask says.

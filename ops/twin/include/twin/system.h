@@ -1,6 +1,7 @@
 // The surroundings of a kernel: block index, tiling, assertions, log, and the functions that the simulator lacks.
 #pragma once
 
+#include "cores.h"
 #include "pipe.h"
 #include "vector.h"
 
@@ -25,6 +26,7 @@ inline void take_task_type(const char* name, KernelMetaType type, Where at)
         machine.reject(Rule::not_on_arch, "__NPU_ARCH__ 3002 (%s) has no task types (%s)", machine.soc.c_str(), name);
     }
     if (__NPU_ARCH__ == 2002 && type == KERNEL_TYPE_MIX_VECTOR_CORE) {
+        machine.mixed = machine.blocks > machine.ai_cores;
         machine.set_kind(machine.core >= machine.ai_cores);
     }
 }
@@ -203,20 +205,13 @@ inline void DataCacheCleanAndInvalid(const GlobalTensor<T>&) {}
 template <typename T, uint64_t = 0>
 inline void DataCachePreload(const GlobalTensor<T>&, int64_t) {}
 
-// Cores that wait for each other would wait for ever here.
+// Flags between cube and vector cores.
 #define NEONEXT_TWIN_MISSING(TYPES, NAME, ...)                 \
     template <NEONEXT_TWIN_BARE TYPES>                         \
     inline void NAME(__VA_ARGS__ Where at = Where::here())     \
     {                                                          \
         neonext_twin::stop_missing(#NAME, at);                 \
     }
-NEONEXT_TWIN_MISSING((bool isAIVOnly = true), SyncAll)
-NEONEXT_TWIN_MISSING((bool isAIVOnly = true), SyncAll, const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&,
-                     int32_t = 0, )
-NEONEXT_TWIN_MISSING((bool isAIVOnly = true), IBSet, const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&, int32_t,
-                     int32_t, )
-NEONEXT_TWIN_MISSING((bool isAIVOnly = true), IBWait, const GlobalTensor<int32_t>&, const LocalTensor<int32_t>&,
-                     int32_t, int32_t, )
 NEONEXT_TWIN_MISSING((uint8_t modeId, pipe_t pipe), CrossCoreSetFlag, uint16_t, )
 NEONEXT_TWIN_MISSING((uint8_t modeId = 0, pipe_t pipe = PIPE_S), CrossCoreWaitFlag, uint16_t, )
 

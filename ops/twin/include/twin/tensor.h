@@ -269,6 +269,7 @@ public:
             machine.reject(Rule::ub_overrun, "bytes [%u, %u) of a unified buffer of %u bytes (%s)", address, view_.end,
                            machine.ub_bytes, machine.soc.c_str());
         }
+        machine.fixed_end = std::max(machine.fixed_end, view_.end);
         machine.ub_peak = std::max(machine.ub_peak, view_.end);
     }
 

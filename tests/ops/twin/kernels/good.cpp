@@ -228,6 +228,48 @@ extern "C" __global__ __aicore__ void add_up(GM_ADDR gx, GM_ADDR gy)
     through.FreeTensor(a);
 }
 
+// Every core passes 8 numbers on to the next one: all at once (key 0), or one core after another (key 1).
+extern "C" __global__ __aicore__ void pass_on(GM_ADDR gx, GM_ADDR gy, GM_ADDR gsync)
+{
+    TPipe pipe;
+    TBuf<> buffer;
+    pipe.InitBuffer(buffer, 2048);
+    GlobalTensor<int32_t> x;
+    GlobalTensor<int32_t> y;
+    GlobalTensor<int32_t> sync;
+    x.SetGlobalBuffer((__gm__ int32_t*)gx);
+    y.SetGlobalBuffer((__gm__ int32_t*)gy);
+    sync.SetGlobalBuffer((__gm__ int32_t*)gsync);
+    LocalTensor<int32_t> a = buffer.Get<int32_t>();
+    LocalTensor<int32_t> room = a[64];
+    const int32_t core = GetBlockIdx();
+    const int32_t cores = GetBlockNum();
+    if (TILING_KEY_IS(0)) {
+        DataCopy(a, x[core * 8], 8);
+        SetFlag<HardEvent::MTE2_MTE3>(0);
+        WaitFlag<HardEvent::MTE2_MTE3>(0);
+        DataCopy(x[core * 8], a, 8);
+        SyncAll(sync, room);
+        DataCopy(a, x[(core + cores - 1) % cores * 8], 8);
+    } else {
+        if (core + 1 < cores) { // the cores start in order, and the last one is the first that may go on
+            IBWait(sync, room, core + 1, 3);
+        }
+        DataCopy(a, core + 1 < cores ? y[(core + 1) * 8] : x, 8);
+        SetFlag<HardEvent::MTE2_V>(0);
+        WaitFlag<HardEvent::MTE2_V>(0);
+        Adds(a, a, 1, 8);
+        SetFlag<HardEvent::V_MTE3>(0);
+        WaitFlag<HardEvent::V_MTE3>(0);
+    }
+    SetFlag<HardEvent::MTE2_MTE3>(1);
+    WaitFlag<HardEvent::MTE2_MTE3>(1);
+    DataCopy(y[core * 8], a, 8);
+    if (TILING_KEY_IS(1) && core > 0) {
+        IBSet(sync, room, core, 3);
+    }
+}
+
 struct Shape {
     uint32_t rows;
     uint32_t columns;

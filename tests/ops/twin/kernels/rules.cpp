@@ -75,6 +75,26 @@ KERNEL(gm_written_twice_at_once)
 
 // ---- the unified buffer ----
 
+KERNEL(ub_scratch_of_brcb)
+{
+    Bench b(gx, gy);
+    LocalTensor<half> a = b.filled<half>();
+    Brcb(a[64], a, 1, {1, 8});
+    TBuf<> rest;
+    b.pipe.InitBuffer(rest, 240 * 1024);
+    Brcb(a[64], a, 1, {1, 8});  // error: ub-reserved | from byte 253952 of the unified buffer on
+}
+
+KERNEL(ub_scratch_of_select)
+{
+    Bench b(gx, gy);
+    LocalTensor<half> a = b.filled<half>();
+    LocalTensor<uint8_t> bits(TPosition::VECCALC, 255 * 1024, 256);
+    Duplicate(bits.ReinterpretCast<half>(), half(0), 128);
+    PipeBarrier<PIPE_V>();
+    Select(a, bits, a, half(1), SELMODE::VSEL_TENSOR_SCALAR_MODE, 128);  // error: ub-reserved | buffers reach to 261376
+}
+
 KERNEL(ub_repeats_past_the_end)
 {
     Bench b(gx, gy);
@@ -554,9 +574,45 @@ KERNEL(multiply_add_of_integers)
     MulAddDst(a, a[64], a[128], 64);  // error: type-not-on-arch | MulAddDst of int32_t
 }
 
-KERNEL(all_cores_together)
+KERNEL(waits_for_the_cube)
 {
-    SyncAll();  // error: not-in-twin | one after another
+    Bench b(gx, gy);
+    CrossCoreWaitFlag(0);  // error: not-in-twin | the simulator does not support this
+}
+
+KERNEL(sync_all_of_hardware)
+{
+    Bench b(gx, gy);
+    SyncAll();  // error: not-on-arch | no SyncAll without workspaces
+}
+
+KERNEL(waits_for_nobody)  // blocks: 2
+{
+    Bench b(gx, gy);
+    GlobalTensor<int32_t> sync;
+    sync.SetGlobalBuffer((__gm__ int32_t*)gy, 64);
+    LocalTensor<int32_t> room = b.work.Get<int32_t>();
+    if (GetBlockIdx() == 0) {
+        sync.SetValue(0, 0);
+        IBWait(sync, room, 1, 0);  // error: core-hang | waits for another core
+    }
+}
+
+KERNEL(more_cores_than_there_are)  // blocks: 9
+{
+    Bench b(gx, gy);
+    GlobalTensor<int32_t> sync;
+    sync.SetGlobalBuffer((__gm__ int32_t*)gx, 72);
+    SyncAll(sync, b.work.Get<int32_t>());  // error: core-hang | 9 blocks wait for each other
+}
+
+KERNEL(two_kinds_of_cores_wait)  // blocks: 9
+{
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_VECTOR_CORE);
+    Bench b(gx, gy);
+    GlobalTensor<int32_t> sync;
+    sync.SetGlobalBuffer((__gm__ int32_t*)gx, 72);
+    SyncAll(sync, b.work.Get<int32_t>());  // error: not-on-arch | AI cores and vector cores
 }
 
 KERNEL(own_assertion)
