@@ -86,6 +86,7 @@ class Report:
         machine: what was found on the board.
         rows: files at each of their batch sizes.
         problems: step and message of everything that did not end well.
+        profiles: file -> type of operator -> microseconds of a run, as msprof saw them.
     """
 
     path: str
@@ -94,6 +95,7 @@ class Report:
     machine: Mapping[str, Any]
     rows: tuple[Row, ...]
     problems: tuple[tuple[str, str], ...]
+    profiles: Mapping[str, Mapping[str, float]]
 
     def fastest(self) -> dict[int, Row]:
         """Return the fastest right file for each batch size."""
@@ -176,7 +178,15 @@ def read_report(path: str | os.PathLike) -> Report:
         machine={key: found for key, kind in _MACHINE.items() if (found := reader.get(machine, kind, key)) is not None},
         rows=tuple(rows),
         problems=tuple(problems),
+        profiles=dict(_profiles(reader, steps)),
     )
+
+
+def _profiles(reader: _Reader, steps: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    for step in steps:
+        if step.startswith("profile/"):
+            found = reader.get(steps, dict, step, "result", "us_by_type", default={})
+            yield step.partition("/")[2], {kind: float(reader.get(found, _NUMBER, kind, default=0)) for kind in found}
 
 
 def _rows(reader: _Reader, build: Any, steps: Mapping[str, Any]) -> Iterator[Row]:
@@ -218,6 +228,7 @@ def summary(report: Report) -> dict[str, Any]:
         "rows": [row.to_dict() for row in report.rows],
         "fastest": {str(batch): row.build for batch, row in report.fastest().items()},
         "problems": dict(report.problems),
+        "profiles": {build: dict(types) for build, types in report.profiles.items()},
     }
 
 
@@ -247,6 +258,9 @@ def lines(report: Report) -> list[str]:
     out.append("")
     for batch, row in report.fastest().items():
         out.append(f"fastest   batch {batch}: {row.form}, {row.measured_ms:.2f} ms\n          {row.export}")
+    for build, types in report.profiles.items():
+        largest = ", ".join(f"{kind} {us:.0f}" for kind, us in list(types.items())[:8])
+        out.append(f"profile   {build}, microseconds of a run by type of operator: {largest}")
     out += [f"problem   {step}: {problem}" for step, problem in report.problems]
     return out
 

@@ -471,6 +471,7 @@ _BOARD = {
         "machine": {"status": "done", "result": {"soc": "Ascend310P3", "cann": "8.0", "stand_in": False}},
         "compile/a_b1": {"status": "done"},
         "parity/a_b1": {"status": "done", "result": {"1": {"right": True, "relative_l2": 1e-3, "top1_agree": 4}}},
+        "profile/a_b1": {"status": "done", "result": {"us_by_type": {"Conv2D": 3.5}}},
         "layers/a_b1": {"status": "done", "result": {"diverged_at": "stem"}},
         "latency/1": {"status": "done", "result": {"a_b1": {"compute_ms": {"p50": 1.5}, "images_per_second": 600}}},
     },
