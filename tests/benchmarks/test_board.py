@@ -110,6 +110,8 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "this ran on stand-ins" in out and "neonext-export --checkpoint digits_64.pt --shifts 1,1,0,0" in out
     assert "profile" in out and "Conv2D 30, MatMulV2 10" in out
+    (kinds,) = summary(found)["by_kind"].values()
+    assert kinds["conv"]["measured_us"] == 30 and kinds["conv"]["predicted_us"] > 0 and "vector" in kinds
     assert board.main(["report", *[str(folder / "board_report.json")] * 2]) == 0
     text = (folder / "board_report.json").read_text() + (folder / "board_report.html").read_text()
     # Of the machine nothing may be in it.

@@ -466,7 +466,15 @@ _BOARD = {
     "board_report": 1,
     "kit": {"name": "t", "soc": "Ascend310P3", "level": "quick", "neonext_ms": "0.2.0"},
     "finished": True,
-    "builds": [{"name": "a_b1", "form": "a", "batches": [1], "predicted": {"1": {"us": 9.5}}, "export": "x"}],
+    "builds": [
+        {
+            "name": "a_b1",
+            "form": "a",
+            "batches": [1],
+            "predicted": {"1": {"us": 9.5, "kinds": {"conv": 4.0}}},
+            "export": "x",
+        }
+    ],
     "steps": {
         "machine": {"status": "done", "result": {"soc": "Ascend310P3", "cann": "8.0", "stand_in": False}},
         "compile/a_b1": {"status": "done"},
