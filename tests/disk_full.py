@@ -46,6 +46,7 @@ COMMANDS = {
     "write-digits": "train --write-digits {out}/digits",
     "mindrecord": "mindrecord {given}/images {out}/records --shards 1",
     "plot": "plot {given}/run --output {out}/curves.png",
+    "plot-figure": "plot --figure 4 --output {out}/figure.png --json",
     "bench": "bench {given}/tiny.onnx --rounds 2 --batch 1 --no-gemm --output {out}/b.json",
     "bench-report": f"bench report {RESULT} --output {{out}}/report",
     "ops-build": "ops build --dry-run --soc Ascend310P3 --output {out}/package",

@@ -396,7 +396,7 @@ def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
         ({"opset": 10}, "opset 10: expected 11 to 21"),
         ({"opset": 22}, "opset 22: expected 11 to 21"),
         ({"opset": 13.0}, "must be a whole number"),
-        ({"gelu": "fast"}, "gelu must be one of auto, erf, tanh, npu, got 'fast'"),
+        ({"gelu": "quick"}, "gelu must be one of auto, erf, tanh, npu, fast, got 'quick'"),
         ({"neocell": "conv"}, "neocell must be one of matmul, padded, custom"),
         ({"dtype": "int8"}, "dtype must be one of float32, float16, bfloat16"),
         ({"dtype": "bfloat16"}, "Conv takes bfloat16 from opset 22 on"),

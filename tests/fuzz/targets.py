@@ -417,6 +417,21 @@ def _bench_result() -> dict:
     return result
 
 
+_TRIAL = {"value": "neoinit", "seed": 0, "top1": 0.4, "loss": 1.5, "diverged": False}
+_TRIAL["epochs"] = [{"epoch": 1, "loss": 2.0, "top1": 0.3}, {"epoch": 2, "loss": None, "top1": 0.4}]
+
+
+def _ablation(rng: Random) -> Files:
+    return {f"neoinit-{i}/result.json": _json(rng, _TRIAL) if i else json.dumps(_TRIAL).encode() for i in range(2)}
+
+
+def _read_ablation(path: Path) -> None:
+    from neonext_ms.benchmarks.claims import neoinit
+
+    summary = neoinit.summarise(neoinit.read_trials(path))
+    _ = json.dumps(summary, allow_nan=False), list(neoinit.lines({"summary": summary, "plot": None}))
+
+
 def _read_bench(path: Path) -> None:
     from neonext_ms.benchmarks import report_command
 
@@ -592,6 +607,7 @@ TARGETS: dict[str, Target] = {
     "cifar": Target(_cifar, _read_cifar),
     "cann-log": Target(_from_text(_LOG), _read_log, "input.log"),
     "bench-result": Target(lambda rng: _json(rng, _bench_result()), _read_bench, "input.json"),
+    "ablation": Target(_ablation, _read_ablation),
     "profile": Target(_profile, _read_profile, "input.json"),
     "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, "input.cfg"),
     "package": Target(_package, _read_package),
