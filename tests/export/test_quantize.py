@@ -167,14 +167,18 @@ def test_erf_is_exact():
 
 
 @pytest.mark.parametrize("downsample", ["official", "paper"])
-def test_equalization_is_exact(downsample):
-    graph = small_graph(downsample)
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_equalization_is_exact(downsample, activation):
+    graph = small_graph(downsample, activation=activation)
     names = apply.equalizable(graph)
     rng = np.random.default_rng(0)
     layers = {layer.name: layer for layer in graph.layers}
     exponents = {name: rng.integers(-4, 5, layers[name].arrays["weight"].shape[1]).tolist() for name in names}
     kinds = {name.rsplit(".", 1)[-1] for name in names}
-    assert kinds == ({"fc_1", "conv", "fc"} if downsample == "official" else {"fc_1", "fc"})
+    through_relu = {"fc_2"} if activation == "relu" else set()
+    if activation == "relu" and downsample == "paper":
+        through_relu.add("conv")
+    assert kinds == ({"fc_1", "conv", "fc"} if downsample == "official" else {"fc_1", "fc"}) | through_relu
     equal = apply.equalize(graph, exponents)
     images = parity.noise(2, (64, 64), 0)
     before, after = evaluate(graph, images), evaluate(equal, images)

@@ -499,11 +499,20 @@ _BOARD = {
     "board_report": 1,
     "kit": {"name": "t", "soc": "Ascend310P3", "level": "quick", "neonext_ms": "0.2.0"},
     "finished": True,
-    "builds": [{"name": "a_b1", "form": "a", "batches": [1], "predicted": {"1": {"us": 9.5}}, "export": "x"}],
+    "builds": [
+        {
+            "name": "a_b1",
+            "form": "a",
+            "batches": [1],
+            "predicted": {"1": {"us": 9.5, "kinds": {"conv": 4.0}}},
+            "export": "x",
+        }
+    ],
     "steps": {
         "machine": {"status": "done", "result": {"soc": "Ascend310P3", "cann": "8.0", "stand_in": False}},
         "compile/a_b1": {"status": "done"},
         "parity/a_b1": {"status": "done", "result": {"1": {"right": True, "relative_l2": 1e-3, "top1_agree": 4}}},
+        "profile/a_b1": {"status": "done", "result": {"us_by_type": {"Conv2D": 3.5}}},
         "layers/a_b1": {"status": "done", "result": {"diverged_at": "stem"}},
         "latency/1": {"status": "done", "result": {"a_b1": {"compute_ms": {"p50": 1.5}, "images_per_second": 600}}},
     },
