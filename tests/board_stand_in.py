@@ -37,6 +37,15 @@ pathlib.Path(args.out).mkdir(parents=True)
 for file in pathlib.Path(args.d).iterdir():
     shutil.copyfile(file, pathlib.Path(args.out) / f"{file.name}.output.0.npy")
 """
+_MSPROF = """\
+import pathlib, shlex, subprocess, sys
+given = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
+subprocess.run(shlex.split(given["application"]), check=True)
+folder = pathlib.Path(given["output"]) / "PROF_1" / "mindstudio_profiler_output"
+folder.mkdir(parents=True)
+rows = ["Op Name,OP Type,Task Duration(us)", *["a,Conv2D,30.0", "b,MatMulV2,10.0", "c,TransData,N/A"] * 24]
+(folder / "op_summary_1.csv").write_text("\\n".join(rows) + "\\n")
+"""
 _NPU_SMI = """\
 | npu-smi 24.1.rc1                                Version: 24.1.rc1                                     |
 | 0       310P3                 | OK              | NA           52                0     / 0             |
@@ -50,13 +59,14 @@ def install(folder: Path, faults: dict | None = None, without: tuple[str, ...] =
     Args:
         folder: folder to create.
         faults: see `atc_stand_in` and `acl_stand_in`.
-        without: programs that are missing: "atc", "acl", "npu-smi".
+        without: programs that are missing: "atc", "acl", "npu-smi", "msprof".
     """
     programs, cann = folder / "bin", folder / "cann"
     template = cann / "tools" / "op_project_templates" / "ascendc" / "customize"
     texts = {
         programs / "atc": f'#!/bin/sh\nexec {sys.executable} {TESTS / "atc_stand_in.py"} "$@"\n',
         programs / "npu-smi": f"#!/bin/sh\ncat <<'END'\n{_NPU_SMI}END\n",
+        programs / "msprof": f"#!{sys.executable}\n{_MSPROF}",
         **{programs / name: "#!/bin/sh\nexit 0\n" for name in ("cmake", "make", "g++")},
         template / "build.sh": _BUILD,
         template / "cmake" / "util" / "tool.py": "",

@@ -52,6 +52,7 @@ COMMANDS = {
     "ops-build": "ops build --dry-run --soc Ascend310P3 --output {out}/package",
     "simulate": "ops simulate --spec {given}/spec.json --map 8 --output {out}/x.npz",
     "info": "info {given}/tiny.onnx --json",
+    "board-pack": "board pack --checkpoint {given}/tiny.pt --soc Ascend310P3 --batch 1 --output {out}/kit --archive",
 }
 MODULES = {
     "export": "neonext_ms.export.command",

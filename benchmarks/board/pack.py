@@ -92,8 +92,8 @@ def pack(
     with staging(output.parent) as stage:
         kit = stage / "kit"
         kit.mkdir()
-        content = _Packer(source, wanted, kit, sizes[0], forms, progress).write()
         with explained(output):
+            content = _Packer(source, wanted, kit, sizes[0], forms, progress).write()
             shutil.rmtree(output, ignore_errors=True)
             os.replace(kit, output)
     return content

@@ -13,6 +13,13 @@ from neonext_ms.common.files import read_json
 from neonext_ms.common.text import format_bytes, format_size, plural, shorten
 
 FORMAT = 1
+# Type of an operator in CANN's profile -> kind of task in the device model; all others work on the vector units.
+KINDS = {
+    **dict.fromkeys(("Conv2D", "FullyConnection"), "conv"), "DepthwiseConv2D": "depthwise", "NeoCell": "neocell",
+    **dict.fromkeys(("MatMul", "MatMulV2", "MatMulV3", "Gemm", "GEMM"), "matmul"),
+    **dict.fromkeys(("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"), "batched matmul"),
+    **dict.fromkeys(("TransData", "Transpose", "TransposeD"), "layout"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ class Report:
         machine: what was found on the board.
         rows: files at each of their batch sizes.
         problems: step and message of everything that did not end well.
+        profiles: file -> type of operator -> microseconds of a run, as msprof saw them.
+        predicted: file -> kind of task -> microseconds of a run by the device model.
     """
 
     path: str
@@ -94,6 +103,18 @@ class Report:
     machine: Mapping[str, Any]
     rows: tuple[Row, ...]
     problems: tuple[tuple[str, str], ...]
+    profiles: Mapping[str, Mapping[str, float]]
+    predicted: Mapping[str, Mapping[str, float]]
+
+    def by_kind(self, build: str) -> dict[str, tuple[float, float]]:
+        """Return measured and predicted microseconds of a profiled file by kind of task, largest first."""
+        measured: dict[str, float] = {}
+        for operator, us in self.profiles[build].items():
+            kind = KINDS.get(operator, "vector")
+            measured[kind] = measured.get(kind, 0.0) + us
+        predicted = self.predicted.get(build, {})
+        kinds = {kind: (measured.get(kind, 0.0), predicted.get(kind, 0.0)) for kind in {**measured, **predicted}}
+        return dict(sorted(kinds.items(), key=lambda item: -max(item[1])))
 
     def fastest(self) -> dict[int, Row]:
         """Return the fastest right file for each batch size."""
@@ -176,7 +197,23 @@ def read_report(path: str | os.PathLike) -> Report:
         machine={key: found for key, kind in _MACHINE.items() if (found := reader.get(machine, kind, key)) is not None},
         rows=tuple(rows),
         problems=tuple(problems),
+        profiles=dict(_profiles(reader, steps)),
+        predicted={reader.get(build, str, "name", default=""): _kinds(reader, build) for build in builds},
     )
+
+
+def _profiles(reader: _Reader, steps: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    for step in steps:
+        if step.startswith("profile/"):
+            found = reader.get(steps, dict, step, "result", "us_by_type", default={})
+            yield step.partition("/")[2], {kind: float(reader.get(found, _NUMBER, kind, default=0)) for kind in found}
+
+
+def _kinds(reader: _Reader, build: Any) -> dict[str, float]:
+    """Return the predicted microseconds of a run by kind of task, of a file with one batch size; else nothing."""
+    batches = reader.get(build, list, "batches", default=[])
+    kinds = reader.get(build, dict, "predicted", str(batches[0]), "kinds", default={}) if len(batches) == 1 else {}
+    return {kind: float(reader.get(kinds, _NUMBER, kind, default=0)) for kind in kinds}
 
 
 def _rows(reader: _Reader, build: Any, steps: Mapping[str, Any]) -> Iterator[Row]:
@@ -218,6 +255,14 @@ def summary(report: Report) -> dict[str, Any]:
         "rows": [row.to_dict() for row in report.rows],
         "fastest": {str(batch): row.build for batch, row in report.fastest().items()},
         "problems": dict(report.problems),
+        "profiles": {build: dict(types) for build, types in report.profiles.items()},
+        "by_kind": {
+            build: {
+                kind: {"measured_us": measured, "predicted_us": predicted}
+                for kind, (measured, predicted) in report.by_kind(build).items()
+            }
+            for build in report.profiles
+        },
     }
 
 
@@ -247,6 +292,12 @@ def lines(report: Report) -> list[str]:
     out.append("")
     for batch, row in report.fastest().items():
         out.append(f"fastest   batch {batch}: {row.form}, {row.measured_ms:.2f} ms\n          {row.export}")
+    for build, types in report.profiles.items():
+        largest = ", ".join(f"{kind} {us:.0f}" for kind, us in list(types.items())[:8])
+        out.append(f"profile   {build}, microseconds of a run by type of operator: {largest}")
+        for kind, (measured, predicted) in report.by_kind(build).items():
+            ratio = f"ratio {measured / predicted:.2f}" if predicted else "not predicted"
+            out.append(f"          {kind:<15}{measured:>10.0f} us, predicted {predicted:>8.0f}: {ratio}")
     out += [f"problem   {step}: {problem}" for step, problem in report.problems]
     return out
 

@@ -95,6 +95,9 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     assert code == 0, printed
     assert report["finished"] and set(status(report).values()) == {"done"}
     assert report["steps"]["machine"]["result"]["chips"] == ["310P3"]
+    # The stand-in of msprof reports a convolution and a product for each of 24 runs.
+    (profile,) = (entry["result"] for name, entry in report["steps"].items() if name.startswith("profile/"))
+    assert profile == {"tasks": 2, "us_by_type": {"Conv2D": 30.0, "MatMulV2": 10.0}}
     found = read_report(folder / "board_report.json")
     rows = {(row.build, row.batch): row for row in found.rows}
     row = rows["matmul_b1", 1]
@@ -106,6 +109,9 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     assert board.main(["report", str(folder / "board_report.json")]) == 0
     out = capsys.readouterr().out
     assert "this ran on stand-ins" in out and "neonext-export --checkpoint digits_64.pt --shifts 1,1,0,0" in out
+    assert "profile" in out and "Conv2D 30, MatMulV2 10" in out
+    (kinds,) = summary(found)["by_kind"].values()
+    assert kinds["conv"]["measured_us"] == 30 and kinds["conv"]["predicted_us"] > 0 and "vector" in kinds
     assert board.main(["report", *[str(folder / "board_report.json")] * 2]) == 0
     text = (folder / "board_report.json").read_text() + (folder / "board_report.html").read_text()
     # Of the machine nothing may be in it.

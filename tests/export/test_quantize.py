@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
@@ -229,7 +229,13 @@ def test_both_forms_of_random_networks_compute_the_same_integers(network, method
     architecture, arrays, size = network
     graph, _ = fold(original_graph(architecture, arrays, size))
     gelu = "tanh" if tanh else "auto"
-    scales = calibrate(graph, Noise(3, size), method, "digest", gelu=gelu)
+    try:
+        scales = calibrate(graph, Noise(3, size), method, "digest", gelu=gelu)
+    except InputError as error:
+        # A layer of dead ReLUs has no scale.
+        assert "everywhere in calibration" in str(error)
+        assume(architecture.activation != "relu")
+        raise
     quantized = apply.quantize(graph, scales)
     cann = CANN.with_(gelu=gelu if tanh else "erf", neocell=neocell)
     device = evaluator(emitter.emit(lower(quantized, cann), None, cann))
