@@ -26,6 +26,7 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
+from neonext_ms.models.activations import ACTIVATIONS
 
 DESCRIPTION = """\
 Measure the speed of faster variants of an exported network on a CPU, and their deviation from float32.
@@ -220,6 +221,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--model", default="neonext_t.released_224", help="named network with random weights")
     source.add_argument("--checkpoint", metavar="FILE", help="checkpoint to measure instead")
     source.add_argument("--shifts", type=parse_shifts, help="shifts of the stages, if the checkpoint lacks them")
+    source.add_argument("--activation", choices=ACTIVATIONS, help="activation, if the checkpoint records none and has "
+                        "not gelu")  # fmt: skip
     source.add_argument(
         "--image-size", type=parse_size, metavar="SIZE", help="height x width, if the checkpoint lacks it"
     )
@@ -260,9 +263,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from neonext_ms.export.source import Source
 
     if args.checkpoint:
-        source = Source.from_checkpoint(args.checkpoint, args.shifts)
+        source = Source.from_checkpoint(args.checkpoint, args.shifts, activation=args.activation)
     else:
-        source = Source.from_name(args.model, args.shifts)
+        source = Source.from_name(args.model, args.shifts, activation=args.activation)
     (size,) = source.image_sizes([args.image_size] if args.image_size else ())
     result = {"model": source.name, "image_size": list(size), "threads": args.threads, "variants": names}
     with tempfile.TemporaryDirectory() as folder:

@@ -85,11 +85,11 @@ def _pack(args: argparse.Namespace) -> None:
     from neonext_ms.export.source import Source
 
     if args.checkpoint:
-        source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key)
+        source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
     elif args.ema or args.key:
         raise UsageError("--ema and --key are for checkpoints. Leave them out with --model.")
     else:
-        source = Source.from_name(args.model, args.shifts, 0)
+        source = Source.from_name(args.model, args.shifts, 0, args.activation)
     for text in source.notes:
         note(f"note: {text}")
     wanted = Wanted(args.soc, args.batch, args.level, args.images, args.image_size, _source_arguments(args))
@@ -116,6 +116,7 @@ def _source_arguments(args: argparse.Namespace) -> list[str]:
         words += ["--shifts", ",".join(map(str, args.shifts))]
     if args.image_size:
         words += ["--image-size", "x".join(map(str, args.image_size))]
+    words += ["--activation", args.activation] if args.activation else []
     words += ["--ema"] if args.ema else []
     return words + (["--key", args.key] if args.key else [])
 

@@ -202,7 +202,8 @@ def test_registered_models_are_recognized(name):
     architecture = model_config(name).architecture
     found = infer_architecture(architecture.tensors(), name)
     assert found.tensors() == architecture.tensors() and found.shifts is None
-    assert identify(found.with_shifts(architecture.shifts)) == name
+    found = found.with_shifts(architecture.shifts).with_activation(architecture.activation)
+    assert identify(found) == name
 
 
 def variants():

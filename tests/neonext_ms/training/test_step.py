@@ -221,17 +221,20 @@ def test_number_of_batches():
 def test_activations_are_blended(jit):
     batch = _batch(np.random.RandomState(0), 4)
 
-    def first_step(activation, share=1.0, blend_from=None):
-        step = TrainStep(_tiny(activation=activation), jit=jit, blend_from=blend_from)
-        result = step([batch], 1e-2, share)
-        return result.loss, result.norm, step.weights()
+    def first_step(step, share=1.0):
+        before = step.state()
+        result, weights = step([batch], 1e-2, share), step.weights()
+        step.load_state(before)
+        return result.loss, result.norm, weights
 
-    gelu, relu = first_step("gelu"), first_step("relu")
+    gelu, relu = (first_step(TrainStep(_tiny(activation=name), jit=False)) for name in ("gelu", "relu"))
+    # One step, compiled once: its share is no constant.
+    step = TrainStep(_tiny(activation="relu"), jit=jit, blend_from="gelu")
     for share, expected in ((0.0, gelu), (1.0, relu)):
-        blended = first_step("relu", share, "gelu")
-        assert blended[:2] == pytest.approx(expected[:2], rel=1e-6)
-        assert all(relative_l2(blended[2][name], array) < 1e-5 for name, array in expected[2].items() if array.any())
-    middle = first_step("relu", 0.5, "gelu")[0]
+        blended = first_step(step, share)
+        assert blended[:2] == pytest.approx(expected[:2], rel=1e-5)
+        assert all(relative_l2(blended[2][name], array) < 1e-4 for name, array in expected[2].items() if array.any())
+    middle = first_step(step, 0.5)[0]
     assert min(gelu[0], relu[0]) - 1e-3 < middle < max(gelu[0], relu[0]) + 1e-3
     assert abs(middle - gelu[0]) > 1e-6 and abs(middle - relu[0]) > 1e-6
 
