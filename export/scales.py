@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError
-
-from .graph import DeployGraph, Layer
+from .graph import Layer
 
 # Value whose channels were multiplied by factors: it no longer compares with the value of the original network.
 SUFFIX = ".scaled"
@@ -46,29 +43,3 @@ def scaled_chain(chain: list[Layer], factors: np.ndarray | float) -> list[Layer]
         replace(activation, inputs=(inside,), output=outside),
         replace(second, inputs=(outside,)),
     ]
-
-
-def move_through_relu(graph: DeployGraph, factors: Mapping[str, np.ndarray]) -> DeployGraph:
-    """Return a folded graph with factors moved through ReLU, exactly: `relu(f x) = f relu(x)` for positive f.
-
-    What stands before a second linear layer can so be equalised over its channels, which 8 bit asks for.
-
-    Args:
-        graph: a folded graph.
-        factors: name of the first convolution of a pair with ReLU between them -> what the channels of the value
-            between them are multiplied by, `(C,)`.
-
-    Raises:
-        InputError: a name of no such pair, or factors that are not positive, finite, or one for each channel.
-    """
-    changes = []
-    chains = {chain[0].name: chain for chain in graph.chains("conv", "relu", "conv")}
-    for name, values in factors.items():
-        chain = chains.get(name)
-        if chain is None or chain[2].attributes["groups"] != 1:
-            raise InputError(f"{name}: not a convolution that only ReLU separates from a second one without groups")
-        channels = len(chain[0].arrays["weight"])
-        if np.shape(values) != (channels,) or not np.isfinite(values).all() or np.min(values) <= 0:
-            raise InputError(f"{name}: factors have to be {channels} positive numbers, one for each channel")
-        changes.append((chain, scaled_chain(chain, values)))
-    return graph.replaced(changes)

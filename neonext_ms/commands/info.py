@@ -161,7 +161,7 @@ def _describe_export(path: str) -> dict:
     facts: dict[str, Any] = {"file": path, "sha256": sha256(path)}
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
-        return {**facts, **describe_onnx(path)}
+        return {**facts, **_short_int8(describe_onnx(path))}
     manifest, _ = read_manifest(path)
     if Path(path).suffix.lower() == ".om":
         return {**facts, **read_om(path).to_dict(), "metadata": manifest}
@@ -172,6 +172,15 @@ def _describe_export(path: str) -> dict:
     with open_runtime(path) as model:
         facts |= {"runtime": model.name, "input": [model.batch, 3, *model.input_size], "classes": model.classes}
     return {**facts, "metadata": manifest}
+
+
+def _short_int8(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts about a file with the scales of an 8-bit network as their number and how they were calibrated."""
+    scales = facts["metadata"].get("int8")
+    if not isinstance(scales, dict) or not isinstance(scales.get("layers"), dict):
+        return facts
+    short = {"layers in 8 bit": len(scales["layers"]), "calibration": scales.get("calibration")}
+    return {**facts, "metadata": {**facts["metadata"], "int8": short}}
 
 
 def _describe_manifest(path: str) -> dict:

@@ -9,8 +9,8 @@ EXPORT int32_t neo_cell_tiling_bytes()
     return static_cast<int32_t>(sizeof(NeoCellTiling));
 }
 
-// `numbers`: cores, UB bytes, vector cores, then the fields of NeoCellProblem in order, with 7 numbers per run. Returns nullptr, or
-// the reason why there is no tiling.
+// `numbers`: cores, UB bytes, vector cores, then the fields of NeoCellProblem in order, with 7 numbers per run. Returns
+// nullptr, or the reason why there is no tiling.
 EXPORT const char* neo_cell_make_tiling(const int64_t* numbers, NeoCellTiling* tiling)
 {
     NeoCellProblem problem{};

@@ -469,6 +469,24 @@ def _read_keep_dtype(path: Path) -> None:
     read_keep_dtype(path)
 
 
+_SCALES = {
+    "kind": "scales of an 8-bit network",
+    "version": 1,
+    "network": "0" * 64,
+    "calibration": {"method": "percentile", "images": 128, "source": "digits"},
+    "layers": {
+        "stem.conv": {"scale": 0.02, "offset": -14, "exponents": [], "bias_correction": [1e-3, -2.5e-4]},
+        "head.fc": {"scale": 0.04, "offset": 2, "exponents": [0, -1, 3], "bias_correction": []},
+    },
+}
+
+
+def _read_scales(path: Path) -> None:
+    from neonext_ms.export.quantize.scales import read_scales
+
+    read_scales(path).text()
+
+
 def _read_spec(path: Path) -> None:
     from neonext_ms.commands.simulate import _subject
 
@@ -611,5 +629,6 @@ TARGETS: dict[str, Target] = {
     "profile": Target(_profile, _read_profile, "input.json"),
     "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, "input.cfg"),
     "package": Target(_package, _read_package),
+    "scales": Target(_from_json(_SCALES), _read_scales, "input.json"),
     "spec": Target(_from_json(*_SPECS), _read_spec, "input.json"),
 }

@@ -1,5 +1,5 @@
-// The tiling function of the NeoCell operators, for op_host and the simulator: which core does which rows, and how large
-// the strips are. C++11, because CANN 8.x compiles operator projects with -std=c++11.
+// The tiling function of the NeoCell operators, for op_host and the simulator: which core does which rows, and how
+// large the strips are. C++11, because CANN 8.x compiles operator projects with -std=c++11.
 #ifndef NEO_CELL_MAKE_TILING_H
 #define NEO_CELL_MAKE_TILING_H
 
@@ -167,8 +167,8 @@ struct NeoCellStart {
     int32_t totalB;
 };
 
-// Divides the output among AI cores, which come first, and vector cores, so that by the estimated costs all take equally
-// long. For the gradient a core does whole maps, so that no two cores add to one sum.
+// Divides the output among AI cores, which come first, and vector cores, so that by the estimated costs all take
+// equally long. For the gradient a core does whole maps, so that no two cores add to one sum.
 class NeoCellDivision {
 public:
     NeoCellDivision(const NeoCellProblem& problem, const NeoCellTiling& tiling) : problem_(problem), tiling_(tiling)
@@ -277,7 +277,8 @@ private:
 
 // Divide the output among the cores, and fill in the rows of coefficients. Vector cores work too unless the AI cores
 // alone are faster, which happens where whole maps are few.
-inline void NeoCellDivide(const NeoCellProblem& problem, const NeoCellDevice& device, int32_t units, NeoCellTiling& tiling)
+inline void NeoCellDivide(
+    const NeoCellProblem& problem, const NeoCellDevice& device, int32_t units, NeoCellTiling& tiling)
 {
     const NeoCellDivision division(problem, tiling);
     const int32_t aiCores = NeoCellMin(NeoCellMin(device.cores, NEO_CELL_MAX_CORES), units);
@@ -355,8 +356,8 @@ inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
     return nullptr;
 }
 
-// Let a strip that is a whole map have several images, as many as fit: each instruction then does more repeats, and fewer
-// of their lanes stay empty. A core should still have some strips, so that copies hide behind the arithmetic.
+// Let a strip that is a whole map have several images, as many as fit: each instruction then does more repeats, and
+// fewer of their lanes stay empty. A core should still have some strips, so that copies hide behind the arithmetic.
 inline void NeoCellGroupImages(const NeoCellProblem& problem, const NeoCellDevice& device, NeoCellTiling& tiling)
 {
     int32_t maps = 0;

@@ -17,6 +17,9 @@
 //   over rows: `Cost` chooses, and it also counts conflicts between banks. Where a map holds hardly more than one
 //   period (7 x 7 with k = 7), repeats run over the phases, whose coefficients are evenly apart.
 //
+//   Several images of a small map share a strip. Their rows lie side by side, so that the strip is a wider map to A and
+//   a higher one to B, and each instruction does more repeats.
+//
 // What bounds it (docs/device-model.md has the sources; none of it was measured on a device by us)
 //   - Repeats: 8 positions each, k + (spread of the lanes' shifts) taps for each of the two products. The documents
 //     give a repeat of MulAddDst 2 cycles and an instruction about 22 more, so repeats for each instruction matter as
@@ -25,8 +28,9 @@
 //     2 R. For 56 x 56 and k = 7, R = 16 takes 212 KiB. R is chosen by the same costs (NeoCellCost).
 //   - Memory: every input row once, except for margins where a core starts or ends inside a map; every output once;
 //     coefficients once for each core and block of channels, and only those taps that one of the 16 channels has.
-//   - Cores: a row with 7 x 7 matrices costs up to 1.8 times one with 4 x 4, so cores get the same cost, not the same
-//     number of rows. The order (plane, image, row) lets a core keep its coefficients over the images of a batch.
+//   - Cores: on a 310P, the vector cores beside the AI cores, with shares by their rates. A row with 7 x 7 matrices
+//     costs up to 1.8 times one with 4 x 4, so cores get the same cost, not the same number of rows. The order (plane,
+//     image, row) lets a core keep its coefficients over the images of a batch.
 //
 // Tried and rejected
 //   - NHWC: the same instructions, but a strip of 16 channels is 32 bytes out of each position's C, so copies move 32
@@ -36,11 +40,13 @@
 //   - An odd row pitch, which puts rows below each other into different banks: the one long line of A x gets a ragged
 //     end (4453 instructions for stage 1 of T instead of 3069), and columns as blocks have no conflict for odd k
 //     anyway.
+//   - The bias in the last multiply-add: no instruction adds a third operand to a product and the sum so far. As the
+//     start of the sum it would be rounded differently, and cost the same: MulAddDst takes a cycle more than Mul.
 //   - Another order of the channels: shifts that share a block of 16 are neighbours already (docs/device-model.md).
 //   - All taps of one phase in a row: each waits for the one before it; sweeps over the phases (neo_cell_base.h) do
 //     not.
-//   Not tried: two block-diagonal products on the cube, which need every channel's map as a matrix of its own, but are predicted to be near this kernel at 224
-//   (docs/device-model.md).
+//   Not tried: two block-diagonal products on the cube, which need every channel's map as a matrix of its own, but are
+//   predicted to be near this kernel at 224 (docs/device-model.md).
 #include "neo_cell_base.h"
 
 namespace NeoCell {

@@ -792,8 +792,8 @@ private:
     }
 };
 
-// Return the parameters of a copy of one phase: in memory its rows are a period apart, in UB only the other images' rows
-// lie between them.
+// Return the parameters of a copy of one phase: in memory its rows are a period apart, in UB only the rows of the other
+// images lie between them.
 template <typename S>
 __aicore__ inline AscendC::DataCopyParams Bursts(const Rows& rows, const Line& line, int32_t count, bool load)
 {

@@ -1,5 +1,5 @@
-// Geometry and tiling data of the NeoCell operators: plain C++, the same for op_host, the kernels and the simulator. The
-// function that fills the tiling data is op_host/neo_cell_make_tiling.h.
+// Geometry and tiling data of the NeoCell operators: plain C++, the same for op_host, the kernels and the simulator.
+// The function that fills the tiling data is in op_host/neo_cell_make_tiling.h.
 //
 // A side (A over rows, B over columns) is a periodic filter. Output o = m * kOut + p of a channel reads the inputs
 // m * kIn + t, with taps t that depend on the phase p and on the channel's shift alone; ops/packing.py has the

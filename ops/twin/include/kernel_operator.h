@@ -17,5 +17,6 @@
 #include "twin/reduce.h"
 #include "twin/scalar.h"
 #include "twin/select.h"
+#include "twin/sort.h"
 #include "twin/system.h"
 #include "twin/traits.h"

@@ -309,6 +309,32 @@ def test_options_of_rounding():
     assert square(changed)[0] == exact[0].astype(np.float16) - np.float16(1) != square(plain)[0]
 
 
+def test_numbers_of_four_bits():
+    x = np.linspace(-12, 12, 256).astype(np.float16)
+    packed, y = np.zeros(128, np.uint8), np.zeros(256, np.float16)
+    _kernel("four_bits").launch([x, packed, y], blocks=1, outputs=(1, 2))
+    expected = np.clip(np.rint(x), -8, 7)
+    assert np.array_equal(y, expected)
+    nibbles = expected.astype(np.int8).view(np.uint8) & 15
+    assert np.array_equal(packed, nibbles[::2] | nibbles[1::2] << 4)
+
+
+def test_sorted_pairs():
+    x = np.random.default_rng(3).integers(0, 20, 128).astype(np.float32)
+    y = np.zeros(256, np.float32)
+    _kernel("sort_pairs").launch([x, np.arange(128, dtype=np.uint32), y], blocks=1, outputs=(2,))
+    order = np.argsort(-x, kind="stable")
+    assert np.array_equal(y[::2], x[order]) and np.array_equal(y[1::2].view(np.uint32), order)
+
+
+def test_transpose_to_channels_last():
+    x = _halves(192)
+    y = np.zeros_like(x)
+    counts = _kernel("channels_last").launch([x, y], blocks=1, outputs=(1,))
+    assert np.array_equal(y, x.reshape(2, 3, 4, 8).transpose(0, 2, 3, 1).ravel())
+    assert counts["notes"] == ["Transpose: counted as one instruction"]
+
+
 def test_cores_wait_for_each_other():
     x = np.arange(5 * 8, dtype=np.int32)
     y = np.zeros_like(x)

@@ -26,6 +26,8 @@ struct CastSupport {
 };
 
 constexpr CastSupport cast_table[] = {
+    {type_i4, type_half, 0, round_none, 0},
+    {type_half, type_i4, 0, round_five | round_none, 0},
     {type_i8, type_half, round_none, round_none, round_none},
     {type_u8, type_half, round_none, round_none, round_none},
     {type_i16, type_half, round_none, round_five | round_none, round_five | round_none},
@@ -166,6 +168,56 @@ inline compute_t<D> convert_lane(compute_t<A> value, AscendC::RoundMode mode)
     }
 }
 
+/// Return the byte of a tensor of int4b_t in which a lane lies; a block of 32 bytes holds 64 lanes.
+inline uint64_t byte_of_int4(int repeat, int lane, int64_t block_stride, int64_t repeat_stride)
+{
+    return static_cast<uint64_t>(repeat * repeat_stride + lane / 64 * block_stride) * block_bytes + lane % 64 / 2;
+}
+
+/// Convert between half and int4b_t, whose lanes are half bytes, so that the blocks of a repeat are 8 and 2.
+template <typename D, typename A>
+inline void run_cast_int4(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& src,
+                          AscendC::RoundMode mode, const Form<AscendC::UnaryRepeatParams>& form)
+{
+    constexpr bool narrows = std::is_same_v<D, AscendC::int4b_t>;
+    constexpr int n = lanes_per_repeat<half>();
+    AscendC::UnaryRepeatParams strides(1, 1, narrows ? 2 : 8, narrows ? 8 : 2);
+    strides = form.strides == nullptr ? strides : *form.strides;
+    const UnaryOperands operands = unary_operands(dst, src, &strides, n);
+    const Lanes lanes = form.lanes(n);
+    const uint32_t tick = machine.issue(pipe_v);
+    count_vector(lanes);
+    if constexpr (narrows) {
+        Source<half> source(operands.a);
+        check_operand<Access::read>(tick, lanes, source.operand);
+        for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+            const float* values = source.load(repeat, n);
+            for (int lane = 0; lane < n; ++lane) {
+                if ((lanes.bits(repeat, lane) & 1) == 0) {
+                    continue;
+                }
+                const int number = std::clamp<int>(to_integer<int8_t>(values[lane], mode), -8, 7);
+                const uint64_t at = byte_of_int4(repeat, lane, operands.dst.block_stride, operands.dst.repeat_stride);
+                uint8_t& pair = *dst.twin_view().write(pipe_v, tick, at, 1, "dst");
+                pair = static_cast<uint8_t>(lane % 2 == 0 ? (pair & 0xf0) | (number & 15) : (pair & 15) | number << 4);
+            }
+        }
+    } else {
+        check_operand<Access::write>(tick, lanes, operands.dst);
+        for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+            half stored[n] = {};
+            for (int lane = 0; lane < n; ++lane) {
+                if ((lanes.bits(repeat, lane) & 1) != 0) {
+                    const uint64_t at = byte_of_int4(repeat, lane, operands.a.block_stride, operands.a.repeat_stride);
+                    const int number = *src.twin_view().read(pipe_v, tick, at, 1, "src") >> (lane % 2 * 4) & 15;
+                    stored[lane] = half(number < 8 ? number : number - 16);
+                }
+            }
+            scatter_repeat<half>(operands.dst, repeat, Pattern(lanes, repeat, sizeof(half)), stored);
+        }
+    }
+}
+
 /// Convert lane by lane. Operands of different sizes may overlap as long as no repeat reads what an earlier one wrote.
 template <typename D, typename A>
 inline void run_Cast(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTensor<A>& src, AscendC::RoundMode mode,
@@ -173,8 +225,12 @@ inline void run_Cast(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTen
 {
     machine.enter("Cast", at);
     check_cast<D, A>(mode);
-    run_unary<false>(dst, src, form,
-                     [mode](compute_t<D>, compute_t<A> x) { return convert_lane<D, A>(x, mode); });
+    if constexpr (std::is_same_v<D, AscendC::int4b_t> || std::is_same_v<A, AscendC::int4b_t>) {
+        run_cast_int4(dst, src, mode, form);
+    } else {
+        run_unary<false>(dst, src, form,
+                         [mode](compute_t<D>, compute_t<A> x) { return convert_lane<D, A>(x, mode); });
+    }
 }
 
 }  // namespace neonext_twin

@@ -31,7 +31,8 @@ public:
             }
         }
         while (!waiting.empty()) {
-            const auto next = std::find_if(waiting.begin(), waiting.end(), [](const auto& one) { return one->ready(); });
+            const auto next =
+                std::find_if(waiting.begin(), waiting.end(), [](const auto& one) { return one->ready(); });
             if (next == waiting.end()) {
                 machine.exchange(waiting.front()->state);
                 machine.stop(Rule::core_hang, "waits for another core, which never gets there: the cores would hang");

@@ -221,8 +221,8 @@ public:
         throw violation;
     }
 
-    /// Return the end of the unified buffer that a kernel may use beside functions that keep scratch behind it. AscendC's
-    /// headers call it TMP_UB_OFFSET; on 3002 it is the whole buffer.
+    /// Return the end of the unified buffer that a kernel may use beside functions that keep scratch behind it. The
+    /// headers of AscendC call it TMP_UB_OFFSET; on 3002 it is the whole buffer.
     uint32_t usable_end() const
     {
         constexpr uint32_t reserved = __NPU_ARCH__ == 2002 ? 248u << 10 : __NPU_ARCH__ == 2201 ? 184u << 10 : ~0u;
@@ -234,8 +234,9 @@ public:
     {
         const uint32_t end = std::max(ub_end, fixed_end);
         if (end > usable_end()) {
-            reject(Rule::ub_reserved, "writes its scratch from byte %u of the unified buffer on, and buffers reach to %u",
-                   usable_end(), end);
+            reject(Rule::ub_reserved,
+                   "writes its scratch from byte %u of the unified buffer on, and buffers reach to %u", usable_end(),
+                   end);
         }
     }
 

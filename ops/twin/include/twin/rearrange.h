@@ -353,6 +353,57 @@ inline void Transpose(const LocalTensor<T>& dst, const LocalTensor<T>& src, Wher
     neonext_twin::count_vector(2, side * side);
 }
 
+enum class TransposeType : uint8_t {
+    TRANSPOSE_TYPE_NONE, TRANSPOSE_NZ2ND_0213, TRANSPOSE_NZ2NZ_0213, TRANSPOSE_NZ2NZ_012_WITH_N,
+    TRANSPOSE_NZ2ND_012_WITH_N, TRANSPOSE_NZ2ND_012_WITHOUT_N, TRANSPOSE_NZ2NZ_012_WITHOUT_N, TRANSPOSE_ND2ND_ONLY,
+    TRANSPOSE_ND_UB_GM, TRANSPOSE_GRAD_ND_UB_GM, TRANSPOSE_ND2ND_B16, TRANSPOSE_NCHW2NHWC, TRANSPOSE_NHWC2NCHW,
+};
+
+struct TransposeParamsExt {
+    TransposeParamsExt() = default;
+    TransposeParamsExt(uint16_t nSizeIn, uint16_t cSizeIn, uint16_t hSizeIn, uint16_t wSizeIn,
+                       TransposeType transposeTypeIn)
+        : nSize(nSizeIn), cSize(cSizeIn), hSize(hSizeIn), wSize(wSizeIn), transposeType(transposeTypeIn)
+    {}
+
+    uint16_t nSize = 0;
+    uint16_t cSize = 0;
+    uint16_t hSize = 0;
+    uint16_t wSize = 0;
+    TransposeType transposeType = TransposeType::TRANSPOSE_ND2ND_B16;
+};
+
+/// Transpose (N, C, H, W) to (N, H, W, C) or back: counted as one instruction. `sharedTmpBuffer` is overwritten.
+template <typename T>
+inline void Transpose(const LocalTensor<T>& dst, const LocalTensor<T>& src,
+                      const LocalTensor<uint8_t>& sharedTmpBuffer, const TransposeParamsExt& transposeParams,
+                      Where at = Where::here())
+{
+    using neonext_twin::pipe_v;
+    machine.enter("Transpose", at);
+    const bool last = transposeParams.transposeType == TransposeType::TRANSPOSE_NCHW2NHWC;
+    if (!last && transposeParams.transposeType != TransposeType::TRANSPOSE_NHWC2NCHW) {
+        machine.stop(Rule::not_in_twin, "the simulator has NCHW to NHWC and back only");
+    }
+    const uint64_t pixels = uint64_t{transposeParams.hSize} * transposeParams.wSize;
+    const uint64_t channels = transposeParams.cSize;
+    const uint64_t bytes = transposeParams.nSize * channels * pixels * sizeof(T);
+    const uint32_t tick = machine.issue(pipe_v);
+    const uint8_t* read = src.twin_view().read(pipe_v, tick, 0, static_cast<uint32_t>(bytes), "src");
+    const std::vector<uint8_t> in(read, read + bytes);
+    sharedTmpBuffer.twin_view().write(pipe_v, tick, 0, sharedTmpBuffer.GetSize(), "sharedTmpBuffer");
+    uint8_t* out = dst.twin_view().write(pipe_v, tick, 0, static_cast<uint32_t>(bytes), "dst");
+    const uint64_t rows = last ? channels : pixels;
+    const uint64_t columns = last ? pixels : channels;
+    for (uint64_t i = 0; i < bytes / sizeof(T); ++i) {
+        const uint64_t image = i / (rows * columns) * rows * columns;
+        const uint64_t at_row = i % (rows * columns) / columns;
+        std::memcpy(out + (image + i % columns * rows + at_row) * sizeof(T), &in[i * sizeof(T)], sizeof(T));
+    }
+    machine.note("Transpose: counted as one instruction");
+    neonext_twin::count_vector(bytes / neonext_twin::repeat_bytes + 1, bytes / sizeof(T));
+}
+
 template <typename T>
 inline void TransDataTo5HD(uint64_t dstList[NCHW_CONV_ADDR_LIST_SIZE], uint64_t srcList[NCHW_CONV_ADDR_LIST_SIZE],
                            const TransDataTo5HDParams& nchwconvParams, Where at = Where::here())

@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "machine.h"
+#include "types.h"
 
 namespace neonext_twin {
 
@@ -21,6 +21,7 @@ enum TypeBit : uint32_t {
     type_i64 = 1u << 9,
     type_u64 = 1u << 10,
     type_double = 1u << 11,
+    type_i4 = 1u << 12,
 };
 
 /// A data type: its bit in the tables below, and its name in errors.
@@ -38,6 +39,8 @@ constexpr Type type_of()
         return {type_bf16, "bfloat16_t"};
     } else if constexpr (std::is_same_v<T, float>) {
         return {type_float, "float"};
+    } else if constexpr (std::is_same_v<T, AscendC::int4b_t>) {
+        return {type_i4, "int4b_t"};
     } else if constexpr (std::is_same_v<T, double>) {
         return {type_double, "double"};
     } else if constexpr (std::is_integral_v<T>) {

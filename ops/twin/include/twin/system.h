@@ -17,8 +17,8 @@ struct NoTiling {};
                  "the simulator does not support this: cores run one after another, vector units only");
 }
 
-/// Take the type of the kernel's task. With KERNEL_TYPE_MIX_VECTOR_CORE the 310P starts blocks beyond its AI cores on its
-/// vector cores. CANN's function for the values of the macro raises an error on 3002.
+/// Take the type of the kernel's task. With KERNEL_TYPE_MIX_VECTOR_CORE the 310P starts blocks beyond its AI cores on
+/// its vector cores. CANN's function for the values of the macro raises an error on 3002.
 inline void take_task_type(const char* name, KernelMetaType type, Where at)
 {
     machine.enter("KERNEL_TASK_TYPE", at);
@@ -204,6 +204,22 @@ inline void DataCacheCleanAndInvalid(const GlobalTensor<T>&) {}
 
 template <typename T, uint64_t = 0>
 inline void DataCachePreload(const GlobalTensor<T>&, int64_t) {}
+
+/// Functions of the 950 alone.
+template <typename T>
+inline void Interleave(const LocalTensor<T>&, const LocalTensor<T>&, const LocalTensor<T>&, const LocalTensor<T>&,
+                       const int32_t, Where at = Where::here())
+{
+    machine.enter("Interleave", at);
+    machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no Interleave", __NPU_ARCH__, machine.soc.c_str());
+}
+
+template <typename T>
+inline void DeInterleave(const LocalTensor<T>& dst0, const LocalTensor<T>& dst1, const LocalTensor<T>& src0,
+                         const LocalTensor<T>& src1, const int32_t count, Where at = Where::here())
+{
+    Interleave(dst0, dst1, src0, src1, count, at);
+}
 
 // Flags between cube and vector cores.
 #define NEONEXT_TWIN_MISSING(TYPES, NAME, ...)                 \

@@ -58,6 +58,11 @@ enum KernelMetaType : uint8_t {
 
 namespace AscendC {
 
+/// Two numbers of 4 bits, the first one in the low bits. Lengths and offsets of their tensors count bytes here.
+struct int4b_t {
+    uint8_t pair;
+};
+
 enum class TPosition : uint8_t {
     GM, A1, A2, B1, B2, C1, C2, CO1, CO2, VECIN, VECOUT, VECCALC, LCM = VECCALC, SPM, SHM = SPM, TSCM, C2PIPE2GM,
     C2PIPE2LOCAL, MAX,

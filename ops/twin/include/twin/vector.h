@@ -66,8 +66,8 @@ constexpr bool zero_does_nothing()
     return __NPU_ARCH__ == 2201;
 }
 
-/// On 3002 a function that takes a number of lanes makes its own mask of it: it neither sets nor reads the mask register
-/// (asc-devkit, impl/basic_api/dav_m300: `plt_b16(mask)` for a number, `movp_b16()` for an array).
+/// On 3002 a function that takes a number of lanes makes its own mask of it: it neither sets nor reads the mask
+/// register (asc-devkit, impl/basic_api/dav_m300: `plt_b16(mask)` for a number, `movp_b16()` for an array).
 constexpr bool masks_in_calls()
 {
     return __NPU_ARCH__ == 3002;

@@ -228,6 +228,79 @@ extern "C" __global__ __aicore__ void add_up(GM_ADDR gx, GM_ADDR gy)
     through.FreeTensor(a);
 }
 
+// 256 halves to numbers of 4 bits and back.
+extern "C" __global__ __aicore__ void four_bits(GM_ADDR gx, GM_ADDR gq, GM_ADDR gy)
+{
+    LocalMemAllocator<Hardware::UB> room;
+    LocalTensor<half> a = room.Alloc<half, 256>();
+    LocalTensor<uint8_t> q = room.Alloc<uint8_t, 128>();
+    LocalTensor<half> b = room.Alloc<half, 256>();
+    GlobalTensor<half> x;
+    GlobalTensor<uint8_t> packed;
+    GlobalTensor<half> y;
+    x.SetGlobalBuffer((__gm__ half*)gx, 256);
+    packed.SetGlobalBuffer((__gm__ uint8_t*)gq, 128);
+    y.SetGlobalBuffer((__gm__ half*)gy, 256);
+    DataCopy(a, x, 256);
+    SetFlag<HardEvent::MTE2_V>(0);
+    WaitFlag<HardEvent::MTE2_V>(0);
+    LocalTensor<int4b_t> four = q.ReinterpretCast<int4b_t>();
+    Cast<int4b_t, half>(four, a, RoundMode::CAST_RINT, 128, 2, {1, 1, 2, 8});
+    PipeBarrier<PIPE_V>();
+    Cast<half, int4b_t>(b, four, RoundMode::CAST_NONE, 256);
+    SetFlag<HardEvent::V_MTE3>(0);
+    WaitFlag<HardEvent::V_MTE3>(0);
+    DataCopy(packed, q, 128);
+    DataCopy(y, b, 256);
+}
+
+// 128 scores and their indices become one sorted queue of pairs.
+extern "C" __global__ __aicore__ void sort_pairs(GM_ADDR gx, GM_ADDR gindex, GM_ADDR gy)
+{
+    LocalMemAllocator<Hardware::UB> room;
+    LocalTensor<float> scores = room.Alloc<float, 128>();
+    LocalTensor<uint32_t> indices = room.Alloc<uint32_t, 128>();
+    LocalTensor<float> queues = room.Alloc<float, 256>();
+    LocalTensor<float> sorted = room.Alloc<float, 256>();
+    GlobalTensor<float> x;
+    GlobalTensor<uint32_t> index;
+    GlobalTensor<float> y;
+    x.SetGlobalBuffer((__gm__ float*)gx, 128);
+    index.SetGlobalBuffer((__gm__ uint32_t*)gindex, 128);
+    y.SetGlobalBuffer((__gm__ float*)gy, 256);
+    DataCopy(scores, x, 128);
+    DataCopy(indices, index, 128);
+    SetFlag<HardEvent::MTE2_V>(0);
+    WaitFlag<HardEvent::MTE2_V>(0);
+    Sort32<float>(queues, scores, indices, 4);
+    PipeBarrier<PIPE_V>();
+    const uint16_t lengths[4] = {32, 32, 32, 32};
+    MrgSort<float>(sorted, {queues, queues[64], queues[128], queues[192]}, {lengths, false, 15, 1});
+    SetFlag<HardEvent::V_MTE3>(0);
+    WaitFlag<HardEvent::V_MTE3>(0);
+    DataCopy(y, sorted, 256);
+}
+
+// (2, 3, 4, 8) to (2, 4, 8, 3).
+extern "C" __global__ __aicore__ void channels_last(GM_ADDR gx, GM_ADDR gy)
+{
+    LocalMemAllocator<Hardware::UB> room;
+    LocalTensor<half> a = room.Alloc<half, 192>();
+    LocalTensor<half> b = room.Alloc<half, 192>();
+    LocalTensor<uint8_t> work = room.Alloc<uint8_t, 3584>();
+    GlobalTensor<half> x;
+    GlobalTensor<half> y;
+    x.SetGlobalBuffer((__gm__ half*)gx, 192);
+    y.SetGlobalBuffer((__gm__ half*)gy, 192);
+    DataCopy(a, x, 192);
+    SetFlag<HardEvent::MTE2_V>(0);
+    WaitFlag<HardEvent::MTE2_V>(0);
+    Transpose(b, a, work, TransposeParamsExt(2, 3, 4, 8, TransposeType::TRANSPOSE_NCHW2NHWC));
+    SetFlag<HardEvent::V_MTE3>(0);
+    WaitFlag<HardEvent::V_MTE3>(0);
+    DataCopy(y, b, 192);
+}
+
 // Every core passes 8 numbers on to the next one: all at once (key 0), or one core after another (key 1).
 extern "C" __global__ __aicore__ void pass_on(GM_ADDR gx, GM_ADDR gy, GM_ADDR gsync)
 {
