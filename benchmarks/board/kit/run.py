@@ -445,8 +445,7 @@ def step_machine(kit, args, _):
     """Find out what is here: device, driver, CANN, memory, Python."""
     from importlib.util import find_spec
 
-    home = cann_home()
-    versions = ("version.cfg", "compiler/version.info", "version.info", "runtime/version.info")
+    home, versions = cann_home(), ("version.cfg", "compiler/version.info", "version.info", "runtime/version.info")
     facts = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
     facts["processors"], facts["chips"], facts["soc"] = os.cpu_count(), npu_smi(), None
     facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
@@ -811,10 +810,13 @@ def earlier_steps(kit):
     return {}
 
 
-def still_there(kit, name, argument):
-    """Return whether the files that an earlier step made are there."""
+def holds(kit, name, argument, entry, results):
+    """Return whether what an earlier run did is there, and all that is wanted now."""
     if name == "weights":
         return all((HERE / model["onnx"]).is_file() for model in kit["models"].values())
+    if name.startswith("latency/"):
+        right = [b["name"] for b in kit["builds"] if argument in b["batches"] and is_right(results, b, argument)]
+        return set(right) <= set(entry["result"])
     return not name.startswith("compile/") or om_path(argument).is_file()
 
 
@@ -831,7 +833,7 @@ def run_all(kit, args):
         entry = kept.get(name)
         if lacks:
             entry = {"status": "skipped", "problem": lacks}
-        elif entry is None or not still_there(kit, name, argument):
+        elif entry is None or not holds(kit, name, argument, entry, results):
             print("%-22s ...\r" % name if sys.stdout.isatty() else "", end="", flush=True)
             entry = run_step(kit, args, name)
         results[name] = entry
