@@ -34,13 +34,23 @@ examples:
   neonext-bench variants --model neonext_t.released_224
   neonext-bench variants --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --images digits --write build/int8.onnx
 
-`bf16` runs the float32 file in OpenVINO with bfloat16 arithmetic. `int8` runs a file of its own, with the MLPs in 8 bit
-(`export.onnx.int8`), in onnxruntime. Times are of random images, interleaved. The deviation is that of the logits on
-labelled images from float32 in onnxruntime, in batches of the first `--batch`."""
+`openvino` and `bf16` run the float32 file in OpenVINO, `bf16` with bfloat16 arithmetic. `int8` runs a file of its own,
+with the MLPs in 8 bit and scales found as it runs (`export.onnx.int8`), in onnxruntime. `qdq` and `qdq-openvino` run
+the file of `neonext-export --quantize int8`, whose scales are calibrated. Times are of random images, interleaved. The
+deviation is that of the logits on labelled images from float32 in onnxruntime, in batches of the first `--batch`."""
 
 BASE = "float32"
-# Name -> runtime, and whether the variant has a file of its own.
-VARIANTS = {"bf16": ("openvino-bf16", False), "int8": ("onnxruntime", True)}
+DYNAMIC, STATIC = "int8", "qdq"
+# Name -> runtime, and the kind of file that the variant has; None for the float32 one.
+VARIANTS: dict[str, tuple[str, str | None]] = {
+    "openvino": ("openvino", None),
+    "bf16": ("openvino-bf16", None),
+    "int8": ("onnxruntime", DYNAMIC),
+    "qdq": ("onnxruntime", STATIC),
+    "qdq-openvino": ("openvino", STATIC),
+}
+# Noise images to calibrate on where none are given; their scales are good for speed only.
+_NOISE = 8
 ROUNDS = 30
 DIGITS: Final = "digits"
 
@@ -77,11 +87,24 @@ def _variant(text: str) -> str:
     return text
 
 
-def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant: str | None = None) -> Path:
-    """Write the file of a variant of an `export.source.Source`, with an open batch; None is float32.
+def write(
+    source,
+    image_size: tuple[int, int],
+    path: str | os.PathLike,
+    kind: str | None = None,
+    images: str | None = None,
+) -> Path:
+    """Write a file of an `export.source.Source`, with an open batch.
+
+    Args:
+        source: the network.
+        image_size: height and width.
+        path: path of the file.
+        kind: None for float32, or `DYNAMIC` or `STATIC`.
+        images: images to calibrate `STATIC` on, see `export.quantize.images.open_images`; None for noise.
 
     Raises:
-        InputError: the network cannot take that size, or the file cannot be written.
+        InputError: the network cannot take that size, images that cannot be read, or the file cannot be written.
     """
     from neonext_ms.checkpoint.metadata import KEY
     from neonext_ms.common.files import atomic
@@ -95,11 +118,33 @@ def write(source, image_size: tuple[int, int], path: str | os.PathLike, variant:
     a = source.architecture
     recorded = {"image_size": list(image_size), "shifts": list(a.shifts or ()), "activation": a.activation}
     metadata = {KEY: {**source.metadata, **recorded}}
-    if variant and VARIANTS[variant][1]:
+    if kind == DYNAMIC:
         return int8.write(graph, path, metadata=metadata)
+    if kind == STATIC:
+        graph = _calibrated(graph, source, images)
     with atomic(path) as staged:
         emitter.save(lower(graph, Format()), staged, None, Format(), metadata)
     return Path(path)
+
+
+def _calibrated(graph, source, images: str | None):
+    """Return the graph that `neonext-export --quantize int8` writes for hosts, by its default method."""
+    from neonext_ms.export.compare import parity
+    from neonext_ms.export.quantize.apply import quantize
+    from neonext_ms.export.quantize.calibrate import calibrate
+    from neonext_ms.export.quantize.forms import host_graph
+    from neonext_ms.export.quantize.images import ArrayImages, Images, open_images
+    from neonext_ms.export.quantize.options import DEFAULT_COUNT, DEFAULT_METHOD
+    from neonext_ms.images.preprocessing import Preprocessing
+
+    size = graph.image_size
+    opened: Images
+    if images is None:
+        opened = ArrayImages("noise", parity.noise(_NOISE, size, 0))
+    else:
+        steps = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
+        opened = open_images(images, size, steps, source.architecture.num_classes, count=DEFAULT_COUNT)
+    return host_graph(quantize(graph, calibrate(graph, opened, DEFAULT_METHOD, "")))
 
 
 def speed(files: Mapping[str, Path], batch: int, image_size: tuple[int, int], threads: int, rounds: int) -> dict:
@@ -186,13 +231,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speed_group.add_argument("--threads", type=threads, default=thread_count(), help=THREADS_HELP)
     speed_group.add_argument("--rounds", type=positive_int, default=ROUNDS, help=f"calls at batch 1 (default {ROUNDS})")
     speed_group.add_argument("--images", metavar="FOLDER|digits", help="labelled images to measure the deviation on")
+    speed_group.add_argument("--calibrate", metavar="IMAGES", help="images to calibrate the qdq variants on, as for "
+        "neonext-export (default: noise, good for speed only)")  # fmt: skip
     speed_group.add_argument("--no-speed", action="store_true", help="measure the deviation only")
     output = parser.add_argument_group("output")
-    output.add_argument("--write", metavar="FILE.onnx", help="keep the 8-bit file")
+    output.add_argument("--write", metavar="FILE.onnx", help="keep the file of the variant int8")
     output.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     if args.write and "int8" not in args.variants:
-        raise UsageError("--write keeps the 8-bit file. Add int8 to --variants.")
+        raise UsageError("--write keeps the file of the variant int8. Add it to --variants.")
     return args
 
 
@@ -219,11 +266,12 @@ def _main(argv: Sequence[str] | None = None) -> None:
     (size,) = source.image_sizes([args.image_size] if args.image_size else ())
     result = {"model": source.name, "image_size": list(size), "threads": args.threads, "variants": names}
     with tempfile.TemporaryDirectory() as folder:
-        files = {BASE: write(source, size, Path(folder) / "float32.onnx")}
-        for name in names:
-            own = VARIANTS[name][1]
-            path = args.write if own and args.write else Path(folder) / f"{name}.onnx"
-            files[name] = write(source, size, path, name) if own else files[BASE]
+        kinds: dict[str | None, Path] = {None: write(source, size, Path(folder) / "float32.onnx")}
+        for kind in dict.fromkeys(VARIANTS[name][1] for name in names):
+            if kind is not None:
+                path = args.write if kind == DYNAMIC and args.write else Path(folder) / f"{kind}.onnx"
+                kinds[kind] = write(source, size, path, kind, args.calibrate)
+        files = {BASE: kinds[None], **{name: kinds[VARIANTS[name][1]] for name in names}}
         if not args.no_speed:
             result["speed"] = [
                 speed(files, batch, size, args.threads, max(8, args.rounds // (1 if batch == 1 else 3)))
@@ -249,12 +297,12 @@ def _print(result: Mapping) -> None:
         for name, ratio in row["speedup"].items():
             unsure = "" if ratio["sure"] else "; too noisy to rely on"
             print(
-                f"  {name:6} {times[name]:7.1f} ms, {ratio['median_ratio']:.2f} times as fast "
+                f"  {name:12} {times[name]:7.1f} ms, {ratio['median_ratio']:.2f} times as fast "
                 f"({ratio['low']:.2f} to {ratio['high']:.2f}{unsure})"
             )
     for name, row in result.get("deviation", {}).items():
         print(
-            f"{name:6} top-1 changes {row['top1_changes']} of {row['images']}, correct {row['correct']} (float32 "
+            f"{name:12} top-1 changes {row['top1_changes']} of {row['images']}, correct {row['correct']} (float32 "
             f"{row['correct_float32']}), logits relative L2 {row['relative_l2']:.1e}"
         )
 

@@ -94,7 +94,7 @@ def build_parser() -> Parser:
         help="11 to 21 (default 20; 13 for om; 22 for bfloat16)",
     )
     add("--gelu", default="auto", metavar="FORM", help="erf (exact), tanh (approximation), auto (exact, one node), "
-        "or npu (exact, one node that only ATC knows)")  # fmt: skip
+        "npu (exact, one node that only ATC knows), or fast (approximation of ordinary vector operations)")  # fmt: skip
     add("--neocell", default="matmul", metavar="FORM", help="matmul, padded or custom (docs/export.md)")
     add = parser.add_argument_group("8 bit (docs/quantization.md), for the targets onnx and om").add_argument
     add("--quantize", choices=("int8",), help="compute convolutions and linear layers in 8 bit")

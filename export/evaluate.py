@@ -10,6 +10,7 @@ import numpy as np
 
 from neonext_ms.ops import reference
 
+from .fast_gelu import SCALE, fast_gelu
 from .graph import INPUT, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
 
 # erf is expanded around the nearest of these many points to 1; beyond 6 it is 1.
@@ -130,6 +131,8 @@ def _linear(layer, x):
 def _gelu(layer, x):
     if layer.attributes.get("approximate") == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if layer.attributes.get("approximate") == "fast":
+        return fast_gelu(x) if "scaled" in layer.attributes else fast_gelu(x * SCALE) / SCALE
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 

@@ -23,7 +23,8 @@ otherwise.
     linear_int8     weight_step; quantizer,      bias and accumulators, and one float32 step for each output channel.
                     [patch]                      With a patch, a linear layer reads the patches of a map of that size
                                                  and writes a map with channels last
-    gelu            [approximate]                exact form, or "tanh"
+    gelu            [approximate], [scaled]      exact form, "tanh", or "fast"; a scaled one reads and writes values
+                                                 that are multiplied by `fast_gelu.SCALE`
     relu
     hardswish                                    x clip(x / 6 + 1/2, 0, 1)
     max_pool        kernel, stride, padding      square windows; padded pixels never win

@@ -12,8 +12,10 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 
+from .fast_gelu import SCALE
 from .graph import INPUT, DeployGraph, Layer, neocell_weights
 from .onnx.format import Format
+from .scales import scaled_chain
 
 Size = tuple[int, int]
 # 16 float16 numbers are the 32 bytes that the cube unit's tiles and the vector unit's copies come in.
@@ -41,13 +43,26 @@ def lower(graph: DeployGraph, format: Format) -> DeployGraph:
         graph = neocell_to_padded_matmul(graph)
     else:
         _check_square(graph)
-    if format.gelu == "tanh":
-        layers = (
-            replace(layer, attributes={**layer.attributes, "approximate": "tanh"}) if layer.op == "gelu" else layer
-            for layer in graph.layers
-        )
+    if format.gelu == "fast":
+        graph = _gelu_in_scale(graph)
+    if format.gelu in ("tanh", "fast"):
+        layers = (_approximated(layer, format.gelu) if layer.op == "gelu" else layer for layer in graph.layers)
         graph = replace(graph, layers=tuple(layers))
     return graph
+
+
+def _approximated(gelu: Layer, form: str) -> Layer:
+    return replace(gelu, attributes={**gelu.attributes, "approximate": form})
+
+
+def _gelu_in_scale(graph: DeployGraph) -> DeployGraph:
+    """Multiply the values before and after a GELU by `fast_gelu.SCALE` where convolutions can take it."""
+    changes = []
+    for chain in graph.chains("conv", "gelu", "conv"):
+        if chain[2].attributes["groups"] == 1:
+            scaled = replace(chain[1], attributes={**chain[1].attributes, "scaled": True})
+            changes.append((chain, scaled_chain([chain[0], scaled, chain[2]], SCALE)))
+    return graph.replaced(changes)
 
 
 def _check_square(graph: DeployGraph) -> None:

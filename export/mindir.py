@@ -14,6 +14,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.signals import signals_later
 from neonext_ms.common.text import one_line
 
+from .fast_gelu import END, ROOT, SCALE
 from .graph import INPUT, DeployGraph, Layer
 from .onnx.format import Format
 
@@ -112,12 +113,33 @@ class _Add(nn.Cell):
         return x + y
 
 
+class _FastGelu(nn.Cell):
+    """The form of `fast_gelu`."""
+
+    def __init__(self, scaled: bool):
+        super().__init__()
+        self.scaled = scaled
+
+    def construct(self, x):
+        if not self.scaled:
+            x = x * SCALE
+        t = ops.relu(END - ops.abs(x))
+        square = t * t
+        y = ops.relu(x) - square * square * (ROOT - t)
+        return y if self.scaled else y * (1 / SCALE)
+
+
+def _gelu(layer: Layer) -> nn.Cell:
+    form = layer.attributes.get("approximate")
+    return _FastGelu("scaled" in layer.attributes) if form == "fast" else nn.GELU(approximate=form == "tanh")
+
+
 _CELLS = {
     "conv": _Conv,
     "left": _Product,
     "right": _Product,
     "shift": _Shift,
-    "gelu": lambda layer: nn.GELU(approximate=layer.attributes.get("approximate") == "tanh"),
+    "gelu": _gelu,
     "relu": lambda layer: nn.ReLU(),
     "hardswish": lambda layer: nn.HSwish(),
     "add": lambda layer: _Add(),

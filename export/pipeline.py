@@ -365,8 +365,9 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
     for job in jobs:
         if job.aipp:
             report.exported.append(ExportedFile("aipp for om", job.image_size, output / job.aipp))
-    report.missing = om.find_compiler(jobs)
-    if report.missing:
+    wanted = all(job.options.compile for job in jobs)
+    report.missing = om.find_compiler(jobs) if wanted else None
+    if report.missing or not wanted:
         script = om.write_script(jobs, stage)
         details = {"commands": [job.command() for job in jobs], "feed": [job.feed() for job in jobs]}
         report.exported.append(ExportedFile("script for om", jobs[0].image_size, output / script, details=details))

@@ -30,7 +30,7 @@ class Request:
         batch: batch sizes: none for a dynamic batch, one for a fixed one; several for OM files only, where other files
             have a dynamic batch.
         opset: opset of the ONNX files; None for the default of each target.
-        gelu: form of GELU: "auto", "erf", "tanh" or "npu".
+        gelu: form of GELU: "auto", "erf", "tanh", "npu" or "fast".
         neocell: form of NeoCells: "matmul", "padded" or "custom".
         dtype: dtype of weights and arithmetic: "float32", "float16" or "bfloat16".
         float32_io: keep input and outputs in float32 where `dtype` is half precision.

@@ -16,6 +16,7 @@ COMMANDS = {
     "neonext-plot": "draw the loss and accuracy of training runs",
     "neonext-mindrecord": "pack a folder of images into MindRecord files",
     "neonext-bench": "measure models side by side, or estimate their speed on a device",
+    "neonext-board": "pack a kit that tests a network on an Atlas board, and read its report",
 }
 
 

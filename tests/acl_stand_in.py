@@ -2,22 +2,75 @@
 
 `violations` collects what a device would not forgive; `calls` is every call by name, in order. A model is a JSON file:
 {"inputs": [{"name", "dims", "dtype"}], "outputs": [...], "batches": [1, 8]}; dims[0] is -1 where there are batches.
-The outputs repeat the sum of each image.
+The outputs repeat the sum of each image. A model that `atc_stand_in` wrote is an OM file, and its outputs are those of
+the ONNX model in it.
+
+Faults of such a model, in the JSON of STAND_IN_FAULTS: `{"acl": {PART: FAULT}}`, where PART is a part of its path and
+FAULT is `hang`, `crash` (a signal), or `memory` (the device has none left). `{"soc": NAME}` is another device.
 """
 
 from __future__ import annotations
 
 import ctypes
+import io
 import itertools
 import json
+import os
+import re
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from om_stand_in import TASKS, WEIGHTS, partition
+
 CODES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "uint8": 4}
 BAD_ARGUMENT, NOT_INITIALISED, TWICE, NO_CONTEXT = 100000, 100001, 100002, 107002
 DYNAMIC = "ascend_mbatch_shape_data"
+OUT_OF_MEMORY = 207001
+FAULTS = json.loads(os.environ.get("STAND_IN_FAULTS") or "{}")
+
+
+def open_om(path: str) -> dict:
+    """Return what a model is, from an OM file with an ONNX model inside."""
+    import onnx
+
+    content = Path(path).read_bytes()
+    note = json.loads(partition(content, TASKS))
+    model = onnx.load_from_string(partition(content, WEIGHTS))
+    sides = {
+        side: [{"name": name, "dims": dims, "dtype": dtype} for name, dtype, dims in note[side]]
+        for side in ("inputs", "outputs")
+    }
+    fault = next((fault for part, fault in FAULTS.get("acl", {}).items() if part in path), "")
+    return {**sides, "batches": note["batches"], "note": note, "onnx": model, "fault": fault, "name": Path(path).stem}
+
+
+def run_onnx(model: dict, images: np.ndarray, extra=()) -> list[np.ndarray]:
+    """Return the outputs of the ONNX model in an OM file, and the values `extra` after them."""
+    import onnx
+    import onnxruntime as ort
+
+    from aipp_stand_in import emulate
+
+    if model["note"]["aipp"]:
+        images = emulate(model["note"]["aipp"], images)
+    sessions = model.setdefault("sessions", {})
+    if extra not in sessions:
+        own = list(model["onnx"].graph.output)
+        model["onnx"].graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
+        options = ort.SessionOptions()
+        # Pairs of casts that round would be removed.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        sessions[extra] = ort.InferenceSession(model["onnx"].SerializeToString(), options)
+        del model["onnx"].graph.output[:]
+        model["onnx"].graph.output.extend(own)
+    session = sessions[extra]
+    return session.run(None, {session.get_inputs()[0].name: images})
 
 
 class StandIn(SimpleNamespace):
@@ -26,6 +79,7 @@ class StandIn(SimpleNamespace):
     def __init__(self, fail=None):
         super().__init__()
         self.__file__ = "stand-in"
+        self.STAND_IN = True
         self.fail = dict(fail or {})
         self.calls: list[str] = []
         self.violations: list[str] = []
@@ -88,12 +142,16 @@ class StandIn(SimpleNamespace):
 
     # acl
 
-    def _acl_init(self):
+    def _acl_init(self, config=None):
+        self._dump = json.loads(Path(config).read_text()).get("dump") if config else None
         if self._state["init"] or self._state["finalized"]:
             self.violations.append("acl.init twice in a process")
             return TWICE
         self._state["init"] = 1
         return 0
+
+    def _acl_get_soc_name(self):
+        return FAULTS.get("soc", "Ascend310P3")
 
     def _acl_finalize(self):
         if self._state["device"] is not None:
@@ -144,6 +202,11 @@ class StandIn(SimpleNamespace):
         self._live.setdefault("memory", {})[ctypes.addressof(memory)] = memory
         return ctypes.addressof(memory), 0
 
+    def _rt_get_mem_info(self, kind):
+        used = sum(len(memory) for memory in self._live.get("memory", {}).values())
+        used += sum(len(model["onnx"].SerializeToString()) for model in self._live.get("model", {}).values())
+        return (1 << 33) - used, 1 << 33, 0
+
     def _rt_free(self, address):
         used = [buffer for buffer, (at, _) in self._live.get("buffer", {}).items() if at == address]
         if used:
@@ -164,7 +227,11 @@ class StandIn(SimpleNamespace):
     def _mdl_load_from_file(self, path):
         if not self._live.get("context"):
             return None, NO_CONTEXT
-        return self._new("model", {**json.loads(Path(path).read_text()), "batch": None}), 0
+        is_om = Path(path).read_bytes()[:4] == b"IMOD"
+        model = open_om(path) if is_om else json.loads(Path(path).read_text())
+        if model.get("fault") == "memory":
+            return None, OUT_OF_MEMORY
+        return self._new("model", {**model, "batch": None}), 0
 
     def _mdl_unload(self, model):
         if len(self._live.get("dataset", {})) > 2 * (len(self._live["model"]) - 1):
@@ -261,6 +328,8 @@ class StandIn(SimpleNamespace):
             return BAD_ARGUMENT
         ins, outs = ([self._get("buffer", b) for b in self._get("dataset", side)] for side in (given, wanted))
         images = self._array(ins[0], found["inputs"][0], found["batch"])
+        if "onnx" in found:
+            return self._execute_onnx(found, images, outs)
         for buffer, tensor in zip(outs, found["outputs"], strict=True):
             array = self._array(buffer, tensor, found["batch"])
             array[:] = images.reshape(len(images), -1).sum(axis=1, dtype=np.float64)[:, None]
@@ -272,3 +341,27 @@ class StandIn(SimpleNamespace):
         dims = [batch if d < 0 else d for d in tensor["dims"]]
         dtype = np.dtype(tensor["dtype"])
         return np.frombuffer(memory, dtype, int(np.prod(dims))).reshape(dims)
+
+    def _execute_onnx(self, found, images, outs):
+        if found["fault"] == "hang":
+            time.sleep(600)
+        if found["fault"] == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        nodes = found["note"]["nodes"] if self._dump else []
+        names = tuple(node["output"] for node in nodes if node["output"] not in [t["name"] for t in found["outputs"]])
+        results = run_onnx(found, images, names)
+        for buffer, tensor, result in zip(outs, found["outputs"], results, strict=False):
+            self._array(buffer, tensor, found["batch"])[:] = result
+        values = dict(zip([*(t["name"] for t in found["outputs"]), *names], results, strict=True))
+        for task, node in enumerate(nodes):
+            self._write_dump(found["name"], task, node, values[node["output"]])
+        return 0
+
+    def _write_dump(self, model, task, node, value):
+        """Write a value as CANN names it; `msaccucmp.py` of the stand-ins converts it."""
+        place = Path(self._dump["dump_path"]) / "20260101000000" / "0" / model / "1" / "0"
+        place.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[./\\\s]", "_", node["name"])
+        buffer = io.BytesIO()
+        np.save(buffer, value.astype(np.float16))
+        (place / f"{node['type']}.{name}.{task}.0.{1700000000000000 + task}").write_bytes(buffer.getvalue())

@@ -46,11 +46,13 @@ COMMANDS = {
     "write-digits": "train --write-digits {out}/digits",
     "mindrecord": "mindrecord {given}/images {out}/records --shards 1",
     "plot": "plot {given}/run --output {out}/curves.png",
+    "plot-figure": "plot --figure 4 --output {out}/figure.png --json",
     "bench": "bench {given}/tiny.onnx --rounds 2 --batch 1 --no-gemm --output {out}/b.json",
     "bench-report": f"bench report {RESULT} --output {{out}}/report",
     "ops-build": "ops build --dry-run --soc Ascend310P3 --output {out}/package",
     "simulate": "ops simulate --spec {given}/spec.json --map 8 --output {out}/x.npz",
     "info": "info {given}/tiny.onnx --json",
+    "board-pack": "board pack --checkpoint {given}/tiny.pt --soc Ascend310P3 --batch 1 --output {out}/kit --archive",
 }
 MODULES = {
     "export": "neonext_ms.export.command",

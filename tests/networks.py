@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
 
@@ -22,6 +23,7 @@ def networks(draw) -> tuple[Architecture, dict[str, np.ndarray], tuple[int, int]
         layer_scale_init_value=draw(st.sampled_from([0, 0.5])),
         linear_bias=draw(st.booleans()),
         downsample=draw(st.sampled_from(["official", "paper"])),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
     )
     rng = np.random.RandomState(draw(st.integers(0, 2**31)))
     arrays = initial_arrays(architecture, rng=rng)

@@ -151,13 +151,33 @@ def _finite(value: float) -> float | None:
 
 def _read_result(path: Path) -> dict:
     trial = read_json(path, "the result of a run")
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "value": str, "seed": int, "top1": (int, float), "loss": (int, float, type(None)), "diverged": bool,
-        "epochs": list,
-    }  # fmt: skip
-    if not isinstance(trial, dict) or not all(isinstance(trial.get(key, ()), kind) for key, kind in kinds.items()):
+    if not _is_result(trial):
         raise InputError(f"{path}: damaged, not the result of a run. Remove it; the run then ends again.")
     return trial
+
+
+def _is_result(trial: object) -> bool:
+    """Return whether a value read from JSON has the form of `_trial`'s result."""
+
+    def number(value: object, low: float, high: float) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+    def epoch(row: object) -> bool:
+        return isinstance(row, dict) and number(row.get("epoch"), 1, 1e9) and figures(row)
+
+    def figures(values: dict) -> bool:
+        loss = values.get("loss", "")
+        return number(values.get("top1"), 0, 1) and (loss is None or number(loss, -1e30, 1e30))
+
+    return (
+        isinstance(trial, dict)
+        and isinstance(trial.get("value"), str)
+        and number(trial.get("seed"), 0, 1 << 32)
+        and isinstance(trial.get("diverged"), bool)
+        and figures(trial)
+        and isinstance(trial.get("epochs"), list)
+        and all(epoch(row) for row in trial["epochs"])
+    )
 
 
 def read_trials(folder: Path) -> list[dict]:

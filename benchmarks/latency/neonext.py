@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,10 @@ from neonext_ms.export.graph import DeployGraph, original_graph
 from neonext_ms.export.lower import lower
 from neonext_ms.export.onnx.emitter import skeleton
 from neonext_ms.export.onnx.format import CANN
+from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import model_config
+
+from ..networks import deploy_graph
 
 FORMS = {"MatMul": "matmul", "AscendC": "custom"}
 
@@ -25,11 +29,29 @@ def _folded(name: str, image_size: int) -> DeployGraph:
     return fold(original_graph(architecture, arrays, (image_size, image_size)))[0]
 
 
-def build(size: str, image_size: int, batch: int, form: str) -> onnx.ModelProto:
-    """Return a released NeoNeXt (t to xl, at 224 or 384) as ONNX for ATC.
+def build(
+    size: str, image_size: int, batch: int, form: str, activation: str = GELU, gelu: str = CANN.gelu
+) -> onnx.ModelProto:
+    """Return a released NeoNeXt (t to xl, at 224 or 384), or one with another activation, as ONNX for ATC.
 
-    `form` is "MatMul" (two block-diagonal products for a NeoCell) or "AscendC" (our operator).
+    Args:
+        size, image_size, batch: size of the network, side of its images, and images of a run.
+        form: "MatMul" (two block-diagonal products for a NeoCell) or "AscendC" (our operator).
+        activation: activation of the network.
+        gelu: form of GELU, see `Format`.
     """
-    format = CANN.with_(neocell=FORMS[form])
-    graph = lower(_folded(f"neonext_{size}.released_{image_size}", image_size), format)
-    return skeleton(graph, batch, format)
+    format = CANN.with_(neocell=FORMS[form], gelu=gelu)
+    graph = with_activation(_folded(f"neonext_{size}.released_{image_size}", image_size), activation)
+    return skeleton(lower(graph, format), batch, format)
+
+
+def build_convnext(batch: int, activation: str = GELU) -> onnx.ModelProto:
+    """Return ConvNeXt-T at 224, folded like NeoNeXt, as ONNX for ATC; with another activation for a fair comparison."""
+    graph = with_activation(deploy_graph("convnext_t"), activation)
+    return skeleton(lower(graph, CANN), batch, CANN)
+
+
+def with_activation(graph: DeployGraph, activation: str) -> DeployGraph:
+    """Return a graph with another activation in place of GELU."""
+    layers = (replace(layer, op=activation) if layer.op == GELU else layer for layer in graph.layers)
+    return replace(graph, layers=tuple(layers))

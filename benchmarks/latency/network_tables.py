@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from neonext_ms.common.errors import UsageError, nearest
 
 from .. import networks
 from ..report import table
 from .figures import read as read_figures
-from .neonext import FORMS, build
+from .neonext import FORMS, build, build_convnext
 from .network_model import Estimate, TaskEstimate, estimate
 from .parameters import fitted, stored
+
+if TYPE_CHECKING:
+    import onnx
 
 SIZES = ("t", "s", "b", "l", "xl")
 IMAGES = (224, 384)
 BATCHES = (1, 8)
 SOCS = ("Ascend310P3", "Ascend310B4", "Ascend910B3")
+# Activation, form of GELU, and both for people.
+_ACTIVATION_FORMS = (
+    ("gelu", "erf", "gelu"),
+    ("gelu", "fast", "gelu, --gelu fast"),
+    ("hardswish", "erf", "hardswish"),
+    ("relu", "erf", "relu"),
+)
+_ACTIVATION_RUNS = ((1, ""), (8, ""), (8, ", int8"))
 _MEANING = {
     "run_us": ("us", "a run besides its tasks"),
     "launch_us": ("us", "from one task to the work of the next"),
@@ -133,6 +145,26 @@ def answer_text() -> str:
     return "\n".join(lines)
 
 
+def activations_table() -> str:
+    """Return predicted throughput of NeoNeXt-T by activation, and of ConvNeXt-T, on a 310P3."""
+    head = ["network", "activation", *(f"batch {b}{suffix}" for b, suffix in _ACTIVATION_RUNS)]
+    body = []
+    for form in FORMS:
+        for activation, gelu, name in _ACTIVATION_FORMS:
+            models = {b: build("t", 224, b, form, activation, gelu) for b in BATCHES}
+            body.append([f"NeoNeXt-T, {form}", name, *_rates(models)])
+    for activation in ("gelu", "relu"):
+        models = {b: build_convnext(b, activation) for b in BATCHES}
+        body.append(["ConvNeXt-T, folded alike", activation, *_rates(models)])
+    return f"Predicted images per second on a 310P3\n\n{table(head, body)}"
+
+
+def _rates(models: Mapping[int, onnx.ModelProto]) -> list[str]:
+    """Return the predicted images per second in `_ACTIVATION_RUNS`."""
+    runs = ((models[batch], "int8" if suffix else "float16") for batch, suffix in _ACTIVATION_RUNS)
+    return [f"{estimate(model, SOCS[0], dtype=dtype).predicted_images_per_second:.0f}" for model, dtype in runs]
+
+
 def slower(estimated: Estimate) -> float:
     """Return the images per second if NeoCell kernels reached the vector units' share of all other operators."""
 
@@ -150,4 +182,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "rows": rows_table,
     "neonext": neonext_table,
     "answer": answer_text,
+    "activations": activations_table,
 }

@@ -33,14 +33,14 @@ INSTRUCTIONS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("BatchNormalization", "ReduceL2"), (2, 0)),
     **dict.fromkeys(("Elu", "LpNormalization"), (3, 1)),
     **{"Pow": (1, 0), "Softplus": (1, 2), "Sigmoid": (2, 2), "Swish": (3, 2), "Selu": (4, 1), "Mish": (4, 4)},
-    **{"LayerNormalization": (8, 1), "LRN": (9, 3), "Gelu": (10, 3), "Erf": (14, 2)},
+    **{"LayerNormalization": (8, 1), "LRN": (9, 3), "Gelu": (10, 3), "FastGelu": (9, 0), "Erf": (14, 2)},
 }
 ACTIVATIONS = (
     *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Swish", "HardSwish", "HardSigmoid", "Tanh", "Elu", "Selu"),
     *("Mish", "Softplus", "Gelu"),
 )
 _ELEMENTWISE = (
-    *ACTIVATIONS, *_QUICK, *_TWO, *QUANT_OPS, "Div", "Exp", "Log", "Sqrt", "Pow", "Reciprocal", "Erf"
+    *ACTIVATIONS, *_QUICK, *_TWO, *QUANT_OPS, "FastGelu", "Div", "Exp", "Log", "Sqrt", "Pow", "Reciprocal", "Erf"
 )  # fmt: skip
 # Another shape of the same bytes needs no task.
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")

@@ -4,7 +4,12 @@ LayerNorm: `LayerNormONNXFusionPass` (ops-nn: ReduceMean, Sub, Pow, ReduceMean, 
 Add, over the last axis). GELU: the recipes of ModelZoo-PyTorch for ViT, Swin and ConvMixer on a 310P3 choose an
 implementation for the operator Gelu in graphs whose GELU is an Erf chain, so the chain does become one operator; the
 documentation of the passes describes the tanh form only. Swish: `TbeConvSigmoidMulQuantFusionPass`. No pass is known
-for hard swish.
+for hard swish as one operator.
+
+`AutomaticUbFusion` (CANN's page of that name) joins up to 29 connected elementwise operators that no other pass has
+taken. Here it joins the nine nodes of the fast form of GELU and the four of HardSwish below opset 14, which would
+otherwise each move the hidden activations through memory. The published figures were fitted with all other elementwise
+operators on their own.
 """
 
 from __future__ import annotations
@@ -72,7 +77,7 @@ def chains(graph: Graph) -> tuple[dict[int, Chain], set[int]]:
     links = _Links(graph)
     taken: set[int] = set()
     last: dict[int, Chain] = {}
-    for find in (_layer_norms, _gelus, _swishes):
+    for find in (_layer_norms, _gelus, _fast_gelus, _hard_swishes, _swishes):
         for chain in find(links):
             if not taken & chain.members:
                 taken |= chain.members
@@ -140,6 +145,42 @@ def _gelus(links: _Links) -> Iterator[Chain]:
             output = nodes[after].outputs[0]
         if multiplied:
             yield Chain("Gelu", frozenset(members), (x,), output)
+
+
+def _fast_gelus(links: _Links) -> Iterator[Chain]:
+    nodes = links.nodes
+    for i, node in enumerate(nodes):
+        if node.op != "Abs":
+            continue
+        x, rest = node.inputs[0], links.only_consumer(node.outputs[0], "Sub")
+        inside = links.only_consumer(nodes[rest].outputs[0], "Relu") if rest is not None else None
+        if rest is None or inside is None:
+            continue
+        members = {i, rest, inside}
+        # t^4 (ROOT - t), from t to the last Sub.
+        pending = [nodes[inside].outputs[0]]
+        while pending:
+            readers = {p for p in links.consumers.get(pending.pop(), []) if nodes[p].op in ("Mul", "Sub")} - members
+            members |= readers
+            pending += [nodes[p].outputs[0] for p in readers if len(members) < _LONGEST]
+        last = max(members)
+        positive = links.producer(nodes[last].inputs[0], "Relu")
+        if nodes[last].op == "Sub" and positive is not None and nodes[positive].inputs[0] == x:
+            yield Chain("FastGelu", frozenset({*members, positive}), (x,), nodes[last].outputs[0])
+
+
+def _hard_swishes(links: _Links) -> Iterator[Chain]:
+    nodes = links.nodes
+    for i, node in enumerate(nodes):
+        shifted = links.producer(node.inputs[0], "Add") if node.op == "Clip" else None
+        root = links.graph.variable(nodes[shifted]) if shifted is not None else []
+        product = links.only_consumer(node.outputs[0], "Mul")
+        if shifted is None or product is None or set(nodes[product].inputs) != {*root, node.outputs[0]}:
+            continue
+        divided = links.only_consumer(nodes[product].outputs[0], "Mul")
+        if divided is not None and len(links.graph.variable(nodes[divided])) == 1:
+            members = frozenset({shifted, i, product, divided})
+            yield Chain("HardSwish", members, (root[0],), nodes[divided].outputs[0])
 
 
 def _argument(links: _Links, value: str) -> tuple[set[int], set[str]]:

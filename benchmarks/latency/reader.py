@@ -98,6 +98,11 @@ def read(model: onnx.ModelProto | str | os.PathLike, batch: int | None = None) -
 def _graph(model: onnx.ModelProto, name: str, batch: int | None) -> Graph:
     if not model.graph.node or not model.graph.input:
         raise InputError(f"{name}: no ONNX graph in it (no nodes or no input). Expected a model exported as .onnx.")
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise InputError(
+            f"{name}: an 8-bit file for hosts, which CANN has no parser for (QuantizeLinear). Estimate the file that "
+            "`--target om --quantize int8` writes (NAME_cann.onnx), or the float32 file with --dtype int8."
+        )
     copy = _without_weights(model)
     initializers = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     inputs = [value for value in copy.graph.input if value.name not in initializers]

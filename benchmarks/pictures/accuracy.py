@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from neonext_ms.models.published import ACCURACIES
+from neonext_ms.models.published import ACCURACIES, accuracy_lines
 
 
 def draw(plt, args):
@@ -38,12 +38,5 @@ def draw(plt, args):
 
 
 def describe(facts: Mapping) -> list[str]:
-    """Return the facts of `draw` as lines."""
-    lines = []
-    for row in facts["published"]:
-        counts = "" if row["multiply_adds"] is None else f"{row['multiply_adds']:6.1f} G multiply-adds"
-        lines.append(
-            f"{row['name']:11} {row['image_size']}  {row['parameters']:6.1f} M parameters  {counts:22}  "
-            f"{row['top1']:.2f} %  {row['source']}"
-        )
-    return lines
+    """Return the published figures as lines."""
+    return list(accuracy_lines())

@@ -15,7 +15,7 @@ from ..tolerances import INT8, INT8_LOSS, check_tolerance
 from ..tolerances import tolerance as tolerance_of
 from .difference import Difference, difference, top1_agreement
 from .dump_side import DumpActivations
-from .side import Activations
+from .side import Activations, Node
 
 # Two sides diverge at a layer if its deviation is this many times that of its inputs.
 JUMP = 4.0
@@ -107,11 +107,11 @@ class Comparison:
 
 
 def tolerance_for(a: Activations, b: Activations) -> float:
-    """Return the tolerance of the coarser dtype, with that of tanh GELU or of 8 bit if only one side has it."""
-    gelu = "auto" if a.gelu == b.gelu else "tanh"
+    """Return the tolerance of the coarser dtype, plus what an approximate GELU or 8 bit on one side only may add."""
     if a.int8 != b.int8:
         return INT8_LOSS
-    return max(tolerance_of(side.dtype, gelu) for side in (a, b)) + (INT8 if a.int8 else 0.0)
+    forms = ("auto",) if a.gelu == b.gelu else (a.gelu, b.gelu)
+    return max(tolerance_of(side.dtype, form) for side in (a, b) for form in forms) + (INT8 if a.int8 else 0.0)
 
 
 def compare_activations(
@@ -218,7 +218,7 @@ def _compare_inside(
             names.append(name)
         elif name in in_b:
             skipped.append(f"{name}: shapes {one} and {other}")
-    ancestors = _ancestors(a if a.nodes else b, names)
+    sources_of = ancestors((a if a.nodes else b).nodes, names)
     inner: dict[str, Difference] = {}
     after: dict[str, float] = {}
     for name, reference, value in _together(a, b, images, names, skipped):
@@ -231,7 +231,7 @@ def _compare_inside(
         if reference.shape != value.shape:
             skipped.append(f"{name}: shapes {reference.shape[1:]} and {value.shape[1:]}")
             continue
-        sources = ancestors[name] if ancestors is not None else set(list(inner)[-1:])
+        sources = sources_of[name] if sources_of else set(list(inner)[-1:])
         before = max((inner[source].relative_l2 for source in sources if source in inner), default=0.0)
         apart = difference(name, reference, value)
         inner[name] = replace(apart, before=before, sources=tuple(sorted(sources)))
@@ -269,19 +269,17 @@ def _together(
         yield (name, dumped, value) if dump is a else (name, value, dumped)
 
 
-def _ancestors(side: Activations, names: Iterable[str]) -> dict[str, set[str]] | None:
-    """Return for each value the nearest of `names` that it is computed from; None without a graph."""
-    if not side.nodes:
-        return None
+def ancestors(nodes: Sequence[Node], names: Iterable[str]) -> dict[str, set[str]]:
+    """Return for each value of a graph the nearest of `names` that it is computed from; empty without a graph."""
     names = set(names)
     reach: dict[str, set[str]] = {}
-    ancestors: dict[str, set[str]] = {}
-    for node in side.nodes:
+    nearest: dict[str, set[str]] = {}
+    for node in nodes:
         sources: set[str] = set().union(*(reach.get(name, set()) for name in node.inputs))
         for name in node.outputs:
-            ancestors[name] = sources
+            nearest[name] = sources
             reach[name] = {name} if name in names else sources
-    return ancestors
+    return nearest
 
 
 def _diverged_at(layers: Sequence[Difference], tolerance: float) -> str | None:

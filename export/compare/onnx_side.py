@@ -19,6 +19,7 @@ from neonext_ms.runtime.base import chunks
 from neonext_ms.runtime.manifest import read_metadata
 from neonext_ms.runtime.onnx import import_onnxruntime, read_onnx, sound, tensor_array
 
+from ..fast_gelu import CONSTANT
 from .side import Activations, Node
 
 if TYPE_CHECKING:
@@ -32,20 +33,9 @@ _ORT_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 # These operators keep the order of axes of what they read.
 _POINTWISE = frozenset(
     (
-        *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Neg", "Cast", "Clip", "Identity", "Where"),
-        *(
-            "Erf",
-            "Tanh",
-            "Gelu",
-            "QuantizeLinear",
-            "DequantizeLinear",
-            "Relu",
-            "HardSwish",
-            "Sigmoid",
-            "Softplus",
-            "MatMul",
-            "LayerNormalization",
-        ),
+        *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Cast", "Clip", "Identity", "Where"),
+        *("Erf", "Tanh", "Gelu", "Relu", "HardSwish", "Sigmoid", "Softplus", "MatMul", "LayerNormalization"),
+        *("QuantizeLinear", "DequantizeLinear"),
     )
 )
 
@@ -101,7 +91,7 @@ class OnnxActivations(Activations):
             Node(node.name, node.op_type, tuple(filter(None, node.input)), tuple(filter(None, node.output)))
             for node in graph.node
         )
-        self.gelu = "tanh" if any(map(_is_tanh, graph.node)) else "auto"
+        self.gelu = "tanh" if any(map(_is_tanh, graph.node)) else "fast" if CONSTANT in constants else "auto"
         self.outputs = tuple(value.name for value in graph.output)
         self._channels_last = _channels_last(graph.node)
         self._types = self._infer()

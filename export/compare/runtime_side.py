@@ -12,6 +12,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.runtime.open import open_runtime
 
 from ..graph import LOGITS
+from ..tolerances import APPROXIMATE_GELUS
 from .side import Activations
 
 
@@ -34,7 +35,7 @@ class RuntimeActivations(Activations):
         # The graph hides its dtype behind casts at both ends; the manifest of its export names it.
         form: dict = next((file for file in files if file.get("file") == Path(path).name), {})
         self.dtype = form.get("dtype") or ("float16" if self.kind == "om" else "float32")
-        self.gelu = "tanh" if form.get("gelu") == "tanh" else "auto"
+        self.gelu = form["gelu"] if form.get("gelu") in APPROXIMATE_GELUS else "auto"
         self.outputs = self.names = (LOGITS,)
         self.notes = [*self._runtime.notes, f"{self.path}: only the logits of a {self.kind} file can be compared"]
 

@@ -38,7 +38,7 @@ class Activations(ABC):
         int8: whether it has layers in 8 bit.
         factors: factor of each channel of a value, for values that the network holds divided by it
             (`quantize.apply.equalize`); `values` gives them without.
-        gelu: "tanh" if the network holds that approximation of GELU, else "auto".
+        gelu: "tanh" or "fast" if the network holds that approximation of GELU, else "auto".
         input_size: height and width of the images, or None if the file does not record it (a dump).
         outputs: names of the final values.
         names: names of all values that can be read, in order of computation.

@@ -25,6 +25,7 @@ class OmOptions:
         via: compiler: "atc", or "lite" for the converter of MindSpore Lite.
         dry_run: whether commands are printed and nothing is written.
         timeout: time limit for each file in seconds, or None for no limit.
+        compile: whether to compile where the compiler is installed; the script is written otherwise.
         extra: more arguments for `atc`, each as `--name=value`. Paths in them must be absolute.
     """
 
@@ -35,4 +36,5 @@ class OmOptions:
     via: str = "atc"
     dry_run: bool = False
     timeout: float | None = TIMEOUT
+    compile: bool = True
     extra: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
 
+from ..fast_gelu import CONSTANT, END, ROOT, SCALE
 from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, neocell_weights
 from . import neocell_node, npu_gelu, quantized
 from . import save as files
@@ -267,8 +268,11 @@ class Emitter:
         self.node("Add", [x, *self.tensors(layer, "bias")], layer.output, layer.name)
 
     def gelu(self, layer: Layer) -> None:
-        (x,), tanh = layer.inputs, layer.attributes.get("approximate") == "tanh"
-        if self.format.gelu == "npu":
+        (x,), form = layer.inputs, layer.attributes.get("approximate")
+        tanh = form == "tanh"
+        if form == "fast":
+            self.gelu_fast(x, layer)
+        elif self.format.gelu == "npu":
             attributes = {"domain": npu_gelu.DOMAIN, **npu_gelu.ATTRIBUTES}
             self.node(npu_gelu.OP_TYPE, [x], layer.output, layer.name, **attributes)
         elif self.opset >= 20 and not self.format.chains and (tanh or self.format.gelu != "erf"):
@@ -300,6 +304,24 @@ class Emitter:
         y = self.node("Add", [y, self.constant("one", 1)], f"{name}.shifted")
         y = self.node("Mul", [y, self.constant("half", 0.5)], f"{name}.halved")
         self.node("Mul", [x, y], output, name)
+
+    def gelu_fast(self, x: str, layer: Layer) -> None:
+        """Emit `relu(u) - t^4 (ROOT - t)` with `t = relu(END - |u|)`, of `fast_gelu`, as nodes that CANN joins."""
+        name, output, scaled = layer.name, layer.output, "scaled" in layer.attributes
+        if not scaled:
+            x = self.node("Mul", [x, self.constant("gelu_scale", SCALE)], f"{name}.scaled")
+            output = f"{name}.product"
+        y = self.node("Abs", [x], f"{name}.magnitude")
+        y = self.node("Sub", [self.constant(CONSTANT, END), y], f"{name}.rest")
+        t = self.node("Relu", [y], f"{name}.inside")
+        y = self.node("Mul", [t, t], f"{name}.square")
+        y = self.node("Mul", [y, y], f"{name}.fourth")
+        root = self.node("Sub", [self.constant("gelu_root", ROOT), t], f"{name}.root")
+        y = self.node("Mul", [y, root], f"{name}.bump")
+        x = self.node("Relu", [x], f"{name}.positive")
+        y = self.node("Sub", [x, y], output, name if scaled else None)
+        if not scaled:
+            self.node("Mul", [y, self.constant("gelu_unscale", 1 / SCALE)], layer.output, name)
 
     def relu(self, layer: Layer) -> None:
         self.node("Relu", layer.inputs, layer.output, layer.name)

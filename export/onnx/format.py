@@ -10,7 +10,7 @@ from neonext_ms.common.errors import UsageError
 DEFAULT_OPSET, MIN_OPSET, MAX_OPSET = 20, 11, 21
 # ONNX gives Conv and the poolings bfloat16 from this opset on.
 BFLOAT16_OPSET = 22
-GELUS = ("auto", "erf", "tanh", "npu")
+GELUS = ("auto", "erf", "tanh", "npu", "fast")
 NEOCELLS = ("matmul", "padded", "custom")
 DTYPES = ("float32", "float16", "bfloat16")
 # Forms of 8-bit layers, see `quantized`; the first needs one scale for each channel, which this opset brought.
@@ -25,7 +25,8 @@ class Format:
         opset: version of ONNX's default domain, 11 to 21; with bfloat16 it must be 22.
         gelu: form of GELU. "auto" is exact, one Gelu node where the opset has it and the Erf chain otherwise; "erf" is
             always the chain; "tanh" is the approximation, off by up to 4.8e-4, as one node or a chain; "npu" is exact,
-            one NPUGeluV2 node of the domain npu, which only CANN knows.
+            one NPUGeluV2 node of the domain npu, which only CANN knows; "fast" is an approximation of ordinary vector
+            operations, off by up to 3.1e-3 (`fast_gelu`).
         neocell: form of NeoCells. "matmul" is two products with constant matrices; "padded" the same on maps padded to
             a multiple of 16; "custom" a NeoCell node for the AscendC operator package.
         dtype: dtype of weights and arithmetic, "float32", "float16" or "bfloat16".

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.models.activations import RELU
 
 from ..graph import DeployGraph, Layer
 from .quantizer import HIGHEST, Quantizer
@@ -52,6 +53,7 @@ def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
     A NeoCell mixes no channels, and a LayerNorm ends in a scale for each channel, so a factor moves from either into
     the columns of the layer behind it. The stream of a stage can be scaled as a whole: the convolutions that write to
     it, the stem or a downsampling and every fc_2, absorb a factor in their rows, the NeoCells that read it undo it.
+    Positive factors pass through ReLU, `relu(f x) = f relu(x)`, so fc_1 absorbs those of the input of fc_2.
     """
     consumers = graph.consumers()
     makers = {layer.output: layer for layer in graph.layers}
@@ -63,6 +65,12 @@ def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
             # A NeoCell is written as two products and a bias, whose values have these names.
             parts = (f"{maker.name}.left", f"{maker.name}.right") if maker.op == "neocell" else ()
             found[layer.name] = Equalizable((maker,), (maker.output, *parts))
+        elif maker is not None and maker.op == RELU and alone:
+            before = makers.get(maker.inputs[0])
+            if before is None or before.op != "conv" or before.output in graph.outputs:
+                continue
+            if consumers[before.output] == [maker]:
+                found[layer.name] = Equalizable((before,), (maker.output, before.output))
         elif maker is not None and maker.op in ("add", "conv"):
             stream = _stream(graph, layer, makers, consumers)
             if stream is not None:

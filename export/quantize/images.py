@@ -50,7 +50,7 @@ class _Files(Images):
             yield batch.images
 
 
-class _Array(Images):
+class ArrayImages(Images):
     """Prepared images in memory."""
 
     def __init__(self, source: str, images: np.ndarray, labels: Sequence[int] | None = None):
@@ -139,7 +139,7 @@ def _npy(source: str, size: tuple[int, int], count: int | None) -> Images:
             f"{source}: {plural(len(bad), 'image')} with values that are not finite numbers, the first is image "
             f"{bad[0]}. Prepare the images again."
         )
-    return _Array(source, array)
+    return ArrayImages(source, array)
 
 
 def _digits(size: tuple[int, int], preprocessing: Preprocessing, count: int | None, validation: bool) -> Images:
@@ -149,4 +149,4 @@ def _digits(size: tuple[int, int], preprocessing: Preprocessing, count: int | No
     part = open_dataset(DataConfig(dataset=DIGITS))[int(validation)]
     chosen = _spread(len(part), count)
     images = np.stack([prepare(part.read(i), preprocessing, size, part.name(i)) for i in chosen])
-    return _Array(DIGITS, images, [part.labels[i] for i in chosen])
+    return ArrayImages(DIGITS, images, [part.labels[i] for i in chosen])

@@ -306,6 +306,7 @@ _NODES: Mapping[str, Callable] = {
     "Sqrt": lambda attributes, x: np.sqrt(x),
     "Erf": lambda attributes, x: erf(x),
     "Tanh": lambda attributes, x: np.tanh(x),
+    "Abs": lambda attributes, x: np.abs(x),
     "Gelu": _gelu,
     "Relu": lambda attributes, x: np.maximum(x, 0),
     "HardSwish": _hardswish,

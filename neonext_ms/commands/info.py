@@ -42,6 +42,9 @@ def build_parser() -> Parser:
     )
     subject.add_argument("--list", action="store_true", help="list the registered models")
     subject.add_argument("--tables", action="store_true", help="compare the published figures with our counts")
+    subject.add_argument(
+        "--accuracies", action="store_true", help="list published accuracies of NeoNeXt, ConvNeXt and DeiT"
+    )
     options = parser.add_argument_group("options")
     options.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
     options.add_argument(
@@ -59,8 +62,8 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    if sum((args.list, args.tables, args.model is not None)) != 1:
-        raise UsageError("expected one of NAME|FILE, --list and --tables")
+    if sum((args.list, args.tables, args.accuracies, args.model is not None)) != 1:
+        raise UsageError("expected one of NAME|FILE, --list, --tables and --accuracies")
     if args.receptive_field and args.model is None:
         raise UsageError("--receptive-field: of which network? Name a model or a checkpoint.")
     facts: Any
@@ -69,6 +72,10 @@ def _main(argv: Sequence[str] | None = None) -> None:
         from neonext_ms.models.registry import list_models
 
         facts, show = [_describe_name(name) for name in list_models()], _print_list
+    elif args.accuracies:
+        from neonext_ms.models.published import ACCURACIES
+
+        facts, show = [asdict(row) for row in ACCURACIES], _print_accuracies
     elif args.tables:
         facts, show = published_rows(), _print_tables
     else:
@@ -146,6 +153,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
 def _describe_export(path: str) -> dict:
     from neonext_ms.common.files import check_regular, sha256
     from neonext_ms.runtime.manifest import read_manifest
+    from neonext_ms.runtime.om_file import read_om
     from neonext_ms.runtime.onnx import describe_onnx
     from neonext_ms.runtime.open import open_runtime
 
@@ -153,8 +161,10 @@ def _describe_export(path: str) -> dict:
     facts: dict[str, Any] = {"file": path, "sha256": sha256(path)}
     if Path(path).suffix.lower() == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
-        return {**facts, **describe_onnx(path)}
+        return {**facts, **_short_int8(describe_onnx(path))}
     manifest, _ = read_manifest(path)
+    if Path(path).suffix.lower() == ".om":
+        return {**facts, **read_om(path).to_dict(), "metadata": manifest}
     if Path(path).suffix.lower() == ".mindir":
         from neonext_ms.runtime.mindspore import mindir_versions
 
@@ -162,6 +172,15 @@ def _describe_export(path: str) -> dict:
     with open_runtime(path) as model:
         facts |= {"runtime": model.name, "input": [model.batch, 3, *model.input_size], "classes": model.classes}
     return {**facts, "metadata": manifest}
+
+
+def _short_int8(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts about a file with the scales of an 8-bit network as their number and how they were calibrated."""
+    scales = facts["metadata"].get("int8")
+    if not isinstance(scales, dict) or not isinstance(scales.get("layers"), dict):
+        return facts
+    short = {"layers in 8 bit": len(scales["layers"]), "calibration": scales.get("calibration")}
+    return {**facts, "metadata": {**facts["metadata"], "int8": short}}
 
 
 def _describe_manifest(path: str) -> dict:
@@ -247,6 +266,14 @@ def _print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
                 f"  {row['model']:24}{quantity:14}at {row['image_size']}: published "
                 f"{row['published'] / scale:6.1f} {unit}, counted {counted}"
             )
+
+
+def _print_accuracies(rows: Sequence[Mapping[str, Any]]) -> None:
+    from neonext_ms.models.published import accuracy_lines
+
+    print("published by the authors of each network, trained on ImageNet-1k alone; none was measured here")
+    for line in accuracy_lines():
+        print(line)
 
 
 def _print_facts(facts: Mapping[str, Any], indent: str = "", names: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -51,3 +52,13 @@ ACCURACIES = (
     Accuracy("DeiT", "DeiT-base", 224, 86.6, 17.6, 81.8, _DEIT),
     Accuracy("DeiT", "DeiT-base", 384, 86.9, 55.5, 82.9, _DEIT),
 )
+
+
+def accuracy_lines() -> Iterator[str]:
+    """Yield `ACCURACIES` as the lines of a table."""
+    for row in ACCURACIES:
+        counts = "" if row.multiply_adds is None else f"{row.multiply_adds:6.1f} G multiply-adds"
+        yield (
+            f"{row.name:11} {row.image_size}  {row.parameters:6.1f} M parameters  {counts:22}  {row.top1:.2f} %  "
+            f"{row.source}"
+        )

@@ -135,6 +135,23 @@ def test_the_other_forms_of_gelu_are_found(form):
     assert ops.count("Gelu") == 18 and "Tanh" not in ops
 
 
+def test_elementwise_chains_are_one_task_and_relu_is_none():
+    from neonext_ms.benchmarks.latency.neonext import build, build_convnext
+
+    for activation, gelu, op in (("gelu", "fast", "FastGelu"), ("hardswish", "erf", "HardSwish")):
+        made = tasks(read(build("t", 224, 1, "MatMul", activation, gelu)))
+        joined = [task for task in made if task.operator.op == op]
+        assert len(joined) == 18 and joined[0].operator.layout == "" and joined[0].operator.known
+        # It reads and writes the hidden activations in the layout of the convolutions: 384 channels at 56x56.
+        assert joined[0].reads == [joined[0].written] == [2 * 384 * 56 * 56]
+        others = {task.operator.op for task in made} - {op}
+        assert others == {"Cast", "TransData", "Conv", "MatMul", "GlobalAveragePool", "LayerNormalization", "Gemm"}
+    for model, count in ((build("t", 224, 1, "MatMul", "relu"), 18), (build_convnext(1, "relu"), 18)):
+        made = tasks(read(model))
+        assert sum(task.operator.fused == ["Conv", "Relu"] for task in made) == count
+        assert not any(task.operator.op == "Relu" for task in made)
+
+
 def test_a_channel_first_layer_norm_stays_a_chain():
     made = operators(read(networks.build("convnext_t", batch=1, form="plain", seed=None)))
     assert sum(operator.op == "Sqrt" for operator in made) == 4

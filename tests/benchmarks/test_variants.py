@@ -51,6 +51,14 @@ def test_deviation():
     assert found["relative_l2"] == pytest.approx(1.0)
 
 
+def test_static_8_bit(digits, capsys):
+    arguments = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--no-speed", "--batch", "40"]
+    arguments += ["--variants", "qdq", "--images", "digits", "--calibrate", "digits"]
+    assert variants.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["deviation"]["qdq"]
+    assert found["correct"] >= 354 and found["top1_changes"] <= 2 and 1e-3 < found["relative_l2"] < 5e-2
+
+
 def test_digits(digits, capsys, tmp_path):
     path = tmp_path / "int8.onnx"
     arguments = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--no-speed", "--batch", "40"]

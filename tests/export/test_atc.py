@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from om_stand_in import TASKS, partition, small_om
 
 from neonext_ms.common import external_tools
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
@@ -23,6 +22,7 @@ from neonext_ms.export.om.job import Job
 from neonext_ms.export.om.options import OmOptions
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import SOCS
+from om_stand_in import TASKS, partition, small_om
 
 ATC = target.COMPILERS["atc"]
 TESTS = str(Path(__file__).parents[1])

@@ -172,7 +172,7 @@ def test_float16(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("gelu", ["auto", "tanh"])
+@pytest.mark.parametrize("gelu", ["auto", "tanh", "fast"])
 def test_what_an_export_verified_agrees_in_a_comparison(dtype, gelu, digits, tmp_path, capsys):
     from neonext_ms.export import command as export_command
 

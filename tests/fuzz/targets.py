@@ -18,9 +18,9 @@ from typing import Any
 
 import checkpoints
 import numpy as np
-import om_stand_in as om
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
 
+import om_stand_in as om
 from neonext_ms.lite.driver import missing
 
 ROOT = Path(__file__).parents[2]
@@ -417,6 +417,21 @@ def _bench_result() -> dict:
     return result
 
 
+_TRIAL = {"value": "neoinit", "seed": 0, "top1": 0.4, "loss": 1.5, "diverged": False}
+_TRIAL["epochs"] = [{"epoch": 1, "loss": 2.0, "top1": 0.3}, {"epoch": 2, "loss": None, "top1": 0.4}]
+
+
+def _ablation(rng: Random) -> Files:
+    return {f"neoinit-{i}/result.json": _json(rng, _TRIAL) if i else json.dumps(_TRIAL).encode() for i in range(2)}
+
+
+def _read_ablation(path: Path) -> None:
+    from neonext_ms.benchmarks.claims import neoinit
+
+    summary = neoinit.summarise(neoinit.read_trials(path))
+    _ = json.dumps(summary, allow_nan=False), list(neoinit.lines({"summary": summary, "plot": None}))
+
+
 def _read_bench(path: Path) -> None:
     from neonext_ms.benchmarks import report_command
 
@@ -454,12 +469,62 @@ def _read_keep_dtype(path: Path) -> None:
     read_keep_dtype(path)
 
 
+_SCALES = {
+    "kind": "scales of an 8-bit network",
+    "version": 1,
+    "network": "0" * 64,
+    "calibration": {"method": "percentile", "images": 128, "source": "digits"},
+    "layers": {
+        "stem.conv": {"scale": 0.02, "offset": -14, "exponents": [], "bias_correction": [1e-3, -2.5e-4]},
+        "head.fc": {"scale": 0.04, "offset": 2, "exponents": [0, -1, 3], "bias_correction": []},
+    },
+}
+
+
+def _read_scales(path: Path) -> None:
+    from neonext_ms.export.quantize.scales import read_scales
+
+    read_scales(path).text()
+
+
 def _read_spec(path: Path) -> None:
     from neonext_ms.commands.simulate import _subject
 
     spec, size = _subject(SimpleNamespace(model=None, stage=None, spec=str(path), map=(13, 9)))
     spec.output_size(*size)
     repr((spec.shapes_a, spec.shapes_b))
+
+
+_BOARD = {
+    "board_report": 1,
+    "kit": {"name": "t", "soc": "Ascend310P3", "level": "quick", "neonext_ms": "0.2.0"},
+    "finished": True,
+    "builds": [
+        {
+            "name": "a_b1",
+            "form": "a",
+            "batches": [1],
+            "predicted": {"1": {"us": 9.5, "kinds": {"conv": 4.0}}},
+            "export": "x",
+        }
+    ],
+    "steps": {
+        "machine": {"status": "done", "result": {"soc": "Ascend310P3", "cann": "8.0", "stand_in": False}},
+        "compile/a_b1": {"status": "done"},
+        "parity/a_b1": {"status": "done", "result": {"1": {"right": True, "relative_l2": 1e-3, "top1_agree": 4}}},
+        "profile/a_b1": {"status": "done", "result": {"us_by_type": {"Conv2D": 3.5}}},
+        "layers/a_b1": {"status": "done", "result": {"diverged_at": "stem"}},
+        "latency/1": {"status": "done", "result": {"a_b1": {"compute_ms": {"p50": 1.5}, "images_per_second": 600}}},
+    },
+}
+
+
+def _read_board(path: Path) -> None:
+    from neonext_ms.benchmarks.board.report import compared, lines, read_report, summary
+
+    report = read_report(path)
+    lines(report), compared(report, report)
+    json.dumps(summary(report), allow_nan=False)
 
 
 _SPECS = (
@@ -542,6 +607,7 @@ TARGETS: dict[str, Target] = {
     **{f"checkpoint-{name}": Target(make, checkpoints.read, name) for name, make in checkpoints.FORMATS.items()},
     "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
     "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
+    "board-report": Target(_from_json(_BOARD), _read_board, "input.json"),
     # Each file is read by a process of its own.
     **({"lite": Target(lambda rng: mutate_bytes(rng, _exported(".ms")), _read_lite, "input.ms")} if LITE else {}),
     "om": Target(_om, _read_om, "input.om"),
@@ -559,8 +625,10 @@ TARGETS: dict[str, Target] = {
     "cifar": Target(_cifar, _read_cifar),
     "cann-log": Target(_from_text(_LOG), _read_log, "input.log"),
     "bench-result": Target(lambda rng: _json(rng, _bench_result()), _read_bench, "input.json"),
+    "ablation": Target(_ablation, _read_ablation),
     "profile": Target(_profile, _read_profile, "input.json"),
     "keep-dtype": Target(_from_text("stem_conv\nOpType::MatMul\n\n"), _read_keep_dtype, "input.cfg"),
     "package": Target(_package, _read_package),
+    "scales": Target(_from_json(_SCALES), _read_scales, "input.json"),
     "spec": Target(_from_json(*_SPECS), _read_spec, "input.json"),
 }

@@ -38,6 +38,13 @@ def test_a_named_model(capsys):
     assert json.loads(_run(capsys, "neonext_t", "--image-size", "256x320", "--json")[1])["maps"][0] == [64, 80]
 
 
+def test_published_accuracies(capsys):
+    code, out, _ = _run(capsys, "--accuracies", "--json")
+    assert code == 0 and json.loads(out)[0]["top1"] == 81.44
+    assert "none was measured here" in _run(capsys, "--accuracies")[1]
+    assert _run(capsys, "--accuracies", "--list")[0] == 2
+
+
 def test_a_checkpoint(capsys, digits):
     code, out, _ = _run(capsys, digits, "--image-size", "64", "--json")
     facts = json.loads(out)

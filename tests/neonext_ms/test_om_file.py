@@ -7,9 +7,9 @@ import os
 import struct
 from pathlib import Path
 
-import om_stand_in as om
 import pytest
 
+import om_stand_in as om
 from neonext_ms.commands import info
 from neonext_ms.common import wire
 from neonext_ms.common.errors import InputError

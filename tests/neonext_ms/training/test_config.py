@@ -9,6 +9,7 @@ import pytest
 
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES
+from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.models.architecture import DOWNSAMPLES
 from neonext_ms.models.initialization import CONV_INITS
 from neonext_ms.models.registry import model_config
@@ -192,7 +193,7 @@ def test_overrides_and_bases(tmp_path):
         ("data.dataset", DATASETS), ("data.val_interpolation", INTERPOLATIONS), ("data.val_mode", MODES),
         ("augmentation.interpolation", augment._RESAMPLING), ("optimizer.name", OPTIMIZERS),
         ("optimizer.lr_rule", LR_RULES), ("schedule.name", SCHEDULES), ("precision.level", LEVELS),
-        ("model.downsample", DOWNSAMPLES), ("model.conv_init", CONV_INITS),
+        ("model.downsample", DOWNSAMPLES), ("model.activation", ACTIVATIONS), ("model.conv_init", CONV_INITS),
     ],
 )  # fmt: skip
 def test_choices_are_those_of_the_tables(key, table):

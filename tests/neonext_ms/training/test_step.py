@@ -10,8 +10,9 @@ from conftest import DATA, FULL, SMALL, Golden, relative_l2
 from neonext_ms import NeoNeXt, load_checkpoint
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.weights import load_arrays
-from neonext_ms.training.config.schema import OptimizerConfig, PrecisionConfig
+from neonext_ms.training.config.schema import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from neonext_ms.training.optimizers import layer_rates
+from neonext_ms.training.schedule import activation_share
 from neonext_ms.training.step import TrainStep
 
 ms.set_device("CPU")
@@ -214,3 +215,28 @@ def test_number_of_batches():
     step = TrainStep(_tiny(), OptimizerConfig(accumulate=2), jit=False)
     with pytest.raises(InputError, match=r"got 1, expected 2\b"):
         step([_batch(np.random.RandomState(0))], 1e-3)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_activations_are_blended(jit):
+    batch = _batch(np.random.RandomState(0), 4)
+
+    def first_step(activation, share=1.0, blend_from=None):
+        step = TrainStep(_tiny(activation=activation), jit=jit, blend_from=blend_from)
+        result = step([batch], 1e-2, share)
+        return result.loss, result.norm, step.weights()
+
+    gelu, relu = first_step("gelu"), first_step("relu")
+    for share, expected in ((0.0, gelu), (1.0, relu)):
+        blended = first_step("relu", share, "gelu")
+        assert blended[:2] == pytest.approx(expected[:2], rel=1e-6)
+        assert all(relative_l2(blended[2][name], array) < 1e-5 for name, array in expected[2].items() if array.any())
+    middle = first_step("relu", 0.5, "gelu")[0]
+    assert min(gelu[0], relu[0]) - 1e-3 < middle < max(gelu[0], relu[0]) + 1e-3
+    assert abs(middle - gelu[0]) > 1e-6 and abs(middle - relu[0]) > 1e-6
+
+
+def test_the_share_follows_the_schedule():
+    config = ScheduleConfig(blend_epochs=1.5)
+    assert [round(activation_share(config, step, 4), 4) for step in (0, 2, 5, 6, 99)] == [0.1667, 0.5, 1.0, 1.0, 1.0]
+    assert activation_share(ScheduleConfig(), 0, 4) == 1.0

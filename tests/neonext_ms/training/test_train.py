@@ -130,6 +130,33 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, capsys, more):
         assert _same(*files)
 
 
+def test_a_change_of_activation(folder, capsys):
+    architecture = make_architecture(2, dims=(4, 4, 4, 4), shifts=(1, 1, 0, 0))
+    save_checkpoint(folder / "gelu.pt", initial_arrays(architecture), {"shifts": [1, 1, 0, 0]})
+    init = [f"model.init={folder / 'gelu.pt'}"]
+    blend = [*init, "model.activation=relu", "schedule.blend_epochs=1.5"]
+    assert _train(folder, "whole", *blend) == 0
+    assert "activations differ: gelu in" in capsys.readouterr().err
+    # It is resumed exactly, in the middle of the change, and differs from a run that starts with ReLU.
+    assert _train(folder, "parts", "run.stop_after=2", *blend) == 130
+    assert _train(folder, "parts", "--resume", "auto", *blend) == 0
+    assert _same(_state(folder, "whole")[0], _state(folder, "parts")[0])
+    assert _state(folder, "whole")[1].config["schedule"]["blend_epochs"] == 1.5
+    assert _train(folder, "relu", *init, "model.activation=relu") == 0
+    assert not _same(_state(folder, "whole")[0], _state(folder, "relu")[0])
+    for name in ("final", "final_ema", "best"):
+        assert load_checkpoint(folder / "whole" / f"{name}.safetensors").architecture.activation == "relu"
+    # Weights of another activation can be resumed from nowhere else: their configuration says which.
+    assert _train(folder, "whole", "--resume", "auto", *init) == 0
+    assert "model.activation: relu -> None" in capsys.readouterr().err
+    for wrong, message in (
+        (["model.activation=relu"], "no activation to change from"),
+        (init, "both have the activation gelu"),
+    ):
+        assert _train(folder, "wrong", "schedule.blend_epochs=1", *wrong) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_the_run(folder, monkeypatch, capsys, number):
     compute = TrainStep.__call__

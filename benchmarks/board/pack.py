@@ -1,0 +1,349 @@
+"""Packing a kit: the files that `kit/run.py` reads on a board, and `kit.json`, which describes them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shlex
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neonext_ms import __version__
+from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
+from neonext_ms.common.files import explained, sha256, staging
+from neonext_ms.common.text import one_line
+from neonext_ms.export import pipeline
+from neonext_ms.export.compare import parity
+from neonext_ms.export.compare.onnx_side import OnnxActivations
+from neonext_ms.export.om import aipp, cann_log
+from neonext_ms.export.om.job import Job
+from neonext_ms.export.om.options import OmOptions
+from neonext_ms.export.om.target import COMPILERS
+from neonext_ms.export.request import Request
+from neonext_ms.export.source import Source
+from neonext_ms.export.tolerances import tolerance
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.ops.package import FAMILIES, PROJECT
+from neonext_ms.ops.soc import SOCS
+from neonext_ms.ops.soc import soc as find_soc
+
+from .forms import Form, forms_of
+from .reference import Images, layers, logits, read_images, save
+from .weights import Pool, join, split
+
+KIT = Path(__file__).with_name("kit")
+DESCRIPTION, SUMS = "kit.json", "SHA256SUMS"
+FORMAT = 1
+IMAGES = {"quick": 20, "full": 100}
+# Numbers of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
+SAMPLED = {"quick": 512, "full": 1 << 62}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a kit is to hold.
+
+    Attributes:
+        soc: device, as `atc --soc_version` takes it.
+        batches: batch sizes.
+        level: one of `forms.LEVELS`.
+        images: folder of labelled images, or None for noise alone.
+        image_size: height and width, for a checkpoint that does not record them.
+        command: arguments of neonext-export for the source, for the commands that a report prints.
+    """
+
+    soc: str
+    batches: tuple[int, ...] = (1, 8)
+    level: str = "quick"
+    images: str | None = None
+    image_size: tuple[int, int] | None = None
+    command: Sequence[str] = field(default_factory=list)
+
+
+def pack(
+    source: Source, wanted: Wanted, output: str | os.PathLike, progress: Callable[[str], None] = lambda step: None
+) -> dict[str, Any]:
+    """Write a kit into a new folder, byte for byte the same for the same input; return its description.
+
+    Args:
+        source: network to test.
+        wanted: contents of the kit.
+        output: folder to create, or an existing kit to replace.
+        progress: function that is called with the name of each step before it starts.
+
+    Raises:
+        InputError: a file that cannot be read or written, or an output that is another folder.
+        UsageError: an unknown device, a size that is not known, or options that do not go together.
+        ParityError: an ONNX file differs from the network.
+    """
+    output = Path(output)
+    if output.exists() and not (output / DESCRIPTION).is_file() and any(output.iterdir()):
+        raise InputError(f"{output}: a folder with other files. Name a new folder, or an earlier kit to replace.")
+    device = find_soc(wanted.soc)
+    sizes = source.image_sizes((wanted.image_size,) if wanted.image_size else ())
+    forms = forms_of(wanted.level, device.family in FAMILIES)
+    with staging(output.parent) as stage:
+        kit = stage / "kit"
+        kit.mkdir()
+        with explained(output):
+            content = _Packer(source, wanted, kit, sizes[0], forms, progress).write()
+            shutil.rmtree(output, ignore_errors=True)
+            os.replace(kit, output)
+    return content
+
+
+def archive(folder: Path) -> Path:
+    """Write `<folder>.tar.gz`, the same bytes for the same kit, and return its path.
+
+    Raises:
+        InputError: the archive cannot be written.
+    """
+    path = folder.with_name(folder.name + ".tar.gz")
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        return entry
+
+    with explained(path), staging(path.parent) as stage:
+        staged = stage / path.name
+        with (
+            open(staged, "wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                tar.add(file, f"{folder.name}/{file.relative_to(folder)}", filter=plain)
+        os.replace(staged, path)
+    return path
+
+
+class _Packer:
+    """The steps of `pack`, inside a staging folder."""
+
+    def __init__(
+        self,
+        source: Source,
+        wanted: Wanted,
+        kit: Path,
+        size: tuple[int, int],
+        forms: Sequence[Form],
+        progress: Callable[[str], None],
+    ):
+        self.source, self.wanted, self.kit, self.size = source, wanted, kit, size
+        self.forms, self.progress = forms, progress
+        self.preprocessing = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
+
+    def write(self) -> dict[str, Any]:
+        """Write all files; return the description."""
+        self.progress("images")
+        images = read_images(self.wanted.images, IMAGES[self.wanted.level], self.source, self.preprocessing, self.size)
+        models = self._models()
+        self.progress("reference")
+        expected = logits(self.source, images, self.size, self.kit)
+        data = self.kit / "data"
+        data.mkdir()
+        save(data / "frames.npy", images.frames)
+        save(data / "logits.npy", expected)
+        images.inputs[:1].astype("<f4").tofile(data / "input_000.bin")
+        images.frames[:1].tofile(data / "frame_000.bin")
+        self._copy_programs()
+        content: dict[str, Any] = {
+            "kit": FORMAT,
+            "neonext_ms": __version__,
+            "name": self.source.name,
+            "soc": self.wanted.soc,
+            "family": find_soc(self.wanted.soc).family,
+            "socs": {name: device.family for name, device in SOCS.items()},
+            "level": self.wanted.level,
+            "image_size": list(self.size),
+            "batches": list(self.wanted.batches),
+            "classes": int(expected.shape[1]),
+            "labels": list(self.source.metadata.get("labels") or []) or None,
+            "images": self._describe(images),
+            "operator": any(form.operator for form in self.forms),
+            "export": list(self.wanted.command),
+            "models": {},
+            "builds": [
+                self._build(form, batches, models)
+                for form in self.forms
+                for batches in form.batches(self.wanted.batches)
+            ],
+            "errors": errors(),
+        }
+        # Predictions read the ONNX files, so these are cut into pieces afterwards.
+        pool = Pool()
+        for name, (path, weights) in models.items():
+            content["models"][name] = self._model(name, path, images)
+            if self.wanted.level == "quick" and not weights:
+                self._shrink(content["models"][name], path, pool)
+        pool.write(data)
+        self._check(content["models"], images, expected)
+        (self.kit / DESCRIPTION).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._write_sums()
+        return content
+
+    def _describe(self, images: Images) -> dict[str, Any]:
+        """Return how a program makes the network's inputs of the frames, and what is known of each."""
+        top, left = aipp.crop_offsets(self.size, (images.frames.shape[1], images.frames.shape[2]))
+        return {
+            "files": images.names,
+            "noise": images.noise,
+            "all": len(images.frames),
+            "expected": images.expected,
+            "crop": [top, left, *self.size],
+            "mean": list(self.preprocessing.mean),
+            "std": list(self.preprocessing.std),
+        }
+
+    def _models(self) -> dict[str, tuple[Path, list[str]]]:
+        """Export one ONNX file for each kind of graph: name -> path in the kit, and files of weights."""
+        models: dict[str, tuple[Path, list[str]]] = {}
+        for form in self.forms:
+            name = _model_name(form)
+            if name in models:
+                continue
+            self.progress(f"export {name}")
+            options = OmOptions(self.wanted.soc, compile=False)
+            # A single size would be written into the graph, and the others could not use it.
+            batches = self.wanted.batches if len(self.wanted.batches) > 1 else (1, 2)
+            request = Request(["om"], [self.size], batches, name=name, om=options, **form.request)
+            report = pipeline.export(self.source, request, self.kit / "onnx")
+            files = [file.path for file in report.exported if file.target in ("onnx for om", "weights of onnx for om")]
+            for file in report.exported:
+                if file.target == "script for om":
+                    file.path.unlink()
+            models[name] = files[0], [file.name for file in files[1:]]
+        return models
+
+    def _model(self, name: str, path: Path, images: Images) -> dict[str, Any]:
+        self.progress(f"layers {name}")
+        numbers, rows = layers(path, self.size, images.inputs[:1], SAMPLED[self.wanted.level])
+        file = self.kit / "data" / f"layers_{name}.npy"
+        save(file, numbers)
+        return {"onnx": self._relative(path), "segments": None, "layers": rows, "values": self._relative(file)}
+
+    def _shrink(self, model: dict[str, Any], path: Path, pool: Pool) -> None:
+        """Replace an ONNX file by its parts; run.py puts it together in work/."""
+        parts = path.with_suffix(".parts.z")
+        model.update(segments=split(path, pool, parts), parts=self._relative(parts), onnx=f"work/onnx/{path.name}")
+        path.unlink()
+
+    def _check(self, models: Mapping[str, Any], images: Images, expected: np.ndarray) -> None:
+        """Run what the board will put together; the exporter has verified the files before their weights were rounded.
+
+        Raises:
+            ParityError: the logits of the first inputs differ.
+        """
+        for name, model in models.items():
+            if not model["segments"]:
+                continue
+            self.progress(f"check {name}")
+            path = self.kit / "check.onnx"
+            path.write_bytes(join(self.kit, model))
+            side = OnnxActivations(path, self.size)
+            (output,) = side.outputs
+            ((_, values),) = side.values(images.inputs[:4], [output])
+            path.unlink()
+            found = parity.compare(expected[:4], values, tolerance("float16", "tanh"))
+            if not found.agrees():
+                raise ParityError(
+                    f"{name}: with weights in float16 its logits differ (relative L2 {found.relative_l2:.1e}). Pack a "
+                    "kit of --level full, which keeps them in float32."
+                )
+
+    def _build(self, form: Form, batches: tuple[int, ...], models: Mapping[str, tuple[Path, list[str]]]) -> dict:
+        """Return one OM file: what compiles it, what it takes, and what is predicted of it."""
+        model = _model_name(form)
+        path, weights = models[model]
+        name = f"{form.name}_b{'_'.join(map(str, batches))}" if not form.dynamic else form.name
+        options = OmOptions(self.wanted.soc, **form.options)
+        job = Job(name, self.size, batches, options, COMPILERS["atc"], self.preprocessing, data=tuple(weights))
+        invocation = job.invocation()
+        files = {plain: file for plain, file in invocation.inputs.items() if file not in (job.onnx, job.aipp)}
+        onnx = self._relative(path)
+        if self.wanted.level == "quick" and not weights:
+            onnx = f"work/onnx/{path.name}"
+        inputs = {f"{job.plain}.onnx": onnx}
+        inputs.update((plain, self._relative(path.with_name(file))) for plain, file in files.items())
+        configs = dict(invocation.configs)
+        if job.aipp:
+            configs[f"{job.plain}.aipp.cfg"] = aipp.aipp_config(self.preprocessing, self.size)
+        self.progress(f"predict {name}")
+        return {
+            "name": name,
+            "form": form.name,
+            "summary": form.summary,
+            "batches": list(batches),
+            "model": model,
+            "command": list(invocation.command),
+            "output": job.plain,
+            "inputs": inputs,
+            "configs": configs,
+            "operator": form.operator,
+            "feed": "frames" if form.aipp else "float32",
+            "tolerance": tolerance("float16", form.gelu),
+            "predicted": {str(batch): self._predict(path, form, batch) for batch in batches},
+            "export": self._export_command(form, batches),
+        }
+
+    def _export_command(self, form: Form, batches: Sequence[int]) -> str:
+        """Return the command that makes an OM file where CANN is installed."""
+        words = ["neonext-export", *self.wanted.command, "--target", "om", "--soc", self.wanted.soc]
+        words += ["--batch", ",".join(map(str, batches)), *form.export.split(), "--output", f"build/{form.name}"]
+        return shlex.join(words)
+
+    def _predict(self, path: Path, form: Form, batch: int) -> dict[str, Any]:
+        """Return the device model's microseconds of a run, in total and by kind of task."""
+        from ..latency.network_model import estimate
+
+        try:
+            dtype = "int8" if form.dtype == "int8" else "float16"
+            found = estimate(path, self.wanted.soc, batch=batch, dtype=dtype, aipp=form.aipp)
+        except (ToolchainError, UsageError) as error:
+            return {"us": None, "why": one_line(error)}
+        kinds: dict[str, float] = {}
+        for task in found.tasks:
+            kinds[task.kind] = kinds.get(task.kind, 0.0) + task.predicted_us
+        return {"us": found.predicted_us, "outside_tasks_us": found.predicted_run_us, "kinds": kinds}
+
+    def _copy_programs(self) -> None:
+        for source in sorted(KIT.rglob("*")):
+            if source.is_file() and "__pycache__" not in source.parts:
+                target = self.kit / source.relative_to(KIT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        if any(form.operator for form in self.forms):
+            ignored = shutil.ignore_patterns("build", "__pycache__")
+            shutil.copytree(PROJECT, self.kit / "ops", ignore=ignored)
+        (self.kit / "run.py").chmod(0o755)
+
+    def _write_sums(self) -> None:
+        files = sorted(file for file in self.kit.rglob("*") if file.is_file())
+        lines = [f"{sha256(file)}  {self._relative(file)}\n" for file in files]
+        (self.kit / SUMS).write_text("".join(lines), encoding="utf-8")
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.kit).as_posix()
+
+
+def _model_name(form: Form) -> str:
+    """Return the name of the ONNX file of a form: what distinguishes its graph."""
+    return "_".join(["net", *(f"{value}" for _, value in sorted(form.request.items()))])
+
+
+def errors() -> dict[str, Any]:
+    """Return the exporter's table of the errors of CANN's tools as plain values, for a program without this package."""
+    return {
+        "codes": {code: [advice.meaning, advice.remedy] for code, advice in cann_log.CODES.items()},
+        "texts": [[pattern, advice.meaning, advice.remedy] for pattern, advice in cann_log.TEXTS],
+        "unknown": list(cann_log.UNKNOWN[:2]),
+        "internal": list(cann_log.INTERNAL),
+    }

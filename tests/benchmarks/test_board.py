@@ -1,0 +1,300 @@
+"""The board kit from pack to report, on stand-ins that compute: `atc_stand_in`, `acl_stand_in`, `board_stand_in`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from atc_stand_in import halves, spoil
+from board_stand_in import install
+from neonext_ms.benchmarks.board import forms
+from neonext_ms.benchmarks.board.pack import KIT, Wanted, archive, pack
+from neonext_ms.benchmarks.board.reference import normalized
+from neonext_ms.benchmarks.board.report import lines, read_report, summary
+from neonext_ms.benchmarks.board.weights import join
+from neonext_ms.commands import board
+from neonext_ms.export.source import Source
+from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.architecture import make_architecture
+from neonext_ms.models.initialization import initial_arrays
+
+RUN = KIT / "run.py"
+OPTIONS = ort.SessionOptions()
+# Pairs of casts that round would be removed.
+OPTIONS.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+QUICK = ("--seconds", "0.1")
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    architecture = make_architecture(num_classes=5, per_stage_layers=(1, 1, 1, 0), dims=(8, 8, 16, 16), kernel_spec="4")
+    arrays = initial_arrays(architecture, rng=np.random.RandomState(0))
+    return Source(arrays, architecture.with_shifts((1, 1, 0, 0)), "tiny", metadata={"image_size": [32, 32]})
+
+
+@pytest.fixture(scope="module")
+def packed(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "kit"
+    pack(source, Wanted("Ascend310P3", (1, 2)), folder)
+    return folder
+
+
+@pytest.fixture
+def kit(packed, tmp_path) -> Path:
+    return Path(shutil.copytree(packed, tmp_path / "kit"))
+
+
+def start(kit: Path, environ: dict[str, str], *argv: str) -> subprocess.Popen:
+    command = [sys.executable, str(kit / "run.py"), *QUICK, *argv]
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ran(kit: Path, environ: dict[str, str], *argv: str) -> tuple[int, str, dict]:
+    process = start(kit, environ, *argv)
+    out, _ = process.communicate(timeout=300)
+    report = kit / "board_report.json"
+    return process.returncode, out, json.loads(report.read_text()) if report.exists() else {}
+
+
+def status(report: dict) -> dict[str, str]:
+    return {name: entry["status"] for name, entry in report["steps"].items()}
+
+
+def without_times(report: dict) -> dict:
+    """A report without what differs between two runs."""
+    for name, entry in report["steps"].items():
+        entry.pop("seconds", None)
+        if name.startswith("latency/"):
+            entry["result"] = sorted(entry.get("result", ()))
+        if name.startswith("compile/"):
+            entry["result"].pop("compile_seconds")
+    return report
+
+
+def test_from_pack_to_report(digits, data, tmp_path, capsys):
+    folder, environ = tmp_path / "kit", install(tmp_path / "board")
+    argv = ["pack", "--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--soc", "Ascend310P3"]
+    argv += ["--images", str(data / "digits"), "--batch", "1", "--output", str(folder)]
+    assert board.main(argv) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "4 noise images, 20 labelled images" in out and "custom (batch 1)" in out
+    code, printed, report = ran(folder, environ, "--forms", "matmul,aipp")
+    assert code == 0, printed
+    assert report["finished"] and set(status(report).values()) == {"done"}
+    assert report["steps"]["machine"]["result"]["chips"] == ["310P3"]
+    # The stand-in of msprof reports a convolution and a product for each of 24 runs.
+    (profile,) = (entry["result"] for name, entry in report["steps"].items() if name.startswith("profile/"))
+    assert profile == {"tasks": 2, "us_by_type": {"Conv2D": 30.0, "MatMulV2": 10.0}}
+    found = read_report(folder / "board_report.json")
+    rows = {(row.build, row.batch): row for row in found.rows}
+    row = rows["matmul_b1", 1]
+    # fp16 is emulated, so it is close to float32 and not the same; 18 of the 20 images are what float32 gets right.
+    assert row.right and 1e-5 < row.parity["relative_l2"] < 9.8e-3 and row.parity["top1_agree"] == 24
+    assert row.parity["correct"] == row.parity["correct_in_float32"] == 18
+    assert row.ratio == pytest.approx(1e3 * row.measured_ms / row.predicted_us)
+    assert rows["aipp_b1", 1].right and rows["padded_b1", 1].compiled is None
+    assert board.main(["report", str(folder / "board_report.json")]) == 0
+    out = capsys.readouterr().out
+    assert "this ran on stand-ins" in out and "neonext-export --checkpoint digits_64.pt --shifts 1,1,0,0" in out
+    assert "profile" in out and "Conv2D 30, MatMulV2 10" in out
+    (kinds,) = summary(found)["by_kind"].values()
+    assert kinds["conv"]["measured_us"] == 30 and kinds["conv"]["predicted_us"] > 0 and "vector" in kinds
+    assert board.main(["report", *[str(folder / "board_report.json")] * 2]) == 0
+    text = (folder / "board_report.json").read_text() + (folder / "board_report.html").read_text()
+    # Of the machine nothing may be in it.
+    for secret in (str(tmp_path), os.path.expanduser("~") + "/", os.uname().nodename):
+        assert secret not in text
+
+
+def test_the_kit_is_the_same_for_the_same_input(source, packed, tmp_path):
+    pack(source, Wanted("Ascend310P3", (1, 2)), tmp_path / "kit")
+    names = sorted(path.relative_to(packed) for path in packed.rglob("*") if path.is_file())
+    assert names == sorted(
+        path.relative_to(tmp_path / "kit") for path in (tmp_path / "kit").rglob("*") if path.is_file()
+    )
+    assert [name for name in names if (packed / name).read_bytes() != (tmp_path / "kit" / name).read_bytes()] == []
+    first = archive(tmp_path / "kit").read_bytes()
+    time.sleep(1.1)
+    (tmp_path / "kit" / "kit.json").touch()
+    assert archive(tmp_path / "kit").read_bytes() == first
+
+
+def test_run_py_is_one_file_for_python_3_7():
+    text = RUN.read_text()
+    tree = ast.parse(text, feature_version=(3, 7))
+    imports = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert imports - set(sys.stdlib_module_names) == {"numpy", "acl"}
+    assert text.count("\n") <= 900
+
+
+@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
+def test_every_form_has_a_plain_name_and_a_known_level(form):
+    assert form.name.isidentifier() and form.level in forms.LEVELS and form.dtype in ("float16", "int8")
+
+
+@pytest.fixture(scope="module")
+def run_py():
+    specification = importlib.util.spec_from_file_location("kit_run", RUN)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["net", "net_padded"])
+def test_the_first_wrong_layer_is_named_wherever_it_is(packed, run_py, name):
+    content = json.loads((packed / "kit.json").read_text())["models"][name]
+    rows, reference = content["layers"], np.load(packed / content["values"])
+    known = {node: number for number, row in enumerate(rows) for node in row["nodes"]}
+    frames = np.load(packed / "data" / "frames.npy")[:1]
+    pixels = normalized(frames, Preprocessing(), (32, 32))
+    model, named = onnx.load_from_string(join(packed, content)), 0
+    for number, row in enumerate(rows):
+        wrong = onnx.ModelProto()
+        wrong.CopyFrom(model)
+        wrong = halves(spoil(wrong, row["name"]))
+        wrong.graph.output.extend(onnx.ValueInfoProto(name=r["name"]) for r in rows[:-1])
+        session = ort.InferenceSession(wrong.SerializeToString(), OPTIONS)
+        results = session.run([r["name"] for r in rows], {"input": pixels})
+        values = dict(enumerate(results))
+        layers, diverged = run_py.compare_layers(rows, reference, values, 9.8e-3)
+        assert len(layers) == len(rows) and number == known[row["nodes"][0]]
+        # Layers are compared where the logits are wrong; a fault that they do not show is none.
+        if layers[-1]["relative_l2"] > 9.8e-3:
+            assert diverged == row["name"]
+            named += 1
+    assert named > 0.8 * len(rows)
+
+
+def test_a_wrong_form_is_compared_layer_by_layer(kit, tmp_path):
+    environ = install(tmp_path / "board", {"atc": {"matmul_b1": "wrong:stage_2.0"}})
+    code, out, report = ran(kit, environ, "--forms", "matmul")
+    assert code == 0 and "diverges is stage_2.0" in out, out
+    assert report["steps"]["parity/matmul_b1"]["result"]["1"]["right"] is False
+    assert report["steps"]["layers/matmul_b1"]["result"]["diverged_at"] == "stage_2.0"
+    assert "layers/matmul_b2" not in report["steps"] and report["steps"]["latency/1"]["status"] == "skipped"
+    assert "the first layer that diverges is stage_2.0" in "\n".join(lines(read_report(kit / "board_report.json")))
+
+
+def test_failures_of_atc_and_of_the_device_are_reported_and_explained(kit, tmp_path):
+    faults = {"atc": {"matmul_b1": "no-kernels", "matmul_b2": "broken-file"}}
+    faults["acl"] = {"padded_b1": "crash", "padded_b2": "memory"}
+    code, out, report = ran(kit, install(tmp_path / "board", faults), "--forms", "matmul,padded")
+    steps = report["steps"]
+    problems = {name: entry.get("problem", "") for name, entry in steps.items()}
+    assert code == 1 and "No supported Ops kernel" in problems["compile/matmul_b1"], out
+    assert "the file that it wrote is broken" in problems["compile/matmul_b2"]
+    assert steps["parity/matmul_b1"]["status"] == "skipped" and steps["parity/padded_b1"]["status"] == "crashed"
+    assert "SIGSEGV" in problems["parity/padded_b1"] and "out of device memory" in problems["parity/padded_b2"]
+    assert summary(read_report(kit / "board_report.json"))["fastest"] == {}
+    hangs = install(tmp_path / "board", {"acl": {"padded_b1": "hang"}})
+    code, out, report = ran(kit, hangs, "--forms", "padded", "--only", "run", "--timeout", "8")
+    assert code == 1 and report["steps"]["parity/padded_b1"]["status"] == "timeout", out
+    assert report["steps"]["latency/2"]["result"].keys() == {"padded_b2"}
+    # The next run tries again what failed, and nothing else.
+    code, out, report = ran(kit, install(tmp_path / "board"), "--forms", "matmul,padded")
+    assert code == 0 and set(status(report).values()) == {"done"}, out
+
+
+def test_without_tools_and_without_a_device(kit, tmp_path):
+    code, out, report = ran(kit, install(tmp_path / "a", without=("atc",)), "--forms", "matmul")
+    assert code == 1 and report["steps"]["compile/matmul_b1"]["status"] == "missing" and "set_env.sh" in out
+    no_device = install(tmp_path / "b", without=("acl",))
+    code, out, report = ran(kit, no_device, "--forms", "matmul", "--only", "compile")
+    assert code == 0 and not any(name.startswith("parity/") for name in report["steps"]), out
+    code, out, report = ran(kit, no_device, "--forms", "matmul", "--only", "run")
+    assert code == 1 and report["steps"]["parity/matmul_b1"]["status"] == "missing"
+    code, out, report = ran(kit, install(tmp_path / "c", without=("atc",)), "--forms", "matmul", "--only", "run")
+    assert code == 0 and report["steps"]["latency/1"]["status"] == "done", out
+    # What was compiled elsewhere stays in the report.
+    assert report["steps"]["compile/matmul_b1"]["status"] == "done"
+
+
+def test_a_kit_for_another_device_and_a_damaged_one(kit, tmp_path):
+    code, out, report = ran(kit, install(tmp_path / "a", {"soc": "Ascend310B4"}), "--forms", "matmul")
+    assert code == 1 and "neonext-board pack --soc Ascend310B4" in report["steps"]["machine"]["problem"]
+    assert report["steps"]["compile/matmul_b1"]["status"] == "skipped"
+    code, out, report = ran(kit, install(tmp_path / "b", {"soc": "Ascend310P1"}), "--forms", "matmul")
+    assert code == 0 and "the device is Ascend310P1" in report["steps"]["machine"]["result"]["note"], out
+    with open(kit / "onnx" / "net_cann.parts.z", "r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    code, out, report = ran(kit, install(tmp_path / "c"), "--again")
+    assert code == 1 and "onnx/net_cann.parts.z is damaged" in report["steps"]["files"]["problem"]
+    assert set(list(status(report).values())[1:]) == {"skipped"}
+    (kit / "kit.json").write_text("{")
+    code, out, _ = ran(kit, install(tmp_path / "c"))
+    assert code == 1 and "not a complete kit" in out and "Traceback" not in out
+
+
+def test_a_run_that_is_killed_goes_on(kit, packed, tmp_path):
+    environ = install(tmp_path / "board", {"atc": {"matmul_b2": "wrong:stage_2.0"}})
+    for seconds in (0.3, 1.2, 2.5):
+        process = start(kit, environ, "--forms", "matmul")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, out, report = ran(kit, environ, "--forms", "matmul")
+    other = Path(shutil.copytree(packed, tmp_path / "other"))
+    assert code == 0, out
+    assert without_times(report) == without_times(ran(other, environ, "--forms", "matmul")[2])
+
+
+def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypatch):
+    from neonext_ms.benchmarks.board import fit
+    from neonext_ms.benchmarks.latency.figures import read
+
+    content = json.loads((packed / "kit.json").read_text())
+    # A board that takes twice as long as predicted.
+    times = {
+        build["name"]: {"compute_ms": {"p50": 2e-3 * build["predicted"]["1"]["us"]}, "images_per_second": 1.0}
+        for build in content["builds"]
+        if build["batches"] == [1]
+    }
+    steps = {f"parity/{name}": {"status": "done", "result": {"1": {"right": True}}} for name in times}
+    steps["latency/1"] = {"status": "done", "result": times}
+    steps["machine"] = {"status": "done", "result": {"soc": "Ascend310P3"}}
+    report = {"board_report": 1, "kit": {"name": "tiny", "soc": "Ascend310P3"}, "builds": content["builds"]}
+    (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
+    figures = [figure for figure in read() if figure.model == "ResNet-18"][:2]
+    monkeypatch.setattr(fit, "read_figures", lambda: figures)
+    argv = ["report", str(tmp_path / "r.json"), "--fit", "--kit", str(packed), "--json"]
+    assert board.main(argv) == 0
+    errors = json.loads(capsys.readouterr().out)["errors"]["measured"]
+    assert errors["before"]["rows"] == 4 and errors["before"]["median"] == pytest.approx(2, rel=0.02)
+    assert errors["after"]["median"] < 1.5
+    steps["machine"]["result"]["stand_in"] = True
+    (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
+    assert board.main(argv) == 1 and "it ran on stand-ins" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not the report of a board"),
+        ('{"board_report": 2}', "not the report of a board"),
+        ('{"board_report": 1, "steps": []}', "steps: expected dict"),
+        ('{"board_report": 1, "builds": [1]}', "expected an object, got 1"),
+        ('{"board_report": 1, "builds": [{"name": "a", "batches": [0]}]}', "whole numbers above 0"),
+        ('{"board_report": 1, "steps": {"machine": {"result": {"soc": 3}}}}', "machine.result.soc"),
+    ],
+)
+def test_reports_of_others_are_read_with_care(text, message, tmp_path, capsys):
+    (tmp_path / "r.json").write_text(text)
+    assert board.main(["report", str(tmp_path / "r.json")]) == 1
+    err = capsys.readouterr().err
+    assert message in err or message.split(".")[-1] in err

@@ -1,0 +1,98 @@
+"""A board of stand-ins: `install` writes atc, npu-smi and a CANN toolkit into a folder, and returns the environment.
+
+As a program it runs a command on it: `python board_stand_in.py FOLDER COMMAND ...`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+# Lays the package out as the installer of CANN does.
+_PACKAGE = """\
+for argument in "$@"; do case $argument in --install-path=*) place=${argument#*=} ;; esac; done
+mkdir -p "$place/vendors/neonext/op_api/include" && touch "$place/vendors/neonext/op_api/include/aclnn_neo_cell.h"
+echo SUCCESS
+"""
+_BUILD = f"""\
+set -e
+[ -f op_host/neo_cell.cpp ] && [ -f op_kernel/neo_cell.cpp ]
+mkdir build_out
+cat > build_out/custom_opp_linux_x86_64.run <<'END'
+{_PACKAGE}END
+"""
+_CONVERT = """\
+import argparse, pathlib, shutil
+parser = argparse.ArgumentParser()
+parser.add_argument("what")
+for name in ("-d", "-out", "-t"):
+    parser.add_argument(name)
+args = parser.parse_args()
+assert args.what == "convert" and args.t == "npy"
+pathlib.Path(args.out).mkdir(parents=True)
+for file in pathlib.Path(args.d).iterdir():
+    shutil.copyfile(file, pathlib.Path(args.out) / f"{file.name}.output.0.npy")
+"""
+_MSPROF = """\
+import pathlib, shlex, subprocess, sys
+given = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
+subprocess.run(shlex.split(given["application"]), check=True)
+folder = pathlib.Path(given["output"]) / "PROF_1" / "mindstudio_profiler_output"
+folder.mkdir(parents=True)
+rows = ["Op Name,OP Type,Task Duration(us)", *["a,Conv2D,30.0", "b,MatMulV2,10.0", "c,TransData,N/A"] * 24]
+(folder / "op_summary_1.csv").write_text("\\n".join(rows) + "\\n")
+"""
+_NPU_SMI = """\
+| npu-smi 24.1.rc1                                Version: 24.1.rc1                                     |
+| 0       310P3                 | OK              | NA           52                0     / 0             |
+| 0       0                     | 0000:01:00.0    | 0            1842 / 21527                            |
+"""
+
+
+def install(folder: Path, faults: dict | None = None, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Write the stand-ins.
+
+    Args:
+        folder: folder to create.
+        faults: see `atc_stand_in` and `acl_stand_in`.
+        without: programs that are missing: "atc", "acl", "npu-smi", "msprof".
+    """
+    programs, cann = folder / "bin", folder / "cann"
+    template = cann / "tools" / "op_project_templates" / "ascendc" / "customize"
+    texts = {
+        programs / "atc": f'#!/bin/sh\nexec {sys.executable} {TESTS / "atc_stand_in.py"} "$@"\n',
+        programs / "npu-smi": f"#!/bin/sh\ncat <<'END'\n{_NPU_SMI}END\n",
+        programs / "msprof": f"#!{sys.executable}\n{_MSPROF}",
+        **{programs / name: "#!/bin/sh\nexit 0\n" for name in ("cmake", "make", "g++")},
+        template / "build.sh": _BUILD,
+        template / "cmake" / "util" / "tool.py": "",
+        **{template / name / "CMakeLists.txt": "" for name in ("op_host", "op_kernel", "framework")},
+        cann / "compiler" / "version.info": "Version=8.1.RC1\n",
+        cann / "opp" / "built-in/op_impl/ai_core/tbe/kernel/ascend310p/conv.o": "",
+        cann / "tools" / "operator_cmp" / "compare" / "msaccucmp.py": _CONVERT,
+    }
+    for path, text in texts.items():
+        if path.name in without:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        if path.parent == programs:
+            path.chmod(0o755)
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("ASCEND")}
+    modules = [str(TESTS.parent), *([] if "acl" in without else [str(TESTS / "stand_ins")])]
+    return {
+        **keep,
+        "PATH": f"{programs}:{os.defpath}",
+        "PYTHONPATH": os.pathsep.join(modules),
+        "ASCEND_TOOLKIT_HOME": str(cann),
+        "STAND_IN_FAULTS": json.dumps(faults or {}),
+    }
+
+
+if __name__ == "__main__":
+    environment = install(Path(sys.argv[1]).resolve())
+    sys.exit(subprocess.run(sys.argv[2:], env=environment).returncode)
