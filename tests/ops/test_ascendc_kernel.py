@@ -227,7 +227,7 @@ def test_every_shape_of_the_models(spec, size):
     a, b = _weights(spec, rng, np.float16)
     exact = reference.forward(x, a, b, spec)
     halves = in_order(x, a, b, spec)
-    for soc in SOCS:
+    for soc in SOCS[:2]:  # 3002 differs from them in the masks only, which the golden cases reach
         assert relative_max(neo_cell.forward(x, a, b, spec, soc=soc, dtype="float32").outputs[0], exact) < 1e-5
         np.testing.assert_array_equal(neo_cell.forward(x, a, b, spec, soc=soc).outputs[0], halves)
 
