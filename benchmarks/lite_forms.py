@@ -1,4 +1,4 @@
-"""What MindSpore Lite makes of each form of an ONNX file: converted, run, and compared with the original network.
+"""A table of what MindSpore Lite makes of each form of an ONNX file.
 
 `python -m neonext_ms.benchmarks.lite_forms` prints the tables of docs/lite.md. Without MindSpore Lite it ends with exit
 code 3.
@@ -31,6 +31,7 @@ from neonext_ms.lite.session import Session
 from neonext_ms.runtime.base import Settings
 from neonext_ms.runtime.lite import Lite
 
+DESCRIPTION = "Convert and run each form of an ONNX file in MindSpore Lite, and compare it with the original network."
 _SAMPLES = 4
 # Forms by name, and whether the converter stores the weights in float16.
 FORMS: Sequence[tuple[str, Format, bool]] = (
@@ -171,7 +172,7 @@ def _print_table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> None:
 
 
 def _main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m neonext_ms.benchmarks.lite_forms", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m neonext_ms.benchmarks.lite_forms", description=DESCRIPTION)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="network to write in all forms")
     parser.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="NeoCell shifts of the four stages")
     parser.add_argument("--image-size", type=parse_size, required=True, metavar="SIZE", help="such as 64 or 256x320")

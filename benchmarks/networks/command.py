@@ -103,15 +103,15 @@ def _write_all(args: argparse.Namespace) -> list[dict]:
 
 
 def _warn(path: Path) -> None:
-    """Print the operators that ATC may reject, but not those that only cost it time."""
+    """Print what ATC's parser refuses, but not what only costs it time."""
     import onnx
 
     from neonext_ms.export.om import parser_support
 
-    problems = [line for line in parser_support.check(onnx.load(path)) if "TransData" not in line]
+    problems = [finding for finding in parser_support.check(onnx.load(path)) if finding.refused]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        note(f"{path.name}: ATC may reject it: {problems[0]}{more}")
+        note(f"{path.name}: ATC rejects it: {problems[0]}{more}")
 
 
 def _list(as_json: bool) -> None:

@@ -9,6 +9,8 @@ import pytest
 from neonext_ms.benchmarks import command as bench
 from neonext_ms.benchmarks import networks
 from neonext_ms.benchmarks.networks import command
+from neonext_ms.export.om import parser_support
+from neonext_ms.export.om.parser_support import Finding
 
 
 def write(capsys, *argv):
@@ -36,10 +38,15 @@ def test_files_for_a_board(capsys, tmp_path):
     assert all(f"--input_shape=input:{n},3,64,64" in script for n in (1, 8)) and "--soc_version=Ascend310P3" in script
 
 
-def test_what_atc_may_reject_is_said(capsys, tmp_path):
+def test_what_atc_rejects_is_said(capsys, monkeypatch, tmp_path):
+    findings = [
+        Finding("act", "Mish", 13, "unknown", "leave it out"),
+        Finding("t", "Transpose", 13, "slow", "x", False),
+    ]
+    monkeypatch.setattr(parser_support, "check", lambda model: findings)
     arguments = ("mobilenet_v3_large", "--target", "cann", "--image-size", "32", "--output", tmp_path)
     code, out, err = write(capsys, *arguments)
-    assert code == 0 and "HardSigmoid" in err and "ATC may reject it" in err
+    assert code == 0 and "ATC rejects it: node 'act', operator Mish, opset 13: unknown; leave it out\n" in err
     assert "mobilenet_v3_large_plain_32x32_b1.onnx" in out
     code, _, err = write(capsys, "squeezenet1_1", "--batch", "dynamic", "--image-size", "32", "--output", tmp_path)
     assert code == 0 and not err

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Test a NeoNeXt network on this board, and write what was found into board_report.json and board_report.html.
+from __future__ import annotations
+
+# Also the text of --help, which must not vanish under python -OO as docstrings do.
+ABOUT = """Test a NeoNeXt network on this board, and write what was found into board_report.json and board_report.html.
 
     source /usr/local/Ascend/ascend-toolkit/set_env.sh        (wherever CANN is)
     python3 run.py
@@ -16,10 +19,7 @@ leaves names of machines, users and folders out of its reports. Python 3.7 or ne
     --forms a,b         these forms only; kit.json lists them
     --device N          number of the device (0)
     --seconds S         time to measure each batch size (15)
-    --again             repeat all steps
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -868,7 +868,7 @@ def told(name, entry):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("compile", "run"))
     parser.add_argument("--forms", type=lambda text: text.split(","))
     parser.add_argument("--device", type=int, default=0)
