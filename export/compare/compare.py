@@ -146,6 +146,9 @@ def compare_activations(
             skipped += [f"{file}: matches no value of the other side" for file in side.unmatched]
     outputs, top1 = [], None
     pairs = _final_pairs(a, b)
+    for side, names in zip((a, b), zip(*pairs, strict=True), strict=True):
+        if others := [name for name in side.outputs if name not in names]:
+            notes.append(f"only {side.path} has the outputs {', '.join(others)}; they were not compared")
     for (name, reference), (_, value) in zip(
         a.values(images, [pair[0] for pair in pairs]), b.values(images, [pair[1] for pair in pairs]), strict=True
     ):

@@ -43,7 +43,10 @@ class DumpFile:
 
 _CONVERTED = re.compile(r"\.output\.(\d+)(?:\.(\d+(?:x\d+)*))?$")
 _INPUT = re.compile(r"\.input\.\d+(?:\.\d+(?:x\d+)*)?$")
-_RAW = re.compile(r"^\w+\.[\w-]+(?:\.\d+){2,}$")
+# Type, operator, task, stream, timestamp and perhaps more numbers; older releases have no stream. A name with two
+# numbers is the documented `operator.output.timestamp` too, so it counts as raw only where `.output.` says so.
+_RAW = re.compile(r"^\w+\.(.+?)(?:\.\d+){3,}$")
+_RAW_OLDER = re.compile(r"^\w+\.([\w-]+)(?:\.\d+){2}$")
 # Names in the documentation of msprobe lack an operator or a task.
 _RAW_FILE = re.compile(r"^\w+(?:\.[\w-]+)+(?:\.\d+)*\.\d{10,}$")
 _NPY = re.compile(r"^(.+)\.(\d+)\.(\d{10,})$")
@@ -68,11 +71,11 @@ def parse_dump_name(path: Path) -> DumpFile | None:
     if _INPUT.search(stem):
         return None
     index, shape = 0, None
-    if match := _CONVERTED.search(stem):
-        index, stem = int(match[1]), stem[: match.start()]
-        shape = tuple(map(int, match[2].split("x"))) if match[2] else None
-    if _RAW.match(stem):
-        op = stem.split(".")[1]
+    if converted := _CONVERTED.search(stem):
+        index, stem = int(converted[1]), stem[: converted.start()]
+        shape = tuple(map(int, converted[2].split("x"))) if converted[2] else None
+    if match := _RAW.match(stem) or (_RAW_OLDER.match(stem) if converted else None):
+        op = match[1]
     elif match := _NPY.match(stem):
         op, index = match[1], int(match[2])
     elif match := _BENCH.match(stem):
@@ -169,6 +172,11 @@ class DumpActivations(Activations):
                 "once BatchNorm is folded into it."
             )
         self.outputs = tuple(name for name in other.outputs if name in self._matched)
+        if self.outputs and (missing := [name for name in other.outputs if name not in self._matched]):
+            raise InputError(
+                f"{self.path}: no file holds {', '.join(missing)}, which {other.path} computes too, so the outputs "
+                "cannot be said to agree. Dump all outputs."
+            )
         order = dict.fromkeys((*other.names, *other.outputs))
         self.names = tuple(name for name in order if name in self._matched)
         self._shapes = {name: shape for name in self.names if (shape := other.shape(name)) is not None}

@@ -34,10 +34,10 @@ from neonext_ms.runtime.acl import PyAcl
 SHIFTS = ["--shifts", "1,1,0,0"]
 
 
-def _graph(size=(32, 32), **options):
+def _graph(size=(32, 32), features_only=False, **options):
     options = {"dims": (8, 16, 24, 32), "kernel_spec": "4+7", "num_classes": 5, "shifts": (1, 1, 0, 0)} | options
     architecture = make_architecture(per_stage_layers=(1, 0, 1, 0), **options)
-    return original_graph(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), size)
+    return original_graph(architecture, initial_arrays(architecture, rng=np.random.RandomState(0)), size, features_only)
 
 
 def _models(folder, batch=None, opset=20, **options):
@@ -277,6 +277,8 @@ NAMINGS = {
     "value": lambda node: node.outputs[0],
     "operator": _mangled,
     "npy": lambda node: f"{_mangled(node)}.0.1700000000000000",
+    "npy with dots": lambda node: f"{node.name}.0.1700000000000000",
+    "older": lambda node: f"{node.op}.{_mangled(node)}.12.1700000000000000.output.0",
     "converted": lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0",
     "converted with shape": lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0.2x3",
     "task fields": lambda node: f"{node.op}.{_mangled(node)}.3.12.1700000000000000.5.6.7.0.output.0",
@@ -296,6 +298,16 @@ def test_names_of_dumped_files(tmp_path, naming):
     assert len(result.layers) == len(open_activations(folded).names)
     assert max(layer.relative_l2 for layer in result.layers) == 0
     assert _compare(dump, folded).agrees
+
+
+@pytest.mark.parametrize("missing", ["stage_4", "stage_2"])
+def test_a_dump_without_an_output_does_not_agree(tmp_path, missing):
+    _, path = _models(tmp_path, features_only=True)
+    dump = _dump(path, tmp_path / "dump", noise(2, (32, 32), 0), NAMINGS["value"])
+    assert _compare(path, dump).agrees
+    (dump / f"{missing}.npy").unlink()
+    with pytest.raises(InputError, match=rf"no file holds {missing}, which .*folded\.onnx computes too"):
+        _compare(path, dump)
 
 
 def _msprobe(folder: Path, source: Path, images, stamp="20260101120000") -> Path:
