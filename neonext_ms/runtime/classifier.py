@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import printable
 
 from .base import Runtime, Settings, run_in_chunks
 
@@ -83,6 +84,11 @@ class Classifier:
         self._runtime.load(self.path, replace(settings, batch=self.batch, image_size=self.input_size))
         label = self._runtime.label
         self.notes = [*self._runtime.notes, *([f"{self.name}: {label}"] if label else [])]
+        if not self.metadata and self.path.lower().endswith((".mindir", ".om", ".ms")):
+            self.notes.append(
+                f"{printable(self.path)}: no manifest beside it, so it has no labels, and images get the official "
+                "preprocessing unless an option says otherwise"
+            )
         # A model that does not state its number of classes is run on zeros.
         zeros = np.zeros((self.batch or 1, 3, *self.input_size), np.float32)
         self.classes: int = signature.classes or self._run(zeros).shape[1]

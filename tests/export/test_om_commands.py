@@ -33,6 +33,12 @@ def om(request, digits, tmp_path, monkeypatch, capsys):
     assert stand_in.live == {} and stand_in.violations == []
 
 
+def test_a_file_without_its_manifest_says_so(om, data, capsys):
+    om.with_suffix(".json").unlink()
+    assert predict.main(["--model", str(om), str(data / "digits" / "3" / "0023.png"), "--json"]) == 0
+    assert "digits_64.om: no manifest beside it, so it has no labels" in capsys.readouterr().err
+
+
 def test_om_files_run_in_the_commands(om, data, capsys):
     assert predict.main(["--model", str(om), str(data / "digits" / "3" / "0023.png"), "--json"]) == 0
     captured = capsys.readouterr()
