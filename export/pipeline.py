@@ -38,8 +38,9 @@ from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .quantize.apply import equalized_values, quantize
 from .quantize.build import Quantization, build_quantization
 from .quantize.forms import host_graph
+from .quantize.options import QuantizeOptions
 from .quantize.prove import prove
-from .quantize.scales import SCALES_SUFFIX
+from .quantize.scales import SCALES_SUFFIX, Scales
 from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
@@ -138,7 +139,7 @@ def export(
         return report
     if request.quantize:
         with steps("quantize"):
-            report.quantization = _quantize(networks, metadata, progress)
+            report.quantization = _quantize(networks, request.quantize, metadata, progress)
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
     if any(target.mindspore for target in request.chosen):
@@ -150,7 +151,7 @@ def export(
             with steps("parity"):
                 _verify(network, files, report, stage)
         if report.quantization:
-            _write_scales(report, name, sizes[0], stage)
+            _write_scales(report, report.quantization.scales, name, sizes[0], stage)
         names = [str(file.path.relative_to(output)) for file in report.exported]
         if jobs:
             names += _compile(jobs, report, stage, steps)
@@ -239,13 +240,16 @@ class _SizedNetwork:
 
 
 def _quantize(
-    networks: Sequence[_SizedNetwork], metadata: Mapping[str, Any], progress: Callable[[str], None]
+    networks: Sequence[_SizedNetwork],
+    options: QuantizeOptions,
+    metadata: Mapping[str, Any],
+    progress: Callable[[str], None],
 ) -> Quantization:
     """Give the networks of all sizes the same scales, calibrated at the first size."""
     first = networks[0]
-    options, gelu = first.request.quantize, first.request.host_gelu
-    assert options is not None
-    quantization = build_quantization(first.folded[0], first.source.arrays, options, metadata, gelu, progress)
+    quantization = build_quantization(
+        first.folded[0], first.source.arrays, options, metadata, first.request.host_gelu, progress
+    )
     for network in networks:
         network.quantization = quantization
     return quantization
@@ -308,12 +312,11 @@ def _tolerance(request: Request, format: Format) -> float | None:
     return request.tolerance
 
 
-def _write_scales(report: Report, name: str, size: Size, stage: Path) -> None:
+def _write_scales(report: Report, scales: Scales, name: str, size: Size, stage: Path) -> None:
     """Write the scales of an 8-bit network beside its files."""
-    assert report.quantization is not None
     path = report.manifest.with_name(f"{name}{SCALES_SUFFIX}")
     with explained(path):
-        (stage / path.name).write_text(report.quantization.scales.text(), encoding="utf-8", errors="backslashreplace")
+        (stage / path.name).write_text(scales.text(), encoding="utf-8", errors="backslashreplace")
     report.exported.append(ExportedFile("scales", size, path))
 
 

@@ -15,21 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-from board_stand_in import TESTS, install
+from board_stand_in import TESTS, install, without_times
 
 DIGITS = ["--checkpoint", str(TESTS / "data" / "digits_64.pt"), "--shifts", "1,1,0,0", "--image-size", "64"]
 
 
 def comparable(kit: Path) -> dict:
     """Return the report of a kit without times."""
-    report = json.loads((kit / "board_report.json").read_text())
-    for name, entry in report["steps"].items():
-        entry.pop("seconds", None)
-        if name.startswith("latency/"):
-            entry["result"] = sorted(entry.get("result", ()))
-        if name.startswith("compile/"):
-            entry["result"].pop("compile_seconds")
-    return report
+    return without_times(json.loads((kit / "board_report.json").read_text()))
 
 
 def main() -> None:

@@ -53,6 +53,17 @@ _NPU_SMI = """\
 """
 
 
+def without_times(report: dict) -> dict:
+    """Return a report of a board without what differs between two runs."""
+    for name, entry in report["steps"].items():
+        entry.pop("seconds", None)
+        if name.startswith("latency/"):
+            entry["result"] = sorted(entry.get("result", ()))
+        if name.startswith("compile/"):
+            entry["result"].pop("compile_seconds")
+    return report
+
+
 def install(folder: Path, faults: dict | None = None, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Write the stand-ins.
 

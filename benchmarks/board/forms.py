@@ -35,7 +35,7 @@ class Form:
 
     @property
     def operator(self) -> bool:
-        """Whether it needs the AscendC operator package."""
+        """Return whether it needs the AscendC operator package."""
         return self.request.get("neocell") == "custom"
 
     @property
@@ -45,7 +45,7 @@ class Form:
 
     @property
     def aipp(self) -> bool:
-        """Whether the device normalizes, from uint8 images."""
+        """Return whether the device normalizes, from uint8 images."""
         return bool(self.options.get("aipp"))
 
     def batches(self, sizes: Sequence[int]) -> list[tuple[int, ...]]:

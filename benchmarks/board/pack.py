@@ -48,7 +48,7 @@ SAMPLED = {"quick": 512, "full": 1 << 62}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a kit is to hold.
+    """The contents that were asked of a kit.
 
     Attributes:
         soc: device, as `atc --soc_version` takes it.

@@ -1,4 +1,4 @@
-"""What a board has to compute: inputs, the logits of the original network in float32, and every layer of one input."""
+"""The values that a board has to compute: inputs, float32 logits of the original network, every layer of one input."""
 
 from __future__ import annotations
 

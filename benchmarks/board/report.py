@@ -50,7 +50,7 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether its logits agree with the original network's."""
+        """Return whether its logits agree with the original network's."""
         return self.parity is not None and self.parity["right"] is True
 
     @property

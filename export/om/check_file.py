@@ -14,7 +14,7 @@ from .parser_support import Finding, check, opset_support
 
 
 class FileCheck(NamedTuple):
-    """What ATC's parser makes of an ONNX file.
+    """The findings of ATC's parser about an ONNX file.
 
     Attributes:
         path: the file.

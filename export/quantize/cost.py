@@ -1,4 +1,4 @@
-"""What 8 bit cost: predicted classes and probabilities against float32, and the noise that each layer adds."""
+"""The cost of 8 bit: predicted classes and probabilities against float32, and the noise that each layer adds."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Cost:
-    """What 8 bit cost.
+    """The cost of 8 bit.
 
     Attributes:
         accuracy: comparison with float32 on the calibration images and on validation images, by what they are for.

@@ -78,7 +78,7 @@ class PatchMean:
 
     def __init__(self, kernel: tuple[int, int] | None):
         self.kernel = kernel
-        self._sum: np.ndarray | None = None
+        self._sum = np.zeros(())
         self._count = 0
 
     def add(self, values: np.ndarray) -> None:
@@ -90,11 +90,10 @@ class PatchMean:
             patches = values[:, :, : h // kh * kh, : w // kw * kw].reshape(n, c, h // kh, kh, w // kw, kw)
             # NumPy adds neighbours in float32 pairwise; pieces of a row are summed in float64.
             total, count = patches.sum((2, 4), np.float64).sum(0), n * (h // kh) * (w // kw)
-        self._sum = total if self._sum is None else self._sum + total
+        self._sum = self._sum + total
         self._count += count
 
     @property
     def mean(self) -> np.ndarray:
         """The mean, float64 `(C, height, width)` or `(C,)`: the shape of a row of weights."""
-        assert self._sum is not None
         return self._sum / self._count

@@ -27,7 +27,7 @@ _MAX_EXPONENT = 30
 
 @dataclass(frozen=True)
 class LayerScale:
-    """How a layer is quantized; its weights follow from the network.
+    """The quantization of a layer; its weights follow from the network.
 
     Attributes:
         quantizer: quantizer of its input.

@@ -48,14 +48,12 @@ def find() -> Path:
     """
     _check_platform()
     root = _root()
-    missing = [name for name, size in _sizes(root).items() if not _has_size(root / name, size)] if root else [""]
-    if missing:
+    if root is None or not all(_has_size(root / name, size) for name, size in _sizes(root).items()):
         where = root or f"the cache of this user, which cannot be used; set {VARIABLE} to a folder"
         raise ToolchainError(
             f"MindSpore Lite {VERSION} is not installed (looked in {where}). Run `{COMMAND}`, which downloads 169 MB "
             f"from PyPI, or set {VARIABLE} to the folder of one that did."
         )
-    assert root is not None
     return root / "mindspore_lite"
 
 

@@ -1,4 +1,4 @@
-"""What an OM file says of itself: its header, its partitions, and the inputs and outputs of the model. Nothing is run.
+"""The description in an OM file: header, partitions, and inputs and outputs of the model. Nothing is run.
 
 The layout is that of hicann/ge (commit ffdcbc9): `ModelFileHeader` and `ModelPartitionTable` in
 inc/framework/common/framework_types_internal.h, the loader in base/common/helper/om_file_helper.cc, the messages in

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import pytest
 
 from atc_stand_in import halves, spoil
-from board_stand_in import install
+from board_stand_in import install, without_times
 from neonext_ms.benchmarks.board import forms
 from neonext_ms.benchmarks.board.pack import KIT, Wanted, archive, pack
 from neonext_ms.benchmarks.board.reference import normalized
@@ -71,17 +71,6 @@ def ran(kit: Path, environ: dict[str, str], *argv: str) -> tuple[int, str, dict]
 
 def status(report: dict) -> dict[str, str]:
     return {name: entry["status"] for name, entry in report["steps"].items()}
-
-
-def without_times(report: dict) -> dict:
-    """A report without what differs between two runs."""
-    for name, entry in report["steps"].items():
-        entry.pop("seconds", None)
-        if name.startswith("latency/"):
-            entry["result"] = sorted(entry.get("result", ()))
-        if name.startswith("compile/"):
-            entry["result"].pop("compile_seconds")
-    return report
 
 
 def test_from_pack_to_report(digits, data, tmp_path, capsys):

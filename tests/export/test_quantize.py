@@ -139,6 +139,7 @@ def test_methods_cut_off_outliers():
     values[:2] = 50, -1
     histogram = Histogram()
     histogram.add(values)
+    assert tuple(ranges.RANGES) == METHODS
     found = {method: ranges.RANGES[method](histogram) for method in METHODS}
     assert found["minmax"] == (values.min(), 50)
     assert 3 < found["percentile"][1] < 8
