@@ -79,7 +79,7 @@ def om_bytes(models, name="net", wide=True, **header) -> bytes:
     """Return an OM file.
 
     Args:
-        models: for each model its partitions, as pairs of type and content.
+        models: partitions of each model, as pairs of type and content.
         name: name in the header.
         wide: False for the tables and the length of older files.
         header: `model_type`, `encrypted`, `dynamic`, `platform_version`.
