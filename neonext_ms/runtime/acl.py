@@ -19,12 +19,10 @@ from neonext_ms.common.errors import InputError
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_manifest
-from .om_file import ACL_DTYPES
+from .om_file import ACL_DTYPES, BATCH_INPUT
 
 _HUGE_PAGES_FIRST = 0
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
-# The name that ATC gives to the extra input of a model with several batch sizes.
-_DYNAMIC_INPUT = "ascend_mbatch_shape_data"
 # acl_base_rt.h and rt_error_codes.h.
 _MEANING = {
     100000: "an argument is invalid",
@@ -153,7 +151,7 @@ class PyAcl(Runtime):
             signature = self._signature()
             self._datasets = {side: self._dataset(side) for side in ("input", "output")}
             if self._extra_inputs():
-                index = self._calls.value("mdl.get_input_index_by_name", self._desc, _DYNAMIC_INPUT)
+                index = self._calls.value("mdl.get_input_index_by_name", self._desc, BATCH_INPUT)
                 dataset = self._datasets["input"]
                 self._calls.check("mdl.set_dynamic_batch_size", self._model, dataset, index, settings.batch)
             self._batch = settings.batch

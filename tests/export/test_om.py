@@ -29,8 +29,8 @@ ATC_WORKS = """\
 assert pathlib.Path(arguments["model"]).read_bytes()
 assert "insert_op_conf" not in arguments or "aipp_op" in pathlib.Path(arguments["insert_op_conf"]).read_text()
 sys.path.insert(0, TESTS)
-from om_stand_in import small_om
-pathlib.Path(arguments["output"] + ".om").write_bytes(small_om(arguments["soc_version"]))
+from om_stand_in import compiled
+pathlib.Path(arguments["output"] + ".om").write_bytes(compiled(arguments))
 print("ATC run success, welcome to the next use.")
 """
 ATC_FAILS = """\
