@@ -278,7 +278,8 @@ check() {
         wide=4
     fi
     bytes=$(($(wc -c <"$made")))
-    [ "$((bytes - 256))" = "${length:-0}" ] || failed "$wrong it has $bytes bytes, $((${length:-0} + 256)) by its header"
+    length=${length:-0}
+    [ "$((bytes - 256))" = "$length" ] || failed "$wrong it has $bytes bytes, $((length + 256)) by its header"
     [ "$(number 80 1)" = 0 ] || failed "$wrong it is encrypted"
     count=$(number 256 4)
     count=${count:-0}
