@@ -12,7 +12,7 @@ from neonext_ms.common.files import explained
 from neonext_ms.runtime.om_file import SUFFIX
 
 from . import contents
-from .cann_log import CODES, INTERNAL, PLUGIN_ADVICE, PLUGIN_CODES, TEXTS, UNKNOWN, Advice
+from .cann_log import CODES, GELUS, INTERNAL, PLUGIN_ADVICE, PLUGIN_CODES, TEXTS, UNKNOWN, Advice
 from .job import Job
 from .onnx_plugins import OWN, parsers
 
@@ -43,6 +43,7 @@ def write_script(path: Path, jobs: Sequence[Job]) -> None:
         "PLUGIN_CODES": "|".join(PLUGIN_CODES),
         "OPSETS": _opset_cases(),
         "OWN": "|".join(OWN.operators),
+        "GELUS": "|".join(GELUS),
         "PLUGIN_ADVICE": _cases(PLUGIN_ADVICE),
         "TEXTS": " ".join(f"-e {shlex.quote(pattern)}" for pattern, _ in texts),
         "TEXT_ADVICE": "\n".join(
@@ -148,8 +149,12 @@ plugin_advice() {
     case $1::$3 in
 @OPSETS@
     esac
+    case $3 in
+    @GELUS@) opsets=gelu ;;
+    esac
     case $opsets in
     '') set -- unknown ;;
+    gelu) set -- gelu ;;
     *" $2 "*)
         case $3 in
         @OWN@) set -- own ;;

@@ -173,7 +173,7 @@ def _check_result(job: Job, finished: external_tools.Finished, work: Path, log: 
     reason = report.explanation
     if reason is None and finished.exit_code and not report.success:
         printed = [line for line in finished.tail if not line.startswith(("$ ", compiler.failure))]
-        reason = f"its last line: {printed[-1][:300]}" if printed else "it printed nothing"
+        reason = f"its last line: {printed[-1][:300].rstrip('.')}" if printed else "it printed nothing"
     error = ToolchainError if report.broken_toolchain else InputError
     raise error(f"{problem}. {reason + '. ' if reason else ''}Everything that it printed is in {log}")
 

@@ -289,7 +289,7 @@ def test_the_command_is_exact():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": ()}, "0 batch sizes"),
+        ({"batch": ()}, "--batch: 0 sizes, expected"),
         ({"batch": (0,)}, "at least 1"),
         ({"batch": (1, 1)}, "every size once"),
         ({"batch": (1, 2049)}, "at most 2048"),
@@ -297,7 +297,7 @@ def test_the_command_is_exact():
         ({"precision_mode": "fp61"}, "did you mean fp16?"),
         ({"precision_mode": "mixed_bfloat16"}, "Ascend310P3 does not compute in bfloat16"),
         ({"size": (0, 4)}, "image size 0x4"),
-        ({"keep_dtype": ("Conv_1",), "precision_mode": "origin"}, "no effect with precision mode origin"),
+        ({"keep_dtype": ("Conv_1",), "precision_mode": "origin"}, "no effect with --precision origin"),
         ({"keep_dtype": ("a\nb",)}, "expected a node name"),
         ({"keep_dtype": ("OpType::relu",)}, "OpType::Relu"),
         ({"extra": ("log",)}, "expected --name=value"),
@@ -662,10 +662,16 @@ LOGS = {
     ),
     "NeoCell later": (NO_PLUGIN.format(op="n", type="ai.onnx::20::NeoCell"), 1, "end before this opset"),
     "earlier": (NO_PLUGIN.format(op="ln", type="ai.onnx::13::LayerNormalization"), 1, "starts at a later opset"),
-    "unknown": (NO_PLUGIN.format(op="act", type="ai.onnx::13::Gelu"), 1, "no plugin for this operator at any opset"),
+    "unknown": (NO_PLUGIN.format(op="u", type="ai.onnx::13::Unique"), 1, "no plugin for this operator at any opset"),
+    "Gelu": (
+        NO_PLUGIN.format(op="act", type="ai.onnx::20::Gelu"),
+        1,
+        "one node; export for --target om without `--gelu`",
+    ),
+    "Gelu, 13": (NO_PLUGIN.format(op="act", type="ai.onnx::13::Gelu"), 1, "one node; export for --target om without"),
     "quantized": (NO_PLUGIN.format(op="q", type="ai.onnx::20::AscendQuant"), 1, "end before this opset"),
-    "strange name": (NO_PLUGIN.format(op="a::13::Conv", type="ai.onnx::13::Gelu"), 1, "at any opset"),
-    "domain": (NO_PLUGIN.format(op="act", type="npu::1::NPUGeluV2"), 3, "but did not load it"),
+    "strange name": (NO_PLUGIN.format(op="a::13::Conv", type="ai.onnx::13::Unique"), 1, "at any opset"),
+    "domain": (NO_PLUGIN.format(op="act", type="npu::1::NPUGeluV2"), 1, "one node; export for --target om without"),
     "other domain": (NO_PLUGIN.format(op="act", type="com.microsoft::1::FastGelu"), 1, "at any opset"),
     "old code": ("E16002: No ONNX parser is registered for optype ai.onnx::13::NeoCell.", 3, "load_priority"),
     "older code": (

@@ -209,7 +209,7 @@ def test_the_command_and_the_configuration_are_exact():
     [
         ({"precision_mode": "mixed_bfloat16", "soc": "Ascend910B2"}, "converter_lite has no precision mode mixed_bf"),
         ({"precision_mode": "mixed_bfloat16"}, "does not compute in bfloat16"),
-        ({"precision_mode": "x"}, "unknown precision mode"),
+        ({"precision_mode": "x"}, "--precision: unknown mode"),
         ({"batch": (1, 1)}, "every size once"),
         ({"size": (1, -1)}, "image size"),
         ({"keep_dtype": ("a",)}, "options of atc"),

@@ -107,7 +107,11 @@ def test_another_machine(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"neocell": "custom"}, "no NeoCell"), ({"dtype": "bfloat16"}, "bfloat16"), ({"float32_io": False}, "half_io")],
+    [
+        ({"neocell": "custom"}, "no NeoCell"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"float32_io": False}, "--half-io cannot"),
+    ],
 )
 def test_what_lite_has_not_is_refused(options, problem, tmp_path):
     with pytest.raises(UsageError, match=problem):
