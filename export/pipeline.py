@@ -45,9 +45,8 @@ from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
 from .targets import Target
-from .tolerances import INT8, tolerance
+from .tolerances import INT8, NOISE_SAMPLES, tolerance
 
-NOISE_SAMPLES = 4
 Size = tuple[int, int]
 
 

@@ -1,4 +1,4 @@
-"""How the values of an ONNX graph hang together: what is read and never made, made twice, or made of itself.
+"""Faults in how the values of an ONNX graph hang together: read and never made, made twice, or made of themselves.
 
 An exporter writes none of this. A file that was cut, merged or renamed by hand has it, and ATC's parser is silent about
 most of it: it takes an input that nothing makes for an optional one that is left out (`SetOperatorInputs` in hicann/ge,

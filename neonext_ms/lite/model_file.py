@@ -1,4 +1,4 @@
-"""What a `.ms` file says of its weights; the runtime of MindSpore Lite does not tell it.
+"""The dtype of the weights in a `.ms` file, which the runtime of MindSpore Lite does not tell.
 
 The file is a FlatBuffer (`MSL2`) of the schema mindspore/lite/schema/model.fbs: a MetaGraph, of which field 7 is the
 list of tensors, each with its type in field 1 and its data in field 6.

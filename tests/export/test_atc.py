@@ -191,7 +191,7 @@ def write_atc(folder: Path, text: str | None = None) -> Path:
 
 
 def seen_by(om: Path) -> dict:
-    """What the strict stand-in was given; it leaves that in the file."""
+    """The arguments and files of the strict stand-in, which it leaves in its output."""
     return json.loads(partition(om.read_bytes(), TASKS))
 
 
