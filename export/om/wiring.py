@@ -64,7 +64,8 @@ def problems(graph: onnx.GraphProto, outside: Sequence[set[str]] = ()) -> Iterat
             yield Problem(None, f"nothing makes the output {value.name!r}", _AGAIN)
     if cycle := _cycle(graph.node):
         names = [node.name or next(filter(None, node.output)) for node in cycle]
-        through = f", through {', '.join(map(repr, names[1:4]))}{' ...' if len(names) > 4 else ''}" if names[1:] else ""
+        others = ", ".join(repr(name) for name in names[1:4]) + (" ..." if len(names) > 4 else "")
+        through = f", through {others}" if names[1:] else ""
         yield Problem(cycle[0], f"it reads its own result{through}", _AGAIN)
 
 
