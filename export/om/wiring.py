@@ -63,9 +63,8 @@ def problems(graph: onnx.GraphProto, outside: Sequence[set[str]] = ()) -> Iterat
         if not any(value.name in scope for scope in scopes):
             yield Problem(None, f"nothing makes the output {value.name!r}", _AGAIN)
     if cycle := _cycle(graph.node):
-        names = [node.name or next(filter(None, node.output)) for node in cycle]
-        others = ", ".join(repr(name) for name in names[1:4]) + (" ..." if len(names) > 4 else "")
-        through = f", through {others}" if names[1:] else ""
+        others = [repr(node.name or next(filter(None, node.output))) for node in cycle[1:]]
+        through = f", through {', '.join(others[:3])}{' ...' if others[3:] else ''}" if others else ""
         yield Problem(cycle[0], f"it reads its own result{through}", _AGAIN)
 
 
