@@ -150,7 +150,8 @@ def read_om(path: str | os.PathLike) -> OmFile:
         start = file.read(HEADER_BYTES)
         if start[:4] != MAGIC:
             hint = "; this may be OM2, which is not read here" if start[:2] == b"PK" else ""
-            raise BrokenOmError(name, f"not an OM file (it starts with {start[:4]!r}, expected {MAGIC!r}){hint}")
+            problem = f"not an OM file (it starts with {start[:4]!r}, expected {MAGIC!r}){hint}"
+            raise BrokenOmError(name, problem, ". Name a file that ATC wrote.")
         try:
             return _read(_Contents(file), name)
         except (ValueError, struct.error) as error:
