@@ -41,8 +41,8 @@ def traces(job: Job) -> Iterator[tuple[str, str, list[str], str]]:
     """Yield what a script without a reader of OM files can look for.
 
     Yields:
-        the number of a partition that a file may lack; bytes in hexadecimal, none of which need be there if they are
-        not; alternatives of the bytes that then have to be there; and what is wrong without any of them.
+        the number of a partition that a file may lack; bytes without which the partition says nothing about the matter;
+        alternatives of the bytes of which it has to have one; and what is wrong otherwise. Bytes are in hexadecimal.
     """
     numbers = {kind: str(number) for number, kind in om_file.PARTITIONS.items()}
     # An entry of a map: a name, and as its value a message with a string.
