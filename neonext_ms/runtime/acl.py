@@ -26,7 +26,7 @@ _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 # The name that ATC gives to the extra input of a model with several batch sizes.
 _DYNAMIC_INPUT = "ascend_mbatch_shape_data"
 # acl_base_rt.h and rt_error_codes.h.
-_MEANING = {
+MEANING = {
     100000: "an argument is invalid",
     100001: "pyACL is not initialised",
     100003: "the file is invalid",
@@ -74,7 +74,7 @@ class _Calls:
         return value
 
     def _failure(self, name: str, code: int) -> InputError:
-        meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
+        meaning = MEANING.get(code, "see aclError in the documentation of CANN")
         return InputError(f"{self.place}: acl.{name} failed with {code} ({meaning})")
 
     def handle(self, name: str, *arguments):
