@@ -111,7 +111,8 @@ def compare_with_reference(
 if __name__ == "__main__":
     # A kit for boards runs this file without the commands of the package.
     try:
-        print(json.dumps(run_on_device()))
+        for row in run_on_device():
+            print(json.dumps(row))
     except ToolchainError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

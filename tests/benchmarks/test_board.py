@@ -27,6 +27,7 @@ from neonext_ms.benchmarks.board.pack import KIT, Wanted, archive, pack
 from neonext_ms.benchmarks.board.reference import normalized
 from neonext_ms.benchmarks.board.report import lines, read_report, summary
 from neonext_ms.benchmarks.board.weights import join
+from neonext_ms.benchmarks.latency import command as estimate_command
 from neonext_ms.commands import board
 from neonext_ms.export.source import Source
 from neonext_ms.images.preprocessing import Preprocessing
@@ -299,6 +300,25 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
     errors = json.loads(capsys.readouterr().out)["errors"]["measured"]
     assert errors["before"]["rows"] == 4 and errors["before"]["median"] == pytest.approx(2, rel=0.02)
     assert errors["after"]["median"] < 1.5
+    stored = tmp_path / "fitted.json"
+    for rows in (4, 4):
+        # The second time the rows of the file are there, and those of the report replace them.
+        assert board.main([*argv, "--output", str(stored)]) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["errors"]["measured"]["before"]["rows"] == rows
+    model = tmp_path / "net.onnx"
+    model.write_bytes(join(packed, content["models"]["net"]))
+    estimate = [str(model), "--soc", "Ascend310P3", "--batch", "1", "--json"]
+    predicted = {}
+    for name, options in (("package", []), ("fitted", ["--fitted", str(stored)])):
+        assert estimate_command.main([*estimate, *options]) == 0
+        predicted[name] = json.loads(capsys.readouterr().out)["predicted_images_per_second"]
+    assert predicted["fitted"] < 0.75 * predicted["package"]
+    for text in ("{}", '{"rows": [{"demands": []}], "parameters": {}}', stored.read_text().replace('"conv"', "[]")):
+        (tmp_path / "bad.json").write_text(text)
+        assert board.main([*argv, "--output", str(tmp_path / "bad.json")]) == 1
+        assert "not a file of neonext-board report --fit" in capsys.readouterr().err
+    assert estimate_command.main([*estimate, "--fitted", str(tmp_path / "r.json")]) == 1
+    assert "not a fitted device model" in capsys.readouterr().err
     steps["machine"]["result"]["stand_in"] = True
     (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
     assert board.main(argv) == 1 and "it ran on stand-ins" in capsys.readouterr().err

@@ -675,10 +675,9 @@ def step_mindspore(kit, args, _):
     environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "python"), environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "neonext_ms.ops.device_check"]
     code = run_program(command, log, 0.9 * args.limit, WORK, environ)
-    lines = log_lines(log) or [""]
-    if code != 0 or not lines[-1].startswith("["):
+    rows = [json.loads(line) for line in log_lines(log) if line.startswith('{"case"')]
+    if code != 0 or not rows:
         raise (Missing if code == 3 else Problem)("the check ended with %s: %s" % (how_it_ended(code), last_line(log)))
-    rows = json.loads(lines[-1])
     wrong = ["%(of)s of %(case)s in %(dtype)s" % row for row in rows if not row["difference"] <= row["tolerance"]]
     if wrong:
         raise Problem("these differ from float64: %s" % ", ".join(wrong[:5]), {"rows": rows})
