@@ -52,7 +52,7 @@ CHECK = (
 )  # fmt: skip
 IMAGES = {"quick": 20, "full": 100}
 # Values of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
-SAMPLED = {"quick": 512, "full": 1 << 62}
+SAMPLED = {"quick": 256, "full": 1 << 62}
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ class _Packer:
         data.mkdir()
         (data / "frames.z").write_bytes(compressed(differences(images.frames).tobytes()))
         save(data / "logits.npy", expected)
+        if self.wanted.level == "full" and self.wanted.images:
+            self._copy_images(self.wanted.images, images.names)
         self._copy_programs()
         content: dict[str, Any] = {
             "kit": FORMAT,
@@ -340,6 +342,13 @@ class _Packer:
             shutil.copytree(PROJECT, self.kit / "ops", ignore=ignored)
             self._copy_check()
         (self.kit / "run.py").chmod(0o755)
+
+    def _copy_images(self, folder: str, names: Sequence[str]) -> None:
+        """Copy the labelled images as they are, for programs that read JPEG and PNG."""
+        for name in names:
+            target = self.kit / "data" / "images" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder) / name, target)
 
     def _copy_check(self) -> None:
         """Copy the check of the operator in MindSpore, with as much of this package as it imports."""

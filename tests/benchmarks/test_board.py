@@ -22,6 +22,7 @@ from acl_stand_in import dump_file
 from atc_stand_in import halves, spoil
 from board_stand_in import install, without_times
 from neonext_ms.benchmarks.board import forms
+from neonext_ms.benchmarks.board import pack as pack_module
 from neonext_ms.benchmarks.board.kit import dumps, unpack
 from neonext_ms.benchmarks.board.pack import KIT, Wanted, archive, pack
 from neonext_ms.benchmarks.board.reference import normalized
@@ -113,6 +114,23 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     # Of the machine nothing may be in it.
     for secret in (str(tmp_path), os.path.expanduser("~") + "/", os.uname().nodename):
         assert secret not in text
+
+
+def test_the_8_bit_form_has_a_rule_of_its_own(digits, data, tmp_path, monkeypatch, capsys):
+    (form,) = (form for form in forms.FORMS if form.dtype == "int8")
+    assert form not in forms.forms_of("quick") and form not in forms.forms_of("full", images=False)
+    monkeypatch.setattr(pack_module, "forms_of", lambda *arguments: [form])
+    argv = ["pack", "--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--soc", "Ascend310P3"]
+    argv += ["--images", str(data / "digits"), "--batch", "1", "--level", "full", "--output", str(tmp_path / "kit")]
+    assert board.main(argv) == 0, capsys.readouterr().err
+    assert len(list((tmp_path / "kit" / "data" / "images").rglob("*.png"))) == 20
+    code, out, report = ran(tmp_path / "kit", install(tmp_path / "board"))
+    assert code == 0, out
+    parity = report["steps"]["parity/int8_b1"]["result"]["1"]
+    # Compared on the 20 images alone: 8 bit loses more than float16 would, and noise is not what it is for.
+    assert parity["right"] and parity["samples"] == 20 and parity["tolerance"] == 0.1
+    assert 2e-3 < parity["relative_l2"] < 0.06 and parity["correct"] >= 17
+    assert "--quantize int8 --calibrate digits" in report["builds"][0]["export"]
 
 
 def test_the_kit_is_the_same_for_the_same_input(source, packed, tmp_path):
