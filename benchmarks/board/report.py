@@ -300,7 +300,7 @@ def lines(report: Report) -> list[str]:
     if "note" in machine:
         out.append(f"note      {machine['note']}")
     head = f"{'file':<16}{'batch':>5}  {'compiled':<9}{'right':<7}{'relative L2':>11}  {'top-1':<7}{'measured ms':>11}"
-    out += ["", f"{head}{'images/s':>10}{'predicted ms':>14}{'ratio':>7}"]
+    out += ["", f"{head}{'images/s':>10}{'predicted ms':>14}{'ratio':>9}"]
     out += [_line(row) for row in report.rows]
     for row in report.rows:
         if row.parity is not None and not row.right:
@@ -336,7 +336,7 @@ def _line(row: Row) -> str:
     cells = (
         f"{row.build:<16}{row.batch:>5}  {_yes(row.compiled):<9}{_yes(row.right if row.parity else None):<7}"
         f"{'-' if relative is None else f'{relative:.1e}':>11}  {top1:<7}{_number(row.measured_ms, 2):>11}"
-        f"{_number(rate, 0):>10}{_number(row.predicted_us and row.predicted_us / 1e3, 2):>14}{_number(row.ratio, 2):>7}"
+        f"{_number(rate, 0):>10}{_number(row.predicted_us and row.predicted_us / 1e3, 2):>14}{_number(row.ratio, 2):>9}"
     )
     return cells + (f"  {parity['correct']} of {plural(images, 'image')} correct" if images else "")
 
