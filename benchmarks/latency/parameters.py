@@ -87,11 +87,9 @@ def read_parameters(path: str | os.PathLike) -> Parameters:
     """
     values = read_json(path, "a fitted device model")
     found = values.get("parameters") if isinstance(values, dict) else None
-    names = {field.name for field in fields(Parameters)}
-    numbers = isinstance(found, dict) and all(
-        type(value) in (int, float) and 0 < value < math.inf for value in found.values()
-    )
-    if not numbers or set(found) != names:
+    found = found if isinstance(found, dict) else {}
+    numbers = all(type(value) in (int, float) and 0 < value < math.inf for value in found.values())
+    if not numbers or set(found) != {field.name for field in fields(Parameters)}:
         raise InputError(
             f"{os.fspath(path)}: not a fitted device model. Write one: neonext-board report --fit --output"
         )
