@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import mindspore as ms
@@ -104,3 +106,13 @@ def compare_with_reference(
         name: max(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(own, expected, strict=True))
         for name, (own, expected) in pairs.items()
     }
+
+
+if __name__ == "__main__":
+    # A kit for boards runs this file without the commands of the package.
+    try:
+        for row in run_on_device():
+            print(json.dumps(row))
+    except ToolchainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -12,7 +12,6 @@ FAULT is `hang`, `crash` (a signal), or `memory` (the device has none left). `{"
 from __future__ import annotations
 
 import ctypes
-import io
 import itertools
 import json
 import os
@@ -358,10 +357,41 @@ class StandIn(SimpleNamespace):
         return 0
 
     def _write_dump(self, model, task, node, value):
-        """Write a value as CANN names it; `msaccucmp.py` of the stand-ins converts it."""
+        """Write a value as CANN does: the length of a header, the header, inputs, outputs."""
         place = Path(self._dump["dump_path"]) / "20260101000000" / "0" / model / "1" / "0"
         place.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[./\\\s]", "_", node["name"])
-        buffer = io.BytesIO()
-        np.save(buffer, value.astype(np.float16))
-        (place / f"{node['type']}.{name}.{task}.0.{1700000000000000 + task}").write_bytes(buffer.getvalue())
+        content = dump_file(node["name"], value.astype(np.float16))
+        (place / f"{node['type']}.{name}.{task}.0.{1700000000000000 + task}").write_bytes(content)
+
+
+def number(value: int) -> bytes:
+    """Return a whole number as protobuf writes it."""
+    low, value = value & 127, value >> 7
+    return bytes([low | 128]) + number(value) if value else bytes([low])
+
+
+def message(**fields: int | bytes | list[int]) -> bytes:
+    """Return a protobuf message: `f3=...` is its field 3; a list is packed."""
+    out = b""
+    for name, value in fields.items():
+        key = int(name[1:]) << 3
+        if isinstance(value, list):
+            value = b"".join(map(number, value))
+        out += number(key | 2) + number(len(value)) + value if isinstance(value, bytes) else number(key) + number(value)
+    return out
+
+
+def dump_file(name: str, value: np.ndarray, layout: int = 2, original: list[int] | None = None) -> bytes:
+    """Return a dump of an operator with an input of three bytes, and an output in float16 (dump_data.proto).
+
+    Args:
+        name: the operator.
+        value: output as it lies in memory.
+        layout: number of its OutputFormat.
+        original: its shape in a plain layout.
+    """
+    shape = message(f1=original or list(value.shape))
+    tensor = {"f1": 2, "f2": layout, "f3": message(f1=list(value.shape)), "f6": value.nbytes, "f7": shape}
+    header = message(f1=b"2.0", f2=1700000000, f3=message(**tensor), f4=message(f1=4, f2=2, f5=3), f6=name.encode())
+    return len(header).to_bytes(8, "little") + header + b"abc" + value.astype("<f2").tobytes()

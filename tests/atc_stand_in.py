@@ -61,7 +61,7 @@ def compiled(given: dict[str, str], fault: str) -> bytes:
     import onnx
 
     from neonext_ms.export.onnx.neocell_node import is_neocell
-    from neonext_ms.export.onnx.runnable import expand_custom
+    from neonext_ms.export.onnx.runnable import expand_ascend, expand_custom
 
     model = onnx.load(given["model"])
     inputs, batches = om_stand_in.inputs_of(given)
@@ -75,7 +75,10 @@ def compiled(given: dict[str, str], fault: str) -> bytes:
         model = expand_custom(model)
     if fault.startswith("wrong:"):
         model = spoil(model, fault.removeprefix("wrong:"))
-    if given["precision_mode_v2"] == "fp16":
+    if any(node.op_type == "AscendQuant" for node in model.graph.node):
+        # 8-bit layers in exact integers; what lies between them stays in float32.
+        model = expand_ascend(model)
+    elif given["precision_mode_v2"] == "fp16":
         model = halves(model)
     aipp = Path(given["insert_op_conf"]).read_text() if "insert_op_conf" in given else ""
     outputs = []

@@ -23,6 +23,8 @@ from pathlib import Path
 from PIL import Image
 from safetensors.numpy import load_file
 
+from board_stand_in import install, without_times
+
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "tests" / "data" / "digits"
 RESULT = ROOT / "docs" / "results" / "forms.json"
@@ -53,6 +55,8 @@ COMMANDS = {
     "simulate": "ops simulate --spec {given}/spec.json --map 8 --output {out}/x.npz",
     "info": "info {given}/tiny.onnx --json",
     "board-pack": "board pack --checkpoint {given}/tiny.pt --soc Ascend310P3 --batch 1 --output {out}/kit --archive",
+    # A kit on stand-ins of a board, the folder of the kit on the disk.
+    "board-run": "board-run",
 }
 MODULES = {
     "export": "neonext_ms.export.command",
@@ -77,11 +81,12 @@ class Disk:
         self.folder.mkdir()
         self.count.write_bytes(bytes(8))
         name, *words = text.format(given=given, out=self.folder).split()
+        if name == "board-run":
+            return self.run_kit(given, after)
         module = MODULES.get(name, f"neonext_ms.commands.{name}")
         start = f"import sys; from {module} import main; sys.exit(main())"
         environment = {
-            **os.environ, "LD_PRELOAD": str(self.library), "FULL_FOLDER": f"{self.folder}/", "FULL_AFTER": str(after),
-            "FULL_COUNT": str(self.count), "PYTHONPATH": str(ROOT),
+            **os.environ, **self.environment(after), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         with open(self.folder / "stdout", "wb") as output:
             process = subprocess.run(
@@ -90,6 +95,32 @@ class Disk:
             )  # fmt: skip
         (writes,) = struct.unpack("<q", self.count.read_bytes())
         return process.returncode, process.stderr.decode(errors="replace"), writes
+
+    def environment(self, after: int) -> dict[str, str]:
+        """Return the variables that `disk_full.c` reads."""
+        return {
+            "LD_PRELOAD": str(self.library), "FULL_FOLDER": f"{self.folder}/", "FULL_AFTER": str(after),
+            "FULL_COUNT": str(self.count),
+        }  # fmt: skip
+
+    def run_kit(self, given: Path, after: int) -> tuple[int, str, int]:
+        """Run a board kit on stand-ins, its folder on the disk that fills up; then once more with room.
+
+        Returns:
+            exit code of the second run, the messages of the first, and the writes of the first.
+        """
+        shutil.copytree(given / "kit", self.folder / "kit")
+        environ = install(given / "board")
+        command = [sys.executable, str(self.folder / "kit" / "run.py"), "--forms", "matmul", "--seconds", "0.1"]
+        full = {**environ, **self.environment(after)}
+        process = subprocess.run(command, env=full, capture_output=True, text=True, timeout=300)
+        (writes,) = struct.unpack("<q", self.count.read_bytes())
+        again = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+        return again.returncode, process.stderr + again.stderr, writes
+
+    def report(self) -> dict:
+        """Return the report of the kit on the disk, without times."""
+        return without_times(json.loads((self.folder / "kit" / "board_report.json").read_text()))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -141,6 +172,14 @@ def problems(disk: Disk, outcome: tuple[int, str, int], reference: tuple[int, di
     return found
 
 
+def kit_problems(disk: Disk, outcome: tuple[int, str, int], reference: dict) -> list[str]:
+    """Return what is wrong with a kit that met a full disk and was run again."""
+    code, errors, _ = outcome
+    found = [f"exit code {code} of the run after it"] if code else []
+    found += [f"a traceback: {errors[-600:]}"] if "Traceback" in errors else []
+    return found + (["another report than without a full disk"] if not code and disk.report() != reference else [])
+
+
 def prepare(given: Path) -> None:
     """Make the inputs: a tiny checkpoint and its ONNX file, images in folders, a finished run."""
     sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
@@ -154,6 +193,9 @@ def prepare(given: Path) -> None:
             folder.mkdir(parents=True)
             for image in sorted((DIGITS / label).iterdir())[:2]:
                 shutil.copy(image, folder)
+    pack = f"pack --checkpoint {given}/tiny.pt --soc Ascend310P3 --batch 1 --output {given}/kit".split()
+    command = [sys.executable, "-m", "neonext_ms.commands.board", *pack]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=subprocess.DEVNULL)
     (given / "spec.json").write_text('{"kernel": 4, "channels": 4, "shift": 1}')
     (given / "run").mkdir()
     (given / "run" / "steps.csv").write_text(
@@ -174,6 +216,7 @@ def main() -> int:
         for command in args.commands.split(","):
             code, errors, writes = disk.run(COMMANDS[command], given, 1 << 60)
             reference = code, files(disk.folder)
+            report = disk.report() if command == "board-run" else {}
             if code not in (0, 3):
                 print(f"{command}: exit code {code} on an empty disk\n{errors[-2000:]}")
                 failed += 1
@@ -182,7 +225,9 @@ def main() -> int:
             moments = sorted({1 + round(i * (writes - 1) / max(1, count - 1)) for i in range(count)})
             wrong = 0
             for after in moments:
-                found = problems(disk, disk.run(COMMANDS[command], given, after), reference)
+                outcome = disk.run(COMMANDS[command], given, after)
+                check = (kit_problems, report) if command == "board-run" else (problems, reference)
+                found = check[0](disk, outcome, check[1])
                 wrong += bool(found)
                 for text in found:
                     print(f"{command}, full at write {after} of {writes}: {text}", flush=True)

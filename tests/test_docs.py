@@ -24,3 +24,9 @@ def test_links_lead_somewhere(page):
     # A page of this repository that a text names without a link.
     named = re.findall(r"(?<![\w/])docs/[\w-]+\.(?:md|png)", text)
     assert [name for name in named if not (page.parents[page.parent.name == "docs"] / name).exists()] == []
+
+
+def test_the_program_for_boards_is_the_one_of_the_kit():
+    docs = next(page for page in PAGES if page.name == "deploy.md")
+    source = docs.parents[1] / "benchmarks" / "board" / "kit" / "cpp" / "classify.cpp"
+    assert f"```cpp\n{source.read_text(encoding='utf-8')}```\n" in docs.read_text(encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,12 +11,13 @@ from typing import Any
 
 import onnx
 
-from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import read_json
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.files import atomic, read_json
+from neonext_ms.common.text import one_line
 from neonext_ms.ops.soc import soc
 
 from ..latency.calibrate import MeasuredRow, error_factors, fit, measured_rows
-from ..latency.cost import network_demands
+from ..latency.cost import Demand, network_demands
 from ..latency.figures import Figure
 from ..latency.figures import read as read_figures
 from ..latency.parameters import Parameters, fitted
@@ -23,16 +26,18 @@ from .report import Report
 from .weights import join
 
 
-def refit(report: Report, kit: Path, quiet: bool = True) -> dict[str, Any]:
-    """Fit the device model's parameters to the published figures and to what a board measured.
+def refit(report: Report, kit: Path, earlier: Sequence[MeasuredRow] = (), quiet: bool = True) -> dict[str, Any]:
+    """Fit the device model's parameters to the published figures and to what boards measured.
 
     Args:
         report: report of a board, with forms that are right and measured.
         kit: the kit, whose ONNX files say what was measured.
+        earlier: rows of other boards, from `read_rows`; the report's replace those of the same network and device.
         quiet: whether to show no progress.
 
     Returns:
-        `parameters` before and after, and `errors` before and after on the measured and on the published rows.
+        `parameters` before and after, `errors` before and after on the measured and on the published rows, and the
+        measured `rows`, for `store`.
 
     Raises:
         InputError: a report of stand-ins, or without measured rows, or a folder that is not its kit.
@@ -42,6 +47,8 @@ def refit(report: Report, kit: Path, quiet: bool = True) -> dict[str, Any]:
     measured = board_rows(report, kit)
     if not measured:
         raise InputError(f"{report.path}: no form is right and measured, so there is nothing to fit")
+    new = {_key(row) for row in measured}
+    measured = [*(row for row in earlier if _key(row) not in new), *measured]
     published = measured_rows((figure for figure in read_figures() if not figure.uncertain), quiet)
     before, after = fitted(), fit([*published, *measured])
     return {
@@ -50,7 +57,49 @@ def refit(report: Report, kit: Path, quiet: bool = True) -> dict[str, Any]:
             "measured": {"before": _errors(measured, before), "after": _errors(measured, after)},
             "published": {"before": _errors(published, before), "after": _errors(published, after)},
         },
+        "rows": [{**asdict(row.figure), "demands": [asdict(demand) for demand in row.demands]} for row in measured],
     }
+
+
+def _key(row: MeasuredRow) -> tuple:
+    figure = row.figure
+    return figure.model, figure.image_size, figure.int8, figure.aipp, figure.soc, figure.batch
+
+
+def store(result: dict[str, Any], path: Path) -> None:
+    """Write the result of `refit`: `neonext-bench estimate --fitted` reads the parameters, and `read_rows` the rows.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = {"parameters": result["parameters"]["after"], "errors": result["errors"], "rows": result["rows"]}
+    with atomic(path) as staged:
+        staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[MeasuredRow]:
+    """Return the measured rows of a file of `store`.
+
+    Raises:
+        InputError: the file cannot be read, or is no such file.
+    """
+    values = read_json(path, "a fitted device model")
+    try:
+        rows = []
+        for entry in values["rows"]:
+            demands = [Demand(**{**work, **_tuples(work)}) for work in entry["demands"]]
+            figure = Figure(**{name: value for name, value in entry.items() if name != "demands"})
+            rows.append(MeasuredRow(figure, soc(figure.soc), demands))
+            # What is no number fails here.
+            if not 0 < rows[-1].ratio(fitted()) < math.inf:
+                raise ValueError("a time that is none")
+    except (TypeError, ValueError, KeyError, UsageError) as error:
+        raise InputError(f"{path}: not a file of neonext-board report --fit --output ({one_line(error)})") from error
+    return rows
+
+
+def _tuples(work: dict[str, Any]) -> dict[str, tuple]:
+    return {name: tuple(work[name]) for name in ("tensors", "between")}
 
 
 def board_rows(report: Report, kit: Path) -> list[MeasuredRow]:
@@ -71,10 +120,11 @@ def board_rows(report: Report, kit: Path) -> list[MeasuredRow]:
             continue
         graph = read(onnx.load_from_string(join(kit, content["models"][build["model"]])), row.batch)
         aipp = build["feed"] == "frames"
-        _, demands = network_demands(graph, device, False, aipp)
+        int8 = build.get("form") == "int8"
+        _, demands = network_demands(graph, device, int8, aipp)
         name, rate = f"{content['name']} {row.form}", 1e3 * row.batch / row.measured_ms
         size = content["image_size"][0]
-        figure = Figure(name, name, size, False, aipp, device.name, row.batch, rate, report.path)
+        figure = Figure(name, name, size, int8, aipp, device.name, row.batch, rate, report.path)
         rows.append(MeasuredRow(figure, device, demands))
     return rows
 

@@ -65,16 +65,25 @@ FORMS = (
         "mixed", "operators in float32 where ATC prefers it", level="full",
         options={"precision_mode": "mixed_float16"}, export="--precision mixed_float16",
     ),
+    Form(
+        "int8", "layers in 8 bit, calibrated on the labelled images", level="full", dtype="int8",
+        export="--quantize int8",
+    ),
 )  # fmt: skip
 
 
-def forms_of(level: str, operator: bool = True) -> list[Form]:
+def forms_of(level: str, operator: bool = True, images: bool = True) -> list[Form]:
     """Return the forms of a level.
 
     Args:
         level: one of LEVELS.
         operator: whether forms that need the operator package are wanted.
+        images: whether there are images, on which forms of 8 bit are calibrated.
     """
     return [
-        form for form in FORMS if LEVELS.index(form.level) <= LEVELS.index(level) and (operator or not form.operator)
+        form
+        for form in FORMS
+        if LEVELS.index(form.level) <= LEVELS.index(level)
+        and (operator or not form.operator)
+        and (images or form.dtype != "int8")
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import neonext_ms
 from neonext_ms import __version__
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
 from neonext_ms.common.files import explained, sha256, staging
@@ -26,24 +27,32 @@ from neonext_ms.export.om import aipp, cann_log
 from neonext_ms.export.om.job import Job
 from neonext_ms.export.om.options import OmOptions
 from neonext_ms.export.om.target import COMPILERS
+from neonext_ms.export.quantize.options import QuantizeOptions
 from neonext_ms.export.request import Request
 from neonext_ms.export.source import Source
-from neonext_ms.export.tolerances import tolerance
+from neonext_ms.export.tolerances import INT8, INT8_LOSS, tolerance
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.package import FAMILIES, PROJECT
 from neonext_ms.ops.soc import SOCS
 from neonext_ms.ops.soc import soc as find_soc
+from neonext_ms.runtime.acl import MEANING
+from neonext_ms.runtime.om_file import ACL_DTYPES
 
 from .forms import Form, forms_of
-from .reference import Images, layers, logits, read_images, save
-from .weights import Pool, join, split
+from .reference import NOISE, Images, Values, differences, layers, logits, read_images, save
+from .weights import Pool, compressed, join, split
 
 KIT = Path(__file__).with_name("kit")
-DESCRIPTION, SUMS = "kit.json", "SHA256SUMS"
+DESCRIPTION, SUMS, VALUES = "kit.json", "SHA256SUMS", "layers.npy"
 FORMAT = 1
+# What `ops.device_check` imports, which compares the operator with float64 where MindSpore for Ascend is installed.
+CHECK = (
+    "__init__", "common/__init__", "common/errors", "common/files", "common/lazy", "common/text", "common/version",
+    "ops/__init__", "ops/ascend", "ops/device_check", "ops/package", "ops/packing", "ops/reference", "ops/spec",
+)  # fmt: skip
 IMAGES = {"quick": 20, "full": 100}
-# Numbers of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
-SAMPLED = {"quick": 512, "full": 1 << 62}
+# Values of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
+SAMPLED = {"quick": 256, "full": 1 << 62}
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def pack(
         raise InputError(f"{output}: a folder with other files. Name a new folder, or an earlier kit to replace.")
     device = find_soc(wanted.soc)
     sizes = source.image_sizes((wanted.image_size,) if wanted.image_size else ())
-    forms = forms_of(wanted.level, device.family in FAMILIES)
+    forms = forms_of(wanted.level, device.family in FAMILIES, wanted.images is not None)
     with staging(output.parent) as stage:
         kit = stage / "kit"
         kit.mkdir()
@@ -150,10 +159,10 @@ class _Packer:
         expected = logits(self.source, images, self.size, self.kit)
         data = self.kit / "data"
         data.mkdir()
-        save(data / "frames.npy", images.frames)
+        (data / "frames.z").write_bytes(compressed(differences(images.frames).tobytes()))
         save(data / "logits.npy", expected)
-        images.inputs[:1].astype("<f4").tofile(data / "input_000.bin")
-        images.frames[:1].tofile(data / "frame_000.bin")
+        if self.wanted.level == "full" and self.wanted.images:
+            self._copy_images(self.wanted.images, images.names)
         self._copy_programs()
         content: dict[str, Any] = {
             "kit": FORMAT,
@@ -177,14 +186,16 @@ class _Packer:
                 for batches in form.batches(self.wanted.batches)
             ],
             "errors": errors(),
+            "acl": {"codes": {str(code): text for code, text in MEANING.items()}, "dtypes": ACL_DTYPES},
         }
         # Predictions read the ONNX files, so these are cut into pieces afterwards.
-        pool = Pool()
+        pool, values = Pool(), Values(SAMPLED[self.wanted.level])
         for name, (path, weights) in models.items():
-            content["models"][name] = self._model(name, path, images)
+            content["models"][name] = self._model(name, path, images, values)
             if self.wanted.level == "quick" and not weights:
                 self._shrink(content["models"][name], path, pool)
         pool.write(data)
+        save(data / VALUES, values.joined())
         self._check(content["models"], images, expected)
         (self.kit / DESCRIPTION).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         self._write_sums()
@@ -197,6 +208,7 @@ class _Packer:
             "files": images.names,
             "noise": images.noise,
             "all": len(images.frames),
+            "shape": list(images.frames.shape),
             "expected": images.expected,
             "crop": [top, left, *self.size],
             "mean": list(self.preprocessing.mean),
@@ -214,21 +226,20 @@ class _Packer:
             options = OmOptions(self.wanted.soc, compile=False)
             # A single size would be written into the graph, and the others could not use it.
             batches = self.wanted.batches if len(self.wanted.batches) > 1 else (1, 2)
-            request = Request(["om"], [self.size], batches, name=name, om=options, **form.request)
+            quantize = QuantizeOptions(self.wanted.images) if form.dtype == "int8" else None
+            request = Request(["om"], [self.size], batches, name=name, om=options, quantize=quantize, **form.request)
             report = pipeline.export(self.source, request, self.kit / "onnx")
             files = [file.path for file in report.exported if file.target in ("onnx for om", "weights of onnx for om")]
             for file in report.exported:
-                if file.target == "script for om":
+                if file.target in ("script for om", "scales"):
                     file.path.unlink()
             models[name] = files[0], [file.name for file in files[1:]]
         return models
 
-    def _model(self, name: str, path: Path, images: Images) -> dict[str, Any]:
+    def _model(self, name: str, path: Path, images: Images, values: Values) -> dict[str, Any]:
         self.progress(f"layers {name}")
-        numbers, rows = layers(path, self.size, images.inputs[:1], SAMPLED[self.wanted.level])
-        file = self.kit / "data" / f"layers_{name}.npy"
-        save(file, numbers)
-        return {"onnx": self._relative(path), "segments": None, "layers": rows, "values": self._relative(file)}
+        rows = layers(path, self.size, images.inputs[:1], values)
+        return {"onnx": self._relative(path), "segments": None, "layers": rows, "values": f"data/{VALUES}"}
 
     def _shrink(self, model: dict[str, Any], path: Path, pool: Pool) -> None:
         """Replace an ONNX file by its parts; run.py puts it together in work/."""
@@ -289,7 +300,10 @@ class _Packer:
             "configs": configs,
             "operator": form.operator,
             "feed": "frames" if form.aipp else "float32",
-            "tolerance": tolerance("float16", form.gelu),
+            # Calibration does not know noise.
+            "first": NOISE if form.dtype == "int8" else 0,
+            "tolerance": INT8_LOSS if form.dtype == "int8" else tolerance("float16", form.gelu),
+            "layer_tolerance": tolerance("float16", form.gelu) + (INT8 if form.dtype == "int8" else 0),
             "predicted": {str(batch): self._predict(path, form, batch) for batch in batches},
             "export": self._export_command(form, batches),
         }
@@ -297,7 +311,10 @@ class _Packer:
     def _export_command(self, form: Form, batches: Sequence[int]) -> str:
         """Return the command that makes an OM file where CANN is installed."""
         words = ["neonext-export", *self.wanted.command, "--target", "om", "--soc", self.wanted.soc]
-        words += ["--batch", ",".join(map(str, batches)), *form.export.split(), "--output", f"build/{form.name}"]
+        words += ["--batch", ",".join(map(str, batches)), *form.export.split()]
+        if form.dtype == "int8":
+            words += ["--calibrate", Path(self.wanted.images or "").name]
+        words += ["--output", f"build/{form.name}"]
         return shlex.join(words)
 
     def _predict(self, path: Path, form: Form, batch: int) -> dict[str, Any]:
@@ -323,7 +340,23 @@ class _Packer:
         if any(form.operator for form in self.forms):
             ignored = shutil.ignore_patterns("build", "__pycache__")
             shutil.copytree(PROJECT, self.kit / "ops", ignore=ignored)
+            self._copy_check()
         (self.kit / "run.py").chmod(0o755)
+
+    def _copy_images(self, folder: str, names: Sequence[str]) -> None:
+        """Copy the labelled images as they are, for programs that read JPEG and PNG."""
+        for name in names:
+            target = self.kit / "data" / "images" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder) / name, target)
+
+    def _copy_check(self) -> None:
+        """Copy the check of the operator in MindSpore, with as much of this package as it imports."""
+        package, target = Path(neonext_ms.__file__).parent, self.kit / "python" / "neonext_ms"
+        for name in CHECK:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package / f"{name}.py", target / f"{name}.py")
+        shutil.copytree(PROJECT / "pynative", target / "ops" / PROJECT.name / "pynative")
 
     def _write_sums(self) -> None:
         files = sorted(file for file in self.kit.rglob("*") if file.is_file())
@@ -336,7 +369,8 @@ class _Packer:
 
 def _model_name(form: Form) -> str:
     """Return the name of the ONNX file of a form: what distinguishes its graph."""
-    return "_".join(["net", *(f"{value}" for _, value in sorted(form.request.items()))])
+    kind = ["int8"] if form.dtype == "int8" else []
+    return "_".join(["net", *kind, *(f"{value}" for _, value in sorted(form.request.items()))])
 
 
 def errors() -> dict[str, Any]:

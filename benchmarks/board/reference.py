@@ -87,33 +87,62 @@ def logits(source: Source, images: Images, size: tuple[int, int], folder: Path) 
     return verify.original_outputs(network, images.inputs, folder).astype(np.float32)
 
 
-def layers(path: Path, size: tuple[int, int], image: np.ndarray, most: int) -> tuple[np.ndarray, list[dict]]:
-    """Return the values of every operator of an ONNX file for one image, in float32.
+# Relative L2 up to which two values of a layer are the same: float32 arithmetic in another order makes 1e-6.
+_SAME = 1e-4
+
+
+class Values:
+    """Values of layers in one array, for all ONNX files of a kit: what several compute alike is stored once.
+
+    Args:
+        most: largest number of values that are kept of a layer, spread evenly over it.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self._parts: list[np.ndarray] = []
+        self._known: dict[str, list[tuple[int, np.ndarray]]] = {}
+
+    def add(self, name: str, value: np.ndarray) -> tuple[int, int]:
+        """Add the values of a layer for one image; return where they start, and the step between them."""
+        flat = np.ascontiguousarray(value, np.float32).ravel()
+        step = max(1, -(-flat.size // self.most))
+        kept = flat[::step]
+        for start, other in self._known.get(name, []):
+            if other.size == kept.size and np.linalg.norm(kept - other) <= _SAME * np.linalg.norm(other):
+                return start, step
+        start = sum(part.size for part in self._parts)
+        self._known.setdefault(name, []).append((start, kept))
+        self._parts.append(kept)
+        return start, step
+
+    def joined(self) -> np.ndarray:
+        """Return all values, float32 (N,)."""
+        return np.concatenate(self._parts)
+
+
+def layers(path: Path, size: tuple[int, int], image: np.ndarray, values: Values) -> list[dict]:
+    """Compute the values of every operator of an ONNX file for one image, in float32.
 
     Args:
         path: ONNX file.
         size: height and width of its input.
         image: float32 (1, 3, H, W).
-        most: largest number of values that are kept of each operator, spread evenly.
+        values: receives the values.
 
     Returns:
-        all values in one array, and for each operator its name and output as a dump spells them, its type, its shape
-        without the batch axis, the step between the values that are kept, their place in the array, and the numbers
-        of the operators that it reads.
+        for each operator its name and output as a dump spells them, its type, its shape without the batch axis, where
+        its values start, the step between them, and the numbers of the operators that it reads.
     """
     side = OnnxActivations(path, size)
     makers = {node.outputs[0]: node for node in side.nodes if node.outputs}
     names = [*side.names, *(name for name in side.outputs if name not in side.names)]
     before = ancestors(side.nodes, names)
-    numbers: list[np.ndarray] = []
     rows: list[dict] = []
     index = {name: place for place, name in enumerate(names)}
-    start = 0
     for name, value in side.values(image, names):
-        flat = np.ascontiguousarray(value[0], np.float32).ravel()
-        step = max(1, -(-flat.size // most))
-        kept = flat[::step]
         node = makers.get(name)
+        start, step = values.add(name, value[0])
         rows.append(
             {
                 "name": name,
@@ -125,9 +154,14 @@ def layers(path: Path, size: tuple[int, int], image: np.ndarray, most: int) -> t
                 "sources": sorted(index[source] for source in before.get(name, ())),
             }
         )
-        numbers.append(kept)
-        start += kept.size
-    return np.concatenate(numbers), rows
+    return rows
+
+
+def differences(frames: np.ndarray) -> np.ndarray:
+    """Return uint8 frames (N, H, W, 3) as the differences along their rows, which compress better."""
+    steps = frames.copy()
+    steps[:, :, 1:] -= frames[:, :, :-1]
+    return steps
 
 
 def save(path: Path, array: np.ndarray) -> None:

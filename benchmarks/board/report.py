@@ -95,6 +95,8 @@ class Report:
         problems: step and message of everything that did not end well.
         profiles: file -> type of operator -> microseconds of a run, as msprof saw them.
         predicted: file -> kind of task -> microseconds of a run by the device model.
+        ais_bench: batch size -> file and median milliseconds of a run, as ais_bench measured it.
+        training: number of results of the operator that MindSpore computed right, or None.
     """
 
     path: str
@@ -105,6 +107,8 @@ class Report:
     problems: tuple[tuple[str, str], ...]
     profiles: Mapping[str, Mapping[str, float]]
     predicted: Mapping[str, Mapping[str, float]]
+    ais_bench: Mapping[int, tuple[str, float]]
+    training: int | None
 
     def by_kind(self, build: str) -> dict[str, tuple[float, float]]:
         """Return measured and predicted microseconds of a profiled file by kind of task, largest first."""
@@ -199,6 +203,8 @@ def read_report(path: str | os.PathLike) -> Report:
         problems=tuple(problems),
         profiles=dict(_profiles(reader, steps)),
         predicted={reader.get(build, str, "name", default=""): _kinds(reader, build) for build in builds},
+        ais_bench=dict(_ais_bench(reader, steps)),
+        training=reader.get(steps, int, "mindspore", "result", "compared"),
     )
 
 
@@ -207,6 +213,17 @@ def _profiles(reader: _Reader, steps: Mapping[str, Any]) -> Iterator[tuple[str, 
         if step.startswith("profile/"):
             found = reader.get(steps, dict, step, "result", "us_by_type", default={})
             yield step.partition("/")[2], {kind: float(reader.get(found, _NUMBER, kind, default=0)) for kind in found}
+
+
+def _ais_bench(reader: _Reader, steps: Mapping[str, Any]) -> Iterator[tuple[int, tuple[str, float]]]:
+    for step in steps:
+        kind, _, batch = step.partition("/")
+        times = reader.get(steps, dict, step, "result") if kind == "ais_bench" and batch.isdigit() else None
+        if times is not None:
+            yield (
+                int(batch),
+                (reader.get(times, str, "file", default=""), float(reader.get(times, _NUMBER, "p50_ms", default=0))),
+            )
 
 
 def _kinds(reader: _Reader, build: Any) -> dict[str, float]:
@@ -254,6 +271,8 @@ def summary(report: Report) -> dict[str, Any]:
         "machine": dict(report.machine),
         "rows": [row.to_dict() for row in report.rows],
         "fastest": {str(batch): row.build for batch, row in report.fastest().items()},
+        "ais_bench": {str(batch): {"build": build, "p50_ms": ms} for batch, (build, ms) in report.ais_bench.items()},
+        "training": report.training,
         "problems": dict(report.problems),
         "profiles": {build: dict(types) for build, types in report.profiles.items()},
         "by_kind": {
@@ -281,7 +300,7 @@ def lines(report: Report) -> list[str]:
     if "note" in machine:
         out.append(f"note      {machine['note']}")
     head = f"{'file':<16}{'batch':>5}  {'compiled':<9}{'right':<7}{'relative L2':>11}  {'top-1':<7}{'measured ms':>11}"
-    out += ["", f"{head}{'images/s':>10}{'predicted ms':>14}{'ratio':>7}"]
+    out += ["", f"{head}{'images/s':>10}{'predicted ms':>14}{'ratio':>9}"]
     out += [_line(row) for row in report.rows]
     for row in report.rows:
         if row.parity is not None and not row.right:
@@ -292,6 +311,12 @@ def lines(report: Report) -> list[str]:
     out.append("")
     for batch, row in report.fastest().items():
         out.append(f"fastest   batch {batch}: {row.form}, {row.measured_ms:.2f} ms\n          {row.export}")
+    for batch, (build, ms) in report.ais_bench.items():
+        ours = next((row.measured_ms for row in report.rows if (row.build, row.batch) == (build, batch)), None)
+        ratio = f", {ms / ours:.2f} times the time above" if ours else ""
+        out.append(f"ais_bench batch {batch}: {build}, {ms:.2f} ms{ratio}")
+    if report.training is not None:
+        out.append(f"training  the operator in MindSpore: {plural(report.training, 'result')} as in float64")
     for build, types in report.profiles.items():
         largest = ", ".join(f"{kind} {us:.0f}" for kind, us in list(types.items())[:8])
         out.append(f"profile   {build}, microseconds of a run by type of operator: {largest}")
@@ -311,7 +336,7 @@ def _line(row: Row) -> str:
     cells = (
         f"{row.build:<16}{row.batch:>5}  {_yes(row.compiled):<9}{_yes(row.right if row.parity else None):<7}"
         f"{'-' if relative is None else f'{relative:.1e}':>11}  {top1:<7}{_number(row.measured_ms, 2):>11}"
-        f"{_number(rate, 0):>10}{_number(row.predicted_us and row.predicted_us / 1e3, 2):>14}{_number(row.ratio, 2):>7}"
+        f"{_number(rate, 0):>10}{_number(row.predicted_us and row.predicted_us / 1e3, 2):>14}{_number(row.ratio, 2):>9}"
     )
     return cells + (f"  {parity['correct']} of {plural(images, 'image')} correct" if images else "")
 

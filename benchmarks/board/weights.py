@@ -1,8 +1,10 @@
 """ONNX files of one network without their weights, and the weights once, in float16: what makes a kit small.
 
 The forms of a network differ in a few constants only, and ATC rounds weights to float16 anyway. A file is cut at its
-large float32 tensors; `join`, and `run.py` on the board, put it together again from the shared pool of halves. The low
-bytes of halves are noise, the high bytes are not, so the two are compressed apart.
+large float32 tensors; `unpack.py` of the kit puts it together again from the shared pool of halves. The low bytes of
+halves are noise and the high bytes are not, so the two are compressed apart. A block-diagonal matrix is mostly zeros:
+of those the pool holds the other values, and a bit for each place. With the channels last, equal blocks follow each
+other; the values of a padded matrix are those of the plain one.
 """
 
 from __future__ import annotations
@@ -15,13 +17,46 @@ from typing import Any
 import numpy as np
 import onnx
 
+from .kit import unpack
+
 # Bytes of a tensor from which on it goes into the pool.
 _LARGE = 4096
-POOL = ("weights_high.z", "weights_low.z")
+# Share of zeros from which on only the other values are stored.
+_SPARSE = 0.2
 
 
 class Pool:
-    """Float16 values that several files share; equal tensors are stored once."""
+    """Float16 values that several files share; equal ones are stored once."""
+
+    def __init__(self) -> None:
+        self._dense, self._sparse, self._places = _Store(), _Store(), _Store()
+
+    def add(self, values: np.ndarray) -> list[int]:
+        """Add a tensor, float16, unless it is there.
+
+        Returns:
+            start and number of its values. For a tensor with many zeros, whose other values these are, also start and
+            number of its places, and the number of its columns: all dimensions but the last two.
+        """
+        if values.ndim < 2 or np.count_nonzero(values) > (1 - _SPARSE) * values.size:
+            return [self._dense.add(values.ravel()), values.size]
+        columns = values.size // (values.shape[-1] * values.shape[-2])
+        flat = values.reshape(columns, -1).T.ravel()
+        places = flat.view(np.uint16) != 0
+        kept = flat[places]
+        return [self._sparse.add(kept), kept.size, self._places.add(places), flat.size, columns]
+
+    def write(self, folder: Path) -> None:
+        """Write the files that `kit/unpack.py` reads."""
+        low, high = self._dense.joined(np.dtype("<f2")).view(np.uint8).reshape(-1, 2).T
+        sparse = self._sparse.joined(np.dtype("<f2")).view(np.uint8)
+        places = np.packbits(self._places.joined(np.dtype(bool)))
+        for name, part in zip(unpack.POOL, (low, high, sparse, places), strict=True):
+            (folder / name).write_bytes(compressed(part.tobytes()))
+
+
+class _Store:
+    """Arrays, one after the other; equal ones are stored once."""
 
     def __init__(self) -> None:
         self._starts: dict[bytes, int] = {}
@@ -29,7 +64,7 @@ class Pool:
         self._count = 0
 
     def add(self, values: np.ndarray) -> int:
-        """Add values, float16 (N,), unless they are there; return where they start."""
+        """Add values unless they are there; return where they start."""
         key = values.tobytes()
         if key not in self._starts:
             self._starts[key] = self._count
@@ -37,12 +72,16 @@ class Pool:
             self._count += values.size
         return self._starts[key]
 
-    def write(self, folder: Path) -> None:
-        """Write the compressed high and low bytes of all values."""
-        halves = np.concatenate([*self._parts, np.empty(0, np.float16)]).astype("<f2")
-        low, high = halves.view(np.uint8).reshape(-1, 2).T
-        for name, part in zip(POOL, (high, low), strict=True):
-            (folder / name).write_bytes(zlib.compress(np.ascontiguousarray(part).tobytes(), 9))
+    def joined(self, dtype: np.dtype) -> np.ndarray:
+        """Return all values in a dtype."""
+        return np.concatenate([np.empty(0, dtype), *self._parts]).astype(dtype)
+
+
+def compressed(content: bytes) -> bytes:
+    """Return bytes for `zlib.decompress`: without matches where those cost more than they save, as among weights."""
+    kinds = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
+    streams = (zlib.compressobj(9, zlib.DEFLATED, 15, 9, strategy) for strategy in kinds)
+    return min((stream.compress(content) + stream.flush() for stream in streams), key=len)
 
 
 def split(path: Path, pool: Pool, parts: Path) -> list[list[int]]:
@@ -54,8 +93,8 @@ def split(path: Path, pool: Pool, parts: Path) -> list[list[int]]:
         parts: file to write, with what is left, compressed.
 
     Returns:
-        for each piece of the file the number of bytes of what is left, and the start and the number of the values from
-        the pool that follow.
+        for each piece of the file the number of bytes of what is left, and the place in the pool (`Pool.add`) of the
+        tensor that follows.
     """
     content = path.read_bytes()
     model = onnx.load_from_string(content)
@@ -65,27 +104,23 @@ def split(path: Path, pool: Pool, parts: Path) -> list[list[int]]:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(raw) < _LARGE:
             continue
         with np.errstate(over="ignore"):
-            halves = np.frombuffer(raw, "<f4").astype(np.float16)
+            halves = np.frombuffer(raw, "<f4").astype(np.float16).reshape(list(tensor.dims))
         start = content.find(raw, place)
         # A weight that float16 cannot hold stays as it is.
         if start < 0 or not np.isfinite(halves).all():
             continue
-        segments.append([start - place, pool.add(halves), halves.size])
+        segments.append([start - place, *pool.add(halves)])
         left.append(content[place:start])
         place = start + len(raw)
     segments.append([len(content) - place, 0, 0])
-    parts.write_bytes(zlib.compress(b"".join([*left, content[place:]]), 9))
+    parts.write_bytes(compressed(b"".join([*left, content[place:]])))
     return segments
 
 
 def join(kit: Path, model: Mapping[str, Any]) -> bytes:
-    """Return the ONNX file of a model of `kit.json`, as run.py makes it on the board."""
-    if not model["segments"]:
-        return (kit / model["onnx"]).read_bytes()
-    high, low = (np.frombuffer(zlib.decompress((kit / "data" / name).read_bytes()), np.uint8) for name in POOL)
-    values = np.stack([low, high], 1).view("<f2").astype("<f4").ravel()
-    left, place, pieces = zlib.decompress((kit / model["parts"]).read_bytes()), 0, []
-    for length, start, count in model["segments"]:
-        pieces += [left[place : place + length], values[start : start + count].tobytes()]
-        place += length
-    return b"".join(pieces)
+    """Return the ONNX file of a model of `kit.json`, as unpack.py makes it on the board."""
+    return b"".join(unpack.onnx_parts(kit, model, unpack.read_pool(kit))) if model["segments"] else _whole(kit, model)
+
+
+def _whole(kit: Path, model: Mapping[str, Any]) -> bytes:
+    return (kit / model["onnx"]).read_bytes()

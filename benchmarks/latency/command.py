@@ -44,6 +44,8 @@ def build_parser() -> Parser:
     parser.add_argument("--aipp", action="store_true", help="images arrive as bytes (AIPP, small channels)")
     parser.add_argument("--image-size", type=int_range(1, MAX_SIDE), default=224, metavar="S",
                         help="image size of a built-in network (default: 224)")  # fmt: skip
+    parser.add_argument("--fitted", metavar="FILE.json",
+                        help="parameters of neonext-board report --fit --output, instead of the package's")  # fmt: skip
     parser.add_argument("--nodes", action="store_true", help="print a line for every task")
     parser.add_argument("--roofline", metavar="FILE.png", help="draw the tasks under the device's limits")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
@@ -70,6 +72,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
 def _estimate(args: argparse.Namespace) -> None:
     from .. import networks
     from .network_model import estimate
+    from .parameters import read_parameters
     from .reader import has_dynamic_batch
 
     model, batch = args.model, args.batch
@@ -84,7 +87,10 @@ def _estimate(args: argparse.Namespace) -> None:
     elif batch is None and has_dynamic_batch(model):
         batch = 1
         note(f"note: {model} has a dynamic batch; estimated for batch 1. Use --batch for another one.")
-    estimated = estimate(model, args.soc, batch=batch, dtype=args.dtype, aipp=args.aipp)
+    parameters = read_parameters(args.fitted) if args.fitted else None
+    if args.fitted:
+        note(f"note: parameters of {args.fitted}; the range of the prediction is that of the package's own")
+    estimated = estimate(model, args.soc, batch=batch, dtype=args.dtype, aipp=args.aipp, parameters=parameters)
     if estimated.unknown_ops:
         note(f"not known, counted as memory-bound work of the vector units: {', '.join(estimated.unknown_ops)}")
     if args.roofline:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+import os
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import read_json
 from neonext_ms.ops.soc import SOCS, Soc
 
 FILE = Path(__file__).with_name("parameters.json")
@@ -74,6 +77,23 @@ def stored() -> dict:
         raise InputError(
             f"{FILE}: cannot be read ({error}). Write it again: python -m neonext_ms.benchmarks.latency.calibrate"
         ) from error
+
+
+def read_parameters(path: str | os.PathLike) -> Parameters:
+    """Return the parameters in a file of `neonext-board report --fit --output`.
+
+    Raises:
+        InputError: the file cannot be read, or is no such file.
+    """
+    values = read_json(path, "a fitted device model")
+    found = values.get("parameters") if isinstance(values, dict) else None
+    found = found if isinstance(found, dict) else {}
+    numbers = all(type(value) in (int, float) and 0 < value < math.inf for value in found.values())
+    if not numbers or set(found) != {field.name for field in fields(Parameters)}:
+        raise InputError(
+            f"{os.fspath(path)}: not a fitted device model. Write one: neonext-board report --fit --output"
+        )
+    return Parameters(**found)
 
 
 def fitted() -> Parameters:

@@ -68,6 +68,10 @@ def build_parser() -> Parser:
     report = commands.add_parser("report", help="read a report", description="Read the report of a board.")
     report.add_argument("reports", nargs="+", metavar="REPORT.json", help="board_report.json; two for a comparison")
     report.add_argument("--fit", action="store_true", help="refit the device model with what was measured")
+    report.add_argument(
+        "--output", metavar="FILE.json",
+        help="for --fit: file of measured rows and parameters to write or add to, for neonext-bench estimate --fitted",
+    )  # fmt: skip
     report.add_argument("--kit", metavar="FOLDER", help="folder of the kit, for --fit (default: where the report is)")
     report.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
@@ -127,7 +131,7 @@ def _report(args: argparse.Namespace) -> None:
     if len(args.reports) > 2:
         raise UsageError(f"expected one report, or two for a comparison (got {len(args.reports)})")
     reports = [read_report(path) for path in args.reports]
-    if args.fit or args.kit:
+    if args.fit or args.kit or args.output:
         _fit(args, reports)
         return
     if args.json:
@@ -139,15 +143,19 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace, reports: Sequence[Report]) -> None:
-    from neonext_ms.benchmarks.board.fit import lines, refit
+    from neonext_ms.benchmarks.board.fit import lines, read_rows, refit, store
 
     if not args.fit or len(reports) > 1:
-        raise UsageError("--fit takes one report, and --kit needs --fit")
-    result = refit(reports[0], Path(args.kit or Path(args.reports[0]).parent), quiet=False)
+        raise UsageError("--fit takes one report, and --kit and --output need --fit")
+    output = Path(args.output) if args.output else None
+    earlier = read_rows(output) if output and output.exists() else []
+    result = refit(reports[0], Path(args.kit or Path(args.reports[0]).parent), earlier, quiet=False)
+    if output:
+        store(result, output)
     if args.json:
-        print_json(result)
+        print_json({name: value for name, value in result.items() if name != "rows"})
     else:
-        print_text("\n".join(lines(result)))
+        print_text("\n".join([*lines(result), *([f"fitted    {output}"] if output else [])]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

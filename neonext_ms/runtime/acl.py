@@ -24,7 +24,7 @@ from .om_file import ACL_DTYPES, BATCH_INPUT
 _HUGE_PAGES_FIRST = 0
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 # acl_base_rt.h and rt_error_codes.h.
-_MEANING = {
+MEANING = {
     100000: "an argument is invalid",
     100001: "pyACL is not initialised",
     100003: "the file is invalid",
@@ -72,7 +72,7 @@ class _Calls:
         return value
 
     def _failure(self, name: str, code: int) -> InputError:
-        meaning = _MEANING.get(code, "see aclError in the documentation of CANN")
+        meaning = MEANING.get(code, "see aclError in the documentation of CANN")
         return InputError(f"{self.place}: acl.{name} failed with {code} ({meaning})")
 
     def handle(self, name: str, *arguments):

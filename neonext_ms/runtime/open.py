@@ -21,6 +21,7 @@ RUNTIMES = {
     "mindspore": ("mindspore", "MindSpore"),
     "mindspore-ascend": ("mindspore", "MindSporeAscend"),
     "pyacl": ("acl", "PyAcl"),
+    "ais_bench": ("ais_bench", "AisBench"),
     "mindspore-lite": ("lite", "Lite"),
     "mindspore-lite-ascend": ("lite", "LiteAscend"),
 }
@@ -32,6 +33,8 @@ _DEFAULT = {
     **dict.fromkeys(CHECKPOINT_SUFFIXES, "mindspore"),
 }
 SUFFIXES = tuple(_DEFAULT)
+# Where the default cannot be used and this one can, this one is taken.
+_SECOND = {"pyacl": "ais_bench"}
 
 
 def runtime_class(name: str) -> type[Runtime]:
@@ -69,6 +72,9 @@ def choose_runtimes(path: str | os.PathLike, asked: Sequence[str] = ()) -> list[
         ToolchainError: one of them cannot be used here.
     """
     default, suffix = default_runtime(path), model_suffix(path)
+    second = _SECOND.get(default)
+    if second and not asked and runtime_class(default).missing() and not runtime_class(second).missing():
+        default = second
     chosen = [runtime for runtime in map(runtime_class, asked or [default]) if suffix in runtime.suffixes]
     if not chosen:
         fitting = [name for name in RUNTIMES if suffix in runtime_class(name).suffixes]

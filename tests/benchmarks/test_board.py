@@ -18,13 +18,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from acl_stand_in import dump_file
 from atc_stand_in import halves, spoil
 from board_stand_in import install, without_times
 from neonext_ms.benchmarks.board import forms
+from neonext_ms.benchmarks.board import pack as pack_module
+from neonext_ms.benchmarks.board.kit import dumps, unpack
 from neonext_ms.benchmarks.board.pack import KIT, Wanted, archive, pack
 from neonext_ms.benchmarks.board.reference import normalized
 from neonext_ms.benchmarks.board.report import lines, read_report, summary
 from neonext_ms.benchmarks.board.weights import join
+from neonext_ms.benchmarks.latency import command as estimate_command
 from neonext_ms.commands import board
 from neonext_ms.export.source import Source
 from neonext_ms.images.preprocessing import Preprocessing
@@ -80,13 +84,16 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     assert board.main(argv) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "4 noise images, 20 labelled images" in out and "custom (batch 1)" in out
-    code, printed, report = ran(folder, environ, "--forms", "matmul,aipp")
+    code, printed, report = ran(folder, environ, "--forms", "matmul,custom,aipp")
     assert code == 0, printed
     assert report["finished"] and set(status(report).values()) == {"done"}
     assert report["steps"]["machine"]["result"]["chips"] == ["310P3"]
     # The stand-in of msprof reports a convolution and a product for each of 24 runs.
     (profile,) = (entry["result"] for name, entry in report["steps"].items() if name.startswith("profile/"))
     assert profile == {"tasks": 2, "us_by_type": {"Conv2D": 30.0, "MatMulV2": 10.0}}
+    assert report["steps"]["ais_bench/1"]["result"]["p50_ms"] == 2.4
+    # An output and four gradients of three NeoCells in two dtypes.
+    assert report["steps"]["mindspore"]["result"]["compared"] == 30
     found = read_report(folder / "board_report.json")
     rows = {(row.build, row.batch): row for row in found.rows}
     row = rows["matmul_b1", 1]
@@ -99,6 +106,7 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "this ran on stand-ins" in out and "neonext-export --checkpoint digits_64.pt --shifts 1,1,0,0" in out
     assert "profile" in out and "Conv2D 30, MatMulV2 10" in out
+    assert ", 2.40 ms, " in out and "30 results as in float64" in out
     (kinds,) = summary(found)["by_kind"].values()
     assert kinds["conv"]["measured_us"] == 30 and kinds["conv"]["predicted_us"] > 0 and "vector" in kinds
     assert board.main(["report", *[str(folder / "board_report.json")] * 2]) == 0
@@ -106,6 +114,23 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     # Of the machine nothing may be in it.
     for secret in (str(tmp_path), os.path.expanduser("~") + "/", os.uname().nodename):
         assert secret not in text
+
+
+def test_the_8_bit_form_has_a_rule_of_its_own(digits, data, tmp_path, monkeypatch, capsys):
+    (form,) = (form for form in forms.FORMS if form.dtype == "int8")
+    assert form not in forms.forms_of("quick") and form not in forms.forms_of("full", images=False)
+    monkeypatch.setattr(pack_module, "forms_of", lambda *arguments: [form])
+    argv = ["pack", "--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--soc", "Ascend310P3"]
+    argv += ["--images", str(data / "digits"), "--batch", "1", "--level", "full", "--output", str(tmp_path / "kit")]
+    assert board.main(argv) == 0, capsys.readouterr().err
+    assert len(list((tmp_path / "kit" / "data" / "images").rglob("*.png"))) == 20
+    code, out, report = ran(tmp_path / "kit", install(tmp_path / "board"))
+    assert code == 0, out
+    parity = report["steps"]["parity/int8_b1"]["result"]["1"]
+    # Compared on the 20 images alone: 8 bit loses more than float16 would, and noise is not what it is for.
+    assert parity["right"] and parity["samples"] == 20 and parity["tolerance"] == 0.1
+    assert 2e-3 < parity["relative_l2"] < 0.06 and parity["correct"] >= 17
+    assert "--quantize int8 --calibrate digits" in report["builds"][0]["export"]
 
 
 def test_the_kit_is_the_same_for_the_same_input(source, packed, tmp_path):
@@ -127,8 +152,11 @@ def test_run_py_is_one_file_for_python_3_7():
     imports = {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
-    assert imports - set(sys.stdlib_module_names) == {"numpy", "acl"}
+    # `dumps` lies beside it.
+    assert imports - set(sys.stdlib_module_names) == {"numpy", "acl", "dumps"}
     assert text.count("\n") <= 900
+    for name in ("unpack.py", "dumps.py"):
+        ast.parse((KIT / name).read_text(), feature_version=(3, 7))
 
 
 @pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
@@ -149,8 +177,10 @@ def test_the_first_wrong_layer_is_named_wherever_it_is(packed, run_py, name):
     content = json.loads((packed / "kit.json").read_text())["models"][name]
     rows, reference = content["layers"], np.load(packed / content["values"])
     known = {node: number for number, row in enumerate(rows) for node in row["nodes"]}
-    frames = np.load(packed / "data" / "frames.npy")[:1]
-    pixels = normalized(frames, Preprocessing(), (32, 32))
+    images = json.loads((packed / "kit.json").read_text())["images"]
+    frames = unpack.read_frames(packed, images)[:1]
+    pixels = unpack.normalized(frames, images)
+    assert np.array_equal(pixels, normalized(frames, Preprocessing(), (32, 32)))
     model, named = onnx.load_from_string(join(packed, content)), 0
     for number, row in enumerate(rows):
         wrong = onnx.ModelProto()
@@ -167,6 +197,28 @@ def test_the_first_wrong_layer_is_named_wherever_it_is(packed, run_py, name):
             assert diverged == row["name"]
             named += 1
     assert named > 0.8 * len(rows)
+
+
+def test_dumps_are_read_in_the_layouts_of_the_device(tmp_path):
+    rng = np.random.RandomState(0)
+    plain = rng.rand(1, 20, 3, 5).astype(np.float16)
+    blocks = np.zeros((1, 32, 3, 5), np.float16)
+    blocks[:, :20] = plain
+    blocks = blocks.reshape(1, 2, 16, 3, 5).transpose(0, 1, 3, 4, 2)
+    matrix = rng.rand(2, 7, 30).astype(np.float16)
+    fractal = np.zeros((2, 16, 32), np.float16)
+    fractal[:, :7, :30] = matrix
+    fractal = fractal.reshape(2, 1, 16, 2, 16).transpose(0, 3, 1, 2, 4)
+    cases = [(plain, 0, plain), (blocks, 3, plain), (fractal, 29, matrix)]
+    for value, layout, expected in cases:
+        path = tmp_path / "Conv2D.x.1.0.1700000000000000"
+        path.write_bytes(dump_file("stage_1/0.fc", np.ascontiguousarray(value), layout, list(expected.shape)))
+        name, found = dumps.read_dump(path)
+        assert name == "stage_1_0_fc" and np.array_equal(found, expected)
+    content = path.read_bytes()
+    for damaged in (b"", b"x" * 100, content[:-1], content[:60], b"\xff" * 8 + content[8:]):
+        path.write_bytes(damaged)
+        assert dumps.read_dump(path) == ("x", None)
 
 
 def test_a_wrong_form_is_compared_layer_by_layer(kit, tmp_path):
@@ -266,6 +318,25 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
     errors = json.loads(capsys.readouterr().out)["errors"]["measured"]
     assert errors["before"]["rows"] == 4 and errors["before"]["median"] == pytest.approx(2, rel=0.02)
     assert errors["after"]["median"] < 1.5
+    stored = tmp_path / "fitted.json"
+    for rows in (4, 4):
+        # The second time the rows of the file are there, and those of the report replace them.
+        assert board.main([*argv, "--output", str(stored)]) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["errors"]["measured"]["before"]["rows"] == rows
+    model = tmp_path / "net.onnx"
+    model.write_bytes(join(packed, content["models"]["net"]))
+    estimate = [str(model), "--soc", "Ascend310P3", "--batch", "1", "--json"]
+    predicted = {}
+    for name, options in (("package", []), ("fitted", ["--fitted", str(stored)])):
+        assert estimate_command.main([*estimate, *options]) == 0
+        predicted[name] = json.loads(capsys.readouterr().out)["predicted_images_per_second"]
+    assert predicted["fitted"] < 0.75 * predicted["package"]
+    for text in ("{}", '{"rows": [{"demands": []}], "parameters": {}}', stored.read_text().replace('"conv"', "[]")):
+        (tmp_path / "bad.json").write_text(text)
+        assert board.main([*argv, "--output", str(tmp_path / "bad.json")]) == 1
+        assert "not a file of neonext-board report --fit" in capsys.readouterr().err
+    assert estimate_command.main([*estimate, "--fitted", str(tmp_path / "r.json")]) == 1
+    assert "not a fitted device model" in capsys.readouterr().err
     steps["machine"]["result"]["stand_in"] = True
     (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
     assert board.main(argv) == 1 and "it ran on stand-ins" in capsys.readouterr().err

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from acl_stand_in import StandIn
+from acl_stand_in import StandIn, open_om, run_onnx
 from board_stand_in import install
 from neonext_ms.commands import info, predict, validate
 from neonext_ms.export import command as export_command
@@ -31,6 +32,45 @@ def om(request, digits, tmp_path, monkeypatch, capsys):
     yield tmp_path / "out" / "digits_64.om"
     PyAcl.shutdown()
     assert stand_in.live == {} and stand_in.violations == []
+
+
+class Session:
+    """A stand-in for `ais_bench.infer.interface.InferSession`, by its source."""
+
+    def __init__(self, device_id: int, model_path: str):
+        self.model, self.batch = open_om(model_path), None
+
+    def set_staticbatch(self):
+        assert not self.model["batches"]
+        self.batch = self.model["inputs"][0]["dims"][0]
+
+    def set_dynamic_batchsize(self, batch: int):
+        assert batch in self.model["batches"]
+        self.batch = batch
+
+    def run(self, feeds, out_array=False):
+        (images,) = feeds
+        assert out_array and len(images) == self.batch and images.flags.c_contiguous
+        return run_onnx(self.model, images)
+
+    def free_resource(self):
+        self.model = None
+
+
+def test_om_files_run_in_ais_bench_where_acl_is_missing(om, data, capsys, monkeypatch):
+    argv = ["--model", str(om), str(data / "digits"), "--classes", "by-number", "--json"]
+    monkeypatch.setitem(sys.modules, "acl", None)
+    assert validate.main(argv) == 3 and "pyacl cannot be used here" in capsys.readouterr().err
+    interface = SimpleNamespace(InferSession=Session)
+    for name in ("ais_bench", "ais_bench.infer", "ais_bench.infer.interface"):
+        monkeypatch.setitem(sys.modules, name, interface)
+    monkeypatch.setattr(interface, "infer", SimpleNamespace(interface=interface), raising=False)
+    assert validate.main(argv) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["top1"]["correct"] == 18 and found["runtime"] == "ais_bench" and "not run on a device" in captured.err
+    assert compare_command.main([str(om.with_name("digits_64_cann.onnx")), str(om), "--json", "--samples", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["agree"]
 
 
 def test_a_file_without_its_manifest_says_so(om, data, capsys):

@@ -7,18 +7,9 @@ ABOUT = """Test a NeoNeXt network on this board, and write what was found into b
     source /usr/local/Ascend/ascend-toolkit/set_env.sh        (wherever CANN is)
     python3 run.py
 
-It compiles the network in every form of the kit, compares the results with those of the original network, and measures
-the speed of the forms that are right. Every step runs in a process of its own with a time limit. A run that was stopped
-goes on where it was: start it again. Steps that failed are tried again; --again repeats all.
-
-It writes into this folder alone (work/ and the two reports), uses no network, installs nothing on the system, and
-leaves names of machines, users and folders out of its reports. Python 3.7 or newer and NumPy are enough.
-
-    --only compile      on a host with CANN and without a device: compile, and stop. Copy the folder to the board, then
-    --only run          there: use what was compiled
-    --forms a,b         these forms only; kit.json lists them
-    --device N          number of the device (0)
-    --seconds S         time to measure each batch size (15)
+Every step runs in a process of its own with a time limit. A run that was stopped goes on where it was, and steps that
+failed are tried again. It writes into this folder alone, uses no network, installs nothing on the system, and leaves
+names of machines, users and folders out of its reports. README.txt says more.
 """
 
 import argparse
@@ -38,7 +29,6 @@ import subprocess
 import sys
 import time
 import traceback
-import zlib
 from pathlib import Path
 
 try:
@@ -47,7 +37,8 @@ except ImportError:
     sys.exit("error: NumPy is missing. Install it: python3 -m pip install numpy")
 
 HERE = Path(__file__).resolve().parent
-WORK, LOGS, OM = HERE / "work", HERE / "work" / "logs", HERE / "work" / "om"
+WORK = HERE / "work"
+LOGS, OM, INPUTS = WORK / "logs", WORK / "om", WORK / "inputs"
 REPORT, PAGE = HERE / "board_report.json", HERE / "board_report.html"
 VENDOR = WORK / "opp" / "vendors" / "neonext"
 # Two values of a layer diverge there if its deviation is this many times that of the layers that it reads.
@@ -101,7 +92,7 @@ def private(text):
 
 def finite(value):
     """Return a number for JSON, which has no infinity."""
-    return float(value) if math.isfinite(value) else None
+    return float("%.4g" % value) if math.isfinite(value) else None
 
 
 # --- Other programs ---------------------------------------------------------------------------------------------------
@@ -195,31 +186,24 @@ def operator_environment():
 
 # --- The device, through pyACL, which comes with CANN -----------------------------------------------------------------
 
-ACL_DTYPES = {0: "float32", 1: "float16", 2: "int8", 3: "int32", 4: "uint8", 9: "int64"}
-ACL_MEANING = {
-    107001: "no such device; see --device and npu-smi info",
-    **dict.fromkeys((207001, 207018), "out of device memory"),
-    207004: "no device; is the driver installed?",
-    545001: "CANN cannot load the file; was it compiled for this device and version of CANN?",
-}
-
 
 class Device:
     """The device of this process. `config` is a file for acl.init, such as one that asks for a dump."""
 
-    def __init__(self, number, config=None):
+    def __init__(self, kit, number, config=None):
         try:
             import acl
         except ImportError:
             raise Missing("the Python module acl is not here. Install CANN and source its set_env.sh.")
-        self.acl, self.number = acl, number
+        self.acl, self.number, self.known = acl, number, kit["acl"]
         self.check("init", acl.init(str(config)) if config else acl.init())
         self.check("rt.set_device", acl.rt.set_device(number))
         self.context = self.value("rt.create_context", acl.rt.create_context(number))
 
     def check(self, name, code):
         if code:
-            raise Problem("acl.%s failed with %s (%s)" % (name, code, ACL_MEANING.get(code, "see CANN's aclError")))
+            meaning = self.known["codes"].get(str(code), "see CANN's aclError")
+            raise Problem("acl.%s failed with %s (%s)" % (name, code, meaning))
 
     def value(self, name, result):
         self.check(name, result[-1])
@@ -261,10 +245,10 @@ class Model:
         after = device.free_memory()
         self.memory = None if before is None or after is None else before - after
         dims = device.value("mdl.get_output_dims", acl.mdl.get_output_dims(self.desc, 0))["dims"]
-        code = acl.mdl.get_output_data_type(self.desc, 0)
-        if code not in ACL_DTYPES:
+        code = str(acl.mdl.get_output_data_type(self.desc, 0))
+        if code not in device.known["dtypes"]:
             raise Problem("the output has the data type %s of acl, which this program does not know" % code)
-        self.output = np.empty([batch, *dims[1:]], ACL_DTYPES[code])
+        self.output = np.empty([batch, *dims[1:]], device.known["dtypes"][code])
 
     def dataset(self, side):
         """Return a dataset with device memory for every input or output, and its buffers."""
@@ -309,15 +293,9 @@ class Model:
 
 
 # --- Inputs and comparisons -------------------------------------------------------------------------------------------
-def inputs_of(kit, build):
+def inputs_of(build):
     """Return the inputs of an OM file: bytes for one that normalizes on the device, else float32 (N, 3, H, W)."""
-    frames = np.load(str(HERE / "data" / "frames.npy"))
-    if build["feed"] == "frames":
-        return frames
-    top, left, height, width = kit["images"]["crop"]
-    pixels = frames[:, top : top + height, left : left + width].astype(np.float32)
-    mean, std = (255 * np.asarray(kit["images"][name], np.float32) for name in ("mean", "std"))
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
+    return np.load(str(INPUTS / (build["feed"] + ".npy")))
 
 
 def chunks(array, size):
@@ -340,7 +318,7 @@ def deviation(expected, value):
 
 def compare_logits(kit, build, expected, value):
     """Compare logits; the best class of each image has to be the same, or to tie within the tolerance."""
-    images, noise, tolerance = kit["images"], kit["images"]["noise"], build["tolerance"]
+    images, tolerance, noise = kit["images"], build["tolerance"], kit["images"]["noise"] - build["first"]
     relative = deviation(expected, value)
     margin = expected.max(1) - expected[np.arange(len(expected)), value.argmax(1)]
     agree = int((margin <= 2 * tolerance * np.abs(expected).max()).sum()) if math.isfinite(relative) else 0
@@ -360,9 +338,8 @@ def aligned(value, shape):
     value = value[0] if value.ndim == len(shape) + 1 else value
     if list(value.shape) == shape:
         return value
-    if len(shape) == 3 and value.ndim == 5 and list(value.shape[2:4]) == shape[1:]:  # N, C1, H, W, C0
-        value = value[0].transpose(0, 3, 1, 2)
-        return value.reshape(-1, *shape[1:])[: shape[0]]
+    if len(shape) == 3 and list(value.shape[1:]) == shape[1:]:
+        return value[: shape[0]]
     if len(shape) == 3 and list(value.shape) == [*shape[1:], shape[0]]:
         return value.transpose(2, 0, 1)
     size = int(np.prod(shape))
@@ -490,19 +467,13 @@ def kernels(home, family):
     return None
 
 
-def step_weights(kit, args, _):
-    """Put the ONNX files together: what they share is stored once, as the high and the low bytes of halves."""
-    names = ("weights_low.z", "weights_high.z")
-    low, high = (np.frombuffer(zlib.decompress((HERE / "data" / name).read_bytes()), np.uint8) for name in names)
-    values = np.stack([low, high], 1).view("<f2").astype("<f4").ravel()
-    for model in kit["models"].values():
-        left, place = zlib.decompress((HERE / model["parts"]).read_bytes()), 0
-        (WORK / "onnx").mkdir(parents=True, exist_ok=True)
-        with open(HERE / model["onnx"], "wb") as file:
-            for length, start, count in model["segments"]:
-                file.write(left[place : place + length] + values[start : start + count].tobytes())
-                place += length
-    return {"files": len(kit["models"])}
+def step_unpack(kit, args, _):
+    """Put the ONNX files and the inputs together, which are stored in parts."""
+    log = LOGS / "unpack.log"
+    code = run_program([sys.executable, HERE / "unpack.py"], log, 0.9 * args.limit)
+    if code != 0:
+        raise Problem("unpack.py failed (%s): %s" % (how_it_ended(code), last_line(log)))
+    return {"inputs": kit["images"]["all"]}
 
 
 def step_operator(kit, args, _):
@@ -571,12 +542,13 @@ def whole_om(path):
 
 def step_parity(kit, args, build):
     """Run the inputs of the kit and compare the logits with the original network's."""
-    array, expected, results = inputs_of(kit, build), np.load(str(HERE / "data" / "logits.npy")), {}
-    device = Device(args.device)
+    array, expected, results = inputs_of(build), np.load(str(HERE / "data" / "logits.npy")), {}
+    device = Device(kit, args.device)
     for batch in build["batches"]:
         model = Model(device, om_path(build), batch)
         rows = [model.run(part)[:count] for part, count in chunks(array, batch)]
-        results[str(batch)] = compare_logits(kit, build, expected, np.concatenate(rows).astype(np.float32))
+        logits = np.concatenate(rows).astype(np.float32)
+        results[str(batch)] = compare_logits(kit, build, expected[build["first"] :], logits[build["first"] :])
         model.close()
     device.close()
     return results
@@ -584,61 +556,42 @@ def step_parity(kit, args, build):
 
 def step_layers(kit, args, build):
     """Dump the values of all layers for one input, and find the first that diverges."""
+    import dumps
+
     folder = WORK / "dump" / build["name"]
     shutil.rmtree(str(folder), ignore_errors=True)
-    raw, converted, batch = folder / "raw", folder / "npy", build["batches"][0]
-    for place in (raw, converted):
-        place.mkdir(parents=True)
-    dump = {"dump_path": str(raw), "dump_mode": "output", "dump_list": [{"model_name": build["output"]}]}
+    batch = build["batches"][0]
+    dump = {"dump_path": str(folder), "dump_mode": "output", "dump_list": [{"model_name": build["output"]}]}
     write_json(folder / "acl.json", {"dump": dump})
-    device = Device(args.device, folder / "acl.json")
+    device = Device(kit, args.device, folder / "acl.json")
     model = Model(device, om_path(build), batch)
-    model.run(next(chunks(inputs_of(kit, build), batch))[0])
+    model.run(next(chunks(inputs_of(build), batch))[0])
     model.close()
     device.close()
-    convert_dump(args, sorted({path.parent for path in raw.rglob("*") if path.is_file()}), converted)
     network = kit["models"][build["model"]]
     known = {node: number for number, row in enumerate(network["layers"]) for node in row["nodes"]}
-    values, unmatched = {}, 0
-    for path in sorted(converted.rglob("*.output.0*.npy")):
-        # <type>.<operator>.<task>.<stream>.<time>.output.0.npy
-        parts = path.name.split(".")
-        number = layer_of(parts[1], known) if len(parts) > 4 else None
-        if number is None:
-            unmatched += 1
-        else:
-            values[number] = np.load(str(path), allow_pickle=False)
+    values, unknown = {}, 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "acl.json"):
+        name, value = dumps.read_dump(path)
+        number = layer_of(name, known)
+        unknown += number is None or value is None
+        if number is not None and value is not None:
+            values[number] = value
     reference = np.load(str(HERE / network["values"]))
-    layers, diverged = compare_layers(network["layers"], reference, values, build["tolerance"])
+    layers, diverged = compare_layers(network["layers"], reference, values, build["layer_tolerance"])
     shutil.rmtree(str(folder), ignore_errors=True)
     if not layers:
-        raise Problem("none of %d dumped values belongs to a layer of the kit" % unmatched)
-    return {"diverged_at": diverged, "layers": layers, "unmatched": unmatched}
-
-
-def convert_dump(args, folders, output):
-    """Convert raw dumps to .npy with CANN's own program."""
-    if not folders:
-        raise Problem("the device dumped nothing")
-    home, inside = cann_home() or Path("/nowhere"), "operator_cmp/compare/msaccucmp.py"
-    tools = [home / place / inside for place in ("tools", "toolkit/tools")]
-    tool = next((tool for tool in tools if tool.is_file()), None)
-    if tool is None:
-        raise Missing("msaccucmp.py, which converts dumps, was not found in CANN's toolkit")
-    for number, folder in enumerate(folders):
-        log, command = LOGS / "msaccucmp.log", [sys.executable, tool, "convert", "-d", folder]
-        code = run_program([*command, "-out", output / str(number), "-t", "npy"], log, 0.8 * args.limit)
-        if code != 0:
-            raise Problem("msaccucmp.py failed (%s): %s" % (how_it_ended(code), last_line(log)))
+        raise Problem("none of %d dumped values belongs to a layer of the kit" % unknown)
+    return {"diverged_at": diverged, "layers": layers, "unmatched": unknown}
 
 
 def step_latency(kit, args, batch):
     """Measure all forms that are right for one batch size, in turns, so that all meet the same conditions."""
-    steps, device, models = read_json(REPORT)["steps"], Device(args.device), {}
+    steps, device, models = read_json(REPORT)["steps"], Device(kit, args.device), {}
     for build in kit["builds"]:
         if batch in build["batches"] and is_right(steps, build, batch):
             model = Model(device, om_path(build), batch)
-            models[build["name"]] = model, next(chunks(inputs_of(kit, build), batch))[0]
+            models[build["name"]] = model, next(chunks(inputs_of(build), batch))[0]
     times = {name: [] for name in models}
     for model, array in models.values():
         warm_up(model, array, min(5.0, args.seconds / 4))
@@ -703,6 +656,34 @@ def step_profile(kit, args, build):
     return {"tasks": tasks // runs, "us_by_type": dict(sorted(types.items(), key=lambda item: -item[1]))}
 
 
+def step_ais_bench(kit, args, batch):
+    """Measure the fastest form again with ais_bench, Ascend's own program, which does not know of this one."""
+    build, log = fastest(kit, read_json(REPORT)["steps"], batch), LOGS / ("ais_bench_%d.log" % batch)
+    command = [sys.executable, "-m", "ais_bench", "--model", om_path(build), "--device", args.device]
+    command += ["--loop", 100, "--warmup_count", 10, *(["--dymBatch", batch] if len(build["batches"]) > 1 else [])]
+    code = run_program(command, log, 0.9 * args.limit, WORK)
+    summary = " ".join(line for line in log_lines(log) if "NPU_compute_time (ms)" in line)
+    times = [re.search(re.escape(name) + r" = ([\d.eE+-]+)", summary) for name in ("median", "percentile(99%)")]
+    if code != 0 or None in times:
+        raise Problem("ais_bench failed (%s): %s" % (how_it_ended(code), last_line(log)))
+    return {"file": build["name"], "p50_ms": float(times[0].group(1)), "p99_ms": float(times[1].group(1))}
+
+
+def step_mindspore(kit, args, _):
+    """Check the operator as training uses it: output and gradients in MindSpore against float64."""
+    log, environ = LOGS / "mindspore.log", operator_environment()
+    environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "python"), environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "neonext_ms.ops.device_check"]
+    code = run_program(command, log, 0.9 * args.limit, WORK, environ)
+    rows = [json.loads(line) for line in log_lines(log) if line.startswith('{"case"')]
+    if code != 0 or not rows:
+        raise (Missing if code == 3 else Problem)("the check ended with %s: %s" % (how_it_ended(code), last_line(log)))
+    wrong = ["%(of)s of %(case)s in %(dtype)s" % row for row in rows if not row["difference"] <= row["tolerance"]]
+    if wrong:
+        raise Problem("these differ from float64: %s" % ", ".join(wrong[:5]), {"rows": rows})
+    return {"compared": len(rows), "rows": rows}
+
+
 STEPS = {name[5:]: function for name, function in list(globals().items()) if name.startswith("step_")}
 
 
@@ -716,6 +697,13 @@ def is_right(results, build, batch):
     return is_done(results, name) and bool(results[name]["result"].get(str(batch), {}).get("right"))
 
 
+def fastest(kit, results, batch):
+    """Return the fastest right form of a batch size."""
+    times = results["latency/%d" % batch]["result"]
+    name = min(times, key=lambda name: times[name]["compute_ms"]["p50"])
+    return next(build for build in kit["builds"] if build["name"] == name)
+
+
 def plan(kit, args, results):
     """Yield the steps in order: name, argument, and why the step cannot run (or None).
 
@@ -725,12 +713,12 @@ def plan(kit, args, results):
     yield "files", None, None
     lacks = None if is_done(results, "files") else "the kit is damaged"
     yield "machine", None, lacks
+    machine = results["machine"].get("result", {})
     if results["machine"]["status"] == "failed":
         lacks = lacks or "this kit is for another device"
+    yield "unpack", None, lacks
+    lacks = lacks or (None if is_done(results, "unpack") else "the kit could not be unpacked")
     if args.only != "run":
-        if any(model["segments"] for model in kit["models"].values()):
-            yield "weights", None, lacks
-            lacks = lacks or (None if is_done(results, "weights") else "the weights could not be unpacked")
         if any(build["operator"] for build in builds):
             yield "operator", None, lacks
         for build in builds:
@@ -746,10 +734,14 @@ def plan(kit, args, results):
     for batch in kit["batches"]:
         right = [build for build in builds if batch in build["batches"] and is_right(results, build, batch)]
         yield "latency/%d" % batch, batch, None if right else "no form is right at this batch size"
-        if is_done(results, "latency/%d" % batch) and results["machine"].get("result", {}).get("msprof"):
-            times = results["latency/%d" % batch]["result"]
-            fastest = min(right, key=lambda build: times[build["name"]]["compute_ms"]["p50"])
-            yield "profile/" + fastest["name"], fastest, None
+        if is_done(results, "latency/%d" % batch):
+            if machine.get("ais_bench"):
+                yield "ais_bench/%d" % batch, batch, None
+            if machine.get("msprof"):
+                build = fastest(kit, results, batch)
+                yield "profile/" + build["name"], build, None
+    if machine.get("mindspore") and any(build["operator"] for build in builds):
+        yield "mindspore", None, None if VENDOR.is_dir() else "the operator was not built"
 
 
 def run_step(kit, args, name):
@@ -776,7 +768,7 @@ def run_step(kit, args, name):
 def step_main(kit, args):
     """Run one step in this process, and write its result."""
     kind, _, rest = args.step.partition("/")
-    argument = int(rest) if kind == "latency" else next((b for b in kit["builds"] if b["name"] == rest), None)
+    argument = int(rest) if rest.isdigit() else next((b for b in kit["builds"] if b["name"] == rest), None)
     try:
         entry = {"status": "done", "result": STEPS[kind](kit, args, argument)}
     except Problem as problem:
@@ -812,8 +804,9 @@ def earlier_steps(kit):
 
 def holds(kit, name, argument, entry, results):
     """Return whether what an earlier run did is there, and all that is wanted now."""
-    if name == "weights":
-        return all((HERE / model["onnx"]).is_file() for model in kit["models"].values())
+    if name == "unpack":
+        # The last file that it writes.
+        return (INPUTS / ("float32_%03d.bin" % (kit["images"]["all"] - 1))).is_file()
     if name.startswith("latency/"):
         right = [b["name"] for b in kit["builds"] if argument in b["batches"] and is_right(results, b, argument)]
         return set(right) <= set(entry["result"])
@@ -854,29 +847,32 @@ def told(name, entry):
     if entry["status"] != "done":
         return entry.get("problem", "")
     if kind == "parity":
-        text = "batch %s: %s, relative L2 %.1e, top-1 %d/%d"
+        text = "batch %s: %s, relative L2 %s, top-1 %d/%d"
         rows = [(batch, "right" if row["right"] else "WRONG", row) for batch, row in result.items()]
-        values = [(*row[:2], math.inf if row[2]["relative_l2"] is None else row[2]["relative_l2"]) for row in rows]
-        counts = [(row[2]["top1_agree"], row[2]["samples"]) for row in rows]
-        return "; ".join(text % (*value, *count) for value, count in zip(values, counts))
+        return "; ".join(text % (*head, row["relative_l2"], row["top1_agree"], row["samples"]) for *head, row in rows)
     if kind == "layers":
         return "the first layer that diverges is %s" % result["diverged_at"]
     if kind == "latency":
         return ", ".join("%s %.2f ms" % (name, row["compute_ms"]["p50"]) for name, row in result.items())
-    keys = [key for key in ("soc", "cann", "files", "file", "tasks", "package") if result.get(key)]
+    keys = [
+        key
+        for key in ("soc", "cann", "files", "inputs", "file", "p50_ms", "tasks", "package", "compared")
+        if result.get(key)
+    ]
     return ", ".join("%s %s" % (key, result[key]) for key in keys)
 
 
 def main():
     parser = argparse.ArgumentParser(description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("compile", "run"))
-    parser.add_argument("--forms", type=lambda text: text.split(","))
-    parser.add_argument("--device", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--timeout", type=float)
-    parser.add_argument("--again", action="store_true")
-    parser.add_argument("--step", help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=float, default=600.0, help=argparse.SUPPRESS)
+    option = parser.add_argument
+    option("--only", choices=("compile", "run"), help="compile on a host without a device, then run on the board")
+    option("--forms", type=lambda text: text.split(","), help="these forms only, such as matmul,aipp; see kit.json")
+    option("--device", type=int, default=0, help="number of the device (0)")
+    option("--seconds", type=float, default=15.0, help="time to measure each batch size (15)")
+    option("--timeout", type=float, help="seconds that a step may take, instead of its own limit")
+    option("--again", action="store_true", help="repeat what was done")
+    option("--step", help=argparse.SUPPRESS)
+    option("--limit", type=float, default=600.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     try:
         kit = read_json(HERE / "kit.json")

@@ -3,7 +3,7 @@
 //   classify MODEL.om INPUT.bin [--labels FILE] [--device N] [--loop N]
 //
 // INPUT.bin holds the bytes of one image or of a whole batch, as the file takes them: float32 N,C,H,W of normalized
-// images (data/input_000.bin of the kit), or uint8 N,H,W,C of frames for a file with AIPP (data/frame_000.bin).
+// images (work/inputs/float32_000.bin of the kit), or uint8 N,H,W,C of frames for a file with AIPP (work/inputs/frames_000.bin).
 // It prints the five best classes of every image and the time of a run. Exit codes: 0 done, 1 error, 2 wrong usage.
 //
 // The order of the calls is that of CANN's documentation: init, device, context; load, describe; a dataset of device
