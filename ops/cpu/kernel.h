@@ -62,6 +62,21 @@ inline Vector load(const float *from) {
 
 inline void store(float *to, const Vector &value) { std::memcpy(to, &value, sizeof(value)); }
 
+// Copies a short row; a call of memcpy would take longer than the copy.
+inline void copy(const float *from, float *to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(to + i, load(from + i));
+  }
+  const auto piece = [&](int64_t size) {
+    if (count & size) {
+      std::memcpy(to + i, from + i, size * sizeof(float));
+      i += size;
+    }
+  };
+  piece(8), piece(4), piece(2), piece(1);
+}
+
 // The sum of the lanes, in float64.
 inline double total(const Vector &value) {
   double sum = 0;

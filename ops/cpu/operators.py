@@ -17,6 +17,8 @@ from mindspore import Tensor, nn, ops
 from ..spec import NeoCellSpec
 from .library import enabled, has_products, library
 
+# Inputs of the linear layers of a block, in the order of `mlp.cpp`.
+_MLP = ("gamma", "beta", "w1", "b1", "w2", "b2", "scale", "keep")
 # Names of the inputs and outputs of each kernel. Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
     "gelu": (("x",), ("y",)),
@@ -31,6 +33,13 @@ _SIGNATURES = {
     "sum_of_squares": (("x", "factor"), ("sum",)),
     "scaled": (("x", "factor"), ("y",)),
     "finished": (("x",), ("y",)),
+    "neo_norm": (
+        ("x", "a", "b", "table", "output", "moving_mean", "moving_variance", "settings"),
+        ("y", "inverse", "next_mean", "next_variance"),
+    ),
+    "neo_norm_grad": (("x", "dy", "y", "inverse", "added", "a", "b", "table"), ("dx", "da", "db")),
+    "mlp": ((*_MLP, "x", "residual"), ("y", "hidden")),
+    "mlp_grad": ((*_MLP, "x", "hidden", "dy"), ("dx", *(f"d{name}" for name in _MLP[:-1]))),
     "neo_cell": (("x", "a", "b", "table", "output"), ("y",)),
     "neo_cell_grad": (("x", "dy", "a", "b", "table"), ("dx", "da", "db")),
 }
@@ -159,6 +168,39 @@ class _NeoCell(nn.Cell):
         return self.kernel_grad(x, dout, a, b, self.table)
 
 
+class _Block(nn.Cell):
+    """A block in training: the part of `block` that has a gradient."""
+
+    def __init__(self, spec: NeoCellSpec, height: int, width: int):
+        super().__init__()
+        self.norm, self.norm_grad = _kernel("neo_norm"), _kernel("neo_norm_grad")
+        self.mlp, self.mlp_grad = _kernel("mlp"), _kernel("mlp_grad")
+        self.table = Tensor(geometry(spec, height, width))
+        self.output = Tensor(np.zeros((height, width), np.int32))
+
+    def construct(self, x, a, b, gamma, beta, w1, b1, w2, b2, scale, keep, moving_mean, moving_variance, settings):
+        normal, inverse, next_mean, next_variance = self.norm(
+            x, a, b, self.table, self.output, moving_mean, moving_variance, settings
+        )
+        y, hidden = self.mlp(gamma, beta, w1, b1, w2, b2, scale, keep, normal, x)
+        # The last three are for `bprop`.
+        return y, next_mean, next_variance, normal, inverse, hidden
+
+    def bprop(
+        self, x, a, b, gamma, beta, w1, b1, w2, b2, scale, keep, moving_mean, moving_variance, settings, out, dout
+    ):
+        dy = dout[0]
+        _, _, _, normal, inverse, hidden = out
+        dnormal, dgamma, dbeta, dw1, db1, dw2, db2, dscale = self.mlp_grad(
+            gamma, beta, w1, b1, w2, b2, scale, keep, normal, hidden, dy
+        )
+        # The residual connection adds dy.
+        dx, da, db = self.norm_grad(x, dnormal, normal, inverse, dy, a, b, self.table)
+        # MindSpore expects a gradient for every input; nothing trains these.
+        others = ops.zeros_like(keep), ops.zeros_like(gamma), ops.zeros_like(gamma), ops.zeros_like(settings)
+        return dx, da, db, dgamma, dbeta, dw1, db1, dw2, db2, dscale, *others
+
+
 def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
     """Return the table of `neo_cell.cpp`, int32 `(rows, 6)`.
 
@@ -186,6 +228,7 @@ def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
 
 _CELLS = {"gelu": _Gelu, "layer_scale": _LayerScale, "pointwise": _Pointwise, "pointwise_bias": _PointwiseBias}
 _cached_neo_cell = lru_cache(maxsize=256)(_NeoCell)
+_cached_block = lru_cache(maxsize=256)(_Block)
 
 
 # Each cell exists once: MindSpore compiles the graph of a new cell again.
@@ -198,6 +241,11 @@ def _cell(name):
 @ops.constexpr
 def _neo_cell(spec, height, width):
     return _cached_neo_cell(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), height, width)
+
+
+@ops.constexpr
+def _block(spec, height, width):
+    return _cached_block(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), height, width)
 
 
 def gelu(x):
@@ -290,6 +338,27 @@ def neo_cell(x, weights_a, weights_b, spec):
     """Compute `neocell.neo_cell` without a bias, for arguments that it has checked."""
     _, _, height, width = x.shape
     return _neo_cell(spec, height, width)(x, _flat(weights_a), _flat(weights_b))
+
+
+def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_variance, settings):
+    """Compute a block in training: `x + keep * scale * (W2 gelu(W1 norm(neo_cell(x)) + b1) + b2)`.
+
+    Args:
+        x: float32 `(N, C, H, W)`.
+        weights_a, weights_b: matrices of NeoCell, as in `neocell.neo_cell`.
+        spec: `NeoCellSpec` that keeps the size of the map.
+        linear: gamma and beta of the BatchNorm `(C,)`, W1 `(I, C)`, b1 `(I,)`, W2 `(C, I)`, b2 and scale `(C,)`.
+        keep: factors of drop path, `(N,)`, or `(1,)` for all images.
+        moving_mean, moving_variance: statistics of the BatchNorm, `(C,)`.
+        settings: epsilon of the BatchNorm and the share of the statistics that is kept, `(2,)`.
+
+    Returns:
+        float32 `(N, C, H, W)`, and the next moving mean and variance.
+    """
+    _, _, height, width = x.shape
+    inputs = (x, _flat(weights_a), _flat(weights_b), *linear, keep, moving_mean, moving_variance, settings)
+    y, next_mean, next_variance, _, _, _ = _block(spec, height, width)(*inputs)
+    return y, next_mean, next_variance
 
 
 def _flat(weights):
