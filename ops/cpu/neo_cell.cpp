@@ -71,21 +71,6 @@ struct Rows {
   float *at(int64_t row, int64_t index) const { return values + row * stride + index * step; }
 };
 
-// Interleaving the two halves of 16 rows four times transposes 16 x 16 values in registers.
-inline void transpose(Vector *now) {
-  Vector next[kLanes];
-#pragma GCC unroll 4
-  for (int round = 0; round < 4; ++round) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kLanes / 2; ++k) {
-      next[2 * k] = __builtin_shufflevector(now[k], now[k + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * k + 1] =
-          __builtin_shufflevector(now[k], now[k + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-    std::memcpy(now, next, sizeof(next));
-  }
-}
-
 template <int kSteps>
 inline void multiply_steps(const Tile &tile, const Matrix &matrix, const Rows &in, const Rows &out, int64_t index) {
   for (int32_t o = 0; o < tile.outputs; ++o) {

@@ -1,8 +1,10 @@
-// The matrix product of oneDNN, which MindSpore has loaded.
+// The matrix product of oneDNN, which MindSpore has loaded, or of AMX.
 
 #include "product.h"
 
 #include <dlfcn.h>
+
+#include "amx.h"
 
 namespace neonext {
 namespace {
@@ -24,6 +26,10 @@ Gemm gemm() {
 
 void product(int64_t rows, int64_t columns, int64_t inner, Factor left, Factor right, float *result, int64_t stride,
              bool add) {
+  if (amx_suits(rows, columns, inner)) {
+    amx_product(rows, columns, inner, left, right, result, stride, add);
+    return;
+  }
   gemm()(left.transposed ? 'T' : 'N', right.transposed ? 'T' : 'N', rows, columns, inner, 1.0f, left.values,
          left.stride, right.values, right.stride, add ? 1.0f : 0.0f, result, stride);
 }
