@@ -366,6 +366,10 @@ class Backward {
     for (int64_t row = rows.low; row < rows.high; ++row) {
       const float *const hidden = hidden_ + shape_.inner * panel.first + row * columns;
       float *const to = value + row * columns, *const up = e + row * columns;
+      // The next row is far away, and prefetching by the processor ends at every page.
+      for (int64_t i = range.low; i < range.high; i += kLanes) {
+        __builtin_prefetch(hidden + columns + i);
+      }
 #pragma GCC ivdep
       for (int64_t i = range.low; i < range.high; ++i) {
         const Tail t = tail(hidden[i]);
