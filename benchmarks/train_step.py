@@ -81,7 +81,7 @@ class _Ours:
         """Return a step of forward, backward and AdamW only."""
         ms, ops, last = self.ms, self.ms.ops, self._last
         model, optimizer = self.model, self.trainer.optimizer
-        rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1e-3, 100, 1))
+        factor, rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1, 1e-3, 100, 1))
 
         def forward(images, targets):
             return -(targets * ops.log_softmax(model(images), -1)).sum(-1).mean()
@@ -91,7 +91,7 @@ class _Ours:
         @ms.jit
         def step(images, targets):
             loss, computed = gradients(images, targets)
-            return last(loss.reshape(1), optimizer.update(computed, rate, count, keep))
+            return last(loss.reshape(1), optimizer.update(computed, factor, rate, count, keep))
 
         return lambda: _timed(lambda: self._result_of(step, *self._tensors))
 
@@ -138,11 +138,11 @@ class _Ours:
     def _time_optimizer(self, rounds: int) -> float:
         ms, optimizer, last = self.ms, self.trainer.optimizer, self._last
         zeros = tuple(ms.ops.zeros_like(weight) for weight in optimizer.weights)
-        rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (0, 1, 0))
+        factor, rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1, 0, 1, 0))
 
         @ms.jit
         def update(gradients):
-            return last(ms.ops.ones(1), optimizer.update(gradients, rate, count, keep))
+            return last(ms.ops.ones(1), optimizer.update(gradients, factor, rate, count, keep))
 
         return self._median(update, [zeros], rounds)
 

@@ -13,13 +13,14 @@ from functools import cache, lru_cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.ops import signature as sig
 
 from ..spec import NeoCellSpec
 from .library import enabled, has_products, library
 
 # Inputs of the linear layers of a block, in the order of `mlp.cpp`.
 _MLP = ("gamma", "beta", "w1", "b1", "w2", "b2", "scale", "keep")
-# Names of the inputs and outputs of each kernel. Tables of geometry are int32, everything else is float32.
+# Names of the inputs and outputs of each kernel; "*" marks any number of tensors, "!" Parameters that it changes. Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
     "gelu": (("x",), ("y",)),
     "gelu_grad": (("x", "dy"), ("dx",)),
@@ -30,7 +31,9 @@ _SIGNATURES = {
     "batch_norm_grad": (("x", "dy", "gamma", "epsilon"), ("dx", "dgamma", "dbeta")),
     "layer_scale": (("x", "gamma"), ("y",)),
     "layer_scale_grad": (("x", "dy", "gamma"), ("dx", "dgamma")),
-    "sum_of_squares": (("x", "factor"), ("sum",)),
+    "sum_of_squares": (("factor", "*x"), ("sum",)),
+    "adamw": (("settings", "rates", "*gradient", "*!weight", "*!first", "*!second"), ("done",)),
+    "moving_average": (("share", "*!average", "*tensor"), ("done",)),
     "scaled": (("x", "factor"), ("y",)),
     "finished": (("x",), ("y",)),
     "neo_norm": (
@@ -48,10 +51,15 @@ _EXPORT = inspect.unwrap(ms.export).__code__
 
 
 @lru_cache(maxsize=32)
-def _kernel(name: str):
+def _kernel(name: str, tensors: int = 0):
     # Shapes and types are inferred in C++. MindSpore cannot call Python for them if the batch is dynamic or if a pass
     # over the graph has copied the operator.
-    inputs, outputs = _SIGNATURES[name]
+    signature, outputs = _SIGNATURES[name]
+    written, inputs = [], []
+    for tensor in signature:
+        copies = range(tensors) if tensor.startswith("*") else ("",)
+        inputs += [f"{tensor.strip('*!')}{i}" for i in copies]
+        written += ["!" in tensor for _ in copies]
     info = ops.CustomRegOp(f"neonext_{name}")
     for index, tensor in enumerate(inputs):
         info = info.input(index, tensor)
@@ -60,11 +68,17 @@ def _kernel(name: str):
     types = [
         ops.DataType.I32_Default if tensor in _INTEGERS else ops.DataType.F32_Default for tensor in (*inputs, *outputs)
     ]
-    return ops.Custom(
+    kernel = ops.Custom(
         f"{library()}:{name}",
         func_type="aot",
         reg_info=info.dtype_format(*types).target("CPU").get_op_info(),
     )
+    if any(written):
+        # Without this, a graph would hand copies of the Parameters to the kernel.
+        rights = [sig.sig_rw.RW_WRITE if change else sig.sig_rw.RW_READ for change in written]
+        kernel.set_signatures([sig.make_sig(tensor, right) for tensor, right in zip(inputs, rights, strict=True)])
+        kernel.add_prim_attr("side_effect_mem", True)
+    return kernel
 
 
 def available(dtype) -> bool:
@@ -231,6 +245,11 @@ _cached_neo_cell = lru_cache(maxsize=256)(_NeoCell)
 _cached_block = lru_cache(maxsize=256)(_Block)
 
 
+@ops.constexpr
+def _multi_kernel(name, tensors):
+    return _kernel(name, tensors)
+
+
 # Each cell exists once: MindSpore compiles the graph of a new cell again.
 @ops.constexpr
 @cache
@@ -286,9 +305,29 @@ def batch_norm_grad(x, dy, gamma, epsilon):
     return _kernel("batch_norm_grad")(x, dy, gamma, epsilon)
 
 
-def sum_of_squares(x, factor):
-    """Return the sum of squares of float32 `x` of any shape times `factor`, float32 `(1,)`."""
-    return _kernel("sum_of_squares")(x, factor)
+def sum_of_squares(tensors, factor):
+    """Return the sum of squares of float32 tensors of any shape times `factor`, float32 `(1,)`."""
+    return _multi_kernel("sum_of_squares", len(tensors))(factor, *tensors)
+
+
+def adamw(settings, rates, gradients, weights, first, second):
+    """Update Parameters by AdamW, in place.
+
+    Args:
+        settings: factor of the gradients, learning rate, both betas, epsilon and factor of the weight decay, `(6,)`.
+        rates: factor of the learning rate and weight decay of every tensor, `(n, 2)`.
+        gradients: n float32 tensors; 0 as their factor stands for zeros, even for NaN in them.
+        weights, first, second: n Parameters each, the weights and both moments.
+
+    Returns:
+        float32 `(1,)` without meaning.
+    """
+    return _multi_kernel("adamw", len(weights))(settings, rates, *gradients, *weights, *first, *second)
+
+
+def moving_average(share, averages, tensors):
+    """Move averages towards tensors by `share`, float32 `(1,)`, in place."""
+    return _multi_kernel("moving_average", len(averages))(share, *averages, *tensors)
 
 
 def scaled(x, factor):
