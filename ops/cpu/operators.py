@@ -60,7 +60,8 @@ def _kernel(name: str, tensors: int = 0):
         copies = range(tensors) if tensor.startswith("*") else ("",)
         inputs += [f"{tensor.strip('*!')}{i}" for i in copies]
         written += ["!" in tensor for _ in copies]
-    info = ops.CustomRegOp(f"neonext_{name}")
+    # MindSpore registers the types of all inputs by this name.
+    info = ops.CustomRegOp(f"neonext_{name}_{tensors}")
     for index, tensor in enumerate(inputs):
         info = info.input(index, tensor)
     for index, tensor in enumerate(outputs):
