@@ -20,7 +20,8 @@ from .library import enabled, has_products, library
 
 # Inputs of the linear layers of a block, in the order of `mlp.cpp`.
 _MLP = ("gamma", "beta", "w1", "b1", "w2", "b2", "scale", "keep")
-# Names of the inputs and outputs of each kernel; "*" marks any number of tensors, "!" Parameters that it changes. Tables of geometry are int32, everything else is float32.
+# Names of the inputs and outputs of each kernel; "*" marks any number of tensors, "!" Parameters that it changes.
+# Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
     "gelu": (("x",), ("y",)),
     "gelu_grad": (("x", "dy"), ("dx",)),
