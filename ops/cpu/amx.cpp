@@ -143,7 +143,8 @@ void pack(const Factor &factor, bool right, int64_t size, int64_t inner, float *
 
 int64_t blocks(int64_t size, int64_t by) { return (size + by - 1) / by; }
 
-// Computes 32 x 32 values in tiles 0 to 3. `left` and `right` are packed, the second 16 rows and columns behind the first.
+// Computes 32 x 32 values in tiles 0 to 3. `left` and `right` are packed, the second 16 rows and columns behind the
+// first.
 inline void multiply(const float *left, const float *right, int64_t steps) {
   constexpr int kStride = 64;
   const float *const left_2 = left + steps * kParts * kTile, *const right_2 = right + steps * kParts * kTile;

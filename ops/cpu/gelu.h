@@ -1,5 +1,5 @@
-// GELU in its exact form, x * Phi(x), and its derivative, Phi(x) + x * phi(x). Phi and phi are the distribution function
-// and the density of the standard normal distribution.
+// GELU in its exact form, x * Phi(x), and its derivative, Phi(x) + x * phi(x). Phi and phi are the distribution
+// function and the density of the standard normal distribution.
 //
 // The erf of the C library computes one value at a time, with branches. Here everything is branch-free arithmetic that
 // the compiler vectorizes: Phi(-a) = exp(-a^2 / 2) * R(a) for a >= 0, with R a polynomial in

@@ -193,7 +193,8 @@ template <int kSteps, typename Step>
 void run_steps(bool alone, const Extent (&extents)[kSteps], const Step &step) {
   for (int number = 0; number < kSteps; ++number) {
     const Extent extent = extents[number];
-    const int64_t rows = alone ? 1 : divided(extent.rows, kPart), columns = alone ? 1 : divided(extent.columns, 2 * kPart);
+    const int64_t rows = alone ? 1 : divided(extent.rows, kPart);
+    const int64_t columns = alone ? 1 : divided(extent.columns, 2 * kPart);
     parallel(rows * columns, [=, &step](int64_t index) {
       step(number, part(extent.rows, index % rows, rows), part(extent.columns, index / rows, columns));
     });

@@ -1,10 +1,10 @@
 // NeoCell, Y = A X B for every channel, and its gradients dX = A' dY B', dA = sum_n dY B' X', dB = sum_n (A X)' dY.
 // X is (N, C, H, W), Y is (N, C, H_out, W_out); A and B are block-diagonal and given by their small matrices.
 //
-// The product of a block-diagonal matrix and a map is a few multiply-adds of whole rows for each block, which run at
-// full vector width along the columns. For B the map is transposed, so that B multiplies rows too. Every matrix size,
-// every shift and every block that the edge cuts off then takes the same path with full vectors, where dot products of
-// 4 or 7 values along a row would not fill one.
+// The product of a block-diagonal matrix and a map is a few multiply-adds of whole rows for each block, and for B of
+// whole columns. The vectors lie along the columns of an image (`ByImage`) or across images (`ByLanes`). Every matrix
+// size, every shift and every block that the edge cuts off then takes the same path with full vectors, where dot
+// products of 4 or 7 values along a row would not fill one.
 //
 // One thread takes a channel with all its images: the gradients of the matrices are then sums in a fixed order. It does
 // all steps on one map before the next, while the map is in the cache.
@@ -197,8 +197,8 @@ struct Maps {
 using Input = Maps<const float>;
 using Output = Maps<float>;
 
-// One image at a time: the vectors lie along the columns, and the map is transposed for B. Maps are padded with zeros to
-// whole vectors in both directions, so that no loop needs a remainder.
+// One image at a time: the vectors lie along the columns, and the map is transposed for B. Maps are padded with zeros
+// to whole vectors in both directions, so that no loop needs a remainder.
 class ByImage {
  public:
   static constexpr int64_t kImages = 1;

@@ -1,5 +1,5 @@
-// AdamW, and the moving average of weights, for all tensors of a model in one pass over the memory, which is what limits
-// them, and with one launch.
+// AdamW, and the moving average of weights, for all tensors of a model in one pass over the memory, which is what
+// limits them, and with one launch.
 //
 //     g' = factor g,   m = m + (1 - beta1) (g' - m),   v = v + (1 - beta2) (g'^2 - v)
 //     w = w - rate (m / (sqrt(v) + epsilon) + decay w)
