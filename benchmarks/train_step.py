@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from neonext_ms.common.cli import THREADS_HELP, Parser, batch_size, comma_list, positive_int, run, threads
+from neonext_ms.common.cli import THREADS_HELP, Parser, batch_size, comma_list, int_range, positive_int, run, threads
 from neonext_ms.common.environment import prepare_environment
 from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.processors import thread_count
@@ -23,7 +23,7 @@ from .statistics import ratio, summary
 DESCRIPTION = """\
 Time of a training step on this CPU, in comparison with the official PyTorch code, and by part of the network.
 
-    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--batch 4,8]
+    python -m neonext_ms.benchmarks.train_step [--model neonext_t.released_224] [--image-size 224] [--batch 4,8]
         [--torch PYTHON --official REPOSITORY]
 
 `step` is the step of `neonext-train`, with its check of gradients and statistics. `bare` is forward, backward and
@@ -51,22 +51,21 @@ def _official_step(official: OfficialProcess) -> Parts:
 
 
 class _Ours:
-    """Training steps of one model at one batch size."""
+    """Training steps of one model at one batch size, for square images of `size` pixels."""
 
-    def __init__(self, name: str, batch: int):
+    def __init__(self, name: str, batch: int, size: int):
         import mindspore as ms
         import numpy as np
         from mindspore import Tensor
 
         from neonext_ms.models.factory import create_model
-        from neonext_ms.models.registry import model_config
         from neonext_ms.training.step import TrainStep, last, result_of
 
         self.ms, self.np = ms, np
         self._last, self._result_of = last, result_of
         self.model = create_model(name)
         self.trainer = TrainStep(self.model)
-        classes, size = self.model.architecture.num_classes, model_config(name).image_size[0]
+        classes = self.model.architecture.num_classes
         images = np.random.RandomState(0).standard_normal((batch, 3, size, size)).astype(np.float32)
         targets = np.eye(classes, dtype=np.float32)[np.arange(batch) % 10]
         self._batch = images, targets
@@ -81,7 +80,7 @@ class _Ours:
         """Return a step of forward, backward and AdamW only."""
         ms, ops, last = self.ms, self.ms.ops, self._last
         model, optimizer = self.model, self.trainer.optimizer
-        rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1e-3, 100, 1))
+        factor, rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1, 1e-3, 100, 1))
 
         def forward(images, targets):
             return -(targets * ops.log_softmax(model(images), -1)).sum(-1).mean()
@@ -91,7 +90,7 @@ class _Ours:
         @ms.jit
         def step(images, targets):
             loss, computed = gradients(images, targets)
-            return last(loss.reshape(1), optimizer.update(computed, rate, count, keep))
+            return last(loss.reshape(1), optimizer.update(computed, factor, rate, count, keep))
 
         return lambda: _timed(lambda: self._result_of(step, *self._tensors))
 
@@ -138,11 +137,11 @@ class _Ours:
     def _time_optimizer(self, rounds: int) -> float:
         ms, optimizer, last = self.ms, self.trainer.optimizer, self._last
         zeros = tuple(ms.ops.zeros_like(weight) for weight in optimizer.weights)
-        rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (0, 1, 0))
+        factor, rate, count, keep = (ms.Tensor(self.np.float32(value)) for value in (1, 0, 1, 0))
 
         @ms.jit
         def update(gradients):
-            return last(ms.ops.ones(1), optimizer.update(gradients, rate, count, keep))
+            return last(ms.ops.ones(1), optimizer.update(gradients, factor, rate, count, keep))
 
         return self._median(update, [zeros], rounds)
 
@@ -170,13 +169,14 @@ def _measure(args: argparse.Namespace) -> None:
     config = model_config(args.model)
     kernels = "with" if available(ms.float32) else "without"
     print(f"{args.model}, MindSpore {ms.__version__} {kernels} C++ kernels, {args.threads} threads")
+    size = args.image_size or config.image_size[0]
     for batch in args.batch:
-        ours = _Ours(args.model, batch)
+        ours = _Ours(args.model, batch, size)
         work: dict[str, Callable[[], Parts]] = {"step": ours.step, "bare": ours.bare}
         with contextlib.ExitStack() as stack:
             versions = ""
             if args.torch:
-                official = _official(args, official_options(config.architecture), config.image_size[0], batch)
+                official = _official(args, official_options(config.architecture), size, batch)
                 stack.callback(official.close)
                 work["official"] = partial(_official_step, official)
                 versions = f", torch {official.versions['torch']}"
@@ -204,6 +204,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="neonext_t.released_224", help="named model with random weights")
     parser.add_argument(
         "--batch", type=comma_list(batch_size), default=(4, 8), metavar="SIZES", help="batch sizes (default 4,8)"
+    )
+    parser.add_argument(
+        "--image-size", type=int_range(32, 1024), metavar="SIDE", help="height and width (default: those of the model)"
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="timed steps of each (default 15)")
     parser.add_argument("--threads", type=threads, default=thread_count(), help=THREADS_HELP)

@@ -170,8 +170,12 @@ class DropPath(nn.Cell):
         self.dropout = nn.Dropout(p=rate)
 
     def construct(self, x):
-        # One number per sample. Dropout scales the survivors, so the expected value stays the same.
-        return x * self.dropout(ops.ones_like(x[:, :1, :1, :1]))
+        return x * self.factors(x).reshape(-1, 1, 1, 1)
+
+    def factors(self, x):
+        """Return one number per sample, `(N,)`."""
+        # Dropout scales the survivors, so the expected value stays the same.
+        return self.dropout(ops.ones_like(x[:, 0, 0, 0]))
 
 
 class _ExactBatchNorm(nn.Cell):
@@ -231,6 +235,10 @@ class _Content(nn.Cell):
         self.act = ACTIVATION_CELLS[activation]()
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
+        # What the kernel of a whole block takes in place of parts that are missing.
+        self.zeros = Tensor(np.zeros(channels, np.float32)), Tensor(np.zeros(MLP_RATIO * channels, np.float32))
+        self.ones = Tensor(np.ones(channels, np.float32))
+        self.settings = Tensor(np.array([BATCH_NORM_EPS, BATCH_NORM_KEEP], np.float32))
 
     def construct(self, x):
         x = self.norm(self.neocell(x))
@@ -239,16 +247,40 @@ class _Content(nn.Cell):
             x = self.layer_scale(x)
         return x
 
+    def fusable(self, dtype):
+        """Return True if `fused` can compute the block: in training, with GELU and statistics of this card alone."""
+        plain = isinstance(self.act, Gelu) and isinstance(self.norm.exact, _ExactBatchNorm)
+        return plain and self.training and operators.products_usable(dtype)
+
+    def fused(self, x, keep):
+        """Return `x` plus the branch times `keep`, one number per sample or one for all."""
+        bias_1 = self.zeros[1] if self.fc_1.bias is None else self.fc_1.bias
+        bias_2 = self.zeros[0] if self.fc_2.bias is None else self.fc_2.bias
+        scale = self.ones if self.layer_scale is None else self.layer_scale.gamma
+        norm, cell = self.norm, self.neocell
+        linear = norm.gamma, norm.beta, self.fc_1.weight, bias_1, self.fc_2.weight, bias_2, scale
+        y, mean, variance = operators.block(
+            x, cell.weight_a, cell.weight_b, cell.spec, linear, keep, norm.moving_mean, norm.moving_variance,
+            self.settings,
+        )  # fmt: skip
+        ops.assign(norm.moving_mean, ops.stop_gradient(mean))
+        ops.assign(norm.moving_variance, ops.stop_gradient(variance))
+        return y
+
 
 class _Residual(nn.Cell):
     """A residual connection around `content`, which is dropped at random during training."""
 
-    def __init__(self, content: nn.Cell, drop_path: float):
+    def __init__(self, content: _Content, drop_path: float):
         super().__init__()
         self.content = content
         self.drop_path = DropPath(drop_path) if drop_path > 0 else None
+        self.keep_all = Tensor(np.ones(1, np.float32))
 
     def construct(self, x):
+        if self.content.fusable(x.dtype):
+            keep = self.keep_all if self.drop_path is None else self.drop_path.factors(x)
+            return self.content.fused(x, keep)
         y = self.content(x)
         if self.drop_path is not None:
             y = self.drop_path(y)

@@ -18,8 +18,12 @@ class _SampledDropPath(nn.Cell):
 
     def construct(self, x):
         if self.training:
-            x = x * self.keep[self.row].reshape(-1, 1, 1, 1)
+            x = x * self.factors(x).reshape(-1, 1, 1, 1)
         return x
+
+    def factors(self, x):
+        """Return one number per sample, `(N,)`."""
+        return self.keep[self.row]
 
 
 def sample_drop_path(model: NeoNeXt) -> Parameter | None:

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import ops
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.ops.cpu import operators
 
 from .config.schema import OptimizerConfig
 
@@ -84,11 +85,12 @@ class Optimizer:
         self.decay = tuple(config.weight_decay if len(weight.shape) > 1 else 0.0 for weight in weights)
         self.slots = {slot: zeros_like_weights(slot, weights) for slot in self.slot_names}
 
-    def update(self, gradients, rate, count, keep):
+    def update(self, gradients, factor, rate, count, keep):
         """Update the weights.
 
         Args:
-            gradients: one finite Tensor for each weight.
+            gradients: one Tensor for each weight.
+            factor: factor of the gradients, a scalar Tensor; 0 stands for zeros, even where they are not finite.
             rate: learning rate, a scalar Tensor.
             count: number of updates including this one, a scalar Tensor.
             keep: 1 to update, 0 to keep every value, a scalar Tensor.
@@ -121,8 +123,9 @@ class AdamW(Optimizer):
         # For beta = 0 the correction is 1; exp(-1e4) is 0 as log(0) would give, without an infinity in the graph.
         self.logs = tuple(math.log(beta) if beta else -1e4 for beta in self.betas)
         self.fused = ops.AdamWeightDecay()
+        self.table = ms.Tensor(np.array([self.rates, self.decay], np.float32).T.copy())
 
-    def update(self, gradients, rate, count, keep):
+    def update(self, gradients, factor, rate, count, keep):
         first, second = self.slots["exp_avg"], self.slots["exp_avg_sq"]
         # 1 - beta^count. expm1 keeps its digits while beta^count is close to 1.
         correction_1 = -ops.expm1(count * self.logs[0])
@@ -135,6 +138,10 @@ class AdamW(Optimizer):
         eps = self.config.eps * correction_2
         # The kernel multiplies the decay by its rate, which contains the correction; PyTorch decays by the plain rate.
         correction = correction_1 / correction_2
+        if operators.usable(ms.float32):
+            settings = ops.stack([factor, step, beta_1, beta_2, eps, correction])
+            return operators.adamw(settings, self.table, gradients, self.weights, first, second)
+        gradients = each(partial(_usable, factor), gradients)
         change = partial(_adamw, self.fused, step, beta_1, beta_2, eps, correction)
         return each(change, self.weights, first, second, self.rates, self.decay, gradients)
 
@@ -150,8 +157,9 @@ class SGD(Optimizer):
         self.nesterov = config.nesterov
         self.fused = ops.ApplyMomentum()
 
-    def update(self, gradients, rate, count, keep):
+    def update(self, gradients, factor, rate, count, keep):
         buffers = self.slots["momentum_buffer"]
+        gradients = each(partial(_usable, factor), gradients)
         # keep = 0 makes the momentum 1 and the decay 0; gradients are zeros then, so the buffers keep their values.
         momentum = 1 - keep * (1 - self.momentum)
         gradients = each(partial(_with_decay, keep), self.weights, self.decay, gradients)
@@ -177,6 +185,13 @@ def make_optimizer(config: OptimizerConfig, weights, rates: Sequence[float]) -> 
 
 
 # Functions for `each`.
+
+
+def _usable(factor, tensor):
+    """Return the tensor times the factor; zeros for the factor 0, even where the tensor is not finite."""
+    if operators.usable(tensor.dtype):
+        return operators.scaled(tensor, factor.reshape(1))
+    return ops.select(factor > 0, tensor * factor, ops.zeros_like(tensor))
 
 
 def _adamw(fused, step, beta_1, beta_2, eps, correction, weight, first, second, rate, decay, gradient):

@@ -297,7 +297,7 @@ class TrainStep:
                 unit = unit * 0 + 1
             if world > 1:
                 gradients = _averages(all_reduce, world, gradients, sizes)
-            norm = ops.sqrt(ops.stack(each(partial(_squares, unit), gradients)).sum())
+            norm = _norm(unit, gradients)
             # The loss is checked too: where it is infinite, log-softmax may still have finite gradients.
             finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(result[0]))
             applied = finite.astype(ms.float32)
@@ -305,10 +305,10 @@ class TrainStep:
                 unit = unit * _clip(norm, clip_norm)
             # A factor of 0 stands for zeros; multiplying would leave NaN and infinity in them.
             factor = ops.select(finite, unit, ops.zeros_like(unit))
-            done = optimizer.update(each(partial(_usable, factor), gradients), rate, updates + 1, applied)
+            done = optimizer.update(gradients, factor, rate, updates + 1, applied)
             if len(ema) > 0:
                 # After the update, so that the average takes the new weights.
-                done = (done, each(partial(_average, ema_share * applied), ema, everything))
+                done = _average(ema, each(partial(_after, done), everything), ema_share * applied)
             ops.assign_add(updates, applied)
             if dynamic:
                 # Double after `interval` updates without overflow, halve after an overflow.
@@ -356,18 +356,16 @@ def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
+def _norm(factor, gradients):
+    """Return the global norm of the gradients times the factor."""
+    if operators.usable(gradients[0].dtype):
+        return ops.sqrt(operators.sum_of_squares(gradients, factor.reshape(1)).reshape(()))
+    return ops.sqrt(ops.stack(each(partial(_squares, factor), gradients)).sum())
+
+
 def _squares(factor, tensor):
-    if operators.usable(tensor.dtype):
-        return operators.sum_of_squares(tensor, factor.reshape(1)).reshape(())
     tensor = tensor * factor
     return (tensor * tensor).sum()
-
-
-def _usable(factor, tensor):
-    """Return the tensor times the factor; zeros for the factor 0, even where the tensor is not finite."""
-    if operators.usable(tensor.dtype):
-        return operators.scaled(tensor, factor.reshape(1))
-    return ops.select(factor > 0, tensor * factor, ops.zeros_like(tensor))
 
 
 def last(result, done):
@@ -389,7 +387,17 @@ def result_of(graph, *inputs) -> np.ndarray:
     return result.asnumpy()
 
 
-def _average(share, average, tensor):
+def _after(done, tensor):
+    return ops.depend(tensor, done)
+
+
+def _average(averages, tensors, share):
+    if operators.usable(ms.float32):
+        return operators.moving_average(share.reshape(1), averages, tensors)
+    return each(partial(_moved, share), averages, tensors)
+
+
+def _moved(share, average, tensor):
     return ops.assign(average, average * (1 - share) + tensor * share)
 
 

@@ -14,28 +14,37 @@
 namespace {
 constexpr int64_t kPiece = 1 << 16;
 
+struct Piece {
+  const float *values;
+  int64_t size;
+  double sum;
+};
+
 int64_t pieces(int64_t size) { return (size + kPiece - 1) / kPiece; }
 }  // namespace
 
-// x, factor (1) -> the sum of squares of x * factor, (1)
+// factor (1), any number of tensors -> the sum of squares of all their values times the factor, (1)
 NEONEXT_KERNEL(sum_of_squares) {
-  const int64_t size = neonext::elements(dims[0], shapes[0]);
-  const float *const x = static_cast<const float *>(data[0]);
-  const float factor = *static_cast<const float *>(data[1]);
+  const float factor = *static_cast<const float *>(data[0]);
   // One sum per piece, added in order below, whichever thread computed it.
-  std::vector<double> partial(pieces(size));
-  double *const sums = partial.data();
-  neonext::parallel(pieces(size), [=](int64_t piece) {
-    const float *const from = x + piece * kPiece;
-    const int64_t count = std::min(kPiece, size - piece * kPiece);
+  std::vector<Piece> parts;
+  for (int tensor = 1; tensor + 1 < count; ++tensor) {
+    const int64_t size = neonext::elements(dims[tensor], shapes[tensor]);
+    for (int64_t first = 0; first < size; first += kPiece) {
+      parts.push_back({static_cast<const float *>(data[tensor]) + first, std::min(kPiece, size - first), 0});
+    }
+  }
+  Piece *const all = parts.data();
+  neonext::parallel(static_cast<int64_t>(parts.size()), [=](int64_t index) {
+    const float *const from = all[index].values;
     const auto square = [=](int64_t i, float &sum, float &) { sum += (factor * from[i]) * (factor * from[i]); };
-    sums[piece] = neonext::accumulate(count, square).first;
+    all[index].sum = neonext::accumulate(all[index].size, square).first;
   });
   double sum = 0;
-  for (const double part : partial) {
-    sum += part;
+  for (const Piece &part : parts) {
+    sum += part.sum;
   }
-  *static_cast<float *>(data[2]) = static_cast<float>(sum);
+  *static_cast<float *>(data[count - 1]) = static_cast<float>(sum);
   return 0;
 }
 

@@ -62,6 +62,36 @@ inline Vector load(const float *from) {
 
 inline void store(float *to, const Vector &value) { std::memcpy(to, &value, sizeof(value)); }
 
+// Copies a short row; a call of memcpy would take longer than the copy.
+inline void copy(const float *from, float *to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(to + i, load(from + i));
+  }
+  const auto piece = [&](int64_t size) {
+    if (count & size) {
+      std::memcpy(to + i, from + i, size * sizeof(float));
+      i += size;
+    }
+  };
+  piece(8), piece(4), piece(2), piece(1);
+}
+
+// Interleaving the two halves of 16 rows four times transposes 16 x 16 values in registers.
+inline void transpose(Vector *now) {
+  Vector next[kLanes];
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; ++round) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kLanes / 2; ++k) {
+      next[2 * k] = __builtin_shufflevector(now[k], now[k + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      next[2 * k + 1] =
+          __builtin_shufflevector(now[k], now[k + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    std::memcpy(now, next, sizeof(next));
+  }
+}
+
 // The sum of the lanes, in float64.
 inline double total(const Vector &value) {
   double sum = 0;

@@ -52,4 +52,4 @@ def enabled() -> bool:
 def has_products() -> bool:
     """Return True if the kernels find the matrix product of oneDNN, which MindSpore ships."""
     path = library()
-    return path is not None and bool(ctypes.CDLL(str(path)).pointwise_available())
+    return path is not None and bool(ctypes.CDLL(str(path)).products_available())

@@ -13,11 +13,15 @@ from functools import cache, lru_cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.ops import signature as sig
 
 from ..spec import NeoCellSpec
 from .library import enabled, has_products, library
 
-# Names of the inputs and outputs of each kernel. Tables of geometry are int32, everything else is float32.
+# Inputs of the linear layers of a block, in the order of `mlp.cpp`.
+_MLP = ("gamma", "beta", "w1", "b1", "w2", "b2", "scale", "keep")
+# Names of the inputs and outputs of each kernel; "*" marks any number of tensors, "!" Parameters that it changes.
+# Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
     "gelu": (("x",), ("y",)),
     "gelu_grad": (("x", "dy"), ("dx",)),
@@ -28,9 +32,18 @@ _SIGNATURES = {
     "batch_norm_grad": (("x", "dy", "gamma", "epsilon"), ("dx", "dgamma", "dbeta")),
     "layer_scale": (("x", "gamma"), ("y",)),
     "layer_scale_grad": (("x", "dy", "gamma"), ("dx", "dgamma")),
-    "sum_of_squares": (("x", "factor"), ("sum",)),
+    "sum_of_squares": (("factor", "*x"), ("sum",)),
+    "adamw": (("settings", "rates", "*gradient", "*!weight", "*!first", "*!second"), ("done",)),
+    "moving_average": (("share", "*!average", "*tensor"), ("done",)),
     "scaled": (("x", "factor"), ("y",)),
     "finished": (("x",), ("y",)),
+    "neo_norm": (
+        ("x", "a", "b", "table", "output", "moving_mean", "moving_variance", "settings"),
+        ("y", "inverse", "next_mean", "next_variance"),
+    ),
+    "neo_norm_grad": (("x", "dy", "y", "inverse", "added", "a", "b", "table"), ("dx", "da", "db")),
+    "mlp": ((*_MLP, "x", "residual"), ("y", "hidden")),
+    "mlp_grad": ((*_MLP, "x", "hidden", "dy"), ("dx", *(f"d{name}" for name in _MLP[:-1]))),
     "neo_cell": (("x", "a", "b", "table", "output"), ("y",)),
     "neo_cell_grad": (("x", "dy", "a", "b", "table"), ("dx", "da", "db")),
 }
@@ -39,11 +52,17 @@ _EXPORT = inspect.unwrap(ms.export).__code__
 
 
 @lru_cache(maxsize=32)
-def _kernel(name: str):
+def _kernel(name: str, tensors: int = 0):
     # Shapes and types are inferred in C++. MindSpore cannot call Python for them if the batch is dynamic or if a pass
     # over the graph has copied the operator.
-    inputs, outputs = _SIGNATURES[name]
-    info = ops.CustomRegOp(f"neonext_{name}")
+    signature, outputs = _SIGNATURES[name]
+    written, inputs = [], []
+    for tensor in signature:
+        copies = range(tensors) if tensor.startswith("*") else ("",)
+        inputs += [f"{tensor.strip('*!')}{i}" for i in copies]
+        written += ["!" in tensor for _ in copies]
+    # MindSpore registers the types of all inputs by this name.
+    info = ops.CustomRegOp(f"neonext_{name}_{tensors}")
     for index, tensor in enumerate(inputs):
         info = info.input(index, tensor)
     for index, tensor in enumerate(outputs):
@@ -51,11 +70,17 @@ def _kernel(name: str):
     types = [
         ops.DataType.I32_Default if tensor in _INTEGERS else ops.DataType.F32_Default for tensor in (*inputs, *outputs)
     ]
-    return ops.Custom(
+    kernel = ops.Custom(
         f"{library()}:{name}",
         func_type="aot",
         reg_info=info.dtype_format(*types).target("CPU").get_op_info(),
     )
+    if any(written):
+        # Without this, a graph would hand copies of the Parameters to the kernel.
+        rights = [sig.sig_rw.RW_WRITE if change else sig.sig_rw.RW_READ for change in written]
+        kernel.set_signatures([sig.make_sig(tensor, right) for tensor, right in zip(inputs, rights, strict=True)])
+        kernel.add_prim_attr("side_effect_mem", True)
+    return kernel
 
 
 def available(dtype) -> bool:
@@ -159,6 +184,39 @@ class _NeoCell(nn.Cell):
         return self.kernel_grad(x, dout, a, b, self.table)
 
 
+class _Block(nn.Cell):
+    """A block in training: the part of `block` that has a gradient."""
+
+    def __init__(self, spec: NeoCellSpec, height: int, width: int):
+        super().__init__()
+        self.norm, self.norm_grad = _kernel("neo_norm"), _kernel("neo_norm_grad")
+        self.mlp, self.mlp_grad = _kernel("mlp"), _kernel("mlp_grad")
+        self.table = Tensor(geometry(spec, height, width))
+        self.output = Tensor(np.zeros((height, width), np.int32))
+
+    def construct(self, x, a, b, gamma, beta, w1, b1, w2, b2, scale, keep, moving_mean, moving_variance, settings):
+        normal, inverse, next_mean, next_variance = self.norm(
+            x, a, b, self.table, self.output, moving_mean, moving_variance, settings
+        )
+        y, hidden = self.mlp(gamma, beta, w1, b1, w2, b2, scale, keep, normal, x)
+        # The last three are for `bprop`.
+        return y, next_mean, next_variance, normal, inverse, hidden
+
+    def bprop(
+        self, x, a, b, gamma, beta, w1, b1, w2, b2, scale, keep, moving_mean, moving_variance, settings, out, dout
+    ):
+        dy = dout[0]
+        _, _, _, normal, inverse, hidden = out
+        dnormal, dgamma, dbeta, dw1, db1, dw2, db2, dscale = self.mlp_grad(
+            gamma, beta, w1, b1, w2, b2, scale, keep, normal, hidden, dy
+        )
+        # The residual connection adds dy.
+        dx, da, db = self.norm_grad(x, dnormal, normal, inverse, dy, a, b, self.table)
+        # MindSpore expects a gradient for every input; nothing trains these.
+        others = ops.zeros_like(keep), ops.zeros_like(gamma), ops.zeros_like(gamma), ops.zeros_like(settings)
+        return dx, da, db, dgamma, dbeta, dw1, db1, dw2, db2, dscale, *others
+
+
 def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
     """Return the table of `neo_cell.cpp`, int32 `(rows, 6)`.
 
@@ -186,6 +244,12 @@ def geometry(spec: NeoCellSpec, height: int, width: int) -> np.ndarray:
 
 _CELLS = {"gelu": _Gelu, "layer_scale": _LayerScale, "pointwise": _Pointwise, "pointwise_bias": _PointwiseBias}
 _cached_neo_cell = lru_cache(maxsize=256)(_NeoCell)
+_cached_block = lru_cache(maxsize=256)(_Block)
+
+
+@ops.constexpr
+def _multi_kernel(name, tensors):
+    return _kernel(name, tensors)
 
 
 # Each cell exists once: MindSpore compiles the graph of a new cell again.
@@ -198,6 +262,11 @@ def _cell(name):
 @ops.constexpr
 def _neo_cell(spec, height, width):
     return _cached_neo_cell(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), height, width)
+
+
+@ops.constexpr
+def _block(spec, height, width):
+    return _cached_block(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), height, width)
 
 
 def gelu(x):
@@ -238,9 +307,29 @@ def batch_norm_grad(x, dy, gamma, epsilon):
     return _kernel("batch_norm_grad")(x, dy, gamma, epsilon)
 
 
-def sum_of_squares(x, factor):
-    """Return the sum of squares of float32 `x` of any shape times `factor`, float32 `(1,)`."""
-    return _kernel("sum_of_squares")(x, factor)
+def sum_of_squares(tensors, factor):
+    """Return the sum of squares of float32 tensors of any shape times `factor`, float32 `(1,)`."""
+    return _multi_kernel("sum_of_squares", len(tensors))(factor, *tensors)
+
+
+def adamw(settings, rates, gradients, weights, first, second):
+    """Update Parameters by AdamW, in place.
+
+    Args:
+        settings: factor of the gradients, learning rate, both betas, epsilon and factor of the weight decay, `(6,)`.
+        rates: factor of the learning rate and weight decay of every tensor, `(n, 2)`.
+        gradients: n float32 tensors; 0 as their factor stands for zeros, even for NaN in them.
+        weights, first, second: n Parameters each, the weights and both moments.
+
+    Returns:
+        float32 `(1,)` without meaning.
+    """
+    return _multi_kernel("adamw", len(weights))(settings, rates, *gradients, *weights, *first, *second)
+
+
+def moving_average(share, averages, tensors):
+    """Move averages towards tensors by `share`, float32 `(1,)`, in place."""
+    return _multi_kernel("moving_average", len(averages))(share, *averages, *tensors)
 
 
 def scaled(x, factor):
@@ -290,6 +379,27 @@ def neo_cell(x, weights_a, weights_b, spec):
     """Compute `neocell.neo_cell` without a bias, for arguments that it has checked."""
     _, _, height, width = x.shape
     return _neo_cell(spec, height, width)(x, _flat(weights_a), _flat(weights_b))
+
+
+def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_variance, settings):
+    """Compute a block in training: `x + keep * scale * (W2 gelu(W1 norm(neo_cell(x)) + b1) + b2)`.
+
+    Args:
+        x: float32 `(N, C, H, W)`.
+        weights_a, weights_b: matrices of NeoCell, as in `neocell.neo_cell`.
+        spec: `NeoCellSpec` that keeps the size of the map.
+        linear: gamma and beta of the BatchNorm `(C,)`, W1 `(I, C)`, b1 `(I,)`, W2 `(C, I)`, b2 and scale `(C,)`.
+        keep: factors of drop path, `(N,)`, or `(1,)` for all images.
+        moving_mean, moving_variance: statistics of the BatchNorm, `(C,)`.
+        settings: epsilon of the BatchNorm and the share of the statistics that is kept, `(2,)`.
+
+    Returns:
+        float32 `(N, C, H, W)`, and the next moving mean and variance.
+    """
+    _, _, height, width = x.shape
+    inputs = (x, _flat(weights_a), _flat(weights_b), *linear, keep, moving_mean, moving_variance, settings)
+    y, next_mean, next_variance, _, _, _ = _block(spec, height, width)(*inputs)
+    return y, next_mean, next_variance
 
 
 def _flat(weights):

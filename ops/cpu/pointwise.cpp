@@ -6,30 +6,16 @@
 // MindSpore has loaded. Every thread computes a part with a sequential product. A product needs a hundred columns or
 // more to be efficient, so small maps of several images are first copied side by side.
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "kernel.h"
 #include "parallel.h"
+#include "product.h"
 #include "sums.h"
 
 namespace neonext {
 namespace {
-
-using Gemm = int (*)(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
-                     float, float *, int64_t);
-
-Gemm find_gemm() {
-  void *const library = dlopen("libdnnl.so.3", RTLD_LAZY | RTLD_NOLOAD);
-  return library == nullptr ? nullptr : reinterpret_cast<Gemm>(dlsym(library, "dnnl_sgemm"));
-}
-
-Gemm gemm() {
-  static const Gemm function = find_gemm();
-  return function;
-}
 
 // Least columns and most rows of one product.
 constexpr int64_t kColumns = 192;
@@ -70,23 +56,23 @@ void multiply(const float *matrix, bool transposed, const float *x, const float 
     const int64_t columns = images * area;
     const float *source = x + first * inner * area;
     float *const target = y + (first * rows + low) * area;
-    float *product = target;
+    float *destination = target;
     if (images > 1) {
       float *const merged = scratch(0, inner * columns).data();
       gather(source, merged, images, inner * area, inner, area);
       source = merged;
-      product = scratch(1, (high - low) * columns).data();
+      destination = scratch(1, (high - low) * columns).data();
     }
-    gemm()(transposed ? 'T' : 'N', 'N', high - low, columns, inner, 1.0f,
-           transposed ? matrix + low : matrix + low * inner, transposed ? rows : inner, source, columns, 0.0f,
-           product, columns);
+    const Factor left =
+        transposed ? Factor{matrix + low, rows, true} : Factor{matrix + low * inner, inner};
+    product(high - low, columns, inner, left, {source, columns}, destination, columns);
     if (images == 1 && bias == nullptr) {
       return;
     }
     for (int64_t row = 0; row < high - low; ++row) {
       const float shift = bias == nullptr ? 0.0f : bias[low + row];
       for (int64_t n = 0; n < images; ++n) {
-        const float *const from = product + (row * images + n) * area;
+        const float *const from = destination + (row * images + n) * area;
         float *const to = target + (n * rows + row) * area;
 #pragma GCC ivdep
         for (int64_t i = 0; i < area; ++i) {
@@ -101,9 +87,6 @@ int64_t area_of(int dims, const int64_t *shape) { return elements(dims - 2, shap
 
 }  // namespace
 }  // namespace neonext
-
-// Returns 1 if oneDNN is loaded.
-extern "C" int pointwise_available() { return neonext::gemm() != nullptr; }
 
 // x (N, I, H, W), weight (O, I) -> y (N, O, H, W)
 NEONEXT_KERNEL(pointwise) {
@@ -159,8 +142,8 @@ NEONEXT_KERNEL(pointwise_grad_weight) {
         left = from_left;
         right = from_right;
       }
-      neonext::gemm()('N', 'T', rows, inputs, columns, 1.0f, left, columns, right, columns, first == 0 ? 0.0f : 1.0f,
-                      dweight + low * inputs, inputs);
+      neonext::product(rows, inputs, columns, {left, columns}, {right, columns, true}, dweight + low * inputs, inputs,
+                       first > 0);
     }
     for (int64_t o = low; o < low + rows; ++o) {
       double shift = 0;

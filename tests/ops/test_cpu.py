@@ -15,9 +15,11 @@ from mindspore import Tensor, nn, ops
 
 from conftest import relative_max
 from neonext_ms.common.errors import ToolchainError
+from neonext_ms.models.neonext import NeoBottleneck
 from neonext_ms.ops import NeoCellSpec, compiled, neo_cell, reference
 from neonext_ms.ops.cpu import library, operators
 from neonext_ms.ops.spec import Axis
+from neonext_ms.training.controlled import _SampledDropPath
 
 ms.set_device("CPU")
 
@@ -67,6 +69,8 @@ import hashlib
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
+from neonext_ms.models.neonext import NeoBottleneck
+from neonext_ms.ops import NeoCellSpec
 from neonext_ms.ops.cpu import operators
 ms.set_device("CPU")
 digest = hashlib.sha256()
@@ -76,7 +80,17 @@ for n, inputs, outputs, side in ((2, 24, 400, 14), (5, 96, 9, 7), (3, 7, 200, 3)
     x, w, b = (Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
     step = ms.value_and_grad(lambda *a: (operators.pointwise(*a) ** 2).sum(), (0, 1, 2))
     value, gradients = step(x, w, b)
-    for tensor in (value, *gradients, operators.sum_of_squares(x, Tensor(np.ones(1, np.float32)))):
+    for tensor in (value, *gradients, operators.sum_of_squares((x, w), Tensor(np.ones(1, np.float32)))):
+        digest.update(tensor.asnumpy().tobytes())
+for n, channels, side in ((3, 40, 9), (2, 16, 40)):
+    block = NeoBottleneck(NeoCellSpec({"kernel": 4, "channels": channels, "shift": 1}), channels, True, True, 0.0)
+    block.set_train()
+    weights = ms.ParameterTuple(block.trainable_params())
+    for weight in weights:
+        weight.set_data(Tensor(np.random.RandomState(1).standard_normal(weight.shape).astype(np.float32)))
+    x = Tensor(np.random.RandomState(0).standard_normal((n, channels, side, side)).astype(np.float32))
+    value, (dx, gradients) = ms.value_and_grad(lambda x: (block(x) ** 2).sum(), 0, weights)(x)
+    for tensor in (value, dx, *gradients):
         digest.update(tensor.asnumpy().tobytes())
 print(digest.hexdigest())
 """
@@ -102,11 +116,55 @@ def test_the_number_of_threads_changes_no_bit():
 def test_sum_of_squares_and_scaled(size):
     x, factor = _random(size), np.array([0.37], np.float32)
     exact = float(((x.astype(np.float64) * factor) ** 2).sum())
-    assert operators.sum_of_squares(Tensor(x), Tensor(factor)).asnumpy()[0] == pytest.approx(exact, rel=1e-6)
+    parts = Tensor(x[: size // 2 + 1]), Tensor(x[size // 2 + 1 :].reshape(1, -1))
+    parts = parts if size > 1 else parts[:1]
+    assert operators.sum_of_squares(parts, Tensor(factor)).asnumpy()[0] == pytest.approx(exact, rel=1e-6)
     np.testing.assert_array_equal(operators.scaled(Tensor(x), Tensor(factor)).asnumpy(), x * factor)
     x[-1] = np.nan
-    assert np.isnan(operators.sum_of_squares(Tensor(x), Tensor(factor)).asnumpy()[0])
+    assert np.isnan(operators.sum_of_squares((Tensor(x),), Tensor(factor)).asnumpy()[0])
     assert not operators.scaled(Tensor(x), Tensor(np.zeros(1, np.float32))).asnumpy().any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
+def test_adamw_and_moving_average_change_parameters(jit):
+    shapes = (3, 70), (20000,)
+    names = "gradient", "weight", "first", "second", "average"
+    rng = np.random.RandomState(0)
+    values = {name: [rng.standard_normal(shape).astype(np.float32) for shape in shapes] for name in names}
+    values["second"] = [v * v for v in values["second"]]
+    stored = {
+        name: ms.ParameterTuple([ms.Parameter(Tensor(v), name=f"{name}{i}") for i, v in enumerate(arrays)])
+        for name, arrays in values.items()
+    }
+    weights, first, second, averages = (stored[name] for name in names[1:])
+    rates = Tensor(np.array([[1, 0.1], [0.5, 0]], np.float32))
+
+    def step(settings, share, *gradients):
+        # The sum reads the weights before the update.
+        before = weights[0].sum()
+        done = operators.adamw(settings, rates, gradients, weights, first, second)
+        return before, ops.depend(operators.moving_average(share, averages, weights), done)
+
+    step = ms.jit(step) if jit else step
+    gradients = [Tensor(v) for v in values["gradient"]]
+    factor, rate, beta_1, beta_2, eps, share = 0.7, 0.1, 0.9, 0.99, 1e-3, 0.25
+    settings = np.array([factor, rate, beta_1, beta_2, eps, 1], np.float32)
+    before, _ = step(Tensor(settings), Tensor(np.array([share], np.float32)), *gradients)
+    assert before.asnumpy() == pytest.approx(values["weight"][0].sum(), rel=1e-4)
+    for i, (own, decay) in enumerate(rates.asnumpy()):
+        g, w, m, v, average = (values[name][i].astype(np.float64) for name in names)
+        m, v = m + (1 - beta_1) * (factor * g - m), v + (1 - beta_2) * ((factor * g) ** 2 - v)
+        w = w - rate * own * (m / (np.sqrt(v) + eps) + decay * w)
+        average = average * (1 - share) + w * share
+        for name, expected in zip(names[1:], (w, m, v, average), strict=True):
+            assert relative_max(stored[name][i].asnumpy(), expected) < 1e-6, name
+    # A step that is skipped: no rate, betas of 1, gradients that are not finite.
+    kept = [parameter.asnumpy().copy() for parameter in (*weights, *first, *second)]
+    settings = Tensor(np.array([0, 0, 1, 1, eps, 1], np.float32))
+    step(settings, Tensor(np.zeros(1, np.float32)), *(gradient * np.nan for gradient in gradients))
+    for parameter, expected in zip((*weights, *first, *second), kept, strict=True):
+        np.testing.assert_array_equal(parameter.asnumpy(), expected)
 
 
 @needs_kernels
@@ -123,13 +181,16 @@ def test_waiting_for_a_graph():
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(1, 5, 20, 3), (3, 6, 7, 7), (67, 4, 2, 2), (2, 16, 16, 15)])
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    # AMX, where there is one, computes the last.
+    [((1, 5, 20, 3), 7), ((3, 6, 7, 7), 7), ((67, 4, 2, 2), 7), ((2, 16, 16, 15), 7), ((2, 165, 11, 12), 70)],
+)
 @pytest.mark.parametrize("bias", [False, True])
-def test_pointwise(shape, bias):
+def test_pointwise(shape, outputs, bias):
     if not library.has_products():
         pytest.skip("MindSpore has no oneDNN here")
     n, inputs, h, w = shape
-    outputs = 7
     x, weight, dy = _random(*shape), _random(outputs, inputs), _random(n, outputs, h, w)
     shift = _random(outputs) if bias else None
 
@@ -168,6 +229,40 @@ def test_layer_scale_and_batch_norm_gradients():
     assert relative_max(given[2].asnumpy(), up.sum(axes)) < 1e-6
 
 
+def _block(channels, drop_path, seed=0):
+    spec = NeoCellSpec([{"kernel": k, "channels": channels // 2, "shift": 1} for k in (3, 4)])
+    block = NeoBottleneck(spec, channels, layer_scale=True, linear_bias=True, drop_path=drop_path)
+    rng = np.random.RandomState(seed)
+    for parameter in block.trainable_params():
+        parameter.set_data(Tensor(0.3 * rng.standard_normal(parameter.shape).astype(np.float32)))
+    block.set_train()
+    return block
+
+
+@needs_kernels
+# Few columns, which the threads share; many, of several images in each panel, and of a part of an image.
+@pytest.mark.parametrize(("shape", "drop_path"), [((3, 12, 9, 5), 0.0), ((35, 70, 8, 8), 0.5), ((2, 8, 37, 41), 0.0)])
+def test_a_block_as_two_kernels(shape, drop_path, monkeypatch):
+    x, dy = _random(*shape), Tensor(_random(*shape[::-1]).transpose(3, 2, 1, 0).copy())
+    results = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(library.SWITCH, switch)
+        block = _block(shape[1], drop_path)
+        if drop_path:
+            # Some images with the branch, in the same places for both.
+            keep = (np.arange(shape[0])[None] % 3 * 0.8).astype(np.float32)
+            block.ops.drop_path = _SampledDropPath(ms.Parameter(Tensor(keep), requires_grad=False), 0)
+            block.set_train()
+        assert block.ops.content.fusable(ms.float32) == (switch == "1")
+        weights = ms.ParameterTuple(block.trainable_params())
+        step = ms.value_and_grad(lambda x, block=block: ((block(x) * dy).sum(), block(x)), 0, weights, has_aux=True)
+        (_, y), (dx, gradients) = step(Tensor(x))
+        moving = [block.ops.content.norm.moving_mean, block.ops.content.norm.moving_variance]
+        results.append([value.asnumpy() for value in (y, dx, *gradients, *moving)])
+    for value, expected in zip(*results, strict=True):
+        assert relative_max(value, expected) < 2e-5
+
+
 @needs_kernels
 @pytest.mark.parametrize(
     "groups",
@@ -178,12 +273,13 @@ def test_layer_scale_and_batch_norm_gradients():
         [{"kernel_a": 18, "kernel_b": 3, "channels": 3, "shift_b": 1}],
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("size", [(4, 3), (17, 33)])
-def test_neo_cell(groups, size):
+# The lanes of a vector hold images, if there are enough of them, or columns.
+@pytest.mark.parametrize(("images", "size"), [(2, (4, 3)), (2, (17, 33)), (21, (4, 3)), (16, (7, 9))])
+def test_neo_cell(groups, images, size):
     spec = NeoCellSpec(groups)
-    x = _random(2, spec.channels, *size)
+    x = _random(images, spec.channels, *size)
     a, b = [_random(*s) for s in spec.shapes_a], [_random(*s) for s in spec.shapes_b]
-    dy = _random(2, spec.channels, *spec.output_size(*size))
+    dy = _random(images, spec.channels, *spec.output_size(*size))
     n = len(a)
 
     def product(x, *weights):

@@ -227,13 +227,16 @@ def test_activations_are_blended(jit):
         step.load_state(before)
         return result.loss, result.norm, weights
 
-    gelu, relu = (first_step(TrainStep(_tiny(activation=name), jit=False)) for name in ("gelu", "relu"))
+    # The first step of AdamW would enlarge the rounding of what is zero in theory.
+    sgd = OptimizerConfig(name="sgd")
+    gelu, relu = (first_step(TrainStep(_tiny(activation=name), sgd, jit=False)) for name in ("gelu", "relu"))
     # One step, compiled once: its share is no constant.
-    step = TrainStep(_tiny(activation="relu"), jit=jit, blend_from="gelu")
+    step = TrainStep(_tiny(activation="relu"), sgd, jit=jit, blend_from="gelu")
     for share, expected in ((0.0, gelu), (1.0, relu)):
         blended = first_step(step, share)
         assert blended[:2] == pytest.approx(expected[:2], rel=1e-5)
-        assert all(relative_l2(blended[2][name], array) < 1e-4 for name, array in expected[2].items() if array.any())
+        for name, array in expected[2].items():
+            np.testing.assert_allclose(blended[2][name], array, rtol=1e-4, atol=1e-6, err_msg=name)
     middle = first_step(step, 0.5)[0]
     assert min(gelu[0], relu[0]) - 1e-3 < middle < max(gelu[0], relu[0]) + 1e-3
     assert abs(middle - gelu[0]) > 1e-6 and abs(middle - relu[0]) > 1e-6
