@@ -268,8 +268,8 @@ def _quantize(args: argparse.Namespace) -> QuantizeOptions | None:
         if given:
             raise UsageError(f"--{given[0].replace('_', '-')}: only valid with --quantize int8. Add it.")
         return None
-    if args.quantize_scales and (wrong := [name for name in given if name in ("calibrate_count", "calibrate_method")]):
-        raise UsageError(f"--{wrong[0].replace('_', '-')}: scales of a file are not calibrated again. Leave it out.")
+    if not args.calibrate and (wrong := [name for name in given if name in ("calibrate_count", "calibrate_method")]):
+        raise UsageError(f"--{wrong[0].replace('_', '-')}: only valid with --calibrate. Leave it out.")
     from .quantize.options import QuantizeOptions
 
     return QuantizeOptions(

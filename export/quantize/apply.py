@@ -15,14 +15,12 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.activations import RELU
+from neonext_ms.models.quantizer import HIGHEST, MAX_BIAS, Quantizer
+from neonext_ms.models.scales import LayerScale, Scales
 
 from ..graph import DeployGraph, Layer
-from .quantizer import HIGHEST, Quantizer
-from .scales import LayerScale, Scales
 
 _OPS = {"conv": "conv_int8", "linear": "linear_int8"}
-# A bias is an int32 in steps of the accumulator; the sum of the products needs the rest of its range.
-_MAX_BIAS = 2.0**30
 
 
 def quantizable(graph: DeployGraph) -> list[Layer]:
@@ -32,6 +30,11 @@ def quantizable(graph: DeployGraph) -> list[Layer]:
         for layer in graph.layers
         if layer.op == "linear" or (layer.op == "conv" and layer.attributes["groups"] == 1)
     ]
+
+
+def quantizable_shapes(graph: DeployGraph) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the weight of each layer of `quantizable`, by its name."""
+    return {layer.name: layer.arrays["weight"].shape for layer in quantizable(graph)}
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def quantize(graph: DeployGraph, scales: Scales) -> DeployGraph:
     Raises:
         InputError: scales of another network.
     """
-    scales.check_network(quantizable(graph))
+    scales.check_network(quantizable_shapes(graph))
     graph = equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
     changes = [
         ([layer], [quantize_layer(layer, scales.layers[layer.name])])
@@ -211,7 +214,7 @@ def weight_steps(weight: np.ndarray, bias: np.ndarray, quantizer: Quantizer) -> 
     accumulator, as for a channel without weights.
     """
     largest = np.abs(weight).max(tuple(range(1, weight.ndim))) / HIGHEST
-    steps = np.maximum(largest, np.abs(bias) / (quantizer.scale * _MAX_BIAS))
+    steps = np.maximum(largest, np.abs(bias) / (quantizer.scale * MAX_BIAS))
     return np.where(steps > 0, steps, 1.0).astype(np.float32)
 
 

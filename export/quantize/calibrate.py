@@ -13,6 +13,8 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import plural
+from neonext_ms.models.quantizer import Quantizer
+from neonext_ms.models.scales import LayerScale, Scales
 
 from ..graph import INPUT, DeployGraph, Layer
 from .apply import equalizable, equalize, quantizable, quantize_layer
@@ -20,9 +22,7 @@ from .forms import Session
 from .histogram import Histogram, PatchMean
 from .images import Images
 from .options import MIN_COUNT
-from .quantizer import Quantizer
 from .ranges import RANGES
-from .scales import LayerScale, Scales
 
 Progress = Callable[[str], None]
 # Images of the first pass: enough for the largest values of channels, which are rounded to powers of two.
@@ -173,8 +173,13 @@ def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> tuple[floa
     return tuple(float(f"{-x:.2e}") for x in error.reshape(len(error), -1) @ mean.reshape(-1))
 
 
-def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...]) -> tuple[str, ...]:
+def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...], option: str = "--quantize-skip") -> tuple[str, ...]:
     """Return the layers of a folded graph that patterns name, such as `head.fc` or `stage_4.*`.
+
+    Args:
+        graph: folded graph.
+        patterns: names or patterns.
+        option: name of the option that has them, for messages.
 
     Raises:
         InputError: a pattern that no layer matches, or all layers match.
@@ -189,10 +194,10 @@ def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...]) -> tuple[str, 
         matches = fnmatch.filter(names, pattern)
         if not matches:
             raise InputError(
-                f"--quantize-skip {pattern!r}: no 8-bit layer has this name{nearest(pattern, names)}. The layers are:\n"
+                f"{option} {pattern!r}: no 8-bit layer has this name{nearest(pattern, names)}. The layers are:\n"
                 f"{list_names(names, 200)}"
             )
         chosen.update(matches)
     if len(chosen) == len(names):
-        raise InputError("--quantize-skip: no layer is left to quantize. Shorten the list, or leave out --quantize.")
+        raise InputError(f"{option}: no layer is left to quantize. Shorten the list, or do not quantize.")
     return tuple(name for name in names if name in chosen)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.text import plural
+from neonext_ms.models.scales import Scales
 
 from ..graph import LOGITS, DeployGraph
 from .apply import equalize, quantizable, quantize, quantize_layer
 from .forms import NoiseSession, Session, host_graph
 from .images import Images
-from .scales import Scales
 
 Progress = Callable[[str], None]
 # Images on which the noise of the layers is measured.

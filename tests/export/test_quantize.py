@@ -29,12 +29,12 @@ from neonext_ms.export.quantize.images import Images, open_images
 from neonext_ms.export.quantize.integers import compare_integers, evaluator
 from neonext_ms.export.quantize.options import METHODS, QuantizeOptions
 from neonext_ms.export.quantize.prove import prove
-from neonext_ms.export.quantize.quantizer import HIGHEST, LOWEST, Quantizer, agrees
-from neonext_ms.export.quantize.scales import LayerScale, Scales, read_scales
 from neonext_ms.export.quantize.search import search
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.models.quantizer import HIGHEST, LOWEST, Quantizer, agrees
+from neonext_ms.models.scales import LayerScale, Scales, read_scales
 from networks import networks
 
 DIGITS = str(DATA / "digits")

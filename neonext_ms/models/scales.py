@@ -15,7 +15,6 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import read_json
 from neonext_ms.common.text import list_names, nearest, shorten
 
-from ..graph import Layer
 from .quantizer import HIGHEST, LOWEST, MAX_SCALE, MIN_SCALE, Quantizer
 
 KIND = "scales of an 8-bit network"
@@ -31,7 +30,7 @@ class LayerScale:
 
     Attributes:
         quantizer: quantizer of its input.
-        exponents: powers of two that divide its input channels (`apply.equalize`); empty for none.
+        exponents: powers of two that divide its input channels (`export.quantize.apply.equalize`); empty for none.
         correction: what is added to its bias, for each output channel; empty for none.
     """
 
@@ -45,7 +44,7 @@ class Scales:
     """The scales of a network.
 
     Attributes:
-        network: digest of the network's weights (`network_digest`).
+        network: digest of the network's weights (`network_digest`); "" inside a checkpoint, whose weights they are for.
         layers: scale of each quantized layer by its name; a layer without one stays in floating point.
         calibration: method, images and their number, for the record.
     """
@@ -59,13 +58,15 @@ class Scales:
         kept = {name: layer for name, layer in self.layers.items() if name not in names}
         return Scales(self.network, kept, self.calibration)
 
-    def check_network(self, layers: Sequence[Layer]) -> None:
+    def check_network(self, known: Mapping[str, Sequence[int]]) -> None:
         """Check that every scale belongs to a layer of a network.
+
+        Args:
+            known: shape of the weight of each layer that can be quantized, outputs and inputs first, by its name.
 
         Raises:
             InputError: a layer that the network does not have, or another number of channels.
         """
-        known = {layer.name: layer for layer in layers}
         unknown = [name for name in self.layers if name not in known]
         if unknown:
             raise InputError(
@@ -73,7 +74,7 @@ class Scales:
                 f"this network with --calibrate. Its layers:\n{list_names(known)}"
             )
         for name, scale in self.layers.items():
-            outputs, inputs = known[name].arrays["weight"].shape[:2]
+            outputs, inputs = known[name][:2]
             for what, values, count in (("exponents", scale.exponents, inputs), ("bias", scale.correction, outputs)):
                 if len(values) not in (0, count):
                     raise InputError(
@@ -125,7 +126,19 @@ def read_scales(path: str | os.PathLike) -> Scales:
     Raises:
         InputError: the file cannot be read, or a value is not what it should be.
     """
-    source, values = os.fspath(path), read_json(path, KIND)
+    return parse_scales(read_json(path, KIND), os.fspath(path))
+
+
+def parse_scales(values: Any, source: str) -> Scales:
+    """Return the scales that plain values stand for, those of `Scales.to_dict`.
+
+    Args:
+        values: contents of a file of scales, or of the metadata of a checkpoint.
+        source: name of the file, for messages.
+
+    Raises:
+        InputError: a value is not what it should be.
+    """
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise InputError(f"{source}: not {KIND}. Pass the file that --quantize wrote, NAME.scales.json.")
     if values.get("version") != VERSION:

@@ -18,6 +18,8 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 
 LOWEST, HIGHEST = -128, 127
+# A bias is an int32 in steps of the accumulator; the sum of the products needs the rest of its range.
+MAX_BIAS = 2.0**30
 # Candidates on each side of a wanted scale: at most 0.1 % of it.
 _WINDOW = 1 << 12
 _TRIED = 64
