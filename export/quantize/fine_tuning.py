@@ -67,4 +67,4 @@ def training_scales(config: QuantizeConfig, plan: TrainingPlan, images: ImageSet
     else:
         scales = calibrate(graph, TrainingImages(images, plan, config.calibrate), config.method, digest, skip)
     # From here on the weights change, and the scales are those of the checkpoint that records them.
-    return replace(scales, network="", calibration={**scales.calibration, "fine_tuned": True})
+    return replace(scales.without_correction(), network="", calibration={**scales.calibration, "fine_tuned": True})

@@ -58,6 +58,11 @@ class Scales:
         kept = {name: layer for name, layer in self.layers.items() if name not in names}
         return Scales(self.network, kept, self.calibration)
 
+    def without_correction(self) -> Scales:
+        """Return the scales without bias correction, for a network whose biases are trained."""
+        layers = {name: LayerScale(layer.quantizer, layer.exponents) for name, layer in self.layers.items()}
+        return Scales(self.network, layers, self.calibration)
+
     def check_network(self, known: Mapping[str, Sequence[int]]) -> None:
         """Check that every scale belongs to a layer of a network.
 

@@ -1,9 +1,12 @@
 """A network with fake quantization: trained as its 8-bit file computes.
 
-Every layer of the scales takes its input and its weights as the values that their 8-bit numbers stand for, in float32.
-The gradient goes straight through the rounding (R. Krishnamoorthi, "Quantizing deep convolutional networks for
-efficient inference", arXiv 1806.08342, section 2.4): that of an input is 1 where its number is inside the 256, and 0
-where it is clipped; that of a weight or a bias is 1, since their steps follow them and clip nothing.
+Every layer of the scales multiplies the whole numbers of its input, its weights and its bias, and their sum by its
+step. In float32 such sums are exact below 2^24, so the integers are those of the file, except where a value lies so
+close to the middle between two numbers that the rounding of the layers before decides.
+
+The gradient goes straight through (R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
+arXiv 1806.08342, section 2.4): that of an input is 1 where its number is one of the 256, and 0 where it is clipped;
+that of a weight or a bias is 1, since their steps follow them and clip nothing.
 
 What is trained is what is exported, so the layers are those of the folded graph (`export.fold`): each multiplies with
 the weights that BatchNorm, layer scale and the NeoCell (2 -> 1) of a downsampling are folded into. BatchNorm uses its
@@ -18,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from neonext_ms.common.errors import InputError
 from neonext_ms.models.architecture import BATCH_NORM_EPS, STAGES
 from neonext_ms.models.neonext import Downsample, NeoBottleneck, NeoNeXt, PaperDownsample, Patchify, Stem
 from neonext_ms.models.quantizer import HIGHEST, LOWEST, MAX_BIAS, Quantizer
@@ -36,7 +40,7 @@ class _Borrowing(nn.Cell):
 
 
 class _Number(nn.Cell):
-    """The values that the 8-bit numbers of an input stand for."""
+    """The 8-bit numbers of an input, counted from that of 0, with the gradient of `x / scale` inside their range."""
 
     def __init__(self, quantizer: Quantizer):
         super().__init__()
@@ -44,22 +48,22 @@ class _Number(nn.Cell):
         self.low, self.high = float(LOWEST - quantizer.offset), float(HIGHEST - quantizer.offset)
 
     def construct(self, x):
-        return ops.clamp(ops.round(x / self.scale), self.low, self.high) * self.scale
+        return ops.clamp(ops.round(x / self.scale), self.low, self.high)
 
     def bprop(self, x, out, dout):
         number = ops.round(x / self.scale)
         inside = ops.logical_and(number >= self.low, number <= self.high)
-        return (dout * inside.astype(dout.dtype),)
+        return (dout * inside.astype(dout.dtype) / self.scale,)
 
 
 class _Rounded(nn.Cell):
-    """The nearest whole numbers of steps, times the step; the gradient is 1, and 0 for the step."""
+    """The nearest whole number of steps, with the gradient of `x / step` for a constant step."""
 
     def construct(self, x, step):
-        return ops.round(x / step) * step
+        return ops.round(x / step)
 
     def bprop(self, x, step, out, dout):
-        return dout, ops.zeros_like(step)
+        return dout / step, ops.zeros_like(step)
 
 
 class _Product(nn.Cell):
@@ -82,12 +86,10 @@ class _Product(nn.Cell):
         self.number = _Number(scale.quantizer) if scale else None
         self.rounded = _Rounded()
         self.scale = scale.quantizer.scale if scale else 1.0
-        self.factor = self.inverse = self.correction = None
+        self.factor = self.inverse = None
         if scale and any(scale.exponents):
             factor = np.exp2(np.array(scale.exponents, np.float32))
             self.factor, self.inverse = (Tensor(values.reshape(1, -1, 1, 1)) for values in (factor, 1 / factor))
-        if scale and any(scale.correction):
-            self.correction = Tensor(np.array(scale.correction, np.float32))
 
     def construct(self, x, weight, bias):
         weight = weight.reshape(self.outputs, x.shape[1], -1, 1)
@@ -95,11 +97,14 @@ class _Product(nn.Cell):
             x, weight = x * self.inverse, weight * self.factor
         weight = weight.reshape(self.outputs, -1)
         if self.number is not None:
-            if self.correction is not None:
-                bias = bias + self.correction
             x = self.number(x)
             step = self.steps(weight, bias)
             weight, bias = self.rounded(weight, step.reshape(-1, 1)), self.rounded(bias, step * self.scale)
+            return self.sums(x, weight, bias) * (step * self.scale).reshape(1, -1, 1, 1)
+        return self.sums(x, weight, bias)
+
+    def sums(self, x, weight, bias):
+        """Return the products of patches and weights, `(O, I side side)`, with the bias added."""
         if self.patches is not None:
             height, width = x.shape[2] // self.side * self.side, x.shape[3] // self.side * self.side
             x = self.patches(x[:, :, :height, :width])
@@ -205,7 +210,7 @@ class FakeQuantized(_Borrowing):
     Args:
         model: network with a head; its parameters are used, not copied, and keep their names. Its drop path and its
             activations must be those to train with.
-        scales: scales of the layers in 8 bit.
+        scales: scales of the layers in 8 bit, without bias correction (`Scales.without_correction`).
 
     Inputs:
         x: float32 `(N, 3, H, W)`.
@@ -214,7 +219,7 @@ class FakeQuantized(_Borrowing):
         logits, float32 `(N, classes)`.
 
     Raises:
-        InputError: scales of another network.
+        InputError: scales of another network, or with bias correction.
     """
 
     def __init__(self, model: NeoNeXt, scales: Scales):
@@ -240,6 +245,8 @@ class FakeQuantized(_Borrowing):
                 self.stages.append(kind(name, cell, products))
         self.head = _Head(model.head, products)
         scales.check_network(shapes)
+        if any(any(scale.correction) for scale in scales.layers.values()):
+            raise InputError("fake quantization: scales with bias correction, which a network that is trained has not")
 
     def construct(self, x):
         x = self.stem(x)
