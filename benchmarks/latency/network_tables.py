@@ -165,6 +165,34 @@ def _rates(models: Mapping[int, onnx.ModelProto]) -> list[str]:
     return [f"{estimate(model, SOCS[0], dtype=dtype).predicted_images_per_second:.0f}" for model, dtype in runs]
 
 
+def int8_table() -> str:
+    """Return predicted throughput in float16 and in 8 bit of ResNet-50, ConvNeXt-T and NeoNeXt-T, on a 310P3."""
+
+    def resnet(batch: int, int8: bool) -> Estimate:
+        model = networks.build("resnet50", batch=batch, form="plain", seed=None)
+        return estimate(model, SOCS[0], dtype="int8" if int8 else "float16", aipp=True)
+
+    made: dict[str, Callable[[int, bool], Estimate]] = {
+        "ResNet-50": resnet,
+        "ConvNeXt-T, folded alike": lambda batch, int8: estimate(build_convnext(batch, int8=int8), SOCS[0]),
+        **{
+            f"NeoNeXt-T, {form}": lambda batch, int8, form=form: estimate(
+                build("t", 224, batch, form, int8=int8), SOCS[0]
+            )
+            for form in FORMS
+        },
+    }
+    body = []
+    for name, make in made.items():
+        cells = [name]
+        for batch in BATCHES:
+            half, eight = (make(batch, int8).predicted_images_per_second for int8 in (False, True))
+            cells += [f"{half:.0f}", f"{eight:.0f}", f"{eight / half:.2f}"]
+        body.append(cells)
+    head = ["network"] + [f"batch {b}{what}" for b in BATCHES for what in (", float16", ", 8 bit", ", ratio")]
+    return f"Predicted images per second on a 310P3\n\n{table(head, body)}"
+
+
 def slower(estimated: Estimate) -> float:
     """Return the images per second if NeoCell kernels reached the vector units' share of all other operators."""
 
@@ -183,4 +211,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "neonext": neonext_table,
     "answer": answer_text,
     "activations": activations_table,
+    "int8": int8_table,
 }

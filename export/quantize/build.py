@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neonext_ms.common.cli import WEIGHT_BITS
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.scales import Scales, network_digest, read_scales
@@ -22,6 +23,7 @@ from .options import SOURCES, QuantizeOptions
 from .search import search
 
 Progress = Callable[[str], None]
+HEAD = "head.fc"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Quantization:
         record = self.scales.calibration
         how = f"{record.get('method')}, {record.get('images')} images of {record.get('source')}"
         how += "; then fine-tuned" if record.get("fine_tuned") else ""
-        lines = [f"8 bit     {len(self.scales.layers)} of {self.layers} layers; calibrated: {how}"]
+        bits = sorted({layer.weight_bits for layer in self.scales.layers.values()} - {WEIGHT_BITS})
+        weights = f", weights in {' and '.join(map(str, bits))} bit" if bits else ""
+        lines = [f"8 bit     {len(self.scales.layers)} of {self.layers} layers{weights}; calibrated: {how}"]
         lines += [f"search    {step}" for step in self.steps]
         if self.skipped:
             lines.append(f"skipped   --quantize-skip {','.join(self.skipped)}")
@@ -108,9 +112,12 @@ def build_quantization(
     if options.scales is not None:
         scales = read_network_scales(options.scales, graph, digest).without(skip)
     elif options.calibrate is not None:
-        scales = calibrate(graph, images["calibrate"], options.method, digest, skip, gelu, progress)
+        images_of = images["calibrate"]
+        scales = calibrate(graph, images_of, options.method, digest, skip, gelu, progress, options.weight_bits)
     elif recorded is not None:
-        scales = replace(recorded, network=digest).without(skip)
+        kept = quantizable_shapes(graph)
+        # Feature maps have no classifier behind them.
+        scales = replace(recorded, network=digest).without([*skip, *({HEAD} - kept.keys())])
     else:
         raise UsageError(f"8 bit needs {SOURCES}, got neither; the checkpoint records no scales of a fine-tuning.")
     if not scales.layers:

@@ -65,6 +65,7 @@ def training_scales(config: QuantizeConfig, plan: TrainingPlan, images: ImageSet
     if config.scales is not None:
         scales = read_network_scales(config.scales, graph, digest).without(skip)
     else:
-        scales = calibrate(graph, TrainingImages(images, plan, config.calibrate), config.method, digest, skip)
+        chosen = TrainingImages(images, plan, config.calibrate)
+        scales = calibrate(graph, chosen, config.method, digest, skip, weight_bits=config.weight_bits)
     # From here on the weights change, and the scales are those of the checkpoint that records them.
     return replace(scales.without_correction(), network="", calibration={**scales.calibration, "fine_tuned": True})

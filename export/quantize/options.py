@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
+from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS
 from neonext_ms.common.errors import UsageError, nearest
 from neonext_ms.training.config.schema import MAX_CALIBRATION as MAX_CALIBRATION
 from neonext_ms.training.config.schema import MIN_CALIBRATION, CalibrationMethod, QuantizeConfig
@@ -27,6 +28,7 @@ class QuantizeOptions:
             for the scales that a fine-tuned checkpoint records.
         count: number of images to use, spread evenly over all of them.
         method: how the range of an activation is chosen, a key of `ranges.RANGES`.
+        weight_bits: bits of the weights, 2 to 8.
         skip: layers that stay in floating point, by name or pattern such as `stage_4.*`.
         scales: file of scales to use instead of calibrating.
         validate: folder of labelled images to measure the accuracy on, or "digits"; None for none.
@@ -40,6 +42,7 @@ class QuantizeOptions:
     calibrate: str | None = None
     count: int = DEFAULT_COUNT
     method: str = DEFAULT_METHOD
+    weight_bits: int = WEIGHT_BITS
     skip: tuple[str, ...] = ()
     scales: str | None = None
     validate: str | None = None
@@ -55,6 +58,8 @@ class QuantizeOptions:
             )
         if self.count < MIN_COUNT:
             raise UsageError(f"calibration on {self.count} images: expected at least {MIN_COUNT}")
+        if not MIN_WEIGHT_BITS <= self.weight_bits <= WEIGHT_BITS:
+            raise UsageError(f"{self.weight_bits} bits for weights: expected {MIN_WEIGHT_BITS} to {WEIGHT_BITS}")
         if self.max_drop is not None and not 0 <= self.max_drop <= MAX_DROP:
             raise UsageError(f"largest drop {self.max_drop}: expected 0 to {MAX_DROP:g} percentage points")
         if self.max_drop is not None and self.validate is None:

@@ -138,7 +138,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
     size = args.image_size or checkpoint.metadata.get("image_size") or published
     if args.receptive_field and (size is None or checkpoint.architecture.shifts is None):
         raise UsageError(f"{path}: --receptive-field needs the shifts and the size. Add --shifts and --image-size.")
-    return {
+    facts = {
         "file": path,
         "sha256": sha256(path),
         "model": " or ".join(models) or None,
@@ -148,6 +148,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
         "metadata": checkpoint.metadata,
         "notes": checkpoint.notes,
     }
+    return _short_int8(facts)
 
 
 def _describe_export(path: str) -> dict:

@@ -84,6 +84,11 @@ class Quantizer:
         return (codes.astype(np.float64) - self.offset) * self.scale
 
 
+def largest_weight(bits: int) -> int:
+    """Return the largest number of a weight in some bits: 127 in 8, 7 in 4."""
+    return int(2 ** (bits - 1)) - 1
+
+
 def _covering_scale(low: float, high: float, offset: int) -> float:
     """Return the smallest step with which the numbers around an offset reach both ends of a range."""
     below = low / (LOWEST - offset) if offset > LOWEST else 0.0 if low == 0 else np.inf

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import read_json
 from neonext_ms.common.text import list_names, nearest, shorten
@@ -18,7 +19,8 @@ from neonext_ms.common.text import list_names, nearest, shorten
 from .quantizer import HIGHEST, LOWEST, MAX_SCALE, MIN_SCALE, Quantizer
 
 KIND = "scales of an 8-bit network"
-VERSION = 1
+# 2: bias corrections are in the units of the network itself, whichever layers are equalized.
+VERSION = 2
 # End of the file's name, behind the model's name.
 SCALES_SUFFIX = ".scales.json"
 _MAX_EXPONENT = 30
@@ -31,12 +33,15 @@ class LayerScale:
     Attributes:
         quantizer: quantizer of its input.
         exponents: powers of two that divide its input channels (`export.quantize.apply.equalize`); empty for none.
-        correction: what is added to its bias, for each output channel; empty for none.
+        correction: what is added to its bias, for each output channel, in the units of the network before channels
+            are divided; empty for none.
+        weight_bits: bits of its weights, 2 to 8.
     """
 
     quantizer: Quantizer
     exponents: tuple[int, ...] = ()
     correction: tuple[float, ...] = ()
+    weight_bits: int = WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Scales:
 
     def without_correction(self) -> Scales:
         """Return the scales without bias correction, for a network whose biases are trained."""
-        layers = {name: LayerScale(layer.quantizer, layer.exponents) for name, layer in self.layers.items()}
+        layers = {name: replace(layer, correction=()) for name, layer in self.layers.items()}
         return Scales(self.network, layers, self.calibration)
 
     def check_network(self, known: Mapping[str, Sequence[int]]) -> None:
@@ -95,6 +100,7 @@ class Scales:
                 "offset": layer.quantizer.offset,
                 "exponents": list(layer.exponents),
                 "bias_correction": list(layer.correction),
+                **({} if layer.weight_bits == WEIGHT_BITS else {"weight_bits": layer.weight_bits}),
             }
             for name, layer in self.layers.items()
         }
@@ -155,7 +161,7 @@ def parse_scales(values: Any, source: str) -> Scales:
 
 
 def _layer(values: Any, where: str) -> LayerScale:
-    known = ("scale", "offset", "exponents", "bias_correction")
+    known = ("scale", "offset", "exponents", "bias_correction", "weight_bits")
     if not isinstance(values, dict):
         raise InputError(f"{where}: {shorten(values)}, expected an object with {', '.join(known)}")
     if unknown := [key for key in values if key not in known]:
@@ -169,7 +175,10 @@ def _layer(values: Any, where: str) -> LayerScale:
     correction = values.get("bias_correction", [])
     if not isinstance(correction, list) or not all(type(x) in (int, float) and abs(x) <= MAX_SCALE for x in correction):
         raise InputError(f"{where}: bias_correction: expected a list of numbers from {-MAX_SCALE:g} to {MAX_SCALE:g}")
-    return LayerScale(Quantizer.near(float(scale), offset), exponents, tuple(map(float, correction)))
+    bits = values.get("weight_bits", WEIGHT_BITS)
+    if type(bits) is not int or not MIN_WEIGHT_BITS <= bits <= WEIGHT_BITS:
+        raise InputError(f"{where}: weight_bits {shorten(bits)}, expected {MIN_WEIGHT_BITS} to {WEIGHT_BITS}")
+    return LayerScale(Quantizer.near(float(scale), offset), exponents, tuple(map(float, correction)), bits)
 
 
 def _whole_numbers(values: Any, limit: int, where: str) -> tuple[int, ...]:

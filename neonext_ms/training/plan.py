@@ -170,8 +170,12 @@ def _size(model: ModelConfig, checkpoint, published, train: ImageSet) -> tuple[i
     return height, width
 
 
-def check_quantize(config: Config) -> None:
+def check_quantize(config: Config, resuming: bool) -> None:
     """Check the options that do not go together with fine-tuning for 8 bit.
+
+    Args:
+        config: configuration of the run.
+        resuming: whether the run goes on from its own checkpoint.
 
     Raises:
         UsageError: one of them is set.
@@ -179,7 +183,7 @@ def check_quantize(config: Config) -> None:
     if not config.quantize.enabled:
         return
     for wrong, problem in (
-        (not config.model.init, "it fine-tunes a trained network. Name its checkpoint with --init"),
+        (not config.model.init and not resuming, "it fine-tunes a trained network. Name its checkpoint with --init"),
         (config.precision.level != "O0", "it computes in float32. Use precision.level=O0"),
         (config.run.sync_batch_norm, "BatchNorm's statistics stay as they are. Leave out run.sync_batch_norm"),
         (config.schedule.blend_epochs, "scales are those of one activation. Change it first, in a run of its own"),

@@ -92,9 +92,9 @@ class Trainer:
         self.note = note if self.cards.first else lambda text: None
         self.report = report if self.cards.first else lambda text: None
         check_precision(config.precision, ms.get_context("device_target"))
-        check_quantize(config)
         self.checkpoints = Checkpoints(self.output / _CHECKPOINTS, config.run.keep)
         resumed = self._find_state(resume)
+        check_quantize(config, resumed is not None)
         self.train_images, self.val_images = open_dataset(config.data)
         if self.train_images.classes != self.val_images.classes:
             raise InputError("training and validation images have different classes")

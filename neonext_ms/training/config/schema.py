@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
-from neonext_ms.common.cli import MIN_CROP
+from neonext_ms.common.cli import MIN_CROP, MIN_WEIGHT_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,7 @@ class QuantizeConfig:
         enabled: whether to train the network as its 8-bit file computes; it starts from `model.init`.
         calibrate: number of training images that the scales are calibrated on at the start.
         method: choice of the range of an activation in calibration.
+        weight_bits: bits of the weights, which are stored in 8 in any case.
         scales: file of scales to use instead of calibrating, which neonext-export wrote for the same weights.
         skip: layers that stay in floating point: names or patterns such as "stage_4.*".
     """
@@ -292,6 +293,7 @@ class QuantizeConfig:
     enabled: bool = False
     calibrate: Annotated[int, Range(MIN_CALIBRATION, MAX_CALIBRATION)] = 128
     method: CalibrationMethod = "percentile"
+    weight_bits: Annotated[int, Range(MIN_WEIGHT_BITS, WEIGHT_BITS)] = WEIGHT_BITS
     scales: str | None = None
     skip: tuple[str, ...] = ()
 

@@ -304,6 +304,30 @@ def test_exports_of_a_fine_tuned_checkpoint(folder, capsys):
     assert not (folder / "none").exists()
 
 
+def test_feature_maps_of_a_fine_tuned_checkpoint(folder, capsys):
+    best = folder / "run" / "best.safetensors"
+    assert _export(folder, best, "features", "--features-only") in (0, 1)
+    error = capsys.readouterr().err
+    # Scales of a stream that is an output now do not apply any more.
+    assert (folder / "features" / "best.onnx").exists() or "cannot be scaled in this one" in error
+
+
+def test_scales_reach_the_other_cards():
+    first, sent = Cards(), []
+
+    class Other(Cards):
+        def broadcast(self, arrays):
+            name, array = next(iter(arrays.items()))
+            expected = sent[name == "text"]
+            assert np.shape(array) == expected.shape
+            return {name: expected.astype(np.float32)}
+
+    text = json.dumps(Scales("", {"stem.conv": LayerScale(Quantizer.near(1.0, 2))}).to_dict())
+    codes = np.frombuffer(text.encode(), np.uint8)
+    sent += [np.array([len(codes)]), codes]
+    assert first.broadcast_text(text) == Other(1, 2).broadcast_text("") == text
+
+
 @pytest.mark.parametrize(
     "arguments, problem, code",
     [
