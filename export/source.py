@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neonext_ms.checkpoint.metadata import INT8
+from neonext_ms.checkpoint.metadata import SCALES
 from neonext_ms.common.errors import UsageError, usage_errors
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
@@ -28,7 +28,7 @@ class Source:
         architecture: options of the network, shifts included.
         name: base name of the exported files.
         path: path of the checkpoint, or None.
-        metadata: recorded `labels`, `preprocessing`, `image_size`, and `int8` (`scales`).
+        metadata: recorded `labels`, `preprocessing`, `image_size`, and `scales`.
         notes: messages to show to the user.
     """
 
@@ -42,8 +42,8 @@ class Source:
     @property
     def scales(self) -> Scales | None:
         """The scales that a checkpoint was fine-tuned with for 8 bit; None for any other."""
-        recorded = self.metadata.get(INT8)
-        return None if recorded is None else parse_scales(recorded, f"{self.path}: {INT8}")
+        recorded = self.metadata.get(SCALES)
+        return None if recorded is None else parse_scales(recorded, f"{self.path}: {SCALES}")
 
     @classmethod
     def from_checkpoint(

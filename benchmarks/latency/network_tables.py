@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from neonext_ms.common.errors import UsageError, nearest
@@ -30,6 +31,7 @@ _ACTIVATION_FORMS = (
     ("relu", "erf", "relu"),
 )
 _ACTIVATION_RUNS = ((1, ""), (8, ""), (8, ", int8"))
+_INT8_ACTIVATIONS = ("gelu", "relu")
 _MEANING = {
     "run_us": ("us", "a run besides its tasks"),
     "launch_us": ("us", "from one task to the work of the next"),
@@ -172,14 +174,22 @@ def int8_table() -> str:
         model = networks.build("resnet50", batch=batch, form="plain", seed=None)
         return estimate(model, SOCS[0], dtype="int8" if int8 else "float16", aipp=True)
 
+    def convnext(batch: int, int8: bool, activation: str) -> Estimate:
+        return estimate(build_convnext(batch, activation, int8), SOCS[0])
+
+    def neonext(batch: int, int8: bool, form: str, activation: str) -> Estimate:
+        return estimate(build("t", 224, batch, form, activation, int8=int8), SOCS[0])
+
     made: dict[str, Callable[[int, bool], Estimate]] = {
         "ResNet-50": resnet,
-        "ConvNeXt-T, folded alike": lambda batch, int8: estimate(build_convnext(batch, int8=int8), SOCS[0]),
         **{
-            f"NeoNeXt-T, {form}": lambda batch, int8, form=form: estimate(
-                build("t", 224, batch, form, int8=int8), SOCS[0]
-            )
+            f"ConvNeXt-T, folded alike, {activation}": partial(convnext, activation=activation)
+            for activation in _INT8_ACTIVATIONS
+        },
+        **{
+            f"NeoNeXt-T, {form}, {activation}": partial(neonext, form=form, activation=activation)
             for form in FORMS
+            for activation in _INT8_ACTIVATIONS
         },
     }
     body = []

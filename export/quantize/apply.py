@@ -156,7 +156,7 @@ def row_factors(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> d
     for name, powers in exponents.items():
         if any(powers):
             for layer in absorbing[name].layers:
-                if layer.op != "neocell":
+                if layer.op in _OPS:
                     factors[layer.name] = factors.get(layer.name, 1.0) * np.exp2(-np.asarray(powers, np.float64))
     return factors
 

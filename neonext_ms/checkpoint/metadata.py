@@ -16,7 +16,8 @@ from neonext_ms.models.scales import parse_scales
 from .mapped_file import printable
 
 KEY = "neonext_ms"
-INT8 = "int8"
+# Scales that the weights were fine-tuned with for 8 bit.
+SCALES = "scales"
 _MAX_BYTES = 4 << 20
 _COUNTERS = "counters"
 
@@ -67,7 +68,7 @@ def check(values: dict, source: str) -> dict:
 
     `shifts` is four whole numbers, `activation` a name of `models.activations`, `image_size` two whole numbers up to
     `MAX_SIDE` (a single one stands for both), `labels` a list of str, `preprocessing` what `Preprocessing` takes, and
-    `int8` the scales that the weights were fine-tuned with (`Scales`). Keys whose value is None are dropped, others are
+    `scales` those that the weights were fine-tuned with (`Scales`). Keys whose value is None are dropped, others are
     kept unchanged.
 
     Raises:
@@ -92,8 +93,8 @@ def check(values: dict, source: str) -> dict:
                 shown = printable(shorten(result[key]))
                 raise InputError(f"{source}: {key} must be {expected} (got {shown})")
             result[key] = value
-    if INT8 in result:
-        result[INT8] = parse_scales(result[INT8], f"{source}: {INT8}").to_dict()
+    if SCALES in result:
+        result[SCALES] = parse_scales(result[SCALES], f"{source}: {SCALES}").to_dict()
     if "preprocessing" in result:
         preprocessing = result["preprocessing"]
         try:

@@ -177,11 +177,13 @@ def _describe_export(path: str) -> dict:
 
 def _short_int8(facts: dict[str, Any]) -> dict[str, Any]:
     """Return facts about a file with the scales of an 8-bit network as their number and how they were calibrated."""
-    scales = facts["metadata"].get("int8")
-    if not isinstance(scales, dict) or not isinstance(scales.get("layers"), dict):
-        return facts
-    short = {"layers in 8 bit": len(scales["layers"]), "calibration": scales.get("calibration")}
-    return {**facts, "metadata": {**facts["metadata"], "int8": short}}
+    short = {}
+    # Of an ONNX file, and of a checkpoint that was fine-tuned for 8 bit.
+    for key in ("int8", "scales"):
+        scales = facts["metadata"].get(key)
+        if isinstance(scales, dict) and isinstance(scales.get("layers"), dict):
+            short[key] = {"layers in 8 bit": len(scales["layers"]), "calibration": scales.get("calibration")}
+    return {**facts, "metadata": {**facts["metadata"], **short}}
 
 
 def _describe_manifest(path: str) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
-from neonext_ms.checkpoint.metadata import INT8
+from neonext_ms.checkpoint.metadata import SCALES
 from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
@@ -104,7 +104,7 @@ class Trainer:
         self.plan = make_plan(config, self.train_images, self.val_images, recorded.get("classes"), self.note)
         scales = self._scales(resumed, scales_of) if config.quantize.enabled else None
         if scales:
-            self.plan.metadata[INT8] = scales.to_dict()
+            self.plan.metadata[SCALES] = scales.to_dict()
         # All cards start from the weights of the first one; the step keeps them equal from then on.
         model = NeoNeXt.from_architecture(self.plan.architecture, self.cards.broadcast(self.plan.weights))
         self.step = TrainStep(

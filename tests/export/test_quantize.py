@@ -384,7 +384,7 @@ def test_noise_is_what_its_formula_says():
     images = Noise(4, (64, 64))
     scales = calibrate(graph, images, "minmax", "digest")
     noise = cost.layer_noise(graph, scales, images)
-    equal = apply.equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
+    equal, scales = apply.equalized(graph, scales)
     values = evaluate(equal, images.images)
     layer = next(layer for layer in equal.layers if layer.name == "downsample_1.conv")
     twin = apply.quantize_layer(layer, scales.layers[layer.name])

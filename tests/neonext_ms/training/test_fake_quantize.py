@@ -262,7 +262,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, capsys):
     assert len(whole[1].scales["layers"]) == 13
     best = [load_checkpoint(folder / run / "best.safetensors") for run in ("run", "stopped")]
     assert best[0].metadata == best[1].metadata
-    assert best[0].metadata["int8"] == whole[1].scales
+    assert best[0].metadata["scales"] == whole[1].scales
     capsys.readouterr()
     assert _train(folder, "stopped", "--resume", "auto", "quantize.enabled=false") == 1
     assert "a run with quantize.enabled. Set it" in capsys.readouterr().err
@@ -354,7 +354,7 @@ def test_a_network_that_was_not_trained(folder, capsys):
 def test_damaged_scales_in_a_checkpoint(folder, tmp_path):
     best = load_checkpoint(folder / "run" / "best.safetensors")
     metadata = json.loads(json.dumps(best.metadata))
-    metadata["int8"]["layers"]["stem.conv"]["scale"] = -1
+    metadata["scales"]["layers"]["stem.conv"]["scale"] = -1
     path = tmp_path / "damaged.safetensors"
-    with pytest.raises(InputError, match=re.escape("int8: stem.conv: scale -1, expected")):
+    with pytest.raises(InputError, match=re.escape("scales: stem.conv: scale -1, expected")):
         save_checkpoint(path, best.arrays, metadata)
