@@ -14,7 +14,7 @@ TORCH ?= build/torch
 OFFICIAL ?= $(TORCH)/neonext
 
 .DEFAULT_GOAL := help
-.PHONY: help demo board-demo lite test lint docs-check bench torch-env kill-test kill-train disk-full mutants fuzz fuzz-kernel wheel-test clean
+.PHONY: help demo board-demo lite test lint docs-check bench torch-env kill-test kill-train disk-full mutants fuzz fuzz-kernel integers wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ docs-check: $(TOOLS) ## run the commands that README and docs show (several minu
 
 wheel-test: $(TOOLS) ## build a wheel, install it in a fresh environment, run the commands from another folder
 	$(BIN)/python tests/wheel_check.py
+
+integers: $(READY) ## compare the integers of both 8-bit forms of T at 224 pixels on 16 inputs
+	$(BIN)/python tests/integers_t.py
 
 kill-test: $(READY) ## kill an export at 50 random moments, or at MOMENTS
 	$(BIN)/python tests/kill_export.py $(if $(MOMENTS),--times $(MOMENTS))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
     EXIT_CODES,
+    MIN_WEIGHT_BITS,
+    WEIGHT_BITS,
     Parser,
     StatusLine,
     batch_size,
@@ -103,6 +105,8 @@ def build_parser() -> Parser:
     add("--calibrate-count", type=int_range(MIN_COUNT, MAX_CALIBRATION), metavar="N",
         help=f"number of these images to use, spread evenly (default {DEFAULT_COUNT})")  # fmt: skip
     add("--calibrate-method", metavar="NAME", help=f"{', '.join(METHODS)} (default {DEFAULT_METHOD})")
+    add("--weight-bits", type=int_range(MIN_WEIGHT_BITS, WEIGHT_BITS), metavar="N",
+        help=f"bits of the weights, for studies: they are stored in 8 in any case (default {WEIGHT_BITS})")  # fmt: skip
     add("--quantize-skip", type=comma_list(), metavar="LAYERS", help="layers that stay in floating point: names or "
         "patterns such as 'stage_4.*', separated by commas")  # fmt: skip
     add(
@@ -261,21 +265,22 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
 
 def _quantize(args: argparse.Namespace) -> QuantizeOptions | None:
     """Return the options of 8 bit, or None without --quantize."""
-    names = ("calibrate", "calibrate_count", "calibrate_method", "quantize_skip", "quantize_scales", "validate",
-             "max_drop")  # fmt: skip
+    names = ("calibrate", "calibrate_count", "calibrate_method", "weight_bits", "quantize_skip",
+             "quantize_scales", "validate", "max_drop")  # fmt: skip
     given = [name for name in names if getattr(args, name) is not None]
     if args.quantize is None:
         if given:
             raise UsageError(f"--{given[0].replace('_', '-')}: only valid with --quantize int8. Add it.")
         return None
-    if args.quantize_scales and (wrong := [name for name in given if name in ("calibrate_count", "calibrate_method")]):
-        raise UsageError(f"--{wrong[0].replace('_', '-')}: scales of a file are not calibrated again. Leave it out.")
+    if not args.calibrate and (wrong := [name for name in given if name in names[1:4]]):
+        raise UsageError(f"--{wrong[0].replace('_', '-')}: only valid with --calibrate. Leave it out.")
     from .quantize.options import QuantizeOptions
 
     return QuantizeOptions(
         calibrate=args.calibrate,
         count=args.calibrate_count or DEFAULT_COUNT,
         method=args.calibrate_method or DEFAULT_METHOD,
+        weight_bits=args.weight_bits or WEIGHT_BITS,
         skip=args.quantize_skip or (),
         scales=args.quantize_scales,
         validate=args.validate,

@@ -24,6 +24,7 @@ from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import identify
+from neonext_ms.models.scales import SCALES_SUFFIX, Scales
 from neonext_ms.runtime.mindspore import load_mindspore
 
 from . import lite, verify
@@ -40,7 +41,6 @@ from .quantize.build import Quantization, build_quantization
 from .quantize.forms import host_graph
 from .quantize.options import QuantizeOptions
 from .quantize.prove import prove
-from .quantize.scales import SCALES_SUFFIX, Scales
 from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
@@ -136,6 +136,7 @@ def export(
             details = {**job.dry_run(), "feed": job.feed()}
             report.exported.append(ExportedFile("om", job.image_size, output / job.output, details=details))
         return report
+    report.notes = [*report.notes, *_fine_tuning_notes(source, request.quantize)]
     if request.quantize:
         with steps("quantize"):
             report.quantization = _quantize(networks, request.quantize, metadata, progress)
@@ -163,6 +164,17 @@ def _check_gelu(source: Source, request: Request) -> None:
     activation = source.architecture.activation
     if request.gelu != "auto" and activation != GELU:
         raise UsageError(f"--gelu {request.gelu}: the activation of this network is {activation}. Leave out --gelu.")
+
+
+def _fine_tuning_notes(source: Source, options: QuantizeOptions | None) -> list[str]:
+    """Return a note for a checkpoint that was fine-tuned for 8 bit, unless its own scales are used."""
+    if source.scales is None:
+        return []
+    if options is None:
+        return ["the checkpoint was fine-tuned for 8 bit, and this is the network in floating point (--quantize int8)"]
+    if options.calibrate is None and options.scales is None:
+        return []
+    return ["the scales that the checkpoint was fine-tuned with are not used. Leave out --calibrate to use them"]
 
 
 class _Steps:
@@ -252,7 +264,7 @@ def _quantize(
     """Give the networks of all sizes the same scales, calibrated at the first size."""
     first = networks[0]
     quantization = build_quantization(
-        first.folded[0], first.source.arrays, options, metadata, first.request.host_gelu, progress
+        first.folded[0], first.source.arrays, options, metadata, first.source.scales, first.request.host_gelu, progress
     )
     for network in networks:
         network.quantization = quantization

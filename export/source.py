@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neonext_ms.checkpoint.metadata import SCALES
 from neonext_ms.common.errors import UsageError, usage_errors
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
+from neonext_ms.models.scales import Scales, parse_scales
 
 if TYPE_CHECKING:
     from neonext_ms.models.neonext import NeoNeXt
@@ -26,7 +28,7 @@ class Source:
         architecture: options of the network, shifts included.
         name: base name of the exported files.
         path: path of the checkpoint, or None.
-        metadata: recorded `labels`, `preprocessing` and `image_size`.
+        metadata: recorded `labels`, `preprocessing`, `image_size`, and `scales`.
         notes: messages to show to the user.
     """
 
@@ -36,6 +38,12 @@ class Source:
     path: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    @property
+    def scales(self) -> Scales | None:
+        """The scales that a checkpoint was fine-tuned with for 8 bit; None for any other."""
+        recorded = self.metadata.get(SCALES)
+        return None if recorded is None else parse_scales(recorded, f"{self.path}: {SCALES}")
 
     @classmethod
     def from_checkpoint(

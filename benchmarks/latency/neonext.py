@@ -13,8 +13,11 @@ from neonext_ms.export.graph import DeployGraph, original_graph
 from neonext_ms.export.lower import lower
 from neonext_ms.export.onnx.emitter import skeleton
 from neonext_ms.export.onnx.format import CANN
+from neonext_ms.export.quantize.apply import quantizable, quantize
 from neonext_ms.models.activations import GELU
+from neonext_ms.models.quantizer import Quantizer
 from neonext_ms.models.registry import model_config
+from neonext_ms.models.scales import LayerScale, Scales
 
 from ..networks import deploy_graph
 
@@ -30,7 +33,13 @@ def _folded(name: str, image_size: int) -> DeployGraph:
 
 
 def build(
-    size: str, image_size: int, batch: int, form: str, activation: str = GELU, gelu: str = CANN.gelu
+    size: str,
+    image_size: int,
+    batch: int,
+    form: str,
+    activation: str = GELU,
+    gelu: str = CANN.gelu,
+    int8: bool = False,
 ) -> onnx.ModelProto:
     """Return a released NeoNeXt (t to xl, at 224 or 384), or one with another activation, as ONNX for ATC.
 
@@ -39,16 +48,28 @@ def build(
         form: "MatMul" (two block-diagonal products for a NeoCell) or "AscendC" (our operator).
         activation: activation of the network.
         gelu: form of GELU, see `Format`.
+        int8: the form of `--quantize int8`.
     """
     format = CANN.with_(neocell=FORMS[form], gelu=gelu)
     graph = with_activation(_folded(f"neonext_{size}.released_{image_size}", image_size), activation)
-    return skeleton(lower(graph, format), batch, format)
+    return skeleton(lower(_in_8_bit(graph) if int8 else graph, format), batch, format)
 
 
-def build_convnext(batch: int, activation: str = GELU) -> onnx.ModelProto:
-    """Return ConvNeXt-T at 224, folded like NeoNeXt, as ONNX for ATC; with another activation for a fair comparison."""
+def build_convnext(batch: int, activation: str = GELU, int8: bool = False) -> onnx.ModelProto:
+    """Return ConvNeXt-T at 224, folded like NeoNeXt, as ONNX for ATC; with another activation for a fair comparison.
+
+    Args:
+        batch: images of a run.
+        activation: activation of the network.
+        int8: the form of `--quantize int8`, by the same rule.
+    """
     graph = with_activation(deploy_graph("convnext_t"), activation)
-    return skeleton(lower(graph, CANN), batch, CANN)
+    return skeleton(lower(_in_8_bit(graph) if int8 else graph, CANN), batch, CANN)
+
+
+def _in_8_bit(graph: DeployGraph) -> DeployGraph:
+    """Return the quantized graph, with scales that do not matter here."""
+    return quantize(graph, Scales("", {layer.name: LayerScale(Quantizer.near(1.0, 0)) for layer in quantizable(graph)}))
 
 
 def with_activation(graph: DeployGraph, activation: str) -> DeployGraph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from neonext_ms.common.errors import UsageError, nearest
@@ -30,6 +31,7 @@ _ACTIVATION_FORMS = (
     ("relu", "erf", "relu"),
 )
 _ACTIVATION_RUNS = ((1, ""), (8, ""), (8, ", int8"))
+_INT8_ACTIVATIONS = ("gelu", "relu")
 _MEANING = {
     "run_us": ("us", "a run besides its tasks"),
     "launch_us": ("us", "from one task to the work of the next"),
@@ -165,6 +167,42 @@ def _rates(models: Mapping[int, onnx.ModelProto]) -> list[str]:
     return [f"{estimate(model, SOCS[0], dtype=dtype).predicted_images_per_second:.0f}" for model, dtype in runs]
 
 
+def int8_table() -> str:
+    """Return predicted throughput in float16 and in 8 bit of ResNet-50, ConvNeXt-T and NeoNeXt-T, on a 310P3."""
+
+    def resnet(batch: int, int8: bool) -> Estimate:
+        model = networks.build("resnet50", batch=batch, form="plain", seed=None)
+        return estimate(model, SOCS[0], dtype="int8" if int8 else "float16", aipp=True)
+
+    def convnext(batch: int, int8: bool, activation: str) -> Estimate:
+        return estimate(build_convnext(batch, activation, int8), SOCS[0])
+
+    def neonext(batch: int, int8: bool, form: str, activation: str) -> Estimate:
+        return estimate(build("t", 224, batch, form, activation, int8=int8), SOCS[0])
+
+    made: dict[str, Callable[[int, bool], Estimate]] = {
+        "ResNet-50": resnet,
+        **{
+            f"ConvNeXt-T, folded alike, {activation}": partial(convnext, activation=activation)
+            for activation in _INT8_ACTIVATIONS
+        },
+        **{
+            f"NeoNeXt-T, {form}, {activation}": partial(neonext, form=form, activation=activation)
+            for form in FORMS
+            for activation in _INT8_ACTIVATIONS
+        },
+    }
+    body = []
+    for name, make in made.items():
+        cells = [name]
+        for batch in BATCHES:
+            half, eight = (make(batch, int8).predicted_images_per_second for int8 in (False, True))
+            cells += [f"{half:.0f}", f"{eight:.0f}", f"{eight / half:.2f}"]
+        body.append(cells)
+    head = ["network"] + [f"batch {b}{what}" for b in BATCHES for what in (", float16", ", 8 bit", ", ratio")]
+    return f"Predicted images per second on a 310P3\n\n{table(head, body)}"
+
+
 def slower(estimated: Estimate) -> float:
     """Return the images per second if NeoCell kernels reached the vector units' share of all other operators."""
 
@@ -183,4 +221,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "neonext": neonext_table,
     "answer": answer_text,
     "activations": activations_table,
+    "int8": int8_table,
 }

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
@@ -93,7 +93,11 @@ def skeleton(graph: DeployGraph, batch: int | None = None, format: Format | None
     """Return the model that `save` would write, with names and shapes of its weights but not their values."""
     model, weights = _emit(graph, batch, format or Format(), None)
     for name, array in weights.items():
-        _declare(model, name, array)
+        if array.dtype == np.int64:
+            # The shape of a Reshape decides the shapes of all values behind it.
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        else:
+            _declare(model, name, array)
     return model
 
 

@@ -15,14 +15,12 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.activations import RELU
+from neonext_ms.models.quantizer import MAX_BIAS, Quantizer, largest_weight
+from neonext_ms.models.scales import LayerScale, Scales
 
 from ..graph import DeployGraph, Layer
-from .quantizer import HIGHEST, Quantizer
-from .scales import LayerScale, Scales
 
 _OPS = {"conv": "conv_int8", "linear": "linear_int8"}
-# A bias is an int32 in steps of the accumulator; the sum of the products needs the rest of its range.
-_MAX_BIAS = 2.0**30
 
 
 def quantizable(graph: DeployGraph) -> list[Layer]:
@@ -32,6 +30,11 @@ def quantizable(graph: DeployGraph) -> list[Layer]:
         for layer in graph.layers
         if layer.op == "linear" or (layer.op == "conv" and layer.attributes["groups"] == 1)
     ]
+
+
+def quantizable_shapes(graph: DeployGraph) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the weight of each layer of `quantizable`, by its name."""
+    return {layer.name: layer.arrays["weight"].shape for layer in quantizable(graph)}
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,21 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
     Args:
         graph: folded graph.
         exponents: e for each input channel, by the name of the layer.
+
+    Raises:
+        InputError: a layer whose input cannot be scaled, because it is an output of this graph.
     """
     absorbing = equalizable(graph)
     layers = {layer.name: layer for layer in graph.layers}
     inputs = {layer.name: layer.inputs[0] for layer in graph.layers}
     for name, powers in exponents.items():
-        if name not in absorbing or not any(powers):
+        if not any(powers):
             continue
+        if name not in absorbing:
+            raise InputError(
+                f"scales of another network: the channels in front of {name} cannot be scaled in this one, perhaps "
+                "because its feature maps are outputs. Calibrate it with --calibrate."
+            )
         factor = np.exp2(np.asarray(powers, np.float32))
         for layer in absorbing[name].layers:
             # A NeoCell that reads a stream undoes the division, everything else divides.
@@ -136,6 +147,35 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
         columns = factor.reshape(-1, *[1] * (arrays["weight"].ndim - 2))
         layers[name] = replace(layers[name], arrays={**arrays, "weight": arrays["weight"] * columns})
     return replace(graph, layers=tuple(layers[layer.name] for layer in graph.layers))
+
+
+def row_factors(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Return what `equalize` multiplies the output channels of convolutions by, by the name of the layer."""
+    absorbing = equalizable(graph)
+    factors: dict[str, np.ndarray] = {}
+    for name, powers in exponents.items():
+        if any(powers):
+            for layer in absorbing[name].layers:
+                if layer.op in _OPS:
+                    factors[layer.name] = factors.get(layer.name, 1.0) * np.exp2(-np.asarray(powers, np.float64))
+    return factors
+
+
+def equalized(graph: DeployGraph, scales: Scales) -> tuple[DeployGraph, Scales]:
+    """Return an equal graph by the exponents of scales (`equalize`), and the scales with corrections in its units.
+
+    Raises:
+        InputError: scales of another network.
+    """
+    exponents = {name: layer.exponents for name, layer in scales.layers.items()}
+    equal, factors = equalize(graph, exponents), row_factors(graph, exponents)
+    layers = {
+        name: replace(layer, correction=tuple((np.asarray(layer.correction) * factors[name]).tolist()))
+        if layer.correction and name in factors
+        else layer
+        for name, layer in scales.layers.items()
+    }
+    return equal, replace(scales, layers=layers)
 
 
 def equalized_values(graph: DeployGraph, scales: Scales) -> dict[str, str]:
@@ -168,8 +208,8 @@ def quantize(graph: DeployGraph, scales: Scales) -> DeployGraph:
     Raises:
         InputError: scales of another network.
     """
-    scales.check_network(quantizable(graph))
-    graph = equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
+    scales.check_network(quantizable_shapes(graph))
+    graph, scales = equalized(graph, scales)
     changes = [
         ([layer], [quantize_layer(layer, scales.layers[layer.name])])
         for layer in quantizable(graph)
@@ -179,7 +219,7 @@ def quantize(graph: DeployGraph, scales: Scales) -> DeployGraph:
 
 
 def quantize_layer(layer: Layer, scale: LayerScale) -> Layer:
-    """Return a convolution or linear layer in 8 bit.
+    """Return a convolution or linear layer of an equalized graph in 8 bit.
 
     Its arrays are `weight` int8, `bias` int32 in steps of the accumulator, and `step` float32, the size of these steps
     for each output channel; its attributes have the `quantizer` of its input.
@@ -188,8 +228,8 @@ def quantize_layer(layer: Layer, scale: LayerScale) -> Layer:
     bias = np.asarray(layer.arrays.get("bias", np.zeros(len(weight))), np.float64)
     if scale.correction:
         bias = bias + np.asarray(scale.correction)
-    steps = weight_steps(weight, bias, scale.quantizer)
-    codes = np.clip(np.rint(weight / steps.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))), -HIGHEST, HIGHEST)
+    steps, largest = weight_steps(weight, bias, scale), largest_weight(scale.weight_bits)
+    codes = np.clip(np.rint(weight / steps.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))), -largest, largest)
     step = accumulator_steps(scale.quantizer, steps)
     accumulated = np.rint(bias / step.astype(np.float64))
     if np.abs(accumulated).max(initial=0) > 2**31 - 1:
@@ -204,14 +244,14 @@ def quantize_layer(layer: Layer, scale: LayerScale) -> Layer:
     return replace(layer, op=_OPS[layer.op], arrays=arrays, attributes=attributes)
 
 
-def weight_steps(weight: np.ndarray, bias: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+def weight_steps(weight: np.ndarray, bias: np.ndarray, scale: LayerScale) -> np.ndarray:
     """Return the step of the weights of each output channel, float32 `(C_out,)`.
 
-    The largest weight of a channel becomes 127 or -127, unless the channel's bias would then be over 2^30 steps of the
-    accumulator, as for a channel without weights.
+    The largest weight of a channel becomes 127 or -127 (less with fewer bits), unless the channel's bias would then be
+    over 2^30 steps of the accumulator, as for a channel without weights.
     """
-    largest = np.abs(weight).max(tuple(range(1, weight.ndim))) / HIGHEST
-    steps = np.maximum(largest, np.abs(bias) / (quantizer.scale * _MAX_BIAS))
+    largest = np.abs(weight).max(tuple(range(1, weight.ndim))) / largest_weight(scale.weight_bits)
+    steps = np.maximum(largest, np.abs(bias) / (scale.quantizer.scale * MAX_BIAS))
     return np.where(steps > 0, steps, 1.0).astype(np.float32)
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.cli import WEIGHT_BITS
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.scales import Scales, network_digest, read_scales
 
 from ..graph import DeployGraph
-from .apply import quantizable
+from .apply import quantizable, quantizable_shapes
 from .calibrate import calibrate, skipped_layers
 from .cost import Cost, layer_noise, measure
 from .images import Images, open_images
-from .options import QuantizeOptions
-from .scales import Scales, network_digest, read_scales
+from .options import SOURCES, QuantizeOptions
 from .search import search
 
 Progress = Callable[[str], None]
+HEAD = "head.fc"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ class Quantization:
         """Return the lines that the command prints."""
         record = self.scales.calibration
         how = f"{record.get('method')}, {record.get('images')} images of {record.get('source')}"
-        lines = [f"8 bit     {len(self.scales.layers)} of {self.layers} layers; calibrated: {how}"]
+        how += "; then fine-tuned" if record.get("fine_tuned") else ""
+        bits = sorted({layer.weight_bits for layer in self.scales.layers.values()} - {WEIGHT_BITS})
+        weights = f", weights in {' and '.join(map(str, bits))} bit" if bits else ""
+        lines = [f"8 bit     {len(self.scales.layers)} of {self.layers} layers{weights}; calibrated: {how}"]
         lines += [f"search    {step}" for step in self.steps]
         if self.skipped:
             lines.append(f"skipped   --quantize-skip {','.join(self.skipped)}")
@@ -73,6 +78,7 @@ def build_quantization(
     arrays: Mapping[str, np.ndarray],
     options: QuantizeOptions,
     metadata: Mapping[str, Any],
+    recorded: Scales | None = None,
     gelu: str = "auto",
     progress: Progress = lambda step: None,
 ) -> Quantization:
@@ -83,6 +89,7 @@ def build_quantization(
         arrays: weights of the network by official name.
         options: images, method, layers to skip.
         metadata: `preprocessing`, `classes` and `labels` of the network.
+        recorded: scales that the checkpoint was fine-tuned with, for options that name neither images nor scales.
         gelu: form of GELU in the network.
         progress: function that is called with the state of the work.
 
@@ -103,9 +110,16 @@ def build_quantization(
     if options.validate is not None:
         images["validate"] = opened(options.validate, None, True)
     if options.scales is not None:
-        scales = _read(options.scales, graph, digest).without(skip)
+        scales = read_network_scales(options.scales, graph, digest).without(skip)
+    elif options.calibrate is not None:
+        images_of = images["calibrate"]
+        scales = calibrate(graph, images_of, options.method, digest, skip, gelu, progress, options.weight_bits)
+    elif recorded is not None:
+        kept = quantizable_shapes(graph)
+        # Feature maps have no classifier behind them.
+        scales = replace(recorded, network=digest).without([*skip, *({HEAD} - kept.keys())])
     else:
-        scales = calibrate(graph, images["calibrate"], options.method, digest, skip, gelu, progress)
+        raise UsageError(f"8 bit needs {SOURCES}, got neither; the checkpoint records no scales of a fine-tuning.")
     if not scales.layers:
         raise InputError("no layer is left to quantize. Shorten --quantize-skip, or leave out --quantize.")
     steps: list[str] = []
@@ -119,10 +133,20 @@ def build_quantization(
     return Quantization(scales, len(names), skipped, cost, tuple(steps))
 
 
-def _read(path: str, graph: DeployGraph, digest: str) -> Scales:
+def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:
+    """Read the scales of a network.
+
+    Args:
+        path: file of scales.
+        graph: folded graph of the network.
+        digest: digest of its weights.
+
+    Raises:
+        InputError: the file cannot be read, or has the scales of another network.
+    """
     scales = read_scales(path)
     try:
-        scales.check_network(quantizable(graph))
+        scales.check_network(quantizable_shapes(graph))
     except InputError as error:
         raise InputError(f"{os.fspath(path)}: {error}") from error
     if scales.network != digest:

@@ -7,22 +7,24 @@ second one the distribution of every input in the equalized network. Nothing is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from neonext_ms.common.cli import WEIGHT_BITS
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import plural
+from neonext_ms.models.quantizer import Quantizer
+from neonext_ms.models.scales import LayerScale, Scales
 
 from ..graph import INPUT, DeployGraph, Layer
-from .apply import equalizable, equalize, quantizable, quantize_layer
+from .apply import equalizable, equalize, quantizable, quantize_layer, row_factors
 from .forms import Session
 from .histogram import Histogram, PatchMean
 from .images import Images
 from .options import MIN_COUNT
-from .quantizer import Quantizer
 from .ranges import RANGES
-from .scales import LayerScale, Scales
 
 Progress = Callable[[str], None]
 # Images of the first pass: enough for the largest values of channels, which are rounded to powers of two.
@@ -39,6 +41,7 @@ def calibrate(
     skip: tuple[str, ...] = (),
     gelu: str = "auto",
     progress: Progress = lambda step: None,
+    weight_bits: int = WEIGHT_BITS,
 ) -> Scales:
     """Return the scales of a network.
 
@@ -50,6 +53,7 @@ def calibrate(
         skip: names of layers that stay in floating point.
         gelu: form of GELU in the network.
         progress: function that is called with the state of the work.
+        weight_bits: bits of the weights.
 
     Raises:
         InputError: too few images, values that are not finite, or an input that is the same everywhere.
@@ -64,12 +68,14 @@ def calibrate(
     equal = equalize(graph, exponents)
     observed = _observe(equal, [layer.name for layer in layers], images, gelu, progress)
     progress("ranges")
-    scales = {}
+    scales, factors = {}, row_factors(graph, exponents)
     for layer in quantizable(equal):
         if layer.name in observed:
             histogram, patches = observed[layer.name]
-            scale = LayerScale(_quantizer(layer, histogram, method), tuple(exponents.get(layer.name, ())))
-            scales[layer.name] = LayerScale(scale.quantizer, scale.exponents, _correction(layer, scale, patches.mean))
+            quantizer, powers = _quantizer(layer, histogram, method), tuple(exponents.get(layer.name, ()))
+            scale = LayerScale(quantizer, powers, weight_bits=weight_bits)
+            correction = _correction(layer, scale, patches.mean) / factors.get(layer.name, 1.0)
+            scales[layer.name] = replace(scale, correction=tuple(float(f"{x:.2e}") for x in correction))
     record: dict[str, Any] = {"method": method, "images": len(images), "source": images.source}
     return Scales(network, scales, record)
 
@@ -161,8 +167,8 @@ def _quantizer(layer: Layer, histogram: Histogram, method: str) -> Quantizer:
         raise InputError(f"{layer.name}: {error}. Leave it out with --quantize-skip {layer.name}.") from error
 
 
-def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> tuple[float, ...]:
-    """Return what removes the mean error of the rounded weights from the output, to three digits.
+def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> np.ndarray:
+    """Return what removes the mean error of the rounded weights from the output, float64 `(C_out,)`.
 
     `-E[(W_q - W) x]` with the mean of x over the calibration images (M. Nagel et al., "Data-Free Quantization through
     Weight Equalization and Bias Correction", arXiv 1906.04721, section 3.3).
@@ -170,11 +176,16 @@ def _correction(layer: Layer, scale: LayerScale, mean: np.ndarray) -> tuple[floa
     quantized = quantize_layer(layer, scale)
     weight, steps = quantized.arrays["weight"].astype(np.float64), quantized.arrays["weight_step"].astype(np.float64)
     error = weight * steps.reshape(-1, *[1] * (weight.ndim - 1)) - layer.arrays["weight"]
-    return tuple(float(f"{-x:.2e}") for x in error.reshape(len(error), -1) @ mean.reshape(-1))
+    return -error.reshape(len(error), -1) @ mean.reshape(-1)
 
 
-def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...]) -> tuple[str, ...]:
+def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...], option: str = "--quantize-skip") -> tuple[str, ...]:
     """Return the layers of a folded graph that patterns name, such as `head.fc` or `stage_4.*`.
+
+    Args:
+        graph: folded graph.
+        patterns: names or patterns.
+        option: name of the option that has them, for messages.
 
     Raises:
         InputError: a pattern that no layer matches, or all layers match.
@@ -189,10 +200,10 @@ def skipped_layers(graph: DeployGraph, patterns: tuple[str, ...]) -> tuple[str, 
         matches = fnmatch.filter(names, pattern)
         if not matches:
             raise InputError(
-                f"--quantize-skip {pattern!r}: no 8-bit layer has this name{nearest(pattern, names)}. The layers are:\n"
+                f"{option} {pattern!r}: no 8-bit layer has this name{nearest(pattern, names)}. The layers are:\n"
                 f"{list_names(names, 200)}"
             )
         chosen.update(matches)
     if len(chosen) == len(names):
-        raise InputError("--quantize-skip: no layer is left to quantize. Shorten the list, or leave out --quantize.")
+        raise InputError(f"{option}: no layer is left to quantize. Shorten the list, or do not quantize.")
     return tuple(name for name in names if name in chosen)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.text import plural
+from neonext_ms.models.scales import Scales
 
 from ..graph import LOGITS, DeployGraph
-from .apply import equalize, quantizable, quantize, quantize_layer
+from .apply import equalized, quantizable, quantize, quantize_layer
 from .forms import NoiseSession, Session, host_graph
 from .images import Images
-from .scales import Scales
 
 Progress = Callable[[str], None]
 # Images on which the noise of the layers is measured.
@@ -143,7 +143,7 @@ def layer_noise(
         gelu: form of GELU in the network.
         progress: function that is called with the state of the work.
     """
-    graph = equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
+    graph, scales = equalized(graph, scales)
     changes, pairs = [], []
     for layer in quantizable(graph):
         if layer.name in scales.layers:

@@ -96,7 +96,7 @@ def open_images(
     root = Path(source)
     flat = [] if validation or not root.is_dir() else _images_in(root)
     if flat:
-        paths = [flat[i] for i in _spread(len(flat), count)]
+        paths = [flat[i] for i in spread(len(flat), count)]
         return _Files(source, paths, preprocessing, size)
     if not validation and root.is_dir() and not any(path.is_dir() for path in root.iterdir()):
         raise InputError(
@@ -121,7 +121,8 @@ def _images_in(root: Path) -> list[str]:
     return [str(root / name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
 
 
-def _spread(total: int, count: int | None) -> list[int]:
+def spread(total: int, count: int | None) -> list[int]:
+    """Return the indices of at most `count` of all images, spread evenly over them; None for all."""
     return list(range(total)) if count is None or count >= total else [i * total // count for i in range(count)]
 
 
@@ -132,7 +133,7 @@ def _npy(source: str, size: tuple[int, int], count: int | None) -> Images:
             f"{source}: {array.dtype} of shape {format_size(array.shape)}, expected prepared images in floating point, "
             f"Nx3x{format_size(size)}. Prepare them for this size, or name a folder of images."
         )
-    array = array[_spread(len(array), count)]
+    array = array[spread(len(array), count)]
     bad = [i for i, image in enumerate(array) if not np.isfinite(image).all()]
     if bad:
         raise InputError(
@@ -147,6 +148,6 @@ def _digits(size: tuple[int, int], preprocessing: Preprocessing, count: int | No
     from neonext_ms.training.data.datasets import open_dataset
 
     part = open_dataset(DataConfig(dataset=DIGITS))[int(validation)]
-    chosen = _spread(len(part), count)
+    chosen = spread(len(part), count)
     images = np.stack([prepare(part.read(i), preprocessing, size, part.name(i)) for i in chosen])
     return ArrayImages(DIGITS, images, [part.labels[i] for i in chosen])

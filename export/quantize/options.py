@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS
 from neonext_ms.common.errors import UsageError, nearest
+from neonext_ms.training.config.schema import MAX_CALIBRATION as MAX_CALIBRATION
+from neonext_ms.training.config.schema import MIN_CALIBRATION, CalibrationMethod, QuantizeConfig
 
-METHODS = ("minmax", "percentile", "mse", "entropy")
-DEFAULT_METHOD = "percentile"
-DEFAULT_COUNT, MIN_COUNT = 128, 2
-# More images than any calibration gains from.
-MAX_CALIBRATION = 1_000_000
+METHODS: tuple[str, ...] = get_args(CalibrationMethod)
+DEFAULT_METHOD = QuantizeConfig.method
+DEFAULT_COUNT, MIN_COUNT = QuantizeConfig.calibrate, MIN_CALIBRATION
 MAX_DROP = 100.0
+SOURCES = (
+    "either images to calibrate on (--calibrate FOLDER) or the scales of an earlier export (--quantize-scales FILE)"
+)
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,11 @@ class QuantizeOptions:
     """Options of an 8-bit export.
 
     Attributes:
-        calibrate: calibration images: a folder, a `.npy` file of prepared images, or "digits"; None with `scales`.
+        calibrate: calibration images: a folder, a `.npy` file of prepared images, or "digits"; None with `scales`, or
+            for the scales that a fine-tuned checkpoint records.
         count: number of images to use, spread evenly over all of them.
         method: how the range of an activation is chosen, a key of `ranges.RANGES`.
+        weight_bits: bits of the weights, 2 to 8.
         skip: layers that stay in floating point, by name or pattern such as `stage_4.*`.
         scales: file of scales to use instead of calibrating.
         validate: folder of labelled images to measure the accuracy on, or "digits"; None for none.
@@ -35,18 +42,15 @@ class QuantizeOptions:
     calibrate: str | None = None
     count: int = DEFAULT_COUNT
     method: str = DEFAULT_METHOD
+    weight_bits: int = WEIGHT_BITS
     skip: tuple[str, ...] = ()
     scales: str | None = None
     validate: str | None = None
     max_drop: float | None = None
 
     def __post_init__(self):
-        if (self.calibrate is None) == (self.scales is None):
-            both = "both" if self.scales else "neither"
-            raise UsageError(
-                f"8 bit needs either images to calibrate on (--calibrate FOLDER) or the scales of an earlier export "
-                f"(--quantize-scales FILE), got {both}."
-            )
+        if self.calibrate is not None and self.scales is not None:
+            raise UsageError(f"8 bit needs {SOURCES}, got both.")
         if self.method not in METHODS:
             raise UsageError(
                 f"unknown calibration method {self.method!r}{nearest(self.method, METHODS)}; known: "
@@ -54,6 +58,8 @@ class QuantizeOptions:
             )
         if self.count < MIN_COUNT:
             raise UsageError(f"calibration on {self.count} images: expected at least {MIN_COUNT}")
+        if not MIN_WEIGHT_BITS <= self.weight_bits <= WEIGHT_BITS:
+            raise UsageError(f"{self.weight_bits} bits for weights: expected {MIN_WEIGHT_BITS} to {WEIGHT_BITS}")
         if self.max_drop is not None and not 0 <= self.max_drop <= MAX_DROP:
             raise UsageError(f"largest drop {self.max_drop}: expected 0 to {MAX_DROP:g} percentage points")
         if self.max_drop is not None and self.validate is None:

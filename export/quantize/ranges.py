@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from neonext_ms.models.quantizer import HIGHEST, LOWEST
+
 from .histogram import Histogram
-from .quantizer import HIGHEST, LOWEST
 
 TAIL = 1e-5
 # Shares of the whole range that a search tries.

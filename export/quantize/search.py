@@ -8,13 +8,13 @@ import numpy as np
 
 from neonext_ms.common.errors import ParityError
 from neonext_ms.common.text import plural
+from neonext_ms.models.scales import Scales
 
 from ..graph import DeployGraph
 from .apply import quantize
 from .cost import Accuracy, compare_outputs, outputs_of
 from .forms import host_graph
 from .images import Images
-from .scales import Scales
 
 Progress = Callable[[str], None]
 

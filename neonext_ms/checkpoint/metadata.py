@@ -11,10 +11,13 @@ from neonext_ms.common.text import shorten
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import ACTIVATIONS, is_activation
 from neonext_ms.models.architecture import BATCH_COUNTER, STAGES
+from neonext_ms.models.scales import parse_scales
 
 from .mapped_file import printable
 
 KEY = "neonext_ms"
+# Scales that the weights were fine-tuned with for 8 bit.
+SCALES = "scales"
 _MAX_BYTES = 4 << 20
 _COUNTERS = "counters"
 
@@ -64,8 +67,9 @@ def check(values: dict, source: str) -> dict:
     """Return a copy of metadata with the keys that this package uses in their JSON form.
 
     `shifts` is four whole numbers, `activation` a name of `models.activations`, `image_size` two whole numbers up to
-    `MAX_SIDE` (a single one stands for both), `labels` a list of str, `preprocessing` what `Preprocessing` takes. Keys
-    whose value is None are dropped, others are kept unchanged.
+    `MAX_SIDE` (a single one stands for both), `labels` a list of str, `preprocessing` what `Preprocessing` takes, and
+    `scales` those that the weights were fine-tuned with (`Scales`). Keys whose value is None are dropped, others are
+    kept unchanged.
 
     Raises:
         InputError: one of these keys has another value; the message begins with `source`.
@@ -89,6 +93,8 @@ def check(values: dict, source: str) -> dict:
                 shown = printable(shorten(result[key]))
                 raise InputError(f"{source}: {key} must be {expected} (got {shown})")
             result[key] = value
+    if SCALES in result:
+        result[SCALES] = parse_scales(result[SCALES], f"{source}: {SCALES}").to_dict()
     if "preprocessing" in result:
         preprocessing = result["preprocessing"]
         try:

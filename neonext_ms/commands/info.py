@@ -138,7 +138,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
     size = args.image_size or checkpoint.metadata.get("image_size") or published
     if args.receptive_field and (size is None or checkpoint.architecture.shifts is None):
         raise UsageError(f"{path}: --receptive-field needs the shifts and the size. Add --shifts and --image-size.")
-    return {
+    facts = {
         "file": path,
         "sha256": sha256(path),
         "model": " or ".join(models) or None,
@@ -148,6 +148,7 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
         "metadata": checkpoint.metadata,
         "notes": checkpoint.notes,
     }
+    return _short_int8(facts)
 
 
 def _describe_export(path: str) -> dict:
@@ -188,11 +189,13 @@ def _describe_export(path: str) -> dict:
 
 def _short_int8(facts: dict[str, Any]) -> dict[str, Any]:
     """Return facts about a file with the scales of an 8-bit network as their number and how they were calibrated."""
-    scales = facts["metadata"].get("int8")
-    if not isinstance(scales, dict) or not isinstance(scales.get("layers"), dict):
-        return facts
-    short = {"layers in 8 bit": len(scales["layers"]), "calibration": scales.get("calibration")}
-    return {**facts, "metadata": {**facts["metadata"], "int8": short}}
+    short = {}
+    # Of an ONNX file, and of a checkpoint that was fine-tuned for 8 bit.
+    for key in ("int8", "scales"):
+        scales = facts["metadata"].get(key)
+        if isinstance(scales, dict) and isinstance(scales.get("layers"), dict):
+            short[key] = {"layers in 8 bit": len(scales["layers"]), "calibration": scales.get("calibration")}
+    return {**facts, "metadata": {**facts["metadata"], **short}}
 
 
 def _describe_manifest(path: str) -> dict:

@@ -102,7 +102,9 @@ def _main(argv: Sequence[str] | None = None) -> int:
             print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
         command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
-        trainer = Trainer(config, args.resume, command, lambda text: note(f"note: {text}"), report)
+        trainer = Trainer(
+            config, args.resume, command, lambda text: note(f"note: {text}"), report, scales_of=_scales_of
+        )
 
     def give_up(killed: signal.Signals) -> None:
         note(f"error: {trainer.reader_killed(killed)}")
@@ -129,6 +131,13 @@ def _main(argv: Sequence[str] | None = None) -> int:
     else:
         _print(result)
     return 0
+
+
+def _scales_of(*arguments):
+    """Return the scales of a network to train in 8 bit; the modules that calibrate load when they are needed."""
+    from neonext_ms.export.quantize.fine_tuning import training_scales
+
+    return training_scales(*arguments)
 
 
 def _end_now(code: int) -> None:

@@ -217,6 +217,8 @@ MAX_SHIFT = 4_096
 MAX_SEED = 2**32 - 1
 # `poll` counts milliseconds in 32 bits.
 MAX_SECONDS = 1_000_000
+# Bits of the weights of an 8-bit network, which are stored in 8 in any case.
+MIN_WEIGHT_BITS, WEIGHT_BITS = 2, 8
 MIN_CROP = 0.01
 # Every shard is two files of one folder.
 MAX_SHARDS = 10_000

@@ -72,6 +72,12 @@ class Cards:
                 for name, array in arrays.items()
             }
 
+    def broadcast_text(self, text: str) -> str:
+        """Return the text of the first card."""
+        codes = np.frombuffer(text.encode(), np.uint8)
+        size = int(self.broadcast({"size": np.array([len(codes)])})["size"][0])
+        return bytes(self.broadcast({"text": np.resize(codes, size)})["text"].astype(np.uint8)).decode()
+
     def wait(self) -> None:
         """Wait until every card has reached this point."""
         self.any(False)

@@ -37,6 +37,7 @@ class Progress:
         world: number of cards.
         config: configuration as plain values.
         data: images of the run, see `describe_data`.
+        scales: scales of a network that is trained in 8 bit (`Scales.to_dict`); or {}.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class Progress:
     world: int = 1
     config: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
+    scales: dict = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -175,6 +177,7 @@ def _impossible(progress: Progress) -> str | None:
         ("best", best, isinstance(best, dict), "a mapping"),
         ("config", config, isinstance(config, dict) and all(isinstance(v, dict) for v in config.values()), "mappings"),
         ("data", data, isinstance(data, dict), "a mapping"),
+        ("scales", progress.scales, isinstance(progress.scales, dict), "a mapping"),
     ]
     if isinstance(best, dict) and best:
         top1: Any = best.get("top1")

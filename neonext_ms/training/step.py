@@ -26,10 +26,12 @@ from neonext_ms.common.text import list_names, plural
 from neonext_ms.models.architecture import BATCH_NORM_EPS, STATISTICS
 from neonext_ms.models.names import official_name
 from neonext_ms.models.neonext import BATCH_NORM_KEEP, BatchNorm, NeoNeXt
+from neonext_ms.models.scales import Scales
 from neonext_ms.ops.cpu import operators
 
 from .config.schema import OptimizerConfig, PrecisionConfig
 from .controlled import blend_activations, sample_drop_path
+from .fake_quantize import FakeQuantized
 from .optimizers import each, layer_rates, make_optimizer, partial, zeros_like_weights
 from .precision import cast_model, first_scale
 
@@ -78,6 +80,7 @@ class TrainStep:
         sync_batch_norm: whether to normalise over the batches of all cards.
         blend_from: activation that the network changes from, by the argument `share` of each step; None if it has its
             own from the start.
+        scales: scales of the layers to train in 8 bit, with BatchNorm's statistics as they are; None for none.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class TrainStep:
         jit: bool = True,
         sync_batch_norm: bool = False,
         blend_from: str | None = None,
+        scales: Scales | None = None,
     ):
         optimizer, precision = optimizer or OptimizerConfig(), precision or PrecisionConfig()
         self.model = model
@@ -113,8 +117,13 @@ class TrainStep:
             [Parameter(Tensor(p.asnumpy().copy()), name=f"ema.{p.name}") for p in self._all] if ema_decay else []
         )
         self._statistics = ParameterTuple(
-            [parameters[name] for name in self._names if name.endswith(STATISTICS) and not _inside(name, freeze)]
+            [
+                parameters[name]
+                for name in self._names
+                if name.endswith(STATISTICS) and not _inside(name, freeze) and scales is None
+            ]
         )
+        network = model if scales is None else FakeQuantized(model, scales)
         scale, self.dynamic_scale = first_scale(precision)
         self._growth_interval = precision.growth_interval
         self._updates = _scalar("updates", 0)
@@ -123,7 +132,7 @@ class TrainStep:
         # With a single batch the gradients go straight to the optimizer.
         self._sums = zeros_like_weights("sum", self.optimizer.weights if optimizer.accumulate > 1 else [])
         self._gradients = ms.value_and_grad(
-            _Forward(cast_model(model, precision), self._scale), None, self.optimizer.weights, has_aux=True
+            _Forward(cast_model(network, precision), self._scale), None, self.optimizer.weights, has_aux=True
         )
         self._all_reduce = ops.AllReduce() if world > 1 else None
         if jit:
@@ -245,12 +254,12 @@ class TrainStep:
             if drop_path is not None:
                 ops.assign(drop_path, keep)
             # Copies, since BatchNorm overwrites its statistics in the forward pass.
-            before = each(_copy, statistics)
+            before = each(_copy, statistics) if len(statistics) > 0 else ()
             (_, loss, logits), gradients = gradients_of(images, targets)
             hits = (logits.argmax(1) == targets.argmax(1)).astype(ms.float32).sum()
             finite = ops.isfinite(loss)
             result = ops.stack((loss, hits))
-            after = each(_copy, statistics)
+            after = each(_copy, statistics) if len(statistics) > 0 else ()
             if world > 1:
                 # Each card has statistics of its own batches; their mean keeps all cards equal. The loss is averaged
                 # in the same message, so that all cards take the same decision about the step.
@@ -259,7 +268,8 @@ class TrainStep:
                 result = ops.stack((means[0][0], means[0][1] * world))
                 finite = ops.isfinite(result[0])
             # One batch with NaN would spoil the running statistics for good.
-            each(partial(_restore_unless, finite), statistics, after, before)
+            if len(statistics) > 0:
+                each(partial(_restore_unless, finite), statistics, after, before)
             return gradients, result
 
         return run

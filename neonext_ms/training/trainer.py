@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
+from neonext_ms.checkpoint.metadata import SCALES
 from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
@@ -23,17 +25,18 @@ from neonext_ms.common.signals import in_main_thread, killed_child
 from neonext_ms.common.text import format_size, list_names, plural, printable
 from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
+from neonext_ms.models.scales import Scales, parse_scales
 
 from . import distributed
 from .config.changes import changes
 from .config.load import config_yaml
-from .config.schema import Config
+from .config.schema import Config, QuantizeConfig
 from .console import ProgressLine
 from .data.datasets import open_dataset
-from .data.image_sets import BrokenImages, check_data, describe_data
+from .data.image_sets import BrokenImages, ImageSet, check_data, describe_data
 from .data.loader import ReadingStoppedError, TrainBatch, TrainLoader, validation_batches
 from .optimizers import full_rate
-from .plan import check_network, make_plan
+from .plan import TrainingPlan, check_network, check_quantize, make_plan
 from .precision import check_precision
 from .run_state import Checkpoints, Progress, load_state, save_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
@@ -42,6 +45,8 @@ from .step import MODEL, StepResult, TrainStep
 from .validation import Evaluation, Evaluator
 
 _CHECKPOINTS = "checkpoints"
+# Makes the scales of a network from its options, and from training images.
+ScalesOf = Callable[[QuantizeConfig, TrainingPlan, ImageSet], Scales]
 
 
 class StoppedError(Exception):
@@ -62,6 +67,7 @@ class Trainer:
         note: called with messages to show to the user.
         report: called with the results of every epoch as text.
         shard: rank and number of parts of the training images, if not those of the card; for tests.
+        scales_of: function that makes the scales of a network to train in 8 bit, called by the first card of a new run.
 
     Raises:
         InputError, UsageError: the configuration, the data or the checkpoint is invalid. Nothing is written then.
@@ -75,6 +81,7 @@ class Trainer:
         note: Callable[[str], None] = lambda text: None,
         report: Callable[[str], None] = lambda text: None,
         shard: tuple[int, int] | None = None,
+        scales_of: ScalesOf | None = None,
     ):
         if config.run.output is None:
             raise UsageError("run.output is not set. Name the folder of the run.")
@@ -87,6 +94,7 @@ class Trainer:
         check_precision(config.precision, ms.get_context("device_target"))
         self.checkpoints = Checkpoints(self.output / _CHECKPOINTS, config.run.keep)
         resumed = self._find_state(resume)
+        check_quantize(config, resumed is not None)
         self.train_images, self.val_images = open_dataset(config.data)
         if self.train_images.classes != self.val_images.classes:
             raise InputError("training and validation images have different classes")
@@ -94,6 +102,9 @@ class Trainer:
         if resumed:
             check_data(recorded, describe_data(self.train_images, self.val_images), str(resumed[0]))
         self.plan = make_plan(config, self.train_images, self.val_images, recorded.get("classes"), self.note)
+        scales = self._scales(resumed, scales_of) if config.quantize.enabled else None
+        if scales:
+            self.plan.metadata[SCALES] = scales.to_dict()
         # All cards start from the weights of the first one; the step keeps them equal from then on.
         model = NeoNeXt.from_architecture(self.plan.architecture, self.cards.broadcast(self.plan.weights))
         self.step = TrainStep(
@@ -106,6 +117,7 @@ class Trainer:
             config.run.jit,
             config.run.sync_batch_norm,
             self.plan.blend_from,
+            scales,
         )
         self.loader = TrainLoader(
             self.train_images,
@@ -116,9 +128,11 @@ class Trainer:
             self._stops_reading,
         )
         self.log: RunLog | None = None
-        self.evaluator = Evaluator(replace(self.plan.architecture, drop_path=0.0), self.cards, config.run.jit)
+        self.evaluator = Evaluator(replace(self.plan.architecture, drop_path=0.0), self.cards, config.run.jit, scales)
         data = describe_data(self.train_images, self.val_images)
         self.progress = Progress(seed=config.run.seed, world=self.cards.world, config=config.to_dict(), data=data)
+        if scales:
+            self.progress = replace(self.progress, scales=scales.to_dict())
         if resumed:
             self._continue(*resumed)
         self.broken = BrokenImages(config.data.broken_limit)
@@ -420,10 +434,29 @@ class Trainer:
             return state
         return path, *load_state(path)
 
+    def _scales(self, resumed, scales_of: ScalesOf | None) -> Scales:
+        """Return the scales to train with: those of the run that is resumed, else new ones of the first card."""
+        if resumed:
+            path, _, progress = resumed
+            if not progress.scales:
+                raise InputError(
+                    f"{path}: a run without quantize.enabled. Start a new run from its weights with --init."
+                )
+            return parse_scales(progress.scales, f"{path}: scales")
+        if scales_of is None:
+            raise UsageError("quantize.enabled: this command has no calibration. Use neonext-train.")
+        scales = scales_of(self.config.quantize, self.plan, self.train_images) if self.cards.first else None
+        text = self.cards.broadcast_text("" if scales is None else json.dumps(scales.to_dict()))
+        scales = parse_scales(json.loads(text), "scales of the first card")
+        self.note(f"fine-tuning for 8 bit: {plural(len(scales.layers), 'layer')}; BatchNorm's statistics stay")
+        return scales
+
     def _continue(self, path: Path, arrays, progress: Progress) -> None:
         shapes = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
         network = infer_architecture(shapes, str(path))
         check_network(network, self.plan.architecture, str(path), "Resume with the configuration of that run.")
+        if progress.scales and not self.config.quantize.enabled:
+            raise InputError(f"{path}: a run with quantize.enabled. Set it, or start a new run with --init.")
         self.step.load_state(arrays, str(path))
         if changed := changes(progress.config, self.progress.config):
             self.note(f"the configuration changed, so the resumed run will differ:\n{list_names(changed)}")

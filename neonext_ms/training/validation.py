@@ -13,8 +13,10 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.names import official_name
 from neonext_ms.models.neonext import NeoNeXt
+from neonext_ms.models.scales import Scales
 
 from .distributed import Cards
+from .fake_quantize import FakeQuantized
 
 _TOP = 5
 
@@ -48,13 +50,15 @@ class Evaluator:
         architecture: architecture of the network.
         cards: cards that share the validation images.
         jit: whether to compile the network.
+        scales: scales of the layers in 8 bit; None for a network in floating point.
     """
 
-    def __init__(self, architecture: Architecture, cards: Cards, jit: bool = True):
+    def __init__(self, architecture: Architecture, cards: Cards, jit: bool = True, scales: Scales | None = None):
         self.cards = cards
         self.model = NeoNeXt.from_architecture(architecture)
         self.model.set_train(False)
-        self._run = ms.jit(self.model.construct) if jit else self.model.construct
+        network = self.model if scales is None else FakeQuantized(self.model, scales)
+        self._run = ms.jit(network.construct) if jit else network.construct
 
     def __call__(self, weights: Mapping[str, np.ndarray], batches: Iterable, count: int) -> Evaluation:
         """Validate weights.

@@ -29,12 +29,12 @@ from neonext_ms.export.quantize.images import Images, open_images
 from neonext_ms.export.quantize.integers import compare_integers, evaluator
 from neonext_ms.export.quantize.options import METHODS, QuantizeOptions
 from neonext_ms.export.quantize.prove import prove
-from neonext_ms.export.quantize.quantizer import HIGHEST, LOWEST, Quantizer, agrees
-from neonext_ms.export.quantize.scales import LayerScale, Scales, read_scales
 from neonext_ms.export.quantize.search import search
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.models.quantizer import HIGHEST, LOWEST, Quantizer, agrees
+from neonext_ms.models.scales import LayerScale, Scales, read_scales
 from networks import networks
 
 DIGITS = str(DATA / "digits")
@@ -196,6 +196,45 @@ def test_the_stream_of_an_output_is_not_equalized():
     assert {name.rsplit(".", 1)[-1] for name in apply.equalizable(graph)} == {"fc_1"}
 
 
+def test_a_bias_correction_does_not_depend_on_the_layers_that_are_skipped():
+    graph = small_graph(activation="relu")
+    scales = calibrate(graph, Noise(3, (64, 64)), "minmax", "digest")
+    scaled = apply.row_factors(graph, {name: layer.exponents for name, layer in scales.layers.items()})
+    rows = {name for name, factor in scaled.items() if (factor != 1).any()}
+    assert {name.rpartition(".")[2] for name in rows} == {"conv", "fc_1", "fc_2"}
+    equalized = [name for name, layer in scales.layers.items() if any(layer.exponents)]
+
+    def biases(used):
+        layers = {layer.name: layer for layer in apply.quantize(graph, used).layers}
+        own = apply.row_factors(graph, {name: layer.exponents for name, layer in used.layers.items()})
+        values = {name: layers[name].arrays["bias"] * layers[name].arrays["step"].astype(float) for name in used.layers}
+        return {name: value / own.get(name, 1.0) for name, value in values.items()}
+
+    before = biases(scales)
+    for name in equalized:
+        for other, value in biases(scales.without([name])).items():
+            assert np.abs(value - before[other]).max() < 2e-3 * np.abs(before[other]).max(), (name, other)
+
+
+def test_scales_whose_channels_cannot_be_scaled_here():
+    scales = calibrate(small_graph(), Noise(3, (64, 64)), "minmax", "digest")
+    features = small_graph(features_only=True)
+    with pytest.raises(InputError, match=r"in front of downsample_\d.conv cannot be scaled in this one"):
+        apply.quantize(features, scales.without(["head.fc"]))
+
+
+def test_weights_of_few_bits():
+    graph, images = small_graph(), Noise(3, (64, 64))
+    eight, four = (calibrate(graph, images, "minmax", "digest", weight_bits=bits) for bits in (8, 4))
+    layers = {layer.name: layer for layer in apply.quantize(graph, four).layers}
+    assert max(np.abs(layers[name].arrays["weight"]).max() for name in four.layers) == 7
+    assert json.loads(four.text())["layers"]["stem.conv"]["weight_bits"] == 4
+    assert "weight_bits" not in eight.text()
+    exact = evaluate(graph, images.images)["logits"]
+    noise = [np.linalg.norm(evaluate(apply.quantize(graph, s), images.images)["logits"] - exact) for s in (eight, four)]
+    assert noise[1] > 4 * noise[0]
+
+
 def test_a_layer_in_8_bit_by_hand():
     graph = small_graph()
     layer = next(layer for layer in graph.layers if layer.name == "head.fc")
@@ -345,7 +384,7 @@ def test_noise_is_what_its_formula_says():
     images = Noise(4, (64, 64))
     scales = calibrate(graph, images, "minmax", "digest")
     noise = cost.layer_noise(graph, scales, images)
-    equal = apply.equalize(graph, {name: layer.exponents for name, layer in scales.layers.items()})
+    equal, scales = apply.equalized(graph, scales)
     values = evaluate(equal, images.images)
     layer = next(layer for layer in equal.layers if layer.name == "downsample_1.conv")
     twin = apply.quantize_layer(layer, scales.layers[layer.name])
@@ -444,6 +483,7 @@ def test_edited_scales_are_checked(exported, tmp_path):
         ("scale", "1", "scale '1', expected"),
         ("offset", 3, "offset 3, expected an even number"),
         ("exponents", [0.5], "exponents: expected a list of whole numbers"),
+        ("weight_bits", 9, "weight_bits 9, expected 2 to 8"),
         ("bias_correction", ["a"], "bias_correction: expected a list of numbers"),
         ("ofset", 2, r"unknown key 'ofset' \(did you mean offset"),
     ):
@@ -535,7 +575,9 @@ def test_images_to_calibrate_on(tmp_path):
         opened(array, validation=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"calibrate": "a", "scales": "b"}, {"calibrate": "a", "count": 1}])
+@pytest.mark.parametrize(
+    "options", [{"weight_bits": 1}, {"calibrate": "a", "scales": "b"}, {"calibrate": "a", "count": 1}]
+)
 def test_options_that_do_not_go_together(options):
     with pytest.raises(UsageError):
         QuantizeOptions(**options)

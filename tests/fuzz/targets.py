@@ -482,7 +482,7 @@ _SCALES = {
 
 
 def _read_scales(path: Path) -> None:
-    from neonext_ms.export.quantize.scales import read_scales
+    from neonext_ms.models.scales import read_scales
 
     read_scales(path).text()
 

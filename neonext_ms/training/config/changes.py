@@ -9,7 +9,8 @@ from .schema import Config
 # Parts and keys that may change when a run is resumed without changing the weights (but for run.seed).
 _FREE = (
     "run", "data.path", "data.workers", "data.processes", "data.cache", "data.val_batch_size", "data.broken_limit",
-    "data.classes",
+    "data.classes", "quantize.calibrate", "quantize.method", "quantize.weight_bits",
+    "quantize.scales", "quantize.skip",
 )  # fmt: skip
 
 

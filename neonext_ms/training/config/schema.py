@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
-from neonext_ms.common.cli import MIN_CROP
+from neonext_ms.common.cli import MIN_CROP, MIN_WEIGHT_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ _SCALE = ", after division by 255"
 Mean = Annotated[float, Range(-1, 1, hint=_SCALE)]
 Deviation = Annotated[float, Range(0, 1, open_low=True, hint=_SCALE)]
 Interpolation = Literal["bilinear", "bicubic"]
+# How the range of an activation is chosen in calibration; `export.quantize.ranges` has the sources.
+CalibrationMethod = Literal["minmax", "percentile", "mse", "entropy"]
+MIN_CALIBRATION, MAX_CALIBRATION = 2, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,27 @@ class PrecisionConfig:
 
 
 @dataclass(frozen=True)
+class QuantizeConfig:
+    """Fine-tuning for 8 bit (docs/quantization.md).
+
+    Attributes:
+        enabled: whether to train the network as its 8-bit file computes; it starts from `model.init`.
+        calibrate: number of training images that the scales are calibrated on at the start.
+        method: choice of the range of an activation in calibration.
+        weight_bits: bits of the weights, which are stored in 8 in any case.
+        scales: file of scales to use instead of calibrating, which neonext-export wrote for the same weights.
+        skip: layers that stay in floating point: names or patterns such as "stage_4.*".
+    """
+
+    enabled: bool = False
+    calibrate: Annotated[int, Range(MIN_CALIBRATION, MAX_CALIBRATION)] = 128
+    method: CalibrationMethod = "percentile"
+    weight_bits: Annotated[int, Range(MIN_WEIGHT_BITS, WEIGHT_BITS)] = WEIGHT_BITS
+    scales: str | None = None
+    skip: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The run itself.
 
@@ -315,6 +339,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict:

@@ -6,20 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import read_json
 from neonext_ms.common.text import list_names, nearest, shorten
 
-from ..graph import Layer
 from .quantizer import HIGHEST, LOWEST, MAX_SCALE, MIN_SCALE, Quantizer
 
 KIND = "scales of an 8-bit network"
-VERSION = 1
+# 2: bias corrections are in the units of the network itself, whichever layers are equalized.
+VERSION = 2
 # End of the file's name, behind the model's name.
 SCALES_SUFFIX = ".scales.json"
 _MAX_EXPONENT = 30
@@ -31,13 +32,16 @@ class LayerScale:
 
     Attributes:
         quantizer: quantizer of its input.
-        exponents: powers of two that divide its input channels (`apply.equalize`); empty for none.
-        correction: what is added to its bias, for each output channel; empty for none.
+        exponents: powers of two that divide its input channels (`export.quantize.apply.equalize`); empty for none.
+        correction: what is added to its bias, for each output channel, in the units of the network before channels
+            are divided; empty for none.
+        weight_bits: bits of its weights, 2 to 8.
     """
 
     quantizer: Quantizer
     exponents: tuple[int, ...] = ()
     correction: tuple[float, ...] = ()
+    weight_bits: int = WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Scales:
     """The scales of a network.
 
     Attributes:
-        network: digest of the network's weights (`network_digest`).
+        network: digest of the network's weights (`network_digest`); "" inside a checkpoint, whose weights they are for.
         layers: scale of each quantized layer by its name; a layer without one stays in floating point.
         calibration: method, images and their number, for the record.
     """
@@ -59,13 +63,20 @@ class Scales:
         kept = {name: layer for name, layer in self.layers.items() if name not in names}
         return Scales(self.network, kept, self.calibration)
 
-    def check_network(self, layers: Sequence[Layer]) -> None:
+    def without_correction(self) -> Scales:
+        """Return the scales without bias correction, for a network whose biases are trained."""
+        layers = {name: replace(layer, correction=()) for name, layer in self.layers.items()}
+        return Scales(self.network, layers, self.calibration)
+
+    def check_network(self, known: Mapping[str, Sequence[int]]) -> None:
         """Check that every scale belongs to a layer of a network.
+
+        Args:
+            known: shape of the weight of each layer that can be quantized, outputs and inputs first, by its name.
 
         Raises:
             InputError: a layer that the network does not have, or another number of channels.
         """
-        known = {layer.name: layer for layer in layers}
         unknown = [name for name in self.layers if name not in known]
         if unknown:
             raise InputError(
@@ -73,7 +84,7 @@ class Scales:
                 f"this network with --calibrate. Its layers:\n{list_names(known)}"
             )
         for name, scale in self.layers.items():
-            outputs, inputs = known[name].arrays["weight"].shape[:2]
+            outputs, inputs = known[name][:2]
             for what, values, count in (("exponents", scale.exponents, inputs), ("bias", scale.correction, outputs)):
                 if len(values) not in (0, count):
                     raise InputError(
@@ -89,6 +100,7 @@ class Scales:
                 "offset": layer.quantizer.offset,
                 "exponents": list(layer.exponents),
                 "bias_correction": list(layer.correction),
+                **({} if layer.weight_bits == WEIGHT_BITS else {"weight_bits": layer.weight_bits}),
             }
             for name, layer in self.layers.items()
         }
@@ -125,7 +137,19 @@ def read_scales(path: str | os.PathLike) -> Scales:
     Raises:
         InputError: the file cannot be read, or a value is not what it should be.
     """
-    source, values = os.fspath(path), read_json(path, KIND)
+    return parse_scales(read_json(path, KIND), os.fspath(path))
+
+
+def parse_scales(values: Any, source: str) -> Scales:
+    """Return the scales that plain values stand for, those of `Scales.to_dict`.
+
+    Args:
+        values: contents of a file of scales, or of the metadata of a checkpoint.
+        source: name of the file, for messages.
+
+    Raises:
+        InputError: a value is not what it should be.
+    """
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise InputError(f"{source}: not {KIND}. Pass the file that --quantize wrote, NAME.scales.json.")
     if values.get("version") != VERSION:
@@ -137,7 +161,7 @@ def read_scales(path: str | os.PathLike) -> Scales:
 
 
 def _layer(values: Any, where: str) -> LayerScale:
-    known = ("scale", "offset", "exponents", "bias_correction")
+    known = ("scale", "offset", "exponents", "bias_correction", "weight_bits")
     if not isinstance(values, dict):
         raise InputError(f"{where}: {shorten(values)}, expected an object with {', '.join(known)}")
     if unknown := [key for key in values if key not in known]:
@@ -151,7 +175,10 @@ def _layer(values: Any, where: str) -> LayerScale:
     correction = values.get("bias_correction", [])
     if not isinstance(correction, list) or not all(type(x) in (int, float) and abs(x) <= MAX_SCALE for x in correction):
         raise InputError(f"{where}: bias_correction: expected a list of numbers from {-MAX_SCALE:g} to {MAX_SCALE:g}")
-    return LayerScale(Quantizer.near(float(scale), offset), exponents, tuple(map(float, correction)))
+    bits = values.get("weight_bits", WEIGHT_BITS)
+    if type(bits) is not int or not MIN_WEIGHT_BITS <= bits <= WEIGHT_BITS:
+        raise InputError(f"{where}: weight_bits {shorten(bits)}, expected {MIN_WEIGHT_BITS} to {WEIGHT_BITS}")
+    return LayerScale(Quantizer.near(float(scale), offset), exponents, tuple(map(float, correction)), bits)
 
 
 def _whole_numbers(values: Any, limit: int, where: str) -> tuple[int, ...]:

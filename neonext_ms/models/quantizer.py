@@ -18,6 +18,8 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 
 LOWEST, HIGHEST = -128, 127
+# A bias is an int32 in steps of the accumulator; the sum of the products needs the rest of its range.
+MAX_BIAS = 2.0**30
 # Candidates on each side of a wanted scale: at most 0.1 % of it.
 _WINDOW = 1 << 12
 _TRIED = 64
@@ -80,6 +82,11 @@ class Quantizer:
     def values(self, codes: np.ndarray) -> np.ndarray:
         """Return the float64 values that numbers stand for."""
         return (codes.astype(np.float64) - self.offset) * self.scale
+
+
+def largest_weight(bits: int) -> int:
+    """Return the largest number of a weight in some bits: 127 in 8, 7 in 4."""
+    return int(2 ** (bits - 1)) - 1
 
 
 def _covering_scale(low: float, high: float, offset: int) -> float:
