@@ -3,8 +3,8 @@
 python tests/disk_full.py [--moments 20] [--commands export,train]     (make disk-full)
 
 `disk_full.c` counts the writes below a folder and fails those from the n-th on. Each command is run once to count its
-writes, then once for each n (a spread of them if there are more than --moments). Its standard output lies on the full
-disk too. Afterwards the exit code must be that of an error with a message that names a path on the disk, or 0 with all
+writes, then once for each n (a spread of them if there are more than --moments), in a copy of a process that has
+imported what the command needs. Its standard output lies on the full disk too. Afterwards the exit code must be that of an error with a message that names a path on the disk, or 0 with all
 files there; every file under a final name must be complete, and no temporary folder may remain.
 """
 
@@ -63,33 +63,65 @@ MODULES = {
 LOGS = ("steps.csv", "epochs.csv", "log.jsonl", "events.out")
 
 
-class Disk:
-    """A folder that fills up, and the library that makes it so."""
+# Imports modules, then runs the command lines that come on standard input, each in a copy of the process.
+SERVER = """
+import atexit, importlib, json, os, sys
+from {module} import main
+for name in json.loads({imports!r}):
+    importlib.import_module(name)
+for line in sys.stdin:
+    work = json.loads(line)
+    child = os.fork()
+    if not child:
+        for stream, path in ((1, work["stdout"]), (2, work["stderr"])):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        os.environ.update(work["environment"])
+        code = main(work["words"])
+        atexit._run_exitfuncs()
+        # Destructors would wait for threads that a copy does not have.
+        os._exit(code)
+    print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+"""
+# What takes long to import; it starts no thread that a copy would miss.
+SLOW = ("numpy", "mindspore", "onnxruntime", "onnx", "PIL.Image", "matplotlib.pyplot")
 
-    def __init__(self, folder: Path):
+
+class Disk:
+    """A folder that fills up, the library that makes it so, and the process that runs a command."""
+
+    def __init__(self, folder: Path, name: str):
         self.library, self.count, self.folder = folder / "disk_full.so", folder / "count", folder / "disk"
+        self.errors, self.given = folder / "stderr", folder / "given"
         source = str(Path(__file__).with_suffix(".c"))
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(self.library), source, "-ldl"], check=True)
+        self.count.write_bytes(bytes(8))
+        verb, *self.words = COMMANDS[name].format(given=self.given, out=self.folder).split()
+        module = MODULES.get(verb, f"neonext_ms.commands.{verb}")
+        start = SERVER.format(module=module, imports=json.dumps(SLOW))
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.given,
+            env={**os.environ, "LD_PRELOAD": str(self.library), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
 
-    def run(self, text: str, given: Path, after: int) -> tuple[int, str, int]:
-        """Run a command on an empty disk whose `after`-th write fails; return exit code, stderr and writes."""
+    def run(self, after: int) -> tuple[int, str, int]:
+        """Run the command on an empty disk whose `after`-th write fails; return exit code, stderr and writes."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self.count.write_bytes(bytes(8))
-        name, *words = text.format(given=given, out=self.folder).split()
-        module = MODULES.get(name, f"neonext_ms.commands.{name}")
-        start = f"import sys; from {module} import main; sys.exit(main())"
-        environment = {
-            **os.environ, "LD_PRELOAD": str(self.library), "FULL_FOLDER": f"{self.folder}/", "FULL_AFTER": str(after),
-            "FULL_COUNT": str(self.count), "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-        with open(self.folder / "stdout", "wb") as output:
-            process = subprocess.run(
-                [sys.executable, "-c", start, *words], stdout=output, stderr=subprocess.PIPE, env=environment,
-                timeout=300, cwd=given,
-            )  # fmt: skip
+        environment = {"FULL_FOLDER": f"{self.folder}/", "FULL_AFTER": str(after), "FULL_COUNT": str(self.count)}
+        work = {"words": self.words, "environment": environment, "stderr": str(self.errors)}
+        work["stdout"] = str(self.folder / "stdout")
+        print(json.dumps(work), file=self.server.stdin, flush=True)
+        answer = self.server.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{' '.join(self.words)}: the process that runs it has ended")
         (writes,) = struct.unpack("<q", self.count.read_bytes())
-        return process.returncode, process.stderr.decode(errors="replace"), writes
+        return json.loads(answer), self.errors.read_text(errors="replace"), writes
+
+    def close(self) -> None:
+        """End the process."""
+        self.server.stdin.close()
+        self.server.wait()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -170,9 +202,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="disk-full-") as name:
         given = Path(name) / "given"
         prepare(given)
-        disk = Disk(Path(name))
         for command in args.commands.split(","):
-            code, errors, writes = disk.run(COMMANDS[command], given, 1 << 60)
+            disk = Disk(Path(name), command)
+            code, errors, writes = disk.run(1 << 60)
             reference = code, files(disk.folder)
             if code not in (0, 3):
                 print(f"{command}: exit code {code} on an empty disk\n{errors[-2000:]}")
@@ -182,10 +214,11 @@ def main() -> int:
             moments = sorted({1 + round(i * (writes - 1) / max(1, count - 1)) for i in range(count)})
             wrong = 0
             for after in moments:
-                found = problems(disk, disk.run(COMMANDS[command], given, after), reference)
+                found = problems(disk, disk.run(after), reference)
                 wrong += bool(found)
                 for text in found:
                     print(f"{command}, full at write {after} of {writes}: {text}", flush=True)
+            disk.close()
             print(f"{command}: {writes} writes, a full disk at {len(moments)} of them, {wrong} wrong", flush=True)
             failed += wrong
     return 1 if failed else 0
