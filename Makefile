@@ -14,7 +14,7 @@ TORCH ?= build/torch
 OFFICIAL ?= $(TORCH)/neonext
 
 .DEFAULT_GOAL := help
-.PHONY: help demo board-demo lite test lint docs-check bench torch-env kill-test kill-train disk-full mutants fuzz fuzz-kernel integers wheel-test clean
+.PHONY: help demo demo-photo board-demo lite test lint docs-check bench torch-env kill-test kill-train disk-full mutants fuzz fuzz-kernel integers wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -22,6 +22,11 @@ help: ## list the targets
 demo: $(READY) ## install, export the digits checkpoint to ONNX and MindIR, classify IMAGE
 	$(BIN)/neonext-export --checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --image-size 64 --target onnx,mindir --output build/digits
 	$(BIN)/neonext-predict --model build/digits/digits_64.onnx $(IMAGE)
+
+demo-photo: $(READY) ## classify PHOTO, any picture, with a network trained on CIFAR-10 (ten classes)
+	@test -n "$(PHOTO)" || { echo "error: no picture. Name one: make demo-photo PHOTO=cat.jpg" >&2; exit 2; }
+	$(BIN)/neonext-export --checkpoint tests/data/cifar10_64.safetensors --target onnx --output build/cifar10
+	$(BIN)/neonext-predict --model build/cifar10/cifar10_64.onnx --top 3 "$(PHOTO)"
 
 board-demo: $(READY) ## pack a kit, run it on stand-ins of a board, and print the report (no device is measured)
 	$(BIN)/python tests/board_demo.py --output build/board-demo
