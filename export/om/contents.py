@@ -28,8 +28,7 @@ def mismatch(om: OmFile, job: Job) -> str:
         return ""
     images = [tensor for tensor in om.inputs if tensor.name != BATCH_INPUT]
     asked = _input(job)
-    # Names are not compared: a compiler may change them, and programs find inputs by their order.
-    if [(_kind(tensor), tensor.shape) for tensor in images] != [(_kind(asked), asked.shape)]:
+    if [(tensor.name, _kind(tensor), tensor.shape) for tensor in images] != [(asked.name, _kind(asked), asked.shape)]:
         found = ", ".join(f"{tensor.name} {tensor.describe()}" for tensor in images) or "none"
         return f"has other inputs than were asked for (got {found}, expected {asked.name} {asked.describe()})"
     if set(om.batches) != set(_batches(job)):
@@ -53,8 +52,8 @@ def traces(job: Job) -> Iterator[tuple[str, str, list[str], str]]:
     recorded = [key + bytes((len(name) + 2, 0x12, len(name))) + name.encode() for name in names]
     yield numbers["MODEL_DEF"], key.hex(), [entry.hex() for entry in recorded], f"it is not for {job.soc.name}"
     asked, sizes = _input(job), _batches(job)
-    shape = struct.pack("<4q", *asked.shape)
-    yield numbers["MODEL_INOUT_INFO"], "", [shape.hex()], f"its input is not {asked.describe()}"
+    described = asked.name.encode() + struct.pack("<4q", *asked.shape)
+    yield numbers["MODEL_INOUT_INFO"], "", [described.hex()], f"its input is not {asked.name} {asked.describe()}"
     if sizes:
         block = struct.pack(f"<III{len(sizes)}q", 2, 4 + 8 * len(sizes), len(sizes), *sizes)
         problem = f"its batch sizes are not {', '.join(map(str, sizes))}"
