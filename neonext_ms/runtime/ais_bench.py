@@ -15,7 +15,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names
 from .manifest import read_manifest
 from .om_file import read_om
 
@@ -53,8 +53,9 @@ class AisBench(Runtime):
             raise InputError(f"{path}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
         layout = "NHWC" if dtype == "uint8" and shape[-1] in (1, 3, 4) else "NCHW"
         metadata = read_manifest(path)[0]
+        outputs = exported_names(len(om.outputs) or 1, metadata)
         return Signature(
-            name, dtype, shape, batches, layout, metadata=metadata, source="its manifest"
+            name, dtype, shape, batches, layout, outputs, metadata=metadata, source="its manifest"
         ).checked(path)  # fmt: skip
 
     def load(self, path: str, settings: Settings) -> None:
