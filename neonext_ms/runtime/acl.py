@@ -17,7 +17,7 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names, layout_of
 from .manifest import read_manifest
 from .om_file import ACL_DTYPES, BATCH_INPUT
 
@@ -193,15 +193,13 @@ class PyAcl(Runtime):
         if None in shape[1:] or not batches or None in batches:
             raise InputError(f"{calls.place}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
         dtype = ACL_DTYPES.get(calls.plain("mdl.get_input_data_type", self._desc, 0), "unknown")
-        # AIPP takes the channels last.
-        layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
         metadata = read_manifest(calls.place)[0]
         return Signature(
             dims.get("name", ""),
             dtype,
             shape,
             tuple(batch for batch in batches if batch),
-            layout,
+            layout_of(dtype, shape),
             exported_names(calls.plain("mdl.get_num_outputs", self._desc), metadata),
             metadata=metadata,
             source="its manifest",

@@ -15,7 +15,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names, layout_of
 from .manifest import read_manifest
 from .om_file import read_om
 
@@ -51,11 +51,10 @@ class AisBench(Runtime):
         batches = om.batches or tuple(side for side in shape[:1] if side)
         if None in shape[1:] or not batches:
             raise InputError(f"{path}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
-        layout = "NHWC" if dtype == "uint8" and shape[-1] in (1, 3, 4) else "NCHW"
         metadata = read_manifest(path)[0]
         outputs = exported_names(len(om.outputs) or 1, metadata)
         return Signature(
-            name, dtype, shape, batches, layout, outputs, metadata=metadata, source="its manifest"
+            name, dtype, shape, batches, layout_of(dtype, shape), outputs, metadata=metadata, source="its manifest"
         ).checked(path)  # fmt: skip
 
     def load(self, path: str, settings: Settings) -> None:

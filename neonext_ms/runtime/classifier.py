@@ -193,7 +193,7 @@ class Classifier(ImageModel):
         """Compute the logits of prepared images.
 
         Args:
-            images: as for `outputs_of`; N may be 0.
+            images: prepared images, as for `outputs_of`; N may be 0.
 
         Returns:
             float32 (N, classes).

@@ -228,9 +228,10 @@ class FakeQuantized(_Borrowing):
         super().__init__()
         self.model = model
         shapes: dict[str, tuple[int, ...]] = {}
+        parameters = dict(model.parameters_and_names())
 
         def products(name: str, outputs: int, side: int = 1) -> nn.Cell:
-            parameter = dict(model.parameters_and_names())[f"{name}.weight"]
+            parameter = parameters[f"{name}.weight"]
             inputs = parameter.shape[1] // side**2 if name == "stem.conv" else parameter.shape[1]
             shapes[name] = (outputs, inputs)
             return _Product(scales.layers.get(name), outputs, side)
