@@ -1,6 +1,7 @@
 """Compare two workers with one: same weights from the same shard, throughput, and the end of a run if a worker dies.
 
-python tests/train_workers.py
+python tests/train_workers.py              all of it
+python tests/train_workers.py --messages   only the messages: same weights for any size, their share and their overlap
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ OPTIONS = [
 # The module behind the command msrun.
 MSRUN = "mindspore.parallel.cluster.run"
 _SHARE = "communication"
+# Images of a worker in the runs that compare messages.
+_BATCH = 16
 # The script of each process. The shard `all` gives every worker all images, `own` gives it its part.
 WORKER = """
 import json, sys
@@ -80,16 +83,57 @@ def _speed(folder: Path) -> str:
     return f"{speed:.0f} images/s" + (f", {100 * share:.1f} % communication" if share else "")
 
 
+def _seconds(folder: Path) -> tuple[float, float]:
+    """Return the seconds of a step and of its messages alone, medians over the epochs."""
+    with open(folder / "epochs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    speed, share = (float(np.median([float(row[key] or 0) for row in rows])) for key in ("images_per_second", _SHARE))
+    images = json.loads((folder / "run.json").read_text())["starts"][0]["cards"] * _BATCH
+    return images / speed, share * images / speed
+
+
+def _same_weights(folder: Path, *runs: str) -> None:
+    first, *others = (load_file(folder / run / "final_ema.safetensors") for run in runs)
+    for run, weights in zip(runs[1:], others, strict=True):
+        different = [key for key in first if not np.array_equal(first[key], weights[key])]
+        if different:
+            raise SystemExit(f"{runs[0]} and {run}: different weights: {different[:5]} ({len(different)})")
+
+
+def _messages(folder: Path) -> None:
+    """Train with messages of several sizes, and without any: two runs at once that do not know of each other."""
+    batch = [f"data.batch_size={_BATCH}"]
+    alone = [_run(f"alone-{i}", folder, 1, "own", *batch) for i in range(2)]
+    for process in alone:
+        _finish(process)
+    compute = float(np.mean([_seconds(folder / f"alone-{i}")[0] for i in range(2)]))
+    sizes = {"single": "4096", "quarters": "0.25", "quarters-again": "0.25", "small": "0.02"}
+    for name, size in sizes.items():
+        _finish(_run(name, folder, 2, "own", *batch, f"parallel.bucket_mb={size}"))
+    _same_weights(folder, *sizes)
+    print("2 workers: same weights, bit for bit, with messages of any size, and in a second run")
+    print(f"2 processes without messages: {1000 * compute:.0f} ms a step")
+    for name, size in sizes.items():
+        step, messages = _seconds(folder / name)
+        # What messages take beyond the computation was not hidden behind it.
+        hidden = min(1.0, max(0.0, 1 - (step - compute) / messages))
+        print(
+            f"messages of {size} MB: {1000 * step:.0f} ms a step, messages alone {1000 * messages:.0f} ms "
+            f"({100 * messages / step:.1f} %), of which {100 * hidden:.0f} % overlap with computation"
+        )
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if sys.argv[1:] == ["--messages"]:
+            _messages(folder)
+            return
         for run, workers in (("one", 1), ("two", 2)):
             _finish(_run(run, folder, workers, "all"))
-        one, two = (load_file(folder / run / "final_ema.safetensors") for run in ("one", "two"))
-        different = [key for key in one if not np.array_equal(one[key], two[key])]
-        if different:
-            raise SystemExit(f"same shard, different weights: {different[:5]} ({len(different)} of {len(one)})")
+        _same_weights(folder, "one", "two")
         print("2 workers with the same shard: weights and moving average are bit-identical to those of 1 worker")
+        _messages(folder)
         _finish(_run("shared", folder, 2, "own", "data.batch_size=16"))
         print(
             f"32 images a step: 1 worker {_speed(folder / 'one')}; 2 workers of 16 images {_speed(folder / 'shared')} "
