@@ -71,12 +71,24 @@ class Checkpoint:
         Raises:
             InputError: a float64 value is beyond the range of float32.
         """
+        return self.cast("float32")
+
+    def cast(self, dtype: str) -> dict[str, np.ndarray]:
+        """Return the arrays in another dtype (`float16` or `float32`), rounded to nearest even, contiguous and aligned.
+
+        Raises:
+            InputError: a value is beyond the range of the dtype, or a variance becomes 0.
+        """
         result = {}
         for name, array in self.arrays.items():
             with np.errstate(over="ignore"):
-                result[name] = np.require(array, np.float32, ["C", "A"])
-            if array.dtype == np.float64 and not _is_finite(result[name]):
-                raise InputError(f"{self.path}: {name} has a value beyond the range of float32. Check or rescale it.")
+                result[name] = np.require(array, dtype, ["C", "A"])
+            if array.dtype == dtype:
+                continue
+            if not _is_finite(result[name]):
+                raise InputError(f"{self.path}: {name} has a value beyond the range of {dtype}. Check or rescale it.")
+            if name.endswith("running_var") and np.any((result[name] == 0) & (array != 0)):
+                raise InputError(f"{self.path}: {name} has a value that is 0 in {dtype}. Keep its dtype.")
         return result
 
 

@@ -13,9 +13,10 @@ examples:
   neonext-convert epoch_286.pt neonext_t.ckpt --shifts 1,1,1,0
   neonext-convert training.pth weights.safetensors --ema
   neonext-convert distilled.pth.tar student.ckpt --key student
+  neonext-convert best.safetensors small.safetensors --dtype float16
 
 The suffix of OUT selects the format: .pt and .pth (PyTorch), .ckpt (MindSpore), .safetensors. The format of IN is
-detected from its content. Tensors keep their dtypes and bits, and nothing in IN is executed."""
+detected from its content. Without --dtype tensors keep their bits. Nothing in IN is executed."""
 
 
 def build_parser() -> Parser:
@@ -29,6 +30,7 @@ def build_parser() -> Parser:
     parser.add_argument("output", metavar="OUT", help="checkpoint to write")
     weights = parser.add_argument_group("weights")
     add_weights_options(weights.add_argument)
+    weights.add_argument("--dtype", choices=("float16", "float32"), help="dtype of all tensors (default: that of each)")
     recorded = parser.add_argument_group("metadata recorded in OUT")
     recorded.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
     recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON")
@@ -56,7 +58,8 @@ def _main(argv: Sequence[str] | None = None) -> None:
         metadata["activation"] = args.activation
     if args.labels:
         metadata["labels"] = read_labels(args.labels)
-    save_checkpoint(args.output, checkpoint.arrays, metadata, checkpoint.counters)
+    arrays = checkpoint.cast(args.dtype) if args.dtype else checkpoint.arrays
+    save_checkpoint(args.output, arrays, metadata, checkpoint.counters)
 
     name = " or ".join(candidates(architecture)) or None
     size = os.path.getsize(args.output)
@@ -72,7 +75,8 @@ def _main(argv: Sequence[str] | None = None) -> None:
                 "architecture": architecture.to_dict(),
                 "tensors": len(checkpoint.arrays),
                 "parameters": architecture.parameters(),
-                "dtypes": checkpoint.dtypes,
+                "input_dtypes": checkpoint.dtypes,
+                "dtypes": [args.dtype] if args.dtype else checkpoint.dtypes,
                 "recorded": sorted(metadata),
                 "notes": notes,
             }
@@ -82,7 +86,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     print(f"read     {args.input} ({checkpoint.format})")
     print(f"model    {name or 'not a registered one'}: {architecture.summary()}")
     print(f"tensors  {len(checkpoint.arrays)} of {', '.join(checkpoint.dtypes)}, {elements:,} numbers")
-    print(f"written  {args.output} ({written_as}, {size:,} bytes)")
+    print(f"written  {args.output} ({written_as}, {f'{args.dtype}, ' if args.dtype else ''}{size:,} bytes)")
     if metadata:
         print(f"recorded {', '.join(sorted(metadata))}")
     for text in notes:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from neonext_ms.checkpoint import pytorch
-from neonext_ms.checkpoint.checkpoint import load_checkpoint
+from neonext_ms.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from neonext_ms.commands.convert import main
 
 
@@ -49,6 +50,29 @@ def test_json_and_labels(tmp_path, digits, capsys):
     assert report["output_bytes"] == out.stat().st_size
     assert "the shifts are unknown" in report["notes"][0]
     assert load_checkpoint(out).metadata == {"labels": [f"digit {i}" for i in range(10)]}
+
+
+def test_float16(tmp_path, digits, capsys):
+    half = tmp_path / "half.safetensors"
+    assert main([digits, str(half), "--dtype", "float16", "--shifts", "1,1,0,0"]) == 0
+    assert "float16, " in capsys.readouterr().out and half.stat().st_size < 0.6 * Path(digits).stat().st_size
+    original, rounded = load_checkpoint(digits).float32(), load_checkpoint(half)
+    assert rounded.dtypes == ["float16"] and rounded.architecture.shifts == (1, 1, 0, 0)
+    for name, array in rounded.float32().items():
+        np.testing.assert_array_equal(array, original[name].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [("head.weight", 1e5, "beyond the range of float16"), ("stem.1.running_var", 1e-9, "that is 0 in float16")],
+)
+def test_values_that_float16_cannot_hold(tmp_path, digits, capsys, name, value, problem):
+    checkpoint = load_checkpoint(digits)
+    name = next(key for key in checkpoint.arrays if key.endswith(name.split(".", 1)[1]))
+    arrays = {**checkpoint.arrays, name: np.full_like(checkpoint.arrays[name], value)}
+    save_checkpoint(tmp_path / "x.safetensors", arrays)
+    error = error_of(capsys, 1, tmp_path / "x.safetensors", tmp_path / "half.pt", "--dtype", "float16")
+    assert name in error and problem in error and not (tmp_path / "half.pt").exists()
 
 
 def test_rejected_command_lines(tmp_path, digits, capsys):
