@@ -209,7 +209,7 @@ def neocell_weights(layer: Layer) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def neocell_bias(layer: Layer) -> np.ndarray | list[np.ndarray] | None:
-    """Return the bias of a NeoCell as `ops.reference.forward` takes it: by channel, by patch for each group, or None."""
+    """Return the bias of a NeoCell as `ops.reference.forward` takes it: by channel, by patch of each group, or None."""
     if "bias.0" in layer.arrays:
         return [layer.arrays[f"bias.{i}"] for i in range(len(layer.attributes["spec"].groups))]
     return layer.arrays.get("bias")

@@ -1,9 +1,9 @@
-"""Matrices of a NeoCell for another block size: learned weights read as a continuous function (future work of the paper).
+"""Matrices of a NeoCell for another block size: learned weights as a continuous function (future work of the paper).
 
 A row of a matrix says how the inputs of a block contribute to one output. Two readings of it as a function:
 
-`offset`  of the position of the output in its block, which stretches with the block, and of the distance of the input in
-          pixels, which does not. The identity stays the identity, a filter keeps its width. For the same images and
+`offset`  of the position of the output in its block, which stretches with the block, and of the distance of the input
+          in pixels, which does not. The identity stays the identity, a filter keeps its width. For the same images and
           other blocks.
 `scale`   of the positions of output and input, which both stretch: bilinear interpolation on the k x k grid. A filter
           becomes as much wider as the block, and the identity becomes a blur. For images whose resolution grows with

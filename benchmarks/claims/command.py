@@ -16,7 +16,8 @@ CLAIMS = {
     "memory": "a NeoCell needs no im2col, whose copies of the map are k^2 times as large (section 1)",
     "share": "NeoCells are a small part of the whole model",
     "convnext": "NeoNeXt is as fast as ConvNeXt of the same depths and widths",
-    "resample": "weights can be made continuous: matrices resampled to another size (future work, section 5)",
+    "resample": "weights can be made continuous: matrices resampled to another size (future work)",
+    "kernels": "block sizes and shifts matter, to different extents (future work)",
     "neoinit": "networks train better from NeoInit than from normal noise, with which most runs diverge (Table 3)",
 }
 
@@ -27,6 +28,7 @@ EXAMPLES = {
     "share": "--models neonext_t --batch 1",
     "convnext": "--sizes t --batch 1,8",
     "resample": "--checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --kernels '5+8;7+7' digits",
+    "kernels": "--config configs/ablate_neoinit.yaml --kernels 4,4+7 --seeds 2",
     "neoinit": "--config configs/ablate_neoinit.yaml --initialization neoinit,noise --seeds 3",
 }
 
