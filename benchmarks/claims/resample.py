@@ -53,16 +53,16 @@ def measure(args: argparse.Namespace) -> dict:
     preprocessing = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
     labels, classes = source.metadata.get("labels"), source.architecture.num_classes
     # All networks are built first, so that a size that does not fit is reported before the work begins.
-    networks = [("before", source.architecture.kernel_spec, source.arrays, source.architecture)]
+    networks = [("before", dict(source.arrays), source.architecture)]
     for spec in specs:
         for reading in readings:
-            arrays, architecture = resample_kernels(source.arrays, source.architecture, spec, reading)
-            networks.append((reading, architecture.kernel_spec, arrays, architecture))
+            networks.append((reading, *resample_kernels(source.arrays, source.architecture, spec, reading)))
     images = open_images(args.images, size, preprocessing, classes, labels, args.limit, validation=True)
     rows = []
-    for reading, spec, arrays, architecture in networks:
+    for reading, arrays, architecture in networks:
         correct = _correct(architecture, arrays, size, images)
-        rows.append({"reading": reading, "kernels": spec, "correct": correct, "top1": correct / len(images)})
+        kernels = architecture.kernel_spec
+        rows.append({"reading": reading, "kernels": kernels, "correct": correct, "top1": correct / len(images)})
     if args.output:
         from neonext_ms.checkpoint.checkpoint import save_checkpoint
 

@@ -20,7 +20,6 @@ from .network import Segmenter, SegmenterSource
 from .shapes import CLASSES, draw_batch
 
 WIDTH = 32
-_ENCODER = {"per_stage_layers": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "kernel_spec": "4+7", "shifts": (1, 1, 0, 0)}
 _RATE = 4e-3
 _CALL_DEPTH = 20000
 
@@ -28,7 +27,11 @@ _CALL_DEPTH = 20000
 def make_model(rng: np.random.RandomState) -> Segmenter:
     """Return a new network: NeoInit for the NeoCells, normal noise for the convolutions of the decoder."""
     np.random.seed(rng.randint(1 << 31))
-    model = Segmenter(make_architecture(len(CLASSES), linear_bias=True, **_ENCODER), WIDTH)
+    # The network of configs/digits.yaml.
+    architecture = make_architecture(
+        len(CLASSES), (1, 1, 2, 1), (16, 32, 64, 128), shifts=(1, 1, 0, 0), linear_bias=True, kernel_spec="4+7"
+    )
+    model = Segmenter(architecture, WIDTH)
     for parameter in model.get_parameters():
         if parameter.name.startswith("encoder."):
             continue
