@@ -47,11 +47,47 @@ if trainer.cards.first:
     print("RESULT", json.dumps(result))
 """
 
+# Steps without messages, with one, and with several, in turns, so that the load of the machine is that of all.
+TIMING = """
+import json, sys, time
+import numpy as np
+from neonext_ms import NeoNeXt
+from neonext_ms.training import distributed
+from neonext_ms.training.step import TrainStep
+cards, batch, rounds = distributed.start("CPU"), int(sys.argv[1]), 15
+steps = {}
+for name, world, size in (("none", 1, 25), ("one", cards.world, 4096), ("several", cards.world, 0.25)):
+    model = NeoNeXt(10, (1, 1, 2, 1), (16, 32, 64, 128), shifts=(1, 1, 0, 0), kernel_spec="4+7", linear_bias=True)
+    steps[name] = TrainStep(model, ema_decay=0.98, world=world, bucket_mb=size)
+images = np.random.RandomState(cards.rank).standard_normal((batch, 3, 64, 64)).astype(np.float32)
+targets = np.eye(10, dtype=np.float32)[np.arange(batch) % 10]
+seconds = {name: [] for name in steps}
+for _ in range(rounds + 1):
+    for name, step in steps.items():
+        cards.wait()
+        start = time.monotonic()
+        step([(images, targets)], 1e-3).wait()
+        seconds[name].append(time.monotonic() - start)
+rows, none = [], np.array(seconds["none"][1:])
+for name in ("one", "several"):
+    alone, step = cards.exchange_seconds(steps[name].messages, 15), np.array(seconds[name][1:])
+    hidden = float(np.clip(1 - np.median(step - none) / alone, 0, 1))
+    rows.append({"messages": len(steps[name].messages) - 1, "step": float(np.median(step)), "alone": alone,
+                 "none": float(np.median(none)), "hidden": hidden})
+if cards.first:
+    print("RESULT", json.dumps({"rows": rows}))
+"""
+
 
 def _run(name: str, folder: Path, workers: int, shard: str, *options: str) -> subprocess.Popen:
     script = folder / "worker.py"
     script.write_text(WORKER)
     command = [str(script), str(ROOT / "configs" / "digits.yaml"), str(folder / name), shard, *OPTIONS, *options]
+    return _start(command, workers, folder / f"{name}-logs")
+
+
+def _start(command: list[str], workers: int, logs: Path) -> subprocess.Popen:
+    """Start a script, under msrun if there is more than one worker."""
     if workers == 1:
         command = [sys.executable, *command]
     else:
@@ -60,7 +96,7 @@ def _run(name: str, folder: Path, workers: int, shard: str, *options: str) -> su
             port = listener.getsockname()[1]
         command = [
             sys.executable, "-m", MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}",
-            f"--master_port={port}", f"--log_dir={folder / name}-logs", "--join=True", *command,
+            f"--master_port={port}", f"--log_dir={logs}", "--join=True", *command,
         ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.Popen(
@@ -83,15 +119,6 @@ def _speed(folder: Path) -> str:
     return f"{speed:.0f} images/s" + (f", {100 * share:.1f} % communication" if share else "")
 
 
-def _seconds(folder: Path) -> tuple[float, float]:
-    """Return the seconds of a step and of its messages alone, medians over the epochs."""
-    with open(folder / "epochs.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    speed, share = (float(np.median([float(row[key] or 0) for row in rows])) for key in ("images_per_second", _SHARE))
-    images = json.loads((folder / "run.json").read_text())["starts"][0]["cards"] * _BATCH
-    return images / speed, share * images / speed
-
-
 def _same_weights(folder: Path, *runs: str) -> None:
     first, *others = (load_file(folder / run / "final_ema.safetensors") for run in runs)
     for run, weights in zip(runs[1:], others, strict=True):
@@ -101,25 +128,20 @@ def _same_weights(folder: Path, *runs: str) -> None:
 
 
 def _messages(folder: Path) -> None:
-    """Train with messages of several sizes, and without any: two runs at once that do not know of each other."""
-    batch = [f"data.batch_size={_BATCH}", "schedule.epochs=1"]
-    alone = [_run(f"alone-{i}", folder, 1, "own", *batch) for i in range(2)]
-    for process in alone:
-        _finish(process)
-    compute = float(np.mean([_seconds(folder / f"alone-{i}")[0] for i in range(2)]))
-    sizes = {"single": "4096", "quarters": "0.25", "quarters-again": "0.25"}
+    """Compare the weights after trainings with messages of several sizes, and print what the messages take."""
+    sizes = {"single": 4096, "quarters": 0.25, "quarters-again": 0.25}
     for name, size in sizes.items():
-        _finish(_run(name, folder, 2, "own", *batch, f"parallel.bucket_mb={size}"))
+        options = [f"data.batch_size={_BATCH}", "schedule.epochs=1", f"parallel.bucket_mb={size}"]
+        _finish(_run(name, folder, 2, "own", *options))
     _same_weights(folder, *sizes)
     print("2 workers: same weights, bit for bit, with messages of any size, and in a second run")
-    print(f"2 processes without messages: {1000 * compute:.0f} ms a step")
-    for name, size in sizes.items():
-        step, messages = _seconds(folder / name)
-        # What messages take beyond the computation was not hidden behind it.
-        hidden = min(1.0, max(0.0, 1 - (step - compute) / messages))
+    script = folder / "timing.py"
+    script.write_text(TIMING)
+    for row in _finish(_start([str(script), str(_BATCH)], 2, folder / "timing-logs"))["rows"]:
         print(
-            f"messages of {size} MB: {1000 * step:.0f} ms a step, messages alone {1000 * messages:.0f} ms "
-            f"({100 * messages / step:.1f} %), of which {100 * hidden:.0f} % overlap with computation"
+            f"{row['messages']} messages: {1000 * row['step']:.0f} ms a step, {1000 * row['none']:.0f} ms without "
+            f"messages; messages alone {1000 * row['alone']:.0f} ms ({100 * row['alone'] / row['step']:.1f} % of the "
+            f"step), of which {100 * row['hidden']:.0f} % overlap with computation"
         )
 
 

@@ -158,8 +158,12 @@ class TrainStep:
             self._wait()
             ops.assign(self.share, Tensor(np.float32(share)))
         finish = operators.Finish(graphs=len(batches))
-        results = [self._accumulate(*self._inputs(batch)) for batch in batches[:-1]]
-        results.append(self._step(*self._inputs(batches[-1]), Tensor(np.float32(rate))))
+        try:
+            results = [self._accumulate(*self._inputs(batch)) for batch in batches[:-1]]
+            results.append(self._step(*self._inputs(batches[-1]), Tensor(np.float32(rate))))
+        except BaseException:
+            finish.give_up()
+            raise
         self._running = StepResult(results, finish)
         return self._running
 
@@ -420,7 +424,11 @@ def result_of(graph, *inputs) -> np.ndarray:
     `asnumpy` waits in a busy loop, which takes a core from the kernels. `Finish` sleeps until the graph is done.
     """
     finish = operators.Finish()
-    result = graph(*inputs)
+    try:
+        result = graph(*inputs)
+    except BaseException:
+        finish.give_up()
+        raise
     finish.wait()
     return result.asnumpy()
 
@@ -477,4 +485,4 @@ def _recompute_blocks(model: NeoNeXt) -> None:
     for _, cell in model.cells_and_names():
         if isinstance(cell, NeoBottleneck):
             for part in (cell.ops.content.fc_1, cell.ops.content.act):
-                part.recompute()
+                part.recompute(output_recompute=True)

@@ -284,9 +284,13 @@ class Finish:
         end = time.monotonic() + self._LONGEST_SECONDS
         while not self._library.finished_wait(self._target, self._SLICE_MS):
             if time.monotonic() > end:
-                # It has failed, so it is not counted any more.
-                Finish._expected = self._library.finished_count()
+                self.give_up()
                 return
+
+    @staticmethod
+    def give_up() -> None:
+        """Stop counting on graphs that were called: one has failed, and will not finish."""
+        Finish._expected = 0
 
 
 @lru_cache(maxsize=1)

@@ -56,10 +56,14 @@ def test_trajectory_without_compilation():
     _follow("adamw", jit=False)
 
 
-def _follow(case, jit):
+def test_recomputation_changes_nothing():
+    _follow("adamw", jit=True, recompute=True)
+
+
+def _follow(case, jit, recompute=False):
     options = CASES[case]
     optimizer = OptimizerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options["optimizer"].items()})
-    step = TrainStep(_golden_model(), optimizer, options["ema"], jit=jit)
+    step = TrainStep(_golden_model(), optimizer, options["ema"], jit=jit, recompute=recompute)
     rng = np.random.RandomState(SEED)
     for i in range(STEPS):
         batches = []
