@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_neoinit import CONFIG
 
 from conftest import DATA
 from neonext_ms import load_checkpoint
 from neonext_ms.benchmarks.claims import command
+
+CONFIG = """\
+model: {dims: [4, 4, 4, 4], per_stage_layers: [1, 1, 1, 1], shifts: [1, 1, 0, 0], image_size: 32}
+data: {dataset: digits, batch_size: 479, val_batch_size: 360, workers: 1}
+augmentation: {crop: none, flip: 0, randaugment_ops: 0, erasing: 0, mixup: 0, cutmix: 0}
+optimizer: {lr: 1e-2, lr_rule: none}
+schedule: {epochs: 1, warmup_epochs: 0}
+ema: {decay: 0}
+run: {jit: false, log_every: 1}
+"""
 
 
 def test_kernels_and_shifts_are_compared_and_resume(tmp_path, capsys):
