@@ -331,8 +331,8 @@ def _check(args: argparse.Namespace) -> None:
         print(result)
     if result.refused:
         raise InputError(
-            f"{result.path}: ATC's parser would refuse {plural(len(result.refused), 'node')} of it. Change them as the "
-            "findings say, and check the file again."
+            f"{result.path}: ATC's parser would refuse it ({plural(len(result.refused), 'finding')}). Change what the "
+            "findings name, and check the file again."
         )
 
 

@@ -44,7 +44,14 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.models.architecture import BATCH_NORM_EPS, LAYER_NORM_EPS, STAGES, STEM_STRIDE, Architecture
+from neonext_ms.models.architecture import (
+    BATCH_NORM_EPS,
+    LAYER_NORM_EPS,
+    STAGE_OUTPUTS,
+    STAGES,
+    STEM_STRIDE,
+    Architecture,
+)
 from neonext_ms.ops.spec import NeoCellSpec
 
 INPUT = "input"
@@ -329,7 +336,7 @@ def original_graph(
             b.downsample(f"downsample_{stage + 1}", a.downsample_spec(stage), a.downsample, a.activation)
     if features_only:
         graph = DeployGraph(tuple(b.layers), image_size, tuple(stages))
-        return graph.renamed({value: f"stage_{stage + 1}" for stage, value in enumerate(stages)})
+        return graph.renamed(dict(zip(stages, STAGE_OUTPUTS, strict=True)))
     b.add("global_mean", "head.pool")
     b.add("layer_norm", "head.ln", ("weight", "bias"), eps=LAYER_NORM_EPS)
     b.add("linear", "head.fc", ("weight", "bias"), output=LOGITS)

@@ -45,9 +45,8 @@ from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
 from .targets import Target
-from .tolerances import INT8, tolerance
+from .tolerances import INT8, NOISE_SAMPLES, tolerance
 
-NOISE_SAMPLES = 4
 Size = tuple[int, int]
 
 
@@ -163,7 +162,7 @@ def _check_gelu(source: Source, request: Request) -> None:
     """Reject a form of GELU for a network that has none, which would be ignored without a word."""
     activation = source.architecture.activation
     if request.gelu != "auto" and activation != GELU:
-        raise UsageError(f"gelu {request.gelu}: the activation of this network is {activation}. Leave out --gelu.")
+        raise UsageError(f"--gelu {request.gelu}: the activation of this network is {activation}. Leave out --gelu.")
 
 
 class _Steps:
@@ -223,9 +222,14 @@ class _SizedNetwork:
             from . import mindir
 
             return mindir.write(graph, path, batch, format)
-        if self.request.om and target.name == "om":
+        if target.name == "om" or format.for_cann_only:
             skeleton = emitter.skeleton(graph, batch, format)
-            self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype)
+            self.notes += om.check_graph(skeleton, path.name, self.request.om.keep_dtype if self.request.om else ())
+        if target.name == "onnx" and format.for_cann_only:
+            self.notes.append(
+                f"{path.name}: only CANN knows its {' and '.join(format.cann_nodes)} nodes, so ATC can load it and "
+                "onnxruntime cannot; it was verified with each of them expanded"
+            )
         metadata = {**metadata, "image_size": list(self.size), "batch": batch}
         if self.quantization:
             scales = self.quantization.scales

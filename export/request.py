@@ -10,6 +10,7 @@ from neonext_ms.common.errors import UsageError
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import soc
 
+from .om.onnx_plugins import LAST_OPSET
 from .om.options import NPU_GELU_FAMILIES, VIAS, OmOptions
 from .onnx.format import BFLOAT16_OPSET, CANN, DEFAULT_OPSET, LITE, QDQ_OPSET, Format
 from .quantize.options import QuantizeOptions
@@ -78,17 +79,17 @@ class Request:
         if self.om is not None and not om:
             raise UsageError("--soc and its options: only valid with --target om. Add om to --target.")
         if self.om is not None and self.om.via not in VIAS:
-            raise UsageError(f"via {self.om.via!r}: expected {' or '.join(VIAS)}")
+            raise UsageError(f"--via {self.om.via!r}: expected {' or '.join(VIAS)}")
         if self.om is not None and self.om.via == "lite":
             _check_lite(self.neocell, "float32")
         if self.gelu == "npu":
             self._check_npu_gelu()
         if len(self.batch) > 1 and not om:
-            raise UsageError("several batch sizes need the target om. Pass one size, or leave the batch dynamic.")
+            raise UsageError("--batch: several sizes need the target om. Pass one size, or leave the batch dynamic.")
         if self.tolerance is not None:
             check_tolerance(self.tolerance)
         if self.quantize is not None and self.quantize.max_drop is not None and self.features_only:
-            raise UsageError("a largest drop needs logits, which a file with features only does not have. Drop one.")
+            raise UsageError("--max-drop needs logits, which a file with features only does not have. Drop one.")
         if self.quantize is not None and self.om is not None and self.om.via == "lite":
             raise UsageError("--quantize: the converter of MindSpore Lite does not know AscendQuant. Use --via atc.")
         for target in chosen:
@@ -99,18 +100,18 @@ class Request:
                 if self.quantize is not None and (target.name, option) == ("om", "dtype"):
                     continue
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
-                    name = "half_io" if option == "float32_io" else option
-                    raise UsageError(f"{name} cannot be chosen for the target {target.name}. Leave it out.")
+                    name = "half-io" if option == "float32_io" else option
+                    raise UsageError(f"--{name} cannot be chosen for the target {target.name}. Leave it out.")
 
     def _check_npu_gelu(self) -> None:
         """Raise a `UsageError` unless CANN reads all files, on a device that has the operator."""
         others = [t.name for t in self.chosen if t.name not in ("onnx", "om") and "gelu" not in t.fixed]
         if others:
-            raise UsageError(f"gelu npu is a node for ATC only. Leave {others[0]} out of --target, or --gelu out.")
+            raise UsageError(f"--gelu npu is a node for ATC only. Leave {others[0]} out of --target, or --gelu out.")
         if self.om is not None and self.om.via != "atc":
-            raise UsageError("gelu npu is a node for ATC only. Use --via atc, or leave --gelu out.")
+            raise UsageError("--gelu npu is a node for ATC only. Use --via atc, or leave --gelu out.")
         if self.om is not None and soc(self.om.soc).family not in NPU_GELU_FAMILIES:
-            raise UsageError(f"{self.om.soc} does not have the operator of --gelu npu. Leave --gelu out.")
+            raise UsageError(f"--gelu npu: {self.om.soc} does not have the operator. Leave --gelu out.")
 
     def format(self, target: Target) -> Format:
         """Return the format that a target is written in; options that it fixes keep their defaults.
@@ -129,7 +130,10 @@ class Request:
         if target.name == "om":
             gelu = CANN.gelu if gelu == "auto" else gelu
             opset = CANN.opset if opset is None else opset
+            _check_cann_opset(opset, "the target om")
             return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype, float32_io=self.float32_io)
+        if target.name == "mindir":
+            _check_mindir(neocell, dtype)
         if target.name == "lite":
             _check_lite(neocell, dtype)
             return LITE.with_(opset=LITE.opset if opset is None else opset, gelu=gelu, neocell=neocell, dtype=dtype)
@@ -137,7 +141,10 @@ class Request:
             # A custom node is for CANN, whose parsers end before the default.
             opset = CANN.opset if neocell == "custom" or gelu == "npu" else DEFAULT_OPSET
             opset = BFLOAT16_OPSET if dtype == "bfloat16" else opset
-        return Format(opset, gelu, neocell, dtype, self.float32_io)
+        format = Format(opset, gelu, neocell, dtype, self.float32_io)
+        if format.for_cann_only:
+            _check_cann_opset(opset, f"a file with {format.cann_nodes[0]} nodes")
+        return format
 
     def batch_of(self, target: Target) -> int | None:
         """Return the batch size of a target's file, or None for a dynamic one."""
@@ -174,12 +181,32 @@ def _check_int8(target: Target, format: Format) -> None:
             "Leave out --dtype, or export the target om by itself."
         )
     if format.opset < QDQ_OPSET:
-        raise UsageError(f"--quantize: ONNX opset {format.opset} has no scales for channels. Use {QDQ_OPSET} or later.")
+        raise UsageError(f"--quantize: opset {format.opset} has no scales for channels. Use {QDQ_OPSET} or later.")
     if format.for_cann_only or format.neocell != "matmul":
-        option = f"neocell {format.neocell}" if format.neocell != "matmul" else f"gelu {format.gelu}"
+        option = f"--neocell {format.neocell}" if format.neocell != "matmul" else f"--gelu {format.gelu}"
         raise UsageError(
             f"--quantize: {option} is for CANN, which does not take the 8-bit form of the target onnx. Use --target om "
-            f"by itself, or leave out --{option.split()[0]}."
+            f"by itself, or leave out {option.split()[0]}."
+        )
+
+
+def _check_cann_opset(opset: int, what: str) -> None:
+    """Raise a `UsageError` for an opset at which CANN's parser takes no operator of a network."""
+    if opset > LAST_OPSET:
+        raise UsageError(
+            f"--opset {opset}: CANN's parser takes no operator above opset {LAST_OPSET}, and {what} is for it. Use "
+            f"{CANN.opset}, or leave --opset out."
+        )
+
+
+def _check_mindir(neocell: str, dtype: str) -> None:
+    """Raise a `UsageError` for what MindIR has not, or MindSpore on a CPU cannot verify."""
+    if neocell == "custom":
+        raise UsageError("--neocell custom: MindIR has no NeoCell operator. Use matmul or padded, or the target onnx.")
+    if dtype == "bfloat16":
+        raise UsageError(
+            "--dtype bfloat16: MindSpore cannot run it on a CPU, so a MindIR file could not be verified. Use float32 "
+            "or float16, or the target onnx."
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from neonext_ms.common.cli import MAX_TOLERANCE
 from neonext_ms.common.errors import InputError, UsageError
 
+# Noise images that files are compared on.
+NOISE_SAMPLES = 4
 # Relative L2 of the logits by the dtype of a file; docs/export.md lists measured values.
 #   float32   measured deviations are around 1e-6, and a wrong epsilon already makes 4e-5.
 #   halves    a value is off by up to 2^-11 (float16) or 2^-8 (bfloat16) of itself, and about a hundred roundings lie

@@ -64,15 +64,14 @@ def compiled(given: dict[str, str], fault: str) -> bytes:
     from neonext_ms.export.onnx.runnable import expand_custom
 
     model = onnx.load(given["model"])
-    name, _, shape = given["input_shape"].rpartition(":")
-    dims = [int(side) for side in shape.split(",")]
-    batches = [int(part) for part in given.get("dynamic_batch_size", "").split(",") if part]
+    inputs, batches = om_stand_in.inputs_of(given)
+    batch = inputs[0][2][0]
     nodes = [{"name": n.name, "type": n.op_type, "output": n.output[0]} for n in model.graph.node]
     if any(is_neocell(node) for node in model.graph.node):
         if not os.environ.get("ASCEND_CUSTOM_OPP_PATH"):
             fail("E13010", "No operator plugin is registered for Op: NeoCell, optype: ai.onnx::13::NeoCell.")
         for value in (model.graph.input[0], model.graph.output[0]):
-            value.type.tensor_type.shape.dim[0].dim_value = max(batches or dims[:1])
+            value.type.tensor_type.shape.dim[0].dim_value = max(batches or [batch])
         model = expand_custom(model)
     if fault.startswith("wrong:"):
         model = spoil(model, fault.removeprefix("wrong:"))
@@ -82,15 +81,10 @@ def compiled(given: dict[str, str], fault: str) -> bytes:
     outputs = []
     for value in model.graph.output:
         sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
-        outputs.append((value.name, "float32", [dims[0], *sides[1:]]))
-    inputs = [(name, "float32", dims)]
-    if aipp:
-        fields = dict(line.split(": ") for line in map(str.strip, aipp.splitlines()) if ": " in line)
-        sides = int(fields["src_image_size_h"]), int(fields["src_image_size_w"])
-        inputs = [(name, "uint8", [dims[0], *sides, 3])]
+        outputs.append((value.name, "float32", [batch, *sides[1:]]))
     note = {
         "argv": sys.argv[1:],
-        "inputs": inputs,
+        "inputs": inputs[:1],
         "outputs": outputs,
         "batches": batches,
         "aipp": aipp,

@@ -13,6 +13,7 @@ MODEL_DEF, WEIGHTS, TASKS, KERNELS, INOUT = 0, 1, 2, 3, 8
 DTYPES = {"float32": (0, 1), "float16": (1, 2), "int32": (3, 7), "uint8": (4, 4)}
 IMAGES = ("input", "float32", (1, 3, 8, 8))
 LOGITS = ("logits", "float32", (1, 2))
+BATCH_INPUT = "ascend_mbatch_shape_data"
 
 
 def _varint(value: int) -> bytes:
@@ -40,7 +41,7 @@ def _descriptor(dtype: str, shape) -> bytes:
     return field(2, DTYPES[dtype][1]) + field(3, field(1, b"".join(map(_varint, shape)))) + field(4, "NCHW")
 
 
-def model_def(name="net", soc="Ascend310P3", inputs=(IMAGES,), outputs=(LOGITS,)) -> bytes:
+def model_def(name="net", soc="Ascend310P3", inputs=(IMAGES,), outputs=(LOGITS,), batches=()) -> bytes:
     """Return a message ModelDef with one graph of Data, NetOutput and what lies between."""
     ops = b""
     # Backwards, so that a reader has to look at their index.
@@ -48,6 +49,11 @@ def model_def(name="net", soc="Ascend310P3", inputs=(IMAGES,), outputs=(LOGITS,)
         op = field(1, tensor) + field(2, "Data") + attribute(10, "index", field(3, index))
         ops += field(6, op + field(33, _descriptor(dtype, shape)) + field(34, _descriptor(dtype, shape)))
     ops += field(6, field(1, "fc") + field(2, "MatMulV2"))
+    if batches:
+        case = field(1, "case") + field(2, "Case") + attribute(10, "mbatch_dynamic_type", field(3, 1))
+        for index, size in enumerate(batches):
+            case += attribute(10, f"_pred_value_{index}", field(1, field(3, _varint(size)) + field(20, 2)))
+        ops += field(6, case)
     end = field(1, "Node_Output") + field(2, "NetOutput")
     for tensor, dtype, shape in outputs:
         end += field(24, tensor) + field(33, _descriptor(dtype, shape))
@@ -106,6 +112,26 @@ def small_om(soc="Ascend310P3", note=b"", inputs=(IMAGES,), outputs=(LOGITS,), b
     """Return a valid OM file for a device; `note` goes where the tasks are and is not looked at."""
     parts = [(INOUT, inout_info(inputs, outputs, batches)), (MODEL_DEF, model_def("net", soc, inputs, outputs))]
     return om_bytes([[*parts, (WEIGHTS, bytes(64)), (TASKS, note or b"task"), (KERNELS, b"kernels")]])
+
+
+def inputs_of(given: dict[str, str]) -> tuple[list, list[int]]:
+    """Return the inputs and batch sizes of the model that ATC compiles with these arguments."""
+    name, _, shape = given["input_shape"].rpartition(":")
+    dims = [int(side) for side in shape.split(",")]
+    batches = [int(part) for part in given.get("dynamic_batch_size", "").split(",") if part]
+    inputs = [(name, "float32", dims)]
+    if "insert_op_conf" in given:
+        lines = map(str.strip, Path(given["insert_op_conf"]).read_text().splitlines())
+        fields = dict(line.split(": ") for line in lines if ": " in line)
+        sides = int(fields["src_image_size_h"]), int(fields["src_image_size_w"])
+        inputs = [(name, "uint8", [dims[0], *sides, 3])]
+    return inputs + ([(BATCH_INPUT, "int32", (1,))] if batches else []), batches
+
+
+def compiled(given: dict[str, str], note=b"") -> bytes:
+    """Return the OM file that ATC writes with these arguments; see `small_om`."""
+    inputs, batches = inputs_of(given)
+    return small_om(given["soc_version"], note, inputs, batches=batches)
 
 
 def partition(content: bytes, wanted: int) -> bytes:

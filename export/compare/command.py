@@ -27,7 +27,7 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import format_size, plural, printable
 
-from ..tolerances import DEFAULTS
+from ..tolerances import DEFAULTS, NOISE_SAMPLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,8 +66,8 @@ def build_parser() -> Parser:
     images = parser.add_argument_group("images (default: noise)")
     images.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="image files, preprocessed as usual")
     images.add_argument("--inputs", metavar="FILE.npy", help="preprocessed images, float32 (N, 3, H, W)")
-    images.add_argument("--samples", type=batch_size, default=4, metavar="N", help="noise images (default 4)")
-    images.add_argument("--seed", type=random_seed, default=0, metavar="N", help="random seed of the noise (default 0)")
+    images.add_argument("--samples", type=batch_size, metavar="N", help=f"noise images (default {NOISE_SAMPLES})")
+    images.add_argument("--seed", type=random_seed, metavar="N", help="random seed of the noise (default 0)")
     model = parser.add_argument_group("what a file does not record")
     model.add_argument("--shifts", type=parse_shifts, help="NeoCell shifts of a checkpoint's four stages: 1,1,1,0")
     model.add_argument("--image-size", type=parse_size, metavar="SIZE", help="224 or 256x320 (height x width)")
@@ -193,8 +193,11 @@ def _images(args: argparse.Namespace, sides: list[Activations]) -> tuple[np.ndar
         images = read_inputs(recorded_inputs, size)
         description = f"{plural(len(images), 'image')} of {recorded_inputs}"
     else:
-        images = noise(args.samples, size, args.seed)
-        description = f"{plural(args.samples, 'noise image')} (seed {args.seed})"
+        count, seed = args.samples or NOISE_SAMPLES, args.seed or 0
+        return noise(count, size, seed), f"{plural(count, 'noise image')} (seed {seed}), {format_size(size)}"
+    for option in ("samples", "seed"):
+        if (value := getattr(args, option)) is not None:
+            note(f"note: --{option} {value} is for noise and not used; the images are {description}")
     return images, f"{description}, {format_size(size)}"
 
 

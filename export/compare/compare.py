@@ -81,6 +81,12 @@ class Comparison:
         """The result in one line."""
         worst = max(self.outputs, key=lambda output: output.relative_l2)
         numbers = f"{worst.name} relative L2 {worst.relative_l2:.1e} (tolerance {self.tolerance:.1e})"
+        if len(self.outputs) > 1:
+            beyond = [output.name for output in self.outputs if output.relative_l2 > self.tolerance]
+            which = f"{len(beyond)} of {len(self.outputs)}, {', '.join(beyond)}"
+            if not beyond:
+                which = f"all {len(self.outputs)}" if self.agrees else f"none of {len(self.outputs)} by relative L2"
+            numbers = f"{which}; most in {numbers}"
         if self.top1_agree is not None:
             numbers += f", top-1 {self.top1_agree}/{worst.samples}"
         if self.agrees:

@@ -45,10 +45,10 @@ class Atc:
         """Raise a `UsageError` for options that ATC rejects or ignores."""
         options = job.options
         if options.keep_dtype and options.precision_mode == "origin":
-            raise UsageError("keep_dtype has no effect with precision mode origin, which keeps every dtype. Drop one.")
+            raise UsageError("--keep-dtype has no effect with --precision origin, which keeps every dtype. Drop one.")
         for name in options.keep_dtype:
             if not name.strip() or "\n" in name or re.match(r"OpType::(?![A-Z][A-Za-z0-9]*$)", name):
-                raise UsageError(f"keep_dtype {name!r}: expected a node name, or OpType::Name such as OpType::Relu")
+                raise UsageError(f"--keep-dtype {name!r}: expected a node name, or OpType::Name such as OpType::Relu")
         reserved = {_option(part) for part in self._arguments(job)} | set(_CONFLICTING)
         for part in options.extra:
             if not re.match(r"--[A-Za-z][\w-]*=.", part):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from neonext_ms.common.external_tools import quoted
 from neonext_ms.common.files import explained
+from neonext_ms.runtime.om_file import SUFFIX
 
-from .cann_log import CODES, INTERNAL, PLUGIN_ADVICE, PLUGIN_CODES, TEXTS, UNKNOWN, Advice
+from . import contents
+from .cann_log import CODES, GELUS, INTERNAL, PLUGIN_ADVICE, PLUGIN_CODES, TEXTS, UNKNOWN, Advice
 from .job import Job
 from .onnx_plugins import OWN, parsers
 
@@ -41,6 +43,7 @@ def write_script(path: Path, jobs: Sequence[Job]) -> None:
         "PLUGIN_CODES": "|".join(PLUGIN_CODES),
         "OPSETS": _opset_cases(),
         "OWN": "|".join(OWN.operators),
+        "GELUS": "|".join(GELUS),
         "PLUGIN_ADVICE": _cases(PLUGIN_ADVICE),
         "TEXTS": " ".join(f"-e {shlex.quote(pattern)}" for pattern, _ in texts),
         "TEXT_ADVICE": "\n".join(
@@ -82,6 +85,11 @@ def _calls(job: Job) -> str:
     lines += [
         f'printf %s {shlex.quote(text)} > "$work"/{shlex.quote(name)}' for name, text in invocation.configs.items()
     ]
+    if job.output.endswith(SUFFIX):
+        lines += ["expected() {"]
+        for partition, key, alternatives, problem in contents.traces(job):
+            lines.append("    " + quoted(["holds", partition, key, " ".join(alternatives), problem]))
+        lines += ["}"]
     return "\n".join([*lines, quoted(["build", *invocation.command[1:]])]) + "\n"
 
 
@@ -141,8 +149,12 @@ plugin_advice() {
     case $1::$3 in
 @OPSETS@
     esac
+    case $3 in
+    @GELUS@) opsets=gelu ;;
+    esac
     case $opsets in
     '') set -- unknown ;;
+    gelu) set -- gelu ;;
     *" $2 "*)
         case $3 in
         @OWN@) set -- own ;;
@@ -229,15 +241,57 @@ failed() {
     exit "$status"
 }
 
-# An OM file starts with IMOD, and has its length without the header at byte 184, in old files at byte 76.
+# Prints a number of the file that was made: its offset and bytes.
+number() { od -A n -t "u$2" -j "$1" -N "$2" -- "$made" | tr -d ' '; }
+
+# Sets offset and size to those of a partition of the first model, by its number; fails if the file has none.
+partition() {
+    i=0
+    while [ "$i" -lt "$count" ]; do
+        entry=$((table + i * 3 * wide))
+        if [ "$(number "$entry" 4)" = "$1" ]; then
+            offset=$((table + count * 3 * wide + $(number $((entry + wide)) "$wide")))
+            size=$(number $((entry + 2 * wide)) "$wide")
+            return 0
+        fi
+        i=$((i + 1))
+    done
+    return 1
+}
+
+# Checks that a partition with the bytes $2 has one of the bytes $3, too, or else says $4.
+holds() {
+    partition "$1" || return 0
+    od -A n -v -t x1 -j "$offset" -N "$size" -- "$made" | tr -d ' \n' >"$work/bytes"
+    [ -z "$2" ] || grep -qF -e "$2" "$work/bytes" || return 0
+    for bytes in $3; do
+        if grep -qF -e "$bytes" "$work/bytes"; then return 0; fi
+    done
+    failed "$wrong $4"
+}
+
+# An OM file starts with IMOD, and has its length without the header at byte 184; in old files, whose tables are
+# narrower, at byte 76. Byte 80 says whether it is encrypted, and partition 0 describes the model.
 check() {
     [ "@SUFFIX@" = .om ] || return 0
-    broken="@TOOL@ reported success, but the $stem@SUFFIX@ that it wrote is broken:"
-    [ "$(head -c 4 -- "$1")" = IMOD ] || failed "$broken it is not an OM file"
-    length=$(od -A n -t u8 -j 184 -N 8 -- "$1" | tr -d ' ')
-    [ "${length:-0}" != 0 ] || length=$(od -A n -t u4 -j 76 -N 4 -- "$1" | tr -d ' ')
-    size=$(wc -c <"$1")
-    [ "$((size - 256))" = "$length" ] || failed "$broken it has $size bytes, $((length + 256)) by its header"
+    wrong="@TOOL@ reported success, but the $stem@SUFFIX@ that it wrote is not what was asked for:"
+    [ "$(head -c 4 -- "$made")" = IMOD ] || failed "$wrong it is not an OM file"
+    length=$(number 184 8)
+    wide=8
+    if [ "${length:-0}" = 0 ]; then
+        length=$(number 76 4)
+        wide=4
+    fi
+    bytes=$(($(wc -c <"$made")))
+    length=${length:-0}
+    [ "$((bytes - 256))" = "$length" ] || failed "$wrong it has $bytes bytes, $((length + 256)) by its header"
+    [ "$(number 80 1)" = 0 ] || failed "$wrong it is encrypted"
+    count=$(number 256 4)
+    count=${count:-0}
+    table=$((256 + wide))
+    [ "$count" -le 4096 ] || failed "$wrong it has $count partitions"
+    partition 0 && [ "$size" != 0 ] || failed "$wrong it has no MODEL_DEF"
+    expected
 }
 
 build() {
@@ -254,7 +308,7 @@ build() {
     done
     [ -n "$made" ] || failed "@TOOL@ reported success, but wrote no $stem@SUFFIX@"
     [ -s "$made" ] || failed "@TOOL@ reported success, but the $stem@SUFFIX@ that it wrote is empty"
-    check "$made"
+    check
     suffix=${made#"$work/$name"}
     mv -f -- "$made" "$here/.$stem$suffix.part"
     mv -f -- "$here/.$stem$suffix.part" "$here/$stem$suffix"

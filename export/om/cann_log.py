@@ -144,6 +144,8 @@ UNKNOWN = Advice("an error that this package does not know", "look the code up i
 # Codes of an operator that has no plugin, whose line names it as `<domain>::<opset>::<operator>`.
 PLUGIN_CODES = ("E13010", "E16002", "E19010", "EZ9010")
 OPERATOR_PATTERN = r"([A-Za-z0-9_.]+)::([0-9]{1,9})::([A-Za-z0-9_]+)"
+# Operators that are GELU. The parser asks for plugins node by node, so it has found those of the nodes before.
+GELUS = ("Gelu", "NPUGeluV2")
 # What such a line means, by what `onnx_plugins` says of the operator.
 PLUGIN_ADVICE = {
     "own": Advice("CANN did not load the plugin of NeoCell", _PACKAGE, broken_toolchain=True),
@@ -155,6 +157,10 @@ PLUGIN_ADVICE = {
     ),
     "later": Advice("CANN's plugins end before this opset", "export with a lower one: `--opset 13`"),
     "earlier": Advice("CANN's plugin for this operator starts at a later opset", "export with `--opset 17`"),
+    "gelu": Advice(
+        "this release of CANN has no plugin for GELU as one node",
+        "export for --target om without `--gelu`, or with `--gelu erf` or `--gelu tanh`: chains of ordinary operators",
+    ),
     "unknown": Advice(
         "CANN has no plugin for this operator at any opset",
         "write it with other operators; `neonext-export --check FILE.onnx` lists all such nodes",
@@ -216,6 +222,8 @@ _CODE = re.compile(r"(?<![\w./=-])(E[0-9A-Z]\d{4})(?=[:)\]\s]|$)")
 def plugin_case(domain: str, opset: int, operator: str) -> str:
     """Return the key of PLUGIN_ADVICE for an operator that the parser found no plugin for."""
     opsets = parsers().get((domain, operator), ())
+    if operator in GELUS:
+        return "gelu"
     if not opsets:
         return "unknown"
     if opset not in opsets:
@@ -294,6 +302,7 @@ def table() -> str:
         "in `export/om/onnx_plugins.csv` at this opset": "known",
         "there at lower opsets only": "later",
         "there at higher opsets only": "earlier",
+        f"{' or '.join(GELUS)} of any domain and opset": "gelu",
         "not there": "unknown",
     }
     cases = [

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neonext_ms.common.text import plural, printable, visible
-from neonext_ms.runtime.onnx import read_onnx, sound
+from neonext_ms.runtime.onnx import DATA_FIELDS, raw_bytes, read_onnx, sound
 
 from .onnx_plugins import COMMITS, domain_of, ranges
-from .parser_support import Finding, check, opset_support
+from .parser_support import Finding, check, graphs, of_model, opset_support
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class FileCheck(NamedTuple):
@@ -75,7 +80,54 @@ def check_file(path: str | os.PathLike) -> FileCheck:
     model = read_onnx(path)
     with sound(os.fspath(path)):
         imports = {domain_of(entry.domain): entry.version for entry in model.opset_import}
-        return FileCheck(os.fspath(path), imports, len(model.graph.node), check(model), opset_support(model))
+        findings = [*_weights(model, Path(path).parent), *check(model)]
+        return FileCheck(os.fspath(path), imports, len(model.graph.node), findings, opset_support(model))
+
+
+def _weights(model: onnx.ModelProto, folder: Path) -> Iterator[Finding]:
+    """Yield what is missing of the weights of a model, one finding for each file."""
+    from onnx import TensorProto
+
+    ends: dict[str, list[int]] = {}
+    empty: list[str] = []
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            start, length = (place.get(key, "0") for key in ("offset", "length"))
+            if not (start.isdecimal() and length.isdecimal()):
+                yield of_model(f"where {tensor.name!r} lies in its file is not a number", "export the model again")
+                continue
+            ends.setdefault(place["location"], []).append(int(start) + (int(length) or raw_bytes(tensor)))
+        elif math.prod(tensor.dims) and not any(len(getattr(tensor, field)) for field in DATA_FIELDS):
+            empty.append(tensor.name)
+    for location, needed in ends.items():
+        if problem := _missing(folder, location, max(needed)):
+            remedy = "put it beside the model, or export the model again"
+            yield of_model(f"{plural(len(needed), 'tensor')} cannot be read: {problem}", remedy)
+    if empty:
+        names = f"{', '.join(map(repr, empty[:3]))}{' ...' if len(empty) > 3 else ''}"
+        problem = f"{plural(len(empty), 'tensor has', 'tensors have')} no values ({names})"
+        yield of_model(problem, "export the model again with its weights")
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the constants of a model, those of its nodes included."""
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+
+
+def _missing(folder: Path, location: str, end: int) -> str:
+    """Return what is wrong with a file of weights of which `end` bytes are read; empty if nothing is."""
+    name = f"the file {location!r}"
+    if os.path.isabs(location):
+        return f"{name} is named by an absolute path, and CANN looks for it beside the model"
+    try:
+        size = (folder / location).stat().st_size
+    except (OSError, ValueError):
+        return f"{name} is missing"
+    return f"{name} has {size:,} bytes, and {end:,} are read" if size < end else ""
 
 
 def _together(group: Sequence[Finding]) -> str:

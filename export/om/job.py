@@ -146,19 +146,21 @@ class Job:
         """
         sizes = ",".join(map(str, self.batch))
         if not 1 <= len(self.batch) <= MAX_BATCHES:
-            raise UsageError(f"{len(self.batch)} batch sizes: expected 1 to {MAX_BATCHES}")
+            raise UsageError(f"--batch: {len(self.batch)} sizes, expected 1 to {MAX_BATCHES}")
         if len(set(self.batch)) < len(self.batch):
-            raise UsageError(f"batch {sizes}: a size occurs twice. Name every size once.")
+            raise UsageError(f"--batch {sizes}: a size occurs twice. Name every size once.")
         if min(self.batch) < 1 or (len(self.batch) > 1 and max(self.batch) > MAX_BATCH):
-            raise UsageError(f"batch {sizes}: sizes must be at least 1, and at most {MAX_BATCH} if there are several")
+            raise UsageError(f"--batch {sizes}: sizes must be at least 1, and at most {MAX_BATCH} if there are several")
         if min(self.image_size) < 1:
-            raise UsageError(f"image size {format_size(self.image_size)}: height and width must be above 0")
+            raise UsageError(f"--image-size {format_size(self.image_size)}: height and width must be above 0")
         mode = self.options.precision_mode
         if mode not in PRECISION_MODES:
             hint = nearest(mode, PRECISION_MODES)
-            raise UsageError(f"unknown precision mode {mode!r}{hint}; known: {', '.join(PRECISION_MODES)}")
+            raise UsageError(f"--precision: unknown mode {mode!r}{hint}; known: {', '.join(PRECISION_MODES)}")
         if mode == "mixed_bfloat16" and not self.soc.bf16:
-            raise UsageError(f"{self.soc.name} does not compute in bfloat16. Use mixed_float16 or fp16.")
+            raise UsageError(
+                f"--precision {mode}: {self.soc.name} does not compute in bfloat16. Use mixed_float16 or fp16."
+            )
         self.compiler.check(self)
 
     def invocation(self) -> Invocation:

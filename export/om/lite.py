@@ -93,10 +93,10 @@ fi
         """Raise a `UsageError` for options that the converter does not have."""
         options = job.options
         if options.keep_dtype or options.extra:
-            raise UsageError("keep_dtype and extra arguments are options of atc. Leave them out, or use --via atc.")
+            raise UsageError("--keep-dtype and extra arguments are options of atc. Leave them out, or use --via atc.")
         if options.precision_mode not in PRECISION_MODES:
             raise UsageError(
-                f"converter_lite has no precision mode {options.precision_mode}. Use one of "
+                f"--precision {options.precision_mode}: converter_lite has no such mode. Use one of "
                 f"{', '.join(PRECISION_MODES)}, or --via atc."
             )
 

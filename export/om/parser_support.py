@@ -6,10 +6,13 @@ parser/parser/onnx/onnx_parser.cc and parser/parser/common/pre_checker.cc) and o
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..onnx import neocell_node
+from . import wiring
 from .onnx_plugins import BUILT_IN, DEFAULT_DOMAIN, LAST_OPSET, domain_of, parsers, ranges
 
 if TYPE_CHECKING:
@@ -47,6 +50,13 @@ _DYNAMIC = ("Shape", "Size", "ConstantOfShape", "NonZero")
 # BFLOAT16, and INT4.
 _CONSTANT_TYPES = (*range(1, 17), 22)
 
+# Types of the attributes of operators that ONNX does not have.
+_OWN_ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
+    "AscendQuant": {"scale": "FLOAT", "offset": "FLOAT", "dst_type": "STRING", "round_mode": "STRING"},
+    "AscendDequant": {"dtype": "INT"},
+    neocell_node.OP_TYPE: neocell_node.ATTRIBUTES,
+}
+
 
 class Finding(NamedTuple):
     """Something in a model that the parser refuses, or that it takes although it is better avoided.
@@ -82,7 +92,9 @@ def check(model: onnx.ModelProto) -> list[Finding]:
     """
     imports = {domain_of(entry.domain): entry.version for entry in model.opset_import}
     findings = [*_model_findings(model, imports)]
-    for graph in _graphs(model.graph):
+    for node, problem, remedy in wiring.problems(model.graph):
+        findings.append(of_model(problem, remedy) if node is None else _of(node, imports, problem, remedy))
+    for graph in graphs(model.graph):
         findings += _graph_findings(graph, imports)
     return findings
 
@@ -91,7 +103,7 @@ def opset_support(model: onnx.ModelProto) -> dict[int, list[str]]:
     """Return opset -> the operators of a model's default domain that have no parser there, for every opset known."""
     used = {
         node.op_type
-        for graph in _graphs(model.graph)
+        for graph in graphs(model.graph)
         for node in graph.node
         if domain_of(node.domain) == DEFAULT_DOMAIN and node.op_type not in BUILT_IN
     }
@@ -103,22 +115,17 @@ def opset_support(model: onnx.ModelProto) -> dict[int, list[str]]:
     }
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and those inside its nodes."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
+        for inner in wiring.inner_graphs(node):
+            yield from graphs(inner)
 
 
 def _model_findings(model: onnx.ModelProto, imports: Mapping[str, int]) -> Iterator[Finding]:
     """Yield what is wrong with a model as a whole."""
-
-    def of_model(problem: str, remedy: str, refused: bool = True) -> Finding:
-        return Finding("", "", None, problem, remedy, refused)
-
-    used = {domain_of(node.domain) for graph in _graphs(model.graph) for node in graph.node}
+    used = {domain_of(node.domain) for graph in graphs(model.graph) for node in graph.node}
     if DEFAULT_DOMAIN not in imports and DEFAULT_DOMAIN in used:
         yield of_model("the model does not import the default domain", "export it with one opset, 13")
     for domain in imports:
@@ -151,14 +158,10 @@ def _graph_findings(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Itera
     yield from _repeated_names(graph, imports)
     for tensor in graph.initializer:
         if tensor.data_type not in _CONSTANT_TYPES:
-            yield Finding(
-                *("", "", None, f"the parser does not read the type {_type_name(tensor.data_type)} of {tensor.name!r}"),
-                "store it in another type",
-            )
+            problem = f"the parser does not read the type {_type_name(tensor.data_type)} of {tensor.name!r}"
+            yield of_model(problem, "store it in another type")
     for sparse in graph.sparse_initializer:
-        yield Finding(
-            "", "", None, f"the parser ignores the sparse {sparse.values.name!r}", "store it as a dense tensor"
-        )
+        yield of_model(f"the parser ignores the sparse {sparse.values.name!r}", "store it as a dense tensor")
     for node in nodes:
         for problem, remedy in _refusals(node, imports.get(domain_of(node.domain))):
             yield _of(node, imports, problem, remedy)
@@ -171,6 +174,11 @@ def _graph_findings(graph: onnx.GraphProto, imports: Mapping[str, int]) -> Itera
     for node in _between_convolutions(nodes):
         problem = "it stands between two convolutions, where ATC converts the layout of the map (TransData) twice"
         yield _of(node, imports, problem, "fold the network first", False)
+
+
+def of_model(problem: str, remedy: str, refused: bool = True) -> Finding:
+    """Return a finding of the model as a whole."""
+    return Finding("", "", None, problem, remedy, refused)
 
 
 def _of(node: onnx.NodeProto, imports: Mapping[str, int], problem: str, remedy: str, refused: bool = True) -> Finding:
@@ -213,7 +221,10 @@ def _refusals(node: onnx.NodeProto, opset: int | None) -> list[tuple[str, str]]:
     opsets = parsers().get((domain, op), ())
     instead = _INSTEAD.get(op)
     if op in BUILT_IN or opset in opsets:
-        return [(rule.problem, rule.remedy) for rule in _broken_rules(node, opset or 0) if domain == DEFAULT_DOMAIN]
+        if domain != DEFAULT_DOMAIN:
+            return []
+        # A rule reads the attributes in the types that they ought to have.
+        return _wrong_types(node, opset or 0) or [(r.problem, r.remedy) for r in _broken_rules(node, opset or 0)]
     if domain == DEFAULT_DOMAIN:
         if opset is None:
             # A finding of the whole model.
@@ -230,6 +241,35 @@ def _refusals(node: onnx.NodeProto, opset: int | None) -> list[tuple[str, str]]:
         remedy = f"import {domain} {opsets[-1]}"
     plural = "opset" if len(opsets) == 1 else "opsets"
     return [(f"CANN's parser takes it at {plural} {ranges(opsets)}", instead or remedy)]
+
+
+def _wrong_types(node: onnx.NodeProto, opset: int) -> list[tuple[str, str]]:
+    """Return what is wrong with the types of a node's attributes: a plugin does not see one of another type."""
+    from onnx import AttributeProto
+
+    names = {number: name for name, number in AttributeProto.AttributeType.items()}
+    types, found = _attribute_types(node.op_type, opset), []
+    for attribute in node.attribute:
+        kind, expected = names.get(attribute.type, "UNDEFINED"), types.get(attribute.name)
+        if expected not in (None, kind):
+            found.append(
+                (f"its attribute {attribute.name} is {kind}, and {expected} is read", f"write it as {expected}")
+            )
+    return found
+
+
+@functools.cache
+def _attribute_types(operator: str, opset: int) -> Mapping[str, str]:
+    """Return attribute -> type for an operator of the default domain, as far as it is known."""
+    from onnx.defs import SchemaError, get_schema
+
+    if operator in _OWN_ATTRIBUTES:
+        return _OWN_ATTRIBUTES[operator]
+    try:
+        schema = get_schema(operator, opset, "")
+    except (SchemaError, TypeError):
+        return {}
+    return {name: attribute.type.name for name, attribute in schema.attributes.items()}
 
 
 def _type_name(kind: int) -> str:

@@ -15,6 +15,7 @@ from neonext_ms.runtime import om_file
 from . import aipp, build_script, parser_support
 from .atc import Atc
 from .cann_log import read_log
+from .contents import mismatch
 from .job import ONNX_SUFFIX, Compiler, Job
 from .lite import Lite
 
@@ -88,8 +89,8 @@ def compile_job(job: Job, stage: Path, output: Path, environ: Mapping[str, str] 
     """Compile one file in the staging folder.
 
     The compiler has succeeded if its exit code is 0, it printed its success line and no failure line, and it wrote
-    exactly one output, which is not empty; an OM file has to be complete and for the job's device. Anything else is an
-    error that leaves nothing but the log.
+    exactly one output, which is not empty; an OM file has to be complete, and what the job asked for by what it says of
+    itself. Anything else is an error that leaves nothing but the log.
 
     Args:
         job: the job, with its files in the staging folder.
@@ -172,7 +173,7 @@ def _check_result(job: Job, finished: external_tools.Finished, work: Path, log: 
     reason = report.explanation
     if reason is None and finished.exit_code and not report.success:
         printed = [line for line in finished.tail if not line.startswith(("$ ", compiler.failure))]
-        reason = f"its last line: {printed[-1][:300]}" if printed else "it printed nothing"
+        reason = f"its last line: {printed[-1][:300].rstrip('.')}" if printed else "it printed nothing"
     error = ToolchainError if report.broken_toolchain else InputError
     raise error(f"{problem}. {reason + '. ' if reason else ''}Everything that it printed is in {log}")
 
@@ -182,11 +183,6 @@ def _check_contents(job: Job, path: Path) -> str:
     if path.suffix != om_file.SUFFIX:
         return ""
     try:
-        om = om_file.read_om(path)
-    except InputError as error:
-        return f"is broken: {str(error).removeprefix(f'{path}: ')}"
-    asked, recorded = job.soc.name.lower(), om.soc.lower()
-    # Some releases record the family, such as Ascend310P.
-    if recorded and recorded not in (asked, job.soc.family):
-        return f"is for {om.soc}, not for {job.soc.name}"
-    return ""
+        return mismatch(om_file.read_om(path), job)
+    except om_file.BrokenOmError as error:
+        return f"is {error.problem}"

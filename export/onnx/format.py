@@ -51,27 +51,31 @@ class Format:
     def __post_init__(self):
         for name, known in (("gelu", GELUS), ("neocell", NEOCELLS), ("dtype", DTYPES), ("int8", INT8_FORMS)):
             if getattr(self, name) not in known:
-                raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise UsageError(f"--{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int):
-            raise UsageError(f"ONNX opset must be a whole number, got {self.opset!r}")
+            raise UsageError(f"--opset must be a whole number, got {self.opset!r}")
         instead = "give ATC a float32 file and --precision_mode_v2=mixed_bfloat16"
         if self.dtype == "bfloat16" and self.for_cann_only:
-            node = "a custom NeoCell" if self.neocell == "custom" else "an NPUGeluV2"
             raise UsageError(
-                f"{node} cannot be written in bfloat16: CANN's parsers end at opset 18, and Conv takes bfloat16 from "
-                f"{BFLOAT16_OPSET} on. Instead, {instead}."
+                f"--dtype bfloat16: {self.cann_nodes[0]} nodes cannot be written in it, because CANN's parsers end at "
+                f"opset 18 and Conv takes bfloat16 from {BFLOAT16_OPSET} on. Instead, {instead}."
             )
         if self.dtype == "bfloat16" and self.opset != BFLOAT16_OPSET:
             raise UsageError(
-                f"ONNX opset {self.opset}: Conv takes bfloat16 from opset {BFLOAT16_OPSET} on. Use that, or {instead}."
+                f"--opset {self.opset}: Conv takes bfloat16 from opset {BFLOAT16_OPSET} on. Use that, or {instead}."
             )
         if self.dtype != "bfloat16" and not MIN_OPSET <= self.opset <= MAX_OPSET:
-            raise UsageError(f"ONNX opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}")
+            raise UsageError(f"--opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}")
+
+    @property
+    def cann_nodes(self) -> list[str]:
+        """Return the operators of a file that only CANN's parser knows."""
+        return [*(["NeoCell"] if self.neocell == "custom" else []), *(["NPUGeluV2"] if self.gelu == "npu" else [])]
 
     @property
     def for_cann_only(self) -> bool:
         """Return whether a file has nodes that only CANN's parser knows."""
-        return self.neocell == "custom" or self.gelu == "npu"
+        return bool(self.cann_nodes)
 
     def with_(self, **changes: Any) -> Format:
         """Return the same format with other values of some attributes."""

@@ -152,26 +152,38 @@ def _describe_checkpoint(args: argparse.Namespace) -> dict:
 
 def _describe_export(path: str) -> dict:
     from neonext_ms.common.files import check_regular, sha256
-    from neonext_ms.runtime.manifest import read_manifest
+    from neonext_ms.runtime.manifest import is_recorded, read_manifest
     from neonext_ms.runtime.om_file import read_om
     from neonext_ms.runtime.onnx import describe_onnx
-    from neonext_ms.runtime.open import open_runtime
+    from neonext_ms.runtime.open import describe_file
 
     check_regular(path)
     facts: dict[str, Any] = {"file": path, "sha256": sha256(path)}
-    if Path(path).suffix.lower() == ".onnx":
+    suffix = Path(path).suffix.lower()
+    if suffix == ".onnx":
         # Read, not run: a file for a device may have operators that no runtime here knows.
         return {**facts, **_short_int8(describe_onnx(path))}
     manifest, _ = read_manifest(path)
-    if Path(path).suffix.lower() == ".om":
+    # What is not the file of its manifest is described by neither.
+    is_recorded(path)
+    if suffix == ".om":
         return {**facts, **read_om(path).to_dict(), "metadata": manifest}
-    if Path(path).suffix.lower() == ".mindir":
+    if suffix == ".mindir":
         from neonext_ms.runtime.mindspore import mindir_versions
 
         facts |= mindir_versions(path)
-    with open_runtime(path) as model:
-        facts |= {"runtime": model.name, "input": [model.batch, 3, *model.input_size], "classes": model.classes}
-    return {**facts, "metadata": manifest}
+    runtime, signature = describe_file(path)
+    types = signature.output_types or ("",) * len(signature.outputs)
+    return {
+        **facts,
+        "runtime": runtime,
+        "inputs": {signature.name or "images": signature.describe()},
+        "outputs": dict(zip(signature.outputs, types, strict=True)),
+        "batch_sizes": list(signature.batches or ()),
+        "classes": signature.classes,
+        "weights": signature.weights or None,
+        "metadata": manifest,
+    }
 
 
 def _short_int8(facts: dict[str, Any]) -> dict[str, Any]:

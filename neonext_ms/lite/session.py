@@ -66,6 +66,7 @@ class Session:
             reason = self._reason()
             raise InputError(
                 f"{self._path}: MindSpore Lite {VERSION} cannot {what} it ({one_line(reason or error, 400)})."
+                f"{' Export it again.' if what == 'load' else ''}"
             ) from error
         except WorkerEndedError as end:
             reason = self._reason()

@@ -16,6 +16,8 @@ from neonext_ms.ops.spec import NeoCellSpec
 from .activations import ACTIVATIONS, GELU
 
 STAGES = 4
+# Names of the outputs of a network that ends at its stages.
+STAGE_OUTPUTS = tuple(f"stage_{stage + 1}" for stage in range(STAGES))
 STEM_STRIDE = 4
 MLP_RATIO = 4
 BATCH_NORM_EPS = 1e-5

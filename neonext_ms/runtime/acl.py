@@ -17,14 +17,12 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names
 from .manifest import read_manifest
-from .om_file import ACL_DTYPES
+from .om_file import ACL_DTYPES, BATCH_INPUT
 
 _HUGE_PAGES_FIRST = 0
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
-# The name that ATC gives to the extra input of a model with several batch sizes.
-_DYNAMIC_INPUT = "ascend_mbatch_shape_data"
 # acl_base_rt.h and rt_error_codes.h.
 _MEANING = {
     100000: "an argument is invalid",
@@ -153,7 +151,7 @@ class PyAcl(Runtime):
             signature = self._signature()
             self._datasets = {side: self._dataset(side) for side in ("input", "output")}
             if self._extra_inputs():
-                index = self._calls.value("mdl.get_input_index_by_name", self._desc, _DYNAMIC_INPUT)
+                index = self._calls.value("mdl.get_input_index_by_name", self._desc, BATCH_INPUT)
                 dataset = self._datasets["input"]
                 self._calls.check("mdl.set_dynamic_batch_size", self._model, dataset, index, settings.batch)
             self._batch = settings.batch
@@ -197,13 +195,15 @@ class PyAcl(Runtime):
         dtype = ACL_DTYPES.get(calls.plain("mdl.get_input_data_type", self._desc, 0), "unknown")
         # AIPP takes the channels last.
         layout = "NHWC" if dtype == "uint8" and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
+        metadata = read_manifest(calls.place)[0]
         return Signature(
             dims.get("name", ""),
             dtype,
             shape,
             tuple(batch for batch in batches if batch),
             layout,
-            metadata=read_manifest(calls.place)[0],
+            exported_names(calls.plain("mdl.get_num_outputs", self._desc), metadata),
+            metadata=metadata,
             source="its manifest",
         ).checked(calls.place)
 

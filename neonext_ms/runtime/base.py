@@ -13,6 +13,8 @@ from neonext_ms.checkpoint.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from neonext_ms.checkpoint.checkpoint import format_of
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import check_regular, explained
+from neonext_ms.common.text import format_size
+from neonext_ms.models.architecture import STAGE_OUTPUTS
 
 _EXPORTED_SUFFIXES = (".onnx", ".mindir", ".om", ".ms", ".json", ".xml")
 NOT_RUN_ON_A_DEVICE = "not run on a device"
@@ -54,7 +56,9 @@ class Signature:
         batches: batch sizes that the model takes, or None for any.
         layout: "NCHW" or "NHWC".
         outputs: names of the outputs; empty if the file has none.
+        output_types: type and shape of each output, as `describe` has them; empty if the file does not state them.
         classes: number of logits per image, or None if the file does not state it.
+        weights: dtype of the weights, if the file states it.
         metadata: checked metadata of the file or its manifest (see `checkpoint.metadata`).
         source: name of the metadata's place, for messages.
     """
@@ -65,7 +69,9 @@ class Signature:
     batches: tuple[int, ...] | None = None
     layout: str = "NCHW"
     outputs: tuple[str, ...] = ()
+    output_types: tuple[str, ...] = ()
     classes: int | None = None
+    weights: str = ""
     metadata: Mapping = field(default_factory=dict)
     source: str = "its metadata"
 
@@ -202,6 +208,18 @@ class Runtime(ABC):
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def exported_names(count: int, metadata: Mapping) -> tuple[str, ...]:
+    """Return names for the outputs of a file that has none: those that its export gave them, as its manifest says."""
+    if metadata.get("outputs") == "stages" and count == len(STAGE_OUTPUTS):
+        return STAGE_OUTPUTS
+    return ("logits",) if count == 1 else tuple(f"output_{i}" for i in range(count))
+
+
+def describe_type(dtype: str, shape: Sequence[int | None]) -> str:
+    """Return type and shape of an output, such as `float32 Nx10`."""
+    return f"{dtype} {format_size(['N' if size is None or size < 0 else size for size in shape]) or 'scalar'}"
 
 
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

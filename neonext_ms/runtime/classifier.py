@@ -1,15 +1,19 @@
-"""A classifier of images in any runtime: batches of any number, and logits out."""
+"""A model of images in any runtime: batches of any number in, and its outputs, or the logits of a classifier, out."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import printable
 
-from .base import Runtime, Settings, run_in_chunks
+from .base import Runtime, Settings, Signature, run_in_chunks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # float16 rounds each probability by up to 5e-4 of itself.
 _SUM_TOLERANCE = 2e-3
@@ -29,11 +33,11 @@ def _sum_to_one(rows: np.ndarray) -> bool:
     return bool((rows >= 0).all() and (abs(rows.sum(axis=1, dtype=np.float64) - 1) < _SUM_TOLERANCE).all())
 
 
-class Classifier:
-    """A loaded model. `run` computes; `close` frees it (or use it in a `with` block).
+class ImageModel:
+    """A loaded model of images. `outputs_of` computes; `close` frees it (or use it in a `with` block).
 
     Args:
-        runtime: runtime of the model; it is closed with the classifier.
+        runtime: runtime of the model; it is closed with the model.
         path: the model file.
         settings: options of the model; `batch` is chosen here, and `image_size` is needed where the file leaves the
             size open.
@@ -43,42 +47,40 @@ class Classifier:
         path: the model file.
         input_size: height and width of the input.
         batch: images that one call of the model takes, or None for any number.
-        classes: number of logits per image.
-        probabilities: whether the model ends in a softmax, so that its outputs are probabilities; None before it was
-            run on images.
+        outputs: names of the outputs; empty if the file has none.
+        weights: dtype of the weights, if the file states it.
         metadata: metadata of the file; among the keys may be `labels` (list of str), `preprocessing` (as
             `Preprocessing.to_dict`), `image_size` ([height, width]), `shifts` and `activation`.
         notes: messages to show to the user.
 
     Raises:
-        InputError: no such file, or not a classifier of images.
+        InputError: no such file, or not a model of images.
         UsageError: an option is missing or contradicts the file.
     """
 
     def __init__(self, runtime: Runtime, path: str, settings: Settings):
         self.name, self.path, self._runtime = runtime.name, path, runtime
         self._largest = 0
-        self.probabilities: bool | None = None
         try:
-            self._open(settings)
+            signature = runtime.describe(path, settings)
+            self._accept(signature)
+            self._open(signature, settings)
         except BaseException:
             runtime.close()
             raise
 
-    def _open(self, settings: Settings) -> None:
-        signature = self._runtime.describe(self.path, settings)
+    def _accept(self, signature: Signature) -> None:
+        """Raise an `InputError` for a model that cannot be used here."""
         if signature.dtype not in ("float32", "float16", "float64") or signature.channels != 3:
             raise InputError(
                 f"{self.path}: expected an input of floating-point images (N, 3, H, W), found {signature.name!r} of "
                 f"{signature.describe()}. Export the model without built-in preprocessing."
             )
-        named = "logits" in signature.outputs
-        if len(signature.outputs) > 1 and not named:
-            names = ", ".join(signature.outputs)
-            raise InputError(f"{self.path}: expected one output, or one called 'logits'; found {names}")
-        self._logits = signature.outputs.index("logits") if named else None
+
+    def _open(self, signature: Signature, settings: Settings) -> None:
+        """Load the model."""
         self._dtype, self._channels_last = signature.dtype, signature.layout == "NHWC"
-        self.metadata = dict(signature.metadata)
+        self.outputs, self.weights, self.metadata = signature.outputs, signature.weights, dict(signature.metadata)
         self.input_size = signature.size(self.path, settings.image_size)
         self.batch = max(signature.batches) if signature.batches else None
         self._runtime.load(self.path, replace(settings, batch=self.batch, image_size=self.input_size))
@@ -89,9 +91,97 @@ class Classifier:
                 f"{printable(self.path)}: no manifest beside it, so it has no labels, and images get the official "
                 "preprocessing unless an option says otherwise"
             )
+
+    def outputs_of(self, images: np.ndarray) -> list[np.ndarray]:
+        """Compute the outputs for prepared images.
+
+        A model of fixed batch is fed in chunks, the last one filled up with zeros whose outputs are cut off.
+
+        Args:
+            images: float32 (N, 3, H, W) of the model's `input_size`, at least one.
+
+        Returns:
+            float32 (N, ...), in the order of `outputs`.
+
+        Raises:
+            InputError: another shape or dtype, or the model fails.
+        """
+        values = run_in_chunks(self._run, self._checked(images), self._step(len(images)))
+        return [value.astype(np.float32, copy=False) for value in values]
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        """Return images as an array; an `InputError` says that they are of another shape or dtype."""
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != (3, *self.input_size) or images.dtype != np.float32:
+            raise InputError(
+                f"{self.path}: expected float32 images of shape (N, 3, {self.input_size[0]}, {self.input_size[1]}), "
+                f"got {images.dtype} {images.shape}"
+            )
+        return images
+
+    def _step(self, count: int) -> int | None:
+        """Return the number of images that the model is given at once, when `count` are to be run."""
+        if self.batch or self._runtime.largest_batch is None:
+            return self.batch
+        # It only grows, so that a smaller last batch is not compiled for once more.
+        self._largest = max(self._largest, min(count, self._runtime.largest_batch))
+        return self._largest
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return the outputs of one batch."""
+        inputs = images.transpose(0, 2, 3, 1) if self._channels_last else images
+        outputs = self._runtime.run([np.ascontiguousarray(inputs, self._dtype)])
+        if self.outputs and len(outputs) != len(self.outputs):
+            raise InputError(f"{self.path}: found {len(outputs)} outputs, where the file says {len(self.outputs)}")
+        for output in outputs:
+            if not output.ndim or len(output) != len(images):
+                raise InputError(
+                    f"{self.path}: expected {len(images)} results for {len(images)} images, got an output of shape "
+                    f"{output.shape}"
+                )
+        return list(outputs)
+
+    def close(self) -> None:
+        """Free the model; nothing can be computed afterwards."""
+        self._runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Classifier(ImageModel):
+    """A loaded classifier of images. `run` computes.
+
+    Attributes:
+        classes: number of logits per image.
+        probabilities: whether the model ends in a softmax, so that its outputs are probabilities; None before it was
+            run on images.
+
+    Raises:
+        InputError: no such file, or not a classifier of images.
+        UsageError: an option is missing or contradicts the file.
+    """
+
+    def _accept(self, signature: Signature) -> None:
+        super()._accept(signature)
+        named = "logits" in signature.outputs
+        if len(signature.outputs) > 1 and not named:
+            names = ", ".join(map(printable, signature.outputs))
+            raise InputError(
+                f"{self.path}: expected one output, or one called 'logits'; found {names}. Export the model with its "
+                "head to classify images."
+            )
+        self._logits = signature.outputs.index("logits") if named else None
+
+    def _open(self, signature: Signature, settings: Settings) -> None:
+        super()._open(signature, settings)
+        self.probabilities: bool | None = None
         # A model that does not state its number of classes is run on zeros.
         zeros = np.zeros((self.batch or 1, 3, *self.input_size), np.float32)
-        self.classes: int = signature.classes or self._run(zeros).shape[1]
+        self.classes: int = signature.classes or self._run(zeros)[0].shape[1]
         labels = self.metadata.get("labels")
         if labels and len(labels) != self.classes:
             raise InputError(
@@ -102,10 +192,8 @@ class Classifier:
     def run(self, images: np.ndarray) -> np.ndarray:
         """Compute the logits of prepared images.
 
-        A model of fixed batch is fed in chunks, the last one filled up with zeros whose logits are cut off.
-
         Args:
-            images: float32 (N, 3, H, W) of the model's `input_size`; N may be 0.
+            images: as for `outputs_of`; N may be 0.
 
         Returns:
             float32 (N, classes).
@@ -113,18 +201,12 @@ class Classifier:
         Raises:
             InputError: another shape or dtype, or the model fails.
         """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != (3, *self.input_size) or images.dtype != np.float32:
-            raise InputError(
-                f"{self.path}: expected float32 images of shape (N, 3, {self.input_size[0]}, {self.input_size[1]}), "
-                f"got {images.dtype} {images.shape}"
-            )
-        if not len(images):
+        if not len(self._checked(images)):
             return np.empty((0, self.classes), np.float32)
-        (logits,) = run_in_chunks(lambda chunk: [self._run(chunk)], images, self._step(len(images)))
+        (logits,) = self.outputs_of(images)
         if logits.shape[1] != self.classes:
             raise InputError(f"{self.path}: expected {self.classes} logits per image, got {logits.shape[1]}")
-        return logits.astype(np.float32, copy=False)
+        return logits
 
     def classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute logits and probabilities of prepared images; the two are the same for a model that ends in a softmax.
@@ -164,33 +246,15 @@ class Classifier:
         noise = np.random.RandomState(0).normal(0, 1, (_NOISE_IMAGES, 3, *self.input_size)).astype(np.float32)
         return all(_sum_to_one(values) for values in (outputs, *([self.run(noise)] if _sum_to_one(outputs) else [])))
 
-    def _step(self, count: int) -> int | None:
-        """Return the number of images that the model is given at once, when `count` are to be run."""
-        if self.batch or self._runtime.largest_batch is None:
-            return self.batch
-        # It only grows, so that a smaller last batch is not compiled for once more.
-        self._largest = max(self._largest, min(count, self._runtime.largest_batch))
-        return self._largest
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        inputs = images.transpose(0, 2, 3, 1) if self._channels_last else images
-        outputs = self._runtime.run([np.ascontiguousarray(inputs, self._dtype)])
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return the logits of one batch, as the only output."""
+        outputs = super()._run(images)
         if self._logits is None and len(outputs) != 1:
             raise InputError(f"{self.path}: expected a model with one output, found {len(outputs)}")
         logits = outputs[self._logits or 0]
-        if logits.ndim != 2 or len(logits) != len(images):
+        if logits.ndim != 2:
             raise InputError(
                 f"{self.path}: expected logits of shape ({len(images)}, classes) for {len(images)} images, got "
                 f"{logits.shape}; is it a classifier?"
             )
-        return logits
-
-    def close(self) -> None:
-        """Free the model; `run` cannot be called afterwards."""
-        self._runtime.close()
-
-    def __enter__(self) -> Classifier:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+        return [logits]

@@ -15,10 +15,11 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line
 from neonext_ms.lite.driver import missing
+from neonext_ms.lite.model_file import weights_dtype
 from neonext_ms.lite.process import DTYPES
 from neonext_ms.lite.session import Session, Tensor
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, describe_type, exported_names
 from .manifest import is_recorded, read_manifest
 
 _NHWC = 1
@@ -53,15 +54,17 @@ class Lite(Runtime):
         if len(inputs) != 1:
             raise InputError(f"{path}: expected a model with one input, the images (got {len(inputs)})")
         (tensor,) = inputs
-        metadata = read_manifest(path)[0]
+        metadata, names = read_manifest(path)[0], tuple(output.name for output in outputs)
         shape = tuple(size if size > 0 else None for size in tensor.shape)
         signature = Signature(
             tensor.name,
-            str(DTYPES.get(tensor.dtype, f"type {tensor.dtype}")),
+            _dtype(tensor),
             shape,
             (shape[0],) if shape and shape[0] else None,
             "NHWC" if tensor.layout == _NHWC else "NCHW",
-            tuple(output.name for output in outputs),
+            names if len(set(names)) == len(names) else exported_names(len(names), metadata),
+            tuple(_describe(output) for output in outputs),
+            weights=weights_dtype(path),
             metadata=metadata,
             source="its manifest",
         )
@@ -86,6 +89,16 @@ class Lite(Runtime):
         if self._session is not None:
             self._session.close()
             self._session = None
+
+
+def _describe(output: Tensor) -> str:
+    """Return type and shape of an output; the type alone where the batch is open, and with it the whole shape."""
+    dtype = _dtype(output)
+    return dtype if output.shape == (-1,) else describe_type(dtype, output.shape)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(DTYPES.get(tensor.dtype, f"type {tensor.dtype}"))
 
 
 class LiteAscend(Runtime):

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,17 @@ from neonext_ms.common.files import check_regular, explained
 from neonext_ms.common.signals import signals_later
 from neonext_ms.common.text import one_line, printable, shorten
 
-from .base import CHECKPOINT_SUFFIXES, NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, model_suffix
+from .base import (
+    CHECKPOINT_SUFFIXES,
+    NOT_RUN_ON_A_DEVICE,
+    Runtime,
+    Settings,
+    Signature,
+    check_file,
+    describe_type,
+    exported_names,
+    model_suffix,
+)
 from .isolated import IsolatedModel
 from .manifest import is_recorded, read_manifest
 
@@ -31,7 +42,7 @@ _ITEM_SIZES = {
 
 
 class MindSpore(Runtime):
-    """A MindIR file or a checkpoint as a compiled graph on the CPU. Its input is float32 (N, 3, H, W).
+    """A MindIR file or a checkpoint as a compiled graph on the CPU. Its input is (N, 3, H, W).
 
     What a MindIR file leaves open comes from its manifest. A checkpoint has to record its shifts and its image size,
     or the settings have to.
@@ -62,13 +73,13 @@ class MindSpore(Runtime):
         check_file(path)
         if model_suffix(path) in CHECKPOINT_SUFFIXES:
             return self._describe_checkpoint(path, settings)
-        shape, outputs, classes = mindir_signature(path)
+        signature = mindir_signature(path)
         metadata, manifest = read_manifest(path)
         source = "its manifest" if metadata else f"its manifest (there is no {manifest})"
-        batch = shape[0] or metadata.get("batch")
+        batch = signature.shape[0] or metadata.get("batch")
+        names = exported_names(len(signature.outputs), metadata)
         batches = (batch,) if batch else None
-        signature = Signature("", "float32", tuple(shape), batches, "NCHW", outputs, classes, metadata, source)
-        return signature.checked(path)
+        return replace(signature, batches=batches, outputs=names, metadata=metadata, source=source).checked(path)
 
     def _describe_checkpoint(self, path: str, settings: Settings) -> Signature:
         from neonext_ms.checkpoint.checkpoint import load_checkpoint, require_shifts
@@ -218,30 +229,55 @@ def load_mindir(path: str):
         raise InputError(f"{path}: MindSpore cannot load it ({_gist(error)})") from error
 
 
-def mindir_signature(path: str) -> tuple[list[int | None], tuple[str, ...], int | None]:
-    """Read shape (N, C, H, W) of a MindIR file's input, names of its outputs, and its number of classes.
+def mindir_signature(path: str) -> Signature:
+    """Read the signature of a MindIR file, without its manifest: types and shapes of its input and outputs.
 
     MindSpore does not expose them. Reading them also finds files for which MindSpore's loader would print a page of
-    its own log. Open dimensions, and an unknown number of classes, are None.
+    its own log. Open dimensions, and an unknown number of classes, are None. An output has the name of the node that
+    computes it, which says nothing.
 
     Raises:
         InputError: not a MindIR file, or not one with a single input of images.
     """
     model = _read_mindir(path)
     graph = model.graph
-    inputs = [list(tensor.dims) for value in graph.input for tensor in value.tensor]
-    outputs = [list(tensor.dims) for value in graph.output for tensor in value.tensor]
+    inputs = [tensor for value in graph.input for tensor in value.tensor]
+    shapes = [list(tensor.dims) for tensor in inputs]
     if not inputs:
         raise InputError(f"{path}: not a MindIR file; expected one that mindspore.export wrote")
-    if len(inputs) != 1 or len(inputs[0]) not in (0, 4) or inputs[0][1:2] not in ([], [3], [-1]):
+    if len(inputs) != 1 or len(shapes[0]) not in (0, 4) or shapes[0][1:2] not in ([], [3], [-1]):
         raise InputError(
-            f"{path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {inputs}"
+            f"{path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {shapes}"
         )
     if problem := _graph_problem(model):
         raise InputError(f"{path}: a damaged MindIR file ({problem}). Export the model again.")
-    shape = [d if d > 0 else None for d in inputs[0]] or [None] * 4
-    classes = outputs[0][-1] if outputs and len(outputs[0]) == 2 and outputs[0][-1] > 0 else None
-    return shape, tuple(value.name for value in graph.output), classes
+    shape = tuple(d if d > 0 else None for d in shapes[0]) or (None,) * 4
+    # Several outputs are a tuple, whose values are attributes of the one output.
+    outputs = [
+        (value.name, tensor)
+        for value in graph.output
+        for tensor in (*value.tensor, *(tensor for part in value.attr_info.values for tensor in part.tensors))
+    ]
+    logits = list(outputs[0][1].dims) if len(outputs) == 1 else []
+    sizes: dict[str, int] = {}
+    for tensor in graph.parameter:
+        sizes[_dtype(tensor)] = sizes.get(_dtype(tensor), 0) + math.prod(tensor.dims)
+    return Signature(
+        "",
+        _dtype(inputs[0]),
+        shape,
+        outputs=tuple(name for name, _ in outputs),
+        output_types=tuple(describe_type(_dtype(tensor), tensor.dims) for _, tensor in outputs),
+        classes=logits[-1] if len(logits) == 2 and logits[-1] > 0 else None,
+        weights=max(sizes, key=sizes.__getitem__, default=""),
+    )
+
+
+def _dtype(tensor) -> str:
+    """Return NumPy's name of the type of a tensor of MindIR."""
+    types = _mindir_format().TensorProto.DataType
+    name = types.Name(tensor.data_type).lower() if tensor.data_type in types.values() else "unknown"
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def mindir_versions(path: str) -> dict[str, int | str]:

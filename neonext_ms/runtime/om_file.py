@@ -41,13 +41,25 @@ _PROTO_DTYPES = {
     10: "uint64", 11: "bool", 12: "float64", 27: "bfloat16",
 }  # fmt: skip
 _DATA_OPS = ("Data", "AippData", "AnnData")
+# An input that ATC adds to a model of several batch sizes; it carries the one of the call.
+BATCH_INPUT = "ascend_mbatch_shape_data"
+# Attributes of the operator Case that chooses among the batch sizes: of what it chooses, and each size by its number.
+_DYNAMIC_TYPE, _DYNAMIC_BATCH, _BATCH_SIZE = "mbatch_dynamic_type", 1, "_pred_value_"
 _FLOW, _BUNDLE = 3, 5
 # Padding of aligned partitions stays below.
 _ALIGNMENT = 1024
 # Far more than ATC writes. A file that claims more is damaged.
 _MAX_PARTITIONS, _MAX_TENSORS, _MAX_DIMS = 4096, 1024, 256
 # A larger description is not read, for time.
-_MAX_READ = 1 << 26
+MAX_READ = 1 << 26
+
+
+class BrokenOmError(InputError):
+    """A file that is not a whole OM file; `problem` says what it is, without the name of the file and advice."""
+
+    def __init__(self, path: str, problem: str, advice: str = ""):
+        super().__init__(f"{path}: {problem}{advice}")
+        self.problem = problem
 
 
 class Partition(NamedTuple):
@@ -129,7 +141,8 @@ def read_om(path: str | os.PathLike) -> OmFile:
     """Read the description of an OM file and check that its sizes add up.
 
     Raises:
-        InputError: the file cannot be read, is not an OM file, or is damaged.
+        BrokenOmError: it is not an OM file, or is damaged.
+        InputError: the file cannot be read.
     """
     name = os.fspath(path)
     check_regular(path)
@@ -137,13 +150,13 @@ def read_om(path: str | os.PathLike) -> OmFile:
         start = file.read(HEADER_BYTES)
         if start[:4] != MAGIC:
             hint = "; this may be OM2, which is not read here" if start[:2] == b"PK" else ""
-            raise InputError(f"{name}: not an OM file (it starts with {start[:4]!r}, expected {MAGIC!r}){hint}")
+            problem = f"not an OM file (it starts with {start[:4]!r}, expected {MAGIC!r}){hint}"
+            raise BrokenOmError(name, problem, ". Name a file that ATC wrote.")
         try:
             return _read(_Contents(file), name)
         except (ValueError, struct.error) as error:
-            raise InputError(
-                f"{name}: not a complete OM file ({error}). Compile it again, or copy it again in binary mode."
-            ) from error
+            advice = ". Compile it again, or copy it again in binary mode."
+            raise BrokenOmError(name, f"not a complete OM file ({error})", advice) from error
 
 
 class _Contents:
@@ -227,7 +240,7 @@ def _partitions(contents: _Contents, models: int, wide: bool) -> Iterator[Partit
 
 def _describe(contents: _Contents, om: OmFile) -> OmFile:
     """Add what MODEL_DEF and MODEL_INOUT_INFO of the first model say; the latter goes first."""
-    parts = {part.kind: part for part in reversed(om.partitions) if part.model == 0 and part.size <= _MAX_READ}
+    parts = {part.kind: part for part in reversed(om.partitions) if part.model == 0 and part.size <= MAX_READ}
     if "MODEL_DEF" in parts:
         om = _model_def(memoryview(contents.at(*parts["MODEL_DEF"][2:])), om)
     if "MODEL_INOUT_INFO" in parts:
@@ -303,6 +316,8 @@ def _graph(graph: memoryview, om: OmFile) -> OmFile:
             inputs.append(_input(op, len(inputs)))
         elif kind == "NetOutput":
             outputs += _outputs(op, len(outputs))
+        elif kind == "Case":
+            om = replace(om, batches=_batches(op))
         if len(inputs) + len(outputs) > _MAX_TENSORS:
             raise ValueError(f"more than {_MAX_TENSORS:,} inputs and outputs")
     inputs.sort(key=lambda pair: pair[0])
@@ -324,6 +339,16 @@ def _input(op: memoryview, position: int) -> tuple[int, Tensor]:
             shape = _repeated(_last(attributes[name], 1), 3)
     index = next((v for n, v in fields(attributes.get("index", memoryview(b""))) if n == 3), position)
     return (index if isinstance(index, int) else position), Tensor(_text(_last(op, 1)), dtype, shape)
+
+
+def _batches(op: memoryview) -> tuple[int, ...]:
+    """Return the batch sizes that an operator Case chooses among; empty if it chooses among something else."""
+    attributes = dict(pair for number, value in fields(op) if number == 10 for pair in _attribute(value))
+    kind = next((value for number, value in fields(attributes.get(_DYNAMIC_TYPE, memoryview(b""))) if number == 3), 0)
+    if kind != _DYNAMIC_BATCH:
+        return ()
+    sizes = [attributes.get(f"{_BATCH_SIZE}{i}") for i in range(len(attributes))]
+    return tuple(size for attribute in sizes if attribute for size in _repeated(_last(attribute, 1), 3)[:1])
 
 
 def _outputs(op: memoryview, position: int) -> list[Tensor]:

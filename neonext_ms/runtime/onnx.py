@@ -29,7 +29,7 @@ _MAX_BYTES = 1 << 31
 _MAX_ELEMENTS = 1 << 40
 _MAX_DIMENSIONS = 32
 _MAX_DEPTH = 20
-_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Operators that only change type or shape.
 _PASSING = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "QuantizeLinear", "DequantizeLinear")
 # onnxruntime's names of types -> NumPy's, where they differ.
@@ -323,20 +323,24 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
         if not any(entry.key == "location" and entry.value for entry in tensor.external_data):
             raise ValueError(f"{label} lies in another file, but which one is not said")
         return
-    fields = {name: len(getattr(tensor, name)) for name in _DATA_FIELDS if len(getattr(tensor, name))}
+    fields = {name: len(getattr(tensor, name)) for name in DATA_FIELDS if len(getattr(tensor, name))}
     if not fields:
         return
     ((name, length), *others) = fields.items()
     wanted = _field_of(kind)
     if others or name not in (wanted, "raw_data") or (name == "raw_data" and kind == onnx.TensorProto.STRING):
         raise ValueError(f"{label} has its data in {' and '.join(fields)} (expected in {wanted})")
-    count, bits = math.prod(dims), _bits(kind)
-    if name == "raw_data" or bits < 8:
-        expected = (count * bits + 7) // 8
+    if name == "raw_data" or _bits(kind) < 8:
+        expected = raw_bytes(tensor)
     else:
-        expected = count * (2 if kind in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1)
+        expected = math.prod(dims) * (2 if kind in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1)
     if length != expected:
         raise ValueError(f"{label} of shape {dims[:8]} has {length} entries of {name} (expected {expected})")
+
+
+def raw_bytes(tensor: onnx.TensorProto) -> int:
+    """Return the bytes that the numbers of a tensor take, as they are stored in `raw_data` and in files."""
+    return (math.prod(tensor.dims) * _bits(tensor.data_type) + 7) // 8
 
 
 def tensor_array(tensor: onnx.TensorProto, source: str, folder: str = "") -> np.ndarray:

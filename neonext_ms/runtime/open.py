@@ -9,8 +9,8 @@ from importlib import import_module
 from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.common.text import nearest
 
-from .base import CHECKPOINT_SUFFIXES, Runtime, Settings, model_suffix
-from .classifier import Classifier
+from .base import CHECKPOINT_SUFFIXES, Runtime, Settings, Signature, model_suffix
+from .classifier import Classifier, ImageModel
 
 # Name -> module and class. Their modules import the runtime only when it is used.
 RUNTIMES = {
@@ -125,6 +125,35 @@ def open_runtime(
             model.close()
             raise
     return model
+
+
+def open_image_model(path: str | os.PathLike, image_size: tuple[int, int] | None = None) -> ImageModel:
+    """Open an exported file in the runtime of its suffix, whatever its outputs are.
+
+    Args:
+        path: the file.
+        image_size: height and width, for a file that does not fix or record them.
+
+    Raises:
+        InputError: the file is not what its suffix says, or not a model of images.
+        UsageError: an unknown suffix, or a size that is missing or contradicts the file.
+        ToolchainError: the runtime cannot be used here.
+    """
+    (kind,) = choose_runtimes(path)
+    return ImageModel(kind(), os.fspath(path), Settings(image_size=image_size))
+
+
+def describe_file(path: str | os.PathLike) -> tuple[str, Signature]:
+    """Return the name of the runtime that opens an exported file, and what the file says of its input and outputs.
+
+    Raises:
+        InputError: the file is not what its suffix says, or not a model of images.
+        UsageError: an unknown suffix.
+        ToolchainError: the runtime cannot be used here.
+    """
+    (kind,) = choose_runtimes(path)
+    with kind() as runtime:
+        return runtime.name, runtime.describe(os.fspath(path), Settings())
 
 
 def _check_built_in(model: Classifier, suffix: str, what: str, asked: str | None) -> None:

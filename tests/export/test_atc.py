@@ -22,7 +22,7 @@ from neonext_ms.export.om.job import Job
 from neonext_ms.export.om.options import OmOptions
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.ops.soc import SOCS
-from om_stand_in import TASKS, partition, small_om
+from om_stand_in import INOUT, MODEL_DEF, TASKS, WEIGHTS, inout_info, model_def, om_bytes, partition, small_om
 
 ATC = target.COMPILERS["atc"]
 TESTS = str(Path(__file__).parents[1])
@@ -33,6 +33,9 @@ def make_job(stem="net", size=(64, 48), batch=(1,), soc="Ascend310P3", data=(), 
 
 
 JOB = make_job()
+# What that job's file would be.
+IMAGES = ("input", "float32", (1, 3, 64, 48))
+SAMPLE = small_om(inputs=[IMAGES])
 
 # Takes what hicann/ge's api/atc/atc_flags.cc takes, rejects the rest, and checks what ATC checks.
 STRICT = r"""
@@ -108,7 +111,7 @@ for key in ('insert_op_conf', 'keep_dtype', 'fusion_switch_file'):
 os.mkdir('kernel_meta')
 open('fusion_result.json', 'w').write('{}')
 suffix = os.environ.get('STAND_IN_SUFFIX', '')
-content = om_stand_in.small_om(given['soc_version'], json.dumps(seen).encode())
+content = om_stand_in.compiled(given, json.dumps(seen).encode())
 open(given['output'] + suffix + '.om', 'wb').write(content)
 print('...')
 print('ATC run success, welcome to the next use.')
@@ -145,9 +148,12 @@ EXPECTED = {
     "writes an empty file": (InputError, ["the net.om that it wrote is empty"]),
     "writes something else": (
         InputError,
-        ["wrote is broken: not an OM file (it starts with b'OM\\n', expected b'IMOD')"],
+        ["wrote is not an OM file (it starts with b'OM\\n', expected b'IMOD'). Everything"],
     ),
-    "writes the first half": (InputError, ["wrote is broken: not a complete OM file (500 bytes, ", " by its header"]),
+    "writes the first half": (
+        InputError,
+        ["wrote is not a complete OM file (500 bytes, ", " by its header). Everything"],
+    ),
     "never says success": (InputError, ["exit code 0, but without its line 'ATC run success'; the net.om"]),
     "says success inside another line": (InputError, ["exit code 0, but without its line 'ATC run success'"]),
     "says both": (InputError, ["printed 'ATC run failed', although its exit code is 0"]),
@@ -180,12 +186,12 @@ def write_atc(folder: Path, text: str | None = None) -> Path:
     head = '#!/bin/sh\nfor a in "$@"; do case $a in --output=*) out=${a#--output=};; esac; done\n'
     head += f"om={shlex.quote(str(folder / 'sample'))}\n"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sample").write_bytes(small_om())
+    (folder / "sample").write_bytes(SAMPLE)
     return write_tool(folder, "atc", head + text + "\n")
 
 
 def seen_by(om: Path) -> dict:
-    """What the strict stand-in was given; it leaves that in the file."""
+    """The arguments and files of the strict stand-in, which it leaves in its output."""
     return json.loads(partition(om.read_bytes(), TASKS))
 
 
@@ -283,15 +289,15 @@ def test_the_command_is_exact():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": ()}, "0 batch sizes"),
+        ({"batch": ()}, "--batch: 0 sizes, expected"),
         ({"batch": (0,)}, "at least 1"),
         ({"batch": (1, 1)}, "every size once"),
         ({"batch": (1, 2049)}, "at most 2048"),
         ({"batch": tuple(range(1, 102))}, "expected 1 to 100"),
         ({"precision_mode": "fp61"}, "did you mean fp16?"),
         ({"precision_mode": "mixed_bfloat16"}, "Ascend310P3 does not compute in bfloat16"),
-        ({"size": (0, 4)}, "image size 0x4"),
-        ({"keep_dtype": ("Conv_1",), "precision_mode": "origin"}, "no effect with precision mode origin"),
+        ({"size": (0, 4)}, "--image-size 0x4"),
+        ({"keep_dtype": ("Conv_1",), "precision_mode": "origin"}, "no effect with --precision origin"),
         ({"keep_dtype": ("a\nb",)}, "expected a node name"),
         ({"keep_dtype": ("OpType::relu",)}, "OpType::Relu"),
         ({"extra": ("log",)}, "expected --name=value"),
@@ -336,7 +342,7 @@ def test_weights_beside_the_model_are_there_for_atc(tmp_path, environ):
     text = "cat net.data >/dev/null && [ -f net.onnx ] && cp $om $out.om && echo 'ATC run success, w'"
     write_atc(tmp_path / "tools", text)
     made = compile_om(tmp_path, environ, make_job(data=("net.data",)), external="net.data")
-    assert made.read_bytes() == small_om()
+    assert made.read_bytes() == SAMPLE
 
 
 @pytest.mark.parametrize("name", ["v1.omega", "-x", "net"])
@@ -383,14 +389,77 @@ def test_what_goes_wrong_has_its_message_and_leaves_the_log_only(case, tmp_path,
     assert (tmp_path / "out" / "net.atc.log").read_text().startswith("$ atc ")
 
 
-def test_an_om_for_another_device_is_not_published(tmp_path, environ):
+@pytest.mark.parametrize("recorded", ["Ascend310P", "ascend310p3", ""])
+def test_some_releases_record_the_family_or_nothing(recorded, tmp_path, environ):
     write_atc(tmp_path / "tools", "cp $om $out.om; echo 'ATC run success, w'")
-    with pytest.raises(InputError, match=r"the net.om that it wrote is for Ascend310P3, not for Ascend310B1"):
-        compile_om(tmp_path, environ, make_job(soc="Ascend310B1"))
-    assert leftovers(tmp_path / "out") == ["net.atc.log"]
-    # Some releases record the family alone.
-    (tmp_path / "tools" / "sample").write_bytes(small_om("Ascend310P"))
+    (tmp_path / "tools" / "sample").write_bytes(small_om(recorded, inputs=[IMAGES]))
     assert compile_om(tmp_path, environ).exists()
+    script = _script(tmp_path)
+    write_onnx(script.parent / "net_cann.onnx")
+    assert _run_script(script, environ).returncode == 0
+
+
+UINT8 = [("input", "uint8", (1, 73, 55, 3))]
+SEVERAL = [("input", "float32", (-1, 3, 64, 48)), ("ascend_mbatch_shape_data", "int32", (1,))]
+# Jobs, the files that a compiler reports as its success, and what is said about them here and by the script.
+OTHERS = {
+    "encrypted": ({}, om_bytes([[(MODEL_DEF, model_def())]], encrypted=1), "is encrypted", "encrypted"),
+    "no model": ({}, om_bytes([[(INOUT, inout_info([IMAGES]))]]), "has no MODEL_DEF", "no MODEL_DEF"),
+    "empty": ({}, om_bytes([[(MODEL_DEF, b"")]]), "has an empty MODEL_DEF", "no MODEL_DEF"),
+    "no input": ({}, small_om(inputs=[]), "(got none, expected input float32 1x3x64x48)", "input is not input"),
+    "size": ({}, small_om(), "(got input float32 1x3x8x8, expected input float32 1x3x64x48)", "input is not input"),
+    "name": ({}, small_om(inputs=[("x", *IMAGES[1:])]), "(got x float32 1x3x64x48,", "input is not input"),
+    "batch": ({"batch": (8,)}, SAMPLE, "expected input float32 8x3x64x48)", "not input float32 8x3x64x48"),
+    "two": ({}, small_om(inputs=[IMAGES, UINT8[0]]), "64x48, input uint8 1x73x55x3, exp", None),
+    "no AIPP": ({"aipp": True}, SAMPLE, "expected input uint8 1x73x55x3)", "input is not input uint8 1x73x55x3"),
+    "AIPP": ({}, small_om(inputs=UINT8), "(got input uint8 1x73x55x3,", "input is not input"),
+    "open": ({}, small_om(inputs=SEVERAL, batches=(1, 8)), "(got input float32 Nx3x64x48,", "input is not input"),
+    "batches": (
+        {"batch": (1, 8)},
+        small_om(inputs=SEVERAL, batches=(1, 4)),
+        "has other batch sizes than were asked for (got 1, 4, expected 1, 8)",
+        "batch sizes are not 1, 8",
+    ),
+    "no batches": ({"batch": (1, 8)}, small_om(inputs=SEVERAL), "(got none, expected 1, 8)", "sizes are not 1, 8"),
+    "older": (
+        {"batch": (1, 8)},
+        om_bytes([[(MODEL_DEF, model_def(inputs=SEVERAL, batches=(1, 4)))]], wide=False),
+        "(got 1, 4, expected 1, 8)",
+        None,
+    ),
+    "device": ({"soc": "Ascend310B1"}, SAMPLE, "is for Ascend310P3, not for Ascend310B1", "not for Ascend310B1"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_an_om_that_is_not_what_was_asked_for_is_not_published(case, tmp_path, environ):
+    options, content, problem, in_script = OTHERS[case]
+    job = make_job(**options)
+    write_atc(tmp_path / "tools", "cp $om $out.om; echo 'ATC run success, w'")
+    (tmp_path / "tools" / "sample").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        compile_om(tmp_path, environ, job)
+    assert "atc reported success, but the net.om that it wrote " in str(error.value) and problem in str(error.value)
+    assert ".." not in str(error.value) and leftovers(tmp_path / "out") == ["net.atc.log"]
+    script = _script(tmp_path, job)
+    write_onnx(script.parent / "net_cann.onnx")
+    if job.aipp:
+        (script.parent / job.aipp).write_text("aipp")
+    done = _run_script(script, environ)
+    assert done.returncode == (0 if in_script is None else 1), done.stderr
+    assert in_script is None or (in_script in done.stderr and not (script.parent / "net.om").exists()), done.stderr
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_an_om_of_an_older_release_is_what_was_asked_for(wide, tmp_path, environ):
+    job = make_job(batch=(1, 8))
+    write_atc(tmp_path / "tools", "cp $om $out.om; echo 'ATC run success, w'")
+    parts = [(WEIGHTS, bytes(9)), (MODEL_DEF, model_def(inputs=SEVERAL, batches=(1, 8)))]
+    (tmp_path / "tools" / "sample").write_bytes(om_bytes([parts], wide=wide))
+    assert compile_om(tmp_path, environ, job).name == "net.om"
+    script = _script(tmp_path, job)
+    write_onnx(script.parent / "net_cann.onnx")
+    assert _run_script(script, environ).returncode == 0
 
 
 def test_an_earlier_om_survives_a_failure(tmp_path, environ):
@@ -593,10 +662,16 @@ LOGS = {
     ),
     "NeoCell later": (NO_PLUGIN.format(op="n", type="ai.onnx::20::NeoCell"), 1, "end before this opset"),
     "earlier": (NO_PLUGIN.format(op="ln", type="ai.onnx::13::LayerNormalization"), 1, "starts at a later opset"),
-    "unknown": (NO_PLUGIN.format(op="act", type="ai.onnx::13::Gelu"), 1, "no plugin for this operator at any opset"),
+    "unknown": (NO_PLUGIN.format(op="u", type="ai.onnx::13::Foo"), 1, "no plugin for this operator at any opset"),
+    "Gelu": (
+        NO_PLUGIN.format(op="act", type="ai.onnx::20::Gelu"),
+        1,
+        "one node; export for --target om without `--gelu`",
+    ),
+    "Gelu, 13": (NO_PLUGIN.format(op="act", type="ai.onnx::13::Gelu"), 1, "one node; export for --target om without"),
     "quantized": (NO_PLUGIN.format(op="q", type="ai.onnx::20::AscendQuant"), 1, "end before this opset"),
-    "strange name": (NO_PLUGIN.format(op="a::13::Conv", type="ai.onnx::13::Gelu"), 1, "at any opset"),
-    "domain": (NO_PLUGIN.format(op="act", type="npu::1::NPUGeluV2"), 3, "but did not load it"),
+    "strange name": (NO_PLUGIN.format(op="a::13::Conv", type="ai.onnx::13::Foo"), 1, "at any opset"),
+    "domain": (NO_PLUGIN.format(op="act", type="npu::1::NPUGeluV2"), 1, "one node; export for --target om without"),
     "other domain": (NO_PLUGIN.format(op="act", type="com.microsoft::1::FastGelu"), 1, "at any opset"),
     "old code": ("E16002: No ONNX parser is registered for optype ai.onnx::13::NeoCell.", 3, "load_priority"),
     "older code": (
@@ -683,14 +758,15 @@ def test_the_script_builds_every_size(stem, tmp_path, environ):
     script = _script(tmp_path, *jobs)
     for job in jobs:
         write_onnx(script.parent / job.onnx)
-        (script.parent / job.aipp).write_text("aipp")
+        (script.parent / job.aipp).write_text(aipp_config(Preprocessing(), job.image_size))
     assert subprocess.run(["sh", "-n", str(script)]).returncode == 0
     done = _run_script(script, environ)
     assert done.returncode == 0, done.stderr
     for job in jobs:
         seen = seen_by(script.parent / f"{job.stem}.om")
         assert seen["argv"] == job.invocation().command[1:]
-        assert seen["files"] == {"insert_op_conf": "aipp", "keep_dtype": "Add's\nB\n"}
+        aipp = aipp_config(Preprocessing(), job.image_size)
+        assert seen["files"] == {"insert_op_conf": aipp, "keep_dtype": "Add's\nB\n"}
         assert f"built    {job.stem}.om" in done.stdout
     # ATC wrote kernel_meta and fusion_result.json, too, into its working folder.
     beside = {f"{job.stem}{end}" for job in jobs for end in ("_cann.onnx", ".aipp.cfg", ".om", ".atc.log")}

@@ -154,7 +154,7 @@ REFUSED = {
     "Transpose": (_node("Transpose"), "without perm"),
     "Pad with axes": (_node("Pad", ["x", "p", "v", "a"]), "no place for its input axes"),
     "Clip": (_node("Clip", ["x", "", ""]), "without minimum and maximum"),
-    "MaxPool with positions": (_node("MaxPool", outputs=["y", "i"], kernel_shape=[2, 2]), "positions"),
+    "MaxPool with positions": (_node("MaxPool", outputs=["y", "places"], kernel_shape=[2, 2]), "positions"),
     "Resize": (_node("Resize", ["x", "r"]), "fewer than three inputs"),
     "Split": (_node("Split", outputs=["y"], num_outputs=2), "differ in number"),
     "ScatterND": (_node("ScatterND", ["x", "i", "u"], reduction="mul"), "this reduction"),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from neonext_ms.export.lower import lower, neocell_to_matmul
 from neonext_ms.export.onnx import emitter
 from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.export.onnx.save import write_model
+from neonext_ms.export.source import Source
 from neonext_ms.export.tolerances import TOLERANCES, tolerance
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
@@ -244,7 +246,24 @@ def test_mindir(digits, tmp_path, capsys):
     mindir.write(_digits(digits), tmp_path / "d.mindir", None)
     argv = [digits, tmp_path / "d.mindir", *SHIFTS, "--image-size", "64", "--layers", "--samples", "2"]
     code, out, err = _run(argv, capsys)
-    assert code == 0 and "only the logits" in err and "top-1 2/2" in out
+    assert code == 0 and "only the outputs" in err and "top-1 2/2" in out
+
+
+def test_stage_outputs_of_a_mindir_in_half_precision_without_a_manifest(digits, tmp_path, capsys):
+    from neonext_ms.commands import info
+    from neonext_ms.export import mindir
+
+    source = Source.from_checkpoint(digits, (1, 1, 0, 0))
+    graph = lower(fold(original_graph(source.architecture, source.arrays, (64, 64), True))[0], Format())
+    mindir.write(graph, tmp_path / "d.mindir", 2, Format(dtype="float16", float32_io=False))
+    emitter.save(graph, tmp_path / "d.onnx", 2)
+    assert info.main([str(tmp_path / "d.mindir"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["inputs"] == {"images": "float16 2x3x64x64"} and facts["weights"] == "float16"
+    assert facts["outputs"]["output_3"] == "float16 2x192x2x2" and len(facts["outputs"]) == 4
+    code, out, _ = _run([tmp_path / "d.onnx", tmp_path / "d.mindir", "--samples", "3"], capsys)
+    assert code == 0 and "d.mindir (mindir, float16)" in out and out.count("output    stage_") == 4
+    assert "verdict   outputs agree: all 4; most in stage_" in out and "(tolerance 9.8e-03)" in out
 
 
 def test_om_files_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
@@ -257,6 +276,11 @@ def test_om_files_on_the_stand_in_of_a_board(tmp_path, capsys, monkeypatch):
         path.write_text(json.dumps({"inputs": [{**tensor, "dims": [2, 3, 8, 8]}], "outputs": [tensor]}))
     code, out, err = _run([*paths, "--layers"], capsys)
     assert code == 0 and "one.om (om, float16)" in out and "not run on a device" in err
+    stages = [{**tensor, "dims": [2, 5, side, side]} for side in (2, 1)]
+    for path in paths:
+        path.write_text(json.dumps({"inputs": [{**tensor, "dims": [2, 3, 8, 8]}], "outputs": stages}))
+    code, out, _ = _run(paths, capsys)
+    assert code == 0 and "outputs agree: all 2; most in output_" in out and "top-1" not in out
     PyAcl.shutdown()
     assert stand_in.live == {} and stand_in.violations == []
 
@@ -311,7 +335,7 @@ def test_a_dump_without_an_output_does_not_agree(tmp_path, missing):
 
 
 def _msprobe(folder: Path, source: Path, images, stamp="20260101120000") -> Path:
-    """What `msprobe compare` leaves: raw and converted values of the device, those of onnxruntime, and the inputs."""
+    """Write what `msprobe compare` leaves: raw and converted values of the device, those of onnxruntime, the inputs."""
     root = folder / stamp
     device = root / "dump_data" / "npu" / stamp / "0" / "net" / "1" / "0"
     converted = lambda node: f"{node.op}.{_mangled(node)}.12.3.1700000000000000.output.0"  # noqa: E731
@@ -351,6 +375,9 @@ def test_folders_of_msprobe(tmp_path, capsys, monkeypatch):
         assert result["outputs"][0]["relative_l2"] == 0 and result["outputs"][0]["samples"] == 2
         assert len(result["layers"]) == len(open_activations(folded).names)
         assert 0 < max(layer["relative_l2"] for layer in result["layers"]) < 1e-3
+    code, _, err = _run([folded, folder, "--samples", "3", "--seed", "0"], capsys)
+    assert code == 0 and "note: --samples 3 is for noise and not used; the images are 2 images of " in err
+    assert "note: --seed 0 is for noise" in err
     code, out, err = _run([folded, folder / "20260101120000/dump_data/onnx", "--layers"], capsys)
     assert code == 4 and "(dump, float32)" in out and "skipped" not in out
     _msprobe(folder, folded, images, "20260101130000")
@@ -660,6 +687,13 @@ def test_padded_maps_are_compared_where_both_have_them():
     result = compare.compare_activations(Fixed(0), Fixed(3), np.zeros((2, 3, 8, 8)), layers=True)
     assert [(layer.name, layer.relative_l2) for layer in result.layers] == [("map", 0), ("logits", 0)]
     assert result.skipped == ("other: shapes (2,) and (5,)",)
+
+
+def test_a_verdict_names_every_output_that_diverges():
+    parts = [replace(difference(name, np.ones((1, 2, 1, 1)), np.ones((1, 2, 1, 1))), relative_l2=far)
+             for name, far in (("a", 1e-6), ("b", 1e-1), ("c", 2e-1))]  # fmt: skip
+    result = compare.Comparison("a", "b", 1, 1e-3, tuple(parts), None)
+    assert result.verdict == "outputs diverge: 2 of 3, b, c; most in c relative L2 2.0e-01 (tolerance 1.0e-03)"
 
 
 def test_difference():

@@ -402,8 +402,8 @@ def test_two_saves_are_the_same_bytes(folded, tmp_path, monkeypatch):
         ({"neocell": "conv"}, "neocell must be one of matmul, padded, custom"),
         ({"dtype": "int8"}, "dtype must be one of float32, float16, bfloat16"),
         ({"dtype": "bfloat16"}, "Conv takes bfloat16 from opset 22 on"),
-        ({"dtype": "bfloat16", "opset": 22, "neocell": "custom"}, "a custom NeoCell cannot be written in bfloat16"),
-        ({"dtype": "bfloat16", "opset": 22, "gelu": "npu"}, "an NPUGeluV2 cannot be written in bfloat16"),
+        ({"dtype": "bfloat16", "opset": 22, "neocell": "custom"}, "bfloat16: NeoCell nodes cannot be written in it"),
+        ({"dtype": "bfloat16", "opset": 22, "gelu": "npu"}, "bfloat16: NPUGeluV2 nodes cannot be written in it"),
     ],
 )
 def test_formats_are_checked(changes, message):

@@ -207,11 +207,14 @@ def test_the_command_and_the_configuration_are_exact():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision_mode": "mixed_bfloat16", "soc": "Ascend910B2"}, "converter_lite has no precision mode mixed_bf"),
+        (
+            {"precision_mode": "mixed_bfloat16", "soc": "Ascend910B2"},
+            "--precision mixed_bfloat16: converter_lite has no such mode",
+        ),
         ({"precision_mode": "mixed_bfloat16"}, "does not compute in bfloat16"),
-        ({"precision_mode": "x"}, "unknown precision mode"),
+        ({"precision_mode": "x"}, "--precision: unknown mode"),
         ({"batch": (1, 1)}, "every size once"),
-        ({"size": (1, -1)}, "image size"),
+        ({"size": (1, -1)}, "--image-size 1x-1: height"),
         ({"keep_dtype": ("a",)}, "options of atc"),
         ({"extra": ("--log=error",)}, "options of atc"),
     ],

@@ -29,8 +29,8 @@ ATC_WORKS = """\
 assert pathlib.Path(arguments["model"]).read_bytes()
 assert "insert_op_conf" not in arguments or "aipp_op" in pathlib.Path(arguments["insert_op_conf"]).read_text()
 sys.path.insert(0, TESTS)
-from om_stand_in import small_om
-pathlib.Path(arguments["output"] + ".om").write_bytes(small_om(arguments["soc_version"]))
+from om_stand_in import compiled
+pathlib.Path(arguments["output"] + ".om").write_bytes(compiled(arguments))
 print("ATC run success, welcome to the next use.")
 """
 ATC_FAILS = """\
@@ -153,7 +153,7 @@ def test_the_lite_converter(digits, tmp_path, tool, capsys):
         (["--via", "atcc"], 2, "atc or lite"),
         (["--timeout", "0"], 2, "positive number of seconds"),
         (["--neocell", "conv"], 2, "neocell must be one of"),
-        (["--opset", "19"], 1, "opset"),
+        (["--opset", "19"], 2, "--opset 19: CANN's parser takes no operator above opset 18"),
     ],
 )
 def test_bad_options(digits, tmp_path, tool, capsys, options, code, message):
@@ -177,10 +177,12 @@ def test_options_of_om_need_om(digits, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "om", "--soc", "Ascend310B4"], "Ascend310B4 does not have the operator"),
+        (["--target", "om", "--soc", "Ascend310B4"], "--gelu npu: Ascend310B4 does not have the operator"),
         (["--target", "om", "--soc", "Ascend310P3", "--via", "lite"], "Use --via atc"),
         (["--target", "onnx,mindir"], "Leave mindir out"),
-        (["--target", "onnx-naive"], "gelu cannot be chosen for the target onnx-naive"),
+        (["--target", "onnx", "--opset", "20"], "and a file with NPUGeluV2 nodes is for it. Use 13"),
+        (["--target", "onnx", "--neocell", "custom", "--opset", "19"], "a file with NeoCell nodes is for it"),
+        (["--target", "onnx-naive"], "--gelu cannot be chosen for the target onnx-naive"),
     ],
 )
 def test_the_gelu_of_cann_is_for_atc_and_devices_that_have_it(options, message, digits, tmp_path, capsys):
@@ -196,6 +198,21 @@ def test_what_is_better_avoided_is_a_note(digits, tmp_path, tool, capsys):
         assert code == 0 and "note: digits_64_cann.onnx: " in err and note in err
     code, _, err = _run(digits, tmp_path / "o", capsys, "--opset", "17")
     assert code == 0 and "note" not in err
+
+
+def test_a_file_that_only_cann_loads_says_so(digits, tmp_path, capsys):
+    argv = ["--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--target", "onnx"]
+    for options, nodes in ((["--gelu", "npu"], "NPUGeluV2"), (["--neocell", "custom"], "NeoCell")):
+        assert command.main([*argv, *options, "--output", str(tmp_path)]) == 0
+        err = capsys.readouterr().err
+        assert f"digits_64.onnx: only CANN knows its {nodes} nodes" in err and "with each of them expanded" in err
+    for options, problem in (
+        (["--neocell", "custom"], "--neocell custom: MindIR has no NeoCell operator"),
+        (["--dtype", "bfloat16"], "--dtype bfloat16: MindSpore cannot run it on a CPU"),
+    ):
+        assert command.main([*argv[:-1], "mindir", *options, "--output", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert problem in err and err.count("\n") == 1
 
 
 def test_every_via_has_a_compiler():

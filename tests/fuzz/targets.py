@@ -128,7 +128,7 @@ def _om(rng: Random) -> bytes:
     """Damage an OM file, or only its description, so that the sizes still add up."""
     if rng.random() < 0.4:
         return mutate_bytes(rng, rng.choice(_oms()))
-    model = mutate_protobuf(rng, om.model_def())
+    model = mutate_protobuf(rng, om.model_def(batches=(1, 8)))
     info = mutate_bytes(rng, om.inout_info(batches=(1, 8)))
     parts = [(om.MODEL_DEF, model), (om.INOUT, info), (om.WEIGHTS, b"w")]
     return om.om_bytes([rng.sample(parts, rng.randint(1, 3))], wide=rng.random() < 0.8)

@@ -66,7 +66,9 @@ def test_one_manifest_for_several_sizes(capsys, exported):
     assert "digits_64_64x64.onnx" in _run(capsys, exported / "digits_64.json")[1]
     with open_runtime(exported / "digits_64_64x96.mindir") as runtime:
         assert (runtime.input_size, runtime.batch, runtime.metadata["shifts"]) == ((64, 96), 2, [1, 1, 0, 0])
-    assert json.loads(_run(capsys, exported / "digits_64_64x96.mindir", "--json")[1])["input"] == [2, 3, 64, 96]
+    facts = json.loads(_run(capsys, exported / "digits_64_64x96.mindir", "--json")[1])
+    assert facts["inputs"] == {"images": "float32 2x3x64x96"} and facts["outputs"] == {"logits": "float32 2x10"}
+    assert facts["batch_sizes"] == [2] and facts["weights"] == "float32" and facts["runtime"] == "mindspore"
 
 
 def test_lists_and_tables(capsys):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from neonext_ms import export_checkpoint, open_runtime
-from neonext_ms.commands import validate
+from neonext_ms.commands import info, validate
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.export.compare import command as compare
 from neonext_ms.export.om.options import OmOptions
 from neonext_ms.lite import __main__ as command
 from neonext_ms.lite import package
@@ -107,7 +108,11 @@ def test_another_machine(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"neocell": "custom"}, "no NeoCell"), ({"dtype": "bfloat16"}, "bfloat16"), ({"float32_io": False}, "half_io")],
+    [
+        ({"neocell": "custom"}, "no NeoCell"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"float32_io": False}, "--half-io cannot"),
+    ],
 )
 def test_what_lite_has_not_is_refused(options, problem, tmp_path):
     with pytest.raises(UsageError, match=problem):
@@ -150,14 +155,18 @@ def test_its_accuracy_is_that_of_the_network(folder, capsys):
 
 
 @needs_lite
-def test_float16_stores_the_weights_in_half_the_bytes(folder, tmp_path):
+def test_float16_stores_the_weights_in_half_the_bytes(folder, tmp_path, capsys):
     report = export_checkpoint(targets=["lite"], output=tmp_path, dtype="float16", **DIGITS)
     assert 1e-4 < report.parity["lite"].relative_l2 < 1e-3
     assert report.files["lite"].stat().st_size < 0.51 * (folder / "digits_64.ms").stat().st_size
+    # The file itself tells, without its manifest, by which tolerance it is compared.
+    report.manifest.unlink()
+    assert compare.main([str(folder / "digits_64.onnx"), str(report.files["lite"])]) == 0
+    assert "digits_64.ms (ms, float16)" in capsys.readouterr().out
 
 
 @needs_lite
-def test_stage_outputs_of_a_fixed_batch(tmp_path):
+def test_stage_outputs_of_a_fixed_batch(tmp_path, capsys):
     report = export_checkpoint(targets=["lite"], output=tmp_path, features_only=True, batch=2, **DIGITS)
     with Lite() as runtime:
         signature = runtime.describe(str(report.files["lite"]), Settings())
@@ -165,6 +174,13 @@ def test_stage_outputs_of_a_fixed_batch(tmp_path):
         runtime.load(str(report.files["lite"]), Settings())
         shapes = [output.shape for output in runtime.run([images(2)])]
     assert shapes == [(2, 24, 16, 16), (2, 48, 8, 8), (2, 96, 4, 4), (2, 192, 2, 2)]
+    assert info.main([str(report.files["lite"]), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["outputs"]["stage_4"] == "float32 2x192x2x2" and facts["inputs"] == {"input": "float32 2x3x64x64"}
+    assert compare.main([str(report.files["lite"]), str(report.files["lite"]), "--json"]) == 0
+    assert [output["name"] for output in json.loads(capsys.readouterr().out)["outputs"]][3] == "stage_4"
+    with pytest.raises(InputError, match=r"expected one output, or one called 'logits'; found stage_1, stage_2"):
+        open_runtime(report.files["lite"])
 
 
 @needs_lite

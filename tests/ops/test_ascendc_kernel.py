@@ -148,7 +148,7 @@ def test_images_of_small_maps_share_strips(size):
 
 
 def test_the_vector_cores_of_a_310p_take_their_share():
-    """What the cores of each kind do takes them equally long, and without vector cores the result is the same."""
+    """The cores of each kind work equally long, and without vector cores the result is the same."""
     spec = NeoCellSpec([{"kernel": 4, "channels": 48, "shift": 1}, {"kernel": 7, "channels": 48, "shift": 1}])
     rng = np.random.RandomState(3)
     x = rng.standard_normal((2, 96, 56, 56)).astype(np.float16)

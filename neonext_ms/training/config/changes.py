@@ -1,4 +1,4 @@
-"""What changed between two configurations."""
+"""Changes from one configuration to another."""
 
 from __future__ import annotations
 
