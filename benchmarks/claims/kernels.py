@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace) -> dict:
             for shifts in args.shifts
         }
         costs = {name: _cost(one) for name, one in configs.items()}
-        return trials.run_trials(configs, range(args.seeds), output, "kernels"), costs
+        return trials.run_trials(lambda seed: configs, range(args.seeds), output, "kernels"), costs
 
     done, costs = trials.train(args, runs)
     summary = trials.summarise(done)

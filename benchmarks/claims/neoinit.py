@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> dict:
 def run_trials(config, names: Sequence[str], seeds: Sequence[int], output: Path) -> list[dict]:
     """Train from every initialization with every seed, in `output/<initialization>-<seed>`; see `trials.run_trials`."""
     configs = {name: replace(config, model=replace(config.model, neocell_init=name)) for name in names}
-    return trials.run_trials(configs, seeds, output, "neoinit")
+    return trials.run_trials(lambda seed: configs, seeds, output, "neoinit")
 
 
 def read_trials(folder: Path) -> list[dict]:

@@ -72,7 +72,7 @@ class TrainStep:
         stop_on_failure: whether no later step changes anything after one that no smaller loss scale can help, for
             results that are read after the next step has started.
         recompute: whether the backward pass computes the linear layers of the blocks again instead of keeping their
-            outputs.
+            outputs; without effect on blocks that the CPU computes with one kernel.
     """
 
     def __init__(

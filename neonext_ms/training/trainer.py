@@ -7,11 +7,12 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
@@ -20,7 +21,7 @@ from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.signals import killed_child
-from neonext_ms.common.text import format_size, list_names, plural, printable
+from neonext_ms.common.text import format_size, list_names, plural
 from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
 
@@ -37,7 +38,7 @@ from .optimizers import full_rate
 from .plan import check_network, make_plan
 from .precision import check_precision
 from .result import StepResult
-from .run_state import CHECKPOINTS, Checkpoints, Progress, find_state, save_state
+from .run_state import CHECKPOINTS, Checkpoints, Progress, find_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
 from .schedule import activation_share, learning_rate
 from .step import MODEL, TrainStep
@@ -122,23 +123,9 @@ class Trainer:
         )
         if scales:
             self.plan.metadata[SCALES] = scales.to_dict()
+        self._scales = scales
         # All cards start from the weights of the first one; the step keeps them equal from then on.
-        model = NeoNeXt.from_architecture(self.plan.architecture, self.cards.broadcast(self.plan.weights))
-        self.step = TrainStep(
-            model,
-            config.optimizer,
-            config.ema.decay,
-            config.precision,
-            config.model.freeze,
-            self.cards.world,
-            config.run.jit,
-            config.run.sync_batch_norm,
-            self.plan.blend_from,
-            scales,
-            config.parallel.bucket_mb,
-            stop_on_failure=True,
-            recompute=config.run.recompute,
-        )
+        self.step = self._make_step(self.cards.broadcast(self.plan.weights), self.plan.blend_from)
         self.loader = TrainLoader(
             self.train_images,
             config,
@@ -194,6 +181,32 @@ class Trainer:
                     raise InputError(self.reader_killed(killed)) from error
                 raise
 
+    def _make_step(self, weights: Mapping[str, np.ndarray], blend_from: str | None) -> TrainStep:
+        config = self.config
+        return TrainStep(
+            NeoNeXt.from_architecture(self.plan.architecture, weights),
+            config.optimizer,
+            config.ema.decay,
+            config.precision,
+            config.model.freeze,
+            self.cards.world,
+            config.run.jit,
+            config.run.sync_batch_norm,
+            blend_from,
+            self._scales,
+            config.parallel.bucket_mb,
+            stop_on_failure=True,
+            recompute=config.run.recompute,
+        )
+
+    def _end_blend(self) -> None:
+        """Rebuild the step without the activation that the network has changed from, which it would still compute."""
+        share = activation_share(self.config.schedule, self.progress.step, self.loader.updates_per_epoch)
+        if self.step.share is not None and share == 1:
+            state = self.step.state()
+            self.step = self._make_step(self.step.weights(), None)
+            self.step.load_state(state)
+
     def reader_killed(self, killed: signal.Signals, saved: str = "") -> str:
         """Return the message for a run that ends because a process that reads images was killed."""
         return (
@@ -214,6 +227,7 @@ class Trainer:
         line = ProgressLine(self.cards.first, schedule.epochs, per_epoch, self.global_batch)
         while self.progress.epoch < schedule.epochs:
             epoch_start = time.monotonic()
+            self._end_blend()
             speed = self._speed(self._epoch(line))
             line.clear()
             # Cards that drifted apart would go on silently, each with its own network.
@@ -379,21 +393,12 @@ class Trainer:
                 self.log.event("overflow", {"step": step, "scale": result.next_scale})
             return
         self.progress = launched.before
-        files = [self.train_images.name(i) for i in launched.images]
         what = "the loss" if not math.isfinite(result.loss) else "a gradient"
         saved = ""
         if self.log:
-            state = self.output / "failed" / f"step-{step:09d}.safetensors"
             # The skipped step has changed nothing, so this is the state before it.
-            save_state(state, self.step.state(), self.progress, self.plan.metadata)
-            names = state.with_suffix(".txt")
-            with atomic(names) as staged:
-                staged.write_text("".join(f"{name}\n" for name in files), encoding="utf-8", errors="surrogateescape")
-            self.log.event("failed", {"step": step, "what": what, "state": str(state)})
-            saved = (
-                f"The state before this step is {state}; the images of its batch are listed in {names}:\n"
-                f"{list_names(map(printable, files), 5)}\n"
-            )
+            images = [self.train_images.name(i) for i in launched.images]
+            saved = self.log.failure(step, what, self.step.state(), self.progress, self.plan.metadata, images)
         raise NotFiniteError(
             f"step {step} (epoch {self.progress.epoch}): {what} is not a finite number. {saved}Lower optimizer.lr, set "
             "optimizer.clip_norm, or check these images."

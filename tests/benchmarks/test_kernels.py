@@ -61,3 +61,30 @@ def test_wrong_options(option):
     with pytest.raises(SystemExit) as caught:
         command.main(["resample", "--checkpoint", "x", "--kernels", "4", option, "digits"])
     assert caught.value.code == 2
+
+
+def test_activations_from_scratch_and_from_gelu(tmp_path, capsys):
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    arguments = ["activations", "--config", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "out")]
+    arguments += ["--seeds", "1", "--tune-epochs", "1", "--activations"]
+    assert command.main([*arguments, "relu,gelu", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    summary = result["summary"]
+    assert list(summary) == ["gelu", "relu", "gelu-tuned", "relu-tuned"]
+    # The device joins ReLU to its convolutions, from wherever the weights come.
+    for form in ("MatMul", "AscendC"):
+        rates = {name: row["predicted"][form] for name, row in summary.items()}
+        assert rates["relu"] > rates["gelu"] and rates["relu-tuned"] == rates["relu"]
+    tuned = (tmp_path / "out/relu-tuned-0/config.yaml").read_text()
+    assert "gelu-0/final.safetensors" in tuned and "activation: relu" in tuned
+    assert command.main([*arguments, "gelu,relu"]) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[:2] for line in table.splitlines()[2:6]] == [
+        ["gelu", "scratch"], ["relu", "scratch"], ["gelu", "GELU"], ["relu", "GELU"],
+    ]  # fmt: skip
+    assert "not measured" in table
+    for wrong in (["relu"], ["swish"], ["gelu", "--soc", "Ascend999"], ["gelu", "--tune-epochs", "-1"]):
+        try:
+            assert command.main([*arguments, *wrong]) == 2
+        except SystemExit as caught:
+            assert caught.code == 2

@@ -130,7 +130,7 @@ def test_the_other_forms_of_gelu_are_found(form):
     from neonext_ms.export.onnx.format import CANN
 
     format = CANN.with_(gelu=form)
-    model = skeleton(lower(_folded("neonext_t.released_224", 224), format), 1, format)
+    model = skeleton(lower(_folded(model_config("neonext_t.released_224").architecture, (224, 224)), format), 1, format)
     ops = [operator.op for operator in operators(read(model))]
     assert ops.count("Gelu") == 18 and "Tanh" not in ops
 

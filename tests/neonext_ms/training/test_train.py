@@ -139,6 +139,8 @@ def test_a_change_of_activation(folder, capsys):
     assert "activations differ: gelu in" in capsys.readouterr().err
     # It is resumed exactly, in the middle of the change, and differs from a run that starts with ReLU.
     assert _train(folder, "parts", "run.stop_after=2", *blend) == 130
+    # And after it, in the step that is rebuilt with ReLU alone.
+    assert _train(folder, "parts", "--resume", "auto", "run.stop_after=5", *blend) == 130
     assert _train(folder, "parts", "--resume", "auto", *blend) == 0
     assert _same(_state(folder, "whole")[0], _state(folder, "parts")[0])
     assert _state(folder, "whole")[1].config["schedule"]["blend_epochs"] == 1.5
