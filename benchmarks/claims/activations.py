@@ -18,6 +18,7 @@ from neonext_ms.ops.soc import soc
 from . import trials
 
 _FIGURE = "activations.png"
+_FINAL = "final.safetensors"
 _TUNED = "-tuned"
 _BATCH = 8
 # The blend from GELU takes this share of a fine-tuning.
@@ -94,23 +95,24 @@ def _configs(config, activations: Sequence[str], epochs: int, rate: float, gelu:
             warmup_epochs=0,
             blend_epochs=0 if name == GELU else epochs * _BLEND,
         )
-        model = replace(config.model, activation=name, init=str(gelu / "final.safetensors"))
+        model = replace(config.model, activation=name, init=str(gelu / _FINAL))
         optimizer = replace(config.optimizer, lr=config.optimizer.lr * rate)
         configs[name + _TUNED] = replace(config, model=model, schedule=schedule, optimizer=optimizer)
     return configs
 
 
 def _throughput(done: Sequence[Mapping], output: Path, name: str, device: str) -> dict[str, float] | None:
-    """Return predicted images per second by form of NeoCell; None if every run diverged."""
+    """Return predicted images per second by form of NeoCell; None if every run ended with NaN."""
     from neonext_ms.export.source import Source
 
     from ..latency.neonext import FORMS, build_network
     from ..latency.network_model import estimate
 
-    good = [trial["seed"] for trial in done if not trial["diverged"]]
-    if not good:
+    files = (output / f"{name}-{trial['seed']}" / _FINAL for trial in done)
+    file = next((path for path in files if path.exists()), None)
+    if file is None:
         return None
-    source = Source.from_checkpoint(str(output / f"{name}-{good[0]}" / "final.safetensors"), None, False)
+    source = Source.from_checkpoint(str(file), None, False)
     (size,) = source.image_sizes([])
     return {
         form: estimate(build_network(source.architecture, size, _BATCH, form), device).predicted_images_per_second
@@ -161,5 +163,6 @@ def draw(plt, result: Mapping):
     axis.set_xlabel(f"images/s, predicted for {result['soc']}, batch {result['batch']}, float16")
     axis.set_ylabel("top-1 of the validation images, %")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small", ncols=2)
+    if rows:
+        axis.legend(fontsize="small", ncols=2)
     return figure
