@@ -111,7 +111,7 @@ def _with(model: onnx.ModelProto, candidate: Candidate) -> onnx.ModelProto:
             values = [
                 node.input[0] if value == "x"
                 else names[value] if isinstance(value, int)
-                else constants.setdefault(value, f"constant {value}")
+                else constants.setdefault(float(value), f"constant {value}")
                 for value in inputs
             ]  # fmt: skip
             changed.graph.node.append(helper.make_node(op, values, [name], name=name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 from neonext_ms.ops.soc import MACS_PER_CYCLE
@@ -43,10 +43,11 @@ def _cells(estimates: list[Estimate], part: str) -> list[str]:
     cells = []
     for each in estimates:
         tasks = [task for task in each.tasks if _part(task) == part]
-        bounds: Counter[str] = Counter()
+        bounds: dict[str, float] = defaultdict(float)
         for task in tasks:
             bounds[task.predicted_bound] += task.predicted_us
-        cells += [f"{sum(task.predicted_us for task in tasks) / _BATCH:.1f}", max(bounds, key=bounds.get, default="")]
+        longest = max(bounds, key=bounds.__getitem__, default="")
+        cells += [f"{sum(task.predicted_us for task in tasks) / _BATCH:.1f}", longest]
     return cells
 
 

@@ -134,8 +134,8 @@ def _joins(previous: Operator, operator: Operator, at: int, place: dict[str, int
     if previous.kind == "matmul":
         if operator.op == "Add":
             return not others and "Add" not in previous.fused and last not in ACTIVATIONS
-        joining = operator.op in ACTIVATIONS and operator.op not in _NEVER_JOIN_MATMUL
-        return not split and joining and last not in ACTIVATIONS
+        activation = operator.op in ACTIVATIONS and operator.op not in _NEVER_JOIN_MATMUL
+        return not split and activation and last not in ACTIVATIONS
     return previous.kind == "vector" and last in _JOINED_BY_RELU and operator.op == "Relu"
 
 
