@@ -33,7 +33,7 @@ _ACTIVATION_FORMS = (
     ("relu", "erf", "relu"),
 )
 _ACTIVATION_RUNS = ((1, ""), (8, ""), (8, ", int8"))
-_INT8_ACTIVATIONS = ("gelu", "leakyrelu", "relu")
+_INT8_ACTIVATIONS = ("gelu", "relu")
 _MEANING = {
     "run_us": ("us", "a run besides its tasks"),
     "launch_us": ("us", "from one task to the work of the next"),
