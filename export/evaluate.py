@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from neonext_ms.models.activations import LEAKY_SLOPE
 from neonext_ms.ops import reference
 
 from .fast_gelu import SCALE, fast_gelu
@@ -173,6 +174,7 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "linear_int8": _int8(_linear),
     "gelu": _gelu,
     "relu": lambda layer, x: np.maximum(x, 0.0),
+    "leakyrelu": lambda layer, x: np.where(x < 0, x * LEAKY_SLOPE, x),
     "hardswish": lambda layer, x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "max_pool": _max_pool,
     "scale": _scale,

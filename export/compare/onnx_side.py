@@ -35,7 +35,8 @@ _ORT_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _POINTWISE = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Cast", "Clip", "Identity", "Where"),
-        *("Erf", "Tanh", "Gelu", "Relu", "HardSwish", "Sigmoid", "Softplus", "MatMul", "LayerNormalization"),
+        *("Erf", "Tanh", "Gelu", "Relu", "LeakyRelu", "HardSwish", "Sigmoid", "Softplus", "MatMul"),
+        "LayerNormalization",
         *("QuantizeLinear", "DequantizeLinear"),
     )
 )

@@ -26,7 +26,7 @@ from neonext_ms.ops.init import neo_init
 from neonext_ms.ops.neocell import neo_cell
 from neonext_ms.ops.spec import NeoCellSpec
 
-from .activations import GELU, HARDSWISH, RELU
+from .activations import GELU, HARDSWISH, LEAKY_SLOPE, LEAKYRELU, RELU
 from .architecture import (
     BATCH_NORM_EPS,
     LAYER_NORM_EPS,
@@ -130,8 +130,20 @@ class Gelu(nn.Cell):
         return ops.gelu(x, approximate="none")
 
 
+class LeakyRelu(nn.LeakyReLU):
+    """ReLU that multiplies negative numbers by `LEAKY_SLOPE`."""
+
+    def __init__(self):
+        super().__init__(LEAKY_SLOPE)
+
+
 # Name of the activation -> its cell.
-ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {GELU: Gelu, RELU: nn.ReLU, HARDSWISH: nn.HSwish}
+ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {
+    GELU: Gelu,
+    RELU: nn.ReLU,
+    LEAKYRELU: LeakyRelu,
+    HARDSWISH: nn.HSwish,
+}
 
 
 class Patchify(nn.Cell):
@@ -376,7 +388,7 @@ class NeoNeXt(nn.Cell):
         linear_bias: whether the linear layers of a block have a bias.
         kernel_spec: "default", a code such as "4+7" for all stages, or four codes.
         downsample: "official" or "paper", the order of layers between stages (see `Architecture`).
-        activation: "gelu" (official), "relu" or "hardswish".
+        activation: "gelu" (official), "relu", "leakyrelu" or "hardswish".
         features_only: whether to return the outputs of the four stages instead of logits; there is no head then.
 
     Inputs:
