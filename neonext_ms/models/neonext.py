@@ -252,7 +252,7 @@ class _Content(nn.Cell):
         # What the kernel of a whole block takes in place of parts that are missing.
         self.zeros = Tensor(np.zeros(channels, np.float32)), Tensor(np.zeros(MLP_RATIO * channels, np.float32))
         self.ones = Tensor(np.ones(channels, np.float32))
-        kind = operators.ACTIVATION_KINDS[activation], 0.0
+        kind = operators.ACTIVATION_KINDS[activation], LEAKY_SLOPE
         self.settings = Tensor(np.array([BATCH_NORM_EPS, BATCH_NORM_KEEP, *kind], np.float32))
 
     def construct(self, x):

@@ -21,7 +21,7 @@ from .library import enabled, has_products, library
 # Inputs of the linear layers of a block, in the order of `mlp.cpp`.
 _MLP = ("gamma", "beta", "w1", "b1", "w2", "b2", "scale", "keep")
 # Activation f of a block -> its kind in `activations.h`.
-ACTIVATION_KINDS = {"gelu": 0, "relu": 1, "hardswish": 3}
+ACTIVATION_KINDS = {"gelu": 0, "relu": 1, "leakyrelu": 2, "hardswish": 3}
 # Names of the inputs and outputs of each kernel; "*" marks any number of tensors, "!" Parameters that it changes.
 # Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
