@@ -63,8 +63,6 @@ def without_times(report: dict) -> dict:
             entry["result"] = sorted(entry.get("result", ()))
         if name == "mindspore":
             entry.get("result", {}).pop("rows", None)
-        if name.startswith("compile/"):
-            entry["result"].pop("compile_seconds")
     return report
 
 
