@@ -537,7 +537,8 @@ def npu_smi():
 
 def step_unpack(kit, args, _):
     """Put the ONNX files and the inputs together: the inputs as arrays, and each as a file of raw bytes."""
-    fresh(INPUTS), fresh(WORK / "onnx")
+    fresh(INPUTS)
+    fresh(WORK / "onnx")
     pool = read_pool(HERE)
     for model in kit["models"].values():
         if model["segments"]:
@@ -555,9 +556,8 @@ def step_operator(kit, args, _):
     """Build the AscendC operator package and install it into work/opp."""
     output, place = fresh(WORK / "ops_out"), fresh(WORK / "opp")
     os.environ.pop("ASCEND_CUSTOM_OPP_PATH", None)
-    command = ["bash", HERE / "ops" / "build.sh", "--soc", kit["family"], "--work", fresh(WORK / "ops")]
-    command += ["--output", output]
-    package = run_tool("build", command, args, lambda lines: [*output.glob("custom_opp_*.run")])[0]
+    build = ["bash", HERE / "ops/build.sh", "--soc", kit["family"], "--work", fresh(WORK / "ops"), "--output", output]
+    package = run_tool("build", build, args, lambda lines: [*output.glob("custom_opp_*.run")])[0]
     run_tool("install", ["bash", package, "--install-path=%s" % place], args, lambda lines: VENDOR.is_dir())
     return {"package": package.name}
 
