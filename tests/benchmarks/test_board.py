@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from acl_stand_in import dump_file
+from acl_stand_in import StandIn, dump_file
 from atc_stand_in import halves, spoil
 from board_stand_in import install, without_times
 from neonext_ms.benchmarks.board import forms
@@ -34,6 +34,7 @@ from neonext_ms.export.onnx.runnable import expand_custom
 from neonext_ms.export.source import Source
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
+from neonext_ms.runtime.om_file import ACL_DTYPES
 
 RUN = KIT / "run.py"
 OPTIONS = ort.SessionOptions()
@@ -254,6 +255,29 @@ def test_dumps_are_read_in_the_layouts_of_the_device(tmp_path):
     for damaged in (b"", b"x" * 100, content[:-1], content[:60], b"\xff" * 8 + content[8:]):
         path.write_bytes(damaged)
         assert run_py.read_dump(path) == ("x", None)
+
+
+def test_the_device_gets_back_all_that_a_model_took(tmp_path, monkeypatch):
+    device = StandIn()
+    monkeypatch.setitem(sys.modules, "acl", device)
+    sides = {"inputs": [("input", [-1, 3, 4, 4])], "outputs": [("logits", [-1, 2])]}
+    content = {side: [{"name": n, "dims": d, "dtype": "float32"} for n, d in rows] for side, rows in sides.items()}
+    (tmp_path / "net.om").write_text(json.dumps({**content, "batches": [1, 2]}))
+    known = {"codes": {"207001": "out of device memory"}, "dtypes": ACL_DTYPES}
+    kit = json.loads(json.dumps({"acl": known}))
+    images = np.arange(96, dtype=np.float32).reshape(2, 3, 4, 4)
+    opened = run_py.Device(kit, 0)
+    model = run_py.Model(opened, tmp_path / "net.om", 2)
+    out, compute, total = model.run(images)
+    assert np.array_equal(out, np.repeat(images.sum((1, 2, 3))[:, None], 2, 1)) and 0 < compute <= total
+    # Both copies of the images, and of their sums.
+    assert model.memory == images.nbytes + out.nbytes + 4
+    model.close()
+    opened.close()
+    assert device.violations == [] and device.live == {}
+    monkeypatch.setitem(sys.modules, "acl", StandIn({"acl.rt.malloc": 207001}))
+    with pytest.raises(run_py.Problem, match=r"acl.rt.malloc failed with 207001 \(out of device memory\)"):
+        run_py.Model(run_py.Device(kit, 0), tmp_path / "net.om", 2)
 
 
 def test_a_wrong_form_is_compared_layer_by_layer(kit, tmp_path):
