@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from neonext_ms.models.activations import LEAKY_SLOPE
 from neonext_ms.ops import reference
 
 from .fast_gelu import SCALE, fast_gelu
-from .graph import INPUT, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
+from .graph import INPUT, DeployGraph, Layer, as_map, conv_margins, conv_strides, neocell_bias, neocell_weights
 
 # erf is expanded around the nearest of these many points to 1; beyond 6 it is 1.
 _GRID, _END = 4096, 6
@@ -93,7 +94,7 @@ def _max_pool(layer, x):
 
 def _neocell(layer, x):
     a, b = neocell_weights(layer)
-    return reference.forward(x, a, b, layer.attributes["spec"], layer.arrays.get("bias"))
+    return reference.forward(x, a, b, layer.attributes["spec"], neocell_bias(layer))
 
 
 def _batch_norm(layer, x):
@@ -165,7 +166,7 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "neocell": _neocell,
     "left": lambda layer, x: _arrays(layer)["matrix"] @ x,
     "right": lambda layer, x: x @ _arrays(layer)["matrix"],
-    "shift": lambda layer, x: x + _column(_arrays(layer)["bias"]),
+    "shift": lambda layer, x: x + as_map(_arrays(layer)["bias"]),
     "batch_norm": _batch_norm,
     "transpose": lambda layer, x: x.transpose(layer.attributes["order"]),
     "linear": _linear,
@@ -173,6 +174,7 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "linear_int8": _int8(_linear),
     "gelu": _gelu,
     "relu": lambda layer, x: np.maximum(x, 0.0),
+    "leakyrelu": lambda layer, x: np.where(x < 0, x * LEAKY_SLOPE, x),
     "hardswish": lambda layer, x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "max_pool": _max_pool,
     "scale": _scale,

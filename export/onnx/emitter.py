@@ -17,10 +17,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.models.activations import LEAKY_SLOPE
 from neonext_ms.ops.packing import pack, pack_channels
 
 from ..fast_gelu import CONSTANT, END, ROOT, SCALE
-from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, neocell_weights
+from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, as_map, neocell_bias, neocell_weights
 from . import neocell_node, npu_gelu, quantized
 from . import save as files
 from .format import Format
@@ -110,7 +111,7 @@ def count_nodes(graph: DeployGraph, format: Format | None = None) -> int:
     cells = [layer for layer in graph.layers if layer.op == "neocell" and format.neocell != "custom"]
     emitter = Emitter(onnx.GraphProto(), format, graph)
     emitter.run(layer for layer in graph.layers if layer not in cells)
-    return len(emitter.proto.node) + sum(3 if "bias" in cell.arrays else 2 for cell in cells)
+    return len(emitter.proto.node) + sum(2 if neocell_bias(cell) is None else 3 for cell in cells)
 
 
 def _declare(model: onnx.ModelProto, name: str, array: np.ndarray) -> TensorProto:
@@ -249,7 +250,7 @@ class Emitter:
         self.node("MatMul", [*layer.inputs, *self.tensors(layer)], layer.output, layer.name)
 
     def shift(self, layer: Layer) -> None:
-        bias = self.tensor(f"{layer.name}.bias", layer.arrays["bias"][:, None, None])
+        bias = self.tensor(f"{layer.name}.bias", as_map(layer.arrays["bias"]))
         self.node("Add", [*layer.inputs, bias], layer.output, layer.name)
 
     def batch_norm(self, layer: Layer) -> None:
@@ -330,16 +331,21 @@ class Emitter:
     def relu(self, layer: Layer) -> None:
         self.node("Relu", layer.inputs, layer.output, layer.name)
 
+    def leakyrelu(self, layer: Layer) -> None:
+        self.node("LeakyRelu", layer.inputs, layer.output, layer.name, alpha=LEAKY_SLOPE)
+
     def hardswish(self, layer: Layer) -> None:
         (x,), name = layer.inputs, layer.name
         if self.opset >= 14:
             self.node("HardSwish", [x], layer.output, name)
             return
-        # Nodes that CANN parses at every opset. 6 is divided out at the end: x / 6 would lose subnormals in half.
+        # Nodes that CANN parses at every opset and, in this order, joins to the convolution in front of them
+        # (TbeConv2dAddClipMulDivFusionPass). Dividing first would lose subnormals in half.
         y = self.node("Add", [x, self.constant("three", 3)], f"{name}.shifted")
-        y = self.node("Clip", [y, self.constant("zero", 0), self.constant("six", 6)], f"{name}.clipped")
+        six = self.constant("six", 6)
+        y = self.node("Clip", [y, self.constant("zero", 0), six], f"{name}.clipped")
         y = self.node("Mul", [x, y], f"{name}.product")
-        self.node("Mul", [y, self.constant("sixth", 1 / 6)], layer.output, name)
+        self.node("Div", [y, six], layer.output, name)
 
     def max_pool(self, layer: Layer) -> None:
         kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))
