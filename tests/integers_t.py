@@ -1,4 +1,4 @@
-"""Compare the integers of both 8-bit forms of NeoNeXt-T with random weights at 224 pixels: `make integers`.
+"""Compare the integers of both 8-bit forms of NeoNeXt-T with random weights at 224 pixels: `make integers`, or `python -m tests.integers_t`: as a script it would import `tests/neonext_ms`.
 
 `neonext-export` compares them on two inputs. Each of these takes about half a minute of processor time.
 """
