@@ -16,6 +16,7 @@ CLAIMS = {
     "memory": "a NeoCell needs no im2col, whose copies of the map are k^2 times as large (section 1)",
     "share": "NeoCells are a small part of the whole model",
     "convnext": "NeoNeXt is as fast as ConvNeXt of the same depths and widths",
+    "quantize": "BatchNorm everywhere, as in NeoNeXt, loses less in 8 bit than LayerNorm (a question of ours)",
     "neoinit": "networks train better from NeoInit than from normal noise, with which most runs diverge (Table 3)",
 }
 
@@ -25,6 +26,7 @@ EXAMPLES = {
     "memory": "--kernels 4,7 --maps 56 --batch 8",
     "share": "--models neonext_t --batch 1",
     "convnext": "--sizes t --batch 1,8",
+    "quantize": "--config configs/digits.yaml --weight-bits 8,4 --seeds 3 model.image_size=64",
     "neoinit": "--config configs/ablate_neoinit.yaml --initialization neoinit,noise --seeds 3",
 }
 
@@ -49,7 +51,7 @@ def build_parser() -> Parser:
             default=thread_count(),
             help=THREADS_HELP,
         )
-        if name not in ("neoinit", "memory"):
+        if name not in ("neoinit", "quantize", "memory"):
             # They time nothing.
             claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")

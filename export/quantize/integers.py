@@ -212,7 +212,7 @@ def _channels(values: np.ndarray, dimensions: int) -> np.ndarray:
 
 
 def _conv(attributes: Mapping, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return a convolution whose stride is the size of its kernel; whole numbers stay whole in float64."""
+    """Return a convolution; whole numbers stay whole in float64."""
     patches = _patches(attributes, x, weight.shape)
     n, groups, _, rows, columns = patches.shape
     outputs = len(weight)
@@ -223,13 +223,12 @@ def _conv(attributes: Mapping, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def _patches(attributes: Mapping, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the patches that a kernel of a shape reads, `(N, groups, C p q, rows, columns)`."""
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-    groups, (_, inputs, p, q) = attributes.get("group", 1), shape
-    if tuple(attributes["strides"]) != (p, q):
-        raise InputError("a convolution with overlapping patches is not evaluated here")
+    groups, (_, inputs, *kernel), strides = attributes.get("group", 1), shape, attributes["strides"]
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, _, h, w = x.shape
-    x = x[:, :, : h // p * p, : w // q * q].reshape(n, groups, inputs, h // p, p, w // q, q)
-    return x.transpose(0, 1, 2, 4, 6, 3, 5).reshape(n, groups, inputs * p * q, h // p, w // q)
+    windows = np.lib.stride_tricks.sliding_window_view(x, tuple(kernel), (2, 3))[:, :, :: strides[0], :: strides[1]]
+    n, _, rows, columns = windows.shape[:4]
+    windows = windows.reshape(n, groups, inputs, rows, columns, *kernel).transpose(0, 1, 2, 5, 6, 3, 4)
+    return windows.reshape(n, groups, -1, rows, columns)
 
 
 def _quantize_linear(attributes, x, scale, zero):

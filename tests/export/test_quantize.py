@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from conftest import DATA
 from neonext_ms.common.errors import InputError, ParityError, UsageError
+from neonext_ms.export import pipeline
 from neonext_ms.export.command import main
 from neonext_ms.export.compare import parity
 from neonext_ms.export.compare.command import main as compare
@@ -459,6 +460,15 @@ def test_digits_keep_their_accuracy(exported):
         "digits_64.scales.json",
     ]
     assert "--model=digits_64.onnx" in (exported / "build_om.sh").read_text()
+
+
+def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tmp_path, monkeypatch):
+    arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path)]
+    arguments += ["--quantize-scales", str(exported / "digits_64.scales.json")]
+    monkeypatch.setattr(pipeline, "INT8", 0.0)
+    assert main(arguments) == 0
+    monkeypatch.setattr(pipeline, "INT8_LOSS", 0.0)
+    assert main(arguments) == 4
 
 
 def test_scales_are_shared_by_later_exports(exported, tmp_path):
