@@ -114,7 +114,7 @@ def test_networks_are_trained_once_and_compared(tmp_path, capsys):
     assert [row["bits"]["8"] for row in again["runs"]] == [row["bits"]["8"] for row in result["runs"]]
     assert files == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert command.main([*arguments, "data.share=0.5"]) == 1
-    assert "data.share: 1.0 -> 0.5" in capsys.readouterr().err
+    assert "data.share: 0.2 -> 0.5" in capsys.readouterr().err
     assert command.main([*arguments, "--networks", "resnet"]) == 2
     assert command.main([*arguments, "model.init=x.pt"]) == 2
     text = list(quantize.lines({**again, "summary": quantize.summarise(again["runs"])}))

@@ -552,7 +552,7 @@ def _board_dump(file, folder, images):
 
 
 def test_values_that_a_board_dumped_in_8_bit(exported, tmp_path, capsys):
-    file, images = exported / "digits_64_cann.onnx", sorted((DATA / "digits").glob("*/*.png"))[::5]
+    file, images = exported / "digits_64_cann.onnx", sorted((DATA / "digits").glob("*/*.png"))[::10]
     preprocessing = json.loads((exported / "digits_64.json").read_text())["preprocessing"]
     prepared = load_images([str(path) for path in images], Preprocessing.from_dict(preprocessing), (64, 64))
     dump = _board_dump(file, tmp_path / "dump", prepared)
