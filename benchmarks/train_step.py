@@ -59,7 +59,8 @@ class _Ours:
         from mindspore import Tensor
 
         from neonext_ms.models.factory import create_model
-        from neonext_ms.training.step import TrainStep, last, result_of
+        from neonext_ms.training.result import last, result_of
+        from neonext_ms.training.step import TrainStep
 
         self.ms, self.np = ms, np
         self._last, self._result_of = last, result_of

@@ -11,7 +11,7 @@ import numpy as np
 from neonext_ms.ops import reference
 
 from .fast_gelu import SCALE, fast_gelu
-from .graph import INPUT, NCHW, DeployGraph, Layer, conv_margins, conv_strides, neocell_weights
+from .graph import INPUT, NCHW, DeployGraph, Layer, as_map, conv_margins, conv_strides, neocell_bias, neocell_weights
 
 # erf is expanded around the nearest of these many points to 1; beyond 6 it is 1.
 _GRID, _END = 4096, 6
@@ -93,7 +93,7 @@ def _max_pool(layer, x):
 
 def _neocell(layer, x):
     a, b = neocell_weights(layer)
-    return reference.forward(x, a, b, layer.attributes["spec"], layer.arrays.get("bias"))
+    return reference.forward(x, a, b, layer.attributes["spec"], neocell_bias(layer))
 
 
 def _batch_norm(layer, x):
@@ -166,7 +166,7 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "neocell": _neocell,
     "left": lambda layer, x: _arrays(layer)["matrix"] @ x,
     "right": lambda layer, x: x @ _arrays(layer)["matrix"],
-    "shift": lambda layer, x: x + _column(_arrays(layer)["bias"]),
+    "shift": lambda layer, x: x + as_map(_arrays(layer)["bias"]),
     "batch_norm": _batch_norm,
     "transpose": lambda layer, x: x.transpose(layer.attributes["order"]),
     "linear": _linear,

@@ -19,7 +19,7 @@ import numpy as np
 
 from neonext_ms.models.activations import ACTIVATIONS
 
-from .graph import NCHW, NHWC, DeployGraph, Layer, neocell_weights
+from .graph import NCHW, NHWC, DeployGraph, Layer, neocell_bias, neocell_weights
 
 Rule = Callable[[DeployGraph], DeployGraph]
 _ZERO = np.float32(0)
@@ -161,7 +161,11 @@ def _reduction_kernel(cell: Layer) -> np.ndarray | None:
 
 
 def _arrays(weight: np.ndarray, cell: Layer) -> dict[str, np.ndarray]:
-    return {"weight": weight, **({"bias": cell.arrays["bias"]} if "bias" in cell.arrays else {})}
+    """Return the arrays of the convolution that a NeoCell (k -> 1) becomes: its output patches are single values."""
+    bias = neocell_bias(cell)
+    if isinstance(bias, list):
+        bias = np.concatenate(bias)[:, 0, 0]
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
 
 @rewrite("conv", "batch_norm")
@@ -198,10 +202,14 @@ def batch_norm_into_next(cell: Layer, norm: Layer, conv: Layer) -> list[Layer] |
 def batch_norm_into_neocell(cell: Layer, norm: Layer) -> list[Layer]:
     """Fold BatchNorm into the NeoCell before it: `s (L X R + b) + t = (s L) X R + (s b + t)`."""
     scale, shift = _affine(norm)
-    arrays = dict(cell.arrays)
+    arrays, by_patch = dict(cell.arrays), isinstance(neocell_bias(cell), list)
     for i, (_, channels) in enumerate(cell.attributes["spec"].slices()):
-        arrays[f"weight_a.{i}"] = _times(arrays[f"weight_a.{i}"], scale[channels, None, None])
-    arrays["bias"] = _float32(arrays.get("bias", _ZERO) * scale + shift)
+        own_scale, own_shift = (values[channels, None, None] for values in (scale, shift))
+        arrays[f"weight_a.{i}"] = _times(arrays[f"weight_a.{i}"], own_scale)
+        if by_patch:
+            arrays[f"bias.{i}"] = _float32(arrays[f"bias.{i}"] * own_scale + own_shift)
+    if not by_patch:
+        arrays["bias"] = _float32(arrays.get("bias", _ZERO) * scale + shift)
     return [replace(cell, output=norm.output, arrays=arrays)]
 
 

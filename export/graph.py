@@ -11,10 +11,10 @@ otherwise.
     conv            weight, [bias]; groups,      square or oblong kernel. The default stride is the size of the kernel.
                     [stride], [padding], [pads]  `padding` adds zeros on every side, `pads` further rows of zeros below
                                                  the map and columns to its right
-    neocell         weight_a.i, weight_b.i,      block-diagonal products with the small matrices of each group i
-                    [bias]; spec
+    neocell         weight_a.i, weight_b.i,      block-diagonal products with the small matrices of each group i; a bias
+                    [bias or bias.i]; spec       for each channel, or for each value of an output patch of group i
     left, right     matrix                       A @ x, x @ B with full matrices, one per channel
-    shift           bias                         adds one number per channel
+    shift           bias                         adds one number per channel, or a map of them
     batch_norm      weight, bias, running_mean,  in evaluation
                     running_var; eps
     transpose       order
@@ -218,6 +218,18 @@ def neocell_weights(layer: Layer) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [layer.arrays[f"weight_a.{i}"] for i in groups], [layer.arrays[f"weight_b.{i}"] for i in groups]
 
 
+def neocell_bias(layer: Layer) -> np.ndarray | list[np.ndarray] | None:
+    """Return the bias of a NeoCell as `ops.reference.forward` takes it: by channel, by patch of each group, or None."""
+    if "bias.0" in layer.arrays:
+        return [layer.arrays[f"bias.{i}"] for i in range(len(layer.attributes["spec"].groups))]
+    return layer.arrays.get("bias")
+
+
+def as_map(bias: np.ndarray) -> np.ndarray:
+    """Return the bias of a `shift` as it is added to maps `(N, C, H, W)`."""
+    return bias[:, None, None] if bias.ndim == 1 else bias
+
+
 class LayerList:
     """A graph under construction: layers that take their arrays by official name.
 
@@ -262,8 +274,9 @@ class _OfficialLayers(LayerList):
         self.add("batch_norm", name, ("weight", "bias", "running_mean", "running_var"), eps=BATCH_NORM_EPS)
 
     def neocell(self, name: str, spec: NeoCellSpec) -> None:
-        keys = [f"weight_{side}.{i}" for side in "ab" for i in range(len(spec.groups))]
-        self.add("neocell", name, [*keys, "bias"], spec=spec)
+        groups = range(len(spec.groups))
+        keys = [f"weight_{side}.{i}" for side in "ab" for i in groups]
+        self.add("neocell", name, [*keys, "bias", *(f"bias.{i}" for i in groups)], spec=spec)
 
     def block(self, prefix: str, spec: NeoCellSpec, layer_scale: bool, activation: str) -> None:
         entry, content = self.value, f"{prefix}.ops.content"

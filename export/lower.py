@@ -13,7 +13,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 
 from .fast_gelu import SCALE
-from .graph import INPUT, DeployGraph, Layer, neocell_weights
+from .graph import INPUT, DeployGraph, Layer, neocell_bias, neocell_weights
 from .onnx.format import Format
 from .scales import scaled_chain
 
@@ -43,6 +43,7 @@ def lower(graph: DeployGraph, format: Format) -> DeployGraph:
         graph = neocell_to_padded_matmul(graph)
     else:
         _check_square(graph)
+        graph = _bias_behind(graph)
     if format.gelu == "fast":
         graph = _gelu_in_scale(graph)
     if format.gelu in ("tanh", "fast"):
@@ -86,7 +87,8 @@ def neocell_to_matmul(graph: DeployGraph) -> DeployGraph:
     for cell in graph.layers:
         if cell.op == "neocell":
             _, height, width = shapes[cell.inputs[0]]
-            changes.append(([cell], _products(cell, *_matrices(cell, (height, width)))))
+            size = height, width
+            changes.append(([cell], _products(cell, *_matrices(cell, size), size)))
     return graph.replaced(changes)
 
 
@@ -157,7 +159,7 @@ def _padded_products(cell: Layer, real: dict[str, Size], source: Size, multiple:
         size = _aligned(after[0], multiple), _aligned(after[1], multiple)
     a, b = _matrices(cell, before)
     # Zero columns of A and zero rows of B do not read the padding, whatever is in it.
-    return _products(cell, _embedded(a, size[0], source[0]), _embedded(b, source[1], size[1])), size
+    return _products(cell, _embedded(a, size[0], source[0]), _embedded(b, source[1], size[1]), before), size
 
 
 def _mean(mean: Layer, real: Size, padded: Size) -> list[Layer]:
@@ -189,16 +191,42 @@ def _matrices(cell: Layer, size: Size) -> tuple[np.ndarray, np.ndarray]:
     return cell.attributes["spec"].matrices(*neocell_weights(cell), *size)
 
 
-def _products(cell: Layer, a: np.ndarray, b: np.ndarray) -> list[Layer]:
+def _products(cell: Layer, a: np.ndarray, b: np.ndarray, size: Size) -> list[Layer]:
+    """Return a NeoCell as two products, and a shift if it has a bias.
+
+    Args:
+        cell: the NeoCell.
+        a, b: full matrices.
+        size: height and width of the real map that it reads.
+    """
     left, right = f"{cell.name}.left", f"{cell.name}.right"
     layers = [
         Layer("left", left, cell.inputs, left, {"matrix": a}),
         Layer("right", right, (left,), cell.output, {"matrix": b}),
     ]
-    if "bias" in cell.arrays:
-        layers[-1] = replace(layers[-1], output=right)
-        layers.append(Layer("shift", f"{cell.name}.bias", (right,), cell.output, {"bias": cell.arrays["bias"]}))
-    return layers
+    bias = neocell_bias(cell)
+    if bias is None:
+        return layers
+    if isinstance(bias, list):
+        bias = _embedded(cell.attributes["spec"].bias_map(bias, *size), a.shape[1], b.shape[2])
+    layers[-1] = replace(layers[-1], output=right)
+    return [*layers, Layer("shift", f"{cell.name}.bias", (right,), cell.output, {"bias": bias})]
+
+
+def _bias_behind(graph: DeployGraph) -> DeployGraph:
+    """Move the bias of output patches, which the custom node has not, into a layer behind the NeoCell."""
+    shapes = graph.shapes()
+    changes = []
+    for cell in graph.layers:
+        bias = neocell_bias(cell) if cell.op == "neocell" else None
+        if isinstance(bias, list):
+            _, height, width = shapes[cell.inputs[0]]
+            plain = f"{cell.name}.plain"
+            arrays = {key: array for key, array in cell.arrays.items() if not key.startswith("bias")}
+            shift = {"bias": cell.attributes["spec"].bias_map(bias, height, width)}
+            layers = [replace(cell, output=plain, arrays=arrays)]
+            changes.append(([cell], [*layers, Layer("shift", f"{cell.name}.bias", (plain,), cell.output, shift)]))
+    return graph.replaced(changes)
 
 
 def _aligned(size: int, multiple: int) -> int:

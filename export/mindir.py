@@ -59,10 +59,13 @@ class _Shift(nn.Cell):
     def __init__(self, layer: Layer):
         super().__init__()
         self.bias = _parameter(layer, "bias")
+        self.by_channel = layer.arrays["bias"].ndim == 1
         self.add_bias = ops.BiasAdd()
 
     def construct(self, x):
-        return self.add_bias(x, self.bias)
+        if self.by_channel:
+            return self.add_bias(x, self.bias)
+        return x + self.bias
 
 
 class _Crop(nn.Cell):

@@ -30,7 +30,7 @@ from neonext_ms.runtime.mindspore import load_mindspore
 from . import lite, verify
 from .compare import parity
 from .fold import FoldSummary, fold
-from .graph import DeployGraph, original_graph
+from .graph import DeployGraph
 from .lower import lower, neocell_to_matmul
 from .om import target as om
 from .om.options import OmOptions
@@ -199,7 +199,7 @@ class _SizedNetwork:
 
     def __init__(self, source: Source, request: Request, size: Size, stem: str):
         self.source, self.request, self.size, self.stem = source, request, size, stem
-        self.original = original_graph(source.architecture, source.arrays, size, request.features_only)
+        self.original = source.graph(size, request.features_only)
         self.quantization: Quantization | None = None
         self.notes: list[str] = []
 
@@ -380,7 +380,8 @@ def _expected(network: _SizedNetwork, samples: np.ndarray, stage: Path) -> tuple
     """Return the original network's outputs: from MindSpore if that is loaded anyway, else from onnxruntime."""
     source, request = network.source, network.request
     if any(target.mindspore for target in request.chosen):
-        outputs = verify.mindspore_outputs(source.architecture, source.arrays, samples, request.features_only)
+        load_mindspore()
+        outputs = verify.mindspore_outputs(source.model(request.features_only), samples)
         return "the original network in MindSpore", outputs
     with explained(stage.parent):
         outputs = verify.original_outputs(network.original, samples, stage)

@@ -15,8 +15,14 @@ from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.registry import identify, model_config
 from neonext_ms.models.scales import Scales, parse_scales
 
+from .graph import DeployGraph, original_graph
+
 if TYPE_CHECKING:
+    from mindspore import nn
+
     from neonext_ms.models.neonext import NeoNeXt
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,16 @@ class Source:
         from neonext_ms.models.weights import model_arrays
 
         return cls(model_arrays(model), model.architecture, name)
+
+    def graph(self, size: Size, features_only: bool = False) -> DeployGraph:
+        """Return the original network, node by node; see `graph.original_graph`."""
+        return original_graph(self.architecture, self.arrays, size, features_only)
+
+    def model(self, features_only: bool = False) -> nn.Cell:
+        """Return the original network in MindSpore."""
+        from neonext_ms.models.neonext import NeoNeXt
+
+        return NeoNeXt.from_architecture(self.architecture, self.arrays, features_only)
 
     def image_sizes(self, requested: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
         """Return the requested sizes, or the recorded one, or the one that the architecture is published with.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from neonext_ms.common.errors import InputError, ParityError
 from neonext_ms.common.text import one_line
-from neonext_ms.models.architecture import Architecture
 from neonext_ms.runtime.base import Settings, run_in_chunks
 from neonext_ms.runtime.lite import Lite
 from neonext_ms.runtime.mindspore import load_mindspore
@@ -26,6 +26,9 @@ from .onnx.format import Format
 from .onnx.runnable import runnable_model
 from .onnx.save import write_model
 from .tolerances import tolerance
+
+if TYPE_CHECKING:
+    from mindspore import nn
 
 # Above this size a comparison saves memory rather than time.
 LARGE_BYTES = 1 << 29
@@ -75,14 +78,9 @@ def original_outputs(network: DeployGraph, samples: np.ndarray, folder: Path) ->
     return outputs
 
 
-def mindspore_outputs(
-    architecture: Architecture, arrays: Mapping[str, np.ndarray], samples: np.ndarray, features_only: bool = False
-) -> np.ndarray:
+def mindspore_outputs(model: nn.Cell, samples: np.ndarray) -> np.ndarray:
     """Return the outputs of the original network in MindSpore."""
     ms = load_mindspore()
-    from neonext_ms.models.neonext import NeoNeXt
-
-    model = NeoNeXt.from_architecture(architecture, arrays, features_only)
     model.set_train(False)
     return _in_two_batches(lambda images: _numpy(model(ms.Tensor(images))), samples, None)
 

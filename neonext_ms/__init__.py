@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from neonext_ms.models.neonext import NeoNeXt as NeoNeXt
     from neonext_ms.models.registry import list_models as list_models
     from neonext_ms.models.registry import model_config as model_config
+    from neonext_ms.models.resample import resample_kernels as resample_kernels
     from neonext_ms.models.weights import model_arrays as model_arrays
+    from neonext_ms.ops.resample import resample_matrices as resample_matrices
     from neonext_ms.ops.spec import NeoCellSpec as NeoCellSpec
     from neonext_ms.runtime.open import open_runtime as open_runtime
 
@@ -58,6 +60,8 @@ _HOME = {
     "model_config": "models.registry",
     "official_name": "models.names",
     "open_runtime": "runtime.open",
+    "resample_kernels": "models.resample",
+    "resample_matrices": "ops.resample",
     "save_checkpoint": "checkpoint.checkpoint",
 }
 __all__ = ["__version__", *_HOME]

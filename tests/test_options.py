@@ -52,7 +52,10 @@ def mains() -> dict:
     commands = {name: target.split(":") for name, target in SCRIPTS.items() if name not in RENAMED}
     modules = [f"neonext_ms.benchmarks.{module}" for module, _ in WORDS.values()]
     modules += ["neonext_ms.benchmarks.cost_watch", "neonext_ms.benchmarks.latency.blocks_command"]
-    tools = [f"neonext_ms.benchmarks.{name}" for name in ("export_cost", "train_step", "latency.calibrate")]
+    tools = [
+        f"neonext_ms.benchmarks.{name}"
+        for name in ("export_cost", "train_step", "scaling", "segmentation.command", "latency.calibrate")
+    ]
     return {**commands, **{m: (m, "main") for m in modules}, **{tool: (tool, "_main") for tool in tools}}
 
 

@@ -1,6 +1,7 @@
 """Compare two workers with one: same weights from the same shard, throughput, and the end of a run if a worker dies.
 
-python tests/train_workers.py
+python tests/train_workers.py              all of it
+python tests/train_workers.py --messages   only the messages: same weights for any size, their share and their overlap
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ OPTIONS = [
 # The module behind the command msrun.
 MSRUN = "mindspore.parallel.cluster.run"
 _SHARE = "communication"
+# Images of a worker in the runs that compare messages.
+_BATCH = 16
 # The script of each process. The shard `all` gives every worker all images, `own` gives it its part.
 WORKER = """
 import json, sys
@@ -44,11 +47,47 @@ if trainer.cards.first:
     print("RESULT", json.dumps(result))
 """
 
+# Steps without messages, with one, and with several, in turns, so that the load of the machine is that of all.
+TIMING = """
+import json, sys, time
+import numpy as np
+from neonext_ms import NeoNeXt
+from neonext_ms.training import distributed
+from neonext_ms.training.step import TrainStep
+cards, batch, rounds = distributed.start("CPU"), int(sys.argv[1]), 15
+steps = {}
+for name, world, size in (("none", 1, 25), ("one", cards.world, 4096), ("several", cards.world, 0.25)):
+    model = NeoNeXt(10, (1, 1, 2, 1), (16, 32, 64, 128), shifts=(1, 1, 0, 0), kernel_spec="4+7", linear_bias=True)
+    steps[name] = TrainStep(model, ema_decay=0.98, world=world, bucket_mb=size)
+images = np.random.RandomState(cards.rank).standard_normal((batch, 3, 64, 64)).astype(np.float32)
+targets = np.eye(10, dtype=np.float32)[np.arange(batch) % 10]
+seconds = {name: [] for name in steps}
+for _ in range(rounds + 1):
+    for name, step in steps.items():
+        cards.wait()
+        start = time.monotonic()
+        step([(images, targets)], 1e-3).wait()
+        seconds[name].append(time.monotonic() - start)
+rows, none = [], np.array(seconds["none"][1:])
+for name in ("one", "several"):
+    alone, step = cards.exchange_seconds(steps[name].messages, 15), np.array(seconds[name][1:])
+    hidden = float(np.clip(1 - np.median(step - none) / alone, 0, 1))
+    rows.append({"messages": len(steps[name].messages) - 1, "step": float(np.median(step)), "alone": alone,
+                 "none": float(np.median(none)), "hidden": hidden})
+if cards.first:
+    print("RESULT", json.dumps({"rows": rows}))
+"""
+
 
 def _run(name: str, folder: Path, workers: int, shard: str, *options: str) -> subprocess.Popen:
     script = folder / "worker.py"
     script.write_text(WORKER)
     command = [str(script), str(ROOT / "configs" / "digits.yaml"), str(folder / name), shard, *OPTIONS, *options]
+    return _start(command, workers, folder / f"{name}-logs")
+
+
+def _start(command: list[str], workers: int, logs: Path) -> subprocess.Popen:
+    """Start a script, under msrun if there is more than one worker."""
     if workers == 1:
         command = [sys.executable, *command]
     else:
@@ -57,7 +96,7 @@ def _run(name: str, folder: Path, workers: int, shard: str, *options: str) -> su
             port = listener.getsockname()[1]
         command = [
             sys.executable, "-m", MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}",
-            f"--master_port={port}", f"--log_dir={folder / name}-logs", "--join=True", *command,
+            f"--master_port={port}", f"--log_dir={logs}", "--join=True", *command,
         ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.Popen(
@@ -80,16 +119,43 @@ def _speed(folder: Path) -> str:
     return f"{speed:.0f} images/s" + (f", {100 * share:.1f} % communication" if share else "")
 
 
+def _same_weights(folder: Path, *runs: str) -> None:
+    first, *others = (load_file(folder / run / "final_ema.safetensors") for run in runs)
+    for run, weights in zip(runs[1:], others, strict=True):
+        different = [key for key in first if not np.array_equal(first[key], weights[key])]
+        if different:
+            raise SystemExit(f"{runs[0]} and {run}: different weights: {different[:5]} ({len(different)})")
+
+
+def _messages(folder: Path) -> None:
+    """Compare the weights after trainings with messages of several sizes, and print what the messages take."""
+    sizes = {"single": 4096, "quarters": 0.25, "quarters-again": 0.25}
+    for name, size in sizes.items():
+        options = [f"data.batch_size={_BATCH}", "schedule.epochs=1", f"parallel.bucket_mb={size}"]
+        _finish(_run(name, folder, 2, "own", *options))
+    _same_weights(folder, *sizes)
+    print("2 workers: same weights, bit for bit, with messages of any size, and in a second run")
+    script = folder / "timing.py"
+    script.write_text(TIMING)
+    for row in _finish(_start([str(script), str(_BATCH)], 2, folder / "timing-logs"))["rows"]:
+        print(
+            f"{row['messages']} messages: {1000 * row['step']:.0f} ms a step, {1000 * row['none']:.0f} ms without "
+            f"messages; messages alone {1000 * row['alone']:.0f} ms ({100 * row['alone'] / row['step']:.1f} % of the "
+            f"step), of which {100 * row['hidden']:.0f} % overlap with computation"
+        )
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if sys.argv[1:] == ["--messages"]:
+            _messages(folder)
+            return
         for run, workers in (("one", 1), ("two", 2)):
             _finish(_run(run, folder, workers, "all"))
-        one, two = (load_file(folder / run / "final_ema.safetensors") for run in ("one", "two"))
-        different = [key for key in one if not np.array_equal(one[key], two[key])]
-        if different:
-            raise SystemExit(f"same shard, different weights: {different[:5]} ({len(different)} of {len(one)})")
+        _same_weights(folder, "one", "two")
         print("2 workers with the same shard: weights and moving average are bit-identical to those of 1 worker")
+        _messages(folder)
         _finish(_run("shared", folder, 2, "own", "data.batch_size=16"))
         print(
             f"32 images a step: 1 worker {_speed(folder / 'one')}; 2 workers of 16 images {_speed(folder / 'shared')} "

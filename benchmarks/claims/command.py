@@ -16,6 +16,9 @@ CLAIMS = {
     "memory": "a NeoCell needs no im2col, whose copies of the map are k^2 times as large (section 1)",
     "share": "NeoCells are a small part of the whole model",
     "convnext": "NeoNeXt is as fast as ConvNeXt of the same depths and widths",
+    "resample": "weights can be made continuous: matrices resampled to another size (future work)",
+    "kernels": "block sizes and shifts matter, to different extents (future work)",
+    "activations": "an activation that the device joins to its convolutions costs little accuracy (not in the paper)",
     "quantize": "BatchNorm everywhere, as in NeoNeXt, loses less in 8 bit than LayerNorm (a question of ours)",
     "neoinit": "networks train better from NeoInit than from normal noise, with which most runs diverge (Table 3)",
 }
@@ -26,6 +29,9 @@ EXAMPLES = {
     "memory": "--kernels 4,7 --maps 56 --batch 8",
     "share": "--models neonext_t --batch 1",
     "convnext": "--sizes t --batch 1,8",
+    "resample": "--checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --kernels '5+8;7+7' digits",
+    "kernels": "--config configs/ablate_neoinit.yaml --kernels 4,4+7 --seeds 2",
+    "activations": "--config configs/digits.yaml --activations gelu,relu --tune-epochs 4 model.image_size=64",
     "quantize": "--config configs/digits.yaml --weight-bits 8,4 --seeds 3 model.image_size=64",
     "neoinit": "--config configs/ablate_neoinit.yaml --initialization neoinit,noise --seeds 3",
 }
@@ -51,7 +57,7 @@ def build_parser() -> Parser:
             default=thread_count(),
             help=THREADS_HELP,
         )
-        if name not in ("neoinit", "quantize", "memory"):
+        if name not in ("neoinit", "kernels", "activations", "quantize", "resample", "memory"):
             # They time nothing.
             claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")

@@ -63,11 +63,13 @@ def train(args: argparse.Namespace, runs: Callable[..., T]) -> T:
         raise KeyboardInterrupt from stopped
 
 
-def run_trials(configs: Mapping[str, object], seeds: Sequence[int], output: Path, command: str) -> list[dict]:
+def run_trials(
+    configs: Callable[[int], Mapping[str, object]], seeds: Sequence[int], output: Path, command: str
+) -> list[dict]:
     """Train with every configuration and every seed, in `output/<name>-<seed>`; see `_trial`.
 
     Args:
-        configs: configurations by the value of the choice that they differ in.
+        configs: returns the configurations of a seed, in their order, by the value of the choice that they differ in.
         seeds: random seeds.
         output: folder of the runs.
         command: name of the claim.
@@ -75,12 +77,12 @@ def run_trials(configs: Mapping[str, object], seeds: Sequence[int], output: Path
     trials = []
     # Seed by seed, so that an unfinished comparison has as many runs of each kind.
     for seed in seeds:
-        for name, config in configs.items():
+        for name, config in configs(seed).items():
             run = replace(config.run, output=str(output / f"{name}-{seed}"), seed=seed, validate_every=1)  # type: ignore
             one = replace(config, run=run)  # type: ignore
             trial = _recorded(one) or _trial(one, name, command)
             diverged = " (diverged)" if trial["diverged"] else ""
-            note(f"{name:8} seed {seed}: top-1 {100 * trial['top1']:.2f} %{diverged}")
+            note(f"{name:15} seed {seed}: top-1 {100 * trial['top1']:.2f} %{diverged}")
             trials.append(trial)
     return trials
 

@@ -15,6 +15,7 @@ from neonext_ms.export.onnx.emitter import skeleton
 from neonext_ms.export.onnx.format import CANN
 from neonext_ms.export.quantize.apply import quantizable, quantize
 from neonext_ms.models.activations import GELU
+from neonext_ms.models.architecture import Architecture
 from neonext_ms.models.quantizer import Quantizer
 from neonext_ms.models.registry import model_config
 from neonext_ms.models.scales import LayerScale, Scales
@@ -25,11 +26,10 @@ FORMS = {"MatMul": "matmul", "AscendC": "custom"}
 
 
 @lru_cache(maxsize=2)
-def _folded(name: str, image_size: int) -> DeployGraph:
-    architecture = model_config(name).architecture
+def _folded(architecture: Architecture, image_size: tuple[int, int]) -> DeployGraph:
     # Ones with a stride of 0: arrays that are not folded take no memory.
     arrays = {key: np.broadcast_to(np.float32(1), shape) for key, shape in architecture.tensors().items()}
-    return fold(original_graph(architecture, arrays, (image_size, image_size)))[0]
+    return fold(original_graph(architecture, arrays, image_size))[0]
 
 
 def build(
@@ -50,8 +50,27 @@ def build(
         gelu: form of GELU, see `Format`.
         int8: the form of `--quantize int8`.
     """
+    architecture = replace(model_config(f"neonext_{size}.released_{image_size}").architecture, activation=activation)
+    return build_network(architecture, (image_size, image_size), batch, form, gelu, int8)
+
+
+def build_network(
+    architecture: Architecture,
+    image_size: tuple[int, int],
+    batch: int,
+    form: str,
+    gelu: str = CANN.gelu,
+    int8: bool = False,
+) -> onnx.ModelProto:
+    """Return any NeoNeXt as ONNX for ATC.
+
+    Args:
+        architecture: network.
+        image_size: height and width of its images.
+        batch, form, gelu, int8: see `build`.
+    """
     format = CANN.with_(neocell=FORMS[form], gelu=gelu)
-    graph = with_activation(_folded(f"neonext_{size}.released_{image_size}", image_size), activation)
+    graph = _folded(architecture, image_size)
     return skeleton(lower(_in_8_bit(graph) if int8 else graph, format), batch, format)
 
 

@@ -221,11 +221,16 @@ def _copy_layout(graph: Graph, node: OnnxNode) -> str:
     return BLOCKED if all(len(shape) == 4 and shape[1] % TILE == 0 for shape in shapes) else PLAIN
 
 
+# Far beyond the matrices of any network.
+_MOST_STEPS = 1000
+
+
 def neocell_spec(node: OnnxNode) -> NeoCellSpec:
     """Return the NeoCell that the attributes of a NeoCell node describe.
 
     The attributes are runs of channels with one shift each. Runs of one matrix size whose shifts count up are one
-    group, and the first step between them is the group's shift.
+    group, and the first step between them is the group's shift. A single run with a shift is a group of fewer channels
+    than shifts, which all have the last one.
 
     Raises:
         InputError: an attribute is missing, or no NeoCell has these runs.
@@ -246,9 +251,18 @@ def neocell_spec(node: OnnxNode) -> NeoCellSpec:
         first, second = runs[0], runs[min(1, len(runs) - 1)]
         _, h_in, h_out, w_in, w_out, shift_a, shift_b = first
         channels = sum(run[0] for run in runs)
-        groups.append(NeoCellGroup(h_in, h_out, w_in, w_out, channels, second[5] - shift_a, second[6] - shift_b))
+        step_a, step_b = second[5] - shift_a, second[6] - shift_b
+        if len(runs) == 1:
+            step_a, step_b = _step(h_in, channels, shift_a), _step(w_in, channels, shift_b)
+        groups.append(NeoCellGroup(h_in, h_out, w_in, w_out, channels, step_a, step_b))
     spec = NeoCellSpec(groups)
     packed = plan(spec).attributes
     if any(list(packed[name]) != attributes[name] for name in RUN_ATTRIBUTES):
         raise InputError(f"{node.name}: no NeoCell has these runs of channels: {attributes}")
     return spec
+
+
+def _step(k: int, channels: int, shift: int) -> int:
+    """Return the step between the shifts of a group whose channels all have this one; 0 if there is none."""
+    steps = range(1, min(shift // channels, _MOST_STEPS) + 1)
+    return next((step for step in steps if (k - 1) // step * step == shift), 0)

@@ -20,7 +20,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.ops.packing import pack, pack_channels
 
 from ..fast_gelu import CONSTANT, END, ROOT, SCALE
-from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, neocell_weights
+from ..graph import INPUT, NCHW, NHWC, DeployGraph, Layer, as_map, neocell_bias, neocell_weights
 from . import neocell_node, npu_gelu, quantized
 from . import save as files
 from .format import Format
@@ -110,7 +110,7 @@ def count_nodes(graph: DeployGraph, format: Format | None = None) -> int:
     cells = [layer for layer in graph.layers if layer.op == "neocell" and format.neocell != "custom"]
     emitter = Emitter(onnx.GraphProto(), format, graph)
     emitter.run(layer for layer in graph.layers if layer not in cells)
-    return len(emitter.proto.node) + sum(3 if "bias" in cell.arrays else 2 for cell in cells)
+    return len(emitter.proto.node) + sum(2 if neocell_bias(cell) is None else 3 for cell in cells)
 
 
 def _declare(model: onnx.ModelProto, name: str, array: np.ndarray) -> TensorProto:
@@ -255,7 +255,7 @@ class Emitter:
         self.node("MatMul", [*layer.inputs, *self.tensors(layer)], layer.output, layer.name)
 
     def shift(self, layer: Layer) -> None:
-        bias = self.tensor(f"{layer.name}.bias", layer.arrays["bias"][:, None, None])
+        bias = self.tensor(f"{layer.name}.bias", as_map(layer.arrays["bias"]))
         self.node("Add", [*layer.inputs, bias], layer.output, layer.name)
 
     def batch_norm(self, layer: Layer) -> None:

@@ -197,7 +197,10 @@ def _scaled_rows(layer: Layer, factor: np.ndarray, input_only: bool) -> Layer:
     arrays = dict(layer.arrays)
     if layer.op == "neocell":
         for i, (_, channels) in enumerate(layer.attributes["spec"].slices()):
-            arrays[f"weight_a.{i}"] = arrays[f"weight_a.{i}"] * factor[channels, None, None]
+            own = factor[channels, None, None]
+            arrays[f"weight_a.{i}"] = arrays[f"weight_a.{i}"] * own
+            if f"bias.{i}" in arrays and not input_only:
+                arrays[f"bias.{i}"] = arrays[f"bias.{i}"] * own
         if "bias" in arrays and not input_only:
             arrays["bias"] = arrays["bias"] * factor
     else:

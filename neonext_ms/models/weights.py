@@ -17,7 +17,8 @@ def load_arrays(model: nn.Cell, arrays: Mapping[str, np.ndarray]) -> None:
     """Load weights into a model in place; its parameters keep their dtype (float32).
 
     Args:
-        model: a `NeoNeXt`; without a head (`features_only`), the arrays of a head are ignored.
+        model: a `NeoNeXt`, or another network of its cells; without a head (`features_only`), the arrays of a head are
+            ignored.
         arrays: official name -> array; batch counters are ignored.
 
     Raises:
@@ -26,7 +27,7 @@ def load_arrays(model: nn.Cell, arrays: Mapping[str, np.ndarray]) -> None:
     """
     parameters = {parameter.name: parameter for parameter in model.get_parameters()}
     renamed = {new: array for name, array in arrays.items() if (new := mindspore_name(name))}
-    if model.features_only:
+    if getattr(model, "features_only", False):
         renamed = {name: array for name, array in renamed.items() if not name.startswith("head.")}
     problems = [f"missing: {official_name(name)}" for name in parameters if name not in renamed]
     problems += [f"unexpected: {official_name(name)}" for name in renamed if name not in parameters]

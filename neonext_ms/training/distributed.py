@@ -16,6 +16,50 @@ from mindspore import Tensor, ops
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
 
+# The value of PyTorch's DistributedDataParallel and of MindSpore's.
+DEFAULT_BUCKET_MB = 25.0
+# MindSpore reserves the first fusion numbers for itself.
+_FIRST_FUSION = 2
+
+
+def buckets(sizes: Sequence[int], megabytes: float) -> list[int]:
+    """Return the number of the message, from 0, in which each tensor travels.
+
+    The last tensors come first, because backward computes their gradients first. A message takes tensors until the next
+    one would exceed its size; a larger tensor travels alone.
+
+    Args:
+        sizes: number of float32 values of each tensor.
+        megabytes: size of a message in MB (2^20 bytes).
+    """
+    limit, bucket, filled = megabytes * 2**20 / 4, 0, 0
+    numbers = []
+    for size in reversed(sizes):
+        if filled and filled + size > limit:
+            bucket, filled = bucket + 1, 0
+        numbers.append(bucket)
+        filled += size
+    return numbers[::-1]
+
+
+def bucket_sums(numbers: Sequence[int]) -> tuple[ops.AllReduce, ...]:
+    """Return, for each tensor, its sum over the cards.
+
+    MindSpore's graph compiler fuses the operations of the same fusion number to one message, on Ascend and on CPU, and
+    starts it when its last tensor is computed. Without compilation, each tensor is a message.
+
+    Args:
+        numbers: result of `buckets`.
+    """
+    sums = []
+    for position, number in enumerate(reversed(numbers)):
+        reduce_sum = ops.AllReduce()
+        reduce_sum.add_prim_attr("fusion", _FIRST_FUSION + number)
+        # Order of the tensors inside their message.
+        reduce_sum.add_prim_attr("index", position + 1)
+        sums.append(reduce_sum)
+    return tuple(reversed(sums))
+
 
 class Cards:
     """The cards of a run. Collective operations do nothing if there is only one.

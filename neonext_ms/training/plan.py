@@ -170,28 +170,6 @@ def _size(model: ModelConfig, checkpoint, published, train: ImageSet) -> tuple[i
     return height, width
 
 
-def check_quantize(config: Config, resuming: bool) -> None:
-    """Check the options that do not go together with fine-tuning for 8 bit.
-
-    Args:
-        config: configuration of the run.
-        resuming: whether the run goes on from its own checkpoint.
-
-    Raises:
-        UsageError: one of them is set.
-    """
-    if not config.quantize.enabled:
-        return
-    for wrong, problem in (
-        (not config.model.init and not resuming, "it fine-tunes a trained network. Name its checkpoint with --init"),
-        (config.precision.level != "O0", "it computes in float32. Use precision.level=O0"),
-        (config.run.sync_batch_norm, "BatchNorm's statistics stay as they are. Leave out run.sync_batch_norm"),
-        (config.schedule.blend_epochs, "scales are those of one activation. Change it first, in a run of its own"),
-    ):
-        if wrong:
-            raise UsageError(f"quantize.enabled: {problem}.")
-
-
 def check_network(
     architecture: Architecture, expected: Architecture, source: str, hint: str, classes: bool = True
 ) -> None:

@@ -14,10 +14,12 @@ import numpy as np
 
 from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, explained, parse_json
 from neonext_ms.common.text import one_line, shorten
 
+# Folder of the checkpoints in that of a run.
+CHECKPOINTS = "checkpoints"
 _RECORD = "neonext_ms_training"
 _COUNTS = ("step", "epoch", "done")
 _LARGEST_COUNT = 1 << 53
@@ -210,3 +212,38 @@ def _digest(arrays: Mapping[str, np.ndarray], record: Mapping | None) -> str:
     if record is not None:
         digest.update(json.dumps(record, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def find_state(output: Path, checkpoints: Checkpoints, resume: str | None, note: Callable[[str], None]):
+    """Return path, arrays and progress to resume from, or None for a new run.
+
+    Args:
+        output: folder of the run.
+        checkpoints: its checkpoints.
+        resume: path of a checkpoint or of another run, "auto" for the newest of `checkpoints`, None for a new run.
+        note: called with messages to show to the user.
+
+    Raises:
+        UsageError: a new run in the folder of another one.
+        InputError: there is no checkpoint, or none that is undamaged.
+    """
+    if resume is None:
+        if checkpoints.paths():
+            raise UsageError(
+                f"{output}: contains a run already. Resume it with --resume auto, or choose another folder "
+                "with run.output=FOLDER."
+            )
+        return None
+    if resume == "auto":
+        state = checkpoints.newest(note)
+        if state is None:
+            note(f"{output}: no checkpoint yet; starting from the beginning")
+        return state
+    path = Path(resume)
+    if path.is_dir():
+        folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+        state = Checkpoints(folder, 1).newest(note)
+        if state is None:
+            raise InputError(f"{path}: no checkpoints. Name the folder of a run or a file step-*.safetensors.")
+        return state
+    return path, *load_state(path)

@@ -17,9 +17,10 @@ from pathlib import Path
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic, check_regular, explained, parse_json, read_text
 from neonext_ms.common.processors import thread_count
-from neonext_ms.common.text import one_line, printable
+from neonext_ms.common.text import list_names, one_line, printable
 
 from .data.image_sets import ImageSet
+from .run_state import Progress, save_state
 from .tensorboard import EventFile
 
 STEPS, EPOCHS = "steps.csv", "epochs.csv"
@@ -60,6 +61,28 @@ class RunLog:
         path = self.folder / "log.jsonl"
         with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **values}) + "\n")
+
+    def failure(
+        self, step: int, what: str, state: Mapping, progress: Progress, metadata: dict, images: Sequence[str]
+    ) -> str:
+        """Save the state before a step that failed, and the names of its images; return a text that says where.
+
+        Args:
+            step: number of the step, from 1.
+            what: value that is not finite.
+            state, progress, metadata: see `save_state`.
+            images: names of the images of its batches.
+        """
+        path = self.folder / "failed" / f"step-{step:09d}.safetensors"
+        save_state(path, state, progress, metadata)
+        names = path.with_suffix(".txt")
+        with atomic(names) as staged:
+            staged.write_text("".join(f"{name}\n" for name in images), encoding="utf-8", errors="surrogateescape")
+        self.event("failed", {"step": step, "what": what, "state": str(path)})
+        return (
+            f"The state before this step is {path}; the images of its batch are listed in {names}:\n"
+            f"{list_names(map(printable, images), 5)}\n"
+        )
 
     def _row(self, name: str, columns: Sequence[str], group: str, row: Mapping) -> None:
         """Write a row to a CSV file, and its values as TensorBoard scalars `<group>/<column>`."""

@@ -5,17 +5,20 @@ A step does the following, in this order. The gradients are those of the loss ti
 1. Forward and backward pass of each batch. BatchNorm updates its statistics in the forward pass; they are restored if
    the loss is not finite.
 2. Sum over the batches (`accumulate`), then mean over the cards. Averaging before the norm makes clipping and the check
-   for overflow the same on every card and independent of the number of cards.
+   for overflow the same on every card and independent of the number of cards. Gradients travel in buckets, those of the
+   last layers first: backward computes them first, and their message does not wait for the rest (`distributed`).
 3. Global norm of the unscaled gradients. It is not finite if any gradient overflowed, so it is the only check needed.
 4. Unscaling and clipping in one multiplication, and zeros instead of gradients if the step is skipped.
 5. Optimizer with `keep` 1 or 0, then the moving average of what the optimizer has written.
 6. Update of a dynamic loss scale.
+
+A call starts the step and returns; `StepResult` waits when it is read. A run reads it every `log_every` steps only, and
+everything that depends on it before, such as skipping a step, is decided in the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
@@ -23,17 +26,20 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import list_names, plural
-from neonext_ms.models.architecture import BATCH_NORM_EPS, STATISTICS
+from neonext_ms.models.architecture import STATISTICS
 from neonext_ms.models.names import official_name
-from neonext_ms.models.neonext import BATCH_NORM_KEEP, BatchNorm, NeoNeXt
+from neonext_ms.models.neonext import NeoBottleneck, NeoNeXt
 from neonext_ms.models.scales import Scales
 from neonext_ms.ops.cpu import operators
 
 from .config.schema import OptimizerConfig, PrecisionConfig
 from .controlled import blend_activations, sample_drop_path
+from .distributed import DEFAULT_BUCKET_MB, bucket_sums, buckets
 from .fake_quantize import FakeQuantized
 from .optimizers import each, layer_rates, make_optimizer, partial, zeros_like_weights
 from .precision import cast_model, first_scale
+from .result import StepResult, last
+from .sync_batch_norm import is_synchronised, synchronise_batch_norm
 
 # The value in torch.nn.utils.clip_grad_norm_.
 _CLIP_EPS = 1e-6
@@ -43,25 +49,6 @@ _CALL_DEPTH = 20000
 
 # Prefix of the model's arrays in a state.
 MODEL = "model"
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Results of a step over all cards.
-
-    Attributes:
-        loss: mean loss of the images.
-        hits: number of images whose largest logit is that of the largest target.
-        norm: global norm of the gradients before clipping; not finite if they overflowed.
-        applied: whether the weights were updated; false if the loss or a gradient was not finite.
-        scale: loss scale of this step.
-    """
-
-    loss: float
-    hits: int
-    norm: float
-    applied: bool
-    scale: float
 
 
 class TrainStep:
@@ -76,11 +63,16 @@ class TrainStep:
         precision: number formats and loss scale.
         freeze: parts of the model, such as "stem" and "stage_1", that stay unchanged.
         world: number of cards; more than one requires `distributed.start`.
+        bucket_mb: size in MB (2^20 bytes) of the messages in which gradients travel between cards.
         jit: whether to compile the step; if false, the same operations run one by one.
         sync_batch_norm: whether to normalise over the batches of all cards.
         blend_from: activation that the network changes from, by the argument `share` of each step; None if it has its
             own from the start.
         scales: scales of the layers to train in 8 bit, with BatchNorm's statistics as they are; None for none.
+        stop_on_failure: whether no later step changes anything after one that no smaller loss scale can help, for
+            results that are read after the next step has started.
+        recompute: whether the backward pass computes the linear layers of the blocks again instead of keeping their
+            outputs; without effect on blocks that the CPU computes with one kernel.
     """
 
     def __init__(
@@ -95,15 +87,21 @@ class TrainStep:
         sync_batch_norm: bool = False,
         blend_from: str | None = None,
         scales: Scales | None = None,
+        bucket_mb: float = DEFAULT_BUCKET_MB,
+        stop_on_failure: bool = False,
+        recompute: bool = False,
     ):
         optimizer, precision = optimizer or OptimizerConfig(), precision or PrecisionConfig()
         self.model = model
         self.config = optimizer
         self.world = world
+        self._running: StepResult | None = None
         self.drop_path = sample_drop_path(model)
         self.share = blend_activations(model, blend_from) if blend_from else None
         if sync_batch_norm and world > 1:
-            _synchronise_batch_norm(model, world)
+            synchronise_batch_norm(model, world)
+        if recompute:
+            _recompute_blocks(model)
         trainable = _freeze_parts(model, freeze)
         rates = layer_rates(
             [official_name(p.name) for p in trainable], model.architecture.per_stage_layers, optimizer.layer_decay
@@ -129,12 +127,14 @@ class TrainStep:
         self._updates = _scalar("updates", 0)
         self._scale = _scalar("scale", scale)
         self._good = _scalar("good", 0)
+        self._stopped = _scalar("stopped", 0) if stop_on_failure else None
         # With a single batch the gradients go straight to the optimizer.
         self._sums = zeros_like_weights("sum", self.optimizer.weights if optimizer.accumulate > 1 else [])
         self._gradients = ms.value_and_grad(
             _Forward(cast_model(network, precision), self._scale), None, self.optimizer.weights, has_aux=True
         )
         self._all_reduce = ops.AllReduce() if world > 1 else None
+        self._buckets = buckets([w.size for w in self.optimizer.weights], bucket_mb)
         if jit:
             ms.set_recursion_limit(_CALL_DEPTH)
         elif ms.get_context("device_target") == "CPU":
@@ -163,12 +163,23 @@ class TrainStep:
                 "is optimizer.accumulate)"
             )
         if self.share is not None:
+            # The step before may still read it.
+            self._wait()
             ops.assign(self.share, Tensor(np.float32(share)))
-        results = [result_of(self._accumulate, *self._inputs(batch)) for batch in batches[:-1]]
-        results.append(result_of(self._step, *self._inputs(batches[-1]), Tensor(np.float32(rate))))
-        loss, hits = np.mean([values[0] for values in results]), sum(values[1] for values in results)
-        _, _, norm, applied, scale = results[-1]
-        return StepResult(float(loss), round(float(hits)), float(norm), bool(applied), float(scale))
+        finish = operators.Finish(graphs=len(batches))
+        try:
+            results = [self._accumulate(*self._inputs(batch)) for batch in batches[:-1]]
+            results.append(self._step(*self._inputs(batches[-1]), Tensor(np.float32(rate))))
+        except BaseException:
+            finish.give_up()
+            raise
+        self._running = StepResult(results, finish)
+        return self._running
+
+    def _wait(self) -> None:
+        """Wait for the last step, which may still write."""
+        if self._running is not None:
+            self._running.wait()
 
     @property
     def drop_path_rates(self) -> list[float]:
@@ -177,30 +188,37 @@ class TrainStep:
 
     @property
     def messages(self) -> list[int]:
-        """Number of values in each message that a step sends to the other cards; see `_averages`."""
+        """Number of values in each message that a step sends to the other cards, in their order."""
         pass_results = 2 + sum(statistic.size for statistic in self._statistics)
-        synchronised = [cell.gamma.size for _, cell in self.model.cells_and_names() if _synchronised(cell)]
+        synchronised = [cell.gamma.size for _, cell in self.model.cells_and_names() if is_synchronised(cell)]
         # A synchronised BatchNorm sends mean and variance, in the forward and in the backward pass.
         batch = [*synchronised * 4, pass_results]
-        return batch * self.config.accumulate + [sum(w.size for w in self.optimizer.weights)]
+        sizes = [0] * (max(self._buckets) + 1)
+        for weight, bucket in zip(self.optimizer.weights, self._buckets, strict=True):
+            sizes[bucket] += weight.size
+        return batch * self.config.accumulate + sizes
 
     @property
     def updates(self) -> int:
         """Number of updates, without skipped steps."""
+        self._wait()
         return int(self._updates.asnumpy())
 
     @property
     def scale(self) -> float:
         """Loss scale of the next step."""
+        self._wait()
         return float(self._scale.asnumpy())
 
     def weights(self, ema: bool = False) -> dict[str, np.ndarray]:
         """Return weights and statistics, or their moving average, as float32 arrays by official name."""
+        self._wait()
         parameters = self.ema if ema else self._all
         return {name: p.asnumpy().copy() for name, p in zip(self._names, parameters, strict=True)}
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that the next step depends on except the batch: arrays by `model.NAME`, `ema.NAME`, ..."""
+        self._wait()
         return {name: parameter.asnumpy().copy() for name, parameter in self._state().items()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray], source: str = "state") -> None:
@@ -222,6 +240,9 @@ class TrainStep:
                 f"{source}: does not match this configuration ({plural(len(problems), 'problem')}). Resume with the "
                 f"configuration of that run:\n{list_names(problems)}"
             )
+        self._wait()
+        if self._stopped is not None:
+            ops.assign(self._stopped, Tensor(np.float32(0)))
         for name, parameter in state.items():
             # In place, because a compiled graph keeps the old tensor after `set_data`.
             ops.assign(parameter, Tensor(np.array(arrays[name], np.float32)))
@@ -241,12 +262,13 @@ class TrainStep:
         keep = batch[2] if len(batch) > 2 else np.ones((max(1, len(self.drop_path_rates)), len(batch[0])), np.float32)
         if self.drop_path is not None and self.drop_path.shape != keep.shape:
             # A Parameter has a fixed shape; this one follows the batch size.
+            self._wait()
             self.drop_path.set_data(Tensor(np.ones(keep.shape, np.float32)), slice_shape=True)
         return tuple(Tensor(np.ascontiguousarray(part, np.float32)) for part in (*batch[:2], keep))
 
     def _make_pass(self):
         """Return a function that computes the gradients of the scaled loss, and `[loss, hits]`, of one batch."""
-        drop_path, gradients_of = self.drop_path, self._gradients
+        drop_path, gradients_of, stopped = self.drop_path, self._gradients, self._stopped
         statistics, world, all_reduce = self._statistics, self.world, self._all_reduce
         sizes = (2, *(statistic.size for statistic in statistics))
 
@@ -267,6 +289,10 @@ class TrainStep:
                 after = means[1:]
                 result = ops.stack((means[0][0], means[0][1] * world))
                 finite = ops.isfinite(result[0])
+            if stopped is not None:
+                # A loss that is not finite has no cure, so nothing after it counts.
+                finite = ops.logical_and(finite, stopped == 0)
+                ops.assign(stopped, 1 - finite.astype(ms.float32))
             # One batch with NaN would spoil the running statistics for good.
             if len(statistics) > 0:
                 each(partial(_restore_unless, finite), statistics, after, before)
@@ -286,13 +312,13 @@ class TrainStep:
         return accumulate
 
     def _make_step(self):
-        """Return a function that makes the update: `[loss, hits, norm, applied, loss scale]` of the last batch."""
+        """Return a function that makes the update; its result is the last part of a `StepResult`."""
         run, optimizer, ema, everything = self._make_pass(), self.optimizer, self.ema, self._all
         sums, share, world, clip_norm = self._sums, 1 / self.config.accumulate, self.world, self.config.clip_norm
         updates, scale, good = self._updates, self._scale, self._good
         ema_share = 1 - self.ema_decay
-        dynamic, interval, all_reduce = self.dynamic_scale, float(self._growth_interval), self._all_reduce
-        sizes = tuple(weight.size for weight in optimizer.weights)
+        dynamic, interval, stopped = self.dynamic_scale, float(self._growth_interval), self._stopped
+        reduce_sums = bucket_sums(self._buckets) if world > 1 else ()
 
         def step(images, targets, keep, rate):
             # A copy: the Parameter changes at the end of this step.
@@ -306,10 +332,12 @@ class TrainStep:
                 # The sums are unscaled already.
                 unit = unit * 0 + 1
             if world > 1:
-                gradients = _averages(all_reduce, world, gradients, sizes)
+                gradients = each(partial(_mean, world), reduce_sums, gradients)
             norm = _norm(unit, gradients)
             # The loss is checked too: where it is infinite, log-softmax may still have finite gradients.
             finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(result[0]))
+            if stopped is not None:
+                finite = ops.logical_and(finite, stopped == 0)
             applied = finite.astype(ms.float32)
             if clip_norm > 0:
                 unit = unit * _clip(norm, clip_norm)
@@ -320,22 +348,34 @@ class TrainStep:
                 # After the update, so that the average takes the new weights.
                 done = _average(ema, each(partial(_after, done), everything), ema_share * applied)
             ops.assign_add(updates, applied)
+            next_scale = used_scale
             if dynamic:
                 # Double after `interval` updates without overflow, halve after an overflow.
                 grown = (good + 1) * applied
                 full = (grown >= interval).astype(ms.float32)
                 factor = applied * (1 + full) + (1 - applied) * 0.5
-                ops.assign(scale, ops.maximum(scale * factor, Tensor(np.float32(_LEAST_SCALE))))
+                next_scale = ops.maximum(used_scale * factor, Tensor(np.float32(_LEAST_SCALE)))
+                if stopped is not None:
+                    next_scale = ops.select(stopped == 0, next_scale, used_scale)
+                ops.assign(scale, next_scale)
                 ops.assign(good, grown * (1 - full))
-            return last(ops.concat((result, ops.stack((norm, applied, used_scale)))), done)
+            if stopped is not None:
+                # A smaller scale, if there is one, may help after an overflow.
+                helped = (next_scale < used_scale).astype(ms.float32)
+                ops.assign(stopped, ops.maximum(stopped, (1 - applied) * (1 - helped)))
+            return last(ops.concat((result, ops.stack((norm, applied, used_scale, next_scale)))), done)
 
         return step
 
 
 def _averages(all_reduce, world: int, tensors, sizes):
-    """Return means of tensors over all cards, sent as one message; many small messages would mostly wait."""
+    """Return means of small tensors over all cards, sent as one message."""
     flat = all_reduce(ops.concat(each(_flat, tensors))) / world
     return each(_shaped, ops.split(flat, sizes), tensors)
+
+
+def _mean(world, reduce_sum, gradient):
+    return reduce_sum(gradient) / world
 
 
 def _flat(tensor):
@@ -376,25 +416,6 @@ def _norm(factor, gradients):
 def _squares(factor, tensor):
     tensor = tensor * factor
     return (tensor * tensor).sum()
-
-
-def last(result, done):
-    """Return the result after `done` is computed; MindSpore removes operations that no result depends on."""
-    result = ops.depend(result, done)
-    if operators.usable(result.dtype):
-        result = operators.finished(result)
-    return result
-
-
-def result_of(graph, *inputs) -> np.ndarray:
-    """Run a graph that ends with `last` and return its result.
-
-    `asnumpy` waits in a busy loop, which takes a core from the kernels. `Finish` sleeps until the graph is done.
-    """
-    finish = operators.Finish()
-    result = graph(*inputs)
-    finish.wait()
-    return result.asnumpy()
 
 
 def _after(done, tensor):
@@ -454,34 +475,9 @@ def _freeze_parts(model: NeoNeXt, parts: Sequence[str]) -> list[Parameter]:
     return [p for p in model.trainable_params() if not _inside(p.name, parts)]
 
 
-class _SyncBatchNorm(nn.Cell):
-    """The training computation of a `BatchNorm` over the batches of all cards, which have the same size."""
-
-    def __init__(self, world: int):
-        super().__init__()
-        self.world = world
-        self.all_reduce = ops.AllReduce()
-
-    def construct(self, x, gamma, beta, moving_mean, moving_variance):
-        count = x.shape[0] * x.shape[2] * x.shape[3] * self.world
-        mean = self.all_reduce(x.sum((0, 2, 3))) / count
-        # Two passes: E[x^2] - E[x]^2 would lose digits where the mean is large.
-        centred = x - mean.reshape(1, -1, 1, 1)
-        variance = self.all_reduce((centred * centred).sum((0, 2, 3))) / count
-        # The statistics are not part of the gradient. As in PyTorch, they take the unbiased variance.
-        share = 1 - BATCH_NORM_KEEP
-        ops.assign(moving_mean, moving_mean * BATCH_NORM_KEEP + ops.stop_gradient(mean) * share)
-        unbiased = ops.stop_gradient(variance) * (count / (count - 1))
-        ops.assign(moving_variance, moving_variance * BATCH_NORM_KEEP + unbiased * share)
-        scale = gamma * ops.rsqrt(variance + BATCH_NORM_EPS)
-        return centred * scale.reshape(1, -1, 1, 1) + beta.reshape(1, -1, 1, 1)
-
-
-def _synchronised(cell: nn.Cell) -> bool:
-    return isinstance(cell, BatchNorm) and isinstance(cell.exact, _SyncBatchNorm)
-
-
-def _synchronise_batch_norm(model: NeoNeXt, world: int) -> None:
+def _recompute_blocks(model: NeoNeXt) -> None:
+    """Mark what the backward pass computes again: all of a block behind its BatchNorm, which has statistics."""
     for _, cell in model.cells_and_names():
-        if isinstance(cell, BatchNorm):
-            cell.exact = _SyncBatchNorm(world)
+        if isinstance(cell, NeoBottleneck):
+            for part in (cell.ops.content.fc_1, cell.ops.content.act):
+                part.recompute(output_recompute=True)

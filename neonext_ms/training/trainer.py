@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mindspore as ms
@@ -21,32 +20,47 @@ from neonext_ms.checkpoint.metadata import SCALES
 from neonext_ms.common.errors import InputError, NeoNextError, UsageError
 from neonext_ms.common.files import atomic, exclusive, explained
 from neonext_ms.common.processors import thread_count
-from neonext_ms.common.signals import in_main_thread, killed_child
-from neonext_ms.common.text import format_size, list_names, plural, printable
+from neonext_ms.common.signals import killed_child
+from neonext_ms.common.text import format_size, list_names, plural
 from neonext_ms.images.folder import CLASS_RULES
 from neonext_ms.models.neonext import NeoNeXt
-from neonext_ms.models.scales import Scales, parse_scales
 
 from . import distributed
 from .config.changes import changes
 from .config.load import config_yaml
-from .config.schema import Config, QuantizeConfig
-from .console import ProgressLine
+from .config.schema import Config
+from .console import ProgressLine, StepWindow
 from .data.datasets import open_dataset
-from .data.image_sets import BrokenImages, ImageSet, check_data, describe_data
+from .data.image_sets import BrokenImages, check_data, describe_data
 from .data.loader import ReadingStoppedError, TrainBatch, TrainLoader, validation_batches
+from .fine_tuning import ScalesOf, check_quantize, find_scales
 from .optimizers import full_rate
-from .plan import TrainingPlan, check_network, check_quantize, make_plan
+from .plan import check_network, make_plan
 from .precision import check_precision
-from .run_state import Checkpoints, Progress, load_state, save_state
+from .result import StepResult
+from .run_state import CHECKPOINTS, Checkpoints, Progress, find_state
 from .runlog import RunLog, describe_run, write_predictions, write_run
 from .schedule import activation_share, learning_rate
-from .step import MODEL, StepResult, TrainStep
+from .step import MODEL, TrainStep
+from .stop_signals import StopSignals
 from .validation import Evaluation, Evaluator
 
-_CHECKPOINTS = "checkpoints"
-# Makes the scales of a network from its options, and from training images.
-ScalesOf = Callable[[QuantizeConfig, TrainingPlan, ImageSet], Scales]
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step that has started.
+
+    Attributes:
+        before: position of the run before it.
+        result: its results.
+        rate: its learning rate.
+        images: indices of its images.
+    """
+
+    before: Progress
+    result: StepResult
+    rate: float
+    images: Sequence[int]
 
 
 class StoppedError(Exception):
@@ -92,8 +106,8 @@ class Trainer:
         self.note = note if self.cards.first else lambda text: None
         self.report = report if self.cards.first else lambda text: None
         check_precision(config.precision, ms.get_context("device_target"))
-        self.checkpoints = Checkpoints(self.output / _CHECKPOINTS, config.run.keep)
-        resumed = self._find_state(resume)
+        self.checkpoints = Checkpoints(self.output / CHECKPOINTS, config.run.keep)
+        resumed = find_state(self.output, self.checkpoints, resume, self.note)
         check_quantize(config, resumed is not None)
         self.train_images, self.val_images = open_dataset(config.data)
         if self.train_images.classes != self.val_images.classes:
@@ -102,23 +116,16 @@ class Trainer:
         if resumed:
             check_data(recorded, describe_data(self.train_images, self.val_images), str(resumed[0]))
         self.plan = make_plan(config, self.train_images, self.val_images, recorded.get("classes"), self.note)
-        scales = self._scales(resumed, scales_of) if config.quantize.enabled else None
+        scales = (
+            find_scales(config.quantize, self.plan, self.train_images, resumed, scales_of, self.cards, self.note)
+            if config.quantize.enabled
+            else None
+        )
         if scales:
             self.plan.metadata[SCALES] = scales.to_dict()
+        self._scales = scales
         # All cards start from the weights of the first one; the step keeps them equal from then on.
-        model = NeoNeXt.from_architecture(self.plan.architecture, self.cards.broadcast(self.plan.weights))
-        self.step = TrainStep(
-            model,
-            config.optimizer,
-            config.ema.decay,
-            config.precision,
-            config.model.freeze,
-            self.cards.world,
-            config.run.jit,
-            config.run.sync_batch_norm,
-            self.plan.blend_from,
-            scales,
-        )
+        self.step = self._make_step(self.cards.broadcast(self.plan.weights), self.plan.blend_from)
         self.loader = TrainLoader(
             self.train_images,
             config,
@@ -138,9 +145,10 @@ class Trainer:
         self.broken = BrokenImages(config.data.broken_limit)
         self.global_batch = config.data.batch_size * self.cards.world * config.optimizer.accumulate
         self.rate = full_rate(config.optimizer, self.global_batch)
-        self._stop_signal: int | None = None
-        self._killed: signal.Signals | None = None
+        self._signals = StopSignals()
         self._saved: Progress | None = None
+        self._launched: list[_Launched] = []
+        self._window = StepWindow()
 
     def run(self) -> dict:
         """Train to the end.
@@ -153,7 +161,7 @@ class Trainer:
             InputError: too many images are broken, the disk is full, ...; the message says what to do.
             StoppedError: a signal or `run.stop_after` ended the run. Its state is saved.
         """
-        with self._lock(), self._signals():
+        with self._lock(), self._signals:
             if self.cards.first:
                 with atomic(self.output / "config.yaml") as staged:
                     staged.write_text(config_yaml(self.config), encoding="utf-8")
@@ -169,9 +177,35 @@ class Trainer:
                 raise
             except Exception as error:
                 # MindSpore reports it with errors of many kinds.
-                if killed := self._killed or killed_child():
+                if killed := self._signals.killed or killed_child():
                     raise InputError(self.reader_killed(killed)) from error
                 raise
+
+    def _make_step(self, weights: Mapping[str, np.ndarray], blend_from: str | None) -> TrainStep:
+        config = self.config
+        return TrainStep(
+            NeoNeXt.from_architecture(self.plan.architecture, weights),
+            config.optimizer,
+            config.ema.decay,
+            config.precision,
+            config.model.freeze,
+            self.cards.world,
+            config.run.jit,
+            config.run.sync_batch_norm,
+            blend_from,
+            self._scales,
+            config.parallel.bucket_mb,
+            stop_on_failure=True,
+            recompute=config.run.recompute,
+        )
+
+    def _end_blend(self) -> None:
+        """Rebuild the step without the activation that the network has changed from, which it would still compute."""
+        share = activation_share(self.config.schedule, self.progress.step, self.loader.updates_per_epoch)
+        if self.step.share is not None and share == 1:
+            state = self.step.state()
+            self.step = self._make_step(self.step.weights(), None)
+            self.step.load_state(state)
 
     def reader_killed(self, killed: signal.Signals, saved: str = "") -> str:
         """Return the message for a run that ends because a process that reads images was killed."""
@@ -182,7 +216,7 @@ class Trainer:
 
     def _stops_reading(self) -> bool:
         """Return whether to give up waiting for images; several cards can only stop together, after a step."""
-        return self._stop_signal is not None and self.cards.world == 1
+        return self._signals.number is not None and self.cards.world == 1
 
     def _train(self) -> dict:
         start = time.monotonic()
@@ -193,6 +227,7 @@ class Trainer:
         line = ProgressLine(self.cards.first, schedule.epochs, per_epoch, self.global_batch)
         while self.progress.epoch < schedule.epochs:
             epoch_start = time.monotonic()
+            self._end_blend()
             speed = self._speed(self._epoch(line))
             line.clear()
             # Cards that drifted apart would go on silently, each with its own network.
@@ -224,52 +259,84 @@ class Trainer:
 
         The first step is not counted, because it may compile.
         """
-        config, per_epoch = self.config, self.loader.updates_per_epoch
         line.start()
-        images = hits = 0
-        losses: list[float] = []
-        since = time.monotonic()
         counted_from: float | None = None
         counted = 0
+        self._window = StepWindow()
         for group in self._groups():
-            self._report_broken([text for batch in group for text in batch.broken])
-            rate = learning_rate(config.schedule, self.rate, self.progress.step, per_epoch)
-            share = activation_share(config.schedule, self.progress.step, per_epoch)
-            result = self.step([batch.inputs for batch in group], rate, share)
-            if not result.applied:
-                self._handle_overflow(result, group)
-            # A skipped step counts, so that the schedule and the position in the data do not depend on overflows.
-            self.progress = replace(self.progress, step=self.progress.step + 1, done=self.progress.done + 1)
-            images, hits = images + self.global_batch, hits + result.hits
-            losses.append(result.loss)
-            line.update(self.progress, result, hits / images, self.step.scale)
-            step = self.progress.step
-            if counted_from is None:
+            self._launch(group)
+            first = counted_from is None
+            if first or self._reads():
+                self._read_results()
+            line.update(self.progress, self._window)
+            if first:
                 counted_from = time.monotonic()
             else:
                 counted += 1
-            if self.log and (step % config.run.log_every == 0 or self.progress.done == per_epoch):
-                seconds = time.monotonic() - since
-                loss = float(np.mean(losses))
-                row = {
-                    "step": step,
-                    "epoch": self.progress.epoch,
-                    "loss": loss if math.isfinite(loss) else None,
-                    "accuracy": hits / images,
-                    "rate": rate,
-                    "norm": result.norm if math.isfinite(result.norm) else None,
-                    "scale": result.scale,
-                    "skipped": step - self.step.updates,
-                    "images_per_second": round(images / seconds, 1),
-                }
-                self.log.step(row)
-                images, hits, losses, since = 0, 0, [], time.monotonic()
-            # All cards stop after the same step, whichever of them got the signal; else the others would wait forever.
-            if self.cards.any(self._stop_signal is not None) or step == config.run.stop_after:
-                self._stop(line)
-            if config.run.checkpoint_every and step % config.run.checkpoint_every == 0:
-                self._save()
+            if self._logs():
+                self._log_steps()
+            self._stop_or_save(line)
         return (time.monotonic() - counted_from) / counted if counted_from is not None and counted else None
+
+    def _launch(self, group: Sequence[TrainBatch]) -> None:
+        """Start a step. Its results are read later, so that this process can prepare the next one meanwhile."""
+        self._report_broken([text for batch in group for text in batch.broken])
+        schedule, per_epoch = self.config.schedule, self.loader.updates_per_epoch
+        rate = learning_rate(schedule, self.rate, self.progress.step, per_epoch)
+        share = activation_share(schedule, self.progress.step, per_epoch)
+        result = self.step([batch.inputs for batch in group], rate, share)
+        images = [index for batch in group for index in batch.indices]
+        self._launched.append(_Launched(self.progress, result, rate, images))
+        # A skipped step counts, so that the schedule and the position in the data do not depend on overflows.
+        self.progress = replace(self.progress, step=self.progress.step + 1, done=self.progress.done + 1)
+
+    def _reads(self) -> bool:
+        """Return whether the results of the steps so far are needed now.
+
+        Cards exchange nothing but gradients between two such steps, so they must all agree on them.
+        """
+        return self._logs() or self._saves() or self._ends()
+
+    def _saves(self) -> bool:
+        every = self.config.run.checkpoint_every
+        return every > 0 and self.progress.step % every == 0
+
+    def _logs(self) -> bool:
+        end = self.progress.done == self.loader.updates_per_epoch
+        return end or self.progress.step % self.config.run.log_every == 0
+
+    def _ends(self) -> bool:
+        """Return whether this process knows that the run ends after this step."""
+        signalled = self._signals.number is not None and self.cards.world == 1
+        return signalled or self.progress.step == self.config.run.stop_after
+
+    def _read_results(self) -> None:
+        """Wait for all steps that have started, and report overflows.
+
+        Raises:
+            NotFiniteError: a loss or gradient is NaN or infinite.
+        """
+        launched, self._launched = self._launched, []
+        for step in launched:
+            if not step.result.applied:
+                self._handle_overflow(step)
+            self._window.add(step.result, step.rate, self.global_batch)
+
+    def _log_steps(self) -> None:
+        """Write a line of the log for the steps since the last one."""
+        window, self._window = self._window, StepWindow()
+        if self.log and window.last is not None:
+            self.log.step(window.row(self.progress, self.step.updates))
+
+    def _stop_or_save(self, line: ProgressLine) -> None:
+        """Save if it is time to, and end the run if it is to end after this step."""
+        if not self._reads():
+            return
+        # All cards stop after the same step, whichever of them got the signal; else the others would wait forever.
+        if self.cards.any(self._signals.number is not None) or self._ends():
+            self._stop(line)
+        if self._saves():
+            self._save()
 
     def _speed(self, seconds: float | None) -> dict[str, float]:
         """Return images per second, and with several cards the share of a step that its messages take alone."""
@@ -293,8 +360,8 @@ class Trainer:
             except InputError:
                 raise
             except Exception:
-                self._killed = self._killed or killed_child()
-                if self._stop_signal is None and self._killed is None:
+                self._signals.killed = self._signals.killed or killed_child()
+                if self._signals.number is None and self._signals.killed is None:
                     raise
                 self._stop(None)
             if group is None:
@@ -306,39 +373,32 @@ class Trainer:
             line.clear()
         path = self._save()
         reason = f"run.stop_after={self.config.run.stop_after}"
-        if self._killed is not None:
+        if self._signals.killed is not None:
             saved = f"The state after step {self.progress.step} is saved in {path}. "
-            raise InputError(self.reader_killed(self._killed, saved))
-        if self._stop_signal is not None:
-            reason = signal.Signals(self._stop_signal).name
+            raise InputError(self.reader_killed(self._signals.killed, saved))
+        if self._signals.number is not None:
+            reason = signal.Signals(self._signals.number).name
         raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")
 
-    def _handle_overflow(self, result: StepResult, group: Sequence[TrainBatch]) -> None:
+    def _handle_overflow(self, launched: _Launched) -> None:
         """Report a step that overflowed, or end the run if a smaller loss scale cannot help.
 
-        It cannot if the loss itself is not finite, or if the scale is fixed or already at its minimum.
+        It cannot if the loss itself is not finite, or if the scale is fixed or already at its minimum. The steps that
+        started after such a one have changed nothing (`stop_on_failure`).
         """
-        step = self.progress.step + 1
-        if self.step.dynamic_scale and math.isfinite(result.loss) and result.scale > self.step.scale:
-            self.note(f"step {step} overflowed and is skipped; loss scale {result.scale:g} -> {self.step.scale:g}")
+        result, step = launched.result, launched.before.step + 1
+        if math.isfinite(result.loss) and result.scale > result.next_scale:
+            self.note(f"step {step} overflowed and is skipped; loss scale {result.scale:g} -> {result.next_scale:g}")
             if self.log:
-                self.log.event("overflow", {"step": step, "scale": self.step.scale})
+                self.log.event("overflow", {"step": step, "scale": result.next_scale})
             return
-        files = [self.train_images.name(i) for batch in group for i in batch.indices]
+        self.progress = launched.before
         what = "the loss" if not math.isfinite(result.loss) else "a gradient"
         saved = ""
         if self.log:
-            state = self.output / "failed" / f"step-{step:09d}.safetensors"
             # The skipped step has changed nothing, so this is the state before it.
-            save_state(state, self.step.state(), self.progress, self.plan.metadata)
-            names = state.with_suffix(".txt")
-            with atomic(names) as staged:
-                staged.write_text("".join(f"{name}\n" for name in files), encoding="utf-8", errors="surrogateescape")
-            self.log.event("failed", {"step": step, "what": what, "state": str(state)})
-            saved = (
-                f"The state before this step is {state}; the images of its batch are listed in {names}:\n"
-                f"{list_names(map(printable, files), 5)}\n"
-            )
+            images = [self.train_images.name(i) for i in launched.images]
+            saved = self.log.failure(step, what, self.step.state(), self.progress, self.plan.metadata, images)
         raise NotFiniteError(
             f"step {step} (epoch {self.progress.epoch}): {what} is not a finite number. {saved}Lower optimizer.lr, set "
             "optimizer.clip_norm, or check these images."
@@ -404,52 +464,13 @@ class Trainer:
         return {**files, "best": str(self.output / "best.safetensors")}
 
     def _save(self) -> Path:
+        self._read_results()
         if self.cards.first and self._saved != self.progress:
             self.checkpoints.save(self.step.state(), self.progress, self.plan.metadata)
         self._saved = self.progress
         # No card may end, or report the file, before it is complete.
         self.cards.wait()
         return self.checkpoints.path(self.progress.step)
-
-    def _find_state(self, resume: str | None):
-        """Return path, arrays and progress to resume from, or None for a new run."""
-        if resume is None:
-            if self.checkpoints.paths():
-                raise UsageError(
-                    f"{self.output}: contains a run already. Resume it with --resume auto, or choose another folder "
-                    "with run.output=FOLDER."
-                )
-            return None
-        if resume == "auto":
-            state = self.checkpoints.newest(self.note)
-            if state is None:
-                self.note(f"{self.output}: no checkpoint yet; starting from the beginning")
-            return state
-        path = Path(resume)
-        if path.is_dir():
-            folder = path / _CHECKPOINTS if (path / _CHECKPOINTS).is_dir() else path
-            state = Checkpoints(folder, 1).newest(self.note)
-            if state is None:
-                raise InputError(f"{path}: no checkpoints. Name the folder of a run or a file step-*.safetensors.")
-            return state
-        return path, *load_state(path)
-
-    def _scales(self, resumed, scales_of: ScalesOf | None) -> Scales:
-        """Return the scales to train with: those of the run that is resumed, else new ones of the first card."""
-        if resumed:
-            path, _, progress = resumed
-            if not progress.scales:
-                raise InputError(
-                    f"{path}: a run without quantize.enabled. Start a new run from its weights with --init."
-                )
-            return parse_scales(progress.scales, f"{path}: scales")
-        if scales_of is None:
-            raise UsageError("quantize.enabled: this command has no calibration. Use neonext-train.")
-        scales = scales_of(self.config.quantize, self.plan, self.train_images) if self.cards.first else None
-        text = self.cards.broadcast_text("" if scales is None else json.dumps(scales.to_dict()))
-        scales = parse_scales(json.loads(text), "scales of the first card")
-        self.note(f"fine-tuning for 8 bit: {plural(len(scales.layers), 'layer')}; BatchNorm's statistics stay")
-        return scales
 
     def _continue(self, path: Path, arrays, progress: Progress) -> None:
         shapes = {name.partition(".")[2]: a.shape for name, a in arrays.items() if name.partition(".")[0] == MODEL}
@@ -497,30 +518,3 @@ class Trainer:
                     f"{self.output}: in use by another run. Wait for its end, or choose another run.output."
                 )
             yield
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Make SIGTERM, SIGHUP and Ctrl-C end the run after the current step, with its state saved.
-
-        A second signal ends it at once.
-
-        Stopping inside a step would leave weights, moving average and statistics of different steps.
-        """
-
-        def stop(number, frame):
-            if self._stop_signal is not None:
-                raise KeyboardInterrupt
-            self._stop_signal = number
-            # MindSpore sends SIGTERM to its own process when a process that reads images was killed.
-            self._killed = killed_child()
-
-        before = {}
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if in_main_thread() else ():
-            # `nohup` makes a process ignore SIGHUP.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

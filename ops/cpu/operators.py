@@ -346,25 +346,40 @@ class Finish:
     """A wait, asleep, for a graph that ends with `finished`.
 
     `Tensor.asnumpy` waits too, but keeps a processor busy that the kernels of the graph could use.
-    Create the object before the call of the graph and call `wait` after it.
+    Create the object before the call of the graph and call `wait` after it. Graphs finish in the order of their calls.
+
+    Args:
+        graphs: number of graphs to wait for.
     """
+
+    # What `finished_count` will be when all graphs that were called have run.
+    _expected = 0
 
     # Python handles signals between two slices.
     _SLICE_MS = 200
     # A graph that fails never reaches `finished`; `asnumpy` then raises its error.
     _LONGEST_SECONDS = 30
 
-    def __init__(self):
+    def __init__(self, graphs: int = 1):
         self._library = _finish_library() if available(ms.float32) else None
-        self._target = 0 if self._library is None else self._library.finished_count() + 1
+        if self._library is not None:
+            Finish._expected = max(Finish._expected, self._library.finished_count()) + graphs
+        self._target = Finish._expected
 
     def wait(self) -> None:
         """Return when the graph has run, at once without the kernels, and after half a minute in any case."""
         if self._library is None:
             return
         end = time.monotonic() + self._LONGEST_SECONDS
-        while not self._library.finished_wait(self._target, self._SLICE_MS) and time.monotonic() < end:
-            pass
+        while not self._library.finished_wait(self._target, self._SLICE_MS):
+            if time.monotonic() > end:
+                self.give_up()
+                return
+
+    @staticmethod
+    def give_up() -> None:
+        """Stop counting on graphs that were called: one has failed, and will not finish."""
+        Finish._expected = 0
 
 
 @lru_cache(maxsize=1)

@@ -130,7 +130,7 @@ def test_the_other_forms_of_gelu_are_found(form):
     from neonext_ms.export.onnx.format import CANN
 
     format = CANN.with_(gelu=form)
-    model = skeleton(lower(_folded("neonext_t.released_224", 224), format), 1, format)
+    model = skeleton(lower(_folded(model_config("neonext_t.released_224").architecture, (224, 224)), format), 1, format)
     ops = [operator.op for operator in operators(read(model))]
     assert ops.count("Gelu") == 18 and "Tanh" not in ops
 
@@ -241,6 +241,10 @@ def test_a_value_that_does_not_fit_the_cache_comes_from_memory():
 def test_neocell_nodes_are_known():
     spec = model_config("neonext_t.released_224").architecture.stage_spec(0)
     assert neocell_spec(OnnxNode("n", "NeoCell", (), (), attributes(spec))) == spec
+    # Fewer channels than shifts.
+    few = NeoCellSpec([{"kernel": 4, "channels": 2, "shift": 1}, {"kernel": 7, "channels": 2, "shift": 2}])
+    found = neocell_spec(OnnxNode("n", "NeoCell", (), (), attributes(few)))
+    assert attributes(found) == attributes(few) and len(found.groups) == 2
     matmul, custom = (estimate(build("t", 224, 1, form), "Ascend310P3") for form in ("MatMul", "AscendC"))
     assert sum(n.kind == "neocell" for n in custom.tasks) == 18
     assert sum(n.kind == "batched matmul" for n in matmul.tasks) == 36

@@ -14,8 +14,11 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.export import fold
 from neonext_ms.export.evaluate import evaluate
 from neonext_ms.export.graph import NCHW, NHWC, DeployGraph, Layer, original_graph
-from neonext_ms.export.lower import neocell_to_matmul, neocell_to_padded_matmul
+from neonext_ms.export.lower import lower, neocell_to_matmul, neocell_to_padded_matmul
+from neonext_ms.export.onnx import emitter
+from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.export.tolerances import TOLERANCES, tolerance
+from neonext_ms.export.verify import file_outputs
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.ops import NeoCellSpec
@@ -174,6 +177,50 @@ def test_batch_norm_into_neocell():
     graph = _graph(_conv(3, 4), _cell(PAIR), _norm(4), _norm(4), ("gelu", {}, {}))
     folded = _check(fold.batch_norm_into_neocell, graph, ["conv", "neocell", "batch_norm", "gelu"])
     _check(fold.batch_norm_into_neocell, folded, ["conv", "neocell", "gelu"])
+
+
+def _with_patch_bias(cell):
+    op, arrays, attributes = cell
+    shapes = [group.shape_bias for group in attributes["spec"].groups]
+    return op, arrays | {f"bias.{i}": _array(*shape) for i, shape in enumerate(shapes)}, attributes
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7)])
+def test_a_bias_for_each_value_of_an_output_patch(size):
+    ops = ["conv", "left", "right", "shift"]
+    for spec in (PAIR, NeoCellSpec.resampling(4, 1, 2), NeoCellSpec.resampling(4, 3, 2)):
+        graph = _graph(_conv(3, 4), _with_patch_bias(_cell(spec)), _norm(4), ("gelu", {}, {}), size=size)
+        folded = _check(fold.batch_norm_into_neocell, graph, ["conv", "neocell", "gelu"])
+        assert "bias" not in folded.layers[1].arrays
+        _check(neocell_to_matmul, folded, [*ops, "gelu"])
+        _check(neocell_to_padded_matmul, folded, [*ops, "gelu", "crop"])
+    # The custom node has no such bias; an Add behind it has.
+    custom = _graph(_conv(3, 4), _with_patch_bias(_cell(PAIR)), size=size)
+    custom = _check(lambda graph: lower(graph, Format(neocell="custom")), custom, ["conv", "neocell", "shift"])
+    assert not any(key.startswith("bias") for key in custom.layers[1].arrays)
+    # A patch of one value has the bias of its channel.
+    for before in ([], [_conv(3, 4)]):
+        cell = _with_patch_bias(_cell(HALVE if before else NeoCellSpec.resampling(3, 2, 1)))
+        rule = fold.merge_downsample if before else fold.reduction_to_depthwise
+        assert _check(rule, _graph(*before, cell, size=size), ["conv"]).layers[0].arrays["bias"].ndim == 1
+
+
+def test_files_have_a_bias_for_each_value_of_an_output_patch(tmp_path):
+    graph = _graph(_conv(3, 4), _with_patch_bias(_cell(PAIR)), _with_patch_bias(_cell(NeoCellSpec.resampling(4, 1, 2))))
+    x = RNG.standard_normal((2, 3, 8, 12)).astype(np.float32)
+    expected = evaluate(graph, x)[graph.outputs[0]].reshape(2, -1)
+    for format in (Format(), CANN, CANN.with_(neocell="padded")):
+        path = tmp_path / "model.onnx"
+        emitter.save(lower(graph, format), path, format=format)
+        assert relative_max(file_outputs(path, format, x), expected) < 1e-6
+    nodes = emitter.skeleton(lower(graph, Format())).graph.node
+    assert emitter.count_nodes(graph) == len(nodes)
+    from mindspore import Tensor
+
+    from neonext_ms.export.mindir import DeployCell
+
+    outputs = DeployCell(lower(graph, Format()))(Tensor(x)).asnumpy()
+    assert relative_max(outputs.reshape(2, -1), expected) < 1e-6
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 7)])

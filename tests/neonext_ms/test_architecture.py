@@ -39,6 +39,9 @@ def test_names_map_one_to_one(name):
     assert len(set(mapped)) == len(official)
     assert [official_name(n) for n in mapped] == official
     assert mindspore_name("stem.norm.num_batches_tracked") is None
+    # A NeoCell's biases, which no published network has, keep their names: by channel, and by patch for each group.
+    for name in ("up.neocell.bias", "up.neocell.bias.0"):
+        assert mindspore_name(name) == official_name(name) == name
 
 
 def test_official_strings_are_taken():

@@ -299,6 +299,18 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """Several cards.
+
+    Attributes:
+        bucket_mb: size in MB (2^20 bytes) of the messages in which gradients travel, those of the last layers first; a
+            larger one makes fewer messages, a smaller one starts them earlier.
+    """
+
+    bucket_mb: Annotated[float, Range(0.001, 4096)] = 25.0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The run itself.
 
@@ -308,7 +320,10 @@ class RunConfig:
         device: device target of MindSpore; "auto" is the one it was built for.
         jit: whether to compile the step; if false, it runs operation by operation, for debugging.
         sync_batch_norm: whether BatchNorm normalises over the batches of all cards.
-        log_every: steps between two lines of the log.
+        recompute: whether the backward pass computes the linear layers of the blocks again instead of keeping their
+            outputs, for less memory and more time.
+        log_every: steps between two lines of the log, which are also those at which the results of the steps are read:
+            an overflow is reported then, and several cards stop then.
         checkpoint_every: steps between two checkpoints; 0 means one at the end of each epoch.
         keep: number of checkpoints to keep.
         validate_every: epochs between two validations.
@@ -320,6 +335,7 @@ class RunConfig:
     device: Literal["auto", "CPU", "Ascend"] = "auto"
     jit: bool = True
     sync_batch_norm: bool = False
+    recompute: bool = False
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 0
     keep: PositiveInt = 3
@@ -340,6 +356,7 @@ class Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict:

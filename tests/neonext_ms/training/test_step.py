@@ -11,6 +11,7 @@ from neonext_ms import NeoNeXt, load_checkpoint
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.weights import load_arrays
 from neonext_ms.training.config.schema import OptimizerConfig, PrecisionConfig, ScheduleConfig
+from neonext_ms.training.distributed import bucket_sums, buckets
 from neonext_ms.training.optimizers import layer_rates
 from neonext_ms.training.schedule import activation_share
 from neonext_ms.training.step import TrainStep
@@ -55,10 +56,14 @@ def test_trajectory_without_compilation():
     _follow("adamw", jit=False)
 
 
-def _follow(case, jit):
+def test_recomputation_changes_nothing():
+    _follow("adamw", jit=True, recompute=True)
+
+
+def _follow(case, jit, recompute=False):
     options = CASES[case]
     optimizer = OptimizerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options["optimizer"].items()})
-    step = TrainStep(_golden_model(), optimizer, options["ema"], jit=jit)
+    step = TrainStep(_golden_model(), optimizer, options["ema"], jit=jit, recompute=recompute)
     rng = np.random.RandomState(SEED)
     for i in range(STEPS):
         batches = []
@@ -103,6 +108,40 @@ def test_a_step_that_is_not_finite_leaves_no_trace(optimizer):
     assert not result.applied and not np.isfinite(result.loss)
     assert all(np.array_equal(before[name], array) for name, array in step.state().items())
     assert step([(images, targets)], 1e-3).applied
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerConfig(), OptimizerConfig(accumulate=2)])
+def test_nothing_changes_after_a_failure(optimizer):
+    step = TrainStep(_tiny(), optimizer, ema_decay=0.9, jit=False, stop_on_failure=True)
+    rng = np.random.RandomState(0)
+    good = [_batch(rng) for _ in range(optimizer.accumulate)]
+    bad = [(good[0][0] * np.nan, good[0][1]), *good[1:]]
+    step(good, 1e-3)
+    before = step.state()
+    # Their results are read after all of them have started, as in a run.
+    results = [step(batches, 1e-3) for batches in (bad, good, good)]
+    assert [r.applied for r in results] == [False] * 3 and np.isnan(results[0].loss) and np.isfinite(results[1].loss)
+    assert all(np.array_equal(before[name], array) for name, array in step.state().items())
+    step.load_state(before)
+    assert step(good, 1e-3).applied
+
+
+def test_an_overflow_is_no_failure_while_the_loss_scale_can_fall():
+    images, targets = _batch(np.random.RandomState(0))
+    for kind, applied in (("dynamic", True), (2.0**127, False)):
+        precision = PrecisionConfig(loss_scale=kind, initial_scale=2.0**127)
+        step = TrainStep(_tiny(), precision=precision, jit=False, stop_on_failure=True)
+        results = [step([(images, targets)], 1e-3) for _ in range(20)]
+        assert not results[0].applied and results[-1].applied == applied
+        assert (results[0].next_scale < results[0].scale) == applied
+
+
+def test_gradients_travel_in_buckets_from_the_last_layer_on():
+    # A MB has 2^18 values of float32.
+    assert buckets([2**18, 2**17, 2**17, 3 * 2**18, 5, 5], 1) == [3, 2, 2, 1, 0, 0]
+    assert buckets([7, 8, 9], 25) == [0, 0, 0] and buckets([7, 8, 9], 0.00001) == [2, 1, 0]
+    sums = bucket_sums([1, 0, 0])
+    assert [(r.fusion, r.index) for r in sums] == [(3, 3), (2, 2), (2, 1)]
 
 
 def test_dynamic_loss_scale_halves_skips_and_grows():

@@ -139,6 +139,8 @@ def test_a_change_of_activation(folder, capsys):
     assert "activations differ: gelu in" in capsys.readouterr().err
     # It is resumed exactly, in the middle of the change, and differs from a run that starts with ReLU.
     assert _train(folder, "parts", "run.stop_after=2", *blend) == 130
+    # And after it, in the step that is rebuilt with ReLU alone.
+    assert _train(folder, "parts", "--resume", "auto", "run.stop_after=5", *blend) == 130
     assert _train(folder, "parts", "--resume", "auto", *blend) == 0
     assert _same(_state(folder, "whole")[0], _state(folder, "parts")[0])
     assert _state(folder, "whole")[1].config["schedule"]["blend_epochs"] == 1.5
@@ -302,6 +304,24 @@ def test_nan_ends_the_run_with_step_files_and_state(folder, capsys):
     files = (failed / "step-000000002.txt").read_text().splitlines()
     assert len(files) == 4 and all(Path(file).exists() for file in files)
     assert load_state(failed / "step-000000002.safetensors")[1].step == 1
+
+
+def test_results_that_are_read_late_change_nothing(folder, capsys):
+    for every in (1, 2):
+        assert _train(folder, f"every-{every}", f"run.log_every={every}") == 0
+    assert _same(*(_state(folder, f"every-{every}")[0] for every in (1, 2)))
+    steps = {every: read_csv(folder / f"every-{every}" / "steps.csv") for every in (1, 2)}
+    # Every second step, and the last one of an epoch of three.
+    assert [row["step"] for row in steps[2]] == ["2", "3", "4", "6"]
+    losses = [float(row["loss"]) for row in steps[1]]
+    assert float(steps[2][0]["loss"]) == pytest.approx(np.mean(losses[:2])) and float(steps[2][1]["loss"]) == losses[2]
+    # Step 2 fails, and step 3 has started already when that is read.
+    failing = ["optimizer.lr=1e30", "augmentation.mixup=0", "run.log_every=100"]
+    assert _train(folder, "failing", *failing) == 1
+    assert "step 2 (epoch 0): the loss is not a finite number" in capsys.readouterr().err
+    _train(folder, "stopped", *failing, "run.stop_after=1")
+    arrays, progress = load_state(folder / "failing" / "failed" / "step-000000002.safetensors")
+    assert progress.step == 1 and _same(arrays, _state(folder, "stopped")[0])
 
 
 def test_an_overflow_skips_the_step_and_says_so(folder, capsys):
