@@ -245,7 +245,7 @@ def layer_norm_into_next(norm: Layer, layer: Layer) -> list[Layer] | None:
 def batch_norm_into_conv_after(norm: Layer, conv: Layer) -> list[Layer] | None:
     """Fold BatchNorm into the unpadded convolution after it: `W (s x + t) + b = (W diag(s)) x + (b + W t)`.
 
-    The kernel is summed in `W t`. It is for a BatchNorm that reads a sum; one behind a NeoCell has rules of its own.
+    The kernel is summed in `W t`. It is for a BatchNorm behind a sum; those behind a NeoCell have rules of their own.
     """
     if conv.attributes["groups"] != 1 or {"padding", "pads"} & set(conv.attributes):
         return None
