@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, comma_list, positive_int, run
+from neonext_ms.common.cli import Parser, comma_list, positive_int, run, some_of
 from neonext_ms.common.text import format_bytes
 
 DESCRIPTION = """\
@@ -110,7 +110,13 @@ def _measure(model: str, targets: Sequence[str], rounds: int) -> None:
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.export_cost", description=DESCRIPTION)
     parser.add_argument("--models", type=comma_list(), default=("t",), metavar="NAMES", help="sizes (default t)")
-    parser.add_argument("--targets", type=comma_list(), default=("onnx",), help="onnx,mindir (default onnx)")
+    parser.add_argument(
+        "--targets",
+        type=some_of(("onnx", "mindir")),
+        default=("onnx",),
+        metavar="NAMES",
+        help="onnx,mindir (default onnx)",
+    )
     parser.add_argument("--rounds", type=positive_int, default=7, help="processes of each kind (default 7)")
     args = parser.parse_args(argv)
     for model in args.models:

@@ -18,7 +18,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic
 from neonext_ms.common.text import one_line
-from neonext_ms.runtime.onnx import read_onnx, sound
+from neonext_ms.runtime.onnx_file import read_onnx, sound
 
 if TYPE_CHECKING:
     import onnx

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from neonext_ms.models.activations import LEAKY_SLOPE
 from neonext_ms.ops import reference
 
 from .fast_gelu import SCALE, fast_gelu
@@ -176,6 +177,7 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "to_map": _to_map,
     "gelu": _gelu,
     "relu": lambda layer, x: np.maximum(x, 0.0),
+    "leakyrelu": lambda layer, x: np.where(x < 0, x * LEAKY_SLOPE, x),
     "hardswish": lambda layer, x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "max_pool": _max_pool,
     "scale": _scale,

@@ -27,6 +27,7 @@ otherwise.
     gelu            [approximate], [scaled]      exact form, "tanh", or "fast"; a scaled one reads and writes values
                                                  that are multiplied by `fast_gelu.SCALE`
     relu
+    leakyrelu                                    negative numbers times `activations.LEAKY_SLOPE`
     hardswish                                    x clip(x / 6 + 1/2, 0, 1)
     max_pool        kernel, stride, padding      square windows; padded pixels never win
     scale           gamma; axis                  multiplies channels

@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.signals import signals_later
 from neonext_ms.common.text import one_line
+from neonext_ms.models.activations import LEAKY_SLOPE
 
 from .fast_gelu import END, ROOT, SCALE
 from .graph import INPUT, DeployGraph, Layer
@@ -144,6 +145,7 @@ _CELLS = {
     "shift": _Shift,
     "gelu": _gelu,
     "relu": lambda layer: nn.ReLU(),
+    "leakyrelu": lambda layer: nn.LeakyReLU(LEAKY_SLOPE),
     "hardswish": lambda layer: nn.HSwish(),
     "add": lambda layer: _Add(),
     "global_mean": _GlobalMean,

@@ -111,8 +111,30 @@ MUTATIONS = (
         "starts[core] = {start.row + row, start.totalA, start.totalB};",
         "starts[core] = {start.row + row, 0, start.totalB};",
     ),
-    ("a sum that does not start from zero", GRAD, "                Start(count);\n", ""),
-    ("half of the blocks left out of a sum", GRAD, "blocks > 0; blocks /= 2", "blocks > 1; blocks /= 2"),
+    ("a sum that does not start from zero", GRAD, "Accumulate(lane == 0, count", "Accumulate(false, count"),
+    (
+        "a sum of wide maps that does not start from zero",
+        GRAD,
+        "(count), 1, NEO_CELL_GROUP);",
+        "(1), 1, NEO_CELL_GROUP);",
+    ),
+    ("half of the blocks left out of a sum", GRAD, "blocks > 1; upper", "blocks > 2; upper"),
+    (
+        "sums of two images in one place",
+        GRAD,
+        "count, images.count * NEO_CELL_GROUP, grid",
+        "count, NEO_CELL_GROUP, grid",
+    ),
+    (
+        "repeats of the wrong image added",
+        GRAD,
+        "scratch[upper * images * NEO_CELL_GROUP",
+        "scratch[upper * NEO_CELL_GROUP",
+    ),
+    ("the result of one image for all", GRAD, "first = i * NEO_CELL_LANES + lane;", "first = lane;"),
+    ("dy of images over each other", GRAD, "upstream[i * strip.Columns() * t.c0], dy_", "upstream, dy_"),
+    ("rows of the result as for one image", GRAD, "tap) * images.count * NEO_CELL_LANES", "tap) * NEO_CELL_LANES"),
+    ("more images than the scratch buffer has room for", TILING, "NEO_CELL_SCRATCH / periods", "NEO_CELL_SCRATCH"),
     (
         "a result stored before it is complete",
         GRAD,
@@ -135,6 +157,7 @@ def cases():
         ({"kernel": 3, "channels": 16, "shift": 1}, 2, (9, 50), 16),
         ({"h_in": 3, "h_out": 2, "w_in": 2, "w_out": 3, "channels": 16}, 2, (13, 9), 256),
         ({"kernel": 4, "channels": 160, "shift": 1}, 9, (7, 7), 256),
+        ({"kernel": 2, "channels": 160, "shift": 1}, 9, (12, 7), 256),
     ):
         spec = NeoCellSpec(groups)
         x = rng.standard_normal((n, spec.channels, h, w)).astype(np.float32)

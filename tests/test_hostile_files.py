@@ -20,7 +20,8 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.npy import read_npy
 from neonext_ms.export import command as export
 from neonext_ms.export.compare import command as compare
-from neonext_ms.runtime.onnx import check_tensor, describe_onnx, read_onnx
+from neonext_ms.runtime.onnx import describe_onnx
+from neonext_ms.runtime.onnx_file import check_tensor, read_onnx
 
 SHAPE = [4, 3, 1, 1]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neonext_ms.common.cli import comma_list, float_range, non_negative_int, note
+from neonext_ms.common.cli import float_range, non_negative_int, note, some_of
 from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.models.activations import ACTIVATIONS, GELU
 from neonext_ms.ops.soc import soc
@@ -29,7 +29,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim."""
     parser.add_argument(
         "--activations",
-        type=comma_list(),
+        type=some_of(ACTIVATIONS),
         default=ACTIVATIONS,
         metavar="NAMES",
         help=f"activations to compare (default {','.join(ACTIVATIONS)})",
@@ -56,9 +56,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Train with every activation and every seed, predict the throughput, and draw both."""
-    unknown = [name for name in args.activations if name not in ACTIVATIONS]
-    if unknown:
-        raise UsageError(f"--activations: unknown name (got {unknown[0]!r}, expected some of {', '.join(ACTIVATIONS)})")
     if args.tune_epochs and GELU not in args.activations:
         raise UsageError("--tune-epochs: starts from the networks with GELU. Add gelu to --activations.")
     device, output = soc(args.soc).name, Path(args.output)
@@ -86,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict:
 def _configs(config, activations: Sequence[str], epochs: int, rate: float, gelu: Path) -> dict:
     """Return the configurations of one seed, those that fine-tune the network in the folder `gelu` after all others."""
     # GELU first: the others may start from it.
-    names = sorted(dict.fromkeys(activations), key=ACTIVATIONS.index)
+    names = sorted(activations, key=ACTIVATIONS.index)
     configs = {name: replace(config, model=replace(config.model, activation=name)) for name in names}
     for name in names if epochs else ():
         schedule = replace(

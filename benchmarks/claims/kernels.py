@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from neonext_ms.common.cli import comma_list
+from neonext_ms.common.cli import comma_list, some_of
 from neonext_ms.common.errors import UsageError
 from neonext_ms.models.architecture import STAGES, make_architecture
 from neonext_ms.models.registry import model_config
@@ -33,7 +33,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shifts",
-        type=comma_list(),
+        type=some_of(SHIFTS),
         default=SHIFTS,
         metavar="on,off",
         help="with the shifts of the configuration, without any, or both (default)",
@@ -43,9 +43,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Train with every block size and with and without shifts."""
-    wrong = [choice for choice in args.shifts if choice not in SHIFTS]
-    if wrong:
-        raise UsageError(f"--shifts: unknown choice (got {wrong[0]!r}, expected some of {', '.join(SHIFTS)})")
     output = Path(args.output)
 
     def runs(config) -> tuple[list[dict], dict[str, dict]]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neonext_ms.common.cli import comma_list, note
-from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.cli import note, some_of
+from neonext_ms.common.errors import ToolchainError
 
 from . import trials
 from .trials import summarise as summarise
@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim."""
     parser.add_argument(
         "--initialization",
-        type=comma_list(),
+        type=some_of(INITIALIZATIONS),
         default=INITIALIZATIONS,
         metavar="NAMES",
         help=f"initializations to compare (default {','.join(INITIALIZATIONS)})",
@@ -37,14 +37,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Train from every initialization with every seed, and draw the curves."""
-    unknown = [name for name in args.initialization if name not in INITIALIZATIONS]
-    if unknown:
-        raise UsageError(
-            f"--initialization: unknown name (got {unknown[0]!r}, expected some of {', '.join(INITIALIZATIONS)})"
-        )
     output = Path(args.output)
-    names = list(dict.fromkeys(args.initialization))
-    summary = summarise(trials.train(args, lambda config: run_trials(config, names, range(args.seeds), output)))
+    seeds = range(args.seeds)
+    summary = summarise(trials.train(args, lambda config: run_trials(config, args.initialization, seeds, output)))
     plot: str | None = str(output / _FIGURE)
     try:
         from neonext_ms.common.figures import pyplot, save_figure

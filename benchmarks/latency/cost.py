@@ -56,7 +56,8 @@ def network_demands(
     graph: Graph, device: Soc, int8: bool = False, aipp: bool = False
 ) -> tuple[list[DeviceTask], list[Demand]]:
     """Return the tasks of a network on a device, and the work of each."""
-    launched = tasks(graph, int8=int8, aipp=aipp, split=device.split)
+    requant = device.npu_arch == 2002  # CANN's page of the pass names the 310P only
+    launched = tasks(graph, int8=int8, aipp=aipp, split=device.split, requant=requant)
     demands = [_demand(task, graph, device) for task in launched]
     # L2 may hold all weights from one run to the next, beside the values of the largest task.
     largest = max((sum(demand.tensors) for demand in demands), default=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from neonext_ms.common.errors import InputError, nearest
 from neonext_ms.ops.soc import MACS_PER_CYCLE, Soc, soc
-from neonext_ms.runtime.onnx import sound
+from neonext_ms.runtime.onnx_file import sound
 
 from .cost import UNITS, Demands, network_demands
 from .parameters import Parameters, fitted

@@ -11,10 +11,12 @@ from neonext_ms.common.errors import UsageError, nearest
 
 from .. import networks
 from ..report import table
+from .candidates import candidates_table
 from .figures import read as read_figures
 from .neonext import FORMS, build, build_convnext
 from .network_model import Estimate, TaskEstimate, estimate
 from .parameters import fitted, stored
+from .remains import remains_table
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +33,7 @@ _ACTIVATION_FORMS = (
     ("relu", "erf", "relu"),
 )
 _ACTIVATION_RUNS = ((1, ""), (8, ""), (8, ", int8"))
-_INT8_ACTIVATIONS = ("gelu", "relu")
+_INT8_ACTIVATIONS = ("gelu", "leakyrelu", "relu")
 _MEANING = {
     "run_us": ("us", "a run besides its tasks"),
     "launch_us": ("us", "from one task to the work of the next"),
@@ -221,5 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "neonext": neonext_table,
     "answer": answer_text,
     "activations": activations_table,
+    "candidates": candidates_table,
     "int8": int8_table,
+    "remains": remains_table,
 }

@@ -10,14 +10,15 @@ from neonext_ms.export.onnx.neocell_node import OP_TYPE
 from neonext_ms.ops.packing import RUN_ATTRIBUTES, plan
 from neonext_ms.ops.spec import NeoCellGroup, NeoCellSpec
 
-from .patterns import axes, chains
+from .patterns import FAST_GELU, HARD_SWISH_CHAIN, SCALED_FAST_GELU, axes, chains
 from .reader import QUANT_OPS, Graph, OnnxNode
 from .unit_costs import TILE, tiles
 
 BLOCKED, FRACTAL, PLAIN = "NC1HWC0", "FRACTAL_NZ", "ND"
 
-_QUICK = ("Relu", "Add", "Sub", "Mul", "Sum", "Max", "Min", "Neg", "Abs", "Cast", "And", "Or", "Not")
-_TWO = ("Clip", "LeakyRelu", "PRelu", "Where", "Equal", "Greater", "Less", "Floor", "Ceil", "Round")
+# LeakyRelu is one instruction, vlrelu, which asc-devkit's headers have for 2002 and 2201.
+_QUICK = ("Relu", "LeakyRelu", "Add", "Sub", "Mul", "Sum", "Max", "Min", "Neg", "Abs", "Cast", "And", "Or", "Not")
+_TWO = ("Clip", "PRelu", "Where", "Equal", "Greater", "Less", "Floor", "Ceil", "Round")
 _SUMS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool")
 _REDUCTIONS = (*_SUMS, "ReduceL2", "ArgMax")
 # Vector instructions for 128 numbers: ordinary ones, and slow ones (Exp, Ln, Sqrt, Div). A reduction's are per input.
@@ -33,14 +34,16 @@ INSTRUCTIONS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("BatchNormalization", "ReduceL2"), (2, 0)),
     **dict.fromkeys(("Elu", "LpNormalization"), (3, 1)),
     **{"Pow": (1, 0), "Softplus": (1, 2), "Sigmoid": (2, 2), "Swish": (3, 2), "Selu": (4, 1), "Mish": (4, 4)},
-    **{"LayerNormalization": (8, 1), "LRN": (9, 3), "Gelu": (10, 3), "FastGelu": (9, 0), "Erf": (14, 2)},
+    **{"LayerNormalization": (8, 1), "LRN": (9, 3), "Gelu": (10, 3), "Erf": (14, 2)},
+    **{FAST_GELU: (9, 0), SCALED_FAST_GELU: (11, 0), HARD_SWISH_CHAIN: (5, 0)},
 }
 ACTIVATIONS = (
     *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Swish", "HardSwish", "HardSigmoid", "Tanh", "Elu", "Selu"),
-    *("Mish", "Softplus", "Gelu"),
+    *("Mish", "Softplus", "Gelu", HARD_SWISH_CHAIN),
 )
 _ELEMENTWISE = (
-    *ACTIVATIONS, *_QUICK, *_TWO, *QUANT_OPS, "FastGelu", "Div", "Exp", "Log", "Sqrt", "Pow", "Reciprocal", "Erf"
+    *(*ACTIVATIONS, *_QUICK, *_TWO, *QUANT_OPS, FAST_GELU, SCALED_FAST_GELU),
+    *("Div", "Exp", "Log", "Sqrt", "Pow", "Reciprocal", "Erf"),
 )  # fmt: skip
 # Another shape of the same bytes needs no task.
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
@@ -112,7 +115,9 @@ def padded_size(shape: tuple[int, ...], layout: str) -> int:
     return math.prod(shape)
 
 
-def operators(graph: Graph, int8: bool = False, small_channels: bool = False, split: bool = False) -> list[Operator]:
+def operators(
+    graph: Graph, int8: bool = False, small_channels: bool = False, split: bool = False, requant: bool = False
+) -> list[Operator]:
     """Return the operators of a network with CANN's graph fusion, in order, before they are joined into tasks.
 
     Args:
@@ -120,8 +125,9 @@ def operators(graph: Graph, int8: bool = False, small_channels: bool = False, sp
         int8: run convolutions and linear layers in 8 bit.
         small_channels: pack 4 channels instead of 16 in a block of the first convolution (`--enable_small_channel`).
         split: the device has cube and vector on separate cores, whose MatMul takes plain matrices.
+        requant: the device has AscendRequant.
     """
-    last, inner = chains(graph)
+    last, inner = chains(graph, requant)
     quantised = {value for node in graph.nodes if node.op == "AscendQuant" for value in node.outputs}
     result = []
     for i, node in enumerate(graph.nodes):

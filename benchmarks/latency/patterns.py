@@ -3,13 +3,15 @@
 LayerNorm: `LayerNormONNXFusionPass` (ops-nn: ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div, with or without Mul and
 Add, over the last axis). GELU: the recipes of ModelZoo-PyTorch for ViT, Swin and ConvMixer on a 310P3 choose an
 implementation for the operator Gelu in graphs whose GELU is an Erf chain, so the chain does become one operator; the
-documentation of the passes describes the tanh form only. Swish: `TbeConvSigmoidMulQuantFusionPass`. No pass is known
-for hard swish as one operator.
+documentation of the passes describes the tanh form only. Swish: `TbeConvSigmoidMulQuantFusionPass`. HardSwish as
+Add, Clip, Mul and Div, behind a convolution: `TbeConv2dAddClipMulDivFusionPass` (310P, 310B, 910); no pass is known for
+the node HardSwish. AscendDequant, with or without ReLU, and AscendQuant: `V200RequantFusionPass` (310P) makes them one
+AscendRequant, which is ReLU as well; its source passes over every other activation, LeakyRelu with a slope included.
 
 `AutomaticUbFusion` (CANN's page of that name) joins up to 29 connected elementwise operators that no other pass has
-taken. Here it joins the nine nodes of the fast form of GELU and the four of HardSwish below opset 14, which would
-otherwise each move the hidden activations through memory. The published figures were fitted with all other elementwise
-operators on their own.
+taken. Here it joins the nine nodes of the fast form of GELU, and those of HardSwish where no convolution takes them,
+which would otherwise each move the hidden activations through memory. The published figures were fitted with all other
+elementwise operators on their own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from dataclasses import dataclass
 from .reader import Graph, OnnxNode
 
 _LONGEST = 12  # nodes behind the argument of a GELU
+FAST_GELU, SCALED_FAST_GELU = "FastGelu", "ScaledFastGelu"
+HARD_SWISH_CHAIN = "AddClipMulDiv"  # as CANN's pass calls it; it takes this chain and not the node HardSwish
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,18 @@ def axes(graph: Graph, node: OnnxNode) -> tuple[int, ...]:
     return tuple(sorted(int(axis) % rank for axis in values)) if values is not None else tuple(range(rank))
 
 
-def chains(graph: Graph) -> tuple[dict[int, Chain], set[int]]:
-    """Return chains that do not share a node, by the position of their last node, and the positions of the others."""
+def chains(graph: Graph, requant: bool = False) -> tuple[dict[int, Chain], set[int]]:
+    """Return chains that do not share a node, by the position of their last node, and the positions of the others.
+
+    Args:
+        graph: the network.
+        requant: the device has AscendRequant.
+    """
     links = _Links(graph)
     taken: set[int] = set()
     last: dict[int, Chain] = {}
-    for find in (_layer_norms, _gelus, _fast_gelus, _hard_swishes, _swishes):
+    finders = (_layer_norms, _gelus, _fast_gelus, _hard_swishes, _swishes, *((_requants,) if requant else ()))
+    for find in finders:
         for chain in find(links):
             if not taken & chain.members:
                 taken |= chain.members
@@ -156,17 +166,29 @@ def _fast_gelus(links: _Links) -> Iterator[Chain]:
         inside = links.only_consumer(nodes[rest].outputs[0], "Relu") if rest is not None else None
         if rest is None or inside is None:
             continue
-        members = {i, rest, inside}
-        # t^4 (ROOT - t), from t to the last Sub.
+        members, positive = {i, rest, inside}, None
+        # t^4 (ROOT - t), from t to the Sub that takes it from relu(x).
         pending = [nodes[inside].outputs[0]]
         while pending:
             readers = {p for p in links.consumers.get(pending.pop(), []) if nodes[p].op in ("Mul", "Sub")} - members
             members |= readers
-            pending += [nodes[p].outputs[0] for p in readers if len(members) < _LONGEST]
-        last = max(members)
-        positive = links.producer(nodes[last].inputs[0], "Relu")
-        if nodes[last].op == "Sub" and positive is not None and nodes[positive].inputs[0] == x:
-            yield Chain("FastGelu", frozenset({*members, positive}), (x,), nodes[last].outputs[0])
+            for reader in readers:
+                found = links.producer(nodes[reader].inputs[0], "Relu")
+                if nodes[reader].op == "Sub" and found is not None and nodes[found].inputs[0] == x:
+                    positive, output = found, nodes[reader].outputs[0]
+                elif len(members) < _LONGEST:
+                    pending.append(nodes[reader].outputs[0])
+        if positive is None:
+            continue
+        # Where no convolution takes the scale, it is multiplied before and after.
+        before, after = links.producer(x, "Mul"), links.only_consumer(output, "Mul")
+        if before is None or after is None or any(len(links.graph.variable(nodes[p])) != 1 for p in (before, after)):
+            yield Chain(FAST_GELU, frozenset({*members, positive}), (x,), output)
+        else:
+            outer = tuple(links.graph.variable(nodes[before]))
+            yield Chain(
+                SCALED_FAST_GELU, frozenset({*members, positive, before, after}), outer, nodes[after].outputs[0]
+            )
 
 
 def _hard_swishes(links: _Links) -> Iterator[Chain]:
@@ -177,10 +199,22 @@ def _hard_swishes(links: _Links) -> Iterator[Chain]:
         product = links.only_consumer(node.outputs[0], "Mul")
         if shifted is None or product is None or set(nodes[product].inputs) != {*root, node.outputs[0]}:
             continue
-        divided = links.only_consumer(nodes[product].outputs[0], "Mul")
+        divided = links.only_consumer(nodes[product].outputs[0], "Mul", "Div")
         if divided is not None and len(links.graph.variable(nodes[divided])) == 1:
             members = frozenset({shifted, i, product, divided})
-            yield Chain("HardSwish", members, (root[0],), nodes[divided].outputs[0])
+            yield Chain(HARD_SWISH_CHAIN, members, (root[0],), nodes[divided].outputs[0])
+
+
+def _requants(links: _Links) -> Iterator[Chain]:
+    nodes = links.nodes
+    for i, node in enumerate(nodes):
+        if node.op != "AscendDequant":
+            continue
+        relu = links.only_consumer(node.outputs[0], "Relu")
+        quant = links.only_consumer((nodes[relu] if relu is not None else node).outputs[0], "AscendQuant")
+        if quant is not None:
+            members = frozenset({i, quant, *(() if relu is None else (relu,))})
+            yield Chain("AscendRequant", members, node.inputs[:1], nodes[quant].outputs[0])
 
 
 def _argument(links: _Links, value: str) -> tuple[set[int], set[str]]:

@@ -17,7 +17,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
 from neonext_ms.export.onnx.neocell_node import is_neocell
 from neonext_ms.export.onnx.npu_gelu import is_npu_gelu
-from neonext_ms.runtime.onnx import read_onnx, sound
+from neonext_ms.runtime.onnx_file import read_onnx, sound
 
 # Constants up to this many numbers are read: shapes, axes, exponents.
 _SMALL = 256

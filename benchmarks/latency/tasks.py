@@ -2,11 +2,12 @@
 
 What joins (documentation of CANN's graph and UB fusion; the SoCs are those of its pages):
 - Conv + BatchNormalization: folded into the weights.
-- Conv + activation (depthwise: ReLU and its relatives only; never hard swish), + Add of another map, + activation
-  (TbeConv...Elemwise and ...VaddRelu fusions; Sigmoid + Mul: `TbeConvSigmoidMulQuantFusionPass`, 310B, 310P, 910).
-- MatMul + bias, + activation (`TbeFullyconnectionElemwiseDequantFusionPass`; 310B, 310P and 910, static shapes).
-  Neither Add of another value nor Mul joins a MatMul, and nothing joins a product of two values.
-- AscendQuant and AscendDequant with the product between them.
+- Conv + activation (depthwise: ReLU and its relatives only), + Add of another map, + activation (TbeConv...Elemwise and
+  ...VaddRelu fusions; Sigmoid + Mul: `TbeConvSigmoidMulQuantFusionPass`; HardSwish as Add, Clip, Mul, Div, in floating
+  point: `TbeConv2dAddClipMulDivFusionPass`; 310B, 310P, 910). Never the node HardSwish.
+- MatMul + bias, + activation (`TbeFullyconnectionElemwiseDequantFusionPass`; 310B, 310P and 910, static shapes), but no
+  form of HardSwish. Neither Add of another value nor Mul joins a MatMul, and nothing joins a product of two values.
+- AscendQuant, AscendDequant and AscendRequant with the product between or before them.
 - Concat of convolutions' outputs whose channels are multiples of 16 (`ConvConcatFusionPass`): no task.
 - Where cube and vector are separate cores (910B): ReLU only.
 - BatchNormalization, Add or Mul + ReLU: assumed.
@@ -18,13 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .operators import ACTIVATIONS, BLOCKED, FRACTAL, KEEPING, PLAIN, Operator, operators, padded_size
+from .patterns import HARD_SWISH_CHAIN
 from .reader import QUANT_OPS, Graph
 from .unit_costs import FP16, TILE
 
 _PRODUCTS = ("conv", "depthwise", "matmul")
 # Activations that a depthwise convolution takes in, and those that any other convolution does.
 _JOIN_DEPTHWISE = ("Relu", "Clip", "LeakyRelu", "PRelu")
-_JOIN_CONV = (*_JOIN_DEPTHWISE, "Sigmoid", "Swish", "Tanh", "Elu", "Gelu")
+_JOIN_CONV = (*_JOIN_DEPTHWISE, "Sigmoid", "Swish", "Tanh", "Elu", "Gelu", HARD_SWISH_CHAIN)
+_NEVER_JOIN_MATMUL = ("HardSwish", HARD_SWISH_CHAIN)
 _JOINED_BY_RELU = ("BatchNormalization", "Add", "Mul", "Sum")
 
 
@@ -49,7 +52,9 @@ class DeviceTask:
     output_numbers: int = 0
 
 
-def tasks(graph: Graph, *, int8: bool = False, aipp: bool = False, split: bool = False) -> list[DeviceTask]:
+def tasks(
+    graph: Graph, *, int8: bool = False, aipp: bool = False, split: bool = False, requant: bool = False
+) -> list[DeviceTask]:
     """Return the tasks of one run.
 
     Args:
@@ -58,8 +63,9 @@ def tasks(graph: Graph, *, int8: bool = False, aipp: bool = False, split: bool =
         aipp: images arrive as bytes and are converted inside the first convolution, which packs 4 channels in a block.
         split: the device has cube and vector on separate cores. MatMul reads plain matrices there, and no vector work
             joins it.
+        requant: the device has AscendRequant.
     """
-    joined = _joined(graph, operators(graph, int8, aipp, split), split)
+    joined = _joined(graph, operators(graph, int8, aipp, split, requant), split)
     layouts = _Layouts(graph, joined, aipp)
     for operator in joined:
         layouts.add(operator)
@@ -119,7 +125,8 @@ def _joins(previous: Operator, operator: Operator, at: int, place: dict[str, int
             return last in ("Conv", "ConvTranspose")
         if operator.op in ACTIVATIONS:
             joining = ("Relu",) if split else _JOIN_DEPTHWISE if previous.kind == "depthwise" else _JOIN_CONV
-            return last not in ACTIVATIONS and operator.op in joining
+            free = last not in (*ACTIVATIONS, *(QUANT_OPS if operator.op == HARD_SWISH_CHAIN else ()))
+            return free and operator.op in joining
         if operator.op == "Add" and "Add" not in previous.fused and not split:
             # The other map has to exist when the convolution runs.
             return len(others) <= 1 and all(place.get(v, -1) < at for v in others)
@@ -127,7 +134,8 @@ def _joins(previous: Operator, operator: Operator, at: int, place: dict[str, int
     if previous.kind == "matmul":
         if operator.op == "Add":
             return not others and "Add" not in previous.fused and last not in ACTIVATIONS
-        return not split and operator.op in ACTIVATIONS and last not in ACTIVATIONS
+        joining = operator.op in ACTIVATIONS and operator.op not in _NEVER_JOIN_MATMUL
+        return not split and joining and last not in ACTIVATIONS
     return previous.kind == "vector" and last in _JOINED_BY_RELU and operator.op == "Relu"
 
 

@@ -17,7 +17,8 @@ from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest, one_line
 from neonext_ms.runtime.base import chunks
 from neonext_ms.runtime.manifest import read_metadata
-from neonext_ms.runtime.onnx import import_onnxruntime, read_onnx, sound, tensor_array
+from neonext_ms.runtime.onnx import import_onnxruntime
+from neonext_ms.runtime.onnx_file import read_onnx, sound, tensor_array
 
 from ..fast_gelu import CONSTANT
 from .side import Activations, Node
@@ -34,7 +35,8 @@ _ORT_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _POINTWISE = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Cast", "Clip", "Identity", "Where"),
-        *("Erf", "Tanh", "Gelu", "Relu", "HardSwish", "Sigmoid", "Softplus", "MatMul", "LayerNormalization"),
+        *("Erf", "Tanh", "Gelu", "Relu", "LeakyRelu", "HardSwish", "Sigmoid", "Softplus", "MatMul"),
+        "LayerNormalization",
         *("QuantizeLinear", "DequantizeLinear"),
     )
 )

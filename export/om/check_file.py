@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neonext_ms.common.text import plural, printable, visible
-from neonext_ms.runtime.onnx import DATA_FIELDS, raw_bytes, read_onnx, sound
+from neonext_ms.runtime.onnx_file import DATA_FIELDS, raw_bytes, read_onnx, sound
 
 from .onnx_plugins import COMMITS, domain_of, ranges
 from .parser_support import Finding, check, graphs, of_model, opset_support

@@ -87,8 +87,8 @@ def check(model: onnx.ModelProto) -> list[Finding]:
     """Return what would make ATC's parser reject a model, or what is better avoided.
 
     Args:
-        model: ONNX model, sound as `runtime.onnx.check_model` has it. Its weights may be missing; only their names and
-            types count.
+        model: ONNX model, sound as `runtime.onnx_file.check_model` has it. Its weights may be missing; only their
+            names and types count.
     """
     imports = {domain_of(entry.domain): entry.version for entry in model.opset_import}
     findings = [*_model_findings(model, imports)]

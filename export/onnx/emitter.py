@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.models.activations import LEAKY_SLOPE
 from neonext_ms.ops.packing import pack, pack_channels
 
 from ..fast_gelu import CONSTANT, END, ROOT, SCALE
@@ -336,16 +337,21 @@ class Emitter:
     def relu(self, layer: Layer) -> None:
         self.node("Relu", layer.inputs, layer.output, layer.name)
 
+    def leakyrelu(self, layer: Layer) -> None:
+        self.node("LeakyRelu", layer.inputs, layer.output, layer.name, alpha=LEAKY_SLOPE)
+
     def hardswish(self, layer: Layer) -> None:
         (x,), name = layer.inputs, layer.name
         if self.opset >= 14:
             self.node("HardSwish", [x], layer.output, name)
             return
-        # Nodes that CANN parses at every opset. 6 is divided out at the end: x / 6 would lose subnormals in half.
+        # Nodes that CANN parses at every opset and, in this order, joins to the convolution in front of them
+        # (TbeConv2dAddClipMulDivFusionPass). Dividing first would lose subnormals in half.
         y = self.node("Add", [x, self.constant("three", 3)], f"{name}.shifted")
-        y = self.node("Clip", [y, self.constant("zero", 0), self.constant("six", 6)], f"{name}.clipped")
+        six = self.constant("six", 6)
+        y = self.node("Clip", [y, self.constant("zero", 0), six], f"{name}.clipped")
         y = self.node("Mul", [x, y], f"{name}.product")
-        self.node("Mul", [y, self.constant("sixth", 1 / 6)], layer.output, name)
+        self.node("Div", [y, six], layer.output, name)
 
     def max_pool(self, layer: Layer) -> None:
         kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))

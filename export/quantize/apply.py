@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.models.activations import RELU
+from neonext_ms.models.activations import HOMOGENEOUS
 from neonext_ms.models.quantizer import MAX_BIAS, Quantizer, largest_weight
 from neonext_ms.models.scales import LayerScale, Scales
 
@@ -56,8 +56,8 @@ def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
     A NeoCell mixes no channels, nor does a depthwise convolution, and a LayerNorm ends in a scale for each channel, so
     a factor moves from any of them into the columns of the layer behind it. The stream of a stage can be scaled as a
     whole: the convolutions that write to it, the stem or a downsampling and every fc_2, absorb a factor in their rows,
-    the NeoCells that read it undo it. Positive factors pass through ReLU, `relu(f x) = f relu(x)`, so fc_1 absorbs
-    those of the input of fc_2.
+    the NeoCells that read it undo it. Positive factors pass through ReLU and LeakyReLU, `relu(f x) = f relu(x)`, so
+    fc_1 absorbs those of the input of fc_2.
     """
     consumers = graph.consumers()
     makers = {layer.output: layer for layer in graph.layers}
@@ -69,7 +69,7 @@ def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
             # A NeoCell is written as two products and a bias, whose values have these names.
             parts = (f"{maker.name}.left", f"{maker.name}.right") if maker.op == "neocell" else ()
             found[layer.name] = Equalizable((maker,), (maker.output, *parts))
-        elif maker is not None and maker.op == RELU and alone:
+        elif maker is not None and maker.op in HOMOGENEOUS and alone:
             before = makers.get(maker.inputs[0])
             if before is None or before.op != "conv" or before.output in graph.outputs:
                 continue

@@ -253,7 +253,7 @@ def _gelu(attributes, x):
 
 
 def _hardswish(attributes, x):
-    return x * np.clip(x + 3, 0, 6) * np.float64(np.float32(1 / 6))
+    return x * np.clip(x + 3, 0, 6) / 6
 
 
 def _layer_norm(attributes, x, weight, bias=None):
@@ -301,6 +301,7 @@ _NODES: Mapping[str, Callable] = {
     "Abs": lambda attributes, x: np.abs(x),
     "Gelu": _gelu,
     "Relu": lambda attributes, x: np.maximum(x, 0),
+    "LeakyRelu": lambda attributes, x: np.where(x < 0, x * np.float64(attributes["alpha"]), x),
     "HardSwish": _hardswish,
     "Clip": lambda attributes, x, low, high: np.clip(x, np.float64(low), np.float64(high)),
     "LayerNormalization": _layer_norm,

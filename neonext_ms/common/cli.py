@@ -288,6 +288,17 @@ def comma_list(item: Callable[[str], T] = str) -> Callable[[str], tuple[T, ...]]
     return parse
 
 
+def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return an argument type for a comma-separated list of at least one of these names; repeats are dropped."""
+
+    def member(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(names)}, got {shorten(text)}")
+        return text
+
+    return comma_list(member)
+
+
 def parse_shifts(text: str) -> tuple[int, ...]:
     """Parse the shifts of the four stages, such as `1,1,1,0`.
 

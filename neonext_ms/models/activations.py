@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-GELU, RELU, HARDSWISH = "gelu", "relu", "hardswish"
+GELU, RELU, LEAKYRELU, HARDSWISH = "gelu", "relu", "leakyrelu", "hardswish"
 # The first is the official one, and that of a checkpoint that records none.
-ACTIVATIONS = (GELU, RELU, HARDSWISH)
+ACTIVATIONS = (GELU, RELU, LEAKYRELU, HARDSWISH)
+# Positive factors of a channel pass through these: f(a x) = a f(x).
+HOMOGENEOUS = (RELU, LEAKYRELU)
+# What `leakyrelu` multiplies negative numbers by.
+LEAKY_SLOPE = 0.1
 
 
 def is_activation(name: Any) -> bool:

@@ -45,7 +45,8 @@ class Architecture:
         downsample: "official" (1x1 convolution, NeoCell 2 -> 1, BatchNorm) or "paper" (NeoCell 2 -> 1, BatchNorm,
             GELU, 1x1 convolution, BatchNorm, GELU).
         drop_path: largest drop-path rate; the rate grows linearly from 0 with the depth of the block.
-        activation: "gelu", "relu" or "hardswish", wherever the official code has GELU. It changes no tensor.
+        activation: "gelu", "relu", "leakyrelu" or "hardswish", wherever the official code has GELU. It changes no
+            tensor.
 
     Raises:
         InputError: an option is out of range.

@@ -26,7 +26,7 @@ from neonext_ms.ops.init import neo_init
 from neonext_ms.ops.neocell import neo_cell
 from neonext_ms.ops.spec import NeoCellSpec
 
-from .activations import GELU, HARDSWISH, RELU
+from .activations import GELU, HARDSWISH, LEAKY_SLOPE, LEAKYRELU, RELU
 from .architecture import (
     BATCH_NORM_EPS,
     LAYER_NORM_EPS,
@@ -130,8 +130,20 @@ class Gelu(nn.Cell):
         return ops.gelu(x, approximate="none")
 
 
+class LeakyRelu(nn.LeakyReLU):
+    """ReLU that multiplies negative numbers by `LEAKY_SLOPE`."""
+
+    def __init__(self):
+        super().__init__(LEAKY_SLOPE)
+
+
 # Name of the activation -> its cell.
-ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {GELU: Gelu, RELU: nn.ReLU, HARDSWISH: nn.HSwish}
+ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {
+    GELU: Gelu,
+    RELU: nn.ReLU,
+    LEAKYRELU: LeakyRelu,
+    HARDSWISH: nn.HSwish,
+}
 
 
 class Patchify(nn.Cell):
@@ -233,12 +245,15 @@ class _Content(nn.Cell):
         self.norm = BatchNorm(channels)
         self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
         self.act = ACTIVATION_CELLS[activation]()
+        # While an activation changes to another one, `act` computes both.
+        self.blended = False
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
         # What the kernel of a whole block takes in place of parts that are missing.
         self.zeros = Tensor(np.zeros(channels, np.float32)), Tensor(np.zeros(MLP_RATIO * channels, np.float32))
         self.ones = Tensor(np.ones(channels, np.float32))
-        self.settings = Tensor(np.array([BATCH_NORM_EPS, BATCH_NORM_KEEP], np.float32))
+        kind = operators.ACTIVATION_KINDS[activation], LEAKY_SLOPE
+        self.settings = Tensor(np.array([BATCH_NORM_EPS, BATCH_NORM_KEEP, *kind], np.float32))
 
     def construct(self, x):
         x = self.norm(self.neocell(x))
@@ -248,8 +263,8 @@ class _Content(nn.Cell):
         return x
 
     def fusable(self, dtype):
-        """Return True if `fused` can compute the block: in training, with GELU and statistics of this card alone."""
-        plain = isinstance(self.act, Gelu) and isinstance(self.norm.exact, _ExactBatchNorm)
+        """Return True if `fused` can compute the block: in training, one activation, statistics of this card alone."""
+        plain = not self.blended and isinstance(self.norm.exact, _ExactBatchNorm)
         return plain and self.training and operators.products_usable(dtype)
 
     def fused(self, x, keep):
@@ -373,7 +388,7 @@ class NeoNeXt(nn.Cell):
         linear_bias: whether the linear layers of a block have a bias.
         kernel_spec: "default", a code such as "4+7" for all stages, or four codes.
         downsample: "official" or "paper", the order of layers between stages (see `Architecture`).
-        activation: "gelu" (official), "relu" or "hardswish".
+        activation: "gelu" (official), "relu", "leakyrelu" or "hardswish".
         features_only: whether to return the outputs of the four stages instead of logits; there is no head then.
 
     Inputs:

@@ -27,9 +27,9 @@ _SIZES = {
 
 _RELEASED = {"kernel_spec": "4+7", "linear_bias": True, "layer_scale_init_value": 1e-6}
 
-# Variant -> (options, image size). `relu` and `hardswish` are the released networks with another activation, so the
-# official weights fit them for fine-tuning. Only with 7x7 alone in stage 3 do the parameters of `paper` reach the
-# totals of Table 1; docs/models.md has the calculation.
+# Variant -> (options, image size). `relu`, `leakyrelu` and `hardswish` are the released networks with another
+# activation, so the official weights fit them for fine-tuning. Only with 7x7 alone in stage 3 do the parameters of
+# `paper` reach the totals of Table 1; docs/models.md has the calculation.
 _VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "": ({}, 224),
     "released_224": ({**_RELEASED, "shifts": (1, 1, 1, 0)}, 224),

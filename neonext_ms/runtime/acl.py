@@ -17,9 +17,9 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names, layout_of
-from .manifest import read_manifest
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .om_file import ACL_DTYPES, BATCH_INPUT
+from .om_signature import om_signature
 
 _HUGE_PAGES_FIRST = 0
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
@@ -181,8 +181,7 @@ class PyAcl(Runtime):
         """Read the signature; a second input is allowed if it only carries the batch size."""
         calls = self._calls
         dims = calls.value("mdl.get_input_dims", self._desc, 0)
-        shape = tuple(size if size > 0 else None for size in dims["dims"])
-        batches: Sequence[int | None] = shape[:1]
+        batches: Sequence[int] = ()
         if self._extra_inputs():
             batches = calls.value("mdl.get_dynamic_batch", self._desc)["batch"]
             if self._extra_inputs() != 1 or not batches:
@@ -190,20 +189,9 @@ class PyAcl(Runtime):
                     f"{calls.place}: expected a model with one input, the images, or with --dynamic_batch_size; found "
                     f"{self._extra_inputs() + 1} inputs"
                 )
-        if None in shape[1:] or not batches or None in batches:
-            raise InputError(f"{calls.place}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
         dtype = ACL_DTYPES.get(calls.plain("mdl.get_input_data_type", self._desc, 0), "unknown")
-        metadata = read_manifest(calls.place)[0]
-        return Signature(
-            dims.get("name", ""),
-            dtype,
-            shape,
-            tuple(batch for batch in batches if batch),
-            layout_of(dtype, shape),
-            exported_names(calls.plain("mdl.get_num_outputs", self._desc), metadata),
-            metadata=metadata,
-            source="its manifest",
-        ).checked(calls.place)
+        outputs = calls.plain("mdl.get_num_outputs", self._desc)
+        return om_signature(calls.place, dims.get("name", ""), dtype, dims["dims"], batches, outputs)
 
     def _dataset(self, side: str) -> int:
         """Create a dataset with device memory for every input or output, of the size of the largest batch."""

@@ -15,9 +15,9 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import one_line
 
-from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file, exported_names, layout_of
-from .manifest import read_manifest
+from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .om_file import read_om
+from .om_signature import om_signature
 
 
 class AisBench(Runtime):
@@ -47,15 +47,7 @@ class AisBench(Runtime):
         if not om.inputs or len(om.inputs) > 1 + bool(om.batches):
             raise InputError(f"{path}: expected a model with one input, the images (got {len(om.inputs)} inputs)")
         name, dtype, dims = om.inputs[0]
-        shape = tuple(side if side > 0 else None for side in dims)
-        batches = om.batches or tuple(side for side in shape[:1] if side)
-        if None in shape[1:] or not batches:
-            raise InputError(f"{path}: its input is {shape}; build it with static sizes or --dynamic_batch_size")
-        metadata = read_manifest(path)[0]
-        outputs = exported_names(len(om.outputs) or 1, metadata)
-        return Signature(
-            name, dtype, shape, batches, layout_of(dtype, shape), outputs, metadata=metadata, source="its manifest"
-        ).checked(path)  # fmt: skip
+        return om_signature(path, name, dtype, dims, om.batches or (), len(om.outputs) or 1)
 
     def load(self, path: str, settings: Settings) -> None:
         from ais_bench.infer.interface import InferSession

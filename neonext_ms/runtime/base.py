@@ -210,13 +210,6 @@ class Runtime(ABC):
         self.close()
 
 
-def layout_of(dtype: str, shape: Sequence[int | None]) -> str:
-    """Return the layout of images in an OM file, NCHW or NHWC: AIPP takes uint8 with the channels last."""
-    channels = (1, 3, 4)
-    last = len(shape) == 4 and shape[3] in channels and shape[1] not in channels
-    return "NHWC" if dtype == "uint8" and last else "NCHW"
-
-
 def exported_names(count: int, metadata: Mapping) -> tuple[str, ...]:
     """Return names for the outputs of a file that has none: those that its export gave them, as its manifest says."""
     if metadata.get("outputs") == "stages" and count == len(STAGE_OUTPUTS):

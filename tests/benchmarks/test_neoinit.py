@@ -43,7 +43,8 @@ def test_an_interrupted_comparison_resumes(tmp_path, capsys):
     assert checkpoints == {path: path.read_bytes() for path in (tmp_path / "out").glob("*/checkpoints/*")}
     assert command.main([*arguments, "data.share=0.5"]) == 1
     assert "data.share: 1.0 -> 0.5" in capsys.readouterr().err
-    assert command.main([*arguments, "--initialization", "none"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*arguments, "--initialization", "none"])
 
 
 def _trial(value, seed, top1, diverged=False):

@@ -138,18 +138,36 @@ def test_the_other_forms_of_gelu_are_found(form):
 def test_elementwise_chains_are_one_task_and_relu_is_none():
     from neonext_ms.benchmarks.latency.neonext import build, build_convnext
 
-    for activation, gelu, op in (("gelu", "fast", "FastGelu"), ("hardswish", "erf", "HardSwish")):
-        made = tasks(read(build("t", 224, 1, "MatMul", activation, gelu)))
-        joined = [task for task in made if task.operator.op == op]
-        assert len(joined) == 18 and joined[0].operator.layout == "" and joined[0].operator.known
-        # It reads and writes the hidden activations in the layout of the convolutions: 384 channels at 56x56.
-        assert joined[0].reads == [joined[0].written] == [2 * 384 * 56 * 56]
-        others = {task.operator.op for task in made} - {op}
-        assert others == {"Cast", "TransData", "Conv", "MatMul", "GlobalAveragePool", "LayerNormalization", "Gemm"}
-    for model, count in ((build("t", 224, 1, "MatMul", "relu"), 18), (build_convnext(1, "relu"), 18)):
+    made = tasks(read(build("t", 224, 1, "MatMul", "gelu", "fast")))
+    joined = [task for task in made if task.operator.op == "FastGelu"]
+    assert len(joined) == 18 and joined[0].operator.layout == "" and joined[0].operator.known
+    # It reads and writes the hidden activations in the layout of the convolutions: 384 channels at 56x56.
+    assert joined[0].reads == [joined[0].written] == [2 * 384 * 56 * 56]
+    others = {task.operator.op for task in made} - {"FastGelu"}
+    assert others == {"Cast", "TransData", "Conv", "MatMul", "GlobalAveragePool", "LayerNormalization", "Gemm"}
+    for model, op in (
+        (build("t", 224, 1, "MatMul", "relu"), "Relu"),
+        (build_convnext(1, "relu"), "Relu"),
+        (build("t", 224, 1, "MatMul", "hardswish"), "AddClipMulDiv"),
+    ):
         made = tasks(read(model))
-        assert sum(task.operator.fused == ["Conv", "Relu"] for task in made) == count
-        assert not any(task.operator.op == "Relu" for task in made)
+        assert sum(task.operator.fused == ["Conv", op] for task in made) == 18
+        assert not any(task.operator.op == op for task in made)
+    # Where vector and cube are separate cores only ReLU joins.
+    made = tasks(read(build("t", 224, 1, "MatMul", "hardswish")), split=True)
+    assert sum(task.operator.op == "AddClipMulDiv" for task in made) == 18
+
+
+def test_eight_bit_stays_in_integers_through_relu_alone():
+    from neonext_ms.benchmarks.latency.neonext import build
+
+    relu = read(build("t", 224, 1, "MatMul", "relu", int8=True))
+    requantized = ["Conv", "AscendRequant"]
+    assert sum(task.operator.fused == requantized for task in tasks(relu, requant=True)) == 18
+    assert not any("AscendRequant" in task.operator.fused for task in tasks(relu))
+    for activation in ("gelu", "hardswish"):
+        made = tasks(read(build("t", 224, 1, "MatMul", activation, int8=True)), requant=True)
+        assert not any(requantized == task.operator.fused for task in made)
 
 
 def test_a_channel_first_layer_norm_stays_a_chain():

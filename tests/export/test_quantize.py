@@ -36,6 +36,7 @@ from neonext_ms.export.quantize.search import search
 from neonext_ms.export.tolerances import INT8_LOSS
 from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
+from neonext_ms.models.activations import HOMOGENEOUS
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.quantizer import HIGHEST, LOWEST, Quantizer, agrees
@@ -174,7 +175,7 @@ def test_erf_is_exact():
 
 
 @pytest.mark.parametrize("downsample", ["official", "paper"])
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "relu", "leakyrelu"])
 def test_equalization_is_exact(downsample, activation):
     graph = small_graph(downsample, activation=activation)
     names = apply.equalizable(graph)
@@ -182,8 +183,8 @@ def test_equalization_is_exact(downsample, activation):
     layers = {layer.name: layer for layer in graph.layers}
     exponents = {name: rng.integers(-4, 5, layers[name].arrays["weight"].shape[1]).tolist() for name in names}
     kinds = {name.rsplit(".", 1)[-1] for name in names}
-    through_relu = {"fc_2"} if activation == "relu" else set()
-    if activation == "relu" and downsample == "paper":
+    through_relu = {"fc_2"} if activation in HOMOGENEOUS else set()
+    if activation in HOMOGENEOUS and downsample == "paper":
         through_relu.add("conv")
     assert kinds == ({"fc_1", "conv", "fc"} if downsample == "official" else {"fc_1", "fc"}) | through_relu
     equal = apply.equalize(graph, exponents)
@@ -298,8 +299,9 @@ def test_both_forms_of_random_networks_compute_the_same_integers(network, method
 
 @pytest.mark.parametrize(
     "downsample, bias, layer_scale, activation",
-    [("official", True, 0.5, "gelu"), ("paper", False, 0, "hardswish"), ("official", True, 0, "relu")],
-)
+    [("official", True, 0.5, "gelu"), ("paper", False, 0, "hardswish"), ("official", True, 0, "relu"),
+     ("official", True, 0.5, "leakyrelu")],
+)  # fmt: skip
 def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activation):
     graph = small_graph(downsample, bias, layer_scale, activation=activation)
     quantized = apply.quantize(graph, calibrate(graph, Noise(4, (64, 64)), "percentile", "digest"))

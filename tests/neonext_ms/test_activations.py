@@ -19,10 +19,11 @@ from neonext_ms.export.graph import LOGITS, original_graph
 from neonext_ms.export.om import parser_support
 from neonext_ms.export.om.options import OmOptions
 from neonext_ms.export.quantize.options import QuantizeOptions
-from neonext_ms.models.activations import ACTIVATIONS
+from neonext_ms.models.activations import ACTIVATIONS, LEAKY_SLOPE
 from neonext_ms.models.architecture import STATISTICS, make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.names import official_name
+from neonext_ms.models.neonext import ACTIVATION_CELLS
 from neonext_ms.models.registry import candidates, identify, list_models, model_config
 
 ms.set_device("CPU")
@@ -96,14 +97,14 @@ def _logits(architecture, arrays, images):
 
 
 def test_registered_names():
-    assert "neonext_t.relu" in list_models() and "neonext_xl.hardswish" in list_models()
+    assert {"neonext_t.relu", "neonext_b.leakyrelu", "neonext_xl.hardswish"} <= set(list_models())
     relu = model_config("neonext_t.relu").architecture
     assert relu == model_config("neonext_t.released_224", activation="relu").architecture
     # Official weights fit: the same tensors, and nothing but the activation tells the networks apart.
     assert relu.tensors() == model_config("neonext_t.released_224").architecture.tensors()
     assert identify(relu) == "neonext_t.relu"
     assert "neonext_t.relu" not in candidates(model_config("neonext_t.released_224").architecture)
-    with pytest.raises(InputError, match="activation must be one of gelu, relu, hardswish"):
+    with pytest.raises(InputError, match="activation must be one of gelu, relu, leakyrelu, hardswish"):
         model_config("neonext_t", activation="relu6")
 
 
@@ -135,7 +136,7 @@ def test_a_checkpoint_without_it_has_gelu_unless_told_otherwise(digits, tmp_path
         info.main([str(tmp_path / "x.pt"), "--activation", "selu"])
 
 
-@pytest.mark.parametrize("activation", ["relu", "hardswish"])
+@pytest.mark.parametrize("activation", ["relu", "leakyrelu", "hardswish"])
 def test_every_exported_file(tmp_path, activation):
     architecture, arrays = _network(activation, "paper")
     save_checkpoint(tmp_path / "x.pt", arrays, {"shifts": [1, 1, 0, 0], "activation": activation})
@@ -163,19 +164,26 @@ def test_every_exported_file(tmp_path, activation):
                 assert relative_l2(model.run(_images(2)), expected) < {"half": 1e-2, "int8": 0.3}.get(name, 2e-6)
             with pytest.raises(UsageError, match=f"has its activation built in, and has {activation}"):
                 open_runtime(path, activation="gelu")
-    for name, forms in (("cann", {"Relu"} if activation == "relu" else {"Clip"}), ("cann17", {"Relu", "HardSwish"})):
+    old, new = {"relu": ("Relu", "Relu"), "leakyrelu": ("LeakyRelu", "LeakyRelu"), "hardswish": ("Clip", "HardSwish")}[
+        activation
+    ]
+    for name, op in (("cann", old), ("cann17", new)):
         model = onnx.load(tmp_path / name / "x_cann.onnx")
         assert not any(finding.refused for finding in parser_support.check(model))
-        assert forms & {node.op_type for node in model.graph.node}
+        assert op in {node.op_type for node in model.graph.node}
     with pytest.raises(UsageError, match=f"activation of this network is {activation}"):
         export_checkpoint(tmp_path / "x.pt", "onnx", None, 32, tmp_path, gelu="tanh")
 
 
 def test_the_cells_at_their_kinks():
-    # Subgradients as in PyTorch: 0 at the kink of ReLU; HardSwish takes the inner slope at -3 and 3 or 0 and 1.
+    # Subgradients as in PyTorch: 0 at the kink of ReLU; HardSwish takes the inner slope at -3 and 3 or 0 and 1. That of
+    # LeakyReLU lies between its slopes.
     x = np.array([-4, -3, -1.5, 0, 1.5, 3, 4], np.float32)
     gradient = ms.grad(lambda x: ops.relu(x).sum())(Tensor(x)).asnumpy()
     assert gradient.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    gradient = ms.grad(lambda x: ACTIVATION_CELLS["leakyrelu"]()(x).sum())(Tensor(x)).asnumpy()
+    slope = np.float32(LEAKY_SLOPE)
+    assert gradient[[0, 1, 2, 4, 5, 6]].tolist() == [slope, slope, slope, 1, 1, 1] and slope <= gradient[3] <= 1
     gradient = ms.grad(lambda x: ops.hardswish(x).sum())(Tensor(x)).asnumpy()
     assert gradient[[0, 2, 3, 4, 6]].tolist() == [0, 0, 0.5, 1, 1]
     assert gradient[1] in (0, -0.5) and gradient[5] in (1, 1.5)

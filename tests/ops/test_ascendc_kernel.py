@@ -33,30 +33,79 @@ def _golden(case):
     return z, spec, [z[f"weight_a.{i}"] for i in n], [z[f"weight_b.{i}"] for i in n]
 
 
+def _left(x, weights, axes, size):
+    """Multiply A of each channel and x in the kernel's order: taps ascending, each multiply-add rounded once."""
+    y = np.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
+    outputs = np.arange(size)
+    channel = 0
+    for axis, small in zip(axes, weights, strict=True):
+        for c in range(axis.channels):
+            first = axis.first_input(outputs)[c]
+            row = (outputs - axis.shifts[c]) % axis.k_out
+            for tap in range(axis.k_in):
+                inside = (first + tap >= 0) & (first + tap < x.shape[2])
+                values = x[:, channel, (first + tap)[inside]].astype(np.float32)
+                factor = small[c, row[inside], tap].astype(np.float32)[:, None]
+                y[:, channel, inside] = y[:, channel, inside].astype(np.float32) + factor * values
+            channel += 1
+    return y
+
+
+def _turned(x, weights_b, spec):
+    """Return the arguments of `_left` that multiply x and B, except for the size; the result is transposed."""
+    return x.transpose(0, 1, 3, 2), [w.transpose(0, 2, 1) for w in weights_b], [g.axis_b for g in spec.groups]
+
+
 def in_order(x, weights_a, weights_b, spec, bias=None, out=None):
-    """Compute both products in the kernel's order and dtype: taps ascending, each multiply-add rounded once."""
-
-    def product(x, weights, axes, size):
-        y = np.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
-        outputs = np.arange(size)
-        channel = 0
-        for axis, small in zip(axes, weights, strict=True):
-            for c in range(axis.channels):
-                first = axis.first_input(outputs)[c]
-                row = (outputs - axis.shifts[c]) % axis.k_out
-                for tap in range(axis.k_in):
-                    inside = (first + tap >= 0) & (first + tap < x.shape[2])
-                    values = x[:, channel, (first + tap)[inside]].astype(np.float32)
-                    factor = small[c, row[inside], tap].astype(np.float32)[:, None]
-                    y[:, channel, inside] = y[:, channel, inside].astype(np.float32) + factor * values
-                channel += 1
-        return y
-
+    """Compute both products in the kernel's order and dtype."""
     out = out or spec.output_size(*x.shape[2:])
-    y = product(x, weights_a, [g.axis_a for g in spec.groups], out[0])
-    turned = [w.transpose(0, 2, 1) for w in weights_b]
-    y = product(y.transpose(0, 1, 3, 2), turned, [g.axis_b for g in spec.groups], out[1]).transpose(0, 1, 3, 2)
+    y = _left(x, weights_a, [g.axis_a for g in spec.groups], out[0])
+    y = _left(*_turned(y, weights_b, spec), out[1]).transpose(0, 1, 3, 2)
     return y if bias is None else (y.astype(np.float32) + bias.astype(np.float32)[:, None, None]).astype(x.dtype)
+
+
+def gradients_in_order(x, dy, weights_a, weights_b, spec):
+    """Return the gradients of A and B, summed in the kernel's order in float32, of maps that fit into one strip."""
+    x, dy = x.astype(np.float32), dy.astype(np.float32)
+    a, b = ([w.astype(np.float32) for w in weights] for weights in (weights_a, weights_b))
+    mixed_b = _left(*_turned(x, b, spec), dy.shape[3]).transpose(0, 1, 3, 2)
+    mixed_a = _left(x, a, [g.axis_a for g in spec.groups], dy.shape[2])
+    grad_a = _sums(mixed_b, dy, [g.axis_a for g in spec.groups])
+    turned = (v.transpose(0, 1, 3, 2) for v in (mixed_a, dy))
+    return grad_a, [grad.transpose(0, 2, 1) for grad in _sums(*turned, [g.axis_b for g in spec.groups])]
+
+
+def _sums(values, dy, axes):
+    """Sum dy times values for each row and tap of the matrices: 8 places side by side, then a tree, for each image."""
+    grads, channel = [], 0
+    outputs = np.arange(dy.shape[2])
+    for axis in axes:
+        grad = np.zeros((axis.channels, axis.k_out, axis.k_in), np.float32)
+        for c, row, tap in np.ndindex(grad.shape):
+            of = outputs[(row + axis.shifts[c]) % axis.k_out :: axis.k_out]
+            inputs = axis.first_input(of)[c] + tap
+            inside = (inputs >= 0) & (inputs < values.shape[2])
+            if not inside.any():
+                continue
+            products = dy[:, channel + c, of[inside]] * values[:, channel + c, inputs[inside]]
+            places = products[..., :8].copy()
+            for first in range(8, products.shape[2], 8):
+                more = products[..., first : first + 8]
+                places[..., : more.shape[2]] += more
+            for image in _folded(_folded(places.transpose(1, 2, 0))):
+                grad[c, row, tap] += image
+        grads.append(grad)
+        channel += axis.channels
+    return grads
+
+
+def _folded(values):
+    """Sum over the first axis: the second half is added to the first until one is left."""
+    while (count := len(values)) > 1:
+        upper = (count + 1) // 2
+        values[: count - upper] += values[upper:]
+        values = values[:upper]
+    return values[0]
 
 
 @pytest.mark.parametrize("soc", SOCS)
@@ -145,6 +194,28 @@ def test_images_of_small_maps_share_strips(size):
     assert wide.tiling.group > 1 and relative_max(wide.outputs[0], exact) < 2**-11
     halves = neo_cell.forward(x, a, b, spec, bias, blocks=1, dtype="float32", c0=8)
     assert halves.tiling.group > 1 and relative_max(halves.outputs[0], exact) < 1e-5
+
+
+@pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize(("size", "group"), [((14, 14), 2), ((7, 7), 4), ((5, 9), 4)])
+def test_sums_of_images_that_share_strips(size, group, soc):
+    spec = NeoCellSpec([{"kernel": 4, "channels": 20, "shift": 1}, {"kernel": 7, "channels": 40, "shift": 1}])
+    rng = np.random.RandomState(5)
+    x, dy = rng.standard_normal((2, 8, 60, *size)).astype(np.float16)
+    a, b = _weights(spec, rng, np.float16)
+    expected = gradients_in_order(x, dy, a, b, spec)
+    device = soc_of(soc)
+    groups = []
+    for blocks in sorted({1, 7, device.vector_units, device.vector_units + device.vector_cores_beside}):
+        run = neo_cell.gradients(x, dy, a, b, spec, soc=soc, blocks=blocks)
+        groups.append(run.tiling.group)
+        for grad, exact in zip((*run.outputs[0], *run.outputs[1]), (*expected[0], *expected[1]), strict=True):
+            np.testing.assert_array_equal(grad, exact)
+    assert max(groups) >= group
+    one, together = (
+        neo_cell.gradients(x[:n], dy[:n], a, b, spec, soc=soc, blocks=1).counts["totals"]["V"] for n in (1, 8)
+    )
+    assert together["instructions"] < 0.65 * 8 * one["instructions"]
 
 
 def test_the_vector_cores_of_a_310p_take_their_share():

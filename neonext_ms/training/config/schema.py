@@ -94,7 +94,7 @@ class ModelConfig:
     layer_scale_init_value: NonNegative | None = None
     linear_bias: bool | None = None
     downsample: Literal["official", "paper"] | None = None
-    activation: Literal["gelu", "relu", "hardswish"] | None = None
+    activation: Literal["gelu", "relu", "leakyrelu", "hardswish"] | None = None
     drop_path: FractionBelowOne = 0.0
     conv_init: Literal["xavier_uniform", "kaiming_normal"] | None = None
     neocell_init: Literal["neoinit", "normal", "noise", "figure5"] = "neoinit"

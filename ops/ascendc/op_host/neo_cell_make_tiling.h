@@ -11,7 +11,8 @@ constexpr bool NEO_CELL_VECTOR_CORES = true;
 constexpr int32_t NEO_CELL_VECTOR_CORE_COMPUTE = 242;
 constexpr int32_t NEO_CELL_VECTOR_CORE_MEMORY = 128;
 
-// Strips that a core has at least if several images share one: the copies of the first and the last one are not hidden.
+// Strips that a core of the forward operator has at least if several images share one: the copies of the first and the
+// last one are not hidden. Those of the gradient are short beside its arithmetic.
 constexpr int32_t NEO_CELL_LEAST_STRIPS = 3;
 
 // The problem as op_host and the simulator describe it. Storage is (images, planes, height, width, c0).
@@ -97,14 +98,14 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
     const int64_t rows = tiling.mostA + tiling.mostB;
     const int64_t coefficient = NEO_CELL_LANES * (2 * problem.elementBytes + (cast ? problem.computeBytes : 0));
     int64_t bytes = 2 * (window + output) * stored + (rows + 1) * coefficient;
-    bytes += group * strip * tiling.windowColumns * computed; // A x
     bytes += cast ? ((problem.gradient != 0 ? 1 : 2) * window + output) * computed : 0;
+    int64_t product = strip * tiling.windowColumns; // A x
     if (problem.gradient != 0) {
-        bytes += static_cast<int64_t>(tiling.windowRows) * columns * computed; // x B
-        bytes += rows * NEO_CELL_LANES * problem.computeBytes;
+        product = NeoCellMax(strip * tiling.windowColumns, tiling.windowRows * columns); // or x B
+        bytes += group * rows * NEO_CELL_LANES * problem.computeBytes;
         bytes += NEO_CELL_SCRATCH * NEO_CELL_GROUP * NEO_CELL_BLOCK;
     }
-    return bytes;
+    return bytes + group * product * computed;
 }
 
 // Return the repeats for each output row and 8 positions, over the segments of a block of 16 channels, times 64 (to
@@ -356,15 +357,39 @@ inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
     return nullptr;
 }
 
+// Return the most images that may share a strip by the strides and, for the gradient, the scratch buffer. An image's
+// sum then has the same order in any strip: `NeoCellGradient::Sum`.
+inline int32_t NeoCellMostImages(const NeoCellProblem& problem)
+{
+    if (problem.gradient == 0) {
+        return problem.images;
+    }
+    int32_t periods = 1;
+    int32_t side = 1;
+    for (int32_t run = 0; run < problem.runs; ++run) {
+        const NeoCellMatrix& a = problem.a[run];
+        periods = NeoCellMax(periods, NeoCellCeil(problem.hOut, a.kOut));
+        periods = NeoCellMax(periods, NeoCellCeil(problem.wOut, problem.b[run].kOut));
+        side = NeoCellMax(side, NeoCellMax(a.kIn, a.kOut));
+    }
+    const int32_t blocks = problem.c0 * problem.computeBytes / NEO_CELL_BLOCK;
+    if (side * problem.wOut * blocks > NEO_CELL_MAX_STRIDE) {
+        return 1;
+    }
+    const int32_t width = NeoCellMax(problem.wIn, problem.wOut) * blocks;
+    return NeoCellMin(problem.images, NeoCellMin(NEO_CELL_SCRATCH / periods, NEO_CELL_MAX_STRIDE / width));
+}
+
 // Let a strip that is a whole map have several images, as many as fit: each instruction then does more repeats, and
-// fewer of their lanes stay empty. A core should still have some strips, so that copies hide behind the arithmetic.
+// fewer of their lanes stay empty.
 inline void NeoCellGroupImages(const NeoCellProblem& problem, const NeoCellDevice& device, NeoCellTiling& tiling)
 {
     int32_t maps = 0;
     for (int32_t core = 0; core < tiling.cores; ++core) {
         maps = NeoCellMax(maps, (tiling.first[core + 1] - tiling.first[core]) / problem.hOut);
     }
-    const int32_t most = NeoCellMin(problem.images, maps / NEO_CELL_LEAST_STRIPS);
+    const int32_t most =
+        NeoCellMin(NeoCellMostImages(problem), problem.gradient != 0 ? maps : maps / NEO_CELL_LEAST_STRIPS);
     for (int32_t group = most; group > 1; --group) {
         // Groups of equal size.
         tiling.group = NeoCellCeil(problem.images, NeoCellCeil(problem.images, group));
@@ -483,7 +508,7 @@ inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice
         return "the matrices are too large for the unified buffer";
     }
     NeoCellBuffers(problem, tiling, strip, columns);
-    if (problem.gradient == 0 && strip >= problem.hOut && columns == problem.wOut) {
+    if (strip >= problem.hOut && columns == problem.wOut) {
         NeoCellGroupImages(problem, device, tiling);
     }
     return nullptr;

@@ -201,7 +201,7 @@ private:
             const int32_t width = strip.WindowColumns() * t.c0;
             for (int32_t i = 0; i < strip.images; ++i) {
                 LoadMap(
-                    local[i * width], x_, Map(strip, i, t.hIn, t.wIn, strip.first, strip.last), strip.Window(),
+                    local[i * width], x_, MapOf(t, strip, i, t.hIn, t.wIn, strip.first, strip.last), strip.Window(),
                     strip.top + kept, strip.bottom);
             }
         }
@@ -281,15 +281,6 @@ private:
         input_.FreeTensor(local);
     }
 
-    // Return the map of the strip's image number `i` in memory.
-    __aicore__ inline Rows Map(
-        const Strip& strip, int32_t i, int32_t rows, int32_t columns, int32_t first, int32_t last) const
-    {
-        const NeoCellTiling& t = *this->tiling_;
-        const int64_t map = static_cast<int64_t>(strip.image + i) * t.planes + strip.plane;
-        return {map, strip.images, rows, columns, t.c0, first, last};
-    }
-
     __aicore__ inline void Compute(const Strip& strip, const LocalTensor<S>& held)
     {
         LocalTensor<S> stored = output_.template AllocTensor<S>();
@@ -306,7 +297,7 @@ private:
         const int32_t width = strip.Columns() * t.c0;
         for (int32_t i = 0; i < strip.images; ++i) {
             StoreMap(
-                y_, stored[i * width], Map(strip, i, t.hOut, t.wOut, strip.left, strip.right), strip.Output(),
+                y_, stored[i * width], MapOf(t, strip, i, t.hOut, t.wOut, strip.left, strip.right), strip.Output(),
                 strip.end);
         }
         output_.FreeTensor(stored);

@@ -770,6 +770,14 @@ struct Rows {
     }
 };
 
+// Return image number `i` of a strip in memory, with `rows` rows and `columns` columns.
+__aicore__ inline Rows MapOf(
+    const NeoCellTiling& t, const Strip& strip, int32_t i, int32_t rows, int32_t columns, int32_t first, int32_t last)
+{
+    const int64_t map = static_cast<int64_t>(strip.image + i) * t.planes + strip.plane;
+    return {map, strip.images, rows, columns, t.c0, first, last};
+}
+
 // The places of one phase that rows [top, bottom) of a line take; rows [line.origin, top) come before them.
 struct Places {
     int32_t begin;
