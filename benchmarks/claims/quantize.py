@@ -13,8 +13,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS, StatusLine, comma_list, int_range, note
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS, StatusLine, comma_list, int_range, note, some_of
 
 from . import trials
 
@@ -28,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim."""
     parser.add_argument(
         "--networks",
-        type=comma_list(),
+        type=some_of(NETWORKS),
         default=NETWORKS,
         metavar="NAMES",
         help=f"networks to compare (default {','.join(NETWORKS)})",
@@ -45,9 +44,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Train every network with every seed, or take the weights of an earlier call, and measure what 8 bit costs."""
-    unknown = [name for name in args.networks if name not in NETWORKS]
-    if unknown:
-        raise UsageError(f"--networks: unknown name (got {unknown[0]!r}, expected some of {', '.join(NETWORKS)})")
 
     def runs(config) -> list[dict]:
         from .rivals import Task, with_seed
