@@ -49,7 +49,7 @@ wheel-test: $(TOOLS) ## build a wheel, install it in a fresh environment, run th
 	$(BIN)/python tests/wheel_check.py
 
 integers: $(READY) ## compare the integers of both 8-bit forms of T at 224 pixels on 16 inputs
-	$(BIN)/python tests/integers_t.py
+	$(BIN)/python -m tests.integers_t
 
 kill-test: $(READY) ## kill an export at 50 random moments, or at MOMENTS
 	$(BIN)/python tests/kill_export.py $(if $(MOMENTS),--times $(MOMENTS))

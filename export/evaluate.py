@@ -12,7 +12,7 @@ from neonext_ms.models.activations import LEAKY_SLOPE
 from neonext_ms.ops import reference
 
 from .fast_gelu import SCALE, fast_gelu
-from .graph import INPUT, DeployGraph, Layer, as_map, conv_margins, conv_strides, neocell_bias, neocell_weights
+from .graph import INPUT, NCHW, DeployGraph, Layer, as_map, conv_margins, conv_strides, neocell_bias, neocell_weights
 
 # erf is expanded around the nearest of these many points to 1; beyond 6 it is 1.
 _GRID, _END = 4096, 6
@@ -73,14 +73,14 @@ def _conv(layer, x):
     weight, groups = a["weight"], layer.attributes["groups"]
     outputs, inputs, kh, kw = weight.shape
     (above, left), (below, right) = conv_margins(layer)
-    x = _windows(np.pad(x, ((0, 0), (0, 0), (above, below), (left, right))), (kh, kw), conv_strides(layer))
+    x = windows(np.pad(x, ((0, 0), (0, 0), (above, below), (left, right))), (kh, kw), conv_strides(layer))
     n, _, h, w = x.shape[:4]
     x = x.reshape(n, groups, inputs, h, w, kh, kw)
     y = np.einsum("ngihwyx,goiyx->ngohw", x, weight.reshape(groups, outputs // groups, inputs, kh, kw), optimize=True)
     return y.reshape(n, outputs, h, w) + _column(a.get("bias"))
 
 
-def _windows(x: np.ndarray, kernel: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
+def windows(x: np.ndarray, kernel: tuple[int, int], strides: tuple[int, int]) -> np.ndarray:
     """Return the windows `(N, C, rows, columns, height, width)` of a map `(N, C, H, W)`."""
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))  # type: ignore[call-overload]
     return windows[:, :, :: strides[0], :: strides[1]]
@@ -89,7 +89,7 @@ def _windows(x: np.ndarray, kernel: tuple[int, int], strides: tuple[int, int]) -
 def _max_pool(layer, x):
     kernel, stride, padding = (layer.attributes[key] for key in ("kernel", "stride", "padding"))
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=-np.inf)
-    return _windows(x, (kernel, kernel), (stride, stride)).max((4, 5))
+    return windows(x, (kernel, kernel), (stride, stride)).max((4, 5))
 
 
 def _neocell(layer, x):
@@ -109,8 +109,6 @@ def _int8(evaluate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     def evaluate_int8(layer, x):
         quantizer = layer.attributes["quantizer"]
         x = quantizer.codes(x.astype(np.float32)).astype(np.float64) - quantizer.offset
-        if "patch" in layer.attributes:
-            x = _patches(x, layer.attributes["patch"])
         accumulated = evaluate(layer, x)
         step = layer.arrays["step"].astype(np.float64)
         return accumulated * (step if layer.op == "linear_int8" else _column(step))
@@ -118,10 +116,13 @@ def _int8(evaluate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return evaluate_int8
 
 
-def _patches(x, size):
-    (n, c, h, w), (p, q) = x.shape, size
-    x = x[:, :, : h // p * p, : w // q * q].reshape(n, c, h // p, p, w // q, q)
-    return x.transpose(0, 2, 4, 1, 3, 5).reshape(n, h // p, w // q, c * p * q)
+def _to_rows(layer, x):
+    patch = layer.attributes["patch"]
+    return windows(x, patch, patch).transpose(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1] * math.prod(patch))
+
+
+def _to_map(layer, x):
+    return x.reshape(-1, *layer.attributes["size"], x.shape[1]).transpose(NCHW)
 
 
 def _linear(layer, x):
@@ -172,6 +173,8 @@ _LAYERS: dict[str, Callable[..., np.ndarray]] = {
     "linear": _linear,
     "conv_int8": _int8(_conv),
     "linear_int8": _int8(_linear),
+    "to_rows": _to_rows,
+    "to_map": _to_map,
     "gelu": _gelu,
     "relu": lambda layer, x: np.maximum(x, 0.0),
     "leakyrelu": lambda layer, x: np.where(x < 0, x * LEAKY_SLOPE, x),

@@ -241,6 +241,23 @@ def layer_norm_into_next(norm: Layer, layer: Layer) -> list[Layer] | None:
     return [replace(norm, arrays={}), replace(layer, arrays=arrays)]
 
 
+@rewrite("batch_norm", "conv")
+def batch_norm_into_conv_after(norm: Layer, conv: Layer) -> list[Layer] | None:
+    """Fold BatchNorm into the unpadded convolution after it: `W (s x + t) + b = (W diag(s)) x + (b + W t)`.
+
+    The kernel is summed in `W t`. It is for a BatchNorm behind a sum; those behind a NeoCell have rules of their own.
+    """
+    if conv.attributes["groups"] != 1 or {"padding", "pads"} & set(conv.attributes):
+        return None
+    weight = conv.arrays["weight"]
+    scale, shift = _affine(norm)
+    arrays = {
+        "weight": _times(weight, scale[:, None, None]),
+        "bias": _float32(conv.arrays.get("bias", _ZERO) + weight.sum((2, 3), np.float64) @ shift),
+    }
+    return [replace(conv, inputs=norm.inputs, arrays=arrays)]
+
+
 @rewrite("layer_norm")
 def layer_norm_to_depthwise(norm: Layer) -> list[Layer] | None:
     """Write the scale and shift of a LayerNorm over channels as a depthwise 1x1 convolution after it.

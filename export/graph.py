@@ -20,9 +20,10 @@ otherwise.
     transpose       order
     linear          weight, [bias]               over the last axis
     conv_int8,      weight, bias, step,          8-bit forms of the two, made by `quantize.apply`: int8 weights, int32
-    linear_int8     weight_step; quantizer,      bias and accumulators, and one float32 step for each output channel.
-                    [patch]                      With a patch, a linear layer reads the patches of a map of that size
-                                                 and writes a map with channels last
+    linear_int8     weight_step; quantizer       bias and accumulators, and one float32 step for each output channel
+    to_rows         patch                        each patch of that size of a map, (N, C, H, W), becomes a row of
+                                                 (N H/p W/q, C p q): an item of the batch from there on
+    to_map          size                         rows, one for each pixel, become a map of that size again
     gelu            [approximate], [scaled]      exact form, "tanh", or "fast"; a scaled one reads and writes values
                                                  that are multiplied by `fast_gelu.SCALE`
     relu
@@ -38,6 +39,7 @@ otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -185,9 +187,10 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[0], shape[1], arrays["matrix"].shape[2]
     if layer.op == "transpose":
         return tuple(shape[i - 1] for i in attributes["order"][1:])
-    if "patch" in attributes:
-        (_, h, w), (p, q) = shape, attributes["patch"]
-        return h // p, w // q, arrays["weight"].shape[0]
+    if layer.op == "to_rows":
+        return (shape[0] * math.prod(attributes["patch"]),)
+    if layer.op == "to_map":
+        return shape[0], *attributes["size"]
     if layer.op in ("linear", "linear_int8"):
         return (*shape[:-1], arrays["weight"].shape[0])
     if layer.op == "global_mean":

@@ -38,14 +38,16 @@ from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .quantize.apply import equalized_values, quantize
 from .quantize.build import Quantization, build_quantization
+from .quantize.cost import outputs_of
 from .quantize.forms import host_graph
+from .quantize.images import ArrayImages
 from .quantize.options import QuantizeOptions
 from .quantize.prove import prove
 from .report import ExportedFile, Report
 from .request import Request
 from .source import Source
 from .targets import Target
-from .tolerances import INT8, NOISE_SAMPLES, tolerance
+from .tolerances import INT8, INT8_LOSS, NOISE_SAMPLES, tolerance
 
 Size = tuple[int, int]
 
@@ -289,16 +291,17 @@ def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -
 def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], report: Report, stage: Path) -> None:
     """Compare the files of one size with the original network and add them to the report."""
     request, output = network.request, report.manifest.parent
-    samples = _samples(report.metadata, network.size, request)
+    samples, loss = _samples(report.metadata, network.size, request), 0.0
     if network.quantization:
         forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
         report.reference = "the 8-bit network in exact integers"
         report.proof, expected = prove(network.deployed, forms, samples, request.host_gelu)
+        loss = _loss(network, samples, expected)
     else:
         report.reference, expected = _expected(network, samples, stage)
     for target, paths in files:
         format, batch, path = request.format(target), request.batch_of(target), paths[0]
-        result = verify.verify(path, format, batch, samples, expected, _tolerance(request, format))
+        result = verify.verify(path, format, batch, samples, expected, _tolerance(request, format, loss))
         details: dict[str, Any] = {
             "bytes": sum(file.stat().st_size for file in paths),
             "sha256": sha256(paths[0]),
@@ -322,9 +325,18 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     network.release_folded()
 
 
-def _tolerance(request: Request, format: Format) -> float | None:
+def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray) -> float:
+    """Return the larger relative deviation of exact 8-bit outputs from those of the float32 network."""
+    images = ArrayImages("noise", samples)
+    exact = outputs_of(network.folded[0], images, network.request.host_gelu, lambda step: None, "float32")
+    apart = parity.compare(exact, expected)
+    return max(apart.relative_l2, apart.relative_max)
+
+
+def _tolerance(request: Request, format: Format, loss: float) -> float | None:
+    """Return the tolerance of a file; `loss` is what 8 bit costs on the same inputs."""
     if request.tolerance is None and request.quantize:
-        return INT8 + tolerance(format.dtype)
+        return max(INT8, min(loss, INT8_LOSS)) + tolerance(format.dtype)
     return request.tolerance
 
 

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from neonext_ms.common.errors import ToolchainError
+from neonext_ms.common.errors import NeoNextError, ParityError, ToolchainError
 from neonext_ms.common.text import one_line
 
 from . import ascend, reference
@@ -111,8 +111,13 @@ def compare_with_reference(
 if __name__ == "__main__":
     # A kit for boards runs this file without the commands of the package.
     try:
-        for row in run_on_device():
+        rows = run_on_device()
+        for row in rows:
             print(json.dumps(row))
-    except ToolchainError as error:
+        wrong = [row for row in rows if not row["difference"] <= row["tolerance"]]
+        if wrong:
+            names = ", ".join("{of} of {case} in {dtype}".format(**row) for row in wrong[:5])
+            raise ParityError(f"these differ from float64: {names}")
+    except NeoNextError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

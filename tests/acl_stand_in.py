@@ -203,7 +203,8 @@ class StandIn(SimpleNamespace):
 
     def _rt_get_mem_info(self, kind):
         used = sum(len(memory) for memory in self._live.get("memory", {}).values())
-        used += sum(len(model["onnx"].SerializeToString()) for model in self._live.get("model", {}).values())
+        models = self._live.get("model", {}).values()
+        used += sum(len(model["onnx"].SerializeToString()) for model in models if "onnx" in model)
         return (1 << 33) - used, 1 << 33, 0
 
     def _rt_free(self, address):

@@ -56,16 +56,20 @@ _NPU_SMI = """\
 
 
 def without_times(report: dict) -> dict:
-    """Return a report of a board without what differs between two runs."""
+    """Return a report of a board without what differs between two runs: times, and which form was the fastest."""
+    steps = {}
     for name, entry in report["steps"].items():
+        kind = name.split("/")[0]
         entry.pop("seconds", None)
-        if name.startswith("latency/"):
+        if kind == "latency":
             entry["result"] = sorted(entry.get("result", ()))
-        if name == "mindspore":
+        if kind == "mindspore":
             entry.get("result", {}).pop("rows", None)
-        if name.startswith("compile/"):
-            entry["result"].pop("compile_seconds")
-    return report
+        if kind == "ais_bench":
+            entry.get("result", {}).pop("file", None)
+        # A file is named after its form and its batch size.
+        steps[f"profile/{name.rpartition('_b')[2]}" if kind == "profile" else name] = entry
+    return {**report, "steps": steps}
 
 
 def install(folder: Path, faults: dict | None = None, without: tuple[str, ...] = ()) -> dict[str, str]:

@@ -3,9 +3,10 @@
 python tests/disk_full.py [--moments 20] [--commands export,train]     (make disk-full)
 
 `disk_full.c` counts the writes below a folder and fails those from the n-th on. Each command is run once to count its
-writes, then once for each n (a spread of them if there are more than --moments). Its standard output lies on the full
-disk too. Afterwards the exit code must be that of an error with a message that names a path on the disk, or 0 with all
-files there; every file under a final name must be complete, and no temporary folder may remain.
+writes, then once for each n (a spread of them if there are more than --moments), in copies of a process that has
+imported what is slow to import, so that every write can be tried. Its standard output lies on the full disk too.
+Afterwards the exit code must be that of an error with a message that names a path on the disk, or 0 with all files
+there; every file under a final name must be complete, and no temporary folder may remain.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from board_stand_in import install, without_times
+from copies import ROOT, Copies
 
-ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "tests" / "data" / "digits"
 RESULT = ROOT / "docs" / "results" / "forms.json"
 TRAIN = (
@@ -68,33 +69,36 @@ LOGS = ("steps.csv", "epochs.csv", "log.jsonl", "events.out")
 
 
 class Disk:
-    """A folder that fills up, and the library that makes it so."""
+    """A folder that fills up, the library that makes it so, and the process that runs a command on it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str):
         self.library, self.count, self.folder = folder / "disk_full.so", folder / "count", folder / "disk"
+        self.given = folder / "given"
         source = str(Path(__file__).with_suffix(".c"))
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(self.library), source, "-ldl"], check=True)
+        verb, *self.words = COMMANDS[name].format(given=self.given, out=self.folder).split()
+        self.is_kit = verb == "board-run"
+        if not self.is_kit:
+            module = MODULES.get(verb, f"neonext_ms.commands.{verb}")
+            self.copies = Copies(module, folder / "stderr", self.given, {"LD_PRELOAD": str(self.library)})
 
-    def run(self, text: str, given: Path, after: int) -> tuple[int, str, int]:
-        """Run a command on an empty disk whose `after`-th write fails; return exit code, stderr and writes."""
+    def run(self, after: int) -> tuple[int, str, int]:
+        """Run the command on an empty disk whose `after`-th write fails; return exit code, stderr and writes."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self.count.write_bytes(bytes(8))
-        name, *words = text.format(given=given, out=self.folder).split()
-        if name == "board-run":
-            return self.run_kit(given, after)
-        module = MODULES.get(name, f"neonext_ms.commands.{name}")
-        start = f"import sys; from {module} import main; sys.exit(main())"
-        environment = {
-            **os.environ, **self.environment(after), "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-        with open(self.folder / "stdout", "wb") as output:
-            process = subprocess.run(
-                [sys.executable, "-c", start, *words], stdout=output, stderr=subprocess.PIPE, env=environment,
-                timeout=300, cwd=given,
-            )  # fmt: skip
+        if self.is_kit:
+            return self.run_kit(self.given, after)
+        variables = {name: text for name, text in self.environment(after).items() if name != "LD_PRELOAD"}
+        copy = self.copies.start(self.words, str(self.folder / "stdout"), variables)
+        _, errors = copy.communicate()
         (writes,) = struct.unpack("<q", self.count.read_bytes())
-        return process.returncode, process.stderr.decode(errors="replace"), writes
+        return copy.returncode, errors, writes
+
+    def close(self) -> None:
+        """End the process."""
+        if not self.is_kit:
+            self.copies.close()
 
     def environment(self, after: int) -> dict[str, str]:
         """Return the variables that `disk_full.c` reads."""
@@ -212,9 +216,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="disk-full-") as name:
         given = Path(name) / "given"
         prepare(given)
-        disk = Disk(Path(name))
         for command in args.commands.split(","):
-            code, errors, writes = disk.run(COMMANDS[command], given, 1 << 60)
+            disk = Disk(Path(name), command)
+            code, errors, writes = disk.run(1 << 60)
             reference = code, files(disk.folder)
             report = disk.report() if command == "board-run" else {}
             if code not in (0, 3):
@@ -225,12 +229,13 @@ def main() -> int:
             moments = sorted({1 + round(i * (writes - 1) / max(1, count - 1)) for i in range(count)})
             wrong = 0
             for after in moments:
-                outcome = disk.run(COMMANDS[command], given, after)
+                outcome = disk.run(after)
                 check = (kit_problems, report) if command == "board-run" else (problems, reference)
                 found = check[0](disk, outcome, check[1])
                 wrong += bool(found)
                 for text in found:
                     print(f"{command}, full at write {after} of {writes}: {text}", flush=True)
+            disk.close()
             print(f"{command}: {writes} writes, a full disk at {len(moments)} of them, {wrong} wrong", flush=True)
             failed += wrong
     return 1 if failed else 0

@@ -1,6 +1,7 @@
 """Compare the integers of both 8-bit forms of NeoNeXt-T with random weights at 224 pixels: `make integers`.
 
-`neonext-export` compares them on two inputs. Each of these takes about half a minute of processor time.
+Run it as `python -m tests.integers_t`: as a script, it would import `tests/neonext_ms`. `neonext-export` compares two
+inputs. Each of these takes 2 to 4 seconds of processor time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Kill training at random steps and resume it: the weights must be bit-identical to those of an undisturbed run.
 
-python tests/kill_train.py              one process, SIGKILL and SIGTERM in turn
+python tests/kill_train.py              one process, SIGKILL and SIGTERM in turn; a copy of one that has imported all
 python tests/kill_train.py --workers 2  two processes under msrun
 """
 
@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[1]
+from copies import ROOT, Copies
+
 OPTIONS = [
     "model.dims=[8,8,16,16]", "model.per_stage_layers=[1,1,1,1]", "model.image_size=32", "model.drop_path=0.2",
     "data.batch_size=36", "schedule.epochs=2", "run.checkpoint_every=3", "augmentation.mixup=0.8", "run.log_every=1",
@@ -33,22 +34,21 @@ OPTIONS = [
 class Run:
     """A training process, or several under msrun, in one process group."""
 
-    def __init__(self, output: Path, workers: int):
+    def __init__(self, output: Path, workers: int, copies: Copies | None):
+        self.output = output
+        words = ["--config", str(ROOT / "configs" / "digits.yaml"), *OPTIONS]
+        words += [f"data.batch_size={36 // workers}", f"run.output={output}", "--resume", "auto"]
+        if copies:
+            self.process = copies.start(words)
+            return
         # msrun starts a script, not a module.
         script = output.parent / "train_script.py"
         script.write_text("import sys\nfrom neonext_ms.commands.train import main\nsys.exit(main())\n")
-        command = [str(script), "--config", str(ROOT / "configs" / "digits.yaml"), *OPTIONS]
-        command += [f"data.batch_size={36 // workers}", f"run.output={output}", "--resume", "auto"]
-        if workers > 1:
-            # The module behind the command msrun.
-            launcher = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={workers}"]
-            launcher += ["--join=True", f"--local_worker_num={workers}", f"--master_port={_free_port()}"]
-            launcher += [f"--log_dir={output}-logs"]
-            command = [*launcher, *command]
-        else:
-            command = [sys.executable, *command]
+        # The module behind the command msrun.
+        command = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={workers}"]
+        command += ["--join=True", f"--local_worker_num={workers}", f"--master_port={_free_port()}"]
+        command += [f"--log_dir={output}-logs", str(script), *words]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.output = output
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, "PATH": path},
@@ -97,13 +97,14 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
-        undisturbed = Run(Path(name) / "undisturbed", args.workers)
+        copies = Copies("neonext_ms.commands.train", Path(name) / "stderr") if args.workers == 1 else None
+        undisturbed = Run(Path(name) / "undisturbed", args.workers, copies)
         undisturbed.finish()
         total = undisturbed.step()
         disturbed, killed = Path(name) / "disturbed", []
         while len(killed) < args.times:
             # Each signal comes some steps after the last one, so that many fit into one run; then the next run starts.
-            run = Run(disturbed, args.workers)
+            run = Run(disturbed, args.workers, copies)
             target = run.step() + rng.randint(1, max(2, 2 * total // args.times))
             while run.process.poll() is None and run.step() < target:
                 time.sleep(0.01)
@@ -116,8 +117,10 @@ def main() -> None:
             number = signal.SIGTERM if len(killed) % 2 else signal.SIGKILL
             run.stop(number)
             killed.append(f"{signal.Signals(number).name} at {run.step()}")
-        Run(disturbed, args.workers).finish()
+        Run(disturbed, args.workers, copies).finish()
         _compare(undisturbed.output, disturbed)
+        if copies:
+            copies.close()
     print(f"{len(killed)} signals ({', '.join(killed)}), {args.workers} processes: bit-identical weights")
 
 

@@ -39,8 +39,8 @@ from neonext_ms.runtime.acl import MEANING
 from neonext_ms.runtime.om_file import ACL_DTYPES
 
 from .forms import Form, forms_of
-from .reference import NOISE, Images, Values, differences, layers, logits, read_images, save
-from .weights import Pool, compressed, join, split
+from .reference import NOISE, Images, Values, layers, logits, read_images, save
+from .weights import Pool, join, split
 
 KIT = Path(__file__).with_name("kit")
 DESCRIPTION, SUMS, VALUES = "kit.json", "SHA256SUMS", "layers.npy"
@@ -51,6 +51,8 @@ CHECK = (
     "ops/__init__", "ops/ascend", "ops/device_check", "ops/package", "ops/packing", "ops/reference", "ops/spec",
 )  # fmt: skip
 IMAGES = {"quick": 20, "full": 100}
+# Bytes of a quick kit, which leaves out images that do not fit, but for a few: the weights alone may be more.
+BUDGET, FEWEST_IMAGES = 50_000_000, 5
 # Values of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
 SAMPLED = {"quick": 256, "full": 1 << 62}
 
@@ -155,14 +157,10 @@ class _Packer:
         self.progress("images")
         images = read_images(self.wanted.images, IMAGES[self.wanted.level], self.source, self.preprocessing, self.size)
         models = self._models()
-        self.progress("reference")
-        expected = logits(self.source, images, self.size, self.kit)
         data = self.kit / "data"
         data.mkdir()
-        (data / "frames.z").write_bytes(compressed(differences(images.frames).tobytes()))
-        save(data / "logits.npy", expected)
         if self.wanted.level == "full" and self.wanted.images:
-            self._copy_images(self.wanted.images, images.names)
+            self._copy_images(self.wanted.images, images.description["files"])
         self._copy_programs()
         content: dict[str, Any] = {
             "kit": FORMAT,
@@ -174,9 +172,8 @@ class _Packer:
             "level": self.wanted.level,
             "image_size": list(self.size),
             "batches": list(self.wanted.batches),
-            "classes": int(expected.shape[1]),
+            "classes": self.source.architecture.num_classes,
             "labels": list(self.source.metadata.get("labels") or []) or None,
-            "images": self._describe(images),
             "operator": any(form.operator for form in self.forms),
             "export": list(self.wanted.command),
             "models": {},
@@ -195,25 +192,26 @@ class _Packer:
             if self.wanted.level == "quick" and not weights:
                 self._shrink(content["models"][name], path, pool)
         pool.write(data)
-        save(data / VALUES, values.joined())
+        save(data / VALUES, values.joined(np.float16 if self.wanted.level == "quick" else np.float32))
+        content["images"] = images.description
+        if self.wanted.level == "quick":
+            images = self._fitting(images, len(_text(content)))
+        content["images"] = images.description
+        self.progress("reference")
+        expected = logits(self.source, images, self.size, self.kit)
+        (data / "frames.z").write_bytes(images.packed())
+        save(data / "logits.npy", expected)
         self._check(content["models"], images, expected)
-        (self.kit / DESCRIPTION).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.kit / DESCRIPTION).write_bytes(_text(content))
         self._write_sums()
         return content
 
-    def _describe(self, images: Images) -> dict[str, Any]:
-        """Return how a program makes the network's inputs of the frames, and what is known of each."""
-        top, left = aipp.crop_offsets(self.size, (images.frames.shape[1], images.frames.shape[2]))
-        return {
-            "files": images.names,
-            "noise": images.noise,
-            "all": len(images.frames),
-            "shape": list(images.frames.shape),
-            "expected": images.expected,
-            "crop": [top, left, *self.size],
-            "mean": list(self.preprocessing.mean),
-            "std": list(self.preprocessing.std),
-        }
+    def _fitting(self, images: Images, description: int) -> Images:
+        """Return the images with which a quick kit stays within its budget, beside so many bytes of description."""
+        sizes = [file.stat().st_size for file in self.kit.rglob("*") if file.is_file()]
+        # Also to come: the logits, and a line of checksums for each file.
+        rest = description + 4 * self.source.architecture.num_classes * len(images.frames) + 128 * (len(sizes) + 4)
+        return max(images.within(BUDGET - sum(sizes) - rest), images.first(FEWEST_IMAGES), key=lambda i: len(i.frames))
 
     def _models(self) -> dict[str, tuple[Path, list[str]]]:
         """Export one ONNX file for each kind of graph: name -> path in the kit, and files of weights."""
@@ -367,17 +365,31 @@ class _Packer:
         return path.relative_to(self.kit).as_posix()
 
 
+def _text(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _model_name(form: Form) -> str:
     """Return the name of the ONNX file of a form: what distinguishes its graph."""
     kind = ["int8"] if form.dtype == "int8" else []
     return "_".join(["net", *kind, *(f"{value}" for _, value in sorted(form.request.items()))])
 
 
-def errors() -> dict[str, Any]:
-    """Return the exporter's table of the errors of CANN's tools as plain values, for a program without this package."""
-    return {
-        "codes": {code: [advice.meaning, advice.remedy] for code, advice in cann_log.CODES.items()},
-        "texts": [[pattern, advice.meaning, advice.remedy] for pattern, advice in cann_log.TEXTS],
-        "unknown": list(cann_log.UNKNOWN[:2]),
-        "internal": list(cann_log.INTERNAL),
-    }
+def errors() -> list[list[list[str]]]:
+    """Return the exporter's table of the errors of CANN's tools for a program without this package.
+
+    Returns:
+        groups of rows: pattern, meaning, remedy. As in `cann_log.read_log`, an earlier group decides: codes, texts, and
+        internal errors, which say nothing by themselves.
+    """
+    codes = {code: [_pattern(code), *advice[:2]] for code, advice in cann_log.CODES.items()}
+    internal = [codes.pop(code) for code in cann_log.INTERNAL]
+    texts = [[pattern, *advice[:2]] for pattern, advice in cann_log.TEXTS]
+    unknown = [_pattern(rf"(?!{'|'.join(cann_log.INTERNAL)})E[0-9A-Z]\d{{4}}"), *cann_log.UNKNOWN[:2]]
+    # Texts that come with a code and say more than it does.
+    kernels = [row for row in texts if row[0].startswith("No supported Ops kernel")]
+    return [[*kernels, *codes.values(), unknown], texts, internal]
+
+
+def _pattern(code: str) -> str:
+    return rf"(?<![\w./=-]){code}(?=[:)\]\s]|$)"

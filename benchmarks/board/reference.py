@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from neonext_ms.images.folder import find_images, match_classes
 from neonext_ms.images.images import read_image
 from neonext_ms.images.preprocessing import Preprocessing
 
+from .kit import run
+from .weights import compressed
+
 NOISE = 4
 
 
@@ -26,18 +31,39 @@ class Images:
     """The inputs of a kit. Each is a frame, as the host feeds a model with AIPP; a crop of it is the network's image.
 
     Attributes:
-        frames: uint8 (N, height, width, 3) of AIPP's source size; the first `noise` are noise.
-        inputs: float32 (N, 3, H, W), the same images normalized.
-        names: name of each labelled image.
-        expected: class of each labelled image.
-        noise: number of noise images.
+        description: what `kit.json` says of them, by which `run.py` makes the network's inputs.
+        frames: uint8 (N, height, width, 3) of AIPP's source size; the first NOISE are noise.
     """
 
+    description: dict[str, Any]
     frames: np.ndarray
-    inputs: np.ndarray
-    names: list[str] = field(default_factory=list)
-    expected: list[int] = field(default_factory=list)
-    noise: int = NOISE
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """Return float32 (N, 3, H, W): the same images normalized, as `run.py` does."""
+        return run.normalized(self.frames, self.description)
+
+    def packed(self) -> bytes:
+        """Return the frames that are no noise as `run.py` reads them: differences compress better."""
+        steps = self.frames[NOISE:]
+        for axis in (1, 2, 3):
+            steps = np.diff(steps, axis=axis, prepend=np.uint8(0))
+        return compressed(np.ascontiguousarray(steps).tobytes())
+
+    def within(self, size: int) -> Images:
+        """Return as many of the images as take so many bytes, and the noise."""
+        sizes = itertools.accumulate(
+            len(Images(self.description, self.frames[[*range(NOISE), place]]).packed())
+            for place in range(NOISE, len(self.frames))
+        )
+        return self.first(sum(total <= size for total in sizes))
+
+    def first(self, count: int) -> Images:
+        """Return the first images, and the noise."""
+        known = self.description
+        kept = {name: known[name][:count] for name in ("files", "expected")}
+        frames = self.frames[: NOISE + count]
+        return Images({**known, **kept, "all": len(frames), "shape": list(frames.shape)}, frames)
 
 
 def read_images(
@@ -55,9 +81,8 @@ def read_images(
     Raises:
         InputError: an image cannot be read, or the folders do not match the classes.
     """
-    rng = np.random.RandomState(0)
     shape = aipp.default_source_size(preprocessing, size)
-    frames = [rng.randint(0, 256, (NOISE, *shape, 3)).astype(np.uint8)]
+    frames: list[np.ndarray] = []
     names: list[str] = []
     expected: list[int] = []
     if folder is not None:
@@ -69,16 +94,17 @@ def read_images(
             frames.append(aipp.host_pixels(read_image(tree.root / file), preprocessing, size))
             names.append(file)
             expected.append(int(indices[place]))
-    joined = np.concatenate(frames)
-    return Images(joined, normalized(joined, preprocessing, size), names, expected)
-
-
-def normalized(frames: np.ndarray, preprocessing: Preprocessing, size: tuple[int, int]) -> np.ndarray:
-    """Return float32 (N, 3, H, W): the centre crop of frames, normalized as `images.prepare` does."""
-    top, left = aipp.crop_offsets(size, (frames.shape[1], frames.shape[2]))
-    pixels = frames[:, top : top + size[0], left : left + size[1]].astype(np.float32)
-    mean, std = (255 * np.asarray(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
+    description = {
+        "files": names,
+        "noise": NOISE,
+        "all": NOISE + len(names),
+        "shape": [NOISE + len(names), *shape, 3],
+        "expected": expected,
+        "crop": [*aipp.crop_offsets(size, shape), *size],
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+    return Images(description, np.concatenate([run.noise_frames(description), *frames]))
 
 
 def logits(source: Source, images: Images, size: tuple[int, int], folder: Path) -> np.ndarray:
@@ -116,9 +142,12 @@ class Values:
         self._parts.append(kept)
         return start, step
 
-    def joined(self) -> np.ndarray:
-        """Return all values, float32 (N,)."""
-        return np.concatenate(self._parts)
+    def joined(self, dtype: type) -> np.ndarray:
+        """Return all values, (N,), in float32 if they do not fit into the dtype."""
+        values = np.concatenate(self._parts)
+        with np.errstate(over="ignore"):
+            rounded = values.astype(dtype)
+        return rounded if np.isfinite(rounded).all() else values
 
 
 def layers(path: Path, size: tuple[int, int], image: np.ndarray, values: Values) -> list[dict]:
@@ -155,13 +184,6 @@ def layers(path: Path, size: tuple[int, int], image: np.ndarray, values: Values)
             }
         )
     return rows
-
-
-def differences(frames: np.ndarray) -> np.ndarray:
-    """Return uint8 frames (N, H, W, 3) as the differences along their rows, which compress better."""
-    steps = frames.copy()
-    steps[:, :, 1:] -= frames[:, :, :-1]
-    return steps
 
 
 def save(path: Path, array: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """ONNX files of one network without their weights, and the weights once, in float16: what makes a kit small.
 
 The forms of a network differ in a few constants only, and ATC rounds weights to float16 anyway. A file is cut at its
-large float32 tensors; `unpack.py` of the kit puts it together again from the shared pool of halves. The low bytes of
+large float32 tensors; `run.py` of the kit puts it together again from the shared pool of halves. The low bytes of
 halves are noise and the high bytes are not, so the two are compressed apart. A block-diagonal matrix is mostly zeros:
 of those the pool holds the other values, and a bit for each place. With the channels last, equal blocks follow each
 other; the values of a padded matrix are those of the plain one.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .kit import unpack
+from .kit import run
 
 # Bytes of a tensor from which on it goes into the pool.
 _LARGE = 4096
@@ -47,12 +47,13 @@ class Pool:
         return [self._sparse.add(kept), kept.size, self._places.add(places), flat.size, columns]
 
     def write(self, folder: Path) -> None:
-        """Write the files that `kit/unpack.py` reads."""
-        low, high = self._dense.joined(np.dtype("<f2")).view(np.uint8).reshape(-1, 2).T
-        sparse = self._sparse.joined(np.dtype("<f2")).view(np.uint8)
+        """Write the files that `kit/run.py` reads."""
+        for name, store in (("dense", self._dense), ("sparse", self._sparse)):
+            low, high = store.joined(np.dtype("<f2")).view(np.uint8).reshape(-1, 2).T
+            (folder / f"{name}_low.z").write_bytes(compressed(low.tobytes()))
+            (folder / f"{name}_high.z").write_bytes(compressed(high.tobytes()))
         places = np.packbits(self._places.joined(np.dtype(bool)))
-        for name, part in zip(unpack.POOL, (low, high, sparse, places), strict=True):
-            (folder / name).write_bytes(compressed(part.tobytes()))
+        (folder / "places.z").write_bytes(compressed(places.tobytes()))
 
 
 class _Store:
@@ -118,8 +119,8 @@ def split(path: Path, pool: Pool, parts: Path) -> list[list[int]]:
 
 
 def join(kit: Path, model: Mapping[str, Any]) -> bytes:
-    """Return the ONNX file of a model of `kit.json`, as unpack.py makes it on the board."""
-    return b"".join(unpack.onnx_parts(kit, model, unpack.read_pool(kit))) if model["segments"] else _whole(kit, model)
+    """Return the ONNX file of a model of `kit.json`, as run.py makes it on the board."""
+    return b"".join(run.onnx_parts(kit, model, run.read_pool(kit))) if model["segments"] else _whole(kit, model)
 
 
 def _whole(kit: Path, model: Mapping[str, Any]) -> bytes:

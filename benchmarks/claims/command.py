@@ -19,6 +19,7 @@ CLAIMS = {
     "resample": "weights can be made continuous: matrices resampled to another size (future work)",
     "kernels": "block sizes and shifts matter, to different extents (future work)",
     "activations": "an activation that the device joins to its convolutions costs little accuracy (not in the paper)",
+    "quantize": "BatchNorm everywhere, as in NeoNeXt, loses less in 8 bit than LayerNorm (a question of ours)",
     "neoinit": "networks train better from NeoInit than from normal noise, with which most runs diverge (Table 3)",
 }
 
@@ -31,6 +32,7 @@ EXAMPLES = {
     "resample": "--checkpoint tests/data/digits_64.pt --shifts 1,1,0,0 --kernels '5+8;7+7' digits",
     "kernels": "--config configs/ablate_neoinit.yaml --kernels 4,4+7 --seeds 2",
     "activations": "--config configs/digits.yaml --activations gelu,relu --tune-epochs 4 model.image_size=64",
+    "quantize": "--config configs/digits.yaml --weight-bits 8,4 --seeds 3 model.image_size=64",
     "neoinit": "--config configs/ablate_neoinit.yaml --initialization neoinit,noise --seeds 3",
 }
 
@@ -55,7 +57,7 @@ def build_parser() -> Parser:
             default=thread_count(),
             help=THREADS_HELP,
         )
-        if name not in ("neoinit", "kernels", "activations", "resample", "memory"):
+        if name not in ("neoinit", "kernels", "activations", "quantize", "resample", "memory"):
             # They time nothing.
             claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")

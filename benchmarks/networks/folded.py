@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from neonext_ms.export.fold import (
+    Rule,
     batch_norm_into_conv,
+    batch_norm_into_conv_after,
     channels_first,
     layer_norm_into_next,
     layer_norm_to_depthwise,
@@ -18,15 +20,21 @@ from neonext_ms.export.graph import LOGITS, NCHW, NHWC, DeployGraph, LayerList
 from .builder import BATCH_NORM_EPS, LAYER_NORM_EPS
 
 RULES = (channels_first, batch_norm_into_conv, layer_norm_into_next, layer_norm_to_depthwise, layer_scale_into_conv)
+# For 8 bit, the scales of LayerNorm stay, since they take the factors that even out the channels behind them.
+INT8_RULES = (channels_first, batch_norm_into_conv, batch_norm_into_conv_after, layer_scale_into_conv)
+_NORMS = {
+    "layer_norm": (("weight", "bias"), LAYER_NORM_EPS),
+    "batch_norm": (("weight", "bias", "running_mean", "running_var"), BATCH_NORM_EPS),
+}
 
 
-def fold(graph: DeployGraph) -> DeployGraph:
+def fold(graph: DeployGraph, rules: Sequence[Rule] = RULES) -> DeployGraph:
     """Return the deployment form of a graph.
 
     BatchNorms are folded into the convolutions, the scales of LayerNorm and of the layer into the linear layers, and
     those become 1x1 convolutions.
     """
-    for rule in RULES:
+    for rule in rules:
         graph = rule(graph)
     return graph
 
@@ -37,34 +45,43 @@ def convnext(
     image_size: tuple[int, int],
     depths: tuple[int, ...],
     dims: tuple[int, ...],
+    norm: str = "layer_norm",
 ) -> DeployGraph:
-    """Return ConvNeXt (arXiv 2201.03545) node by node, from the arrays of its authors' code."""
+    """Return ConvNeXt (arXiv 2201.03545) node by node, from the arrays of its authors' code.
+
+    `norm="batch_norm"` has BatchNorm in the place of every LayerNorm but that of the head.
+    """
     b = LayerList(arrays)
     weights = ("weight", "bias")
+    norm_arrays, norm_eps = _NORMS[norm]
 
-    def norm(name: str, axis: int) -> None:
-        b.add("layer_norm", name, weights, eps=LAYER_NORM_EPS, axis=axis)
+    def add_norm(name: str) -> None:
+        b.add(norm, name, norm_arrays, eps=norm_eps, axis=1)
 
     for stage, depth in enumerate(depths):
         name = f"downsample_layers.{stage}"
         if stage == 0:
             b.add("conv", f"{name}.0", weights, groups=1)
-            norm(f"{name}.1", 1)
+            add_norm(f"{name}.1")
         else:
-            norm(f"{name}.0", 1)
+            add_norm(f"{name}.0")
             b.add("conv", f"{name}.1", weights, groups=1)
         for block in range(depth):
             name, entry = f"stages.{stage}.{block}", b.value
             b.add("conv", f"{name}.dwconv", weights, groups=dims[stage], stride=1, padding=3)
+            if norm == "batch_norm":
+                add_norm(f"{name}.norm")
             b.add("transpose", f"{name}.permute", order=NHWC)
-            norm(f"{name}.norm", -1)
+            if norm == "layer_norm":
+                b.add("layer_norm", f"{name}.norm", weights, eps=LAYER_NORM_EPS)
             b.add("linear", f"{name}.pwconv1", weights)
             b.add("gelu", f"{name}.act")
             b.add("linear", f"{name}.pwconv2", weights)
-            b.add("scale", name, ("gamma",), output=f"{name}.scaled", axis=-1)
+            if f"{name}.gamma" in arrays:
+                b.add("scale", name, ("gamma",), output=f"{name}.scaled", axis=-1)
             b.sum(f"{name}.add", b.add("transpose", f"{name}.permute_back", order=NCHW), entry)
     b.add("global_mean", "mean")
-    norm("norm", -1)
+    b.add("layer_norm", "norm", weights, eps=LAYER_NORM_EPS)
     b.add("linear", "head", weights, output=LOGITS)
     return DeployGraph(tuple(b.layers), image_size, (LOGITS,), network)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import atomic, check_regular, explained, read_json
-from neonext_ms.common.npy import read_npy
-from neonext_ms.common.text import format_size, list_names, nearest
+from neonext_ms.common.npy import npy_dtype, read_npy
+from neonext_ms.common.text import format_size, list_names, nearest, plural
 
 from .dump_folders import open_folder
 from .side import Activations, Node, aligned
@@ -147,7 +147,7 @@ class DumpActivations(Activations):
         produced = {node.outputs[0]: node.outputs for node in other.nodes if node.outputs}
         self._matched, self.unmatched = {}, []
         parts: dict[str, dict[str, list[DumpFile]]] = {}
-        for file in self._files:
+        for file in self._without_integers(other):
             value = _value_of(file, known, produced, other.outputs)
             part = _PART.search(mangled(file.op))
             if value is None and part and file.index == 0 and part[1] in known:
@@ -181,6 +181,23 @@ class DumpActivations(Activations):
         self.names = tuple(name for name in order if name in self._matched)
         self._shapes = {name: shape for name in self.names if (shape := other.shape(name)) is not None}
         self.input_size = other.input_size
+
+    def _without_integers(self, other: Activations) -> list[DumpFile]:
+        """Return the files but the codes and sums of layers in 8 bit.
+
+        The node that computes the sums has the name of the layer, whose own value AscendDequant computes.
+        """
+        files = [file for file in self._files if not _holds_integers(file)]
+        count = len(self._files) - len(files)
+        self.int8 = other.int8 or count > 0
+        if count:
+            self.notes.append(f"{self.path}: {plural(count, 'file')} of integers, as in layers in 8 bit, not compared")
+        if count and not other.int8:
+            self.notes.append(
+                f"{other.path}: not in 8 bit. The dump may hold channels divided by the factors of equalization, which "
+                "the 8-bit ONNX file records: compare its layers with that file."
+            )
+        return files
 
     def _unmatch(self, files: Sequence[DumpFile]) -> None:
         self.unmatched += [str(file.path.relative_to(self.path)) for file in files]
@@ -253,6 +270,10 @@ def _value_of(
         # Tools append the number of the output.
         name = known.get(match[1])
     return name
+
+
+def _holds_integers(file: DumpFile) -> bool:
+    return file.path.suffix == ".npy" and npy_dtype(file.path).kind in "iu"
 
 
 def _last_part(op: str, known: Mapping[str, str]) -> str | None:

@@ -97,6 +97,7 @@ class OnnxActivations(Activations):
         self.outputs = tuple(value.name for value in graph.output)
         self._channels_last = _channels_last(graph.node)
         self._types = self._infer()
+        self._maps = self._rows_of_maps() if self.int8 else {}
         self.names = tuple(
             name
             for node in self.nodes
@@ -164,11 +165,28 @@ class OnnxActivations(Activations):
             types[value.name] = tensor_type.elem_type, shape if tensor_type.HasField("shape") else None
         return types
 
+    def _rows_of_maps(self) -> dict[str, tuple[int, int]]:
+        """Return height and width of the map that each value holds the pixels of as rows, in our 8-bit files."""
+        maps: dict[str, tuple[int, int]] = {}
+        for node in self.nodes:
+            before = self._types.get(node.inputs[0], (0, None))[1] if node.inputs else None
+            after = self._types.get(node.outputs[0], (0, None))[1]
+            if node.op == "Reshape" and before and after and len(before) == 4 and len(after) == 2:
+                _, height, width, channels = before
+                if node.inputs[0] in self._channels_last and channels == after[1] and height and width:
+                    maps[node.outputs[0]] = height, width
+            elif node.op == "Gemm" or node.op in _POINTWISE:
+                size = next((maps[name] for name in node.inputs if name in maps), None)
+                maps.update(dict.fromkeys(node.outputs, size) if size else {})
+        return maps
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         shape = self._types.get(name, (0, None))[1]
         sides = tuple(side for side in (shape or ())[1:] if side is not None)
         if not shape or len(sides) < len(shape) - 1:
             return None
+        if name in self._maps:
+            return (*sides, *self._maps[name])
         return (sides[-1], *sides[:-1]) if name in self._channels_last and len(sides) == 3 else sides
 
     def values(self, images: np.ndarray, names: Sequence[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
@@ -206,7 +224,10 @@ class OnnxActivations(Activations):
         return [chunk for chunk, _ in chunks(images.astype(dtype, copy=False), size)]
 
     def _join(self, name: str, parts: Sequence[np.ndarray], count: int) -> np.ndarray:
-        value = np.concatenate(parts)[:count]
+        value = np.concatenate(parts)
+        if name in self._maps:
+            value = value.reshape(-1, *self._maps[name], value.shape[1]).transpose(0, 3, 1, 2)
+        value = value[:count]
         return self._unscaled(
             name, value.transpose(0, 3, 1, 2) if name in self._channels_last and value.ndim == 4 else value
         )

@@ -232,6 +232,12 @@ class Emitter:
 
     linear_int8 = conv_int8
 
+    def to_rows(self, layer: Layer) -> None:
+        quantized.emit_rows(self, layer)
+
+    def to_map(self, layer: Layer) -> None:
+        quantized.emit_map(self, layer)
+
     def neocell(self, layer: Layer) -> None:
         if self.format.neocell != "custom":
             raise InputError(f"{layer.name}: a NeoCell has to be lowered before it is emitted. Call lower.lower.")

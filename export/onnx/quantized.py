@@ -1,6 +1,6 @@
 """Nodes of 8-bit layers in the two forms of file.
 
-    QDQ     QuantizeLinear, DequantizeLinear, Conv or MatMul on dequantized int8 weights and int32 bias. Runtimes fuse
+    QDQ     QuantizeLinear, DequantizeLinear, Conv or Gemm on dequantized int8 weights and int32 bias. Runtimes fuse
             this into 8-bit kernels; read literally, it is float arithmetic on the same numbers.
     ascend  AscendQuant, Conv with int8 weights and int32 bias, AscendDequant: the form that CANN's ONNX parser takes.
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 
-from ..graph import NHWC, Layer, conv_margins, conv_strides
+from ..graph import NCHW, NHWC, Layer, conv_margins, conv_strides
 from .format import Format
 
 _UINT8 = 128
@@ -45,59 +45,51 @@ def _qdq(e: Nodes, layer: Layer) -> None:
     name, quantizer = layer.name, layer.attributes["quantizer"]
     scale = e.tensor(f"{name}.input.scale", np.array(quantizer.scale, np.float32))
     zero = e.tensor(f"{name}.input.zero", np.array(quantizer.offset + _UINT8, np.uint8))
-    (x,) = layer.inputs
-    if "patch" in layer.attributes:
-        x = _patches(e, layer, x)
-    x = e.node("QuantizeLinear", [x, scale, zero], f"{name}.codes")
-    x = e.node("DequantizeLinear", [x, scale, zero], f"{name}.input")
+    x = e.node("QuantizeLinear", [*layer.inputs, scale, zero], f"{name}.codes")
+    inputs = [e.node("DequantizeLinear", [x, scale, zero], f"{name}.input")]
+    inputs += [_dequantized(e, layer, key) for key in ("weight", "bias")]
     if layer.op == "conv_int8":
-        inputs = [x, _dequantized(e, layer, "weight"), _dequantized(e, layer, "bias")]
         e.node("Conv", inputs, layer.output, name, **conv_attributes(layer))
     elif len(e.shapes[layer.inputs[0]]) == 1:
-        inputs = [x, _dequantized(e, layer, "weight"), _dequantized(e, layer, "bias")]
         e.node("Gemm", inputs, layer.output, name, transB=1)
     else:
-        x = e.node("MatMul", [x, _dequantized(e, layer, "weight", 1)], f"{name}.product", name)
-        # Onnxruntime fuses a bias of one axis and a GELU into BiasGelu, which takes twice the time of the two.
-        e.node("Add", [x, _dequantized(e, layer, "bias", 2)], layer.output, f"{name}.add")
+        raise InputError(f"{name}: an 8-bit linear layer over maps has no form for hosts. Fold the network first.")
 
 
-def _patches(e: Nodes, layer: Layer, x: str) -> str:
-    """Emit the patches of a map, channels last, `(N, H / p, W / q, C p q)`.
+def emit_rows(e: Nodes, layer: Layer) -> None:
+    """Emit the patches of a map as rows, `(N H / p W / q, C p q)`.
 
     They are quantized afterwards: OpenVINO fuses a quantization into the product behind it, not across other nodes.
     """
-    (c, h, w), (p, q), name = e.shapes[layer.inputs[0]], layer.attributes["patch"], layer.name
+    (x,), (c, h, w), (p, q), name = layer.inputs, e.shapes[layer.inputs[0]], layer.attributes["patch"], layer.name
     if (p, q) == (1, 1):
-        return e.node("Transpose", [x], f"{name}.pixels", perm=list(NHWC))
-    rows, columns = h // p, w // q
-    if (rows * p, columns * q) != (h, w):
-        bounds = {"starts": [0, 0], "ends": [rows * p, columns * q], "axes": [2, 3]}
-        constants = [e.tensor(f"{name}.crop.{key}", np.array(value, np.int64)) for key, value in bounds.items()]
-        x = e.node("Slice", [x, *constants], f"{name}.crop")
-    split = e.tensor(f"{name}.split.shape", np.array([-1, c, rows, p, columns, q], np.int64))
-    merged = e.tensor(f"{name}.patches.shape", np.array([-1, rows, columns, c * p * q], np.int64))
-    x = e.node("Reshape", [x, split], f"{name}.split")
-    x = e.node("Transpose", [x], f"{name}.ordered", perm=[0, 2, 4, 1, 3, 5])
-    return e.node("Reshape", [x, merged], f"{name}.patches")
+        x = e.node("Transpose", [x], f"{name}.pixels", perm=list(NHWC))
+    else:
+        rows, columns = h // p, w // q
+        if (rows * p, columns * q) != (h, w):
+            bounds = {"starts": [0, 0], "ends": [rows * p, columns * q], "axes": [2, 3]}
+            constants = [e.tensor(f"{name}.crop.{key}", np.array(value, np.int64)) for key, value in bounds.items()]
+            x = e.node("Slice", [x, *constants], f"{name}.crop")
+        split = e.tensor(f"{name}.split.shape", np.array([-1, c, rows, p, columns, q], np.int64))
+        x = e.node("Reshape", [x, split], f"{name}.split")
+        x = e.node("Transpose", [x], f"{name}.ordered", perm=[0, 2, 4, 1, 3, 5])
+    e.node("Reshape", [x, e.tensor(f"{name}.shape", np.array([-1, c * p * q], np.int64))], layer.output, name)
 
 
-def _dequantized(e: Nodes, layer: Layer, key: str, over_axis: int = 0) -> str:
-    """Emit the weight or the bias of a layer as a dequantized constant and return its name.
+def emit_map(e: Nodes, layer: Layer) -> None:
+    """Emit rows, one for each pixel, as a map."""
+    name, channels = layer.name, e.shapes[layer.output][0]
+    shape = e.tensor(f"{name}.shape", np.array([-1, *layer.attributes["size"], channels], np.int64))
+    x = e.node("Reshape", [*layer.inputs, shape], f"{name}.nhwc")
+    e.node("Transpose", [x], layer.output, name, perm=list(NCHW))
 
-    Args:
-        e: the nodes.
-        layer: the layer.
-        key: "weight" or "bias".
-        over_axis: axis of the output channels in the file; on a later one than the first, a weight is transposed, and
-            a bias has leading axes of length 1.
-    """
+
+def _dequantized(e: Nodes, layer: Layer, key: str) -> str:
+    """Emit the weight or the bias of a layer as a dequantized constant and return its name."""
     name, array = f"{layer.name}.{key}", layer.arrays[key]
     step = layer.arrays["weight_step" if key == "weight" else "step"]
     scale, zero = e.tensor(f"{name}.scale", step), e.tensor(f"{name}.zero", np.zeros(len(step), array.dtype))
-    if over_axis:
-        array = np.ascontiguousarray(array.T) if key == "weight" else array.reshape(*[1] * over_axis, -1)
-    return e.node("DequantizeLinear", [e.tensor(name, array), scale, zero], f"{name}.float", axis=over_axis)
+    return e.node("DequantizeLinear", [e.tensor(name, array), scale, zero], f"{name}.float", axis=0)
 
 
 def _ascend(e: Nodes, layer: Layer) -> None:

@@ -53,11 +53,11 @@ class Equalizable:
 def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
     """Return the layers whose input channels can be scaled exactly, by name.
 
-    A NeoCell mixes no channels, and a LayerNorm ends in a scale for each channel, so a factor moves from either into
-    the columns of the layer behind it. The stream of a stage can be scaled as a whole: the convolutions that write to
-    it, the stem or a downsampling and every fc_2, absorb a factor in their rows, the NeoCells that read it undo it.
-    Positive factors pass through ReLU and LeakyReLU, `relu(f x) = f relu(x)`, so fc_1 absorbs those of the input of
-    fc_2.
+    A NeoCell mixes no channels, nor does a depthwise convolution, and a LayerNorm ends in a scale for each channel, so
+    a factor moves from any of them into the columns of the layer behind it. The stream of a stage can be scaled as a
+    whole: the convolutions that write to it, the stem or a downsampling and every fc_2, absorb a factor in their rows,
+    the NeoCells that read it undo it. Positive factors pass through ReLU and LeakyReLU, `relu(f x) = f relu(x)`, so
+    fc_1 absorbs those of the input of fc_2.
     """
     consumers = graph.consumers()
     makers = {layer.output: layer for layer in graph.layers}
@@ -65,7 +65,7 @@ def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
     for layer in quantizable(graph):
         maker = makers.get(layer.inputs[0])
         alone = consumers[layer.inputs[0]] == [layer] and layer.inputs[0] not in graph.outputs
-        if maker is not None and maker.op in ("neocell", "layer_norm") and maker.arrays and alone:
+        if maker is not None and (_by_channel(maker) or maker.op == "layer_norm") and maker.arrays and alone:
             # A NeoCell is written as two products and a bias, whose values have these names.
             parts = (f"{maker.name}.left", f"{maker.name}.right") if maker.op == "neocell" else ()
             found[layer.name] = Equalizable((maker,), (maker.output, *parts))
@@ -80,6 +80,13 @@ def equalizable(graph: DeployGraph) -> dict[str, Equalizable]:
             if stream is not None:
                 found[layer.name] = stream
     return found
+
+
+def _by_channel(layer: Layer) -> bool:
+    """Return whether a layer mixes no channels and has weights for each: a NeoCell or a depthwise convolution."""
+    return layer.op == "neocell" or (
+        layer.op == "conv" and 1 < layer.attributes["groups"] == len(layer.arrays["weight"])
+    )
 
 
 def _stream(
@@ -107,10 +114,10 @@ def _stream(
                 return None
     absorbing.pop(reader.name)
     reading = [layer for layer in absorbing.values() if layer.inputs[0] in stream]
-    # Only NeoCells can undo a factor without a column of weights.
-    if any(layer.op != "neocell" or layer.output in stream for layer in reading):
+    # Only layers that mix no channels can undo a factor without a column of weights.
+    if any(not _by_channel(layer) or layer.output in stream for layer in reading):
         return None
-    if any(layer.op == "conv" and layer.attributes["groups"] != 1 for layer in absorbing.values()):
+    if any(not _by_channel(layer) and layer.attributes["groups"] != 1 for layer in absorbing.values()):
         return None
     return Equalizable(tuple(absorbing.values()), tuple(sorted(stream)))
 
@@ -130,7 +137,6 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
     """
     absorbing = equalizable(graph)
     layers = {layer.name: layer for layer in graph.layers}
-    inputs = {layer.name: layer.inputs[0] for layer in graph.layers}
     for name, powers in exponents.items():
         if not any(powers):
             continue
@@ -141,8 +147,8 @@ def equalize(graph: DeployGraph, exponents: Mapping[str, Sequence[int]]) -> Depl
             )
         factor = np.exp2(np.asarray(powers, np.float32))
         for layer in absorbing[name].layers:
-            # A NeoCell that reads a stream undoes the division, everything else divides.
-            undo = layer.op == "neocell" and layer.output != inputs[name]
+            # What reads scaled values and writes others undoes the division, everything else divides.
+            undo = layer.output not in absorbing[name].values
             layers[layer.name] = _scaled_rows(layers[layer.name], factor if undo else 1 / factor, undo)
         arrays = layers[name].arrays
         columns = factor.reshape(-1, *[1] * (arrays["weight"].ndim - 2))
@@ -198,7 +204,8 @@ def _scaled_rows(layer: Layer, factor: np.ndarray, input_only: bool) -> Layer:
         if "bias" in arrays and not input_only:
             arrays["bias"] = arrays["bias"] * factor
     else:
-        arrays = {key: array * factor.reshape(-1, *[1] * (array.ndim - 1)) for key, array in arrays.items()}
+        scaled = ("weight",) if input_only else arrays
+        arrays |= {key: arrays[key] * factor.reshape(-1, *[1] * (arrays[key].ndim - 1)) for key in scaled}
     return replace(layer, arrays=arrays)
 
 

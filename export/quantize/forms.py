@@ -16,7 +16,7 @@ from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.runtime.onnx import onnx_session
 
 from ..fold import is_pointwise
-from ..graph import INPUT, NCHW, DeployGraph, Layer
+from ..graph import INPUT, DeployGraph, Layer
 from ..lower import lower
 from ..onnx import emitter
 from ..onnx.format import Format
@@ -28,11 +28,12 @@ _MOST = 16
 
 
 def host_graph(quantized: DeployGraph) -> DeployGraph:
-    """Return a quantized graph as it is written for hosts: convolutions in 8 bit as linear layers over their patches.
+    """Return a quantized graph as it is written for hosts: convolutions in 8 bit as linear layers over rows of patches.
 
-    A MatMul between 8-bit inputs and a float output has a kernel in onnxruntime, a Conv has one only between 8-bit
-    inputs and an 8-bit output. What lies between the two layers of an MLP stays channels last.
+    A Gemm between 8-bit inputs and a float output has a kernel in onnxruntime, which adds the bias too; a Conv has one
+    only between 8-bit inputs and an 8-bit output. What lies between the two layers of an MLP stays in rows.
     """
+    shapes = quantized.shapes()
     inner = {
         layer.name: chain
         for chain in quantized.chains("conv_int8", "|".join(ACTIVATIONS), "conv_int8")
@@ -43,25 +44,24 @@ def host_graph(quantized: DeployGraph) -> DeployGraph:
     for layer in quantized.layers:
         if layer.op != "conv_int8":
             continue
-        chain = inner.get(layer.name, [])
-        linear = _linear(layer, reads_map=not chain or layer is chain[0])
-        writes_map = not chain or layer is chain[2]
-        changes.append(([layer], _to_map(linear) if writes_map else [linear]))
+        chain, weight = inner.get(layer.name, []), layer.arrays["weight"]
+        arrays = {**layer.arrays, "weight": weight.reshape(len(weight), -1)}
+        linear = replace(layer, op="linear_int8", arrays=arrays, attributes=_quantizer(layer))
+        before, after = [], []
+        if not chain or layer is chain[0]:
+            rows = f"{layer.name}.rows"
+            before = [Layer("to_rows", rows, layer.inputs, rows, {}, {"patch": weight.shape[2:]})]
+            linear = replace(linear, inputs=(rows,))
+        if not chain or layer is chain[2]:
+            end, size = f"{layer.name}.outputs", shapes[layer.output][1:]
+            after = [Layer("to_map", f"{layer.name}.map", (end,), layer.output, {}, {"size": size})]
+            linear = replace(linear, output=end)
+        changes.append(([layer], [*before, linear, *after]))
     return quantized.replaced(changes)
 
 
-def _linear(conv: Layer, reads_map: bool) -> Layer:
-    """Return an 8-bit convolution as a linear layer over the patches of a map, or over the last axis."""
-    weight = conv.arrays["weight"]
-    arrays = {**conv.arrays, "weight": weight.reshape(len(weight), -1)}
-    attributes = {"quantizer": conv.attributes["quantizer"], **({"patch": weight.shape[2:]} if reads_map else {})}
-    return replace(conv, op="linear_int8", arrays=arrays, attributes=attributes)
-
-
-def _to_map(linear: Layer) -> list[Layer]:
-    end = f"{linear.name}.nhwc"
-    order = Layer("transpose", f"{linear.name}.nchw", (end,), linear.output, {}, {"order": NCHW})
-    return [replace(linear, output=end), order]
+def _quantizer(layer: Layer) -> dict:
+    return {"quantizer": layer.attributes["quantizer"]}
 
 
 class Session:

@@ -6,6 +6,7 @@ integers; everything else in float64, and rounded to float32 where a layer quant
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from neonext_ms.common.errors import InputError, ParityError
 
-from ..evaluate import erf
+from ..evaluate import erf, windows
 from ..graph import INPUT
 from ..onnx.neocell_node import is_neocell
 from ..onnx.npu_gelu import expand_npu_gelu, is_npu_gelu
@@ -72,6 +73,7 @@ class FileEvaluator:
         self._constants = {t.name: np.asarray(numpy_helper.to_array(t)) for t in model.graph.initializer}
         self._outputs = [value.name for value in model.graph.output]
         self.integers: dict[str, Integers] = {}
+        self._map: tuple[int, ...] = ()
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the outputs for float32 images `(N, 3, H, W)`, float64, and fill `integers`."""
@@ -93,48 +95,40 @@ class FileEvaluator:
 
     def _evaluate(self, node: onnx.NodeProto, inputs: list, attributes: Mapping) -> object:
         quantized = any(isinstance(value, _Quantized) for value in inputs)
-        if node.op_type in ("Conv", "MatMul", "Gemm") and quantized:
+        if node.op_type in ("Conv", "Gemm") and quantized:
             return self._product(node, inputs, attributes)
-        if node.op_type == "Add" and quantized:
-            # The dequantized bias of a MatMul: the sum of whole numbers is taken before their step.
-            sums, bias = inputs
-            return self._finish(node.name.removesuffix(".add"), sums, bias.numbers)
+        if node.op_type == "Reshape" and inputs[0].ndim > len(inputs[1]) == 2:
+            # Patches of a map become rows: (N, H / p, W / q, C, ...) before.
+            self._map = inputs[0].shape[:3]
         if node.op_type == "Cast":
             return inputs[0]
         if node.op_type not in _NODES:
             raise InputError(f"{node.name}: no rule evaluates {node.op_type} in exact integers")
         return _NODES[node.op_type](attributes, *inputs)
 
-    def _product(self, node: onnx.NodeProto, inputs: list, attributes: Mapping) -> object:
-        """Return the sums of products of an 8-bit layer, or its output where the bias is a part of the node."""
-        x, weight, *bias = inputs
-        numbers = x.numbers
+    def _product(self, node: onnx.NodeProto, inputs: list, attributes: Mapping) -> np.ndarray:
+        """Return the output of an 8-bit layer, and record its integers."""
+        x, weight, bias = inputs
         if node.op_type == "Conv":
-            sums = _conv(attributes, numbers, np.asarray(weight.numbers, np.float64))
-            codes = _patches(attributes, numbers, weight.numbers.shape)[:, 0]
-        elif node.op_type == "MatMul":
-            sums, codes = np.moveaxis(numbers @ weight.numbers, -1, 1), np.moveaxis(numbers, -1, 1)
+            sums = _conv(attributes, x.numbers, np.asarray(weight.numbers, np.float64))
+            codes = _patches(attributes, x.numbers, weight.numbers.shape)[:, 0]
         else:
-            sums, codes = numbers @ weight.numbers.T, numbers
-        self.integers[node.name] = Integers((codes + x.offset).astype(np.int8), sums)
-        step = (np.float32(x.step) * weight.step.astype(np.float32)).astype(np.float64)
-        product = _Quantized(sums, step)
-        if node.op_type == "MatMul" and not bias:
-            return product
-        return self._finish(node.name, product, bias[0].numbers)
-
-    def _finish(self, name: str, product: _Quantized, bias: np.ndarray) -> np.ndarray:
-        """Add the bias of an 8-bit layer, record its integers, and return its output."""
-        sums = product.numbers + _channels(bias.astype(np.float64), product.numbers.ndim)
+            sums, codes = x.numbers @ weight.numbers.T, x.numbers
+        sums = sums + _channels(bias.numbers, sums.ndim)
         if np.abs(sums).max(initial=0) >= _INT32:
-            raise ParityError(f"{name}: its sums do not fit into 32 bits. Leave it out with --quantize-skip {name}.")
-        codes = self.integers[name].codes
-        self.integers[name] = Integers(codes, sums.astype(np.int32))
-        output = sums * _channels(product.step, sums.ndim)
-        return np.moveaxis(output, 1, -1) if self._channels_last(name) else output
+            raise ParityError(
+                f"{node.name}: its sums do not fit into 32 bits. Leave it out with --quantize-skip {node.name}."
+            )
+        integers = ((codes + x.offset).astype(np.int8), sums.astype(np.int32))
+        self.integers[node.name] = Integers(*map(self._as_map, integers))
+        step = (np.float32(x.step) * weight.step.astype(np.float32)).astype(np.float64)
+        return sums * _channels(step, sums.ndim)
 
-    def _channels_last(self, name: str) -> bool:
-        return any(node.name == name and node.op_type == "MatMul" for node in self._nodes)
+    def _as_map(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows of patches as a map, channels on axis 1; a vector for each image stays one."""
+        if rows.ndim > 2 or len(rows) != math.prod(self._map):
+            return rows
+        return rows.reshape(*self._map, -1).transpose(0, 3, 1, 2)
 
 
 class AscendEvaluator(FileEvaluator):
@@ -212,7 +206,7 @@ def _channels(values: np.ndarray, dimensions: int) -> np.ndarray:
 
 
 def _conv(attributes: Mapping, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return a convolution whose stride is the size of its kernel; whole numbers stay whole in float64."""
+    """Return a convolution; whole numbers stay whole in float64."""
     patches = _patches(attributes, x, weight.shape)
     n, groups, _, rows, columns = patches.shape
     outputs = len(weight)
@@ -223,13 +217,11 @@ def _conv(attributes: Mapping, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def _patches(attributes: Mapping, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the patches that a kernel of a shape reads, `(N, groups, C p q, rows, columns)`."""
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-    groups, (_, inputs, p, q) = attributes.get("group", 1), shape
-    if tuple(attributes["strides"]) != (p, q):
-        raise InputError("a convolution with overlapping patches is not evaluated here")
-    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, _, h, w = x.shape
-    x = x[:, :, : h // p * p, : w // q * q].reshape(n, groups, inputs, h // p, p, w // q, q)
-    return x.transpose(0, 1, 2, 4, 6, 3, 5).reshape(n, groups, inputs * p * q, h // p, w // q)
+    groups, (_, inputs, p, q), strides = attributes.get("group", 1), shape, attributes["strides"]
+    x = windows(np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right))), (p, q), strides)
+    n, _, rows, columns = x.shape[:4]
+    x = x.reshape(n, groups, inputs, rows, columns, p, q).transpose(0, 1, 2, 5, 6, 3, 4)
+    return x.reshape(n, groups, -1, rows, columns)
 
 
 def _quantize_linear(attributes, x, scale, zero):

@@ -6,9 +6,11 @@ the array. None of this may happen to a file from elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -35,20 +37,36 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     name = os.fspath(path)
     check_regular(path)
     with explained(path), open(path, "rb") as file:
-        try:
+        with _whole(name):
             dtype, shape, fortran = _header(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
             if size - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{size - start} bytes of data, {math.prod(shape) * dtype.itemsize} by its header")
-        except ValueError as error:
-            raise InputError(
-                f"{name}: not a complete .npy file of numbers ({error}). Write it with numpy.save."
-            ) from error
         values = np.fromfile(file, dtype)
     if values.size != math.prod(shape):
         raise InputError(f"{name}: became shorter while it was read. Write it again.")
     values = values.reshape(shape, order="F" if fortran else "C")
     return values.astype(dtype.newbyteorder("="), copy=False)
+
+
+def npy_dtype(path: str | os.PathLike) -> np.dtype:
+    """Return the dtype that the header of a `.npy` file states.
+
+    Raises:
+        InputError: the file cannot be read, or is not a `.npy` file of numbers.
+    """
+    check_regular(path)
+    with explained(path), open(path, "rb") as file, _whole(os.fspath(path)):
+        return _header(file)[0]
+
+
+@contextlib.contextmanager
+def _whole(name: str) -> Iterator[None]:
+    """Name the file in an error about its contents."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{name}: not a complete .npy file of numbers ({error}). Write it with numpy.save.") from error
 
 
 def _header(file: BinaryIO) -> tuple[np.dtype, tuple[int, ...], bool]:

@@ -245,12 +245,15 @@ class _Content(nn.Cell):
         self.norm = BatchNorm(channels)
         self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
         self.act = ACTIVATION_CELLS[activation]()
+        # While an activation changes to another one, `act` computes both.
+        self.blended = False
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
         # What the kernel of a whole block takes in place of parts that are missing.
         self.zeros = Tensor(np.zeros(channels, np.float32)), Tensor(np.zeros(MLP_RATIO * channels, np.float32))
         self.ones = Tensor(np.ones(channels, np.float32))
-        self.settings = Tensor(np.array([BATCH_NORM_EPS, BATCH_NORM_KEEP], np.float32))
+        kind = operators.ACTIVATION_KINDS[activation], LEAKY_SLOPE
+        self.settings = Tensor(np.array([BATCH_NORM_EPS, BATCH_NORM_KEEP, *kind], np.float32))
 
     def construct(self, x):
         x = self.norm(self.neocell(x))
@@ -260,8 +263,8 @@ class _Content(nn.Cell):
         return x
 
     def fusable(self, dtype):
-        """Return True if `fused` can compute the block: in training, with GELU and statistics of this card alone."""
-        plain = isinstance(self.act, Gelu) and isinstance(self.norm.exact, _ExactBatchNorm)
+        """Return True if `fused` can compute the block: in training, one activation, statistics of this card alone."""
+        plain = not self.blended and isinstance(self.norm.exact, _ExactBatchNorm)
         return plain and self.training and operators.products_usable(dtype)
 
     def fused(self, x, keep):

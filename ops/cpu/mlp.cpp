@@ -1,13 +1,13 @@
 // The part of a block behind the normalization, and its gradients, for x, r and y of shape (N, C, H, W):
 //
-//     y = r + keep_n s_c (W2 gelu(W1 (gamma x + beta) + b1) + b2)
+//     y = r + keep_n s_c (W2 f(W1 (gamma x + beta) + b1) + b2)
 //
-// W1 is (I, C), W2 (C, I), gamma, beta, s and b2 are (C), b1 is (I), keep is (N) or (1). The factors go into the
-// matrices, V1 = W1 diag(gamma), c1 = b1 + W1 beta, V2 = diag(s) W2, c2 = s b2, which leaves y = r + keep (V2 gelu(h) +
-// c2) with h = V1 x + c1. Backward, with g = keep dy and e = gelu'(h) * (V2' g):
+// f is an activation (activations.h). W1 is (I, C), W2 (C, I), gamma, beta, s and b2 are (C), b1 is (I), keep is (N) or
+// (1). The factors go into the matrices, V1 = W1 diag(gamma), c1 = b1 + W1 beta, V2 = diag(s) W2, c2 = s b2, which leaves
+// y = r + keep (V2 f(h) + c2) with h = V1 x + c1. Backward, with g = keep dy and e = f'(h) * (V2' g):
 //
-//     G = g gelu(h)',  dW2 = diag(s) G,  db2_c = s_c sum g_c,  ds_c = sum_i G_ci W2_ci + b2_c sum g_c
-//     E = e x',        dW1 = E diag(gamma) + (sum e) beta',  db1 = sum e,  dx = V1' e
+//     G = g f(h)',  dW2 = diag(s) G,  db2_c = s_c sum g_c,  ds_c = sum_i G_ci W2_ci + b2_c sum g_c
+//     E = e x',     dW1 = E diag(gamma) + (sum e) beta',  db1 = sum e,  dx = V1' e
 //     dgamma_c = sum_i E_ic W1_ic,  dbeta_c = sum_i W1_ic sum e_i
 //
 // The pixels of all images are columns of one matrix. They are computed in panels: the columns of some images, side by
@@ -21,7 +21,7 @@
 #include <mutex>
 #include <vector>
 
-#include "gelu.h"
+#include "activations.h"
 #include "kernel.h"
 #include "parallel.h"
 #include "product.h"
@@ -126,6 +126,8 @@ class Workspace {
 struct Weights {
   const float *gamma, *beta, *w1, *b1, *w2, *b2, *s, *keep;
   int64_t keeps;
+  // Kind and slope of the activation.
+  const float *activation;
 };
 
 // V1, c1, V2 and c2.
@@ -237,12 +239,14 @@ class Forward {
     for (int64_t row = rows.low; row < rows.high; ++row) {
       const float shift = factors_.c1()[row];
       float *const from = hidden + row * columns, *const to = wide + row * columns;
+      with_activation(weights_.activation, [=](const auto &activation) {
 #pragma GCC ivdep
-      for (int64_t i = range.low; i < range.high; ++i) {
-        const float value = from[i] + shift;
-        from[i] = value;
-        to[i] = gelu_value(value, tail(value));
-      }
+        for (int64_t i = range.low; i < range.high; ++i) {
+          const float value = from[i] + shift;
+          from[i] = value;
+          to[i] = activation.value(value);
+        }
+      });
     }
   }
 
@@ -329,7 +333,7 @@ class Backward {
   void run_panel(const Panel &panel, const Slice &slice, bool first) const {
     const int64_t channels = shape_.channels, inner = shape_.inner, columns = panel.columns();
     Workspace workspace(2 * (channels + inner) * columns);
-    // x, g (later dx), gelu(h) and e.
+    // x, g (later dx), f(h) and e.
     float *const x = workspace.values(), *const g = x + channels * columns, *const value = g + channels * columns,
                  *const e = value + inner * columns;
     const Extent extents[] = {
@@ -371,12 +375,14 @@ class Backward {
       for (int64_t i = range.low; i < range.high; i += kLanes) {
         __builtin_prefetch(hidden + columns + i);
       }
+      with_activation(weights_.activation, [=](const auto &activation) {
 #pragma GCC ivdep
-      for (int64_t i = range.low; i < range.high; ++i) {
-        const Tail t = tail(hidden[i]);
-        to[i] = gelu_value(hidden[i], t);
-        up[i] *= gelu_slope(hidden[i], t);
-      }
+        for (int64_t i = range.low; i < range.high; ++i) {
+          float slope;
+          to[i] = activation.value(hidden[i], &slope);
+          up[i] *= slope;
+        }
+      });
     }
   }
 
@@ -417,23 +423,25 @@ class Backward {
   std::vector<double> sums_;
 };
 
-Weights weights_at(void **data, int64_t keeps) {
+// Returns the first eight inputs, and the settings of a block, of which the last two are the activation.
+Weights weights_at(void **data, int64_t keeps, int settings) {
   const auto tensor = [=](int index) { return static_cast<const float *>(data[index]); };
-  return {tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), tensor(5), tensor(6), tensor(7), keeps};
+  return {tensor(0), tensor(1), tensor(2), tensor(3),
+          tensor(4), tensor(5), tensor(6), tensor(7), keeps, tensor(settings) + 2};
 }
 
 }  // namespace
 }  // namespace neonext
 
-// gamma (C), beta (C), W1 (I, C), b1 (I), W2 (C, I), b2 (C), s (C), keep (N) or (1), x (N, C, H, W), r (N, C, H, W)
+// gamma (C), beta (C), W1 (I, C), b1 (I), W2 (C, I), b2 (C), s (C), keep (N) or (1), x (N, C, H, W), r (N, C, H, W), settings (4)
 // -> y (N, C, H, W), h of the size (N, I, H, W)
 NEONEXT_KERNEL(mlp) {
   using namespace neonext;
   const Shape shape = {shapes[8][0], shapes[8][1], shapes[2][0], shapes[8][2] * shapes[8][3]};
   const Plan plan(shape.images, shape.channels, shape.area);
-  const Forward forward(shape, plan, weights_at(data, shapes[7][0]), static_cast<const float *>(data[8]),
-                        static_cast<const float *>(data[9]), static_cast<float *>(data[10]),
-                        static_cast<float *>(data[11]));
+  const Forward forward(shape, plan, weights_at(data, shapes[7][0], 10), static_cast<const float *>(data[8]),
+                        static_cast<const float *>(data[9]), static_cast<float *>(data[11]),
+                        static_cast<float *>(data[12]));
   const auto run = [&](int64_t index) { forward.run(plan[index]); };
   if (plan.alone()) {
     parallel(plan.count(), run);
@@ -447,14 +455,14 @@ NEONEXT_KERNEL(mlp) {
 
 NEONEXT_SHAPES(mlp, 2) { return {shape(8), {shapes[8][0], shapes[2][0], shapes[8][2], shapes[8][3]}}; }
 
-// the same inputs up to x, h, dy -> dx, dgamma, dbeta, dW1, db1, dW2, db2, ds
+// the same inputs up to x, h, dy, settings -> dx, dgamma, dbeta, dW1, db1, dW2, db2, ds
 NEONEXT_KERNEL(mlp_grad) {
   using namespace neonext;
   const Shape shape = {shapes[8][0], shapes[8][1], shapes[2][0], shapes[8][2] * shapes[8][3]};
   const int64_t channels = shape.channels, inner = shape.inner;
   const Plan plan(shape.images, channels, shape.area);
-  const Weights w = weights_at(data, shapes[7][0]);
-  float *const *const results = reinterpret_cast<float **>(data + 11);
+  const Weights w = weights_at(data, shapes[7][0], 11);
+  float *const *const results = reinterpret_cast<float **>(data + 12);
   Backward backward(shape, plan, w, static_cast<const float *>(data[10]), static_cast<const float *>(data[8]),
                     static_cast<const float *>(data[9]), results[0]);
   if (plan.alone()) {

@@ -20,6 +20,8 @@ from .library import enabled, has_products, library
 
 # Inputs of the linear layers of a block, in the order of `mlp.cpp`.
 _MLP = ("gamma", "beta", "w1", "b1", "w2", "b2", "scale", "keep")
+# Activation f of a block -> its kind in `activations.h`.
+ACTIVATION_KINDS = {"gelu": 0, "relu": 1, "leakyrelu": 2, "hardswish": 3}
 # Names of the inputs and outputs of each kernel; "*" marks any number of tensors, "!" Parameters that it changes.
 # Tables of geometry are int32, everything else is float32.
 _SIGNATURES = {
@@ -42,8 +44,8 @@ _SIGNATURES = {
         ("y", "inverse", "next_mean", "next_variance"),
     ),
     "neo_norm_grad": (("x", "dy", "y", "inverse", "added", "a", "b", "table"), ("dx", "da", "db")),
-    "mlp": ((*_MLP, "x", "residual"), ("y", "hidden")),
-    "mlp_grad": ((*_MLP, "x", "hidden", "dy"), ("dx", *(f"d{name}" for name in _MLP[:-1]))),
+    "mlp": ((*_MLP, "x", "residual", "settings"), ("y", "hidden")),
+    "mlp_grad": ((*_MLP, "x", "hidden", "dy", "settings"), ("dx", *(f"d{name}" for name in _MLP[:-1]))),
     "neo_cell": (("x", "a", "b", "table", "output"), ("y",)),
     "neo_cell_grad": (("x", "dy", "a", "b", "table"), ("dx", "da", "db")),
 }
@@ -198,7 +200,7 @@ class _Block(nn.Cell):
         normal, inverse, next_mean, next_variance = self.norm(
             x, a, b, self.table, self.output, moving_mean, moving_variance, settings
         )
-        y, hidden = self.mlp(gamma, beta, w1, b1, w2, b2, scale, keep, normal, x)
+        y, hidden = self.mlp(gamma, beta, w1, b1, w2, b2, scale, keep, normal, x, settings)
         # The last three are for `bprop`.
         return y, next_mean, next_variance, normal, inverse, hidden
 
@@ -208,7 +210,7 @@ class _Block(nn.Cell):
         dy = dout[0]
         _, _, _, normal, inverse, hidden = out
         dnormal, dgamma, dbeta, dw1, db1, dw2, db2, dscale = self.mlp_grad(
-            gamma, beta, w1, b1, w2, b2, scale, keep, normal, hidden, dy
+            gamma, beta, w1, b1, w2, b2, scale, keep, normal, hidden, dy, settings
         )
         # The residual connection adds dy.
         dx, da, db = self.norm_grad(x, dnormal, normal, inverse, dy, a, b, self.table)
@@ -397,7 +399,7 @@ def neo_cell(x, weights_a, weights_b, spec):
 
 
 def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_variance, settings):
-    """Compute a block in training: `x + keep * scale * (W2 gelu(W1 norm(neo_cell(x)) + b1) + b2)`.
+    """Compute a block in training: `x + keep * scale * (W2 f(W1 norm(neo_cell(x)) + b1) + b2)`.
 
     Args:
         x: float32 `(N, C, H, W)`.
@@ -406,7 +408,8 @@ def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_varia
         linear: gamma and beta of the BatchNorm `(C,)`, W1 `(I, C)`, b1 `(I,)`, W2 `(C, I)`, b2 and scale `(C,)`.
         keep: factors of drop path, `(N,)`, or `(1,)` for all images.
         moving_mean, moving_variance: statistics of the BatchNorm, `(C,)`.
-        settings: epsilon of the BatchNorm and the share of the statistics that is kept, `(2,)`.
+        settings: epsilon of the BatchNorm, the share of the statistics that is kept, the activation's kind
+            (`ACTIVATION_KINDS`), and its slope for negative numbers if it has one, `(4,)`.
 
     Returns:
         float32 `(N, C, H, W)`, and the next moving mean and variance.

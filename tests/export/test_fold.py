@@ -167,6 +167,14 @@ def test_layer_norm_into_next(bias):
     assert _check(fold.layer_norm_into_next, padded, ["layer_norm", "conv"]).layers[0].arrays
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_batch_norm_into_conv_after(bias):
+    for conv in (_conv(3, 5, 1, bias), _conv(3, 5, 2, bias)):
+        _check(fold.batch_norm_into_conv_after, _graph(_norm(3), conv), ["conv"])
+    padded = _graph(_norm(3), _strided(_conv(3, 5, 3, bias), stride=1, padding=1))
+    _check(fold.batch_norm_into_conv_after, padded, ["batch_norm", "conv"])
+
+
 def test_layer_norm_to_depthwise():
     _check(fold.layer_norm_to_depthwise, _graph(_layer_norm(3, 1)), ["layer_norm", "conv"])
     mean = "global_mean", {}, {}
@@ -365,8 +373,10 @@ def test_shifts_and_sizes_are_checked():
 def test_the_page_lists_every_rule_and_tolerance():
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     rows = re.findall(r"(?m)^\| `(\w+)` \|", page)
+    # The last ones are for networks of the benchmarks.
     assert [row for row in rows if hasattr(fold, row)] == [
         *(rule.__name__ for rule in fold.RULES), "layer_norm_into_next", "layer_norm_to_depthwise",
+        "batch_norm_into_conv_after",
     ]  # fmt: skip
     for dtype in TOLERANCES:
         assert f"| {dtype} | {tolerance(dtype):.1e} | {tolerance(dtype, 'tanh'):.1e} |" in page

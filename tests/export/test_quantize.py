@@ -12,15 +12,18 @@ from onnx import numpy_helper
 
 from conftest import DATA
 from neonext_ms.common.errors import InputError, ParityError, UsageError
+from neonext_ms.export import pipeline
 from neonext_ms.export.command import main
 from neonext_ms.export.compare import parity
 from neonext_ms.export.compare.command import main as compare
+from neonext_ms.export.compare.dump_side import mangled
 from neonext_ms.export.evaluate import erf, evaluate
 from neonext_ms.export.fold import fold
 from neonext_ms.export.graph import original_graph
 from neonext_ms.export.lower import lower
 from neonext_ms.export.onnx import emitter
 from neonext_ms.export.onnx.format import CANN, Format
+from neonext_ms.export.onnx.runnable import runnable_model
 from neonext_ms.export.quantize import apply, cost, ranges
 from neonext_ms.export.quantize.calibrate import calibrate, skipped_layers
 from neonext_ms.export.quantize.forms import Session, host_graph
@@ -30,12 +33,15 @@ from neonext_ms.export.quantize.integers import compare_integers, evaluator
 from neonext_ms.export.quantize.options import METHODS, QuantizeOptions
 from neonext_ms.export.quantize.prove import prove
 from neonext_ms.export.quantize.search import search
+from neonext_ms.export.tolerances import INT8_LOSS
+from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import HOMOGENEOUS
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.models.quantizer import HIGHEST, LOWEST, Quantizer, agrees
 from neonext_ms.models.scales import LayerScale, Scales, read_scales
+from neonext_ms.runtime.onnx import onnx_session
 from networks import networks
 
 DIGITS = str(DATA / "digits")
@@ -458,6 +464,15 @@ def test_digits_keep_their_accuracy(exported):
     assert "--model=digits_64.onnx" in (exported / "build_om.sh").read_text()
 
 
+def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tmp_path, monkeypatch):
+    arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path)]
+    arguments += ["--quantize-scales", str(exported / "digits_64.scales.json")]
+    monkeypatch.setattr(pipeline, "INT8", 0.0)
+    assert main(arguments) == 0
+    monkeypatch.setattr(pipeline, "INT8_LOSS", 0.0)
+    assert main(arguments) == 4
+
+
 def test_scales_are_shared_by_later_exports(exported, tmp_path):
     scales = str(exported / "digits_64.scales.json")
     arguments = ["--target", "onnx", "--quantize", "int8", "--quantize-scales", scales, "--output", str(tmp_path)]
@@ -519,6 +534,43 @@ def test_layers_of_8_bit_files_are_compared_in_the_units_of_float32(exported, tm
         assert {"stage_3.0.ops.content.neocell", "stage_4.0.ops.content.fc_1", "downsample_3.norm_1"} <= set(deviations)
         assert 1e-3 < max(deviations.values()) < 0.1
         assert 0 < result["outputs"][0]["relative_l2"] < 0.06
+
+
+def _board_dump(file, folder, images):
+    """Write what a board dumps of an 8-bit file: codes and sums of its layers as integers, the rest in half."""
+    model = onnx.load(file)
+    runnable = runnable_model(model)
+    values = [node.output[0] for node in model.graph.node]
+    runnable.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name != "logits")
+    session = onnx_session(runnable.SerializeToString())
+    folder.mkdir()
+    runs = [session.run(values, {"input": image[None]}) for image in images]
+    for node, value in zip(model.graph.node, map(np.concatenate, zip(*runs, strict=True)), strict=True):
+        kind = np.int32 if value.dtype == np.int32 else np.int8 if value.dtype == np.uint8 else np.float16
+        name = f"{node.op_type}.{mangled(node.name)}.3.1.1700000000000000.output.0.npy"
+        np.save(folder / name, (value - 128.0 if kind is np.int8 else value).astype(kind))
+    np.save(folder / "pure_infer_data_0.npy", value)
+    return folder
+
+
+def test_values_that_a_board_dumped_in_8_bit(exported, tmp_path, capsys):
+    file, images = exported / "digits_64_cann.onnx", sorted((DATA / "digits").glob("*/*.png"))[::10]
+    preprocessing = json.loads((exported / "digits_64.json").read_text())["preprocessing"]
+    prepared = load_images([str(path) for path in images], Preprocessing.from_dict(preprocessing), (64, 64))
+    dump = _board_dump(file, tmp_path / "dump", prepared)
+    arguments = ["--layers", "--json", "--images", *map(str, images)]
+    assert compare([str(file), str(dump), *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    deviations = {layer["name"]: layer["relative_l2"] for layer in result["layers"]}
+    assert {"stem.norm", "stage_3.1.ops.content.fc_1", "downsample_3.norm_1"} <= set(deviations)
+    assert 0 < max(deviations.values()) < 1e-3 and result["tolerance"] < 0.04
+    assert any("30 files of integers" in note for note in result["notes"])
+    # Against float32, the loss of 8 bit is allowed, and the names of a fold say nothing of equalization.
+    assert main([*CHECKPOINT, "--target", "onnx", "--output", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert compare([str(tmp_path / "digits_64.onnx"), str(dump), *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tolerance"] == INT8_LOSS and any("equalization" in note for note in result["notes"])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from mindspore import Tensor, nn, ops
 
 from conftest import relative_max
 from neonext_ms.common.errors import ToolchainError
+from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.models.neonext import NeoBottleneck
 from neonext_ms.ops import NeoCellSpec, compiled, neo_cell, reference
 from neonext_ms.ops.cpu import library, operators
@@ -229,9 +230,11 @@ def test_layer_scale_and_batch_norm_gradients():
     assert relative_max(given[2].asnumpy(), up.sum(axes)) < 1e-6
 
 
-def _block(channels, drop_path, seed=0):
+def _block(channels, drop_path, activation, seed=0):
     spec = NeoCellSpec([{"kernel": k, "channels": channels // 2, "shift": 1} for k in (3, 4)])
-    block = NeoBottleneck(spec, channels, layer_scale=True, linear_bias=True, drop_path=drop_path)
+    block = NeoBottleneck(
+        spec, channels, layer_scale=True, linear_bias=True, drop_path=drop_path, activation=activation
+    )
     rng = np.random.RandomState(seed)
     for parameter in block.trainable_params():
         parameter.set_data(Tensor(0.3 * rng.standard_normal(parameter.shape).astype(np.float32)))
@@ -241,13 +244,21 @@ def _block(channels, drop_path, seed=0):
 
 @needs_kernels
 # Few columns, which the threads share; many, of several images in each panel, and of a part of an image.
-@pytest.mark.parametrize(("shape", "drop_path"), [((3, 12, 9, 5), 0.0), ((35, 70, 8, 8), 0.5), ((2, 8, 37, 41), 0.0)])
-def test_a_block_as_two_kernels(shape, drop_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "drop_path", "activation"),
+    [
+        ((3, 12, 9, 5), 0.0, "gelu"),
+        ((35, 70, 8, 8), 0.5, "gelu"),
+        ((2, 8, 37, 41), 0.0, "gelu"),
+        *(((3, 12, 9, 5), 0.0, activation) for activation in ACTIVATIONS[1:]),
+    ],
+)
+def test_a_block_as_two_kernels(shape, drop_path, activation, monkeypatch):
     x, dy = _random(*shape), Tensor(_random(*shape[::-1]).transpose(3, 2, 1, 0).copy())
     results = []
     for switch in ("1", "0"):
         monkeypatch.setenv(library.SWITCH, switch)
-        block = _block(shape[1], drop_path)
+        block = _block(shape[1], drop_path, activation)
         if drop_path:
             # Some images with the branch, in the same places for both.
             keep = (np.arange(shape[0])[None] % 3 * 0.8).astype(np.float32)

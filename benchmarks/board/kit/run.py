@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import math
+import operator
 import os
 import platform
 import re
@@ -29,6 +30,8 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 try:
@@ -45,7 +48,6 @@ VENDOR = WORK / "opp" / "vendors" / "neonext"
 JUMP = 4.0
 # Seconds that a step may take; others may take ten minutes and four times --seconds.
 LIMITS = {"operator": 1800, "compile": 1800, "layers": 900}
-SHARES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
 class Problem(Exception):
@@ -80,6 +82,13 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def fresh(folder):
+    """Return a folder that is new and empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def private(text):
     """Return text without the folders, users, addresses and name of this machine."""
     text = str(text).replace(str(HERE), "KIT")
@@ -97,20 +106,14 @@ def finite(value):
 
 # --- Other programs ---------------------------------------------------------------------------------------------------
 def run_program(command, log, seconds, cwd=None, env=None):
-    """Run a program with its output in a file and a time limit; return its exit code, None after the limit.
-
-    No process of it is left behind, and none outlives this one.
-    """
+    """Run a program and all that it starts with output in a file; return its exit code, None after the time limit."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(part) for part in command]
     with open(log, "w", encoding="utf-8", errors="replace") as output:
         output.write("$ %s\n" % " ".join(command))
         output.flush()
         options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "cwd": cwd, "env": env}
-        try:
-            process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, **options)
-        except OSError as error:
-            raise Missing("%s cannot be started (%s)" % (command[0], error.strerror))
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, **options)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -130,11 +133,21 @@ def die_with_parent():
 
 
 def how_it_ended(code):
-    if code is None or code >= 0:
-        return "it did not finish within its time limit" if code is None else "exit code %d" % code
-    with contextlib.suppress(ValueError):
-        return "killed by %s" % signal.Signals(-code).name
-    return "killed by signal %d" % -code
+    if code is None:
+        return "it did not finish within its time limit"
+    return {-sent: "killed by %s" % sent.name for sent in signal.Signals}.get(code, "exit code %d" % code)
+
+
+def run_tool(what, command, args, made):
+    """Run a program in work/; return what `made` finds, given the lines that it printed, or raise a Problem."""
+    log = LOGS / ("%s.%s.log" % (args.step.replace("/", "_"), what))
+    code = run_program(command, log, 0.9 * args.limit, WORK)
+    found = made(log_lines(log)) if code == 0 else None
+    if not found:
+        # Exit code 3 of our own programs says that something is missing.
+        problem = "%s failed (%s): %s" % (what, how_it_ended(code), last_line(log))
+        raise (Missing if code == 3 else Problem)(problem)
+    return found
 
 
 def log_lines(log):
@@ -150,33 +163,18 @@ def last_line(log):
 
 
 def explain(kit, log):
-    """Return the first known error in a log of CANN's tools, in the words of neonext-export."""
-    table, text, code = kit["errors"], None, None
-    for line in log_lines(log):
-        match = re.search(r"(?<![\w./=-])(E[0-9A-Z]\d{4})(?=[:)\]\s]|$)", line)
-        if match and code is None:
-            advice = table["codes"].get(match.group(1), table["unknown"])
-            code = [line[match.start() :], *advice, match.group(1) in table["internal"]]
-        for pattern, meaning, remedy in table["texts"] if text is None else ():
-            if re.search(pattern, line):
-                text = [line, meaning, remedy]
-                break
-    # An internal error says nothing by itself.
-    found = text if text and (code is None or code[3]) else code
-    if found is None:
-        return "its last line: " + last_line(log)
-    return "%s: %s; %s" % (private(found[0])[:300].rstrip(".: "), found[1], found[2])
-
-
-def cann_home():
-    """Return the folder of CANN's toolkit, or None."""
-    places = [os.environ.get(name) for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")]
-    places += ["/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann"]
-    return next((Path(place) for place in places if place and os.path.isdir(place)), None)
+    """Return the first known error in a log of CANN's tools, in the words of neonext-export; what says most, first."""
+    for group in kit["errors"]:
+        for line in log_lines(log):
+            for pattern, meaning, remedy in group:
+                match = re.search(pattern, line)
+                if match:
+                    return "%s: %s; %s" % (private(line[match.start() :])[:300].rstrip(".: "), meaning, remedy)
+    return "its last line: " + last_line(log)
 
 
 def operator_environment():
-    """Return the environment in which ATC and ACL find the operator package of this kit."""
+    """Return the environment of a step, in which ATC and ACL find the operator package of this kit."""
     environ = dict(os.environ)
     if VENDOR.is_dir():
         old = environ.get("ASCEND_CUSTOM_OPP_PATH")
@@ -185,126 +183,152 @@ def operator_environment():
 
 
 # --- The device, through pyACL, which comes with CANN -----------------------------------------------------------------
-
-
-class Device:
+class Device(contextlib.ExitStack):
     """The device of this process. `config` is a file for acl.init, such as one that asks for a dump."""
 
     def __init__(self, kit, number, config=None):
+        super().__init__()
         try:
             import acl
         except ImportError:
             raise Missing("the Python module acl is not here. Install CANN and source its set_env.sh.")
-        self.acl, self.number, self.known = acl, number, kit["acl"]
-        self.check("init", acl.init(str(config)) if config else acl.init())
-        self.check("rt.set_device", acl.rt.set_device(number))
-        self.context = self.value("rt.create_context", acl.rt.create_context(number))
+        self.acl, self.known = acl, kit["acl"]
+        self.call("init", *([str(config)] if config else []))
+        self.callback(acl.finalize)
+        self.call("rt.set_device", number)
+        self.callback(acl.rt.reset_device, number)
+        self.callback(acl.rt.destroy_context, self.call("rt.create_context", number))
 
-    def check(self, name, code):
+    def call(self, name, *arguments):
+        """Call a function of pyACL that returns an error code, or a value and an error code; return the value."""
+        result = operator.attrgetter(name)(self.acl)(*arguments)
+        value, code = result if isinstance(result, tuple) else (None, result)
         if code:
             meaning = self.known["codes"].get(str(code), "see CANN's aclError")
             raise Problem("acl.%s failed with %s (%s)" % (name, code, meaning))
-
-    def value(self, name, result):
-        self.check(name, result[-1])
-        return result[0]
+        return value
 
     def free_memory(self):
         """Return the free bytes of the device, or None if it does not tell."""
-        for kind in (1, 0):
-            with contextlib.suppress(Exception):
-                free, total, code = self.acl.rt.get_mem_info(kind)
-                if not code and total:
-                    return free
-        return None
-
-    def close(self):
-        self.acl.rt.destroy_context(self.context)
-        self.acl.rt.reset_device(self.number)
-        self.acl.finalize()
+        told = [self.acl.rt.get_mem_info(kind) for kind in (1, 0)]
+        return next((free for free, total, code in told if total and not code), None)
 
 
-class Model:
-    """An OM file on the device, for one batch size."""
+class Model(contextlib.ExitStack):
+    """An OM file on the device, for one batch size. Closing it releases what it holds there, the last first."""
 
     def __init__(self, device, path, batch):
-        acl, self.device = device.acl, device
-        before = device.free_memory()
-        self.model = device.value("mdl.load_from_file", acl.mdl.load_from_file(str(path)))
+        super().__init__()
+        self.device, acl, call, before = device, device.acl, device.call, device.free_memory()
+        self.model = call("mdl.load_from_file", str(path))
+        self.callback(acl.mdl.unload, self.model)
         self.desc = acl.mdl.create_desc()
-        device.check("mdl.get_desc", acl.mdl.get_desc(self.desc, self.model))
-        (self.inputs, buffers), (self.outputs, self.out) = self.dataset("input"), self.dataset("output")
-        self.input, self.buffers = buffers[0], [*buffers, *self.out]
-        if len(buffers) > 1:
+        self.callback(acl.mdl.destroy_desc, self.desc)
+        call("mdl.get_desc", self.desc, self.model)
+        (self.inputs, buffers), (self.outputs, (self.out, *_)) = self.dataset("input"), self.dataset("output")
+        self.input, self.fixed = buffers[0], len(buffers) == 1
+        if not self.fixed:
             # The name that ATC gives to the extra input of a file with several batch sizes.
-            index = acl.mdl.get_input_index_by_name(self.desc, "ascend_mbatch_shape_data")
-            index = device.value("mdl.get_input_index_by_name", index)
-            code = acl.mdl.set_dynamic_batch_size(self.model, self.inputs, index, batch)
-            device.check("mdl.set_dynamic_batch_size", code)
-        self.fixed = len(buffers) == 1
+            index = call("mdl.get_input_index_by_name", self.desc, "ascend_mbatch_shape_data")
+            call("mdl.set_dynamic_batch_size", self.model, self.inputs, index, batch)
         after = device.free_memory()
         self.memory = None if before is None or after is None else before - after
-        dims = device.value("mdl.get_output_dims", acl.mdl.get_output_dims(self.desc, 0))["dims"]
+        dims = call("mdl.get_output_dims", self.desc, 0)["dims"]
         code = str(acl.mdl.get_output_data_type(self.desc, 0))
         if code not in device.known["dtypes"]:
             raise Problem("the output has the data type %s of acl, which this program does not know" % code)
         self.output = np.empty([batch, *dims[1:]], device.known["dtypes"][code])
 
     def dataset(self, side):
-        """Return a dataset with device memory for every input or output, and its buffers."""
-        acl, buffers = self.device.acl, []
+        """Return a dataset with device memory for every input or output, and the addresses and sizes of these."""
+        acl, places = self.device.acl, []
         dataset = acl.mdl.create_dataset()
+        self.callback(acl.mdl.destroy_dataset, dataset)
         for index in range(getattr(acl.mdl, "get_num_%ss" % side)(self.desc)):
             size = getattr(acl.mdl, "get_%s_size_by_index" % side)(self.desc, index)
-            address = self.device.value("rt.malloc", acl.rt.malloc(size, 0))
+            address = self.device.call("rt.malloc", size, 0)
+            self.callback(acl.rt.free, address)
             buffer = acl.create_data_buffer(address, size)
+            self.callback(acl.destroy_data_buffer, buffer)
             acl.mdl.add_dataset_buffer(dataset, buffer)
-            buffers.append((address, size, buffer))
-        return dataset, buffers
-
-    def copy_in(self, array):
-        (address, size, _), data = self.input, array.ctypes.data
-        if self.fixed and array.nbytes != size:
-            raise Problem("the file takes %d bytes, the input has %d" % (size, array.nbytes))
-        self.device.check("rt.memcpy", self.device.acl.rt.memcpy(address, size, data, array.nbytes, 1))
-
-    def execute(self):
-        self.device.check("mdl.execute", self.device.acl.mdl.execute(self.model, self.inputs, self.outputs))
-
-    def copy_out(self):
-        out, address = self.output, self.out[0][0]
-        self.device.check("rt.memcpy", self.device.acl.rt.memcpy(out.ctypes.data, out.nbytes, address, out.nbytes, 2))
-        return out
+            places.append((address, size))
+        return dataset, places
 
     def run(self, array):
-        self.copy_in(array)
-        self.execute()
-        return self.copy_out().copy()
+        """Return the output for an array, the milliseconds of the run, and those with the copies of both."""
+        call, (address, size), out = self.device.call, self.input, self.output
+        if self.fixed and array.nbytes != size:
+            raise Problem("the file takes %d bytes, the input has %d" % (size, array.nbytes))
+        start = time.perf_counter()
+        call("rt.memcpy", address, size, array.ctypes.data, array.nbytes, 1)
+        copied = time.perf_counter()
+        call("mdl.execute", self.model, self.inputs, self.outputs)
+        done = time.perf_counter()
+        call("rt.memcpy", out.ctypes.data, out.nbytes, self.out[0], out.nbytes, 2)
+        end = time.perf_counter()
+        return out.copy(), 1e3 * (done - copied), 1e3 * (end - start)
 
-    def close(self):
-        acl = self.device.acl
-        for address, _, buffer in self.buffers:
-            acl.destroy_data_buffer(buffer)
-            acl.rt.free(address)
-        for dataset in (self.inputs, self.outputs):
-            acl.mdl.destroy_dataset(dataset)
-        acl.mdl.destroy_desc(self.desc)
-        acl.mdl.unload(self.model)
+
+# --- What the kit stores in parts: weights and images. The packer, too, puts them together with these functions. ------
+def inflated(path):
+    return np.frombuffer(zlib.decompress(path.read_bytes()), np.uint8)
+
+
+def read_halves(folder, name):
+    """Return float32 values that are stored in float16, to which ATC rounds them, low and high bytes apart."""
+    low, high = (inflated(folder / "data" / (name + part)) for part in ("_low.z", "_high.z"))
+    return np.stack([low, high], 1).view("<f2").ravel().astype("<f4")
+
+
+def read_pool(folder):
+    """Return the weights of all forms, the values of sparse matrices other than zero, and which places those have."""
+    places = np.unpackbits(inflated(folder / "data" / "places.z")).astype(bool)
+    return read_halves(folder, "dense"), read_halves(folder, "sparse"), places
+
+
+def onnx_parts(folder, model, pool):
+    """Yield the parts of an ONNX file: pieces of what is its own, each followed by a tensor of the pool."""
+    (dense, sparse, places), own, start = pool, inflated(folder / model["parts"]).tobytes(), 0
+    for length, first, count, *spread in model["segments"]:
+        yield own[start : start + length]
+        start += length
+        tensor = dense[first : first + count]
+        if spread:
+            place, size, columns = spread
+            tensor = np.zeros(size, "<f4")
+            tensor[places[place : place + size]] = sparse[first : first + count]
+            tensor = tensor.reshape(-1, columns).T
+        yield tensor.tobytes()
+
+
+def noise_frames(images):
+    """Return the frames of noise, uint8 (N, height, width, 3), the same on every machine."""
+    shape = [images["noise"], *images["shape"][1:]]
+    return np.frombuffer(hashlib.shake_256(b"noise").digest(int(np.prod(shape))), np.uint8).reshape(shape)
+
+
+def read_frames(folder, images):
+    """Return all frames, uint8 (N, height, width, 3). Those of images are stored as differences along each axis."""
+    frames = inflated(folder / "data" / "frames.z").reshape(-1, *images["shape"][1:])
+    for axis in (1, 2, 3):
+        frames = np.add.accumulate(frames, axis, np.uint8)
+    return np.concatenate([noise_frames(images), frames])
+
+
+def normalized(frames, images):
+    """Return the inputs of the network, float32 (N, 3, H, W): the centres of the frames, normalized."""
+    top, left, height, width = images["crop"]
+    pixels = frames[:, top : top + height, left : left + width].astype(np.float32)
+    mean, std = (255 * np.asarray(images[name], np.float32) for name in ("mean", "std"))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
 
 
 # --- Inputs and comparisons -------------------------------------------------------------------------------------------
-def inputs_of(build):
-    """Return the inputs of an OM file: bytes for one that normalizes on the device, else float32 (N, 3, H, W)."""
-    return np.load(str(INPUTS / (build["feed"] + ".npy")))
-
-
-def chunks(array, size):
-    """Yield parts of a batch size, the last filled up with zeros, and the number of images in each."""
-    for start in range(0, len(array), size):
-        part = array[start : start + size]
-        filled = np.zeros((size, *array.shape[1:]), array.dtype)
-        filled[: len(part)] = part
-        yield filled, len(part)
+def inputs_of(build, batch):
+    """Return the inputs that an OM file takes, frames or float32, in batches, the last filled up with zeros."""
+    array = np.load(INPUTS / (build["feed"] + ".npy"))
+    padding = np.zeros((-len(array) % batch, *array.shape[1:]), array.dtype)
+    return np.concatenate([array, padding]).reshape(-1, batch, *array.shape[1:])
 
 
 def deviation(expected, value):
@@ -333,17 +357,75 @@ def compare_logits(kit, build, expected, value):
     return result
 
 
+# --- Dumps: files in which CANN writes the values of an operator ------------------------------------------------------
+# Such a file holds the length of a header (8 bytes), the header, the inputs that were dumped, and the outputs. The
+# header is a protobuf message DumpData, see src/aicpu_sched/aicpu_schedule/proto/dump_data.proto in hicann/runtime.
+OUTPUT, INPUT, OP_NAME = 3, 4, 6
+DTYPE, FORMAT, SHAPE, INPUT_SIZE, OUTPUT_SIZE, ORIGINAL_SHAPE = 1, 2, 3, 5, 6, 7
+DUMP_DTYPES = {1: "<f4", 2: "<f2", 3: "<i1", 4: "<u1", 7: "<i4"}
+NC1HWC0, FRACTAL_NZ = 3, 29
+# A whole number: seven bits a byte, and the eighth in all but the last.
+NUMBER = re.compile(rb"[\x80-\xff]{0,9}[\x00-\x7f]")
+
+
+def number_in(match):
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(match.group()))
+
+
+def read_message(data):
+    """Return the fields of a message of protobuf: number -> values, whole numbers or bytes."""
+    fields, place = {}, 0
+    while place < len(data):
+        key = NUMBER.match(data, place)
+        match = NUMBER.match(data, key.end())
+        kind, value, place = number_in(key), number_in(match), match.end()
+        if kind & 7 == 2:
+            value, place = data[place : place + value], place + value
+        elif kind & 7:
+            raise ValueError("not a dump")
+        fields.setdefault(kind >> 3, []).append(value)
+    return fields
+
+
+def read_shape(output, field):
+    packed = read_message(output.get(field, [b""])[0]).get(1, [b""])[0]
+    return [number_in(match) for match in NUMBER.finditer(packed)]
+
+
+def read_dump(path):
+    """Return the name of an operator and its first output in a plain layout; None for what this does not read."""
+    data, name = path.read_bytes(), path.name.split(".")[:2][-1]
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        header = read_message(data[8:start])
+        output = read_message(header[OUTPUT][0])
+        start += sum(read_message(part).get(INPUT_SIZE, [0])[0] for part in header.get(INPUT, ()))
+        end, shape = start + output[OUTPUT_SIZE][0], read_shape(output, SHAPE)
+        value = np.frombuffer(data[start:end], DUMP_DTYPES[output[DTYPE][0]]).reshape(shape)
+    except (ValueError, LookupError, AttributeError):
+        return name, None
+    kind, original = output.get(FORMAT, [0])[0], read_shape(output, ORIGINAL_SHAPE)
+    if kind == NC1HWC0:
+        value = value.transpose(0, 1, 4, 2, 3).reshape(shape[0], -1, *shape[2:4])
+    if kind == FRACTAL_NZ:
+        value = np.moveaxis(value, -4, -2).reshape(*shape[:-4], shape[-3] * shape[-2], -1)
+    if kind in (NC1HWC0, FRACTAL_NZ) and value.ndim == len(original):
+        # Without the padding of its layout.
+        value = value[tuple(slice(size) for size in original)]
+    name = header.get(OP_NAME, [name.encode()])[0].decode("utf-8", "replace")
+    return re.sub(r"[./\\\s]", "_", name), value
+
+
+# --- Layers: the first that a form computes wrongly -------------------------------------------------------------------
 def aligned(value, shape):
     """Return a dumped value of the first image in the shape (C, H, W) of the reference; None if that cannot be."""
-    value = value[0] if value.ndim == len(shape) + 1 else value
-    if list(value.shape) == shape:
-        return value
-    if len(shape) == 3 and list(value.shape[1:]) == shape[1:]:
-        return value[: shape[0]]
-    if len(shape) == 3 and list(value.shape) == [*shape[1:], shape[0]]:
-        return value.transpose(2, 0, 1)
-    size = int(np.prod(shape))
-    return value.ravel()[:size].reshape(shape) if value.size and value.size % size == 0 else None
+    value, size = value[0] if value.ndim == len(shape) + 1 else value, int(np.prod(shape))
+    if len(shape) == 3 and list(value.shape) == [*shape[1:], shape[0]] != shape:
+        value = value.transpose(2, 0, 1)
+    # Other dimensions with the same values, or channels behind those of the layer, as padding.
+    if value.size >= size and (value.size % size == 0 or list(value.shape[1:]) == shape[1:]):
+        return value.ravel()[:size].reshape(shape)
+    return None
 
 
 # CANN's ONNX parser replaces some nodes by several, named PartitionedCall_<node>_<part>_<number>.
@@ -352,9 +434,9 @@ PART = re.compile(r"PartitionedCall_((?:(?!PartitionedCall_).)+)_(add|LayerNorm|
 
 def layer_of(op, known):
     """Return the number of the layer that an operator of a dump computes, or None."""
-    match = PART.search(op)
-    if op in known or (match and match.group(1) in known):
-        return known[op if op in known else match.group(1)]
+    part = PART.search(op)
+    if part and part.group(1) in known:
+        return known[part.group(1)]
     # The name of a fused operator consists of those of its parts; its value is that of the last.
     ends = {0: None}
     for end in range(1, len(op) + 1):
@@ -362,7 +444,7 @@ def layer_of(op, known):
             for name in (op[start:end], op[start + 1 : end] if start and op[start] == "_" else None):
                 if name in known:
                     ends[end] = name
-    return known.get(ends.get(len(op)))
+    return known.get(op, known.get(ends.get(len(op))))
 
 
 def compare_layers(rows, reference, values, tolerance):
@@ -396,16 +478,9 @@ def compare_layers(rows, reference, values, tolerance):
     return layers, None if first is None else rows[first]["name"]
 
 
-def quantile(values, share):
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 # --- Steps. Each runs in a process of its own and returns plain values. -----------------------------------------------
 def om_path(build):
-    """Return the OM file of a build; ATC may have added the name of the system to its own."""
-    plain = OM / (build["output"] + ".om")
-    others = sorted(OM.glob(build["output"] + "_linux_*.om"))
-    return others[0] if others and not plain.is_file() else plain
+    return OM / (build["output"] + ".om")
 
 
 def step_files(kit, args, _):
@@ -420,14 +495,15 @@ def step_files(kit, args, _):
 
 def step_machine(kit, args, _):
     """Find out what is here: device, driver, CANN, memory, Python."""
-    from importlib.util import find_spec
-
-    home, versions = cann_home(), ("version.cfg", "compiler/version.info", "version.info", "runtime/version.info")
+    places = [os.environ.get("ASCEND_TOOLKIT_HOME"), os.environ.get("ASCEND_HOME_PATH")]
+    places += ["/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann"]
+    home = next((Path(place) for place in places if place and os.path.isdir(place)), HERE / "no-cann")
     facts = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
     facts["processors"], facts["chips"], facts["soc"] = os.cpu_count(), npu_smi(), None
     facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
-    facts["cann"], facts["kernels"] = version_in(home, versions), kernels(home, kit["family"])
-    facts["driver"] = version_in(Path("/usr/local/Ascend/driver"), ("version.info",))
+    operators = os.environ.get("ASCEND_OPP_PATH") or home / "opp"
+    facts["kernels"] = any(Path(operators).glob("built-in/op_impl/ai_core/tbe/kernel/%s*" % kit["family"]))
+    facts["cann"], facts["driver"] = version_in(home), version_in(Path("/usr/local/Ascend/driver"))
     facts.update({name: shutil.which(name) is not None for name in ("atc", "msprof")})
     facts.update({name: find_spec(name) is not None for name in ("ais_bench", "mindspore")})
     if args.only != "compile":
@@ -442,9 +518,9 @@ def step_machine(kit, args, _):
     return facts
 
 
-def version_in(folder, names):
-    """Return the version in the first of several files of an installation, or None."""
-    for name in names if folder else ():
+def version_in(folder):
+    """Return the version of an installation, from the first of the files that may hold it, or None."""
+    for name in ("version.cfg", "compiler/version.info", "version.info", "runtime/version.info"):
         with contextlib.suppress(OSError, AttributeError):
             text = (folder / name).read_text(encoding="utf-8", errors="replace")
             return re.search(r"^\s*\w*version\w*\s*=\s*\[?(?:[^:\]\n]*:)?([\w.]+)", text, re.I | re.M).group(1)
@@ -459,43 +535,31 @@ def npu_smi():
     return [chip for line in log_lines(log) for chip in re.findall(r"^\|\s*\d+\s+(\d{3}\w+)\s*\|", line)]
 
 
-def kernels(home, family):
-    """Return whether CANN's kernels for the family are installed; None if that is not known."""
-    for place in (os.environ.get("ASCEND_OPP_PATH"), home and home / "opp"):
-        if place and os.path.isdir(place):
-            return any(Path(place).glob("built-in/op_impl/ai_core/tbe/kernel/%s*" % family))
-    return None
-
-
 def step_unpack(kit, args, _):
-    """Put the ONNX files and the inputs together, which are stored in parts."""
-    log = LOGS / "unpack.log"
-    code = run_program([sys.executable, HERE / "unpack.py"], log, 0.9 * args.limit)
-    if code != 0:
-        raise Problem("unpack.py failed (%s): %s" % (how_it_ended(code), last_line(log)))
-    return {"inputs": kit["images"]["all"]}
+    """Put the ONNX files and the inputs together: the inputs as arrays, and each as a file of raw bytes."""
+    fresh(INPUTS)
+    fresh(WORK / "onnx")
+    pool = read_pool(HERE)
+    for model in kit["models"].values():
+        if model["segments"]:
+            with open(HERE / model["onnx"], "wb") as file:
+                file.writelines(onnx_parts(HERE, model, pool))
+    frames = read_frames(HERE, kit["images"])
+    for name, array in (("frames", frames), ("float32", normalized(frames, kit["images"]))):
+        np.save(INPUTS / (name + ".npy"), array)
+        for number, part in enumerate(array):
+            (INPUTS / ("%s_%03d.bin" % (name, number))).write_bytes(part.tobytes())
+    return {"inputs": len(frames)}
 
 
 def step_operator(kit, args, _):
     """Build the AscendC operator package and install it into work/opp."""
-    home, output, place = cann_home(), WORK / "ops_out", WORK / "opp"
-    if home is None:
-        raise Missing("no CANN toolkit. Install it and source its set_env.sh.")
-    for folder in (WORK / "ops", output, place):
-        shutil.rmtree(str(folder), ignore_errors=True)
-    environ = {key: value for key, value in os.environ.items() if key != "ASCEND_CUSTOM_OPP_PATH"}
-    command = ["bash", HERE / "ops" / "build.sh", "--soc", kit["family"], "--cann", home]
-    log = LOGS / "operator.log"
-    code = run_program([*command, "--work", WORK / "ops", "--output", output], log, 0.9 * args.limit, env=environ)
-    packages = sorted(output.glob("custom_opp_*.run"))
-    if code != 0 or not packages:
-        raise (Missing if code == 3 else Problem)("the build failed (%s): %s" % (how_it_ended(code), last_line(log)))
-    place.mkdir(parents=True)
-    log = LOGS / "operator_install.log"
-    code = run_program(["bash", packages[0], "--install-path=%s" % place], log, 300, env=environ)
-    if code != 0 or not VENDOR.is_dir():
-        raise Problem("the installation failed (%s): %s" % (how_it_ended(code), last_line(log)))
-    return {"package": packages[0].name}
+    output, place = fresh(WORK / "ops_out"), fresh(WORK / "opp")
+    os.environ.pop("ASCEND_CUSTOM_OPP_PATH", None)
+    build = ["bash", HERE / "ops/build.sh", "--soc", kit["family"], "--work", fresh(WORK / "ops"), "--output", output]
+    package = run_tool("build", build, args, lambda lines: [*output.glob("custom_opp_*.run")])[0]
+    run_tool("install", ["bash", package, "--install-path=%s" % place], args, lambda lines: VENDOR.is_dir())
+    return {"package": package.name}
 
 
 def step_compile(kit, args, build):
@@ -503,33 +567,22 @@ def step_compile(kit, args, build):
     atc = shutil.which("atc")
     if atc is None:
         raise Missing("atc was not found. Install the CANN toolkit, source its set_env.sh, and start again.")
-    folder, log = WORK / "compile" / build["name"], LOGS / (build["name"] + ".atc.log")
-    shutil.rmtree(str(folder), ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder, log = fresh(WORK / "compile" / build["name"]), LOGS / (build["name"] + ".atc.log")
     for plain, name in build["inputs"].items():
-        os.symlink(str(HERE / name), str(folder / plain))
+        os.symlink(HERE / name, folder / plain)
     for plain, text in build["configs"].items():
         (folder / plain).write_text(text, encoding="utf-8")
-    start = time.monotonic()
-    code = run_program([atc, *build["command"][1:]], log, 0.9 * args.limit, folder, operator_environment())
-    seconds = time.monotonic() - start
-    name = re.escape(build["output"]) + r"(_linux_\w+)?\.om"
-    made = [path for path in folder.glob("*.om") if re.match(name + "$", path.name)]
-    starts = {line[:15] for line in log_lines(log)}
-    problem = None
-    if code != 0:
-        problem = "atc failed (%s)" % how_it_ended(code)
-    elif "ATC run success" not in starts or any(line.startswith("ATC run failed") for line in starts):
-        problem = "atc ended with exit code 0, but without success"
-    elif len(made) != 1 or not whole_om(made[0]):
-        problem = "atc reported success, but " + ("the file that it wrote is broken" if made else "wrote no file")
-    if problem:
-        raise Problem("%s. %s" % (problem, explain(kit, log)))
-    OM.mkdir(parents=True, exist_ok=True)
-    target = OM / made[0].name
-    os.replace(str(made[0]), str(target))
-    shutil.rmtree(str(folder), ignore_errors=True)
-    return {"file": target.name, "bytes": target.stat().st_size, "compile_seconds": round(seconds, 1)}
+    code = run_program([atc, *build["command"][1:]], log, 0.9 * args.limit, folder)
+    if code != 0 or not any(line.startswith("ATC run success") for line in log_lines(log)):
+        raise Problem("atc failed (%s). %s" % (how_it_ended(code), explain(kit, log)))
+    # ATC may have added the name of the system to the file's.
+    made = list(folder.glob("*.om"))
+    if len(made) != 1 or not whole_om(made[0]):
+        raise Problem("atc reported success, but the file that it wrote is broken or missing. %s" % explain(kit, log))
+    OM.mkdir(exist_ok=True)
+    os.replace(made[0], om_path(build))
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"file": made[0].name, "bytes": om_path(build).stat().st_size}
 
 
 def whole_om(path):
@@ -542,13 +595,12 @@ def whole_om(path):
 
 def step_parity(kit, args, build):
     """Run the inputs of the kit and compare the logits with the original network's."""
-    array, expected, results = inputs_of(build), np.load(str(HERE / "data" / "logits.npy")), {}
-    device = Device(kit, args.device)
+    expected, device, results = np.load(HERE / "data" / "logits.npy"), Device(kit, args.device), {}
     for batch in build["batches"]:
         model = Model(device, om_path(build), batch)
-        rows = [model.run(part)[:count] for part, count in chunks(array, batch)]
-        logits = np.concatenate(rows).astype(np.float32)
-        results[str(batch)] = compare_logits(kit, build, expected[build["first"] :], logits[build["first"] :])
+        logits = np.concatenate([model.run(part)[0] for part in inputs_of(build, batch)]).astype(np.float32)
+        images = slice(build["first"], len(expected))
+        results[str(batch)] = compare_logits(kit, build, expected[images], logits[images])
         model.close()
     device.close()
     return results
@@ -556,30 +608,26 @@ def step_parity(kit, args, build):
 
 def step_layers(kit, args, build):
     """Dump the values of all layers for one input, and find the first that diverges."""
-    import dumps
-
-    folder = WORK / "dump" / build["name"]
-    shutil.rmtree(str(folder), ignore_errors=True)
-    batch = build["batches"][0]
+    folder, config, batch = fresh(WORK / "dump" / build["name"]), WORK / "dump" / "acl.json", build["batches"][0]
     dump = {"dump_path": str(folder), "dump_mode": "output", "dump_list": [{"model_name": build["output"]}]}
-    write_json(folder / "acl.json", {"dump": dump})
-    device = Device(kit, args.device, folder / "acl.json")
+    write_json(config, {"dump": dump})
+    device = Device(kit, args.device, config)
     model = Model(device, om_path(build), batch)
-    model.run(next(chunks(inputs_of(build), batch))[0])
+    model.run(inputs_of(build, batch)[0])
     model.close()
     device.close()
     network = kit["models"][build["model"]]
     known = {node: number for number, row in enumerate(network["layers"]) for node in row["nodes"]}
     values, unknown = {}, 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "acl.json"):
-        name, value = dumps.read_dump(path)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, value = read_dump(path)
         number = layer_of(name, known)
         unknown += number is None or value is None
         if number is not None and value is not None:
             values[number] = value
-    reference = np.load(str(HERE / network["values"]))
+    reference = np.load(HERE / network["values"])
     layers, diverged = compare_layers(network["layers"], reference, values, build["layer_tolerance"])
-    shutil.rmtree(str(folder), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     if not layers:
         raise Problem("none of %d dumped values belongs to a layer of the kit" % unknown)
     return {"diverged_at": diverged, "layers": layers, "unmatched": unknown}
@@ -587,28 +635,20 @@ def step_layers(kit, args, build):
 
 def step_latency(kit, args, batch):
     """Measure all forms that are right for one batch size, in turns, so that all meet the same conditions."""
-    steps, device, models = read_json(REPORT)["steps"], Device(kit, args.device), {}
-    for build in kit["builds"]:
-        if batch in build["batches"] and is_right(steps, build, batch):
-            model = Model(device, om_path(build), batch)
-            models[build["name"]] = model, next(chunks(inputs_of(build), batch))[0]
+    device, models = Device(kit, args.device), {}
+    for build in right_builds(kit, read_json(REPORT)["steps"], batch):
+        models[build["name"]] = Model(device, om_path(build), batch), inputs_of(build, batch)[0]
     times = {name: [] for name in models}
     for model, array in models.values():
         warm_up(model, array, min(5.0, args.seconds / 4))
     end = time.monotonic() + args.seconds
     while time.monotonic() < end or min(map(len, times.values())) < 10:
         for name, (model, array) in models.items():
-            for _ in range(5):
-                start = time.perf_counter()
-                model.copy_in(array)
-                copied = time.perf_counter()
-                model.execute()
-                done = time.perf_counter()
-                model.copy_out()
-                times[name].append((1e3 * (done - copied), 1e3 * (time.perf_counter() - start)))
+            times[name] += [model.run(array)[1:] for _ in range(5)]
     result = {}
     for name, samples in times.items():
-        compute, total = ({key: quantile(part, share) for key, share in SHARES} for part in zip(*samples))
+        compute, total = (np.percentile(part, (50, 90, 99)) for part in zip(*samples))
+        compute, total = (dict(zip(("p50", "p90", "p99"), part.tolist())) for part in (compute, total))
         result[name] = {"runs": len(samples), "compute_ms": compute, "with_copies_ms": total}
         result[name]["images_per_second"] = 1e3 * batch / compute["p50"]
         result[name]["images_per_second_with_copies"] = 1e3 * batch / total["p50"]
@@ -623,12 +663,7 @@ def warm_up(model, array, seconds):
     """Run a model until the medians of two rounds agree within 3 %."""
     end, before = time.monotonic() + seconds, math.inf
     while time.monotonic() < end:
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            model.run(array)
-            times.append(time.perf_counter() - start)
-        now = quantile(times, 0.5)
+        now = np.median([model.run(array)[2] for _ in range(10)])
         if abs(now - before) < 0.03 * before:
             return
         before = now
@@ -636,14 +671,10 @@ def warm_up(model, array, seconds):
 
 def step_profile(kit, args, build):
     """Let CANN's profiler watch one form, and add up the times of its tasks by type of operator."""
-    folder, log = WORK / "profile" / build["name"], LOGS / (build["name"] + ".msprof.log")
-    shutil.rmtree(str(folder), ignore_errors=True)
+    folder = fresh(WORK / "profile" / build["name"])
     application = "%s %s --step parity/%s --device %d" % (sys.executable, HERE / "run.py", build["name"], args.device)
     command = ["msprof", "--application=" + application, "--output=%s" % folder]
-    code = run_program(command, log, 0.9 * args.limit, HERE, operator_environment())
-    tables = sorted(folder.rglob("op_summary*.csv"))
-    if code != 0 or not tables:
-        raise Problem("msprof failed (%s): %s" % (how_it_ended(code), last_line(log)))
+    tables = run_tool("msprof", command, args, lambda lines: [*folder.rglob("op_summary*.csv")])
     # It watches the comparison of the logits, which runs the model once for each part of the inputs.
     runs, types, tasks = sum(-(-kit["images"]["all"] // batch) for batch in build["batches"]), {}, 0
     with open(tables[0], encoding="utf-8", errors="replace", newline="") as file:
@@ -652,35 +683,25 @@ def step_profile(kit, args, build):
                 micros = float(row.get("Task Duration(us)"))
                 kind = row.get("OP Type") or "other"
                 types[kind], tasks = types.get(kind, 0.0) + micros / runs, tasks + 1
-    shutil.rmtree(str(folder), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return {"tasks": tasks // runs, "us_by_type": dict(sorted(types.items(), key=lambda item: -item[1]))}
 
 
 def step_ais_bench(kit, args, batch):
     """Measure the fastest form again with ais_bench, Ascend's own program, which does not know of this one."""
-    build, log = fastest(kit, read_json(REPORT)["steps"], batch), LOGS / ("ais_bench_%d.log" % batch)
+    build = fastest(kit, read_json(REPORT)["steps"], batch)
     command = [sys.executable, "-m", "ais_bench", "--model", om_path(build), "--device", args.device]
     command += ["--loop", 100, "--warmup_count", 10, *(["--dymBatch", batch] if len(build["batches"]) > 1 else [])]
-    code = run_program(command, log, 0.9 * args.limit, WORK)
-    summary = " ".join(line for line in log_lines(log) if "NPU_compute_time (ms)" in line)
-    times = [re.search(re.escape(name) + r" = ([\d.eE+-]+)", summary) for name in ("median", "percentile(99%)")]
-    if code != 0 or None in times:
-        raise Problem("ais_bench failed (%s): %s" % (how_it_ended(code), last_line(log)))
-    return {"file": build["name"], "p50_ms": float(times[0].group(1)), "p99_ms": float(times[1].group(1))}
+    times = re.compile(r"NPU_compute_time \(ms\).* median = ([\d.eE+-]+).* percentile\(99%\) = ([\d.eE+-]+)")
+    p50, p99 = run_tool("ais_bench", command, args, lambda lines: times.search("\n".join(lines))).groups()
+    return {"file": build["name"], "p50_ms": float(p50), "p99_ms": float(p99)}
 
 
 def step_mindspore(kit, args, _):
     """Check the operator as training uses it: output and gradients in MindSpore against float64."""
-    log, environ = LOGS / "mindspore.log", operator_environment()
-    environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "python"), environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "python"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "neonext_ms.ops.device_check"]
-    code = run_program(command, log, 0.9 * args.limit, WORK, environ)
-    rows = [json.loads(line) for line in log_lines(log) if line.startswith('{"case"')]
-    if code != 0 or not rows:
-        raise (Missing if code == 3 else Problem)("the check ended with %s: %s" % (how_it_ended(code), last_line(log)))
-    wrong = ["%(of)s of %(case)s in %(dtype)s" % row for row in rows if not row["difference"] <= row["tolerance"]]
-    if wrong:
-        raise Problem("these differ from float64: %s" % ", ".join(wrong[:5]), {"rows": rows})
+    rows = run_tool("check", command, args, lambda lines: [json.loads(row) for row in lines if row[:7] == '{"case"'])
     return {"compared": len(rows), "rows": rows}
 
 
@@ -688,74 +709,90 @@ STEPS = {name[5:]: function for name, function in list(globals().items()) if nam
 
 
 # --- The run: which steps there are, and what each needs of the others ------------------------------------------------
-def is_done(results, name):
-    return results.get(name, {}).get("status") == "done"
+def right_builds(kit, steps, batch):
+    """Return the OM files that are right at a batch size."""
+    parity = {name[7:]: entry["result"] for name, entry in steps.items() if name[:7] == "parity/" and "result" in entry}
+    return [build for build in kit["builds"] if parity.get(build["name"], {}).get(str(batch), {}).get("right")]
 
 
-def is_right(results, build, batch):
-    name = "parity/" + build["name"]
-    return is_done(results, name) and bool(results[name]["result"].get(str(batch), {}).get("right"))
-
-
-def fastest(kit, results, batch):
+def fastest(kit, steps, batch):
     """Return the fastest right form of a batch size."""
-    times = results["latency/%d" % batch]["result"]
+    times = steps["latency/%d" % batch]["result"]
     name = min(times, key=lambda name: times[name]["compute_ms"]["p50"])
     return next(build for build in kit["builds"] if build["name"] == name)
 
 
-def plan(kit, args, results):
-    """Yield the steps in order: name, argument, and why the step cannot run (or None).
+class Run:
+    """What this run and earlier ones have found out."""
 
-    What a step needs is looked up when its turn comes, so results have to arrive meanwhile.
-    """
-    builds = [build for build in kit["builds"] if not args.forms or build["form"] in args.forms]
-    yield "files", None, None
-    lacks = None if is_done(results, "files") else "the kit is damaged"
-    yield "machine", None, lacks
-    machine = results["machine"].get("result", {})
-    if results["machine"]["status"] == "failed":
-        lacks = lacks or "this kit is for another device"
-    yield "unpack", None, lacks
-    lacks = lacks or (None if is_done(results, "unpack") else "the kit could not be unpacked")
-    if args.only != "run":
-        if any(build["operator"] for build in builds):
-            yield "operator", None, lacks
+    def __init__(self, kit, args):
+        self.kit, self.args, self.results, self.earlier = kit, args, {}, {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            report = read_json(REPORT)
+            if report["kit"]["digest"] == kit["digest"] and INPUTS.is_dir() and not args.again:
+                self.earlier = {name: entry for name, entry in report["steps"].items() if entry["status"] == "done"}
+
+    def step(self, name, argument=None, lacks=None):
+        """Take a step, unless it lacks something or an earlier run took it; return whether it is done."""
+        kind, entry = name.split("/")[0], self.earlier.get(name)
+        if lacks:
+            entry = {"status": "skipped", "problem": lacks}
+        elif entry is None or kind == "machine" or (kind == "compile" and not om_path(argument).is_file()):
+            print("%-22s ...\r" % name if sys.stdout.isatty() else "", end="", flush=True)
+            entry = run_step(self.args, name)
+            if kind in ("compile", "parity") and entry["status"] == "done":
+                # A new file, or a form that was not compared before, voids what comes after.
+                void = list(STEPS)[list(STEPS).index(kind) + 1 :]
+                self.earlier = {key: old for key, old in self.earlier.items() if key.split("/")[0] not in void}
+        self.results[name] = entry
+        print("%-22s %-8s %s" % (name, entry["status"], told(name, entry)), flush=True)
+        # A run that is stopped here must not lose what an earlier one has done.
+        write_report(self.kit, dict(self.earlier, **self.results), False)
+        return entry["status"] == "done"
+
+    def take_all(self, only, builds):
+        """Take all steps in order."""
+        lacks = None if self.step("files") else "the kit is damaged"
+        self.step("machine", None, lacks)
+        if self.results["machine"]["status"] == "failed":
+            lacks = lacks or "this kit is for another device"
+        if not self.step("unpack", None, lacks):
+            lacks = lacks or "the kit could not be unpacked"
+        if only != "run":
+            operator = any(build["operator"] for build in builds) and self.step("operator", None, lacks)
+            for build in builds:
+                unbuilt = "the operator was not built" if build["operator"] and not operator else None
+                self.step("compile/" + build["name"], build, lacks or unbuilt)
+        if only == "compile":
+            return
         for build in builds:
-            unbuilt = build["operator"] and not is_done(results, "operator")
-            yield "compile/" + build["name"], build, lacks or ("the operator was not built" if unbuilt else None)
-    if args.only == "compile":
-        return
-    for build in builds:
-        name = "parity/" + build["name"]
-        yield name, build, lacks or (None if om_path(build).is_file() else "not compiled")
-        if is_done(results, name) and not all(is_right(results, build, batch) for batch in build["batches"]):
-            yield "layers/" + build["name"], build, None
-    for batch in kit["batches"]:
-        right = [build for build in builds if batch in build["batches"] and is_right(results, build, batch)]
-        yield "latency/%d" % batch, batch, None if right else "no form is right at this batch size"
-        if is_done(results, "latency/%d" % batch):
-            if machine.get("ais_bench"):
-                yield "ais_bench/%d" % batch, batch, None
-            if machine.get("msprof"):
-                build = fastest(kit, results, batch)
-                yield "profile/" + build["name"], build, None
-    if machine.get("mindspore") and any(build["operator"] for build in builds):
-        yield "mindspore", None, None if VENDOR.is_dir() else "the operator was not built"
+            name = "parity/" + build["name"]
+            compared = self.step(name, build, lacks or (None if om_path(build).is_file() else "not compiled"))
+            if compared and not all(row["right"] for row in self.results[name]["result"].values()):
+                self.step("layers/" + build["name"], build)
+        machine = self.results["machine"].get("result", {})
+        for batch in self.kit["batches"]:
+            right = right_builds(self.kit, self.results, batch)
+            if self.step("latency/%d" % batch, batch, None if right else "no form is right at this batch size"):
+                if machine.get("ais_bench"):
+                    self.step("ais_bench/%d" % batch, batch)
+                if machine.get("msprof"):
+                    build = fastest(self.kit, self.results, batch)
+                    self.step("profile/" + build["name"], build)
+        if machine.get("mindspore") and any(build["operator"] for build in builds):
+            self.step("mindspore", None, None if VENDOR.is_dir() else "the operator was not built")
 
 
-def run_step(kit, args, name):
+def run_step(args, name):
     """Run one step in a process of its own; return its entry of the report."""
-    kind, stem = name.split("/")[0], name.replace("/", "_")
+    stem = name.replace("/", "_")
     result, log = WORK / "steps" / (stem + ".json"), LOGS / (stem + ".step.log")
     with contextlib.suppress(OSError):
         result.unlink()
-    limit = args.timeout or LIMITS.get(kind, 600 + 4 * args.seconds)
-    command = [sys.executable, HERE / "run.py", "--step", name, "--limit", limit, "--device", args.device]
-    command += ["--seconds", args.seconds, *(["--only", args.only] if args.only else [])]
-    start = time.monotonic()
+    limit = args.timeout or LIMITS.get(name.split("/")[0], 600 + 4 * args.seconds)
+    command = [sys.executable, HERE / "run.py", *sys.argv[1:], "--step", name, "--limit", limit]
+    start, entry = time.monotonic(), {}
     code = run_program(command, log, limit, HERE, operator_environment())
-    entry = {}
     with contextlib.suppress(OSError, ValueError):
         entry = read_json(result)
     if code is None:
@@ -793,52 +830,23 @@ def write_report(kit, results, finished):
     return report
 
 
-def earlier_steps(kit):
-    """Return what an earlier run of this kit has done."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        report = read_json(REPORT)
-        if report["kit"]["digest"] == kit["digest"]:
-            return {name: entry for name, entry in report["steps"].items() if entry["status"] == "done"}
-    return {}
-
-
-def holds(kit, name, argument, entry, results):
-    """Return whether what an earlier run did is there, and all that is wanted now."""
-    if name == "unpack":
-        # The last file that it writes.
-        return (INPUTS / ("float32_%03d.bin" % (kit["images"]["all"] - 1))).is_file()
-    if name.startswith("latency/"):
-        right = [b["name"] for b in kit["builds"] if argument in b["batches"] and is_right(results, b, argument)]
-        return set(right) <= set(entry["result"])
-    return not name.startswith("compile/") or om_path(argument).is_file()
-
-
 def run_all(kit, args):
-    """Run all steps that have not been done; return the exit code."""
+    """Take all steps that have not been taken; return the exit code."""
     WORK.mkdir(exist_ok=True)
     lock = open(WORK / "lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         sys.exit("error: another run of this kit is under way. Wait for it.")
-    kept, results = {} if args.again else earlier_steps(kit), {}
-    for name, argument, lacks in plan(kit, args, results):
-        entry = kept.get(name)
-        if lacks:
-            entry = {"status": "skipped", "problem": lacks}
-        elif entry is None or not holds(kit, name, argument, entry, results):
-            print("%-22s ...\r" % name if sys.stdout.isatty() else "", end="", flush=True)
-            entry = run_step(kit, args, name)
-        results[name] = entry
-        print("%-22s %-8s %s" % (name, entry["status"], told(name, entry)), flush=True)
-        # A run that is stopped here must not lose what an earlier one has done.
-        write_report(kit, dict(kept, **results), False)
-    report = write_report(kit, dict(kept, **results) if args.only or args.forms else results, True)
+    run = Run(kit, args)
+    run.take_all(args.only, [build for build in kit["builds"] if not args.forms or build["form"] in args.forms])
+    steps = dict(run.earlier, **run.results) if args.only or args.forms else run.results
+    report = write_report(kit, steps, True)
     template = (HERE / "page.html").read_text(encoding="utf-8")
     # `</` inside a script would end it.
     write_text(PAGE, template.replace("{REPORT}", json.dumps(report, ensure_ascii=False).replace("</", "<\\/")))
     print("\nwrote %s, to read, and %s, to send back" % (PAGE.name, REPORT.name))
-    return 0 if all(entry["status"] in ("done", "skipped") for entry in results.values()) else 1
+    return 0 if all(entry["status"] in ("done", "skipped") for entry in run.results.values()) else 1
 
 
 def told(name, entry):
@@ -854,12 +862,8 @@ def told(name, entry):
         return "the first layer that diverges is %s" % result["diverged_at"]
     if kind == "latency":
         return ", ".join("%s %.2f ms" % (name, row["compute_ms"]["p50"]) for name, row in result.items())
-    keys = [
-        key
-        for key in ("soc", "cann", "files", "inputs", "file", "p50_ms", "tasks", "package", "compared")
-        if result.get(key)
-    ]
-    return ", ".join("%s %s" % (key, result[key]) for key in keys)
+    keys = ("soc", "cann", "files", "inputs", "file", "p50_ms", "tasks", "package", "compared")
+    return ", ".join("%s %s" % (key, result[key]) for key in keys if result.get(key))
 
 
 def main():
