@@ -157,7 +157,7 @@ def cases():
         ({"kernel": 3, "channels": 16, "shift": 1}, 2, (9, 50), 16),
         ({"h_in": 3, "h_out": 2, "w_in": 2, "w_out": 3, "channels": 16}, 2, (13, 9), 256),
         ({"kernel": 4, "channels": 160, "shift": 1}, 9, (7, 7), 256),
-        ({"kernel": 2, "channels": 160, "shift": 1}, 9, (12, 7), 256),
+        ({"kernel": 2, "channels": 160, "shift": 1}, 12, (12, 7), 256),
     ):
         spec = NeoCellSpec(groups)
         x = rng.standard_normal((n, spec.channels, h, w)).astype(np.float32)
