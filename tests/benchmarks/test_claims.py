@@ -135,6 +135,7 @@ def test_usage(arguments):
 
 
 def test_bad_names(capsys):
-    assert command.main(["convnext", "--sizes", "q"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["convnext", "--sizes", "q"])
     assert command.main(["share", "--models", "neonext_q"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
