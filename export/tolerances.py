@@ -19,8 +19,9 @@ TOLERANCES = {"float32": 2e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-
 # Text for the help of a command.
 DEFAULTS = ", ".join(f"{limit:.2g} for {dtype}" for dtype, limit in TOLERANCES.items())
 # Approximate forms of GELU. At one value, the tanh form is off by up to 4.8e-4 and the fast one by up to 3.1e-3. The
-# tanh form: ten times what was measured on a whole network. The fast one: twice what noise gives on the networks that
-# were trained here (4e-4 on digits, 9e-3 on CIFAR-10), whose logits are then small; on CIFAR-10's images it is 1.3e-3.
+# tanh form: ten times what was measured on a whole network. The fast one: about twice what noise gives on the networks
+# that were trained here (4e-4 on digits, 1.1e-2 on CIFAR-10), whose logits are then small; on CIFAR-10's images it is
+# 3e-3.
 APPROXIMATE_GELUS = {"tanh": 1e-3, "fast": 2e-2}
 
 # An 8-bit file in a runtime against the same file in exact integers. A value that float32 rounding moves across the
