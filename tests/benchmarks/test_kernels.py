@@ -12,7 +12,7 @@ from neonext_ms.benchmarks.claims import command
 
 CONFIG = """\
 model: {dims: [4, 4, 4, 4], per_stage_layers: [1, 1, 1, 1], shifts: [1, 1, 0, 0], image_size: 32}
-data: {dataset: digits, batch_size: 479, val_batch_size: 360, workers: 1}
+data: {dataset: digits, share: 0.1, batch_size: 47, val_batch_size: 360, workers: 1}
 augmentation: {crop: none, flip: 0, randaugment_ops: 0, erasing: 0, mixup: 0, cutmix: 0}
 optimizer: {lr: 1e-2, lr_rule: none}
 schedule: {epochs: 1, warmup_epochs: 0}
