@@ -267,7 +267,11 @@ class TrainStep:
         return tuple(Tensor(np.ascontiguousarray(part, np.float32)) for part in (*batch[:2], keep))
 
     def _make_pass(self):
-        """Return a function that computes the gradients of the scaled loss, and `[loss, hits]`, of one batch."""
+        """Return a function for one batch.
+
+        Its results are the gradients of the scaled loss, `[loss, hits]`, whether the batch counts (its loss is finite
+        and nothing has stopped the training), and the restored statistics, to depend on.
+        """
         drop_path, gradients_of, stopped = self.drop_path, self._gradients, self._stopped
         statistics, world, all_reduce = self._statistics, self.world, self._all_reduce
         sizes = (2, *(statistic.size for statistic in statistics))
@@ -290,24 +294,26 @@ class TrainStep:
                 result = ops.stack((means[0][0], means[0][1] * world))
                 finite = ops.isfinite(result[0])
             if stopped is not None:
-                # A loss that is not finite has no cure, so nothing after it counts.
                 finite = ops.logical_and(finite, stopped == 0)
-                ops.assign(stopped, 1 - finite.astype(ms.float32))
             # One batch with NaN would spoil the running statistics for good.
-            if len(statistics) > 0:
-                each(partial(_restore_unless, finite), statistics, after, before)
-            return gradients, result
+            restored = each(partial(_restore_unless, finite), statistics, after, before) if len(statistics) > 0 else ()
+            return gradients, result, finite, restored
 
         return run
 
     def _make_accumulate(self):
         """Return a function that adds the unscaled gradients of one batch to the sums."""
         run, sums, share, scale = self._make_pass(), self._sums, 1 / self.config.accumulate, self._scale
+        stopped = self._stopped
 
         def accumulate(images, targets, keep):
-            gradients, result = run(images, targets, keep)
+            gradients, result, counts, restored = run(images, targets, keep)
             # Cards are averaged once per update, after the last batch, not here.
-            return last(result, each(partial(_add, share / scale), sums, gradients))
+            done: tuple = (restored, each(partial(_add, share / scale), sums, gradients))
+            if stopped is not None:
+                # A loss that is not finite has no cure, so nothing after it counts.
+                done = (*done, ops.assign(stopped, 1 - counts.astype(ms.float32)))
+            return last(result, done)
 
         return accumulate
 
@@ -323,12 +329,14 @@ class TrainStep:
         def step(images, targets, keep, rate):
             # A copy: the Parameter changes at the end of this step.
             used_scale = scale * 1
-            gradients, result = run(images, targets, keep)
+            gradients, result, counts, restored = run(images, targets, keep)
+            # Every change of a Parameter is in it. MindSpore may drop one that the result does not depend on.
+            done: tuple = (restored,)
             # Factor that unscales the gradients. It is applied together with clipping, to read and write them once.
             unit = 1 / used_scale
             if len(sums) > 0:
                 gradients = each(partial(_total, share * unit), sums, gradients)
-                each(_clear, sums)
+                done = (*done, each(_clear, sums))
                 # The sums are unscaled already.
                 unit = unit * 0 + 1
             if world > 1:
@@ -343,11 +351,11 @@ class TrainStep:
                 unit = unit * _clip(norm, clip_norm)
             # A factor of 0 stands for zeros; multiplying would leave NaN and infinity in them.
             factor = ops.select(finite, unit, ops.zeros_like(unit))
-            done = optimizer.update(gradients, factor, rate, updates + 1, applied)
+            changed = optimizer.update(gradients, factor, rate, updates + 1, applied)
             if len(ema) > 0:
                 # After the update, so that the average takes the new weights.
-                done = _average(ema, each(partial(_after, done), everything), ema_share * applied)
-            ops.assign_add(updates, applied)
+                changed = _average(ema, each(partial(_after, changed), everything), ema_share * applied)
+            done = (*done, changed, ops.assign_add(updates, applied))
             next_scale = used_scale
             if dynamic:
                 # Double after `interval` updates without overflow, halve after an overflow.
@@ -356,13 +364,13 @@ class TrainStep:
                 factor = applied * (1 + full) + (1 - applied) * 0.5
                 next_scale = ops.maximum(used_scale * factor, Tensor(np.float32(_LEAST_SCALE)))
                 if stopped is not None:
-                    next_scale = ops.select(stopped == 0, next_scale, used_scale)
-                ops.assign(scale, next_scale)
-                ops.assign(good, grown * (1 - full))
+                    next_scale = ops.select(counts, next_scale, used_scale)
+                done = (*done, ops.assign(scale, next_scale), ops.assign(good, grown * (1 - full)))
             if stopped is not None:
-                # A smaller scale, if there is one, may help after an overflow.
-                helped = (next_scale < used_scale).astype(ms.float32)
-                ops.assign(stopped, ops.maximum(stopped, (1 - applied) * (1 - helped)))
+                # A smaller scale, if there is one, helps after an overflow, but not if the loss is not finite.
+                helped = ops.logical_and(counts, next_scale < used_scale)
+                goes_on = ops.logical_or(finite, helped).astype(ms.float32)
+                done = (*done, ops.assign(stopped, 1 - goes_on))
             return last(ops.concat((result, ops.stack((norm, applied, used_scale, next_scale)))), done)
 
         return step

@@ -63,7 +63,10 @@ def test_recomputation_changes_nothing():
 def _follow(case, jit, recompute=False):
     options = CASES[case]
     optimizer = OptimizerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options["optimizer"].items()})
-    step = TrainStep(_golden_model(), optimizer, options["ema"], jit=jit, recompute=recompute)
+    # As a run does it.
+    step = TrainStep(
+        _golden_model(), optimizer, options["ema"], jit=jit, recompute=recompute, stop_on_failure=True
+    )  # fmt: skip
     rng = np.random.RandomState(SEED)
     for i in range(STEPS):
         batches = []
@@ -73,6 +76,7 @@ def _follow(case, jit, recompute=False):
         result = step(batches, options["rate"] * (i + 1) / STEPS)
         assert abs(result.loss / REFERENCE[f"{case}/loss"][i] - 1) < 1e-5
         assert abs(result.norm / REFERENCE[f"{case}/norm"][i] - 1) < 1e-5
+    assert step.updates == STEPS
     for kind in ("final", "ema"):
         names = [key for key in REFERENCE.files if key.startswith(f"{case}/{kind}/")]
         assert bool(names) == (kind == "final" or options["ema"] > 0)
@@ -87,7 +91,8 @@ def _follow(case, jit, recompute=False):
 @pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
 def test_golden_trajectory(jit):
     golden = np.load(FULL / "traj_adamw_47_64.npz")
-    step = TrainStep(_golden_model(), OptimizerConfig(weight_decay=0.05), ema_decay=0.99, jit=jit)
+    optimizer = OptimizerConfig(weight_decay=0.05)
+    step = TrainStep(_golden_model(), optimizer, ema_decay=0.99, jit=jit, stop_on_failure=True)
     for images, targets, rate, loss in zip(*(golden[key] for key in ("x", "target", "lr", "loss")), strict=True):
         assert abs(step([(images, targets)], rate).loss / loss - 1) < 1e-5
     # Of what rounding decides, twice as much is allowed as the official code's own float32 differs from its float64.
@@ -110,9 +115,10 @@ def test_a_step_that_is_not_finite_leaves_no_trace(optimizer):
     assert step([(images, targets)], 1e-3).applied
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
 @pytest.mark.parametrize("optimizer", [OptimizerConfig(), OptimizerConfig(accumulate=2)])
-def test_nothing_changes_after_a_failure(optimizer):
-    step = TrainStep(_tiny(), optimizer, ema_decay=0.9, jit=False, stop_on_failure=True)
+def test_nothing_changes_after_a_failure(optimizer, jit):
+    step = TrainStep(_tiny(), optimizer, ema_decay=0.9, jit=jit, stop_on_failure=True)
     rng = np.random.RandomState(0)
     good = [_batch(rng) for _ in range(optimizer.accumulate)]
     bad = [(good[0][0] * np.nan, good[0][1]), *good[1:]]
@@ -126,11 +132,12 @@ def test_nothing_changes_after_a_failure(optimizer):
     assert step(good, 1e-3).applied
 
 
-def test_an_overflow_is_no_failure_while_the_loss_scale_can_fall():
+@pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
+def test_an_overflow_is_no_failure_while_the_loss_scale_can_fall(jit):
     images, targets = _batch(np.random.RandomState(0))
     for kind, applied in (("dynamic", True), (2.0**127, False)):
         precision = PrecisionConfig(loss_scale=kind, initial_scale=2.0**127)
-        step = TrainStep(_tiny(), precision=precision, jit=False, stop_on_failure=True)
+        step = TrainStep(_tiny(), precision=precision, jit=jit, stop_on_failure=True)
         results = [step([(images, targets)], 1e-3) for _ in range(20)]
         assert not results[0].applied and results[-1].applied == applied
         assert (results[0].next_scale < results[0].scale) == applied

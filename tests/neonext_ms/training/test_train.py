@@ -125,6 +125,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, capsys, more):
     assert _same(_state(folder, "whole")[0], _state(folder, "parts")[0])
     steps = [[row["loss"] for row in read_csv(folder / run / "steps.csv")] for run in ("whole", "parts")]
     assert steps[0] == steps[1] and len(steps[0]) == 6
+    assert {row["skipped"] for row in read_csv(folder / "whole" / "steps.csv")} == {"0"}
     for name in ("final", "best"):
         files = [load_checkpoint(folder / run / f"{name}.safetensors").arrays for run in ("whole", "parts")]
         assert _same(*files)
