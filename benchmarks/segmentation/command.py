@@ -51,7 +51,7 @@ def evaluate(path: Path, size: tuple[int, int]) -> tuple[float, float]:
 def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.segmentation", description=DESCRIPTION)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the files")
-    parser.add_argument("--steps", type=positive_int, default=400, help="updates (default 400)")
+    parser.add_argument("--steps", type=positive_int, default=3000, help="updates (default 3000)")
     parser.add_argument("--batch", type=batch_size, default=16, help="images of an update (default 16)")
     parser.add_argument(
         "--image-size", type=parse_size, default=(64, 64), metavar="SIZE", help="64 or 64x96 (default 64)"
