@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neonext_ms.common.cli import float_range, non_negative_int, note, some_of
-from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.cli import float_range, non_negative_int
+from neonext_ms.common.errors import UsageError
 from neonext_ms.models.activations import ACTIVATIONS, GELU
 from neonext_ms.ops.soc import soc
 
@@ -27,13 +27,7 @@ _BLEND = 1 / 3
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim."""
-    parser.add_argument(
-        "--activations",
-        type=some_of(ACTIVATIONS),
-        default=ACTIVATIONS,
-        metavar="NAMES",
-        help=f"activations to compare (default {','.join(ACTIVATIONS)})",
-    )
+    trials.add_choice(parser, "--activations", ACTIVATIONS, "activations")
     parser.add_argument(
         "--tune-epochs",
         type=non_negative_int,
@@ -69,15 +63,8 @@ def measure(args: argparse.Namespace) -> dict:
     summary = trials.summarise(trials.train(args, runs))
     for name, row in summary.items():
         row["predicted"] = _throughput(row["trials"], output, name, device)
-    result = {"soc": device, "batch": _BATCH, "summary": summary, "plot": str(output / _FIGURE)}
-    try:
-        from neonext_ms.common.figures import pyplot, save_figure
-
-        save_figure(draw(pyplot(), result), output / _FIGURE)
-    except ToolchainError as error:
-        note(f"note: no figure: {error}")
-        result["plot"] = None
-    return result
+    result = {"soc": device, "batch": _BATCH, "summary": summary}
+    return {**result, "plot": trials.write_figure(lambda plt: draw(plt, result), output / _FIGURE)}
 
 
 def _configs(config, activations: Sequence[str], epochs: int, rate: float, gelu: Path) -> dict:

@@ -11,9 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neonext_ms.common.cli import note, some_of
-from neonext_ms.common.errors import ToolchainError
-
 from . import trials
 from .trials import summarise as summarise
 
@@ -25,13 +22,7 @@ _FIGURE = "neoinit.png"
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim."""
-    parser.add_argument(
-        "--initialization",
-        type=some_of(INITIALIZATIONS),
-        default=INITIALIZATIONS,
-        metavar="NAMES",
-        help=f"initializations to compare (default {','.join(INITIALIZATIONS)})",
-    )
+    trials.add_choice(parser, "--initialization", INITIALIZATIONS, "initializations")
     trials.add_options(parser, seeds=5, output="runs/ablate_neoinit")
 
 
@@ -40,14 +31,7 @@ def measure(args: argparse.Namespace) -> dict:
     output = Path(args.output)
     seeds = range(args.seeds)
     summary = summarise(trials.train(args, lambda config: run_trials(config, args.initialization, seeds, output)))
-    plot: str | None = str(output / _FIGURE)
-    try:
-        from neonext_ms.common.figures import pyplot, save_figure
-
-        save_figure(draw(pyplot(), summary), output / _FIGURE)
-    except ToolchainError as error:
-        note(f"note: no figure: {error}")
-        plot = None
+    plot = trials.write_figure(lambda plt: draw(plt, summary), output / _FIGURE)
     return {"summary": summary, "plot": plot}
 
 

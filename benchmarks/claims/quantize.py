@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS, StatusLine, comma_list, int_range, note, some_of
+from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS, StatusLine, comma_list, int_range, note
 
 from . import trials
 
@@ -25,13 +25,7 @@ _FIGURES = ("top1_float32", "top1", "changed", "distance", "relative_l2")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim."""
-    parser.add_argument(
-        "--networks",
-        type=some_of(NETWORKS),
-        default=NETWORKS,
-        metavar="NAMES",
-        help=f"networks to compare (default {','.join(NETWORKS)})",
-    )
+    trials.add_choice(parser, "--networks", NETWORKS, "networks")
     parser.add_argument(
         "--weight-bits",
         type=comma_list(int_range(MIN_WEIGHT_BITS, WEIGHT_BITS)),

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from neonext_ms.common.cli import note, positive_int
+from neonext_ms.common.cli import note, positive_int, some_of
 from neonext_ms.common.environment import prepare_environment
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.common.files import atomic, read_json
 from neonext_ms.common.text import list_names
 
@@ -41,6 +41,25 @@ def add_options(parser: argparse.ArgumentParser, seeds: int, output: str) -> Non
     )
     parser.add_argument("--output", default=output, metavar="FOLDER", help="folder of the runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change, after all options")
+
+
+def add_choice(parser: argparse.ArgumentParser, flag: str, names: Sequence[str], what: str) -> None:
+    """Add the option that names what to compare: some of `names`, by default all."""
+    parser.add_argument(
+        flag, type=some_of(names), default=names, metavar="NAMES", help=f"{what} to compare (default {','.join(names)})"
+    )
+
+
+def write_figure(draw: Callable[..., T], path: Path) -> str | None:
+    """Write the figure of `draw(plt)`; without matplotlib, print a note and return None instead of the path."""
+    try:
+        from neonext_ms.common.figures import pyplot, save_figure
+
+        save_figure(draw(pyplot()), path)
+    except ToolchainError as error:
+        note(f"note: no figure: {error}")
+        return None
+    return str(path)
 
 
 def train(args: argparse.Namespace, runs: Callable[..., T]) -> T:

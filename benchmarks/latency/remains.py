@@ -1,4 +1,4 @@
-"""What keeps NeoNeXt-T from the cube's bound on a 310P3, by parts of the network: a table of docs/device-model.md."""
+"""A table of docs/device-model.md: the time of NeoNeXt-T above the cube's bound on a 310P3, by parts of the network."""
 
 from __future__ import annotations
 

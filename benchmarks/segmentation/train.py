@@ -15,13 +15,13 @@ from neonext_ms.training.config.schema import OptimizerConfig, ScheduleConfig
 from neonext_ms.training.optimizers import make_optimizer
 from neonext_ms.training.result import last, result_of
 from neonext_ms.training.schedule import learning_rate
+from neonext_ms.training.step import CALL_DEPTH
 
 from .network import Segmenter, SegmenterSource
 from .shapes import CLASSES, draw_batch
 
 WIDTH = 32
 _RATE = 4e-3
-_CALL_DEPTH = 20000
 
 
 def make_model(rng: np.random.RandomState) -> Segmenter:
@@ -56,7 +56,7 @@ def train(
         report: called with number and loss of every step.
     """
     ms.set_device("CPU")
-    ms.set_recursion_limit(_CALL_DEPTH)
+    ms.set_recursion_limit(CALL_DEPTH)
     rng = np.random.RandomState(seed)
     model = make_model(rng)
     model.set_train(True)

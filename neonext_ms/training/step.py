@@ -45,7 +45,7 @@ from .sync_batch_norm import is_synchronised, synchronise_batch_norm
 _CLIP_EPS = 1e-6
 _LEAST_SCALE = 1.0
 # Limit of nested calls in a compiled graph. The default of 1,000 is too low for NeoNeXt-T.
-_CALL_DEPTH = 20000
+CALL_DEPTH = 20000
 
 # Prefix of the model's arrays in a state.
 MODEL = "model"
@@ -136,7 +136,7 @@ class TrainStep:
         self._all_reduce = ops.AllReduce() if world > 1 else None
         self._buckets = buckets([w.size for w in self.optimizer.weights], bucket_mb)
         if jit:
-            ms.set_recursion_limit(_CALL_DEPTH)
+            ms.set_recursion_limit(CALL_DEPTH)
         elif ms.get_context("device_target") == "CPU":
             # A queue between Python and the operations hides the launches of an accelerator. On a CPU it only costs
             # time, milliseconds for each operation where threads are scarce.

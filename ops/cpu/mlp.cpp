@@ -433,8 +433,8 @@ Weights weights_at(void **data, int64_t keeps, int settings) {
 }  // namespace
 }  // namespace neonext
 
-// gamma (C), beta (C), W1 (I, C), b1 (I), W2 (C, I), b2 (C), s (C), keep (N) or (1), x (N, C, H, W), r (N, C, H, W), settings (4)
-// -> y (N, C, H, W), h of the size (N, I, H, W)
+// gamma (C), beta (C), W1 (I, C), b1 (I), W2 (C, I), b2 (C), s (C), keep (N) or (1), x (N, C, H, W), r (N, C, H, W),
+// settings (4) -> y (N, C, H, W), h of the size (N, I, H, W)
 NEONEXT_KERNEL(mlp) {
   using namespace neonext;
   const Shape shape = {shapes[8][0], shapes[8][1], shapes[2][0], shapes[8][2] * shapes[8][3]};

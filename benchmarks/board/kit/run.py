@@ -723,7 +723,7 @@ def fastest(kit, steps, batch):
 
 
 class Run:
-    """What this run and earlier ones have found out."""
+    """Results of this run and of earlier ones."""
 
     def __init__(self, kit, args):
         self.kit, self.args, self.results, self.earlier = kit, args, {}, {}
