@@ -18,6 +18,8 @@ from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, explained, parse_json
 from neonext_ms.common.text import one_line, shorten
 
+from .data.image_sets import is_description
+
 # Folder of the checkpoints in that of a run.
 CHECKPOINTS = "checkpoints"
 _RECORD = "neonext_ms_training"
@@ -168,9 +170,6 @@ def _impossible(progress: Progress) -> str | None:
     def count(value: object, least: int = 0) -> bool:
         return type(value) is int and least <= value < _LARGEST_COUNT
 
-    def counts(value: object) -> bool:
-        return isinstance(value, list) and all(map(count, value))
-
     best, config, data = progress.best, progress.config, progress.data
     checks: list[tuple[str, object, bool, str]] = [
         *((name, getattr(progress, name), count(getattr(progress, name)), "a count") for name in _COUNTS),
@@ -178,7 +177,7 @@ def _impossible(progress: Progress) -> str | None:
         ("world", progress.world, count(progress.world, 1), "a number of cards"),
         ("best", best, isinstance(best, dict), "a mapping"),
         ("config", config, isinstance(config, dict) and all(isinstance(v, dict) for v in config.values()), "mappings"),
-        ("data", data, isinstance(data, dict), "a mapping"),
+        ("data", data, is_description(data), "names of classes and numbers of images"),
         ("scales", progress.scales, isinstance(progress.scales, dict), "a mapping"),
     ]
     if isinstance(best, dict) and best:
@@ -188,13 +187,6 @@ def _impossible(progress: Progress) -> str | None:
             ("best weights", best.get("weights"), best.get("weights") in ("model", "ema"), "model or ema"),
             ("best top1", top1, isinstance(top1, (int, float)) and 0 <= top1 <= 1, "a number from 0 to 1"),
         ]
-    if isinstance(data, dict) and data:
-        names: Any = data.get("classes")
-        listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        checks.append(("data classes", names, listed, "a list of names"))
-        for part in {"train", "val"} & data.keys():
-            right = counts(data[part]) and listed and len(data[part]) == len(names)
-            checks.append((f"data {part}", data[part], right, "a number of images for each class"))
     for name, value, possible, expected in checks:
         if not possible:
             return f"{name} is {shorten(value)}, expected {expected}"
