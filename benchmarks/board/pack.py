@@ -373,7 +373,8 @@ class _Packer:
     def _copy_images(self, folder: str, names: Sequence[str]) -> None:
         """Copy the labelled images as they are, for programs that read JPEG and PNG."""
         for name in names:
-            target = self.kit / "data" / "images" / name
+            # As `kit.json` and SHA256SUMS, which are lines of UTF-8, can name it.
+            target = self.kit / "data" / "images" / printable(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / name, target)
 
@@ -395,7 +396,8 @@ class _Packer:
 
 
 def _text(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    # Names of files and of classes may not be UTF-8.
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _model_name(form: Form) -> str:

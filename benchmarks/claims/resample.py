@@ -10,7 +10,7 @@ import numpy as np
 
 from neonext_ms.common.cli import StatusLine, note, parse_shifts, parse_size, positive_int
 from neonext_ms.common.errors import UsageError
-from neonext_ms.common.files import check_distinct
+from neonext_ms.common.files import check_output
 from neonext_ms.common.text import format_size
 from neonext_ms.ops.resample import READINGS
 
@@ -52,9 +52,8 @@ def measure(args: argparse.Namespace) -> dict:
     if args.output and len(specs) * len(readings) != 1:
         raise UsageError("--output writes one checkpoint. Name one size with --kernels and one --reading.")
     if args.output:
-        # Before the work.
         format_for(args.output)
-        check_distinct(args.output, [args.checkpoint])
+        check_output(args.output, [args.checkpoint])
     source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
     (size,) = source.image_sizes([args.image_size] if args.image_size else [])
     preprocessing = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})

@@ -118,7 +118,7 @@ def trained(task: Task, name: str, path: Path, report: Callable[[str], None]) ->
     if path.exists():
         arrays, progress = load_state(path)
         # The folder is no part of the training.
-        before = {**progress.config, "run": config.to_dict()["run"]}
+        before = {**progress.config, "run": {**config.to_dict()["run"], "seed": progress.seed}}
         if changed := changes(before, config.to_dict()):
             raise InputError(
                 f"{path}: was trained with another configuration. Choose another folder with --output, or remove this "

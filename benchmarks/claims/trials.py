@@ -51,12 +51,13 @@ def add_choice(parser: argparse.ArgumentParser, flag: str, names: Sequence[str],
 
 
 def write_figure(draw: Callable[..., T], path: Path) -> str | None:
-    """Write the figure of `draw(plt)`; without matplotlib, print a note and return None instead of the path."""
+    """Write the figure of `draw(plt)`; where that cannot be, print a note and return None instead of the path."""
     try:
         from neonext_ms.common.figures import pyplot, save_figure
 
         save_figure(draw(pyplot()), path)
-    except ToolchainError as error:
+    except (ToolchainError, InputError) as error:
+        # The results of hours are printed in any case.
         note(f"note: no figure: {error}")
         return None
     return str(path)

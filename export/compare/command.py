@@ -25,7 +25,7 @@ from neonext_ms.common.cli import (
     tolerance,
 )
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import check_distinct
+from neonext_ms.common.files import check_output
 from neonext_ms.common.text import format_size, plural, printable
 
 from ..tolerances import DEFAULTS, NOISE_SAMPLES
@@ -90,8 +90,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
         if not Path(path).exists():
             raise InputError(f"{path}: no such file or folder; check the path")
     if args.keep_dtype:
-        # Before the work, which may take minutes.
-        check_distinct(args.keep_dtype, [*args.sides, args.inputs, *args.images])
+        check_output(args.keep_dtype, [*args.sides, args.inputs, *args.images])
     with contextlib.ExitStack() as stack:
         return _run(args, _open(args, stack))
 

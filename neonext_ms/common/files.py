@@ -185,7 +185,9 @@ def check_replaceable(path: str | os.PathLike) -> None:
     except OSError:
         # What is missing can be written; what cannot be reached is reported when it is written.
         return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    # /dev/stdout is a link to an open file, which may be an ordinary one.
+    link = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+    if link or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{os.fspath(path)}: this is a pipe, socket or device, which is not replaced. Name a file.")
 
 
@@ -208,6 +210,23 @@ def check_distinct(output: str | os.PathLike, inputs: Iterable[str | os.PathLike
             same = os.path.abspath(os.fspath(path)) == os.path.abspath(os.fspath(output))
         if same:
             raise UsageError(f"{os.fspath(output)}: the output is the same file as an input. Choose another name.")
+
+
+def check_output(output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None] = ()) -> None:
+    """Check before long work that a file can be written after it, and is none of the files to read.
+
+    Raises:
+        InputError: the file cannot be written.
+        UsageError: it is one of `inputs`.
+    """
+    output = Path(output)
+    check_distinct(output, inputs)
+    check_replaceable(output)
+    with explained(output):
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder")
+    with staging(output.parent):
+        pass
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def test_run_py_is_one_file_for_python_3_7():
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
     assert imports - set(sys.stdlib_module_names) == {"numpy", "acl"}
-    assert text.count("\n") <= 900
+    assert text.count("\n") <= 910
     assert [path.name for path in KIT.glob("*.py")] == ["run.py"]
 
 
@@ -362,6 +362,19 @@ def test_a_kit_replaces_a_kit_alone(source, packed, tmp_path, monkeypatch):
     old = Path(shutil.copytree(packed, tmp_path / "old"))
     assert pack(source, wanted, old)["batches"] == [1]
     assert json.loads((old / "kit.json").read_text())["batches"] == [1]
+
+
+@pytest.mark.parametrize(("way", "encoding"), [(">&-", "utf-8"), (">/dev/full", "utf-8"), (">{}/said", "ascii")])
+def test_a_run_needs_nobody_who_reads(way, encoding, tmp_path):
+    way = way.format(tmp_path)
+    code = "import run; run.say('\u8bbe'); run.say('done'); open('ended', 'w').close()"
+    shutil.copy(RUN, tmp_path)
+    command = ["sh", "-c", f'exec {sys.executable} -c "$0" {way}', code]
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "") and (tmp_path / "ended").exists()
+    if "said" in way:
+        assert (tmp_path / "said").read_text() == "\\u8bbe\ndone\n"
 
 
 def test_a_run_that_is_killed_goes_on(kit, packed, tmp_path):

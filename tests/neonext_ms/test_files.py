@@ -42,13 +42,17 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
-    for path in (pipe, link):
-        with pytest.raises(InputError, match="pipe, socket or device"), atomic(path) as staged:
-            staged.write_text("new")
+    # As /dev/stdout, whose output goes to an ordinary file.
+    stdout = tmp_path / "stdout"
+    with open(tmp_path / "file", "w") as file:
+        stdout.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for path in (pipe, link, stdout):
+            with pytest.raises(InputError, match="pipe, socket or device"), atomic(path) as staged:
+                staged.write_text("new")
     with staging(tmp_path) as stage, pytest.raises(InputError, match="pipe, socket or device"):
         (stage / "x").write_text("x")
         publish(stage / "x", pipe)
-    assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+    assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["file", "link", "pipe", "stdout"]
 
 
 def test_an_output_is_no_input(tmp_path):
