@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace, sides: list[Activations]) -> int:
     if args.write_inputs:
         from .dump_side import write_inputs
 
-        paths = write_inputs(args.write_inputs, images)
+        paths = write_inputs(args.write_inputs, images, [args.inputs, *args.images])
         note(f"wrote {description} to {args.write_inputs}: all in {paths[0].name}, one each in {paths[1].name} ...")
         if len(sides) < 2:
             if args.json:
