@@ -432,8 +432,12 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
         (tmp_path / "bad.json").write_text(text)
         assert board.main([*argv, "--output", str(tmp_path / "bad.json")]) == 1
         assert "not a file of neonext-board report --fit" in capsys.readouterr().err
-    assert estimate_command.main([*estimate, "--fitted", str(tmp_path / "r.json")]) == 1
-    assert "not a fitted device model" in capsys.readouterr().err
+    fitted = json.loads(stored.read_text())
+    fitted["parameters"]["cube_share"] = 50.0
+    (tmp_path / "fast.json").write_text(json.dumps(fitted))
+    for name in ("r.json", "fast.json"):
+        assert estimate_command.main([*estimate, "--fitted", str(tmp_path / name)]) == 1
+        assert "not a fitted device model" in capsys.readouterr().err
     impossible = json.loads(json.dumps(steps))
     for p50, problem in ((-1.0, "expected a number from 0"), (10**400, "expected a number"), (1e-320, "cannot have")):
         next(iter(impossible["latency/1"]["result"].values()))["compute_ms"]["p50"] = p50

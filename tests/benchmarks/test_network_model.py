@@ -16,7 +16,7 @@ from neonext_ms.benchmarks.latency.cost import Demands, network_demands
 from neonext_ms.benchmarks.latency.neonext import build
 from neonext_ms.benchmarks.latency.network_model import DTYPES
 from neonext_ms.benchmarks.latency.operators import BLOCKED, FRACTAL, neocell_spec, operators, padded_size
-from neonext_ms.benchmarks.latency.parameters import Parameters, fitted, stored
+from neonext_ms.benchmarks.latency.parameters import BOUNDS, Parameters, fitted, stored
 from neonext_ms.benchmarks.latency.reader import OnnxNode, read
 from neonext_ms.benchmarks.latency.tasks import tasks
 from neonext_ms.common.errors import InputError, ToolchainError
@@ -366,7 +366,7 @@ def rows():
 
 def test_fitting_again_gives_the_stored_parameters(rows):
     again = calibrate.fit(rows)
-    for name in calibrate.BOUNDS:
+    for name in BOUNDS:
         # What the rows hardly determine may move further.
         assert np.log(getattr(again, name) / getattr(fitted(), name)) == pytest.approx(0, abs=0.25), name
 
