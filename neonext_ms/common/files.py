@@ -186,7 +186,7 @@ def check_replaceable(path: str | os.PathLike) -> None:
         # What is missing can be written; what cannot be reached is reported when it is written.
         return
     # /dev/stdout is a link to an open file, which may be an ordinary one.
-    link = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+    link = os.path.islink(path) and os.readlink(os.fsdecode(path)).startswith("/proc/")
     if link or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{os.fspath(path)}: this is a pipe, socket or device, which is not replaced. Name a file.")
 

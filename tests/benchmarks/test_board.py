@@ -353,7 +353,12 @@ def test_a_kit_replaces_a_kit_alone(source, packed, tmp_path, monkeypatch):
     (ran / "board_report.json").write_text("{}")
     (tmp_path / "link").symlink_to(packed)
     monkeypatch.chdir(tmp_path)
-    refused = {"mine": "with other files", "ran": "such as board_report.json", "link": "a link", "mine/thesis.txt": ""}
+    refused = {
+        "mine": "with other files",
+        "ran": "such as board_report.json",
+        "link": "a link",
+        "mine/thesis.txt": "a folder was",
+    }
     for place, problem in {**refused, ".": "current folder", "..": "current folder"}.items():
         with pytest.raises(NeoNextError, match=problem):
             pack(source, wanted, place)
