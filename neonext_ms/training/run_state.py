@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import atomic, explained, parse_json
+from neonext_ms.common.files import atomic, exclusive, explained, parse_json
 from neonext_ms.common.text import one_line, shorten
 
 from .data.image_sets import is_description
@@ -239,3 +240,18 @@ def find_state(output: Path, checkpoints: Checkpoints, resume: str | None, note:
             raise InputError(f"{path}: no checkpoints. Name the folder of a run or a file step-*.safetensors.")
         return state
     return path, *load_state(path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder of a run, and lock it, so that no second run writes into it.
+
+    Raises:
+        InputError: another run has locked it.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, wait=False) as alone:
+        if not alone:
+            raise InputError(f"{folder}: in use by another run. Wait for its end, or choose another run.output.")
+        yield
