@@ -22,14 +22,12 @@ import json
 import math
 import operator
 import os
-import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import traceback
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,7 +93,7 @@ def private(text):
     home = os.path.expanduser("~")
     text = re.sub(r"/(?:home|root|Users)/[^/\s:'\"]+", "~", text.replace(home, "~") if len(home) > 1 else text)
     text = re.sub(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", "ADDRESS", text)
-    host = platform.node()
+    host = os.uname().nodename
     return re.sub(r"\b%s\b" % re.escape(host), "HOST", text) if len(host) > 2 else text
 
 
@@ -107,9 +105,8 @@ def finite(value):
 def say(text, end="\n"):
     """Print for whoever still reads; a run goes on when the terminal has gone, or the disk behind it is full."""
     try:
-        sys.stdout.reconfigure(errors="backslashreplace")
-        print(text, end=end, flush=True)
-    except (OSError, AttributeError):
+        print(text.encode("ascii", "backslashreplace").decode(), end=end, flush=True)
+    except OSError:
         sys.stdout = open(os.devnull, "w")
 
 
@@ -142,9 +139,8 @@ def die_with_parent():
 
 
 def how_it_ended(code):
-    if code is None:
-        return "it did not finish within its time limit"
-    return {-sent: "killed by %s" % sent.name for sent in signal.Signals}.get(code, "exit code %d" % code)
+    killed = {-sent: "killed by %s" % sent.name for sent in signal.Signals}
+    return {None: "it did not finish within its time limit", **killed}.get(code, "exit code %s" % code)
 
 
 def run_tool(what, command, args, made):
@@ -154,8 +150,7 @@ def run_tool(what, command, args, made):
     found = made(log_lines(log)) if code == 0 else None
     if not found:
         # Exit code 3 of our own programs says that something is missing.
-        problem = "%s failed (%s): %s" % (what, how_it_ended(code), last_line(log))
-        raise (Missing if code == 3 else Problem)(problem)
+        raise (Missing if code == 3 else Problem)("%s failed (%s): %s" % (what, how_it_ended(code), last_line(log)))
     return found
 
 
@@ -419,8 +414,7 @@ def read_dump(path):
     if kind == FRACTAL_NZ:
         value = np.moveaxis(value, -4, -2).reshape(*shape[:-4], shape[-3] * shape[-2], -1)
     if kind in (NC1HWC0, FRACTAL_NZ) and value.ndim == len(original):
-        # Without the padding of its layout.
-        value = value[tuple(slice(size) for size in original)]
+        value = value[tuple(slice(size) for size in original)]  # Without the padding of its layout.
     name = header.get(OP_NAME, [name.encode()])[0].decode("utf-8", "replace")
     return re.sub(r"[./\\\s]", "_", name), value
 
@@ -462,13 +456,12 @@ def compare_layers(rows, reference, values, tolerance):
     for number, row in enumerate(rows):
         value = aligned(values[number], row["shape"]) if number in values else None
         # A layer that was not dumped stands for those that it reads.
-        sources = {n for source in row["sources"] for n in ([source] if source in relative else reads[source])}
-        reads[number] = sources
+        reads[number] = {n for source in row["sources"] for n in ([source] if source in relative else reads[source])}
         if value is None:
             continue
         flat = value.ravel()[:: row["step"]]
         relative[number] = deviation(reference[row["start"] : row["start"] + flat.size], flat)
-        for source in sources:
+        for source in reads[number]:
             after[source] = max(after.get(source, 0.0), relative[number])
 
     def jumps(number):
@@ -507,7 +500,7 @@ def step_machine(kit, args, _):
     places = [os.environ.get("ASCEND_TOOLKIT_HOME"), os.environ.get("ASCEND_HOME_PATH")]
     places += ["/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann"]
     home = next((Path(place) for place in places if place and os.path.isdir(place)), HERE / "no-cann")
-    facts = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
+    facts = {"python": sys.version.split()[0], "numpy": np.__version__, "machine": os.uname().machine}
     facts["processors"], facts["chips"], facts["soc"] = os.cpu_count(), npu_smi(), None
     facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
     operators = os.environ.get("ASCEND_OPP_PATH") or home / "opp"
@@ -596,10 +589,9 @@ def step_compile(kit, args, build):
 
 def whole_om(path):
     """Return whether a file starts as an OM file and has the length that its header says."""
-    with open(path, "rb") as file:
-        head = file.read(256)
-    length = int.from_bytes(head[184:192], "little") or int.from_bytes(head[76:80], "little")
-    return head[:4] == b"IMOD" and path.stat().st_size == length + 256
+    data = path.read_bytes()
+    length = int.from_bytes(data[184:192], "little") or int.from_bytes(data[76:80], "little")
+    return data[:4] == b"IMOD" and len(data) == length + 256
 
 
 def step_parity(kit, args, build):
@@ -659,9 +651,8 @@ def step_latency(kit, args, batch):
         compute, total = (np.percentile(part, (50, 90, 99)) for part in zip(*samples))
         compute, total = (dict(zip(("p50", "p90", "p99"), part.tolist())) for part in (compute, total))
         result[name] = {"runs": len(samples), "compute_ms": compute, "with_copies_ms": total}
-        result[name]["images_per_second"] = 1e3 * batch / compute["p50"]
+        result[name].update(images_per_second=1e3 * batch / compute["p50"], device_memory_bytes=models[name][0].memory)
         result[name]["images_per_second_with_copies"] = 1e3 * batch / total["p50"]
-        result[name]["device_memory_bytes"] = models[name][0].memory
     for model, _ in models.values():
         model.close()
     device.close()
@@ -821,7 +812,7 @@ def step_main(kit, args):
         entry = {"status": "missing" if isinstance(problem, Missing) else "failed", "problem": private(problem.args[0])}
         entry.update({"result": problem.args[1]} if len(problem.args) > 1 else {})
     except Exception as problem:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         entry = {"status": "failed", "problem": private("%s: %s" % (type(problem).__name__, problem))[:300]}
     write_json(WORK / "steps" / (args.step.replace("/", "_") + ".json"), entry)
     sys.stdout.flush()
