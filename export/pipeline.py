@@ -340,8 +340,8 @@ def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, rep
         report.quantization = replace(report.quantization, cost=Cost({"noise": measured}, {}))
         report.notes = [
             *report.notes,
-            f"what 8 bit costs was measured on noise alone, where outputs differ by {measured.relative_l2:.1e} "
-            "(relative L2). Pass --validate FOLDER to measure it on images",
+            f"what 8 bit costs was measured on noise alone, which no calibration has seen: outputs differ by "
+            f"{measured.relative_l2:.1e} (relative L2). Pass --validate FOLDER to measure it on images",
         ]
     return max(apart.relative_l2, apart.relative_max)
 

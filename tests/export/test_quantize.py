@@ -277,6 +277,19 @@ def test_a_layer_in_8_bit_by_hand():
     assert quantized.arrays["bias"].dtype == np.int32
 
 
+def test_the_sum_over_a_patch_is_rounded():
+    patch = np.array([0.42, 1.3, -2.6, 0.45]).reshape(1, 1, 2, 2)
+    # One for itself: 0, 1, -3, 0, which is 1.57 too little; the closest to a middle are turned.
+    assert apply.whole_numbers(patch).reshape(-1).tolist() == [1, 1, -3, 1]
+    weight = np.random.default_rng(0).uniform(-9, 9, (5, 7, 4, 4))
+    numbers = apply.whole_numbers(weight)
+    assert np.abs((numbers - weight).sum((2, 3))).max() <= 0.5
+    assert np.abs(numbers - weight).max() < 1
+    assert np.array_equal(apply.whole_numbers(-weight), -numbers)
+    rows = weight[:, :, 0, 0]
+    assert np.array_equal(apply.whole_numbers(rows), np.rint(rows))
+
+
 def test_a_channel_without_weights_keeps_its_bias():
     graph = small_graph()
     layer = next(layer for layer in graph.layers if layer.name == "head.fc")
@@ -485,6 +498,12 @@ def test_digits_keep_their_accuracy(exported):
 def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tmp_path, monkeypatch):
     arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path)]
     arguments += ["--quantize-scales", str(exported / "digits_64.scales.json")]
+
+    def prove_and_shift(*values):
+        proof, outputs = prove(*values)
+        return proof, outputs * np.float32(1.01)
+
+    monkeypatch.setattr(pipeline, "prove", prove_and_shift)
     monkeypatch.setattr(pipeline, "INT8", 0.0)
     assert main(arguments) == 0
     monkeypatch.setattr(pipeline, "INT8_LOSS", 0.0)
@@ -558,7 +577,7 @@ def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
     assert "measured on noise alone" in err
     cost = json.loads((tmp_path / "digits_64.json").read_text())["int8"]["accuracy"]["noise"]
     assert cost["images"] == 4
-    assert cost["relative_l2"] > 0.5
+    assert cost["relative_l2"] > 0.1
 
 
 def test_layers_of_8_bit_files_are_compared_in_the_units_of_float32(exported, tmp_path, capsys):
