@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, explained
+from neonext_ms.common.files import atomic, read_text
 
 
 def _pattern(command: str) -> re.Pattern[str]:
@@ -29,15 +28,13 @@ def updated(path: str | os.PathLike, command: str, printed: Callable[[Sequence[s
     `printed` returns the output of the command, as the document writes it, for the arguments that follow there.
 
     Raises:
-        InputError: the document cannot be read, or is not text.
+        InputError: the document cannot be read, is not text, or has no such table.
     """
-    try:
-        with explained(path):
-            text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    text = read_text(path)
     parts, end, changed = [], 0, 0
     tables = list(_pattern(command).finditer(text))
+    if not tables:
+        raise InputError(f"{os.fspath(path)}: has no table of {command} (a page of docs/ has). Name such a page.")
     for match in tables:
         table = printed(match["arguments"].split())
         changed += table != match["table"]

@@ -24,6 +24,7 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.errors import ToolchainError, UsageError
+from neonext_ms.common.files import check_output
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
 from neonext_ms.models.activations import ACTIVATIONS
@@ -241,8 +242,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--write", metavar="FILE.onnx", help="keep the file of the variant int8")
     output.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    if args.write and "int8" not in args.variants:
-        raise UsageError("--write keeps the file of the variant int8. Add it to --variants.")
+    if args.write:
+        if "int8" not in args.variants:
+            raise UsageError("--write keeps the file of the variant int8. Add it to --variants.")
+        check_output(args.write, [args.checkpoint, args.calibrate])
     return args
 
 

@@ -177,7 +177,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     status = StatusLine()
     try:
         status.show("read ...")
-        report = export(_source(args), request, output, lambda step: status.show(f"{step} ..."))
+        source = _source(args)
+        _check_distinct(args, output, name or source.name, targets)
+        report = export(source, request, output, lambda step: status.show(f"{step} ..."))
     finally:
         status.clear()
     if args.batch == () and args.soc:
@@ -194,6 +196,15 @@ def _main(argv: Sequence[str] | None = None) -> None:
         print(report)
     if report.missing:
         raise report.missing
+
+
+def _check_distinct(args: argparse.Namespace, output: Path, name: str, targets: Sequence[Target]) -> None:
+    """Reject names of files to write that are those of files to read, such as labels in the manifest's place."""
+    from neonext_ms.common.files import check_distinct
+
+    inputs = [args.checkpoint, args.labels, args.preprocess, args.calibrate, args.keep_dtype, *args.images]
+    for suffix in (".json", *(target.suffix for target in targets)):
+        check_distinct(output / f"{name}{suffix}", inputs)
 
 
 def _print_command(details: dict[str, Any]) -> None:

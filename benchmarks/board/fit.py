@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import atomic, read_json
+from neonext_ms.common.files import atomic, check_regular, read_json, read_lines, sha256
 from neonext_ms.common.text import one_line
 from neonext_ms.ops.soc import soc
 
@@ -22,6 +22,7 @@ from ..latency.figures import Figure
 from ..latency.figures import read as read_figures
 from ..latency.parameters import Parameters, fitted
 from ..latency.reader import read
+from .pack import DESCRIPTION, SUMS
 from .report import Report
 from .weights import join
 
@@ -106,11 +107,9 @@ def board_rows(report: Report, kit: Path) -> list[MeasuredRow]:
     """Return the right and measured rows of a report, with the work of their networks.
 
     Raises:
-        InputError: the folder is not the kit of the report.
+        InputError: the folder is not the kit of the report, or is damaged.
     """
-    content = read_json(kit / "kit.json", "the description of a kit")
-    if not isinstance(content, dict) or content.get("name") != report.kit["name"]:
-        raise InputError(f"{kit}: not the kit of {report.path}. Name its folder with --kit.")
+    content = _read_kit(report, kit)
     builds = {build["name"]: build for build in content["builds"]}
     device = soc(report.machine.get("soc") or report.kit["soc"])
     rows = []
@@ -126,7 +125,29 @@ def board_rows(report: Report, kit: Path) -> list[MeasuredRow]:
         size = content["image_size"][0]
         figure = Figure(name, name, size, int8, aipp, device.name, row.batch, rate, report.path)
         rows.append(MeasuredRow(figure, device, demands))
+        if not 0 < rows[-1].ratio(fitted()) < math.inf:
+            raise InputError(
+                f"{report.path}: {row.build} cannot have taken {row.measured_ms:g} ms at batch {row.batch}"
+            )
     return rows
+
+
+def _read_kit(report: Report, kit: Path) -> dict[str, Any]:
+    """Return the description of a report's kit, all of whose files are as they were packed.
+
+    Raises:
+        InputError: the folder is another kit, also one of the same network, or none, or a file is damaged.
+    """
+    sums = kit / SUMS
+    check_regular(sums)
+    if sha256(sums)[:16] != report.kit["digest"]:
+        raise InputError(f"{kit}: not the kit of {report.path}. Name its folder with --kit.")
+    for line in read_lines(sums):
+        digest, _, name = line.partition("  ")
+        check_regular(kit / name)
+        if sha256(kit / name) != digest:
+            raise InputError(f"{kit / name}: damaged, its checksum is wrong. Copy the kit again.")
+    return read_json(kit / DESCRIPTION, "the description of a kit")
 
 
 def _errors(rows: Sequence[MeasuredRow], parameters: Parameters) -> dict[str, float]:

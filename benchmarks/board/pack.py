@@ -18,8 +18,8 @@ import numpy as np
 import neonext_ms
 from neonext_ms import __version__
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
-from neonext_ms.common.files import explained, sha256, staging
-from neonext_ms.common.text import one_line
+from neonext_ms.common.files import check_replaceable, explained, read_lines, sha256, staging
+from neonext_ms.common.text import one_line, printable
 from neonext_ms.export import pipeline
 from neonext_ms.export.compare import parity
 from neonext_ms.export.compare.onnx_side import OnnxActivations
@@ -95,8 +95,7 @@ def pack(
         ParityError: an ONNX file differs from the network.
     """
     output = Path(output)
-    if output.exists() and not (output / DESCRIPTION).is_file() and any(output.iterdir()):
-        raise InputError(f"{output}: a folder with other files. Name a new folder, or an earlier kit to replace.")
+    _check_output(output)
     device = find_soc(wanted.soc)
     sizes = source.image_sizes((wanted.image_size,) if wanted.image_size else ())
     forms = forms_of(wanted.level, device.family in FAMILIES, wanted.images is not None)
@@ -105,9 +104,38 @@ def pack(
         kit.mkdir()
         with explained(output):
             content = _Packer(source, wanted, kit, sizes[0], forms, progress).write()
-            shutil.rmtree(output, ignore_errors=True)
+            if output.exists():
+                # Deleted with the folder of this run, so that there is a whole kit at almost every moment.
+                os.replace(output, stage / "before")
             os.replace(kit, output)
     return content
+
+
+def _check_output(output: Path) -> None:
+    """Check that a kit may be written: nothing is there, or an empty folder, or a kit to replace and nothing else.
+
+    Raises:
+        InputError: another folder or file, or a kit with more in it, such as the results of a run.
+        UsageError: the current folder, or one above it, which would be taken from the shell.
+    """
+    with explained(output):
+        if not os.path.lexists(output):
+            return
+        entries = set(os.listdir(output))
+        if os.path.realpath(output) == os.path.commonpath([os.getcwd(), os.path.realpath(output)]):
+            raise UsageError(f"--output {output}: the current folder, or one above it. Name a new folder.")
+        if output.is_symlink():
+            raise InputError(f"{output}: a link. Name the folder itself.")
+    if not entries:
+        return
+    if DESCRIPTION not in entries or SUMS not in entries:
+        raise InputError(f"{output}: a folder with other files. Name a new folder, or an earlier kit to replace.")
+    own = {SUMS, *(line.partition("  ")[2].partition("/")[0] for line in read_lines(output / SUMS))}
+    if others := sorted(entries - own):
+        raise InputError(
+            f"{output}: a kit with other files, such as {printable(others[0])}. Name a new folder, or remove what is "
+            "not needed any more."
+        )
 
 
 def archive(folder: Path) -> Path:
@@ -123,6 +151,7 @@ def archive(folder: Path) -> Path:
         entry.uname = entry.gname = ""
         return entry
 
+    check_replaceable(path)
     with explained(path), staging(path.parent) as stage:
         staged = stage / path.name
         with (
@@ -344,7 +373,8 @@ class _Packer:
     def _copy_images(self, folder: str, names: Sequence[str]) -> None:
         """Copy the labelled images as they are, for programs that read JPEG and PNG."""
         for name in names:
-            target = self.kit / "data" / "images" / name
+            # As `kit.json` and SHA256SUMS, which are lines of UTF-8, can name it.
+            target = self.kit / "data" / "images" / printable(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / name, target)
 
@@ -366,7 +396,8 @@ class _Packer:
 
 
 def _text(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    # Names of files and of classes may not be UTF-8.
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _model_name(form: Form) -> str:

@@ -132,6 +132,8 @@ class Report:
 
 
 _Kind = type | tuple[type, ...]
+# Of every number in a report: times, rates, counts, bytes.
+_LARGEST = 1e18
 
 
 class _Reader:
@@ -154,6 +156,8 @@ class _Reader:
         if not isinstance(values, kind) or wrong_bool:
             expected = kind.__name__ if isinstance(kind, type) else "a number"
             raise InputError(f"{self.path}: {place}: expected {expected}, got {shorten(values)}")
+        if isinstance(values, (int, float)) and not 0 <= values < _LARGEST:
+            raise InputError(f"{self.path}: {place}: expected a number from 0 to {_LARGEST:g}, got {shorten(values)}")
         return values
 
 
@@ -195,7 +199,7 @@ def read_report(path: str | os.PathLike) -> Report:
         path=name,
         kit={
             key: reader.get(values, kind, "kit", key, default="")
-            for key, kind in (("name", str), ("soc", str), ("level", str), ("neonext_ms", str))
+            for key, kind in (("name", str), ("soc", str), ("level", str), ("neonext_ms", str), ("digest", str))
         },
         finished=reader.get(values, bool, "finished", default=False),
         machine={key: found for key, kind in _MACHINE.items() if (found := reader.get(machine, kind, key)) is not None},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 
-from neonext_ms.common.cli import THREADS_HELP, Parser, positive_int, print_json, run, threads
+from neonext_ms.common.cli import THREADS_HELP, Parser, print_json, run, threads
 from neonext_ms.common.processors import thread_count
 
 # Name -> claim of the paper. Each is a module of this package with `options`, `measure` and `lines`.
@@ -57,9 +57,6 @@ def build_parser() -> Parser:
             default=thread_count(),
             help=THREADS_HELP,
         )
-        if name not in ("neoinit", "kernels", "activations", "quantize", "resample", "memory"):
-            # They time nothing.
-            claim.add_argument("--rounds", type=positive_int, help="timed calls of each, in turns")
         claim.add_argument("--json", action="store_true", help="print one JSON document")
         import_module(f".{name}", __package__).options(claim)
     return parser

@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
+from neonext_ms.common.cli import batch_size, comma_list, int_range
+
+from .timing import add_rounds
+
 KERNELS = tuple(range(2, 15))
 # Maps of NeoNeXt-T at 224x224: channels and side.
 MAPS = ((96, 56), (192, 28), (384, 14), (768, 7))
@@ -17,8 +21,6 @@ ROUNDS = 20
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import batch_size, comma_list, int_range
-
     parser.add_argument("--batch", type=batch_size, default=1, help="batch size (default 1)")
     parser.add_argument(
         "--kernels", type=comma_list(int_range(1, 1024)), default=KERNELS, help="block sizes (default 2 to 14)"
@@ -29,6 +31,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         default=tuple(side for _, side in MAPS),
         help="sides of the maps (default 56,28,14,7)",
     )
+    add_rounds(parser)
 
 
 def channels_of(side: int) -> int:

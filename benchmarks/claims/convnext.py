@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
+from neonext_ms.common.cli import batch_size, comma_list, parse_size, some_of
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.text import format_size
+
+from .timing import add_rounds
 
 ROUNDS = 30
 SIZES = ("t", "s", "b")
@@ -20,13 +23,12 @@ PAIRS = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import batch_size, comma_list, parse_size, some_of
-
     parser.add_argument(
         "--sizes", type=some_of(("t", "s", "b")), default=("t",), metavar="NAMES", help="t, s and b (default t)"
     )
     parser.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
     parser.add_argument("--image-size", type=parse_size, default=(224, 224), help="height x width (default 224)")
+    add_rounds(parser)
 
 
 def measure(args: argparse.Namespace) -> dict:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
+from neonext_ms.common.cli import batch_size, comma_list, int_range
+
 from .complexity import MAPS, channels_of
+from .timing import add_rounds
 
 ROUNDS = 20
 # Batch 1 and one channel group of the maps keep the loop in Python short.
@@ -20,8 +23,6 @@ LOOP_CHANNELS = 16
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import batch_size, comma_list, int_range
-
     parser.add_argument("--batch", type=batch_size, default=8, help="batch size (default 8)")
     parser.add_argument(
         "--kernel", type=int_range(1, 1024), default=7, help="block size k, a divisor of sides (default 7)"
@@ -30,6 +31,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--maps", type=comma_list(int_range(1, 1024)), default=tuple(side for _, side in MAPS), help="sides of the maps"
     )
     parser.add_argument("--no-mindspore", action="store_true", help="omit MindSpore")
+    add_rounds(parser)
 
 
 def measure(args: argparse.Namespace) -> dict:

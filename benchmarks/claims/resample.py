@@ -10,6 +10,7 @@ import numpy as np
 
 from neonext_ms.common.cli import StatusLine, note, parse_shifts, parse_size, positive_int
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import check_output
 from neonext_ms.common.text import format_size
 from neonext_ms.ops.resample import READINGS
 
@@ -39,6 +40,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Measure top-1 before and after."""
+    from neonext_ms.checkpoint.checkpoint import format_for, save_checkpoint
+    from neonext_ms.checkpoint.metadata import SCALES
     from neonext_ms.export.quantize.images import open_images
     from neonext_ms.export.source import Source
     from neonext_ms.images.preprocessing import Preprocessing
@@ -48,6 +51,9 @@ def measure(args: argparse.Namespace) -> dict:
     readings = list(dict.fromkeys(args.reading or READINGS))
     if args.output and len(specs) * len(readings) != 1:
         raise UsageError("--output writes one checkpoint. Name one size with --kernels and one --reading.")
+    if args.output:
+        format_for(args.output)
+        check_output(args.output, [args.checkpoint])
     source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
     (size,) = source.image_sizes([args.image_size] if args.image_size else [])
     preprocessing = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
@@ -64,9 +70,9 @@ def measure(args: argparse.Namespace) -> dict:
         kernels = architecture.kernel_spec
         rows.append({"reading": reading, "kernels": kernels, "correct": correct, "top1": correct / len(images)})
     if args.output:
-        from neonext_ms.checkpoint.checkpoint import save_checkpoint
-
         metadata = {**source.metadata, "shifts": list(architecture.shifts or ())}
+        if metadata.pop(SCALES, None):
+            note("note: the scales of 8 bit are those of the network before, and are left out")
         save_checkpoint(args.output, arrays, metadata)
         note(f"written: {args.output}")
     recorded = {"checkpoint": args.checkpoint, "images": len(images), "image_size": list(size)}

@@ -22,7 +22,7 @@ from neonext_ms.training import distributed
 from neonext_ms.training.config.changes import changes
 from neonext_ms.training.config.schema import Config
 from neonext_ms.training.data.datasets import open_dataset
-from neonext_ms.training.data.image_sets import ImageSet
+from neonext_ms.training.data.image_sets import ImageSet, check_data, describe_data
 from neonext_ms.training.data.loader import TrainLoader
 from neonext_ms.training.optimizers import full_rate
 from neonext_ms.training.plan import TrainingPlan, make_plan
@@ -114,11 +114,11 @@ def trained(task: Task, name: str, path: Path, report: Callable[[str], None]) ->
     Raises:
         InputError: the file is damaged or of another configuration, or the training diverged.
     """
-    config = task.config
+    config, data = task.config, describe_data(task.train, task.val)
     if path.exists():
         arrays, progress = load_state(path)
         # The folder is no part of the training.
-        before = {**progress.config, "run": config.to_dict()["run"]}
+        before = {**progress.config, "run": {**config.to_dict()["run"], "seed": progress.seed}}
         if changed := changes(before, config.to_dict()):
             raise InputError(
                 f"{path}: was trained with another configuration. Choose another folder with --output, or remove this "
@@ -127,9 +127,17 @@ def trained(task: Task, name: str, path: Path, report: Callable[[str], None]) ->
         shapes = {key: array.shape for key, array in arrays.items()}
         if shapes != task.architecture(name).tensors():
             raise InputError(f"{path}: has the weights of another network. Remove it.")
+        # Files of earlier versions do not say.
+        if progress.data:
+            check_data(progress.data, data, str(path))
+            if progress.data["classes"] != data["classes"]:
+                raise InputError(
+                    f"{path}: was trained with its classes in another order. Set data.classes as it was, or remove "
+                    "this file."
+                )
         return arrays
     arrays, steps = _train(task, name, report)
-    progress = Progress(steps, config.schedule.epochs, seed=config.run.seed, config=config.to_dict())
+    progress = Progress(steps, config.schedule.epochs, seed=config.run.seed, config=config.to_dict(), data=data)
     save_state(path, arrays, progress, task.plan.metadata)
     return arrays
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
+from neonext_ms.common.cli import batch_size, comma_list
+
+from .timing import add_rounds
+
 RUNS = 20
 MODELS = tuple(f"neonext_{size}.released_224" for size in "tsb")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    from neonext_ms.common.cli import batch_size, comma_list
-
     parser.add_argument("--models", type=comma_list(), default=MODELS, help="names; the first one is timed too")
     parser.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
+    add_rounds(parser)
 
 
 def measure(args: argparse.Namespace) -> dict:

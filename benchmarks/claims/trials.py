@@ -51,12 +51,13 @@ def add_choice(parser: argparse.ArgumentParser, flag: str, names: Sequence[str],
 
 
 def write_figure(draw: Callable[..., T], path: Path) -> str | None:
-    """Write the figure of `draw(plt)`; without matplotlib, print a note and return None instead of the path."""
+    """Write the figure of `draw(plt)`; where that cannot be, print a note and return None instead of the path."""
     try:
         from neonext_ms.common.figures import pyplot, save_figure
 
         save_figure(draw(pyplot()), path)
-    except ToolchainError as error:
+    except (ToolchainError, InputError) as error:
+        # The results of hours are printed in any case.
         note(f"note: no figure: {error}")
         return None
     return str(path)
@@ -94,16 +95,34 @@ def run_trials(
         command: name of the claim.
     """
     trials = []
+    images = _Images()
     # Seed by seed, so that an unfinished comparison has as many runs of each kind.
     for seed in seeds:
         for name, config in configs(seed).items():
             run = replace(config.run, output=str(output / f"{name}-{seed}"), seed=seed, validate_every=1)  # type: ignore
             one = replace(config, run=run)  # type: ignore
-            trial = _recorded(one) or _trial(one, name, command)
+            trial = _recorded(one, name, images) or _trial(one, name, command)
             diverged = " (diverged)" if trial["diverged"] else ""
             note(f"{name:15} seed {seed}: top-1 {100 * trial['top1']:.2f} %{diverged}")
             trials.append(trial)
     return trials
+
+
+class _Images:
+    """Descriptions of the images of configurations; each data set is opened once, and only if it is asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict] = {}
+
+    def of(self, config) -> dict:
+        """Return `describe_data` of a configuration now."""
+        from neonext_ms.training.data.datasets import open_dataset
+        from neonext_ms.training.data.image_sets import describe_data
+
+        key = repr(config.data)
+        if key not in self._known:
+            self._known[key] = describe_data(*open_dataset(config.data))
+        return self._known[key]
 
 
 def _trial(config, name: str, command: str) -> dict:
@@ -120,9 +139,10 @@ def _trial(config, name: str, command: str) -> dict:
     output = Path(config.run.output)
     trial: dict = {"value": name, "seed": config.run.seed}
     trial |= {"top1": 0.0, "loss": None, "diverged": True}
+    images: dict = {}
     try:
         trainer = Trainer(config, "auto", ["neonext-bench", "claims", command], lambda text: note(f"note: {text}"))
-        classes = len(trainer.train_images.classes)
+        classes, images = len(trainer.train_images.classes), trainer.progress.data
         last = trainer.run()["last"]["model"]
         trial |= {"top1": last["top1"], "loss": _finite(last["loss"]), "diverged": last["top1"] < _CHANCE / classes}
     except NotFiniteError as error:
@@ -134,18 +154,19 @@ def _trial(config, name: str, command: str) -> dict:
     ]
     output.mkdir(parents=True, exist_ok=True)
     with atomic(output / _RESULT) as staged:
-        staged.write_text(json.dumps(trial, indent=1) + "\n", encoding="utf-8")
+        staged.write_text(json.dumps({**trial, "data": images}, indent=1) + "\n", encoding="utf-8")
     return trial
 
 
-def _recorded(config) -> dict | None:
+def _recorded(config, name: str, images: _Images) -> dict | None:
     """Return the recorded result of a run that has ended, or None.
 
     Raises:
-        InputError: the run was begun with another configuration.
+        InputError: the run was begun with another configuration or other images, or its result is of another run.
     """
     from neonext_ms.training.config.changes import changes
     from neonext_ms.training.config.load import load_config
+    from neonext_ms.training.data.image_sets import check_data
 
     folder = Path(config.run.output)
     begun = folder / "config.yaml"
@@ -154,7 +175,16 @@ def _recorded(config) -> dict | None:
             f"{folder}: was begun with another configuration. Choose another folder with --output, or remove this run. "
             f"These differ:\n{list_names(changed)}"
         )
-    return _read_result(folder / _RESULT) if (folder / _RESULT).exists() else None
+    if not (folder / _RESULT).exists():
+        return None
+    trial = _read_result(folder / _RESULT)
+    if not begun.exists() or (trial["value"], trial["seed"]) != (name, config.run.seed):
+        problem = "is of another run" if begun.exists() else f"has no {begun.name} beside it"
+        raise InputError(f"{folder / _RESULT}: {problem}. Remove this folder; the run is then repeated.")
+    # Results of earlier versions do not say.
+    if recorded := trial.pop("data", None):
+        check_data(recorded, images.of(config), str(folder))
+    return trial
 
 
 def _finite(value: float) -> float | None:
@@ -181,6 +211,8 @@ def _is_result(trial: object) -> bool:
         loss = values.get("loss", "")
         return number(values.get("top1"), 0, 1) and (loss is None or number(loss, -1e30, 1e30))
 
+    from neonext_ms.training.data.image_sets import is_description
+
     return (
         isinstance(trial, dict)
         and isinstance(trial.get("value"), str)
@@ -189,6 +221,7 @@ def _is_result(trial: object) -> bool:
         and figures(trial)
         and isinstance(trial.get("epochs"), list)
         and all(epoch(row) for row in trial["epochs"])
+        and is_description(trial.get("data", {}))
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neonext_ms.common.cli import MAX_SIDE, Parser, batch_size, int_range, note, print_json, print_text, run
+from neonext_ms.common.cli import MAX_SIDE, Parser, batch_size, int_range, note, png_file, print_json, print_text, run
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import nearest, printable
 
@@ -47,7 +47,9 @@ def build_parser() -> Parser:
     parser.add_argument("--fitted", metavar="FILE.json",
                         help="parameters of neonext-board report --fit --output, instead of the package's")  # fmt: skip
     parser.add_argument("--nodes", action="store_true", help="print a line for every task")
-    parser.add_argument("--roofline", metavar="FILE.png", help="draw the tasks under the device's limits")
+    parser.add_argument(
+        "--roofline", type=png_file, metavar="FILE.png", help="draw the tasks under the device's limits"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("--table", metavar="NAME", help=f"print a table of {PAGE}")
     parser.add_argument("--update", metavar="FILE.md", nargs="?", const=PAGE,
@@ -59,11 +61,11 @@ def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if sum(value is not None for value in (args.model, args.table, args.update)) != 1:
         raise UsageError(f"expected one of MODEL.onnx, --table and --update. See {COMMAND} --help.")
-    if args.table:
+    if args.table is not None:
         from . import network_tables
 
         print(network_tables.printed(args.table))
-    elif args.update:
+    elif args.update is not None:
         _update(Path(args.update))
     else:
         _estimate(args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -14,6 +13,21 @@ from neonext_ms.common.files import read_json
 from neonext_ms.ops.soc import SOCS, Soc
 
 FILE = Path(__file__).with_name("parameters.json")
+# Fitted parameters, each between bounds outside which it would mean something else.
+BOUNDS = {
+    "run_us": (1.0, 200.0),
+    "launch_us": (0.5, 8.0),
+    "cube_share": (0.3, 1.0),
+    "depthwise_share": (0.02, 1.0),
+    "matrix_start_cycles": (10.0, 3000.0),
+    "vector_share": (0.05, 1.0),
+    "l2_share": (0.05, 1.0),
+    "layout_share": (0.02, 1.0),
+    "serial_share": (0.001, 1.0),
+    "l2_held": (0.1, 4.0),
+    "memory_310p": (0.5, 1.42),
+    "memory_310b": (0.5, 2.44),
+}
 LEFT_OUT = "one network left out"  # in `errors` of the file
 
 
@@ -88,8 +102,13 @@ def read_parameters(path: str | os.PathLike) -> Parameters:
     values = read_json(path, "a fitted device model")
     found = values.get("parameters") if isinstance(values, dict) else None
     found = found if isinstance(found, dict) else {}
-    numbers = all(type(value) in (int, float) and 0 < value < math.inf for value in found.values())
-    if not numbers or set(found) != {field.name for field in fields(Parameters)}:
+    known = {field.name: BOUNDS.get(field.name, (0.1, 10.0)) for field in fields(Parameters)}
+    # The fit rounds to three digits.
+    right = set(found) == set(known) and all(
+        type(value) in (int, float) and 0.99 * known[name][0] <= value <= 1.01 * known[name][1]
+        for name, value in found.items()
+    )
+    if not right:
         raise InputError(
             f"{os.fspath(path)}: not a fitted device model. Write one: neonext-board report --fit --output"
         )

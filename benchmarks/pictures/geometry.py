@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from neonext_ms.common.errors import UsageError, usage_errors
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, shorten
 from neonext_ms.ops.spec import NeoCellGroup, NeoCellSpec
 
 # Figure of the paper -> the NeoCells that it shows, in the keys of `NeoCellGroup.from_dict`, and the side of the map.
@@ -26,6 +27,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], int]] = {
 }
 _MOST_ROWS = 12
 _LARGEST_MAP = 64
+_NUMBER = re.compile("[0-9]{1,6}")
 
 
 def parse_spec(text: str) -> NeoCellGroup:
@@ -37,8 +39,10 @@ def parse_spec(text: str) -> NeoCellGroup:
     values: dict[str, int] = {}
     for part in text.split(","):
         key, sign, number = part.partition("=")
-        if not sign or not number.strip().isdecimal() or len(number) > 6:
-            raise UsageError(f"--spec: not a NeoCell (got {text!r}, expected such as kernel=4,shift=1)")
+        if not sign or not _NUMBER.fullmatch(number.strip()):
+            raise UsageError(f"--spec: not a NeoCell (got {shorten(text)}, expected such as kernel=4,shift=1)")
+        if key.strip() in values:
+            raise UsageError(f"--spec: the key {shorten(key.strip())} is given twice")
         values[key.strip()] = int(number)
     with usage_errors():
         if "channels" not in values:
@@ -68,7 +72,12 @@ def draw(plt, args):
 
 def _rows(group: NeoCellGroup, size: tuple[int, int]) -> list[dict]:
     """Return what to draw for each pair of shifts of a group: block numbers of A, X, B and Y, -1 for none."""
-    height, width = NeoCellSpec(group).output_size(*size)
+    with usage_errors():
+        height, width = NeoCellSpec(group).output_size(*size)
+    if max(height, width) > _LARGEST_MAP:
+        raise UsageError(
+            f"--spec: the output is too large to draw (got {format_size((height, width))}, at most {_LARGEST_MAP})"
+        )
     rows = []
     pairs = zip(group.axis_a.shifts.tolist(), group.axis_b.shifts.tolist(), strict=True)
     for shift_a, shift_b in dict.fromkeys(pairs):
@@ -126,10 +135,11 @@ def _draw_blocks(panel, numbers: np.ndarray, title: str) -> None:
     shown = np.ma.masked_where(numbers < 0, numbers % 10)
     height, width = numbers.shape
     panel.imshow(shown, cmap=colours, vmin=-0.5, vmax=9.5, alpha=0.55, extent=(0, width, height, 0))
-    panel.set_xticks(range(width + 1), [])
-    panel.set_yticks(range(height + 1), [])
-    panel.grid(color="0.6", linewidth=0.5)
-    panel.tick_params(length=0)
+    # Not the grid of ticks: the layout measures every tick, which takes a minute for many.
+    panel.vlines(range(width + 1), 0, height, color="0.6", linewidth=0.5)
+    panel.hlines(range(height + 1), 0, width, color="0.6", linewidth=0.5)
+    panel.set_xticks([])
+    panel.set_yticks([])
     panel.set_title(title, fontsize=8)
 
 

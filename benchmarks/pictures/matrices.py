@@ -73,7 +73,7 @@ def draw(plt, args):
         facts.append({"stage": stage, "size": size, "matrices": len(matrices)})
         for values, name, key in ((start, "NeoInit", "neoinit"), (matrices, "learned", "learned")):
             distance = np.linalg.norm(values - np.eye(size), axis=(1, 2)) / np.sqrt(size)
-            spectrum = np.linalg.svd(values.astype(np.float64), compute_uv=False)
+            spectrum = np.linalg.svd(values, compute_uv=False)
             panels[2].hist(distance, bins=30, alpha=0.5, label=name, density=True)
             middle, spread = spectrum.mean(0), spectrum.std(0)
             panels[3].plot(range(1, size + 1), middle, marker=".", label=name)
@@ -94,7 +94,7 @@ def _groups(checkpoint) -> Iterator[tuple[int, np.ndarray]]:
         for group, _ in enumerate(sizes):
             ends = tuple(f".neocell.weight_{side}.{group}" for side in "ab")
             found = [
-                np.asarray(array, np.float32)
+                np.asarray(array, np.float64)
                 for name, array in checkpoint.arrays.items()
                 if name.startswith(f"stage_{stage}.") and name.endswith(ends)
             ]

@@ -24,7 +24,8 @@ def draw(plt, args):
     figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
     facts: dict = {"model": name, "image_size": list(size)}
     for panels, (word, network) in zip(axes, versions.items(), strict=True):
-        facts[f"{word}_shifts"] = rows = describe_fields(network, size)
+        with usage_errors():
+            facts[f"{word}_shifts"] = rows = describe_fields(network, size)
         for stage, (panel, row) in enumerate(zip(panels, rows, strict=True)):
             fields = receptive_fields(network, size, stage)
             middle = fields[fields.shape[0] // 2, fields.shape[1] // 2]

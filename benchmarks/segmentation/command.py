@@ -19,6 +19,7 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.environment import prepare_environment
+from neonext_ms.common.files import staging
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size
 
@@ -67,9 +68,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from neonext_ms.export.request import Request
 
     targets = ["onnx", "mindir"] + (["om"] if args.soc else [])
-    # Before the training, because options may be wrong.
+    # Before the training, because options may be wrong, or the folder may not be there to write in.
     request = Request(targets, om=OmOptions(args.soc, compile=False) if args.soc else None)
-    with signals_later():
+    with staging(args.output), signals_later():
         from .train import train
     line = StatusLine()
     source = train(

@@ -25,6 +25,7 @@ from neonext_ms.common.cli import (
     tolerance,
 )
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.files import check_output
 from neonext_ms.common.text import format_size, plural, printable
 
 from ..tolerances import DEFAULTS, NOISE_SAMPLES
@@ -88,6 +89,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
     for path in args.sides:
         if not Path(path).exists():
             raise InputError(f"{path}: no such file or folder; check the path")
+    if args.keep_dtype:
+        check_output(args.keep_dtype, [*args.sides, args.inputs, *args.images])
     with contextlib.ExitStack() as stack:
         return _run(args, _open(args, stack))
 
@@ -97,7 +100,7 @@ def _run(args: argparse.Namespace, sides: list[Activations]) -> int:
     if args.write_inputs:
         from .dump_side import write_inputs
 
-        paths = write_inputs(args.write_inputs, images)
+        paths = write_inputs(args.write_inputs, images, [args.inputs, *args.images])
         note(f"wrote {description} to {args.write_inputs}: all in {paths[0].name}, one each in {paths[1].name} ...")
         if len(sides) < 2:
             if args.json:

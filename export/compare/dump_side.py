@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, check_regular, explained, read_json
+from neonext_ms.common.files import atomic, check_distinct, check_regular, explained, read_json
 from neonext_ms.common.npy import npy_dtype, read_npy
 from neonext_ms.common.text import format_size, list_names, nearest, plural
 
@@ -350,17 +350,27 @@ def read_inputs(path: Path, size: tuple[int, int]) -> np.ndarray:
     return np.frombuffer(data, "<f4").reshape(-1, 3, *size)
 
 
-def write_inputs(folder: str | os.PathLike, images: np.ndarray) -> list[Path]:
+def write_inputs(
+    folder: str | os.PathLike, images: np.ndarray, read: Sequence[str | os.PathLike | None] = ()
+) -> list[Path]:
     """Write images to feed on a board: `input.npy` with all, and `input_000.bin` ... with one each, raw float32 NCHW.
+
+    Args:
+        folder: folder of the files.
+        images: the images.
+        read: files that they were read from.
 
     Raises:
         InputError: a file that cannot be written.
+        UsageError: a file to write is one of those that were read.
     """
     folder = Path(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     images = np.ascontiguousarray(images, np.dtype("<f4"))
     paths = [folder / "input.npy", *(folder / f"input_{i:03d}.bin" for i in range(len(images)))]
+    for path in paths:
+        check_distinct(path, read)
     with atomic(paths[0]) as staged, open(staged, "wb") as file:
         np.save(file, images)
     for path, image in zip(paths[1:], images, strict=True):

@@ -22,6 +22,7 @@ from neonext_ms.common.cli import (
     run,
 )
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import check_output
 
 if TYPE_CHECKING:
     from neonext_ms.benchmarks.board.report import Report
@@ -148,6 +149,8 @@ def _fit(args: argparse.Namespace, reports: Sequence[Report]) -> None:
     if not args.fit or len(reports) > 1:
         raise UsageError("--fit takes one report, and --kit and --output need --fit")
     output = Path(args.output) if args.output else None
+    if output:
+        check_output(output, args.reports)
     earlier = read_rows(output) if output and output.exists() else []
     result = refit(reports[0], Path(args.kit or Path(args.reports[0]).parent), earlier, quiet=False)
     if output:

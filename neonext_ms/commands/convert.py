@@ -41,13 +41,12 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from neonext_ms.checkpoint.checkpoint import format_for, load_checkpoint, save_checkpoint
-    from neonext_ms.common.errors import UsageError
+    from neonext_ms.common.files import check_distinct
     from neonext_ms.images.folder import read_labels
     from neonext_ms.models.registry import candidates
 
     written_as = format_for(args.output)
-    if _is_same_file(args.input, args.output):
-        raise UsageError(f"{args.output}: OUT is the same file as IN. Choose another name.")
+    check_distinct(args.output, [args.input, args.labels])
     checkpoint = load_checkpoint(args.input, args.shifts, args.ema, args.key, args.activation)
     architecture, notes, metadata = checkpoint.architecture, list(checkpoint.notes), dict(checkpoint.metadata)
     if architecture.shifts is None:
@@ -91,12 +90,6 @@ def _main(argv: Sequence[str] | None = None) -> None:
         print(f"recorded {', '.join(sorted(metadata))}")
     for text in notes:
         note(f"note: {text}")
-
-
-def _is_same_file(one: str, other: str) -> bool:
-    if os.path.exists(one) and os.path.exists(other):
-        return os.path.samefile(one, other)
-    return os.path.abspath(one) == os.path.abspath(other)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

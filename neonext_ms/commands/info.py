@@ -203,7 +203,8 @@ def _describe_manifest(path: str) -> dict:
     from neonext_ms.runtime.manifest import read_metadata
 
     values = read_metadata(read_text(path), path)
-    if "neonext_ms" not in values:
+    # The description of a kit for boards has a version of this package too.
+    if "neonext_ms" not in values or "kit" in values:
         raise InputError(f"{path}: not the manifest of an export. neonext-export writes one beside its files.")
     return values
 

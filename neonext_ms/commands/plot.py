@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from neonext_ms.common.cli import Parser, parse_size, print_json, run
+from neonext_ms.common.cli import Parser, parse_size, png_file, print_json, run
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.figures import pyplot, save_figure
 from neonext_ms.common.text import one_line, printable
@@ -68,7 +68,9 @@ def build_parser() -> Parser:
         "--map", type=parse_size, metavar="SIZE", help="map of figures 2 to 4 (at most 64), image of receptive-field"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--output", metavar="FILE.png", help="file to write (default: curves.png in the first run)")
+    output.add_argument(
+        "--output", type=png_file, metavar="FILE.png", help="file to write (default: curves.png in the first run)"
+    )
     output.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -119,6 +121,8 @@ def _draw_figure(args) -> None:
         raise UsageError(f"--figure {args.figure}: draws no run (got {printable(args.runs[0])})")
     if args.spec and module != "geometry":
         raise UsageError(f"--figure {args.figure}: --spec is for figures 2 to 4")
+    if args.map and module not in ("geometry", "receptive_field"):
+        raise UsageError(f"--figure {args.figure}: --map is for figures 2 to 4 and receptive-field")
     picture = import_module(f"neonext_ms.benchmarks.pictures.{module}")
     figure, facts = picture.draw(pyplot(), args)
     output = Path(args.output or f"figure_{args.figure}.png")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, batch_size, int_range, parse_size, print_json, random_seed
 from neonext_ms.common.errors import InputError, ParityError, UsageError, usage_errors
-from neonext_ms.common.files import atomic, parse_json, read_json
+from neonext_ms.common.files import atomic, check_output, parse_json, read_json
 from neonext_ms.common.text import plural, shorten
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def simulate(args: argparse.Namespace) -> None:
         raise UsageError("--model and --stage must be used together")
     if args.output and not args.output.endswith(".npz"):
         raise UsageError(f"--output {args.output}: expected a name that ends in .npz")
+    if args.output:
+        check_output(args.output)
     spec, size = _subject(args)
     arrays, results = check_kernels(
         spec,

@@ -95,7 +95,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
 
     with signals_later():
         from neonext_ms.training.data.loader import ReadingStoppedError
-        from neonext_ms.training.reader_watch import watch_readers
+        from neonext_ms.training.reader_watch import killed_text, watch_readers
         from neonext_ms.training.trainer import StoppedError, Trainer
 
         def report(text: str) -> None:
@@ -107,7 +107,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
         )
 
     def give_up(killed: signal.Signals) -> None:
-        note(f"error: {trainer.reader_killed(killed)}")
+        note(f"error: {killed_text(killed)}")
         _end_now(1)
 
     try:

@@ -59,7 +59,7 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     escape_output()
-    from neonext_ms.common.files import explained, publish, staging
+    from neonext_ms.common.files import check_distinct, check_replaceable, explained, publish, staging
     from neonext_ms.images.folder import CLASS_RULES, find_images, match_classes
 
     tree = find_images(args.folder)
@@ -67,8 +67,10 @@ def _main(argv: Sequence[str] | None = None) -> None:
         # The destination is opened first, so that a place that cannot be written is reported before the work begins.
         if args.predictions:
             destination = Path(args.predictions)
+            check_distinct(destination, [args.model, *(tree.root / file for file in tree.files)])
             if destination.is_dir():
                 raise InputError(f"{destination}: this is a folder. --predictions expects a file to write.")
+            check_replaceable(destination)
             stage = stack.enter_context(staging(destination.parent))
         model, preprocessing = open_model(args)
         stack.enter_context(model)

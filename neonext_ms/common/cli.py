@@ -6,6 +6,7 @@ Results go to stdout. Messages, progress and errors go to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
-from .files import explain, remove_private_folder
+from .files import NO_TEMPORARY_FOLDER, explain, remove_private_folder
 from .processors import processors
 from .text import CONTROLS, DECIMAL, one_line, shorten, visible
 
@@ -140,6 +141,9 @@ def _outcome(
     except OSError as error:
         if debug:
             raise
+        if error.errno == errno.ENOENT and error.filename is None:
+            # Nothing else is missing that has no name: `tempfile` has tried all places.
+            return 1, f"error: {NO_TEMPORARY_FOLDER}"
         where = error.filename if isinstance(error.filename, str) else "standard output"
         return 1, f"error: {explain(error, where)}"
     except Exception as error:
@@ -263,6 +267,17 @@ seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
 tolerance = float_range(0, MAX_TOLERANCE)
 percentage = _number(DECIMAL, float, lambda x: 0 <= x <= 100, "a number of percentage points from 0 to 100")
 fraction = _number(DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
+
+
+def png_file(text: str) -> str:
+    """Parse the name of a picture to write, so that no model is overwritten by one.
+
+    Raises:
+        argparse.ArgumentTypeError: another suffix.
+    """
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, got {shorten(text)}")
+    return text
 
 
 def threads(text: str) -> int:

@@ -15,11 +15,11 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, UsageError
 from .text import one_line, shorten
 
 
@@ -121,6 +121,7 @@ def _remove_abandoned(directory: Path) -> None:
                         shutil.rmtree(stage, ignore_errors=True)
 
 
+NO_TEMPORARY_FOLDER = "no temporary folder can be written. Set TMPDIR to one that can."
 _private: dict[int, tuple[contextlib.ExitStack, Path]] = {}
 
 
@@ -135,7 +136,7 @@ def private_folder() -> Path:
         try:
             place = tempfile.gettempdir()
         except OSError as error:
-            raise InputError("no temporary folder can be written. Set TMPDIR to one that can.") from error
+            raise InputError(NO_TEMPORARY_FOLDER) from error
         _private[os.getpid()] = stack, stack.enter_context(staging(place))
         atexit.register(remove_private_folder)
     return _private[os.getpid()][1]
@@ -157,6 +158,7 @@ def publish(staged: Path, final: str | os.PathLike, mode: int | None = None) -> 
         mode: permissions (default: those of a new file).
     """
     final = Path(final)
+    check_replaceable(final)
     with explained(final):
         umask = os.umask(0)
         os.umask(umask)
@@ -170,10 +172,72 @@ def publish(staged: Path, final: str | os.PathLike, mode: int | None = None) -> 
     return final
 
 
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Reject a path to write that is a pipe, socket or device: a rename would put a file in its place.
+
+    For root, `--output /dev/null` would take that from the whole machine.
+
+    Raises:
+        InputError: the path is one of these.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        # What is missing can be written; what cannot be reached is reported when it is written.
+        return
+    # /dev/stdout is a link to an open file, which may be an ordinary one.
+    link = os.path.islink(path) and os.readlink(os.fsdecode(path)).startswith("/proc/")
+    if link or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{os.fspath(path)}: this is a pipe, socket or device, which is not replaced. Name a file.")
+
+
+def check_distinct(output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None]) -> None:
+    """Reject a file to write that is one of the files to read, also under another name.
+
+    Args:
+        output: file to write.
+        inputs: files to read; None for one that was not given.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    for path in inputs:
+        if not path:
+            continue
+        try:
+            same = os.path.samefile(path, output)
+        except OSError:
+            same = os.path.abspath(os.fspath(path)) == os.path.abspath(os.fspath(output))
+        if same:
+            raise UsageError(f"{os.fspath(output)}: the output is the same file as an input. Choose another name.")
+
+
+def check_output(output: str | os.PathLike, inputs: Iterable[str | os.PathLike | None] = ()) -> None:
+    """Check before long work that a file can be written after it, and is none of the files to read.
+
+    Raises:
+        InputError: the file cannot be written.
+        UsageError: it is one of `inputs`.
+    """
+    output = Path(output)
+    check_distinct(output, inputs)
+    check_replaceable(output)
+    with explained(output):
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder")
+    with staging(output.parent):
+        pass
+
+
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` on success, delete it on error."""
+    """Yield a temporary path; rename it to `path` on success, delete it on error.
+
+    Raises:
+        InputError: the file cannot be written, or is there and no file (`check_replaceable`).
+    """
     path = Path(path)
+    check_replaceable(path)
     with staging(path.parent) as stage:
         staged = stage / path.name
         with explained(path):

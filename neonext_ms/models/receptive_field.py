@@ -8,16 +8,22 @@ the network works on single positions, except for the stem and the halving betwe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from neonext_ms.common.cli import progress
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
 from neonext_ms.ops.spec import Axis, NeoCellSpec
 
 from .architecture import STAGES, STEM_STRIDE, Architecture
 
 # Outputs that are followed at a time, to bound the memory.
 _CHUNK = 512
+# Patches of the stem. Time grows with their square: this many, of an image of 512x512, take minutes.
+_MOST_PATCHES = 128**2
 
 
 def receptive_fields(architecture: Architecture, image_size: tuple[int, int], stage: int) -> np.ndarray:
@@ -32,13 +38,22 @@ def receptive_fields(architecture: Architecture, image_size: tuple[int, int], st
         bool `(rows, columns, H / 4, W / 4)`: for every position of the stage's map, the patches of 4x4 pixels.
 
     Raises:
-        InputError: see `Architecture.maps`.
+        InputError: see `Architecture.maps`; or the image is too large to follow every output.
     """
     maps = architecture.maps(image_size)
+    if math.prod(maps[0]) > _MOST_PATCHES:
+        side = STEM_STRIDE * math.isqrt(_MOST_PATCHES)
+        raise InputError(
+            f"image size {format_size(image_size)}: too large for receptive fields, at most {side}x{side}. Those of "
+            "smaller images are the same but for the edges."
+        )
     layers = list(reversed(list(_layers(architecture, maps, stage))))
     height, width = maps[stage]
-    outputs = np.eye(height * width, dtype=np.float32).reshape(-1, height, width)
-    fields = [_spread(outputs[i : i + _CHUNK], layers) for i in range(0, len(outputs), _CHUNK)]
+    count = height * width
+    fields = []
+    for start in progress(range(0, count, _CHUNK), what=f"receptive field, stage {stage + 1}"):
+        outputs = np.eye(min(_CHUNK, count - start), count, start, dtype=np.float32).reshape(-1, height, width)
+        fields.append(_spread(outputs, layers))
     return np.concatenate(fields).reshape(height, width, *maps[0])
 
 

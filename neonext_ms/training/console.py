@@ -1,9 +1,10 @@
-"""The status line of a run in progress."""
+"""What a run in progress prints: a status line, and a line for each epoch."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from neonext_ms.common.cli import StatusLine
 
 from .result import StepResult
 from .run_state import Progress
+from .validation import Evaluation
 
 _REFRESH_SECONDS = 0.1
 
@@ -112,3 +114,16 @@ class ProgressLine(StatusLine):
             f"{speed * self.images:.1f} images/s", f"left {left}{self._scale}",
         ]  # fmt: skip
         self.show("  ".join(parts))
+
+
+def epoch_text(
+    epoch: int, epochs: int, results: Mapping[str, Evaluation], speed: Mapping[str, float], seconds: float
+) -> str:
+    """Return the line that reports an epoch, with the speed if it is known."""
+    parts = [f"{name} top-1 {100 * r.top1:.2f} % (loss {r.loss:.4f})" for name, r in results.items()]
+    text = f"epoch {epoch + 1}/{epochs}  {', '.join(parts)}"
+    if speed:
+        text += f"  {speed['images_per_second']:g} images/s"
+    if "communication" in speed:
+        text += f", {100 * speed['communication']:.1f} % communication"
+    return f"{text}  {seconds:.1f} s"

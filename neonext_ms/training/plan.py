@@ -91,6 +91,13 @@ def make_plan(
         interpolation=config.data.val_interpolation,
         mode=config.data.val_mode,
     )
+    if checkpoint is not None and (recorded_as := checkpoint.metadata.get("preprocessing")):
+        before = Preprocessing.from_dict(recorded_as)
+        if (before.mean, before.std) != (preprocessing.mean, preprocessing.std):
+            note(
+                f"mean and std differ: {list(before.mean)} and {list(before.std)} in {model.init}, "
+                f"{list(preprocessing.mean)} and {list(preprocessing.std)} in this run"
+            )
     metadata = {
         "shifts": list(architecture.shifts or ()),
         "activation": architecture.activation,

@@ -15,6 +15,14 @@ _PATIENCE = 60.0
 _INTERVAL = 2.0
 
 
+def killed_text(killed: Signals, saved: str = "") -> str:
+    """Return the message for a run that ends because a process that reads images was killed."""
+    return (
+        f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. {saved}"
+        "Lower data.workers or data.batch_size, and resume with --resume auto."
+    )
+
+
 @contextmanager
 def watch_readers(position: Callable[[], int], give_up: Callable[[Signals], None]) -> Iterator[None]:
     """Call `give_up` if a process that reads images was killed and the block makes no progress any more.

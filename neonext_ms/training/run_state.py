@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import atomic, explained, parse_json
+from neonext_ms.common.files import atomic, exclusive, explained, parse_json
 from neonext_ms.common.text import one_line, shorten
+
+from .data.image_sets import is_description
 
 # Folder of the checkpoints in that of a run.
 CHECKPOINTS = "checkpoints"
@@ -168,9 +171,6 @@ def _impossible(progress: Progress) -> str | None:
     def count(value: object, least: int = 0) -> bool:
         return type(value) is int and least <= value < _LARGEST_COUNT
 
-    def counts(value: object) -> bool:
-        return isinstance(value, list) and all(map(count, value))
-
     best, config, data = progress.best, progress.config, progress.data
     checks: list[tuple[str, object, bool, str]] = [
         *((name, getattr(progress, name), count(getattr(progress, name)), "a count") for name in _COUNTS),
@@ -178,7 +178,7 @@ def _impossible(progress: Progress) -> str | None:
         ("world", progress.world, count(progress.world, 1), "a number of cards"),
         ("best", best, isinstance(best, dict), "a mapping"),
         ("config", config, isinstance(config, dict) and all(isinstance(v, dict) for v in config.values()), "mappings"),
-        ("data", data, isinstance(data, dict), "a mapping"),
+        ("data", data, is_description(data), "names of classes and numbers of images"),
         ("scales", progress.scales, isinstance(progress.scales, dict), "a mapping"),
     ]
     if isinstance(best, dict) and best:
@@ -188,13 +188,6 @@ def _impossible(progress: Progress) -> str | None:
             ("best weights", best.get("weights"), best.get("weights") in ("model", "ema"), "model or ema"),
             ("best top1", top1, isinstance(top1, (int, float)) and 0 <= top1 <= 1, "a number from 0 to 1"),
         ]
-    if isinstance(data, dict) and data:
-        names: Any = data.get("classes")
-        listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        checks.append(("data classes", names, listed, "a list of names"))
-        for part in {"train", "val"} & data.keys():
-            right = counts(data[part]) and listed and len(data[part]) == len(names)
-            checks.append((f"data {part}", data[part], right, "a number of images for each class"))
     for name, value, possible, expected in checks:
         if not possible:
             return f"{name} is {shorten(value)}, expected {expected}"
@@ -247,3 +240,18 @@ def find_state(output: Path, checkpoints: Checkpoints, resume: str | None, note:
             raise InputError(f"{path}: no checkpoints. Name the folder of a run or a file step-*.safetensors.")
         return state
     return path, *load_state(path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder of a run, and lock it, so that no second run writes into it.
+
+    Raises:
+        InputError: another run has locked it.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, wait=False) as alone:
+        if not alone:
+            raise InputError(f"{folder}: in use by another run. Wait for its end, or choose another run.output.")
+        yield

@@ -18,7 +18,7 @@ from neonext_ms.checkpoint.checkpoint import save_checkpoint
 from neonext_ms.checkpoint.infer_architecture import infer_architecture
 from neonext_ms.checkpoint.metadata import SCALES
 from neonext_ms.common.errors import InputError, NeoNextError, UsageError
-from neonext_ms.common.files import atomic, exclusive, explained
+from neonext_ms.common.files import atomic
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.signals import killed_child
 from neonext_ms.common.text import format_size, list_names, plural
@@ -29,7 +29,7 @@ from . import distributed
 from .config.changes import changes
 from .config.load import config_yaml
 from .config.schema import Config
-from .console import ProgressLine, StepWindow
+from .console import ProgressLine, StepWindow, epoch_text
 from .data.datasets import open_dataset
 from .data.image_sets import BrokenImages, check_data, describe_data
 from .data.loader import ReadingStoppedError, TrainBatch, TrainLoader, validation_batches
@@ -37,8 +37,9 @@ from .fine_tuning import ScalesOf, check_quantize, find_scales
 from .optimizers import full_rate
 from .plan import check_network, make_plan
 from .precision import check_precision
+from .reader_watch import killed_text
 from .result import StepResult
-from .run_state import CHECKPOINTS, Checkpoints, Progress, find_state
+from .run_state import CHECKPOINTS, Checkpoints, Progress, find_state, locked
 from .runlog import RunLog, describe_run, write_predictions, write_run
 from .schedule import activation_share, learning_rate
 from .step import MODEL, TrainStep
@@ -161,7 +162,7 @@ class Trainer:
             InputError: too many images are broken, the disk is full, ...; the message says what to do.
             StoppedError: a signal or `run.stop_after` ended the run. Its state is saved.
         """
-        with self._lock(), self._signals:
+        with locked(self.output) if self.cards.first else contextlib.nullcontext(), self._signals:
             if self.cards.first:
                 with atomic(self.output / "config.yaml") as staged:
                     staged.write_text(config_yaml(self.config), encoding="utf-8")
@@ -178,7 +179,7 @@ class Trainer:
             except Exception as error:
                 # MindSpore reports it with errors of many kinds.
                 if killed := self._signals.killed or killed_child():
-                    raise InputError(self.reader_killed(killed)) from error
+                    raise InputError(killed_text(killed)) from error
                 raise
 
     def _make_step(self, weights: Mapping[str, np.ndarray], blend_from: str | None) -> TrainStep:
@@ -206,13 +207,6 @@ class Trainer:
             state = self.step.state()
             self.step = self._make_step(self.step.weights(), None)
             self.step.load_state(state)
-
-    def reader_killed(self, killed: signal.Signals, saved: str = "") -> str:
-        """Return the message for a run that ends because a process that reads images was killed."""
-        return (
-            f"a process that reads images was killed ({killed.name}), perhaps because memory ran out. {saved}"
-            "Lower data.workers or data.batch_size, and resume with --resume auto."
-        )
 
     def _stops_reading(self) -> bool:
         """Return whether to give up waiting for images; several cards can only stop together, after a step."""
@@ -375,7 +369,7 @@ class Trainer:
         reason = f"run.stop_after={self.config.run.stop_after}"
         if self._signals.killed is not None:
             saved = f"The state after step {self.progress.step} is saved in {path}. "
-            raise InputError(self.reader_killed(self._signals.killed, saved))
+            raise InputError(killed_text(self._signals.killed, saved))
         if self._signals.number is not None:
             reason = signal.Signals(self._signals.number).name
         raise StoppedError(f"{reason} after step {self.progress.step}: saved {path}. Resume with --resume auto.")
@@ -436,12 +430,7 @@ class Trainer:
             row |= {f"{prefix}{key}": round(getattr(result, key), 6) for key in ("loss", "top1", "top5")}
         if self.log:
             self.log.epoch(row)
-        text = ", ".join(f"{name} top-1 {100 * r.top1:.2f} % (loss {r.loss:.4f})" for name, r in results.items())
-        if speed:
-            text += f"  {speed['images_per_second']:g} images/s"
-        if "communication" in speed:
-            text += f", {100 * speed['communication']:.1f} % communication"
-        self.report(f"epoch {epoch + 1}/{self.config.schedule.epochs}  {text}  {seconds:.1f} s")
+        self.report(epoch_text(epoch, self.config.schedule.epochs, results, speed, seconds))
         for name, result in results.items():
             if result.top1 > self.progress.best.get("top1", -1):
                 best = {"epoch": epoch, "step": self.progress.step, "weights": name, "top1": result.top1}
@@ -503,18 +492,3 @@ class Trainer:
             f"{plural(cards, 'card')} x {optimizer.accumulate}), scaled from {optimizer.lr:.4g} for "
             f"{optimizer.reference_batch} by the rule {optimizer.lr_rule!r}"
         )
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Lock the folder of the run, so that no second run writes into it."""
-        if not self.cards.first:
-            yield
-            return
-        with explained(self.output):
-            self.output.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.output, wait=False) as locked:
-            if not locked:
-                raise InputError(
-                    f"{self.output}: in use by another run. Wait for its end, or choose another run.output."
-                )
-            yield

@@ -3,12 +3,13 @@
 //     y = r + keep_n s_c (W2 f(W1 (gamma x + beta) + b1) + b2)
 //
 // f is an activation (activations.h). W1 is (I, C), W2 (C, I), gamma, beta, s and b2 are (C), b1 is (I), keep is (N) or
-// (1). The factors go into the matrices, V1 = W1 diag(gamma), c1 = b1 + W1 beta, V2 = diag(s) W2, c2 = s b2, which leaves
-// y = r + keep (V2 f(h) + c2) with h = V1 x + c1. Backward, with g = keep dy and e = f'(h) * (V2' g):
+// (1). With n = gamma x + beta and h = W1 n + b1, y = r + keep s (W2 f(h) + b2). Backward, with g = keep dy:
 //
+//     e = f'(h) * (W2' (s g)),  dW1 = e n',  db1 = sum e
 //     G = g f(h)',  dW2 = diag(s) G,  db2_c = s_c sum g_c,  ds_c = sum_i G_ci W2_ci + b2_c sum g_c
-//     E = e x',     dW1 = E diag(gamma) + (sum e) beta',  db1 = sum e,  dx = V1' e
-//     dgamma_c = sum_i E_ic W1_ic,  dbeta_c = sum_i W1_ic sum e_i
+//     v = W1' e,    dx = gamma v,  dgamma_c = sum v_c x_c,  dbeta_c = sum v_c
+//
+// Maps take the factors, not the matrices: the matrices of the last stages are larger than the maps of small images.
 //
 // The pixels of all images are columns of one matrix. They are computed in panels: the columns of some images, side by
 // side, or a part of the columns of one image. Where there are many columns, a thread does everything for a panel while
@@ -130,48 +131,6 @@ struct Weights {
   const float *activation;
 };
 
-// V1, c1, V2 and c2.
-class Factors {
- public:
-  Factors(const Weights &w, int64_t channels, int64_t inner)
-      : storage_(2 * inner * channels + inner + channels), v1_(storage_.values()), v2_(v1_ + inner * channels),
-        c1_(v2_ + inner * channels), c2_(c1_ + inner) {
-    parallel(divided(inner, kRows), [=](int64_t block) {
-      for (int64_t i = block * kRows; i < std::min(inner, (block + 1) * kRows); ++i) {
-        const float *const row = w.w1 + i * channels;
-        float *const to = v1_ + i * channels;
-#pragma GCC ivdep
-        for (int64_t c = 0; c < channels; ++c) {
-          to[c] = row[c] * w.gamma[c];
-        }
-        const auto term = [=](int64_t c, float &sum, float &) { sum += row[c] * w.beta[c]; };
-        c1_[i] = static_cast<float>(accumulate(channels, term).first + w.b1[i]);
-      }
-    });
-    parallel(divided(channels, kRows), [=](int64_t block) {
-      for (int64_t c = block * kRows; c < std::min(channels, (block + 1) * kRows); ++c) {
-        const float scale = w.s[c], *const row = w.w2 + c * inner;
-        float *const to = v2_ + c * inner;
-#pragma GCC ivdep
-        for (int64_t i = 0; i < inner; ++i) {
-          to[i] = scale * row[i];
-        }
-        c2_[c] = scale * w.b2[c];
-      }
-    });
-  }
-
-  const float *v1() const { return v1_; }
-  const float *v2() const { return v2_; }
-  const float *c1() const { return c1_; }
-  const float *c2() const { return c2_; }
-
- private:
-  static constexpr int64_t kRows = 64;
-  Workspace storage_;
-  float *const v1_, *const v2_, *const c1_, *const c2_;
-};
-
 struct Shape {
   int64_t images, channels, inner, area;
 };
@@ -207,8 +166,7 @@ class Forward {
  public:
   Forward(const Shape &shape, const Plan &plan, const Weights &weights, const float *x, const float *residual, float *y,
           float *hidden)
-      : shape_(shape), plan_(plan), weights_(weights), factors_(weights, shape.channels, shape.inner), x_(x),
-        residual_(residual), y_(y), hidden_(hidden) {}
+      : shape_(shape), plan_(plan), weights_(weights), x_(x), residual_(residual), y_(y), hidden_(hidden) {}
 
   void run(const Panel &panel) const {
     const int64_t channels = shape_.channels, inner = shape_.inner, columns = panel.columns();
@@ -224,8 +182,14 @@ class Forward {
  private:
   void gather(const Panel &panel, const Range &rows, const Range &range, float *narrow) const {
     for (int64_t c = rows.low; c < rows.high; ++c) {
+      const float gamma = weights_.gamma[c], beta = weights_.beta[c];
       for_images(panel, range, [&](int64_t image, int64_t pixel, int64_t column, int64_t width) {
-        copy(x_ + (image * shape_.channels + c) * shape_.area + pixel, narrow + c * panel.columns() + column, width);
+        const float *const from = x_ + (image * shape_.channels + c) * shape_.area + pixel;
+        float *const to = narrow + c * panel.columns() + column;
+#pragma GCC ivdep
+        for (int64_t i = 0; i < width; ++i) {
+          to[i] = gamma * from[i] + beta;
+        }
       });
     }
   }
@@ -234,10 +198,10 @@ class Forward {
     const int64_t columns = panel.columns(), width = range.high - range.low;
     float *const hidden = hidden_ + shape_.inner * panel.first;
     product(rows.high - rows.low, width, shape_.channels,
-            {factors_.v1() + rows.low * shape_.channels, shape_.channels}, {narrow + range.low, columns},
+            {weights_.w1 + rows.low * shape_.channels, shape_.channels}, {narrow + range.low, columns},
             hidden + rows.low * columns + range.low, columns);
     for (int64_t row = rows.low; row < rows.high; ++row) {
-      const float shift = factors_.c1()[row];
+      const float shift = weights_.b1[row];
       float *const from = hidden + row * columns, *const to = wide + row * columns;
       with_activation(weights_.activation, [=](const auto &activation) {
 #pragma GCC ivdep
@@ -253,18 +217,18 @@ class Forward {
   void contract(const Panel &panel, const Range &rows, const Range &range, const float *wide, float *narrow) const {
     const int64_t columns = panel.columns();
     product(rows.high - rows.low, range.high - range.low, shape_.inner,
-            {factors_.v2() + rows.low * shape_.inner, shape_.inner}, {wide + range.low, columns},
+            {weights_.w2 + rows.low * shape_.inner, shape_.inner}, {wide + range.low, columns},
             narrow + rows.low * columns + range.low, columns);
     for (int64_t c = rows.low; c < rows.high; ++c) {
-      const float shift = factors_.c2()[c];
+      const float shift = weights_.b2[c];
       for_images(panel, range, [&](int64_t image, int64_t pixel, int64_t column, int64_t width) {
         const float *const from = narrow + c * columns + column;
         const int64_t start = (image * shape_.channels + c) * shape_.area + pixel;
-        const float *const more = residual_ + start, keep = weights_.keep[image % weights_.keeps];
+        const float *const more = residual_ + start, factor = weights_.keep[image % weights_.keeps] * weights_.s[c];
         float *const to = y_ + start;
 #pragma GCC ivdep
         for (int64_t i = 0; i < width; ++i) {
-          to[i] = more[i] + keep * (from[i] + shift);
+          to[i] = more[i] + factor * (from[i] + shift);
         }
       });
     }
@@ -273,24 +237,24 @@ class Forward {
   const Shape shape_;
   const Plan &plan_;
   const Weights weights_;
-  const Factors factors_;
   const float *const x_, *const residual_;
   float *const y_, *const hidden_;
 };
 
-// Sums over the panels of a slice: E and the sums of e, G and the sums of g.
+// Sums over the panels of a slice: dW1, G, and the sums of e, g, v x and v.
 struct Slice {
-  float *e, *g;
-  double *sums_e, *sums_g;
+  float *w1, *g;
+  double *sums_e, *sums_g, *sums_vx, *sums_v;
 };
 
 class Backward {
  public:
+  // The first slice has its matrices in `dw1` and `g`.
   Backward(const Shape &shape, const Plan &plan, const Weights &weights, const float *dy, const float *x,
-           const float *hidden, float *dx)
-      : shape_(shape), plan_(plan), weights_(weights), factors_(weights, shape.channels, shape.inner), dy_(dy), x_(x),
-        hidden_(hidden), dx_(dx), matrices_(plan.slices() * 2 * shape.channels * shape.inner),
-        sums_(plan.slices() * (shape.channels + shape.inner)) {}
+           const float *hidden, float *dx, float *dw1, float *g)
+      : shape_(shape), plan_(plan), weights_(weights), dy_(dy), x_(x), hidden_(hidden), dx_(dx), dw1_(dw1), g_(g),
+        matrices_((plan.slices() - 1) * 2 * shape.channels * shape.inner),
+        sums_(plan.slices() * (3 * shape.channels + shape.inner)) {}
 
   void run(int64_t slice) {
     const Range panels = part(plan_.count(), slice, plan_.slices());
@@ -301,16 +265,18 @@ class Backward {
 
   // Returns the sums over all slices, in place of those of the first one.
   Slice total() {
-    const int64_t size = 2 * shape_.channels * shape_.inner, count = shape_.channels + shape_.inner;
-    float *const matrices = matrices_.values();
+    const int64_t size = shape_.channels * shape_.inner, count = 3 * shape_.channels + shape_.inner;
+    const Slice all = sums_of(0);
     constexpr int64_t kPiece = 4096;
-    parallel(divided(size, kPiece), [=](int64_t piece) {
-      const int64_t last = std::min(size, (piece + 1) * kPiece);
+    parallel(2 * divided(size, kPiece), [=](int64_t index) {
+      float *const to = index % 2 == 0 ? all.w1 : all.g;
+      const int64_t first = index / 2 * kPiece, last = std::min(size, first + kPiece);
       for (int64_t slice = 1; slice < plan_.slices(); ++slice) {
-        const float *const from = matrices + slice * size;
+        const Slice some = sums_of(slice);
+        const float *const from = index % 2 == 0 ? some.w1 : some.g;
 #pragma GCC ivdep
-        for (int64_t i = piece * kPiece; i < last; ++i) {
-          matrices[i] += from[i];
+        for (int64_t i = first; i < last; ++i) {
+          to[i] += from[i];
         }
       }
     });
@@ -319,54 +285,61 @@ class Backward {
         sums_[i] += sums_[slice * count + i];
       }
     }
-    return sums_of(0);
+    return all;
   }
 
  private:
   Slice sums_of(int64_t slice) {
-    const int64_t channels = shape_.channels, inner = shape_.inner;
-    float *const e = matrices_.values() + slice * 2 * channels * inner;
-    double *const sums = sums_.data() + slice * (channels + inner);
-    return {e, e + channels * inner, sums, sums + inner};
+    const int64_t channels = shape_.channels, inner = shape_.inner, size = channels * inner;
+    double *const sums = sums_.data() + slice * (3 * channels + inner), *const others = sums + inner;
+    float *const w1 = slice == 0 ? dw1_ : matrices_.values() + (slice - 1) * 2 * size;
+    return {w1, slice == 0 ? g_ : w1 + size, sums, others, others + channels, others + 2 * channels};
   }
 
   void run_panel(const Panel &panel, const Slice &slice, bool first) const {
     const int64_t channels = shape_.channels, inner = shape_.inner, columns = panel.columns();
-    Workspace workspace(2 * (channels + inner) * columns);
-    // x, g (later dx), f(h) and e.
-    float *const x = workspace.values(), *const g = x + channels * columns, *const value = g + channels * columns,
-                 *const e = value + inner * columns;
-    const Extent extents[] = {
-        {channels, columns}, {inner, columns}, {channels, inner}, {inner, channels}, {channels, columns}};
+    Workspace workspace((4 * channels + 2 * inner) * columns);
+    float *const x = workspace.values(), *const n = x + channels * columns, *const g = n + channels * columns;
+    // s g, later v.
+    float *const v = g + channels * columns;
+    float *const value = v + channels * columns, *const e = value + inner * columns;
+    const Extent extents[] = {{channels, columns}, {inner, columns},    {channels, inner},
+                              {inner, channels},   {channels, columns}, {channels, 1}};
     run_steps(plan_.alone(), extents, [=, &panel](int number, const Range &rows, const Range &range) {
       switch (number) {
-        case 0: return gather(panel, rows, range, x, g);
-        case 1: return expand(panel, rows, range, g, value, e);
+        case 0: return gather(panel, rows, range, x, n, g, v);
+        case 1: return expand(panel, rows, range, v, value, e);
         case 2: return correlate(columns, rows, range, g, value, slice.g, inner, slice.sums_g, first);
-        case 3: return correlate(columns, rows, range, e, x, slice.e, channels, slice.sums_e, first);
-        default: return contract(panel, rows, range, e, g);
+        case 3: return correlate(columns, rows, range, e, n, slice.w1, channels, slice.sums_e, first);
+        case 4: return contract(columns, rows, range, e, v);
+        default: return scatter(panel, rows, x, v, slice, first);
       }
     });
   }
 
-  void gather(const Panel &panel, const Range &rows, const Range &range, float *x, float *g) const {
+  void gather(const Panel &panel, const Range &rows, const Range &range, float *x, float *n, float *g,
+              float *scaled) const {
     for (int64_t c = rows.low; c < rows.high; ++c) {
+      const float gamma = weights_.gamma[c], beta = weights_.beta[c], scale = weights_.s[c];
       for_images(panel, range, [&](int64_t image, int64_t pixel, int64_t column, int64_t width) {
         const int64_t from = (image * shape_.channels + c) * shape_.area + pixel, to = c * panel.columns() + column;
-        copy(x_ + from, x + to, width);
         const float keep = weights_.keep[image % weights_.keeps];
 #pragma GCC ivdep
         for (int64_t i = 0; i < width; ++i) {
+          x[to + i] = x_[from + i];
+          n[to + i] = gamma * x_[from + i] + beta;
           g[to + i] = keep * dy_[from + i];
+          scaled[to + i] = scale * g[to + i];
         }
       });
     }
   }
 
-  void expand(const Panel &panel, const Range &rows, const Range &range, const float *g, float *value, float *e) const {
+  void expand(const Panel &panel, const Range &rows, const Range &range, const float *scaled, float *value,
+              float *e) const {
     const int64_t columns = panel.columns();
     product(rows.high - rows.low, range.high - range.low, shape_.channels,
-            {factors_.v2() + rows.low, shape_.inner, true}, {g + range.low, columns},
+            {weights_.w2 + rows.low, shape_.inner, true}, {scaled + range.low, columns},
             e + rows.low * columns + range.low, columns);
     for (int64_t row = rows.low; row < rows.high; ++row) {
       const float *const hidden = hidden_ + shape_.inner * panel.first + row * columns;
@@ -401,24 +374,38 @@ class Backward {
     }
   }
 
-  void contract(const Panel &panel, const Range &rows, const Range &range, const float *e, float *narrow) const {
-    const int64_t columns = panel.columns();
+  void contract(int64_t columns, const Range &rows, const Range &range, const float *e, float *v) const {
     product(rows.high - rows.low, range.high - range.low, shape_.inner,
-            {factors_.v1() + rows.low, shape_.channels, true}, {e + range.low, columns},
-            narrow + rows.low * columns + range.low, columns);
+            {weights_.w1 + rows.low, shape_.channels, true}, {e + range.low, columns},
+            v + rows.low * columns + range.low, columns);
+  }
+
+  void scatter(const Panel &panel, const Range &rows, const float *x, const float *v, const Slice &slice,
+               bool first) const {
+    const int64_t columns = panel.columns();
     for (int64_t c = rows.low; c < rows.high; ++c) {
-      for_images(panel, range, [&](int64_t image, int64_t pixel, int64_t column, int64_t width) {
-        copy(narrow + c * columns + column, dx_ + (image * shape_.channels + c) * shape_.area + pixel, width);
+      const float gamma = weights_.gamma[c], *const values = x + c * columns, *const up = v + c * columns;
+      for_images(panel, {0, columns}, [&](int64_t image, int64_t pixel, int64_t column, int64_t width) {
+        float *const to = dx_ + (image * shape_.channels + c) * shape_.area + pixel;
+#pragma GCC ivdep
+        for (int64_t i = 0; i < width; ++i) {
+          to[i] = gamma * up[column + i];
+        }
       });
+      const Sums sums = accumulate(columns, [=](int64_t i, float &with_x, float &plain) {
+        with_x += up[i] * values[i];
+        plain += up[i];
+      });
+      slice.sums_vx[c] = first ? sums.first : slice.sums_vx[c] + sums.first;
+      slice.sums_v[c] = first ? sums.second : slice.sums_v[c] + sums.second;
     }
   }
 
   const Shape shape_;
   const Plan &plan_;
   const Weights weights_;
-  const Factors factors_;
   const float *const dy_, *const x_, *const hidden_;
-  float *const dx_;
+  float *const dx_, *const dw1_, *const g_;
   Workspace matrices_;
   std::vector<double> sums_;
 };
@@ -464,46 +451,27 @@ NEONEXT_KERNEL(mlp_grad) {
   const Weights w = weights_at(data, shapes[7][0], 11);
   float *const *const results = reinterpret_cast<float **>(data + 12);
   Backward backward(shape, plan, w, static_cast<const float *>(data[10]), static_cast<const float *>(data[8]),
-                    static_cast<const float *>(data[9]), results[0]);
+                    static_cast<const float *>(data[9]), results[0], results[3], results[5]);
   if (plan.alone()) {
     parallel(plan.slices(), [&](int64_t slice) { backward.run(slice); });
   } else {
     backward.run(0);
   }
   const Slice sums = backward.total();
+  std::copy(sums.sums_e, sums.sums_e + inner, results[4]);
+  std::copy(sums.sums_vx, sums.sums_vx + channels, results[1]);
+  std::copy(sums.sums_v, sums.sums_v + channels, results[2]);
   constexpr int64_t kRows = 16;
-  parallel(divided(inner, kRows), [=](int64_t block) {
-    for (int64_t i = block * kRows; i < std::min(inner, (block + 1) * kRows); ++i) {
-      const float sum = static_cast<float>(sums.sums_e[i]);
-      const float *const from = sums.e + i * channels;
-      float *const to = results[3] + i * channels;
-#pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) {
-        to[c] = from[c] * w.gamma[c] + sum * w.beta[c];
-      }
-      results[4][i] = sum;
-    }
-  });
   parallel(divided(channels, kRows), [=](int64_t block) {
-    const int64_t low = block * kRows, high = std::min(channels, low + kRows);
-    double dgamma[kRows] = {}, dbeta[kRows] = {};
-    for (int64_t i = 0; i < inner; ++i) {
-      for (int64_t c = low; c < high; ++c) {
-        dgamma[c - low] += static_cast<double>(sums.e[i * channels + c]) * w.w1[i * channels + c];
-        dbeta[c - low] += sums.sums_e[i] * w.w1[i * channels + c];
-      }
-    }
-    for (int64_t c = low; c < high; ++c) {
-      results[1][c] = static_cast<float>(dgamma[c - low]);
-      results[2][c] = static_cast<float>(dbeta[c - low]);
-      const float *const from = sums.g + c * inner, *const weights = w.w2 + c * inner, scale = w.s[c];
-      float *const to = results[5] + c * inner;
-      const auto term = [=](int64_t i, float &sum, float &) { sum += from[i] * weights[i]; };
+    for (int64_t c = block * kRows; c < std::min(channels, (block + 1) * kRows); ++c) {
+      const float scale = w.s[c], *const weights = w.w2 + c * inner;
+      float *const g = sums.g + c * inner;
+      const auto term = [=](int64_t i, float &sum, float &) { sum += g[i] * weights[i]; };
       results[7][c] = static_cast<float>(accumulate(inner, term).first + w.b2[c] * sums.sums_g[c]);
       results[6][c] = static_cast<float>(scale * sums.sums_g[c]);
 #pragma GCC ivdep
       for (int64_t i = 0; i < inner; ++i) {
-        to[i] = scale * from[i];
+        g[i] *= scale;
       }
     }
   });

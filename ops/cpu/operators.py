@@ -415,9 +415,22 @@ def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_varia
         float32 `(N, C, H, W)`, and the next moving mean and variance.
     """
     _, _, height, width = x.shape
-    inputs = (x, _flat(weights_a), _flat(weights_b), *linear, keep, moving_mean, moving_variance, settings)
+    matrices = _flat(weights_a), _flat(weights_b)
+    inputs = (x, *matrices, *_values(linear), keep, moving_mean, moving_variance, settings)
     y, next_mean, next_variance, _, _, _ = _block(spec, height, width)(*inputs)
     return y, next_mean, next_variance
+
+
+def _values(parameters):
+    """Return what Parameters hold.
+
+    A compiled graph copies a Parameter each time if a cell takes it and reads it in both passes. It reads an operand
+    of a reshape once, and drops a reshape that changes nothing.
+    """
+    values: tuple = ()
+    for parameter in parameters:
+        values = (*values, parameter.reshape(parameter.shape))
+    return values
 
 
 def _flat(weights):

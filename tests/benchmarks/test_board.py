@@ -29,6 +29,7 @@ from neonext_ms.benchmarks.board.report import lines, read_report, summary
 from neonext_ms.benchmarks.board.weights import join
 from neonext_ms.benchmarks.latency import command as estimate_command
 from neonext_ms.commands import board
+from neonext_ms.common.errors import NeoNextError
 from neonext_ms.export.om import cann_log
 from neonext_ms.export.onnx.runnable import expand_custom
 from neonext_ms.export.source import Source
@@ -154,7 +155,7 @@ def test_run_py_is_one_file_for_python_3_7():
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
     assert imports - set(sys.stdlib_module_names) == {"numpy", "acl"}
-    assert text.count("\n") <= 900
+    assert text.count("\n") <= 910
     assert [path.name for path in KIT.glob("*.py")] == ["run.py"]
 
 
@@ -342,6 +343,45 @@ def test_a_kit_for_another_device_and_a_damaged_one(kit, tmp_path):
     assert code == 1 and "not a complete kit" in out and "Traceback" not in out
 
 
+def test_a_kit_replaces_a_kit_alone(source, packed, tmp_path, monkeypatch):
+    wanted = Wanted("Ascend310P3", (1,))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "kit.json").write_text("{}")
+    (mine / "thesis.txt").write_text("precious")
+    ran = Path(shutil.copytree(packed, tmp_path / "ran"))
+    (ran / "board_report.json").write_text("{}")
+    (tmp_path / "link").symlink_to(packed)
+    monkeypatch.chdir(tmp_path)
+    refused = {
+        "mine": "with other files",
+        "ran": "such as board_report.json",
+        "link": "a link",
+        "mine/thesis.txt": "a folder was",
+    }
+    for place, problem in {**refused, ".": "current folder", "..": "current folder"}.items():
+        with pytest.raises(NeoNextError, match=problem):
+            pack(source, wanted, place)
+    assert (mine / "thesis.txt").read_text() == "precious" and len(list(tmp_path.iterdir())) == 3
+    # A kit, and nothing else.
+    old = Path(shutil.copytree(packed, tmp_path / "old"))
+    assert pack(source, wanted, old)["batches"] == [1]
+    assert json.loads((old / "kit.json").read_text())["batches"] == [1]
+
+
+@pytest.mark.parametrize(("way", "encoding"), [(">&-", "utf-8"), (">/dev/full", "utf-8"), (">{}/said", "ascii")])
+def test_a_run_needs_nobody_who_reads(way, encoding, tmp_path):
+    way = way.format(tmp_path)
+    code = "import run; run.say('\u8bbe'); run.say('done'); open('ended', 'w').close()"
+    shutil.copy(RUN, tmp_path)
+    command = ["sh", "-c", f'exec {sys.executable} -c "$0" {way}', code]
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "") and (tmp_path / "ended").exists()
+    if "said" in way:
+        assert (tmp_path / "said").read_text() == "\\u8bbe\ndone\n"
+
+
 def test_a_run_that_is_killed_goes_on(kit, packed, tmp_path):
     environ = install(tmp_path / "board", {"atc": {"matmul_b2": "wrong:stage_1.0"}})
     for seconds in (0.3, 1.2, 2.5):
@@ -369,7 +409,9 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
     steps = {f"parity/{name}": {"status": "done", "result": {"1": {"right": True}}} for name in times}
     steps["latency/1"] = {"status": "done", "result": times}
     steps["machine"] = {"status": "done", "result": {"soc": "Ascend310P3"}}
-    report = {"board_report": 1, "kit": {"name": "tiny", "soc": "Ascend310P3"}, "builds": content["builds"]}
+    digest = run_py.sha256(packed / "SHA256SUMS")[:16]
+    made_of = {"name": "tiny", "soc": "Ascend310P3", "digest": digest}
+    report = {"board_report": 1, "kit": made_of, "builds": content["builds"]}
     (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
     figures = [figure for figure in read() if figure.model == "ResNet-18"][:2]
     monkeypatch.setattr(fit, "read_figures", lambda: figures)
@@ -395,8 +437,26 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
         (tmp_path / "bad.json").write_text(text)
         assert board.main([*argv, "--output", str(tmp_path / "bad.json")]) == 1
         assert "not a file of neonext-board report --fit" in capsys.readouterr().err
-    assert estimate_command.main([*estimate, "--fitted", str(tmp_path / "r.json")]) == 1
-    assert "not a fitted device model" in capsys.readouterr().err
+    fitted = json.loads(stored.read_text())
+    fitted["parameters"]["cube_share"] = 50.0
+    (tmp_path / "fast.json").write_text(json.dumps(fitted))
+    for name in ("r.json", "fast.json"):
+        assert estimate_command.main([*estimate, "--fitted", str(tmp_path / name)]) == 1
+        assert "not a fitted device model" in capsys.readouterr().err
+    impossible = json.loads(json.dumps(steps))
+    for p50, problem in ((-1.0, "expected a number from 0"), (10**400, "expected a number"), (1e-320, "cannot have")):
+        next(iter(impossible["latency/1"]["result"].values()))["compute_ms"]["p50"] = p50
+        (tmp_path / "i.json").write_text(json.dumps({**report, "steps": impossible}))
+        assert board.main(["report", str(tmp_path / "i.json"), *argv[2:]]) == 1
+        assert problem in capsys.readouterr().err
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))
+    for damage, problem in ((lambda: (copy / "kit.json").write_text("{}"), "kit.json: damaged"),
+                            (lambda: (copy / "kit.json").unlink(), "no such file"),
+                            (lambda: os.mkfifo(copy / "kit.json"), "not a regular file"),
+                            (lambda: (copy / "SHA256SUMS").write_text(""), "not the kit of")):  # fmt: skip
+        damage()
+        assert board.main([*argv[:3], "--kit", str(copy)]) == 1
+        assert problem in capsys.readouterr().err
     steps["machine"]["result"]["stand_in"] = True
     (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
     assert board.main(argv) == 1 and "it ran on stand-ins" in capsys.readouterr().err

@@ -9,6 +9,8 @@ import pytest
 from conftest import DATA
 from neonext_ms import load_checkpoint
 from neonext_ms.benchmarks.claims import command
+from neonext_ms.checkpoint.checkpoint import save_checkpoint
+from neonext_ms.models.scales import Scales
 
 CONFIG = """\
 model: {dims: [4, 4, 4, 4], per_stage_layers: [1, 1, 1, 1], shifts: [1, 1, 0, 0], image_size: 32}
@@ -45,14 +47,21 @@ def test_kernels_and_shifts_are_compared_and_resume(tmp_path, capsys):
 
 
 def test_a_resampled_network_hardly_loses(tmp_path, capsys):
-    checkpoint, output = str(DATA / "digits_64.pt"), tmp_path / "resampled.safetensors"
-    arguments = ["resample", "--checkpoint", checkpoint, "--shifts", "1,1,0,0", "--image-size", "64", "--limit", "60"]
+    checkpoint, output = tmp_path / "digits.safetensors", tmp_path / "resampled.safetensors"
+    # As after a fine-tuning for 8 bit, whose scales are not those of other matrices.
+    metadata = {"shifts": [1, 1, 0, 0], "image_size": [64, 64], "scales": Scales("", {}).to_dict()}
+    save_checkpoint(checkpoint, load_checkpoint(DATA / "digits_64.pt").arrays, metadata)
+    arguments = ["resample", "--checkpoint", str(checkpoint), "--limit", "60"]
     chosen = ["--kernels", "5+8", "--reading", "offset", "--output", str(output)]
     assert command.main([*arguments, *chosen, "--json", "digits"]) == 0
     before, after = json.loads(capsys.readouterr().out)["rows"]
     assert (before["kernels"], after["kernels"]) == ("4+7", "5+8")
     assert after["correct"] >= before["correct"] - 2 and before["correct"] >= 57
-    assert load_checkpoint(output).architecture.kernels[0] == (5, 8)
+    written = load_checkpoint(output)
+    assert written.architecture.kernels[0] == (5, 8) and "scales" not in written.metadata
+    for place in (checkpoint, tmp_path / "x.npz"):
+        assert command.main([*arguments, *chosen[:-1], str(place), "digits"]) == 2
+    assert "scales" in load_checkpoint(checkpoint).metadata
     for wrong in (["--kernels", "5+8;3+6", "--output", str(output)], ["--kernels", "4"], ["--kernels", "1+7"]):
         assert command.main([*arguments, *wrong, "digits"]) != 0
     assert "another number of kernel sizes" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from neonext_ms.benchmarks.latency.cost import Demands, network_demands
 from neonext_ms.benchmarks.latency.neonext import build
 from neonext_ms.benchmarks.latency.network_model import DTYPES
 from neonext_ms.benchmarks.latency.operators import BLOCKED, FRACTAL, neocell_spec, operators, padded_size
-from neonext_ms.benchmarks.latency.parameters import Parameters, fitted, stored
+from neonext_ms.benchmarks.latency.parameters import BOUNDS, Parameters, fitted, stored
 from neonext_ms.benchmarks.latency.reader import OnnxNode, read
 from neonext_ms.benchmarks.latency.tasks import tasks
 from neonext_ms.common.errors import InputError, ToolchainError
@@ -365,7 +366,7 @@ def rows():
 
 def test_fitting_again_gives_the_stored_parameters(rows):
     again = calibrate.fit(rows)
-    for name in calibrate.BOUNDS:
+    for name in BOUNDS:
         # What the rows hardly determine may move further.
         assert np.log(getattr(again, name) / getattr(fitted(), name)) == pytest.approx(0, abs=0.25), name
 
@@ -428,6 +429,12 @@ def test_a_page_is_updated_in_place(tmp_path):
     assert documents.updated(page, command.COMMAND, command.printed_table).endswith("0 of 1 tables changed")
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"# One\n\n{line}\n\nAscend310P3") and text.endswith("<!-- end of the table -->\n\nold\n")
+    # A file without tables is not touched, and no picture drawn beside it.
+    (tmp_path / "other.json").write_text("{}")
+    assert command.main(["--update", str(tmp_path / "other.json")]) == 1 and len(os.listdir(tmp_path)) == 2
+    assert command.main(["--table", ""]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["resnet18", "--roofline", "model.onnx"])
     with pytest.raises(InputError, match=r"none\.md"):
         documents.updated(tmp_path / "none.md", command.COMMAND, command.printed_table)
     page.write_bytes(b"\xff")

@@ -113,3 +113,21 @@ def test_published_accuracies_agree_with_the_published_counts():
             )  # fmt: skip
             if row.multiply_adds:
                 assert 1e9 * row.multiply_adds == counts[size, "multiply_adds", row.image_size]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["1", "--map", "8"], "--map is for figures 2 to 4"),
+        (["1", "--output", "weights.pt"], "ends in .png"),
+        (["4", "--spec", "kernel=4,kernel=5"], "given twice"),
+        (["4", "--spec", "kernel=\u0664"], "not a NeoCell"),
+        (["4", "--spec", "h_in=1,h_out=64,w_in=1,w_out=64", "--map", "64"], "the output is too large to draw"),
+        (["4", "--spec", "h_in=99,h_out=1,w_in=1,w_out=1"], "which is empty"),
+        (["receptive-field", "--map", "1024"], "at most 512x512"),
+    ],
+)
+def test_what_cannot_be_drawn_is_wrong_usage(arguments, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = _run(capsys, "--figure", *arguments)
+    assert code == 2 and problem in err and not list(tmp_path.iterdir())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -23,6 +25,7 @@ from neonext_ms.export.quantize import apply
 from neonext_ms.export.quantize.calibrate import calibrate
 from neonext_ms.export.quantize.images import ArrayImages
 from neonext_ms.export.quantize.prove import prove
+from neonext_ms.training.run_state import load_state, save_state
 
 SIZE = (64, 64)
 CONFIG = """\
@@ -115,6 +118,19 @@ def test_networks_are_trained_once_and_compared(tmp_path, capsys):
     assert files == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert command.main([*arguments, "data.share=0.5"]) == 1
     assert "data.share: 0.2 -> 0.5" in capsys.readouterr().err
+    capsys.readouterr()
+    first, second = (tmp_path / "out" / f"neonext-{seed}.safetensors" for seed in range(2))
+    shutil.copy(first, second)
+    assert command.main([*arguments, "--seeds", "2"]) == 1
+    assert "run.seed: 0 -> 1" in capsys.readouterr().err
+    state, progress = load_state(first)
+    classes = progress.data["classes"]
+    for names, problem in ((classes[::-1], "in another order"), (["x", *classes[1:]], "class 'x' is gone")):
+        part = {name: [counts[classes.index(n)] if n in classes else 1 for n in names]
+                for name, counts in progress.data.items() if name != "classes"}  # fmt: skip
+        save_state(first, state, replace(progress, data={"classes": names, **part}), {})
+        assert command.main(arguments) == 1
+        assert problem in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         command.main([*arguments, "--networks", "resnet"])
     assert command.main([*arguments, "model.init=x.pt"]) == 2

@@ -81,8 +81,8 @@ def test_rejected_command_lines(tmp_path, digits, capsys):
     (tmp_path / "link.pt").symlink_to(copy)
     (tmp_path / "labels.txt").write_text("one\n")
     out = tmp_path / "out.pt"
-    assert "OUT is the same file as IN" in error_of(capsys, 2, copy, copy)
-    assert "OUT is the same file as IN" in error_of(capsys, 2, copy, tmp_path / "link.pt")
+    assert "the output is the same file as an input" in error_of(capsys, 2, copy, copy)
+    assert "the output is the same file as an input" in error_of(capsys, 2, copy, tmp_path / "link.pt")
     assert "unknown suffix (got '.onnx'" in error_of(capsys, 2, copy, tmp_path / "x.onnx")
     assert "no such file" in error_of(capsys, 1, tmp_path / "y.pt", out)
     assert "shifts 1,1,0,9" in error_of(capsys, 1, copy, out, "--shifts", "1,1,0,9")

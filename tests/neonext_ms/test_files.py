@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import atomic, exclusive, publish, sha256, staging
+from neonext_ms.commands import convert
+from neonext_ms.common import cli
+from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.files import atomic, check_distinct, exclusive, publish, sha256, staging
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -33,6 +35,44 @@ def test_what_fails_keeps_the_old_file(tmp_path):
         staged.write_text("new")
         raise RuntimeError
     assert path.read_text() == "old"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    # For root, a rename to /dev/null takes it from the whole machine.
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    # As /dev/stdout, whose output goes to an ordinary file.
+    stdout = tmp_path / "stdout"
+    with open(tmp_path / "file", "w") as file:
+        stdout.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for path in (pipe, link, stdout):
+            with pytest.raises(InputError, match="pipe, socket or device"), atomic(path) as staged:
+                staged.write_text("new")
+    with staging(tmp_path) as stage, pytest.raises(InputError, match="pipe, socket or device"):
+        (stage / "x").write_text("x")
+        publish(stage / "x", pipe)
+    assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["file", "link", "pipe", "stdout"]
+
+
+def test_an_output_is_no_input(tmp_path):
+    source, link, other = tmp_path / "in.pt", tmp_path / "link.pt", tmp_path / "out.pt"
+    source.write_bytes(b"x")
+    link.symlink_to(source)
+    for output in (source, link, f"{tmp_path}/./in.pt"):
+        with pytest.raises(UsageError, match="the same file as an input"):
+            check_distinct(output, [None, "", other, source])
+    check_distinct(other, [None, source, link])
+    assert convert.main([str(source), str(link)]) == 2 and source.read_bytes() == b"x"
+
+
+def test_a_missing_temporary_folder_is_said(capsys):
+    def fail(argv):
+        # As `tempfile` raises it.
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    assert cli.run(fail, []) == 1
+    assert capsys.readouterr().err == "error: no temporary folder can be written. Set TMPDIR to one that can.\n"
 
 
 def test_published_files_have_ordinary_permissions(tmp_path):

@@ -104,6 +104,15 @@ def finite(value):
     return float("%.4g" % value) if math.isfinite(value) else None
 
 
+def say(text, end="\n"):
+    """Print for whoever still reads; a run goes on when the terminal has gone, or the disk behind it is full."""
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")
+        print(text, end=end, flush=True)
+    except (OSError, AttributeError):
+        sys.stdout = open(os.devnull, "w")
+
+
 # --- Other programs ---------------------------------------------------------------------------------------------------
 def run_program(command, log, seconds, cwd=None, env=None):
     """Run a program and all that it starts with output in a file; return its exit code, None after the time limit."""
@@ -738,14 +747,14 @@ class Run:
         if lacks:
             entry = {"status": "skipped", "problem": lacks}
         elif entry is None or kind == "machine" or (kind == "compile" and not om_path(argument).is_file()):
-            print("%-22s ...\r" % name if sys.stdout.isatty() else "", end="", flush=True)
+            say("%-22s ...\r" % name if sys.stdout and sys.stdout.isatty() else "", "")
             entry = run_step(self.args, name)
             if kind in ("compile", "parity") and entry["status"] == "done":
                 # A new file, or a form that was not compared before, voids what comes after.
                 void = list(STEPS)[list(STEPS).index(kind) + 1 :]
                 self.earlier = {key: old for key, old in self.earlier.items() if key.split("/")[0] not in void}
         self.results[name] = entry
-        print("%-22s %-8s %s" % (name, entry["status"], told(name, entry)), flush=True)
+        say("%-22s %-8s %s" % (name, entry["status"], told(name, entry)))
         # A run that is stopped here must not lose what an earlier one has done.
         write_report(self.kit, dict(self.earlier, **self.results), False)
         return entry["status"] == "done"
@@ -845,7 +854,7 @@ def run_all(kit, args):
     template = (HERE / "page.html").read_text(encoding="utf-8")
     # `</` inside a script would end it.
     write_text(PAGE, template.replace("{REPORT}", json.dumps(report, ensure_ascii=False).replace("</", "<\\/")))
-    print("\nwrote %s, to read, and %s, to send back" % (PAGE.name, REPORT.name))
+    say("\nwrote %s, to read, and %s, to send back" % (PAGE.name, REPORT.name))
     return 0 if all(entry["status"] in ("done", "skipped") for entry in run.results.values()) else 1
 
 

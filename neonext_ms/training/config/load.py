@@ -55,11 +55,13 @@ def make_config(values: Mapping, source: str = "config") -> Config:
                 "first)"
             )
     schedule = config.schedule
-    if schedule.warmup_epochs > schedule.epochs:
-        raise InputError(
-            f"{source}: schedule.warmup_epochs ({schedule.warmup_epochs:g}) is more than schedule.epochs "
-            f"({schedule.epochs})"
-        )
+    for key in ("warmup_epochs", "blend_epochs"):
+        # A change of the activation that never ends would leave a network that was not trained with its own.
+        if getattr(schedule, key) > schedule.epochs:
+            raise InputError(
+                f"{source}: schedule.{key} ({getattr(schedule, key):g}) is more than schedule.epochs "
+                f"({schedule.epochs})"
+            )
     return config
 
 

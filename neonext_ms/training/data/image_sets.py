@@ -173,6 +173,20 @@ def describe_data(train: ImageSet, val: ImageSet) -> dict:
     return {"classes": list(train.classes), **numbers}
 
 
+def is_description(data: object) -> bool:
+    """Return whether plain values have the form of `describe_data`, or are empty; parts may be missing."""
+    if not isinstance(data, dict):
+        return False
+    names = data.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return not data
+    counts = [data[part] for part in ("train", "val") if part in data]
+    return all(
+        isinstance(part, list) and len(part) == len(names) and all(type(n) is int and n >= 0 for n in part)
+        for part in counts
+    )
+
+
 def check_data(recorded: Mapping, data: Mapping, source: str) -> None:
     """Check that a run is resumed with its own images.
 

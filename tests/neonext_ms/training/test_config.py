@@ -93,6 +93,7 @@ def test_families_have_the_recipe_of_the_paper(size, family):
             "a whole number in [1, 16384] or a list of 2 whole numbers in [1, 16384] or null",
         ),
         ("schedule: {epochs: 5}", "schedule.warmup_epochs (20) is more than schedule.epochs (5)"),
+        ("schedule: {blend_epochs: 301}", "schedule.blend_epochs (301) is more than schedule.epochs (300)"),
         ("data: {mean: [123.675, 116.28, 103.53]}", "in [-1, 1], after division by 255)"),
         ("data: {std: [58.395, 57.12, 57.375]}", "in (0, 1], after division by 255)"),
         ("run: {output: 1.10}", "run.output (got 1.1, expected a text or null). Put it in quotes"),
