@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from neonext_ms.common.cli import WEIGHT_BITS
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.text import printable
 from neonext_ms.images.preprocessing import Preprocessing
-from neonext_ms.models.scales import Scales, network_digest, read_scales
+from neonext_ms.models.scales import Scales, read_scales
 
 from ..graph import DeployGraph
 from .apply import quantizable, quantizable_shapes
@@ -36,6 +35,7 @@ class Quantization:
         skipped: names of those that stay in floating point.
         cost: what it cost.
         steps: what the search for skipped layers tried, in words.
+        notes: what the user should know of the images.
     """
 
     scales: Scales
@@ -43,6 +43,7 @@ class Quantization:
     skipped: tuple[str, ...]
     cost: Cost
     steps: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the manifest."""
@@ -58,8 +59,9 @@ class Quantization:
     def lines(self) -> list[str]:
         """Return the lines that the command prints."""
         record = self.scales.calibration
-        how = f"{record.get('method')}, {record.get('images')} images of {record.get('source')}"
-        how += "; then fine-tuned" if record.get("fine_tuned") else ""
+        # The record may come from a file that anyone has edited.
+        method, images, source = (printable(record.get(key, "?")) for key in ("method", "images", "source"))
+        how = f"{method}, {images} images of {source}" + ("; then fine-tuned" if record.get("fine_tuned") else "")
         bits = sorted({layer.weight_bits for layer in self.scales.layers.values()} - {WEIGHT_BITS})
         weights = f", weights in {' and '.join(map(str, bits))} bit" if bits else ""
         lines = [f"8 bit     {len(self.scales.layers)} of {self.layers} layers{weights}; calibrated: {how}"]
@@ -75,7 +77,7 @@ class Quantization:
 
 def build_quantization(
     graph: DeployGraph,
-    arrays: Mapping[str, np.ndarray],
+    digest: str,
     options: QuantizeOptions,
     metadata: Mapping[str, Any],
     recorded: Scales | None = None,
@@ -86,7 +88,7 @@ def build_quantization(
 
     Args:
         graph: folded graph.
-        arrays: weights of the network by official name.
+        digest: digest of the network (`network_digest`).
         options: images, method, layers to skip.
         metadata: `preprocessing`, `classes` and `labels` of the network.
         recorded: scales that the checkpoint was fine-tuned with, for options that name neither images nor scales.
@@ -97,7 +99,7 @@ def build_quantization(
         InputError: images or scales that do not fit the network.
         ParityError: the largest drop cannot be reached.
     """
-    skip, digest = skipped_layers(graph, options.skip), network_digest(arrays)
+    skip = skipped_layers(graph, options.skip)
     images: dict[str, Images] = {}
 
     def opened(source: str, count: int | None, validation: bool) -> Images:
@@ -130,7 +132,8 @@ def build_quantization(
     cost = measure(graph, scales, images, gelu, progress)
     names = [layer.name for layer in quantizable(graph)]
     skipped = tuple(name for name in names if name not in scales.layers)
-    return Quantization(scales, len(names), skipped, cost, tuple(steps))
+    notes = tuple(part.note for part in images.values() if part.note)
+    return Quantization(scales, len(names), skipped, cost, tuple(steps), notes)
 
 
 def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:
@@ -139,7 +142,7 @@ def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:
     Args:
         path: file of scales.
         graph: folded graph of the network.
-        digest: digest of its weights.
+        digest: its digest (`network_digest`).
 
     Raises:
         InputError: the file cannot be read, or has the scales of another network.
@@ -151,7 +154,7 @@ def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:
         raise InputError(f"{os.fspath(path)}: {error}") from error
     if scales.network != digest:
         raise InputError(
-            f"{os.fspath(path)}: scales of another network: its weights differ from those that were calibrated. "
-            "Calibrate this network with --calibrate."
+            f"{os.fspath(path)}: scales of another network: its weights, shifts or activation differ from those that "
+            "were calibrated. Calibrate this network with --calibrate."
         )
     return scales

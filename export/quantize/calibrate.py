@@ -108,8 +108,8 @@ def _exponents(
     for _, outputs in _batches(session, images, min(len(images), _EQUALIZED_ON), "equalize", progress):
         for name, value in values.items():
             array = np.abs(outputs[value])
-            peak = array.max(tuple(i for i in range(array.ndim) if i != 1))
-            largest[name] = np.maximum(largest.get(name, np.float32(0)), peak)
+            peak = array.max(tuple(i for i in range(array.ndim) if i != 1)).astype(np.float64)
+            largest[name] = np.maximum(largest.get(name, 0.0), peak)
     exponents = {}
     for name, peak in largest.items():
         weight = layers[name].arrays["weight"]
@@ -158,8 +158,8 @@ def _kernel(layer: Layer) -> tuple[int, int] | None:
 def _quantizer(layer: Layer, histogram: Histogram, method: str) -> Quantizer:
     if histogram.low == histogram.high:
         raise InputError(
-            f"{layer.name}: its input is {histogram.low:g} everywhere in calibration, which gives no scale. Calibrate "
-            f"on other images, or leave the layer out with --quantize-skip {layer.name}."
+            f"{layer.name}: its input is {histogram.low + 0.0:g} everywhere in calibration, which gives no scale. "
+            f"Calibrate on other images, or leave the layer out with --quantize-skip {layer.name}."
         )
     try:
         return Quantizer.for_range(*RANGES[method](histogram))

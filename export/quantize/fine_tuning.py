@@ -61,7 +61,8 @@ def training_scales(config: QuantizeConfig, plan: TrainingPlan, images: ImageSet
         InputError: scales of another network, unknown layers to skip, or images that give no scales.
     """
     graph, _ = fold(original_graph(plan.architecture, plan.weights, plan.size))
-    digest, skip = network_digest(plan.weights), skipped_layers(graph, config.skip, "quantize.skip")
+    digest = network_digest(plan.weights, plan.architecture)
+    skip = skipped_layers(graph, config.skip, "quantize.skip")
     if config.scales is not None:
         scales = read_network_scales(config.scales, graph, digest).without(skip)
     else:

@@ -8,6 +8,8 @@ import numpy as np
 
 # Between the extremes lie at least a quarter of the bins, 8 for each of the 256 numbers.
 BINS = 1 << 13
+# The least edge: far below any scale, and its bins have a reciprocal in float32.
+_LEAST_EDGE = 2.0**-100
 # Elements that are counted at once.
 _PIECE = 1 << 20
 
@@ -47,7 +49,7 @@ class Histogram:
         """Double the edge until it is above a value; two bins become one each time."""
         if largest and not self.edge:
             # What was counted before is 0, whatever the edge.
-            self.edge = 2.0 ** math.floor(math.log2(largest) + 1)
+            self.edge = max(2.0 ** math.floor(math.log2(largest) + 1), _LEAST_EDGE)
         while largest >= self.edge > 0:
             merged = self.counts.reshape(-1, 2).sum(1)
             self.counts = np.zeros(BINS, np.int64)

@@ -25,10 +25,12 @@ class Images:
     Attributes:
         source: folder, file or name that they come from.
         labels: class of each image, or None where it is not known.
+        note: what the user should know of them, or "".
     """
 
     source: str
     labels: Sequence[int] | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -92,10 +94,11 @@ def open_images(
     if source.lower().endswith(".npy"):
         if validation:
             raise InputError(f"{source}: a .npy file has no labels. Name a folder with one folder per class.")
-        return _npy(source, size, count)
+        return _npy(source, size, preprocessing, count)
     root = Path(source)
     flat = [] if validation or not root.is_dir() else _images_in(root)
     if flat:
+        _check_flat(root, len(flat))
         paths = [flat[i] for i in spread(len(flat), count)]
         return _Files(source, paths, preprocessing, size)
     if not validation and root.is_dir() and not any(path.is_dir() for path in root.iterdir()):
@@ -121,26 +124,54 @@ def _images_in(root: Path) -> list[str]:
     return [str(root / name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
 
 
+def _check_flat(root: Path, images: int) -> None:
+    """Reject a folder with images directly in it and below: a stray one would take the place of all class folders."""
+    try:
+        below = len(find_images(root).files)
+    except InputError:
+        return
+    raise InputError(
+        f"{root}: {plural(images, 'image')} directly in it and {below} in its folders. Name a folder that has images "
+        "in one of these ways only."
+    )
+
+
 def spread(total: int, count: int | None) -> list[int]:
     """Return the indices of at most `count` of all images, spread evenly over them; None for all."""
     return list(range(total)) if count is None or count >= total else [i * total // count for i in range(count)]
 
 
-def _npy(source: str, size: tuple[int, int], count: int | None) -> Images:
+def _npy(source: str, size: tuple[int, int], preprocessing: Preprocessing, count: int | None) -> Images:
     array = read_npy(source)
     if array.dtype.kind != "f" or array.ndim != 4 or array.shape[1:] != (3, *size):
         raise InputError(
             f"{source}: {array.dtype} of shape {format_size(array.shape)}, expected prepared images in floating point, "
             f"Nx3x{format_size(size)}. Prepare them for this size, or name a folder of images."
         )
-    array = array[spread(len(array), count)]
+    with np.errstate(over="ignore"):
+        array = array[spread(len(array), count)].astype(np.float32)
     bad = [i for i, image in enumerate(array) if not np.isfinite(image).all()]
     if bad:
         raise InputError(
             f"{source}: {plural(len(bad), 'image')} with values that are not finite numbers, the first is image "
             f"{bad[0]}. Prepare the images again."
         )
-    return ArrayImages(source, array)
+    images = ArrayImages(source, array)
+    images.note = _unlikely(source, array, preprocessing)
+    return images
+
+
+def _unlikely(source: str, array: np.ndarray, preprocessing: Preprocessing) -> str:
+    """Return a note on prepared images that no picture gives, such as pixels from 0 to 255; else an empty text."""
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
+    margin = 0.01 * (high - low)
+    if not array.size or (array.min() >= low - margin and array.max() <= high + margin):
+        return ""
+    return (
+        f"{source}: values from {array.min():.3g} to {array.max():.3g}, but the network's preprocessing makes "
+        f"{low:.3g} to {high:.3g} of any picture. The scales are right for such values only"
+    )
 
 
 def _digits(size: tuple[int, int], preprocessing: Preprocessing, count: int | None, validation: bool) -> Images:

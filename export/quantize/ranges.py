@@ -6,7 +6,7 @@ percentile  all but a share of `TAIL` at either end (H. Wu et al., "Integer Quan
 mse         least mean square error of the quantized values (M. Nagel et al., "A White Paper on Neural Network
             Quantization", arXiv 2106.08295, section 3.1)
 entropy     least Kullback-Leibler divergence of the quantized distribution (S. Migacz, "8-bit Inference with
-            TensorRT", GTC 2017)
+            TensorRT", GTC 2017; without the peak at 0, as in NVIDIA's TensorRT/tools/pytorch-quantization)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from neonext_ms.models.quantizer import HIGHEST, LOWEST
 
-from .histogram import Histogram
+from .histogram import BINS, Histogram
 
 TAIL = 1e-5
 # Shares of the whole range that a search tries.
@@ -41,15 +41,34 @@ def mse(histogram: Histogram) -> tuple[float, float]:
 
 
 def entropy(histogram: Histogram) -> tuple[float, float]:
-    """Return the range of least divergence, with one threshold for both signs as in the source."""
-    return _search(histogram, _divergence, alternate=False)
+    """Return the range of least divergence, with one threshold for both signs as in the source.
+
+    Every range has a number for 0 itself, but the divergence spreads the zeros behind an activation over all that is
+    rounded to 0, and would cut off half of the values for a smaller step. The bins at 0 count as much as those beside.
+    """
+    counts, zero = histogram.counts.copy(), slice(BINS // 2 - 1, BINS // 2 + 1)
+    counts[zero] = np.minimum(counts[zero], max(counts[zero.start - 1], counts[zero.stop]))
+    width = 2 * histogram.edge / BINS
+
+    def loss(counts: np.ndarray, centres: np.ndarray, low: float, high: float) -> float:
+        # Numbers finer than the bins have no divergence, whatever they are worth, nor has a range with a single bin.
+        kept = counts[(centres >= low) & (centres <= high)].sum()
+        if (high - low) / (HIGHEST - LOWEST) < width or kept < counts.sum() / 2:
+            return np.inf
+        return _divergence(counts, centres, low, high)
+
+    return _search(histogram, loss, alternate=False, counts=counts)
 
 
 def _search(
-    histogram: Histogram, loss: Callable[[np.ndarray, np.ndarray, float, float], float], alternate: bool
+    histogram: Histogram,
+    loss: Callable[[np.ndarray, np.ndarray, float, float], float],
+    alternate: bool,
+    counts: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    occupied = np.flatnonzero(histogram.counts)
-    counts, centres = histogram.counts[occupied].astype(np.float64), histogram.centres[occupied]
+    all_counts = histogram.counts if counts is None else counts
+    occupied = np.flatnonzero(all_counts)
+    counts, centres = all_counts[occupied].astype(np.float64), histogram.centres[occupied]
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     threshold = max(-low, high)
     ends = [(max(low, -share * threshold), min(high, share * threshold)) for share in _SHARES]

@@ -16,6 +16,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import read_json
 from neonext_ms.common.text import list_names, nearest, shorten
 
+from .architecture import Architecture
 from .quantizer import HIGHEST, LOWEST, MAX_SCALE, MIN_SCALE, Quantizer
 
 KIND = "scales of an 8-bit network"
@@ -49,7 +50,7 @@ class Scales:
     """The scales of a network.
 
     Attributes:
-        network: digest of the network's weights (`network_digest`); "" inside a checkpoint, whose weights they are for.
+        network: digest of the network (`network_digest`); "" inside a checkpoint, whose weights they are for.
         layers: scale of each quantized layer by its name; a layer without one stays in floating point.
         calibration: method, images and their number, for the record.
     """
@@ -121,9 +122,14 @@ class Scales:
         return f'{head},\n  "layers": {{\n{rows}\n  }}\n}}\n'
 
 
-def network_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a digest of the weights of a network, the same whatever file they come from."""
-    digest = hashlib.sha256()
+def network_digest(arrays: Mapping[str, np.ndarray], architecture: Architecture) -> str:
+    """Return a digest of a network, the same whatever file it comes from.
+
+    Args:
+        arrays: weights by official name.
+        architecture: its shifts and its activation, which no weight shows.
+    """
+    digest = hashlib.sha256(f"{architecture.shifts} {architecture.activation}\n".encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name], np.float32)
         digest.update(f"{name} {array.shape}\n".encode())

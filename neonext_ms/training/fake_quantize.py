@@ -58,10 +58,30 @@ class _Number(nn.Cell):
 
 
 class _Rounded(nn.Cell):
-    """The nearest whole number of steps, with the gradient of `x / step` for a constant step."""
+    """The nearest whole number of steps, with the gradient of `x / step` for a constant step.
+
+    Args:
+        pixels: neighbours in a row whose numbers have the sum of the values, rounded, as
+            `export.quantize.apply.whole_numbers` makes them.
+    """
+
+    def __init__(self, pixels: int = 1):
+        super().__init__()
+        self.pixels = pixels
+        places = np.arange(pixels)
+        self.earlier = Tensor(places[None] < places[:, None])
 
     def construct(self, x, step):
-        return ops.round(x / step)
+        number = ops.round(x / step)
+        if self.pixels == 1:
+            return number
+        rest = (x / step - number).reshape(x.shape[0], -1, self.pixels)
+        missing = ops.round(rest.sum(2)).expand_dims(2)
+        key = rest * ops.sign(missing)
+        own, other = key.expand_dims(3), key.expand_dims(2)
+        first = ops.logical_or(other > own, ops.logical_and(other == own, self.earlier))
+        turned = (first.astype(x.dtype).sum(3) < ops.abs(missing)).astype(x.dtype)
+        return number + (ops.sign(missing) * turned).reshape(x.shape)
 
     def bprop(self, x, step, out, dout):
         return dout / step, ops.zeros_like(step)
@@ -85,7 +105,7 @@ class _Product(nn.Cell):
         self.patches = Patchify(side) if side > 1 else None
         self.conv = ops.Conv2D(outputs, 1)
         self.number = _Number(scale.quantizer) if scale else None
-        self.rounded = _Rounded()
+        self.rounded, self.rounded_weight = _Rounded(), _Rounded(side * side)
         self.scale = scale.quantizer.scale if scale else 1.0
         self.largest = largest_weight(scale.weight_bits if scale else WEIGHT_BITS)
         self.factor = self.inverse = None
@@ -101,7 +121,7 @@ class _Product(nn.Cell):
         if self.number is not None:
             x = self.number(x)
             step = self.steps(weight, bias)
-            weight, bias = self.rounded(weight, step.reshape(-1, 1)), self.rounded(bias, step * self.scale)
+            weight, bias = self.rounded_weight(weight, step.reshape(-1, 1)), self.rounded(bias, step * self.scale)
             return self.sums(x, weight, bias) * (step * self.scale).reshape(1, -1, 1, 1)
         return self.sums(x, weight, bias)
 

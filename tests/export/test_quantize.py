@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,23 @@ def test_methods_cut_off_outliers():
     assert errors["mse"] < 1.01 * best
 
 
+@pytest.mark.parametrize("count, activation", [(4000, "relu"), (4000, "gelu"), (20, "identity")])
+def test_the_least_divergence_is_no_accident_of_zeros_and_few_values(count, activation):
+    x = np.random.default_rng(1).standard_normal(count) * 4
+    x *= {"relu": x > 0, "gelu": (1 + erf(x / 2**0.5)) / 2, "identity": 1}[activation]
+    x, histogram = x.astype(np.float32), Histogram()
+    histogram.add(x)
+    low, high = ranges.entropy(histogram)
+    assert ((x < low) | (x > high)).mean() < 0.01
+
+
+def test_a_histogram_of_the_smallest_numbers():
+    histogram = Histogram()
+    assert histogram.add(np.array([1e-44, -1e-44], np.float32))
+    assert histogram.add(np.array([1.0], np.float32))
+    assert histogram.counts.sum() == 3
+
+
 def test_erf_is_exact():
     import math
 
@@ -257,6 +275,19 @@ def test_a_layer_in_8_bit_by_hand():
     assert np.abs(values["logits"] - expected).max() < 1e-5 * np.abs(expected).max()
     assert quantized.arrays["weight"].dtype == np.int8
     assert quantized.arrays["bias"].dtype == np.int32
+
+
+def test_the_sum_over_a_patch_is_rounded():
+    patch = np.array([0.42, 1.3, -2.6, 0.45]).reshape(1, 1, 2, 2)
+    # One for itself: 0, 1, -3, 0, which is 1.57 too little; the closest to a middle are turned.
+    assert apply.whole_numbers(patch).reshape(-1).tolist() == [1, 1, -3, 1]
+    weight = np.random.default_rng(0).uniform(-9, 9, (5, 7, 4, 4))
+    numbers = apply.whole_numbers(weight)
+    assert np.abs((numbers - weight).sum((2, 3))).max() <= 0.5
+    assert np.abs(numbers - weight).max() < 1
+    assert np.array_equal(apply.whole_numbers(-weight), -numbers)
+    rows = weight[:, :, 0, 0]
+    assert np.array_equal(apply.whole_numbers(rows), np.rint(rows))
 
 
 def test_a_channel_without_weights_keeps_its_bias():
@@ -467,6 +498,12 @@ def test_digits_keep_their_accuracy(exported):
 def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tmp_path, monkeypatch):
     arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path)]
     arguments += ["--quantize-scales", str(exported / "digits_64.scales.json")]
+
+    def prove_and_shift(*values):
+        proof, outputs = prove(*values)
+        return proof, outputs * np.float32(1.01)
+
+    monkeypatch.setattr(pipeline, "prove", prove_and_shift)
     monkeypatch.setattr(pipeline, "INT8", 0.0)
     assert main(arguments) == 0
     monkeypatch.setattr(pipeline, "INT8_LOSS", 0.0)
@@ -518,8 +555,29 @@ def test_scales_of_another_network(exported, tmp_path, capsys):
     path.write_text(json.dumps(scales))
     arguments = ["--target", "onnx", "--quantize", "int8", "--quantize-scales", str(path)]
     assert main([*CHECKPOINT, *arguments, "--output", str(tmp_path / "out")]) == 1
-    assert "its weights differ" in capsys.readouterr().err
+    assert "its weights, shifts or activation differ" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    # The weights are the same with other shifts; the activations are not.
+    arguments[-1] = str(exported / "digits_64.scales.json")
+    shifted = [*CHECKPOINT[:3], "0,1,1,1", *CHECKPOINT[4:]]
+    assert main([*shifted, *arguments, "--output", str(tmp_path / "out")]) == 1
+    assert "its weights, shifts or activation differ" in capsys.readouterr().err
+
+
+def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
+    scales = json.loads((exported / "digits_64.scales.json").read_text())
+    scales["layers"]["downsample_1.conv"]["scale"] = 5
+    scales["calibration"] = {"source": "\x1b[31m"}
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(scales))
+    arguments = ["--target", "onnx", "--quantize", "int8", "--quantize-scales", str(path), "--output", str(tmp_path)]
+    assert main([*CHECKPOINT, *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert r"calibrated: ?, ? images of \x1b[31m" in out
+    assert "measured on noise alone" in err
+    cost = json.loads((tmp_path / "digits_64.json").read_text())["int8"]["accuracy"]["noise"]
+    assert cost["images"] == 4
+    assert cost["relative_l2"] > 0.1
 
 
 def test_layers_of_8_bit_files_are_compared_in_the_units_of_float32(exported, tmp_path, capsys):
@@ -613,7 +671,19 @@ def test_images_to_calibrate_on(tmp_path):
     flat = opened(DATA / "digits" / "3")
     assert len(flat) == 2
     assert flat.labels is None
+    (tmp_path / "mixed" / "3").mkdir(parents=True)
+    for place in ("mixed", "mixed/3"):
+        shutil.copy(next((DATA / "digits" / "3").iterdir()), tmp_path / place)
+    with pytest.raises(InputError, match="1 image directly in it and 1 in its folders"):
+        opened(tmp_path / "mixed")
     array = tmp_path / "x.npy"
+    np.save(array, np.clip(parity.noise(6, (64, 64), 0), -2, 2) * 50 + 100)
+    assert "values from 0 to 200, but the network's preprocessing makes -2.12 to 2.64" in opened(array).note
+    np.save(array, np.full((2, 3, 64, 64), 1e300))
+    with pytest.raises(InputError, match="2 images with values that are not finite numbers"):
+        opened(array)
+    np.save(array, np.clip(parity.noise(6, (64, 64), 0), -2, 2))
+    assert not opened(array).note
     np.save(array, parity.noise(6, (64, 64), 0))
     assert np.array_equal(np.concatenate(list(opened(array, count=3).batches(2))), parity.noise(6, (64, 64), 0)[::2])
     np.save(array, np.zeros((2, 3, 32, 32), np.float32))

@@ -23,7 +23,7 @@ from neonext_ms.export.graph import original_graph
 from neonext_ms.export.lower import lower
 from neonext_ms.export.onnx import emitter
 from neonext_ms.export.onnx.format import Format
-from neonext_ms.export.quantize.apply import quantizable, quantize, quantize_layer
+from neonext_ms.export.quantize.apply import quantizable, quantize, quantize_layer, whole_numbers
 from neonext_ms.export.quantize.calibrate import calibrate
 from neonext_ms.export.quantize.forms import Session, host_graph
 from neonext_ms.export.quantize.images import ArrayImages
@@ -100,7 +100,7 @@ def test_a_layer_and_its_gradients_by_hand(side, cpu_operations):
     assert 0.1 < 1 - inside.mean() < 0.9
     scaled = weight * factor
     step = np.abs(scaled).max((1, 2, 3)) / 127
-    rounded = np.rint(scaled / step[:, None, None, None]) * step[:, None, None, None]
+    rounded = whole_numbers(scaled / step[:, None, None, None]) * step[:, None, None, None]
     accumulator = step * scale.quantizer.scale
     shifted = np.rint(bias / accumulator) * accumulator
     patches = values.reshape(2, 3, 4 // side, side, 4 // side, side)
