@@ -19,7 +19,7 @@ import neonext_ms
 from neonext_ms import __version__
 from neonext_ms.common.errors import InputError, ParityError, ToolchainError, UsageError
 from neonext_ms.common.files import check_replaceable, explained, read_lines, sha256, staging
-from neonext_ms.common.text import one_line, printable
+from neonext_ms.common.text import format_bytes, format_size, one_line, plural, printable
 from neonext_ms.export import pipeline
 from neonext_ms.export.compare import parity
 from neonext_ms.export.compare.onnx_side import OnnxActivations
@@ -53,6 +53,8 @@ CHECK = (
 IMAGES = {"quick": 20, "full": 100}
 # Bytes of a quick kit, which leaves out images that do not fit, but for a few: the weights alone may be more.
 BUDGET, FEWEST_IMAGES = 50_000_000, 5
+# Bytes of the largest array of inputs, in float32, that a board is asked to hold: its memory also has the network.
+LARGEST_INPUT = 1 << 31
 # Values of a layer that a quick kit keeps, spread evenly over it; a full one keeps all.
 SAMPLED = {"quick": 256, "full": 1 << 62}
 
@@ -98,6 +100,7 @@ def pack(
     _check_output(output)
     device = find_soc(wanted.soc)
     sizes = source.image_sizes((wanted.image_size,) if wanted.image_size else ())
+    _check_inputs(wanted, sizes[0])
     forms = forms_of(wanted.level, device.family in FAMILIES, wanted.images is not None)
     with staging(output.parent) as stage:
         kit = stage / "kit"
@@ -109,6 +112,21 @@ def pack(
                 os.replace(output, stage / "before")
             os.replace(kit, output)
     return content
+
+
+def _check_inputs(wanted: Wanted, size: tuple[int, int]) -> None:
+    """Check that host and board can hold the inputs: all images, and a whole batch.
+
+    Raises:
+        UsageError: they are larger than `LARGEST_INPUT`.
+    """
+    images = max(NOISE + (IMAGES[wanted.level] if wanted.images else 0), *wanted.batches)
+    needed = images * 3 * size[0] * size[1] * 4
+    if needed > LARGEST_INPUT:
+        raise UsageError(
+            f"{plural(images, 'input')} of {format_size(size)} in float32 take {format_bytes(needed)}, more than the "
+            f"{format_bytes(LARGEST_INPUT)} of a kit. Choose a smaller --image-size or --batch."
+        )
 
 
 def _check_output(output: Path) -> None:

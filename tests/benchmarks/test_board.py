@@ -135,6 +135,19 @@ def test_the_8_bit_form_has_a_rule_of_its_own(digits, data, tmp_path, monkeypatc
     assert "--quantize int8 --calibrate digits" in report["builds"][0]["export"]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--image-size", "16384"], "8 inputs of 16384x16384 in float32 take 25.8 GB, more than the 2.1 GB of a kit"),
+        (["--image-size", "64", "--batch", "65536"], "65,536 inputs of 64x64 in float32 take 3.2 GB"),
+    ],
+)
+def test_inputs_that_a_board_cannot_hold(options, expected, digits, tmp_path, capsys):
+    argv = ["pack", "--checkpoint", digits, "--shifts", "1,1,0,0", "--soc", "Ascend310P3", *options]
+    assert board.main([*argv, "--output", str(tmp_path / "kit")]) == 2
+    assert expected in capsys.readouterr().err and not (tmp_path / "kit").exists()
+
+
 def test_the_kit_is_the_same_for_the_same_input(source, packed, tmp_path):
     pack(source, Wanted("Ascend310P3", (1, 2)), tmp_path / "kit")
     names = sorted(path.relative_to(packed) for path in packed.rglob("*") if path.is_file())
