@@ -266,9 +266,9 @@ def _quantize(
 ) -> Quantization:
     """Give the networks of all sizes the same scales, calibrated at the first size."""
     first = networks[0]
+    digest = network_digest(first.source.arrays, first.source.architecture)
     quantization = build_quantization(
-        *(first.folded[0], network_digest(first.source.arrays, first.source.architecture), options, metadata),
-        *(first.source.scales, first.request.host_gelu, progress),
+        first.folded[0], digest, options, metadata, first.source.scales, first.request.host_gelu, progress
     )
     for network in networks:
         network.quantization = quantization

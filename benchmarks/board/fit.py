@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import atomic, check_regular, read_json, read_lines, sha256
+from neonext_ms.common.files import atomic, check_regular, read_json, sha256
 from neonext_ms.common.text import one_line
 from neonext_ms.ops.soc import soc
 
@@ -22,7 +22,7 @@ from ..latency.figures import Figure
 from ..latency.figures import read as read_figures
 from ..latency.parameters import Parameters, fitted
 from ..latency.reader import read
-from .pack import DESCRIPTION, SUMS
+from .pack import DESCRIPTION, SUMS, read_sums
 from .report import Report
 from .weights import join
 
@@ -142,8 +142,7 @@ def _read_kit(report: Report, kit: Path) -> dict[str, Any]:
     check_regular(sums)
     if sha256(sums)[:16] != report.kit["digest"]:
         raise InputError(f"{kit}: not the kit of {report.path}. Name its folder with --kit.")
-    for line in read_lines(sums):
-        digest, _, name = line.partition("  ")
+    for name, digest in read_sums(kit):
         check_regular(kit / name)
         if sha256(kit / name) != digest:
             raise InputError(f"{kit / name}: damaged, its checksum is wrong. Copy the kit again.")

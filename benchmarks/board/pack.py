@@ -148,12 +148,18 @@ def _check_output(output: Path) -> None:
         return
     if DESCRIPTION not in entries or SUMS not in entries:
         raise InputError(f"{output}: a folder with other files. Name a new folder, or an earlier kit to replace.")
-    own = {SUMS, *(line.partition("  ")[2].partition("/")[0] for line in read_lines(output / SUMS))}
+    own = {SUMS, *(name.partition("/")[0] for name, _ in read_sums(output))}
     if others := sorted(entries - own):
         raise InputError(
             f"{output}: a kit with other files, such as {printable(others[0])}. Name a new folder, or remove what is "
             "not needed any more."
         )
+
+
+def read_sums(kit: Path) -> list[tuple[str, str]]:
+    """Return the names and checksums of the files of a kit."""
+    rows = [line.partition("  ") for line in read_lines(kit / SUMS)]
+    return [(name, digest) for digest, _, name in rows]
 
 
 def archive(folder: Path) -> Path:

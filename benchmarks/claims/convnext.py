@@ -23,9 +23,7 @@ PAIRS = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this claim to the parser."""
-    parser.add_argument(
-        "--sizes", type=some_of(("t", "s", "b")), default=("t",), metavar="NAMES", help="t, s and b (default t)"
-    )
+    parser.add_argument("--sizes", type=some_of(SIZES), default=("t",), metavar="NAMES", help="t, s and b (default t)")
     parser.add_argument("--batch", type=comma_list(batch_size), default=(1, 8), help="batch sizes (default 1,8)")
     parser.add_argument("--image-size", type=parse_size, default=(224, 224), help="height x width (default 224)")
     add_rounds(parser)

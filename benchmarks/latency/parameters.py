@@ -103,7 +103,7 @@ def read_parameters(path: str | os.PathLike) -> Parameters:
     found = values.get("parameters") if isinstance(values, dict) else None
     found = found if isinstance(found, dict) else {}
     known = {field.name: BOUNDS.get(field.name, (0.1, 10.0)) for field in fields(Parameters)}
-    # The fit rounds to three digits.
+    # The fit rounds to three digits, and leaves `memory_other` alone.
     right = set(found) == set(known) and all(
         type(value) in (int, float) and 0.99 * known[name][0] <= value <= 1.01 * known[name][1]
         for name, value in found.items()

@@ -35,7 +35,7 @@ class Quantization:
         skipped: names of those that stay in floating point.
         cost: what it cost.
         steps: what the search for skipped layers tried, in words.
-        notes: what the user should know of the images.
+        notes: remarks on the images, for the user.
     """
 
     scales: Scales

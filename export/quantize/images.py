@@ -25,7 +25,7 @@ class Images:
     Attributes:
         source: folder, file or name that they come from.
         labels: class of each image, or None where it is not known.
-        note: what the user should know of them, or "".
+        note: remark on them for the user, or "".
     """
 
     source: str

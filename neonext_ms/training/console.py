@@ -1,4 +1,4 @@
-"""What a run in progress prints: a status line, and a line for each epoch."""
+"""Text of a run in progress: a status line, and a line for each epoch."""
 
 from __future__ import annotations
 
