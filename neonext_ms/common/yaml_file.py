@@ -106,7 +106,10 @@ def _loader() -> type:
             return super().construct_yaml_float(node)
 
     def _not_decimal(node):
-        problem = f"{node.value[:60]} is octal, sexagesimal, has underscores or is not plain decimal; write a decimal number, or quote text"
+        problem = (
+            f"{node.value[:60]} is octal, sexagesimal, has underscores or is not plain decimal; write a decimal "
+            "number, or quote text"
+        )
         return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
