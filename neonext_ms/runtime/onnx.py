@@ -190,7 +190,8 @@ def onnx_session(
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Its messages go to stderr with the names of the file as they are, escape sequences included; errors are raised.
+    options.log_severity_level = 4
     # By default the threads of a session go on spinning after a run, and take the cores from whatever follows:
     # another model that is compared with this one, or the decoding of the next images.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -103,6 +103,16 @@ def test_images_are_not_normalized_twice(tmp_path, capsys, name):
     assert predict([*argv, "--preprocess", str(tmp_path / "p.yaml")]) == 0
 
 
+def test_onnxruntime_prints_nothing_itself(tmp_path, capfd):
+    before = [helper.make_node("Reshape", ["image", "sizes"], ["x"], name="\x1b[2J")]
+    after = node("Identity", "logits", "y")
+    path = model(tmp_path / "m.onnx", after, before=before, sizes=np.array([-1, 3, 5, 7], np.int64))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert predict(["--model", path, str(tmp_path / "a.png")]) == 1
+    error = capfd.readouterr().err
+    assert "\x1b" not in error and r"\x1b[2J" in error and len(error.splitlines()) == 2
+
+
 def test_a_map_that_is_added_is_no_normalization(tmp_path, capsys):
     before = [node("Add", "image places", "x")]
     path = model(
