@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.numpy import load_file
 
-from board_stand_in import install, without_times
+from board_stand_in import install, measured_report, without_times
 from copies import ROOT, Copies
 
 DIGITS = ROOT / "tests" / "data" / "digits"
@@ -56,6 +56,7 @@ COMMANDS = {
     "simulate": "ops simulate --spec {given}/spec.json --map 8 --output {out}/x.npz",
     "info": "info {given}/tiny.onnx --json",
     "board-pack": "board pack --checkpoint {given}/tiny.pt --soc Ascend310P3 --batch 1 --output {out}/kit --archive",
+    "board-fit": "board report {given}/measured.json --fit --kit {given}/kit --output {out}/fitted.json",
     # A kit on stand-ins of a board, the folder of the kit on the disk.
     "board-run": "board-run",
 }
@@ -200,6 +201,7 @@ def prepare(given: Path) -> None:
     pack = f"pack --checkpoint {given}/tiny.pt --soc Ascend310P3 --batch 1 --output {given}/kit".split()
     command = [sys.executable, "-m", "neonext_ms.commands.board", *pack]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=subprocess.DEVNULL)
+    (given / "measured.json").write_text(json.dumps(measured_report(given / "kit")))
     (given / "spec.json").write_text('{"kernel": 4, "channels": 4, "shift": 1}')
     (given / "run").mkdir()
     (given / "run" / "steps.csv").write_text(

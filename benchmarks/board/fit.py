@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, check_regular, read_json, sha256
@@ -21,9 +23,10 @@ from ..latency.cost import Demand, network_demands
 from ..latency.figures import Figure
 from ..latency.figures import read as read_figures
 from ..latency.parameters import Parameters, fitted
-from ..latency.reader import read
+from ..latency.reader import Graph, read
+from .kit.run import Problem
 from .pack import DESCRIPTION, SUMS, read_sums
-from .report import Report
+from .report import Report, Row
 from .weights import join
 
 
@@ -110,19 +113,17 @@ def board_rows(report: Report, kit: Path) -> list[MeasuredRow]:
         InputError: the folder is not the kit of the report, or is damaged.
     """
     content = _read_kit(report, kit)
-    builds = {build["name"]: build for build in content["builds"]}
     device = soc(report.machine.get("soc") or report.kit["soc"])
     rows = []
     for row in report.rows:
-        build = builds.get(row.build)
-        if build is None or not row.right or not row.measured_ms:
+        if not row.right or not row.measured_ms:
             continue
-        graph = read(onnx.load_from_string(join(kit, content["models"][build["model"]])), row.batch)
-        aipp = build["feed"] == "frames"
-        int8 = build.get("form") == "int8"
+        described = _describe_build(kit, content, row)
+        if described is None:
+            continue
+        name, size, int8, aipp, graph = described
         _, demands = network_demands(graph, device, int8, aipp)
-        name, rate = f"{content['name']} {row.form}", 1e3 * row.batch / row.measured_ms
-        size = content["image_size"][0]
+        rate = 1e3 * row.batch / row.measured_ms
         figure = Figure(name, name, size, int8, aipp, device.name, row.batch, rate, report.path)
         rows.append(MeasuredRow(figure, device, demands))
         if not 0 < rows[-1].ratio(fitted()) < math.inf:
@@ -130,6 +131,37 @@ def board_rows(report: Report, kit: Path) -> list[MeasuredRow]:
                 f"{report.path}: {row.build} cannot have taken {row.measured_ms:g} ms at batch {row.batch}"
             )
     return rows
+
+
+def _describe_build(kit: Path, content: dict[str, Any], row: Row) -> tuple[str, int, bool, bool, Graph] | None:
+    """Return name, image size, whether it is in 8 bit and takes frames, and graph of a row's file.
+
+    Returns:
+        None if the kit has no such file.
+
+    Raises:
+        InputError: the description of the kit is not what `pack` writes, although its checksums are right.
+    """
+    try:
+        build = next((build for build in content["builds"] if build["name"] == row.build), None)
+        if build is None:
+            return None
+        model = onnx.load_from_string(join(kit, content["models"], build["model"]))
+        name, size = f"{content['name']} {row.form}", content["image_size"][0]
+        return name, size, build.get("form") == "int8", build["feed"] == "frames", read(model, row.batch)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        Problem,
+        zlib.error,
+        DecodeError,
+    ) as error:
+        raise InputError(
+            f"{kit / DESCRIPTION}: not the description of a kit ({one_line(error)}). Pack it again."
+        ) from error
 
 
 def _read_kit(report: Report, kit: Path) -> dict[str, Any]:

@@ -309,7 +309,7 @@ class _Packer:
                 continue
             self.progress(f"check {name}")
             path = self.kit / "check.onnx"
-            path.write_bytes(join(self.kit, model))
+            path.write_bytes(join(self.kit, models, name))
             side = OnnxActivations(path, self.size)
             (output,) = side.outputs
             ((_, values),) = side.values(images.inputs[:4], [output])

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from neonext_ms.common.files import check_regular
+
 from .kit import run
 
 # Bytes of a tensor from which on it goes into the pool.
@@ -118,10 +120,18 @@ def split(path: Path, pool: Pool, parts: Path) -> list[list[int]]:
     return segments
 
 
-def join(kit: Path, model: Mapping[str, Any]) -> bytes:
-    """Return the ONNX file of a model of `kit.json`, as run.py makes it on the board."""
-    return b"".join(run.onnx_parts(kit, model, run.read_pool(kit))) if model["segments"] else _whole(kit, model)
+def join(kit: Path, models: Mapping[str, Any], name: str) -> bytes:
+    """Return the ONNX file of one of the models of `kit.json`, as run.py makes it on the board.
 
-
-def _whole(kit: Path, model: Mapping[str, Any]) -> bytes:
-    return (kit / model["onnx"]).read_bytes()
+    Raises:
+        InputError: one of its files is missing, or no regular file.
+        run.Problem: one of them is damaged, or larger inside than the description says.
+    """
+    model = models[name]
+    packed = ("dense_low", "dense_high", "sparse_low", "sparse_high", "places")
+    parts = [model["parts"], *(f"data/{part}.z" for part in packed)] if model["segments"] else [model["onnx"]]
+    for part in parts:
+        check_regular(kit / part)
+    if not model["segments"]:
+        return (kit / model["onnx"]).read_bytes()
+    return b"".join(run.onnx_parts(kit, model, run.read_pool(kit, models)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 
 from acl_stand_in import StandIn, dump_file
 from atc_stand_in import halves, spoil
-from board_stand_in import install, without_times
+from board_stand_in import install, measured_report, without_times
 from neonext_ms.benchmarks.board import forms
 from neonext_ms.benchmarks.board import pack as pack_module
 from neonext_ms.benchmarks.board.kit import run as run_py
@@ -60,7 +62,7 @@ def packed(source, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def kit(packed, tmp_path) -> Path:
-    return Path(shutil.copytree(packed, tmp_path / "kit"))
+    return Path(shutil.copytree(packed, tmp_path / "a kit"))
 
 
 def start(kit: Path, environ: dict[str, str], *argv: str) -> subprocess.Popen:
@@ -80,7 +82,7 @@ def status(report: dict) -> dict[str, str]:
 
 
 def test_from_pack_to_report(digits, data, tmp_path, capsys):
-    folder, environ = tmp_path / "kit", install(tmp_path / "board")
+    folder, environ = tmp_path / "a kit", install(tmp_path / "board")
     argv = ["pack", "--checkpoint", digits, "--shifts", "1,1,0,0", "--image-size", "64", "--soc", "Ascend310P3"]
     argv += ["--images", str(data / "digits"), "--batch", "1", "--output", str(folder)]
     assert board.main(argv) == 0, capsys.readouterr().err
@@ -227,12 +229,12 @@ def test_frames_are_stored_without_loss(tmp_path):
 
 @pytest.mark.parametrize("name", ["net", "net_padded", "net_custom"])
 def test_the_first_wrong_layer_is_named_wherever_it_is(packed, name):
-    content = json.loads((packed / "kit.json").read_text())["models"][name]
-    rows, reference = content["layers"], np.load(packed / content["values"])
+    models = json.loads((packed / "kit.json").read_text())["models"]
+    rows, reference = models[name]["layers"], np.load(packed / models[name]["values"])
     known = {node: number for number, row in enumerate(rows) for node in row["nodes"]}
     images = json.loads((packed / "kit.json").read_text())["images"]
     pixels = run_py.normalized(run_py.read_frames(packed, images)[:1], images)
-    model = onnx.load_from_string(join(packed, content))
+    model = onnx.load_from_string(join(packed, models, name))
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     model = expand_custom(model)
@@ -413,19 +415,9 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
     from neonext_ms.benchmarks.latency.figures import read
 
     content = json.loads((packed / "kit.json").read_text())
-    # A board that takes twice as long as predicted.
-    times = {
-        build["name"]: {"compute_ms": {"p50": 2e-3 * build["predicted"]["1"]["us"]}, "images_per_second": 1.0}
-        for build in content["builds"]
-        if build["batches"] == [1]
-    }
-    steps = {f"parity/{name}": {"status": "done", "result": {"1": {"right": True}}} for name in times}
-    steps["latency/1"] = {"status": "done", "result": times}
-    steps["machine"] = {"status": "done", "result": {"soc": "Ascend310P3"}}
-    digest = run_py.sha256(packed / "SHA256SUMS")[:16]
-    made_of = {"name": "tiny", "soc": "Ascend310P3", "digest": digest}
-    report = {"board_report": 1, "kit": made_of, "builds": content["builds"]}
-    (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
+    report = measured_report(packed)
+    steps = report["steps"]
+    (tmp_path / "r.json").write_text(json.dumps(report))
     figures = [figure for figure in read() if figure.model == "ResNet-18"][:2]
     monkeypatch.setattr(fit, "read_figures", lambda: figures)
     argv = ["report", str(tmp_path / "r.json"), "--fit", "--kit", str(packed), "--json"]
@@ -439,7 +431,7 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
         assert board.main([*argv, "--output", str(stored)]) == 0, capsys.readouterr().err
         assert json.loads(capsys.readouterr().out)["errors"]["measured"]["before"]["rows"] == rows
     model = tmp_path / "net.onnx"
-    model.write_bytes(join(packed, content["models"]["net"]))
+    model.write_bytes(join(packed, content["models"], "net"))
     estimate = [str(model), "--soc", "Ascend310P3", "--batch", "1", "--json"]
     predicted = {}
     for name, options in (("package", []), ("fitted", ["--fitted", str(stored)])):
@@ -473,6 +465,32 @@ def test_measured_rows_reach_the_device_model(packed, tmp_path, capsys, monkeypa
     steps["machine"]["result"]["stand_in"] = True
     (tmp_path / "r.json").write_text(json.dumps({**report, "steps": steps}))
     assert board.main(argv) == 1 and "it ran on stand-ins" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("data/dense_low.z", lambda content: zlib.compress(bytes(10**8)), "larger inside than kit.json says"),
+        ("parts", lambda content: zlib.compress(bytes(10**8)), "larger inside than kit.json says"),
+        ("data/places.z", lambda content: content[:-4], "places.z: damaged"),
+        ("data/sparse_high.z", lambda content: b"x", "not the description of a kit"),
+        ("kit.json", lambda content: b"{}", "not the description of a kit"),
+        ("kit.json", lambda content: re.sub(rb'"segments":\s*\[', b'"segments": ["",', content), "not the description"),
+        ("kit.json", lambda content: re.sub(b'"parts": *"[^"]*', b'"parts": "../fifo', content), "not a regular file"),
+    ],
+)
+def test_checksums_of_a_kit_prove_nothing(kit, name, change, message, tmp_path, capsys):
+    """A kit that was made to do harm has right checksums."""
+    os.mkfifo(tmp_path / "fifo")
+    report = measured_report(kit)
+    name = json.loads((kit / "kit.json").read_text())["models"]["net"]["parts"] if name == "parts" else name
+    (kit / name).write_bytes(change((kit / name).read_bytes()))
+    sums = [f"{run_py.sha256(kit / file)}  {file}\n" for file, _ in pack_module.read_sums(kit)]
+    (kit / "SHA256SUMS").write_text("".join(sums))
+    report["kit"]["digest"] = run_py.sha256(kit / "SHA256SUMS")[:16]
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    assert board.main(["report", str(tmp_path / "r.json"), "--fit", "--kit", str(kit)]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

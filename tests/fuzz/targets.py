@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +22,7 @@ import checkpoints
 import numpy as np
 from mutate import mutate_bytes, mutate_protobuf, mutate_text, mutate_value
 
+import board_stand_in as board
 import om_stand_in as om
 from neonext_ms.lite.driver import missing
 
@@ -65,8 +68,8 @@ def _from_json(*seeds: Any) -> Callable[[Random], bytes]:
 
 
 def prepare() -> None:
-    """Export the smallest network once, as seeds of ONNX, MindIR and Lite files and of manifests."""
-    if (SEEDS / "tiny.json").exists() and (not LITE or (SEEDS / "tiny.ms").exists()):
+    """Export the smallest network once, as seeds of ONNX, MindIR and Lite files, of manifests and of a kit."""
+    if (SEEDS / "kit").exists() and (not LITE or (SEEDS / "tiny.ms").exists()):
         return
     SEEDS.mkdir(parents=True, exist_ok=True)
     from neonext_ms.checkpoint.checkpoint import save_checkpoint
@@ -79,6 +82,9 @@ def prepare() -> None:
     save_checkpoint(SEEDS / "tiny.pt", arrays, metadata)
     command = [sys.executable, "-m", "neonext_ms.export.command", "--checkpoint", str(SEEDS / "tiny.pt")]
     command += ["--target", "onnx,mindir,lite" if LITE else "onnx,mindir", "--output", str(SEEDS)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "neonext_ms.commands.board", "pack", "--checkpoint", str(SEEDS / "tiny.pt")]
+    command += ["--soc", "Ascend310P3", "--batch", "1", "--output", str(SEEDS / "kit")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -519,6 +525,48 @@ _BOARD = {
 }
 
 
+def _kit(rng: Random) -> Files:
+    """Damage a file of a kit, or what is compressed in it, and set its checksum right."""
+    kit = SEEDS / "kit"
+    names = ["kit.json", *(str(path.relative_to(kit)) for path in sorted(kit.rglob("*.z")))]
+    files = {name: (kit / name).read_bytes() for name in names}
+    name = "kit.json" if rng.random() < 0.5 else rng.choice(names)
+    if name == "kit.json":
+        files[name] = _json(rng, json.loads(files[name]))
+    elif rng.random() < 0.5:
+        files[name] = mutate_bytes(rng, files[name])
+    else:
+        files[name] = zlib.compress(mutate_bytes(rng, zlib.decompress(files[name])) * rng.choice((1, 1, 1000)))
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    report = board.measured_report(kit)
+    report["kit"]["digest"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
+    return {**files, "SHA256SUMS": sums.encode(), "report.json": json.dumps(report).encode()}
+
+
+def _read_kit(folder: Path) -> None:
+    from neonext_ms.benchmarks.board.fit import board_rows
+    from neonext_ms.benchmarks.board.report import read_report
+
+    board_rows(read_report(folder / "report.json"), folder)
+
+
+# What `board.fit.store` writes, of one measured row.
+_DEMAND = {"kind": "conv", "cube_us": 1.0, "vector_us": 2.0, "tensors": [100, 200], "between": [0, 0], "weights": 10}
+_FITTED = {
+    "parameters": {}, "errors": {},
+    "rows": [{
+        "model": "x", "network": "x", "image_size": 32, "int8": False, "aipp": False, "soc": "Ascend310P3", "batch": 1,
+        "images_per_second": 900.0, "source": "r.json", "demands": [_DEMAND],
+    }],
+}  # fmt: skip
+
+
+def _read_fitted(path: Path) -> None:
+    from neonext_ms.benchmarks.board.fit import read_rows
+
+    read_rows(path)
+
+
 def _read_board(path: Path) -> None:
     from neonext_ms.benchmarks.board.report import compared, lines, read_report, summary
 
@@ -608,6 +656,8 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(_model(".onnx"), _read_onnx, "input.onnx"),
     "mindir": Target(_model(".mindir"), _read_mindir, "input.mindir"),
     "board-report": Target(_from_json(_BOARD), _read_board, "input.json"),
+    "board-kit": Target(_kit, _read_kit),
+    "board-fit": Target(_from_json(_FITTED), _read_fitted, "input.json"),
     # Each file is read by a process of its own.
     **({"lite": Target(lambda rng: mutate_bytes(rng, _exported(".ms")), _read_lite, "input.ms")} if LITE else {}),
     "om": Target(_om, _read_om, "input.om"),

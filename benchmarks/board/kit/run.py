@@ -242,6 +242,7 @@ class Model(contextlib.ExitStack):
         if code not in device.known["dtypes"]:
             raise Problem("the output has the data type %s of acl, which this program does not know" % code)
         self.output = np.empty([batch, *dims[1:]], device.known["dtypes"][code])
+        device.callback(self.close)
 
     def dataset(self, side):
         """Return a dataset with device memory for every input or output, and the addresses and sizes of these."""
@@ -274,25 +275,28 @@ class Model(contextlib.ExitStack):
 
 
 # --- What the kit stores in parts: weights and images. The packer, too, puts them together with these functions. ------
-def inflated(path):
-    return np.frombuffer(zlib.decompress(path.read_bytes()), np.uint8)
+def inflated(path, most):
+    stream = zlib.decompressobj()
+    values = np.frombuffer(stream.decompress(path.read_bytes(), most + 1), np.uint8)
+    if not stream.eof or len(values) > most:
+        raise Problem("%s: damaged, or larger inside than kit.json says" % path.name)
+    return values
 
 
-def read_halves(folder, name):
-    """Return float32 values that are stored in float16, to which ATC rounds them, low and high bytes apart."""
-    low, high = (inflated(folder / "data" / (name + part)) for part in ("_low.z", "_high.z"))
-    return np.stack([low, high], 1).view("<f2").ravel().astype("<f4")
-
-
-def read_pool(folder):
+def read_pool(folder, models):
     """Return the weights of all forms, the values of sparse matrices other than zero, and which places those have."""
-    places = np.unpackbits(inflated(folder / "data" / "places.z")).astype(bool)
-    return read_halves(folder, "dense"), read_halves(folder, "sparse"), places
+    rows = [row for model in models.values() for row in model["segments"] or ()]
+    ends = [max([r[i] + r[i + 1] for r in rows if len(r) == n] or [0]) for i, n in ((1, 3), (1, 6), (3, 6))]
+    files = ("dense_low", ends[0]), ("dense_high", ends[0]), ("sparse_low", ends[1]), ("sparse_high", ends[1])
+    parts = [inflated(folder / "data" / (name + ".z"), count) for name, count in files]
+    dense, sparse = (np.stack(pair, 1).view("<f2").ravel().astype("<f4") for pair in (parts[:2], parts[2:]))
+    return dense, sparse, np.unpackbits(inflated(folder / "data" / "places.z", ends[2] // 8 + 1)).astype(bool)
 
 
 def onnx_parts(folder, model, pool):
     """Yield the parts of an ONNX file: pieces of what is its own, each followed by a tensor of the pool."""
-    (dense, sparse, places), own, start = pool, inflated(folder / model["parts"]).tobytes(), 0
+    (dense, sparse, places), start = pool, 0
+    own = inflated(folder / model["parts"], sum(row[0] for row in model["segments"])).tobytes()
     for length, first, count, *spread in model["segments"]:
         yield own[start : start + length]
         start += length
@@ -313,7 +317,7 @@ def noise_frames(images):
 
 def read_frames(folder, images):
     """Return all frames, uint8 (N, height, width, 3). Those of images are stored as differences along each axis."""
-    frames = inflated(folder / "data" / "frames.z").reshape(-1, *images["shape"][1:])
+    frames = inflated(folder / "data" / "frames.z", int(np.prod(images["shape"]))).reshape(-1, *images["shape"][1:])
     for axis in (1, 2, 3):
         frames = np.add.accumulate(frames, axis, np.uint8)
     return np.concatenate([noise_frames(images), frames])
@@ -392,8 +396,7 @@ def read_message(data):
 
 
 def read_shape(output, field):
-    packed = read_message(output.get(field, [b""])[0]).get(1, [b""])[0]
-    return [number_in(match) for match in NUMBER.finditer(packed)]
+    return [number_in(n) for n in NUMBER.finditer(read_message(output.get(field, [b""])[0]).get(1, [b""])[0])]
 
 
 def read_dump(path):
@@ -541,7 +544,7 @@ def step_unpack(kit, args, _):
     """Put the ONNX files and the inputs together: the inputs as arrays, and each as a file of raw bytes."""
     fresh(INPUTS)
     fresh(WORK / "onnx")
-    pool = read_pool(HERE)
+    pool = read_pool(HERE, kit["models"])
     for model in kit["models"].values():
         if model["segments"]:
             with open(HERE / model["onnx"], "wb") as file:
@@ -615,7 +618,6 @@ def step_layers(kit, args, build):
     device = Device(kit, args.device, config)
     model = Model(device, om_path(build), batch)
     model.run(inputs_of(build, batch)[0])
-    model.close()
     device.close()
     network = kit["models"][build["model"]]
     known = {node: number for number, row in enumerate(network["layers"]) for node in row["nodes"]}
@@ -653,26 +655,25 @@ def step_latency(kit, args, batch):
         result[name] = {"runs": len(samples), "compute_ms": compute, "with_copies_ms": total}
         result[name].update(images_per_second=1e3 * batch / compute["p50"], device_memory_bytes=models[name][0].memory)
         result[name]["images_per_second_with_copies"] = 1e3 * batch / total["p50"]
-    for model, _ in models.values():
-        model.close()
     device.close()
     return result
 
 
 def warm_up(model, array, seconds):
     """Run a model until the medians of two rounds agree within 3 %."""
-    end, before = time.monotonic() + seconds, math.inf
+    end, now = time.monotonic() + seconds, math.inf
     while time.monotonic() < end:
-        now = np.median([model.run(array)[2] for _ in range(10)])
+        before, now = now, np.median([model.run(array)[2] for _ in range(10)])
         if abs(now - before) < 0.03 * before:
             return
-        before = now
 
 
 def step_profile(kit, args, build):
     """Let CANN's profiler watch one form, and add up the times of its tasks by type of operator."""
     folder = fresh(WORK / "profile" / build["name"])
-    application = "%s %s --step parity/%s --device %d" % (sys.executable, HERE / "run.py", build["name"], args.device)
+    # msprof takes the command apart at blanks, of which a folder may have some; it is started in work/.
+    program = Path("..", "run.py") if " " in str(HERE) else HERE / "run.py"
+    application = "%s %s --step parity/%s --device %d" % (sys.executable, program, build["name"], args.device)
     command = ["msprof", "--application=" + application, "--output=%s" % folder]
     tables = run_tool("msprof", command, args, lambda lines: [*folder.rglob("op_summary*.csv")])
     # It watches the comparison of the logits, which runs the model once for each part of the inputs.
@@ -680,8 +681,7 @@ def step_profile(kit, args, build):
     with open(tables[0], encoding="utf-8", errors="replace", newline="") as file:
         for row in csv.DictReader(file):
             with contextlib.suppress(ValueError, TypeError):
-                micros = float(row.get("Task Duration(us)"))
-                kind = row.get("OP Type") or "other"
+                micros, kind = float(row.get("Task Duration(us)")), row.get("OP Type") or "other"
                 types[kind], tasks = types.get(kind, 0.0) + micros / runs, tasks + 1
     shutil.rmtree(folder, ignore_errors=True)
     return {"tasks": tasks // runs, "us_by_type": dict(sorted(types.items(), key=lambda item: -item[1]))}
