@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,10 +61,11 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Measured time over the predicted one."""
+        """Measured time over the predicted one, if there is a number for it."""
         if self.measured_ms is None or not self.predicted_us:
             return None
-        return 1e3 * self.measured_ms / self.predicted_us
+        ratio = 1e3 * self.measured_ms / self.predicted_us
+        return ratio if math.isfinite(ratio) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

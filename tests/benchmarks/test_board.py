@@ -397,6 +397,15 @@ def test_a_run_needs_nobody_who_reads(way, encoding, tmp_path):
         assert (tmp_path / "said").read_text() == "\\u8bbe\ndone\n"
 
 
+def test_a_ratio_beyond_all_numbers_is_none(packed, tmp_path, capsys):
+    report = measured_report(packed)
+    build = next(build for build in report["builds"] if build["batches"] == [1])
+    build["predicted"]["1"]["us"] = 5e-324
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    assert board.main(["report", str(tmp_path / "r.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["measured_over_predicted"] is None
+
+
 def test_a_run_that_is_killed_goes_on(kit, packed, tmp_path):
     environ = install(tmp_path / "board", {"atc": {"matmul_b2": "wrong:stage_1.0"}})
     for seconds in (0.3, 1.2, 2.5):
