@@ -333,7 +333,7 @@ def _read_dump(folder: Path) -> None:
     nodes = tuple(Node(f"/{name}/Conv", "Conv", (), (name,)) for name in _VALUES)
     other = SimpleNamespace(
         path="model.onnx", outputs=("logits",), names=tuple(_VALUES), nodes=nodes, aliases={}, shape=_VALUES.get,
-        input_size=(32, 32),
+        input_size=(32, 32), factors={}, int8=False,
     )  # fmt: skip
     side = DumpActivations(folder)
     side.bind(other)
