@@ -146,17 +146,38 @@ ACTIVATION_CELLS: dict[str, type[nn.Cell]] = {
 }
 
 
-class Patchify(nn.Cell):
-    """Space to depth: `(N, C, H, W)` to `(N, C * p * p, H / p, W / p)`, channels in the order (C, p, p)."""
+# The result is used, as a compiled graph drops a call whose result is not.
+@ops.constexpr
+def _fitting_patch(patch, wanted, channels, height, width):
+    """Return `patch` for a map that it divides: of the rest, the reshape would make more images, without a word."""
+    # -1 is a size that is only known at run time.
+    if wanted is not None and channels not in (wanted, -1):
+        raise InputError(f"input: wrong number of channels (got {channels}, expected {wanted}). Convert images to RGB.")
+    if any(side != -1 and side % patch for side in (height, width)):
+        raise InputError(f"input {height}x{width}: both sides must be multiples of {patch}. Resize or crop it.")
+    return patch
 
-    def __init__(self, patch: int):
+
+class Patchify(nn.Cell):
+    """Space to depth: `(N, C, H, W)` to `(N, C * p * p, H / p, W / p)`, channels in the order (C, p, p).
+
+    Args:
+        patch: side of a patch, p.
+        channels: number of channels to insist on, C; None for any.
+
+    Raises:
+        InputError: a side of the map is not a multiple of p, or it has another number of channels.
+    """
+
+    def __init__(self, patch: int, channels: int | None = None):
         super().__init__()
         self.patch = patch
+        self.channels = channels
 
     def construct(self, x):
         # N may be dynamic, so the reshapes leave it open.
         _, c, h, w = x.shape
-        p = self.patch
+        p = _fitting_patch(self.patch, self.channels, c, h, w)
         x = x.reshape(-1, c, h // p, p, w // p, p).transpose(0, 1, 3, 5, 2, 4)
         return x.reshape(-1, c * p * p, h // p, w // p)
 
@@ -354,7 +375,7 @@ class Stem(nn.Cell):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.patchify = Patchify(STEM_STRIDE)
+        self.patchify = Patchify(STEM_STRIDE, 3)
         self.conv = Conv1x1(3 * STEM_STRIDE**2, channels)
         self.norm = BatchNorm(channels)
 
@@ -398,7 +419,7 @@ class NeoNeXt(nn.Cell):
         logits `(N, num_classes)`, or with `features_only` a tuple of four maps `(N, dims[i], H / 4 / 2^i, ...)`.
 
     Raises:
-        InputError: an option is out of range.
+        InputError: an option is out of range; or, when called, the input has other than 3 channels or does not divide.
 
     The initial weights come from NumPy's global generator, which `mindspore.set_seed` seeds.
     """

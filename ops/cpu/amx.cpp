@@ -98,9 +98,8 @@ inline void pack_within_rows(const float *from, int64_t stride, int64_t rows, in
     split(load_some<kWhole>(from + k * stride + kLanes, k < rows ? columns - kLanes : 0), second);
     for (int part = 0; part < kParts; ++part) {
       const Halves a = (Halves)first[part], b = (Halves)second[part];
-      const Halves both =
-          __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39, 41,
-                                  43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
+      const Halves both = NEONEXT_SHUFFLE(Halves, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33,
+                                          35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
       std::memcpy(to + part * kTile + k * kLanes, &both, sizeof(both));
     }
   }

@@ -9,8 +9,6 @@
 // and gives both passes over x sums that end in float64. One thread takes a channel with all its images, so the order
 // of the sums is fixed.
 
-#include <cmath>
-
 #include "kernel.h"
 #include "parallel.h"
 #include "sums.h"
@@ -54,7 +52,7 @@ NEONEXT_KERNEL(batch_norm_grad) {
     // `rest` is the rounding error of the float32 mean. The corrections for it below are exact.
     const double rest = plain.first / count - mean;
     const double variance = centred.first / count - rest * rest;
-    const double inverse = 1 / std::sqrt(variance + epsilon);
+    const double inverse = neonext::inverse_deviation(variance, epsilon);
     const double covariance = centred.second - rest * plain.second;
     dgamma[channel] = static_cast<float>(covariance * inverse);
     dbeta[channel] = static_cast<float>(plain.second);

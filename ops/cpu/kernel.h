@@ -77,16 +77,25 @@ inline void copy(const float *from, float *to, int64_t count) {
   piece(8), piece(4), piece(2), piece(1);
 }
 
+// The lanes of two vectors that the list names. GCC 11 and earlier have only __builtin_shuffle, which takes the list as a
+// vector of integers; both become one instruction.
+#if defined(__clang__) || __GNUC__ >= 12
+#define NEONEXT_SHUFFLE(Places, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define NEONEXT_SHUFFLE(Places, a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
 // Interleaving the two halves of 16 rows four times transposes 16 x 16 values in registers.
 inline void transpose(Vector *now) {
+  using Places [[maybe_unused]] = int32_t __attribute__((vector_size(sizeof(Vector))));
   Vector next[kLanes];
 #pragma GCC unroll 4
   for (int round = 0; round < 4; ++round) {
 #pragma GCC unroll 8
     for (int k = 0; k < kLanes / 2; ++k) {
-      next[2 * k] = __builtin_shufflevector(now[k], now[k + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * k + 1] =
-          __builtin_shufflevector(now[k], now[k + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      const Vector &a = now[k], &b = now[k + 8];
+      next[2 * k] = NEONEXT_SHUFFLE(Places, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      next[2 * k + 1] = NEONEXT_SHUFFLE(Places, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
     std::memcpy(now, next, sizeof(next));
   }

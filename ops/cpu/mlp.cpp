@@ -71,7 +71,6 @@ class Plan {
   bool alone() const { return alone_; }
   int64_t count() const { return count_; }
   int64_t slices() const { return slices_; }
-  int64_t most() const { return together_ * divided(area_, parts_); }
 
   Panel operator[](int64_t index) const {
     const int64_t image = index / parts_ * together_, images = std::min(together_, images_ - image);

@@ -13,7 +13,6 @@
 // every channel, a `Small` for B of every channel, then the `Tile`s that they refer to.
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "kernel.h"
@@ -504,7 +503,7 @@ NEONEXT_KERNEL(neo_norm) {
                              }).first;
       // `rest` is the rounding error of the float32 mean. The corrections for it are exact.
       const double rest = exact - mean, variance = squares / size - rest * rest;
-      const double inverse = 1 / std::sqrt(variance + epsilon);
+      const double inverse = inverse_deviation(variance, epsilon);
       const float scale = static_cast<float>(inverse), shift = static_cast<float>(rest * inverse);
       for (int64_t n = 0; n < images; ++n) {
         const float *const from = z + n * area;

@@ -15,6 +15,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import signature as sig
 
+from neonext_ms.common.errors import InputError
+
 from ..spec import NeoCellSpec
 from .library import enabled, has_products, library
 
@@ -255,10 +257,22 @@ def _multi_kernel(name, tensors):
 
 
 # Each cell exists once: MindSpore compiles the graph of a new cell again.
+_cached_cell = cache(lambda name: _CELLS[name]())
+
+
+def _check_channels(what, channels, expected):
+    # The kernels trust their shapes. -1 is a size that is only known at run time.
+    if channels not in (expected, -1):
+        raise InputError(
+            f"{what}: wrong number of channels (got {channels}, expected {expected}). Give the layer a map with as "
+            "many channels as its weights have."
+        )
+
+
 @ops.constexpr
-@cache
-def _cell(name):
-    return _CELLS[name]()
+def _cell(name, channels=-1, expected=-1):
+    _check_channels(name, channels, expected)
+    return _cached_cell(name)
 
 
 @ops.constexpr
@@ -267,8 +281,10 @@ def _neo_cell(spec, height, width):
 
 
 @ops.constexpr
-def _block(spec, height, width):
-    return _cached_block(spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec), height, width)
+def _block(spec, channels, height, width):
+    spec = spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec)
+    _check_channels("block", channels, spec.channels)
+    return _cached_block(spec, height, width)
 
 
 def gelu(x):
@@ -278,7 +294,7 @@ def gelu(x):
 
 def layer_scale(x, gamma):
     """Multiply every channel of float32 `(N, C, H, W)` by its factor in gamma, `(C,)`."""
-    return _cell("layer_scale")(x, gamma)
+    return _cell("layer_scale", x.shape[1], gamma.shape[0])(x, gamma)
 
 
 def pointwise(x, weight, bias=None):
@@ -291,10 +307,13 @@ def pointwise(x, weight, bias=None):
 
     Returns:
         float32 `(N, O, H, W)`.
+
+    Raises:
+        InputError: another number of channels than the weight has.
     """
     if bias is None:
-        return _cell("pointwise")(x, weight)
-    return _cell("pointwise_bias")(x, weight, bias)
+        return _cell("pointwise", x.shape[1], weight.shape[1])(x, weight)
+    return _cell("pointwise_bias", x.shape[1], weight.shape[1])(x, weight, bias)
 
 
 def batch_norm_grad(x, dy, gamma, epsilon):
@@ -414,10 +433,10 @@ def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_varia
     Returns:
         float32 `(N, C, H, W)`, and the next moving mean and variance.
     """
-    _, _, height, width = x.shape
+    _, channels, height, width = x.shape
     matrices = _flat(weights_a), _flat(weights_b)
     inputs = (x, *matrices, *_values(linear), keep, moving_mean, moving_variance, settings)
-    y, next_mean, next_variance, _, _, _ = _block(spec, height, width)(*inputs)
+    y, next_mean, next_variance, _, _, _ = _block(spec, channels, height, width)(*inputs)
     return y, next_mean, next_variance
 
 

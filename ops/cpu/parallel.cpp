@@ -2,6 +2,9 @@
 //
 // Kernels are short, often tens of microseconds, and follow each other closely. Threads therefore spin for a moment
 // before they sleep, and the caller waits only for threads that have started, not for those still waking up.
+//
+// An exception of a task, such as a lack of memory, ends the call when no thread computes for it any more. MindSpore
+// reports it.
 
 #include "parallel.h"
 
@@ -10,8 +13,10 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace neonext {
 namespace {
@@ -66,12 +71,20 @@ class Pool {
     }
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return active_.load() == 0; });
+    if (const std::exception_ptr error = std::exchange(error_, nullptr)) {
+      std::rethrow_exception(error);
+    }
   }
 
  private:
   void work() {
     for (int64_t i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) {
-      task_(body_, i);
+      try {
+        task_(body_, i);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        error_ = std::current_exception();
+      }
     }
   }
 
@@ -109,6 +122,7 @@ class Pool {
   Task task_ = nullptr;
   const void *body_ = nullptr;
   int64_t count_ = 0;
+  std::exception_ptr error_;
 };
 
 // Set by Python. MindSpore changes OMP_NUM_THREADS when it is imported, so the variable says nothing here.

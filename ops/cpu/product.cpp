@@ -4,6 +4,9 @@
 
 #include <dlfcn.h>
 
+#include <stdexcept>
+#include <string>
+
 #include "amx.h"
 
 namespace neonext {
@@ -30,8 +33,11 @@ void product(int64_t rows, int64_t columns, int64_t inner, Factor left, Factor r
     amx_product(rows, columns, inner, left, right, result, stride, add);
     return;
   }
-  gemm()(left.transposed ? 'T' : 'N', right.transposed ? 'T' : 'N', rows, columns, inner, 1.0f, left.values,
-         left.stride, right.values, right.stride, add ? 1.0f : 0.0f, result, stride);
+  const int status = gemm()(left.transposed ? 'T' : 'N', right.transposed ? 'T' : 'N', rows, columns, inner, 1.0f,
+                            left.values, left.stride, right.values, right.stride, add ? 1.0f : 0.0f, result, stride);
+  if (status != 0) {
+    throw std::runtime_error("a matrix product of oneDNN failed (status " + std::to_string(status) + ")");
+  }
 }
 
 }  // namespace neonext

@@ -5,6 +5,9 @@
 
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include "kernel.h"
 
 namespace neonext {
@@ -37,6 +40,12 @@ Sums accumulate(int64_t size, const Term &term) {
     }
   }
   return sums;
+}
+
+// Returns 1 / sqrt(variance + epsilon), or NaN for a variance that has overflowed: 0 would make zeros of the map and of
+// all gradients, and nothing would show that the network has diverged.
+inline double inverse_deviation(double variance, double epsilon) {
+  return std::isinf(variance) ? std::numeric_limits<double>::quiet_NaN() : 1 / std::sqrt(variance + epsilon);
 }
 
 }  // namespace neonext

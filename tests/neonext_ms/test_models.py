@@ -92,6 +92,18 @@ def test_dynamic_batch_in_graph_mode():
         assert relative_max(compiled(Tensor(x[:batch])).asnumpy(), expected[:batch]) < 1e-5
 
 
+@pytest.mark.usefixtures("cpu_operations")
+@pytest.mark.parametrize("shape", [(1, 1, 32, 32), (1, 4, 32, 32), (16, 3, 32, 34), (16, 3, 34, 32)])
+def test_inputs_that_do_not_fit(shape):
+    """A reshape with an open batch would make 17 images of 16 that are two pixels too wide."""
+    model = NeoNeXt(**TINY).set_train(False)
+    x = Tensor(np.ones(shape, np.float32))
+    with pytest.raises(InputError, match="RGB" if shape[1] != 3 else "multiples of 4"):
+        model(x)
+    with pytest.raises(InputError):
+        ms.jit(model.stem.construct)(x)
+
+
 def test_state_goes_around():
     model = create_model("neonext_t.paper", **TINY)
     arrays = model_arrays(model)

@@ -14,7 +14,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from conftest import relative_max
-from neonext_ms.common.errors import ToolchainError
+from neonext_ms.common.errors import InputError, ToolchainError
 from neonext_ms.models.activations import ACTIVATIONS
 from neonext_ms.models.neonext import NeoBottleneck
 from neonext_ms.ops import NeoCellSpec, compiled, neo_cell, reference
@@ -228,6 +228,34 @@ def test_layer_scale_and_batch_norm_gradients():
     assert relative_max(given[0].asnumpy(), expected) < 1e-6
     assert relative_max(given[1].asnumpy(), (up * normal).sum(axes)) < 1e-6
     assert relative_max(given[2].asnumpy(), up.sum(axes)) < 1e-6
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [5, 9])
+def test_maps_that_do_not_fit_the_weights(channels):
+    """The kernels would read other weights, or memory that is not theirs."""
+    x, block = Tensor(_random(2, channels, 8, 8)), _block(8, 0.0, "gelu")
+    calls = [
+        lambda: operators.pointwise(x, Tensor(_random(7, 8))),
+        lambda: operators.pointwise(x, Tensor(_random(7, 8)), Tensor(_random(7))),
+        lambda: operators.layer_scale(x, Tensor(_random(8))),
+        lambda: block(x),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=f"got {channels}, expected 8"):
+            call()
+
+
+@needs_kernels
+def test_a_variance_that_overflows_is_seen():
+    """1 / sqrt(infinity) would normalise the map to zeros, whose loss and gradients are finite."""
+    x = Tensor(_random(2, 8, 4, 4) * np.float32(1e25))
+    block = _block(8, 0.0, "relu")
+    assert np.isnan(block(x).asnumpy()).all()
+    dx, dgamma, _ = operators.batch_norm_grad(
+        x, Tensor(_random(2, 8, 4, 4)), Tensor(_random(8)), Tensor(_random(1) ** 2)
+    )
+    assert np.isnan(dx.asnumpy()).all() and np.isnan(dgamma.asnumpy()).all()
 
 
 def _block(channels, drop_path, activation, seed=0):
