@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, check_regular, read_json, sha256
