@@ -303,6 +303,31 @@ def test_a_block_as_two_kernels(shape, drop_path, activation, monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
+def test_the_kernels_of_a_block_compute_what_it_has(jit, monkeypatch):
+    """A frozen BatchNorm keeps its statistics, and a new activation is the one that is computed."""
+    x, results, fused = Tensor(_random(3, 8, 6, 6)), {}, []
+    make = operators._cached_block
+    monkeypatch.setattr(operators, "_cached_block", lambda *geometry: fused.append(kind) or make(*geometry))
+    for switch in ("1", "0"):
+        monkeypatch.setenv(library.SWITCH, switch)
+        for kind in ("as made", "frozen", "another"):
+            block = _block(8, 0.0, "relu")
+            content = block.ops.content
+            if kind == "frozen":
+                content.norm.set_train(False)
+            elif kind == "another":
+                content.act = nn.Tanh()
+            y = (ms.jit(block.construct) if jit else block)(x)
+            results[kind, switch] = y.asnumpy(), content.norm.moving_mean.asnumpy().copy()
+    assert set(fused) == {"as made"}
+    assert not results["frozen", "1"][1].any()
+    for kind in ("as made", "frozen", "another"):
+        for value, expected in zip(results[kind, "1"], results[kind, "0"], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     "groups",
     [
