@@ -247,6 +247,14 @@ def test_maps_that_do_not_fit_the_weights(channels):
 
 
 @needs_kernels
+def test_drop_path_of_another_batch():
+    block = _block(8, 0.5, "gelu")
+    block.ops.drop_path = _SampledDropPath(ms.Parameter(Tensor(np.ones((1, 4), np.float32))), 0).set_train()
+    with pytest.raises(InputError, match="got 4, expected 1 or 6"):
+        block(Tensor(_random(6, 8, 5, 5)))
+
+
+@needs_kernels
 def test_a_variance_that_overflows_is_seen():
     """1 / sqrt(infinity) would normalise the map to zeros, whose loss and gradients are finite."""
     x = Tensor(_random(2, 8, 4, 4) * np.float32(1e25))
