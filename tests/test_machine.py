@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -150,6 +151,16 @@ def test_onnxruntime_is_imported_in_one_place():
     """Its telemetry has to be switched off before the import."""
     importing = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
     assert [name for name, text in _sources().items() if importing.search(text)] == ["neonext_ms.runtime.onnx"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_writes_nothing_below_the_home_folder(tmp_path):
+    """Its telemetry writes an id there, and reports every import."""
+    program = "from neonext_ms.runtime.openvino import import_openvino as i; i(); i().Core()"
+    ended = _run(tmp_path, sys.executable, "-c", program)
+    assert ended.returncode == 0 and not _left(tmp_path)
+    importing = re.compile(r"^\s*(import openvino|from openvino)", re.MULTILINE)
+    assert [name for name, text in _sources().items() if importing.search(text)] == ["neonext_ms.runtime.openvino"]
 
 
 def test_a_graph_that_does_not_compile_leaves_nothing(tmp_path):

@@ -118,7 +118,7 @@ def _graph(model: onnx.ModelProto, name: str, batch: int | None) -> Graph:
         used = [value for value in original.input if value]
         if original.op_type == "Constant":
             numbers.update(_constant(original))
-        elif original.op_type not in ("Shape", "Size") and not (used and all(value in constants for value in used)):
+        elif original.op_type not in ("Shape", "Size") and not (_is_pure(original) and constants.issuperset(used)):
             attributes = {a.name: helper.get_attribute_value(a) for a in original.attribute}
             label = original.name or f"{original.op_type}_{position}"
             nodes.append(OnnxNode(label, original.op_type, tuple(original.input), tuple(original.output), attributes))
@@ -134,6 +134,11 @@ def _graph(model: onnx.ModelProto, name: str, batch: int | None) -> Graph:
             )
     ends = (tuple(value.name for value in inputs), tuple(value.name for value in copy.graph.output))
     return Graph(name, tuple(nodes), shapes, frozenset(constants), numbers, *ends, images)
+
+
+def _is_pure(node: onnx.NodeProto) -> bool:
+    """Return whether a node reads values, and none but its inputs; the branches of an If read any others."""
+    return any(node.input) and not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -232,8 +237,12 @@ def _replace_unknown(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
             node.op_type, node.domain = "Identity", ""
             del node.input[1:]
             del node.attribute[:]
+    declared = {value.name: value for value in model.graph.input}
     for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.name in declared:
+            value.CopyFrom(declared[value.name])
+        else:
+            value.type.tensor_type.ClearField("shape")
     return originals
 
 

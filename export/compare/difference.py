@@ -105,13 +105,15 @@ def difference(name: str, reference: np.ndarray, value: np.ndarray) -> Differenc
     if not_finite:
         return Difference(name, shape, samples, math.inf, max_value, math.inf, 0.0, not_finite)
     error_norm, norm, other_norm = map(math.sqrt, squares)
+    relative = error_norm / norm if norm else error_norm
     return Difference(
         name=name,
         shape=shape,
         samples=samples,
         max_abs=max_abs,
         max_value=max_value,
-        relative_l2=error_norm / norm if norm else error_norm,
+        # Squares of float64 numbers can overflow; NaN would compare as no deviation.
+        relative_l2=math.inf if math.isnan(relative) else relative,
         cosine=min(product / (norm * other_norm), 1.0) if norm and other_norm else float(error_norm == 0),
     )
 

@@ -121,8 +121,8 @@ class OnnxActivations(Activations):
             raise InputError(f"{self.path}: expected an input of images (N, 3, H, W), found {value.name!r} of {shape}")
         if image_size and any(side not in (None, wanted) for side, wanted in zip(known, image_size, strict=True)):
             raise UsageError(
-                f"{self.path}: the model is made for {format_size(known)} pixels, which --image-size "
-                f"{format_size(image_size)} cannot change. Leave it out."
+                f"{self.path}: the model is made for {format_size([side or '?' for side in known])} pixels, which "
+                f"--image-size {format_size(image_size)} cannot change. Leave it out."
             )
         recorded = image_size or self.metadata.get("image_size") or (None, None)
         height, width = (side or wanted for side, wanted in zip(known, recorded, strict=True))
@@ -224,7 +224,8 @@ class OnnxActivations(Activations):
         return [chunk for chunk, _ in chunks(images.astype(dtype, copy=False), size)]
 
     def _join(self, name: str, parts: Sequence[np.ndarray], count: int) -> np.ndarray:
-        value = np.concatenate(parts)
+        # A scale, for example, may be a single number for all images.
+        value = np.concatenate([np.atleast_1d(part) for part in parts])
         if name in self._maps:
             value = value.reshape(-1, *self._maps[name], value.shape[1]).transpose(0, 3, 1, 2)
         value = value[:count]

@@ -82,13 +82,10 @@ def calibrate(
 
 def _batches(session: Session, images: Images, count: int, what: str, progress: Progress):
     done = 0
-    for batch in images.batches(session.batch):
+    for batch in images.batches(session.batch, count):
         progress(f"{what} {done}/{count}")
-        batch = batch[: count - done]
         yield batch, {INPUT: batch, **session.run(batch)}
         done += len(batch)
-        if done >= count:
-            return
 
 
 def _exponents(

@@ -139,7 +139,7 @@ def layer_noise(
     Args:
         graph: folded graph.
         scales: scales of the layers to measure.
-        images: images; the first ones are used.
+        images: images; some of them are used, spread evenly.
         gelu: form of GELU in the network.
         progress: function that is called with the state of the work.
     """
@@ -153,14 +153,12 @@ def layer_noise(
             pairs.append((layer.output, twin.output))
     session = NoiseSession(graph.replaced(changes), pairs, gelu)
     signal, noise, done = np.zeros(len(pairs)), np.zeros(len(pairs)), 0
-    for batch in images.batches(session.batch):
+    for batch in images.batches(session.batch, _NOISE_IMAGES):
         progress(f"noise {done}")
         sums = session.run(batch)
         signal += [float(sums[f"{noisy}.signal"]) for _, noisy in pairs]
         noise += [float(sums[f"{noisy}.noise"]) for _, noisy in pairs]
         done += len(batch)
-        if done >= _NOISE_IMAGES:
-            break
     names = [layer.name for layer in quantizable(graph) if layer.name in scales.layers]
     return {name: _decibels(s, n) for name, s, n in zip(names, signal, noise, strict=True)}
 

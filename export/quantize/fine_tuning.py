@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,14 +35,14 @@ class TrainingImages(Images):
 
     def __init__(self, images: ImageSet, plan: TrainingPlan, count: int):
         self._images, self._plan = images, plan
-        self._chosen = spread(len(images), count)
+        self._used = spread(len(images), count)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._used)
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(self._chosen), size):
-            yield np.stack([self._prepared(i) for i in self._chosen[start : start + size]])
+    def _chosen(self, indices: Sequence[int], size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(indices), size):
+            yield np.stack([self._prepared(self._used[i]) for i in indices[start : start + size]])
 
     def _prepared(self, index: int) -> np.ndarray:
         plan, name = self._plan, self._images.name(index)

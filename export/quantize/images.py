@@ -35,8 +35,17 @@ class Images:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Yield prepared images, float32 `(N, 3, H, W)`, all finite."""
+    def batches(self, size: int, count: int | None = None) -> Iterator[np.ndarray]:
+        """Yield prepared images, float32 `(N, 3, H, W)`, all finite.
+
+        Args:
+            size: images in a batch; the last one may have fewer.
+            count: number of images to use, spread evenly over all of them, as a folder has them class by class; None
+                for all.
+        """
+        return self._chosen(spread(len(self), count), size)
+
+    def _chosen(self, indices: Sequence[int], size: int) -> Iterator[np.ndarray]:
         raise NotImplementedError
 
 
@@ -47,23 +56,30 @@ class _Files(Images):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        for batch in image_batches(self._paths, self._preprocessing, self._size, size):
+    def _chosen(self, indices: Sequence[int], size: int) -> Iterator[np.ndarray]:
+        paths = [self._paths[i] for i in indices]
+        for batch in image_batches(paths, self._preprocessing, self._size, size):
             yield batch.images
 
 
 class ArrayImages(Images):
-    """Prepared images in memory."""
+    """Prepared images in memory.
+
+    Args:
+        source: name of the images.
+        images: `(N, 3, H, W)`.
+        labels: class of each image, if known.
+    """
 
     def __init__(self, source: str, images: np.ndarray, labels: Sequence[int] | None = None):
-        self.source, self._images, self.labels = source, images, labels
+        self.source, self.images, self.labels = source, images, labels
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(self._images), size):
-            yield np.ascontiguousarray(self._images[start : start + size], np.float32)
+    def _chosen(self, indices: Sequence[int], size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(indices), size):
+            yield np.ascontiguousarray(self.images[indices[start : start + size]], np.float32)
 
 
 def open_images(

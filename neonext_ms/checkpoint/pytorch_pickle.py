@@ -37,7 +37,7 @@ _EXECUTING = re.compile(
 # Harmless values of these modules.
 _HARMLESS = re.compile(
     r"builtins\.(?:set|frozenset|bytes|bytearray|complex|list|dict|tuple|int|float|str|bool|object|slice|x?range|getattr"
-    r"|Ellipsis|NotImplemented|\w+(?:Error|Exception|Warning))"
+    r"|long|unicode|Ellipsis|NotImplemented|\w+(?:Error|Exception|Warning))"
     r"|types\.(?:SimpleNamespace|MappingProxyType)|http\.HTTPStatus|torch\.serialization\._get_layout"
 )
 # Functions whose result is an object of their first argument, or a member of it (an enumeration in a class).
@@ -328,7 +328,8 @@ class _Machine:
         self.push(self.memo[index])
 
     def text(self, layout: str) -> None:
-        self.push(str(self.take(self.number(layout)), "utf-8"))
+        # Python writes lone surrogates, too, such as those of a file name.
+        self.push(str(self.take(self.number(layout)), "utf-8", "surrogatepass"))
 
     def bytes_(self, layout: str) -> None:
         self.push(bytes(self.take(self.number(layout))))

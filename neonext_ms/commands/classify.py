@@ -19,7 +19,7 @@ from neonext_ms.common.cli import (
     progress,
     threads,
 )
-from neonext_ms.common.errors import InputError
+from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import nearest, printable
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES, Preprocessing, preprocessing_from_file
 
@@ -94,6 +94,15 @@ def open_model(args: argparse.Namespace) -> tuple[Classifier, Preprocessing]:
     )  # fmt: skip
     for text in model.notes:
         note(f"note: {printable(text)}")
+    normalization = model.conventions.normalization if model.conventions else ""
+    if normalization and (not args.preprocess or args.preprocess in MODES):
+        model.close()
+        raise UsageError(
+            f"{args.model}: it normalizes images itself (node {printable(normalization)!r}), so they must not be "
+            "normalized before. Pass the mean and std that it expects with --preprocess FILE.yaml: for pixels from 0 "
+            "to 1, mean: [0, 0, 0] and std: [1, 1, 1]; for pixels from 0 to 255, std: [0.0039215686, 0.0039215686, "
+            "0.0039215686]."
+        )
     return model, preprocessing_for(args, model.metadata)
 
 
@@ -156,7 +165,10 @@ def classify(
                 "more precision."
             )
         if unknown and model.probabilities:
-            note(f"note: {args.model} ends in a softmax; its outputs are used as probabilities")
+            ending = "softmax; its outputs are used as probabilities"
+            if model.conventions and model.conventions.ending == "Sigmoid":
+                ending = "sigmoid; its outputs are used as probabilities, each of its own"
+            note(f"note: {args.model} ends in a {ending}")
         yield batch, logits, probabilities
 
 

@@ -1,4 +1,4 @@
-"""YAML read strictly: no key twice, no number that only YAML 1.1 reads, no object, no expansion without bound."""
+"""YAML read strictly: no key twice, no number that is not plain decimal, no object, no expansion without bound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .text import one_line
 
 # Values after the expansion of aliases; a configuration has a few hundred. Nesting is limited by the parser itself.
 MAX_VALUES = 20_000
-_PLAIN_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)")
+# As Python writes it: a text such as 0x10 or +7 would otherwise become 16 or 7 where text is expected.
+_PLAIN_INT = re.compile(r"0|-?[1-9][0-9]*")
 
 
 def read_yaml(path: str | os.PathLike, example: str) -> Any:
@@ -38,7 +39,7 @@ def parse_yaml(text: str, name: str, advice: str = "") -> Any:
         advice: end of the error message.
 
     Raises:
-        InputError: the text is not YAML, gives a key twice, writes a number in octal, sexagesimal or with underscores,
+        InputError: the text is not YAML, gives a key twice, writes a whole number in another way than in plain decimal,
             has a tag, or expands to more than `MAX_VALUES` values. The message has the line if it is known.
     """
     import yaml
@@ -84,8 +85,8 @@ def _loader() -> type:
         def construct_mapping(self, node, deep=False):
             keys = set()
             for key, _ in node.value:
-                # `<<` merges another mapping; its keys may be overridden.
-                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                # The keys of a mapping that `<<` merges may be overridden, but `<<` itself is a key.
+                if isinstance(key, yaml.ScalarNode):
                     if key.value in keys:
                         raise yaml.constructor.ConstructorError(
                             None, None, f"the key {key.value[:60]!r} is given twice", key.start_mark
@@ -105,7 +106,10 @@ def _loader() -> type:
             return super().construct_yaml_float(node)
 
     def _not_decimal(node):
-        problem = f"{node.value[:60]} is octal, sexagesimal or has underscores; write a decimal number, or quote text"
+        problem = (
+            f"{node.value[:60]} is octal, sexagesimal, has underscores or is not plain decimal; write a decimal "
+            "number, or quote text"
+        )
         return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,15 @@ def _images_below(root: Path, name: str) -> list[str]:
 # Rule -> its name in a sentence.
 CLASS_RULES = {"by-name": "by name", "by-number": "by number", "sorted": "in sorted order"}
 _NUMBER = re.compile(r"[0-9]{1,9}")
+# What `str.strip` removes, and the invisible marks that editors and joined files leave.
+_BLANKS = " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000\u200b\ufeff"
+_DECORATIONS = {
+    "its number": re.compile(r"([0-9]{1,9})(?:\s|\s?[:;,=.)]).*"),
+    "a number behind it": re.compile(r".*[:;,=\t]\s*([0-9]{1,9})"),
+    "quotation marks": re.compile(r"(?:'.*'|\".*\"),?"),
+    "a comma behind it": re.compile(r".*,"),
+    "a dash before it": re.compile(r"- .*"),
+}
 
 
 def match_classes(
@@ -112,7 +121,7 @@ def match_classes(
 
     If a folder is named by a label, all of them must be. Otherwise the folders are matched by number if all names are
     whole numbers below `classes`, else by their order if there are as many folders as classes. Names are compared
-    without blanks at their ends.
+    without blanks at their ends, and if they do not all agree so, without regard to case, `_` and `-`.
 
     Args:
         folders: names of the class folders, in their order.
@@ -128,15 +137,15 @@ def match_classes(
     Raises:
         InputError: only some folders are named by a label, or the rule does not apply, or none does.
     """
-    names = [_plain(name) for name in folders]
-    places: dict[str, list[int]] = {}
-    for place, label in enumerate(labels or ()):
-        places.setdefault(_plain(label), []).append(place)
-    unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
-    numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in names]
+    names, places, unnamed = _named(folders, labels or (), _plain)
+    if unnamed and labels:
+        loose = _named(folders, labels, _loose)
+        if len(loose[2]) < len(unnamed):
+            names, places, unnamed = loose
+    numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in map(_plain, folders)]
     numbered = max(numbers) < classes and len(set(numbers)) == len(numbers)
     # Numbers that sort differently as text were hardly meant to be sorted as text.
-    misleading = all(map(_NUMBER.fullmatch, names)) and numbers != sorted(numbers)
+    misleading = all(map(_NUMBER.fullmatch, map(_plain, folders))) and numbers != sorted(numbers)
     if rule is None:
         if len(unnamed) < len(folders):
             rule = "by-name"
@@ -153,6 +162,21 @@ def match_classes(
     raise InputError(_mismatch(folders, classes, places, unnamed, numbers, rule, source, option))
 
 
+def _named(
+    folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]
+) -> tuple[list[str], dict[str, list[int]], list[str]]:
+    """Return folders in a form for comparison, labels in it with their places, and folders that no one label names."""
+    names = [form(name) for name in folders]
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(form(label), []).append(place)
+    return (
+        names,
+        places,
+        [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1],
+    )
+
+
 def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str | None, source: str, option: str) -> str:
     """Return the message about class folders that do not match."""
     if rule == "by-name" and not places:
@@ -160,7 +184,7 @@ def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str |
             f"{source}: the class folders cannot be matched by name, since no labels are recorded. Choose another rule."
         )
     if rule == "by-name" and not unnamed:
-        return f"{source}: two class folders have the same name but for blanks. Rename one of them."
+        return f"{source}: two class folders have the same name, apart from blanks or case. Rename one of them."
     if rule == "by-name":
         return (
             f"{source}: {len(unnamed)} of {len(folders)} class folders are not named by one of the {len(places)} "
@@ -185,7 +209,12 @@ def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str |
 
 def _plain(name: str) -> str:
     """Return a name as it is compared: without blanks at its ends, accents composed (macOS decomposes them)."""
-    return unicodedata.normalize("NFC", name).strip()
+    return unicodedata.normalize("NFC", name).strip(_BLANKS)
+
+
+def _loose(name: str) -> str:
+    """Return a name as it is compared if not all names agree otherwise."""
+    return re.sub(r"[\s_-]+", " ", _plain(name)).casefold()
 
 
 def read_labels(path: str | os.PathLike) -> list[str]:
@@ -196,8 +225,9 @@ def read_labels(path: str | os.PathLike) -> list[str]:
             a folder with one folder per class, in the order of `match_classes`.
 
     Raises:
-        InputError: the file cannot be read, or has an empty line before its end or an empty name. Two classes may
-            have one name, as "crane" in ImageNet; such folders cannot be matched by name.
+        InputError: the file cannot be read, has an empty line before its end, an empty name, a control character, or
+            lines with more than a name. Two classes may have one name, as "crane" in ImageNet; such folders cannot be
+            matched by name.
     """
     source = os.fspath(path)
     if os.path.isdir(path):
@@ -212,13 +242,32 @@ def read_labels(path: str | os.PathLike) -> list[str]:
             raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
         labels = _json_labels(values, source)
     else:
-        labels = [line.strip() for line in text.rstrip().split("\n")]
+        labels = [line.strip(_BLANKS) for line in text.rstrip().split("\n")]
+        if decoration := next((what for what, pattern in _DECORATIONS.items() if _fits(pattern, labels)), None):
+            raise InputError(
+                f"{source}: every line has {decoration} besides the label (got {shorten(labels[0])}). Remove what is "
+                "no part of the names, or write them as JSON."
+            )
     if labels == [""]:
         raise InputError(f"{source}: has no labels (expected one per line)")
     for number, label in enumerate(labels, 1):
         if not label:
             raise InputError(f"{source}: label {number} is empty. Remove the empty line, or name the class.")
+        if control := next((c for c in label if unicodedata.category(c) in ("Cc", "Zl", "Zp")), None):
+            raise InputError(
+                f"{source}: label {number} has the control character {control!r} (got {shorten(label)}). Write one "
+                "name per line, in UTF-8."
+            )
     return labels
+
+
+def _fits(pattern: re.Pattern[str], lines: Sequence[str]) -> bool:
+    """Return whether all of at least two lines match; numbers that are captured have to count the lines."""
+    matches = [pattern.fullmatch(line) for line in lines]
+    if len(lines) < 2 or not all(matches):
+        return False
+    numbers = sorted(int(match[1]) for match in matches if match and pattern.groups)
+    return not pattern.groups or numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
 
 
 def order_rule(folders: Sequence[str]) -> str:
@@ -246,4 +295,4 @@ def _json_labels(values: object, source: str) -> list[str]:
         values = [numbered[number] for number in range(len(numbered))]
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise InputError(f'{source}: no labels (got {shorten(values)}, expected ["cat", ...] or {{"0": "cat", ...}})')
-    return [value.strip() for value in values]
+    return [value.strip(_BLANKS) for value in values]

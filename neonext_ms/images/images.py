@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from itertools import islice
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import check_regular, explain
@@ -29,8 +30,11 @@ SUFFIXES = (
 )
 MAX_RESIZED_PIXELS = 1 << 27
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 _SCAN = 0xDA
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_KIND = 258, 262, 339
+_SIGNED = 2
 _MOST_CONVERTED = 1 << 22
 _NO_MEMORY = "too large for the memory that is free here. Scale it down."
 _MAX_BARE_BYTES = 1 << 28
@@ -44,10 +48,10 @@ class BrokenImageError(InputError):
 def read_image(path: str | os.PathLike) -> Image.Image:
     """Read an image file as 8-bit RGB with its EXIF orientation applied.
 
-    Alpha is dropped (the stored colours stay), palettes, CMYK and grey become RGB, 16-bit grey is scaled to 8 bits
-    (rounded), and the first of several frames or pages is taken. 32-bit integer pixels count as 8-bit values if all
-    are at most 255 and as 16-bit values if all are at most 65535. Floating-point pixels count as fractions if all are
-    in [0, 1] and as 8-bit values if all are in [0, 255].
+    Alpha is dropped (the stored colours stay), palettes, CMYK and grey become RGB, grey of 12 and 16 bits is scaled to
+    8 bits (rounded), and the first of several frames or pages is taken. 32-bit integer pixels count as 8-bit values if
+    all are at most 255 and as 16-bit values if all are at most 65535. Floating-point pixels count as fractions if all
+    are in [0, 1] and as 8-bit values if all are in [0, 255].
 
     Returns:
         An image in mode "RGB".
@@ -83,6 +87,11 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise BrokenImageError(f"{name}: the file is empty. Replace or remove it.")
+    start = file.read(len(_PNG)) if not file.seek(0) and size <= _MAX_BARE_BYTES else b""
+    if start == _PNG or start.startswith(_JPEG):
+        file.seek(0)
+        if problem := _damage(file.read()):
+            raise BrokenImageError(f"{name}: broken image ({problem}). Replace or remove it.")
     try:
         return _open(file, name)
     except BrokenImageError:
@@ -92,6 +101,37 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         if bare is None:
             raise
     return _open(io.BytesIO(bare), name)
+
+
+def _damage(content: bytes) -> str:
+    """Return what is wrong with the pixels of a PNG or JPEG file that Pillow decodes nevertheless; empty if nothing is.
+
+    Pillow compares no checksums of pixels. Of a file that ends in zeros, as after an interrupted download or a power
+    cut, it makes an image.
+    """
+    if content.startswith(_JPEG):
+        at = _jpeg_scan(content)
+        return "" if at < 0 or _JPEG_END in content[at:] else "the end of the image is missing"
+    at = len(_PNG)
+    while at + 12 <= len(content):
+        (size,) = struct.unpack_from(">I", content, at)
+        if content[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"IDAT") and at + 12 + size <= len(content):
+            checksum = zlib.crc32(memoryview(content)[at + 4 : at + 8 + size])
+            if checksum != struct.unpack_from(">I", content, at + 8 + size)[0]:
+                return "the checksum of its pixels differs"
+        at += 12 + size
+    return ""
+
+
+def _jpeg_scan(content: bytes) -> int:
+    """Return where the pixels of a JPEG file start; -1 if they are not found."""
+    at = len(_JPEG)
+    while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
+        if content[at + 1] == _SCAN:
+            return at
+        # A marker may follow fill bytes; any other is followed by its size.
+        at += 1 if content[at + 1] == 0xFF else 2 + struct.unpack_from(">H", content, at + 2)[0]
+    return -1
 
 
 def _without_metadata(content: bytes) -> bytes | None:
@@ -104,7 +144,7 @@ def _without_metadata(content: bytes) -> bytes | None:
             if content[at + 4 : at + 8] in _PNG_CHUNKS:
                 kept.append(content[at : at + 12 + size])
             at += 12 + size
-    elif content.startswith(b"\xff\xd8"):
+    elif content.startswith(_JPEG):
         kept, at = [content[:2]], 2
         while content[at : at + 1] == b"\xff" and at + 4 <= len(content) and content[at + 1] != _SCAN:
             (size,) = struct.unpack_from(">H", content, at + 2)
@@ -124,7 +164,12 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         Image.init()
         with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             image.load()
-            return to_rgb(_upright(image))
+            bits, inverted = _tiff_samples(image)
+            upright = _upright(image)
+            if upright.mode == "I;16" and bits < 16:
+                upright = _scaled(upright, 2**bits - 1)
+            rgb = to_rgb(upright)
+            return ImageOps.invert(rgb) if inverted else rgb
     except MemoryError as error:
         raise BrokenImageError(f"{name}: {_NO_MEMORY}") from error
     except InputError as error:
@@ -138,6 +183,21 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     except Exception as error:
         # A damaged file can raise anything in the decoders: OSError, SyntaxError, struct.error, ...
         raise BrokenImageError(f"{name}: broken image ({one_line(error)}). Replace or remove it.") from error
+
+
+def _tiff_samples(image: Image.Image) -> tuple[int, bool]:
+    """Return the bits of a TIFF file's samples, and whether Pillow left white as 0; (16, False) for another format.
+
+    Raises:
+        InputError: the samples are signed, so that it is not known which value is black.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16, False
+    bits, kind, photometric = (image.tag_v2.get(tag) for tag in (_TIFF_BITS, _TIFF_KIND, _TIFF_PHOTOMETRIC))
+    bits = min(bits or (1,))
+    if _SIGNED in (kind or ()) and bits < 32:
+        raise InputError("signed pixels of unknown scale. Convert it to 8 or 16 bits without sign.")
+    return bits, photometric == 0 and image.mode in ("I;16", "I;16B", "F")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -15,8 +15,11 @@ from .base import Runtime, Settings, Signature, run_in_chunks
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .onnx import Conventions
+
 # float16 rounds each probability by up to 5e-4 of itself.
 _SUM_TOLERANCE = 2e-3
+_NO_LOGITS = ("TopK", "ArgMax", "ArgMin", "NonMaxSuppression")
 _NOISE_IMAGES = 4
 
 
@@ -86,9 +89,10 @@ class ImageModel:
         self._runtime.load(self.path, replace(settings, batch=self.batch, image_size=self.input_size))
         label = self._runtime.label
         self.notes = [*self._runtime.notes, *([f"{self.name}: {label}"] if label else [])]
-        if not self.metadata and self.path.lower().endswith((".mindir", ".om", ".ms")):
+        if not self.metadata and self.path.lower().endswith((".onnx", ".mindir", ".om", ".ms")):
+            missing = "no metadata in it" if self.path.lower().endswith(".onnx") else "no manifest beside it"
             self.notes.append(
-                f"{printable(self.path)}: no manifest beside it, so it has no labels, and images get the official "
+                f"{printable(self.path)}: {missing}, so it has no labels, and images get the official "
                 "preprocessing unless an option says otherwise"
             )
 
@@ -157,8 +161,10 @@ class Classifier(ImageModel):
 
     Attributes:
         classes: number of logits per image.
-        probabilities: whether the model ends in a softmax, so that its outputs are probabilities; None before it was
-            run on images.
+        probabilities: whether the model ends in a softmax or sigmoid, so that its outputs are probabilities; None
+            before it was run on images.
+        conventions: what an ONNX file that others wrote does to images and logits itself; None before it is asked for
+            of any other file.
 
     Raises:
         InputError: no such file, or not a classifier of images.
@@ -179,9 +185,20 @@ class Classifier(ImageModel):
     def _open(self, signature: Signature, settings: Settings) -> None:
         super()._open(signature, settings)
         self.probabilities: bool | None = None
+        self.conventions = None if self.metadata else self._conventions()
+        if self.conventions and self.conventions.ending in _NO_LOGITS:
+            raise InputError(
+                f"{self.path}: its output comes from an operator {self.conventions.ending}. Export the model with its "
+                "logits as output."
+            )
         # A model that does not state its number of classes is run on zeros.
         zeros = np.zeros((self.batch or 1, 3, *self.input_size), np.float32)
         self.classes: int = signature.classes or self._run(zeros)[0].shape[1]
+        if self.classes < 2:
+            raise InputError(
+                f"{self.path}: expected a logit for each of two or more classes (got {self.classes} value per image). "
+                "A model that answers yes or no, or with the number of a class, cannot be used."
+            )
         labels = self.metadata.get("labels")
         if labels and len(labels) != self.classes:
             raise InputError(
@@ -229,22 +246,42 @@ class Classifier(ImageModel):
         if (values < 0).any():
             raise InputError(
                 f"{self.path}: the outputs of earlier images are probabilities, but these have negative values (down "
-                f"to {values.min():g}). Export the model without its softmax."
+                f"to {values.min():g}). Export the model with its logits as output."
             )
         return outputs, values
 
     def _ends_in_softmax(self, outputs: np.ndarray) -> bool:
-        """Return whether outputs are probabilities, by the graph or else by the values of these and of noise."""
+        """Return whether outputs are probabilities, by the graph or else by the values of these and of noise.
+
+        Raises:
+            InputError: they are of a softmax that is not over the classes, or percentages.
+        """
         if not np.isfinite(outputs).all() or (outputs < 0).any():
             return False
-        if self.path.lower().endswith(".onnx"):
-            from .onnx import ends_in_softmax
-
-            if ends_in_softmax(self.path):
-                return True
+        self.conventions = self.conventions or self._conventions()
+        ending = self.conventions.ending
+        sums = outputs.sum(axis=1, dtype=np.float64)
+        # Probabilities of 8 bit are multiples of about 1/256; of many classes, most round to 0.
+        if ending == "Softmax" and not self.conventions.rounded and not _sum_to_one(outputs):
+            raise InputError(
+                f"{self.path}: its softmax is not over the classes (the outputs of an image sum to {sums.max():g}). "
+                "Export the model with its logits as output."
+            )
+        if ending in ("Softmax", "Sigmoid"):
+            return True
+        if (abs(sums - 100) < 100 * _SUM_TOLERANCE).all():
+            raise InputError(
+                f"{self.path}: its outputs sum to 100, like percentages. Export the model with its logits as output."
+            )
         # One image of a few classes can have such logits by chance; different images cannot.
         noise = np.random.RandomState(0).normal(0, 1, (_NOISE_IMAGES, 3, *self.input_size)).astype(np.float32)
         return all(_sum_to_one(values) for values in (outputs, *([self.run(noise)] if _sum_to_one(outputs) else [])))
+
+    def _conventions(self) -> Conventions:
+        """Return the conventions of an ONNX file, or none of any other."""
+        from .onnx import Conventions, conventions
+
+        return conventions(self.path) if self.path.lower().endswith(".onnx") else Conventions()
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the logits of one batch, as the only output."""
@@ -256,5 +293,10 @@ class Classifier(ImageModel):
             raise InputError(
                 f"{self.path}: expected logits of shape ({len(images)}, classes) for {len(images)} images, got "
                 f"{logits.shape}; is it a classifier?"
+            )
+        if logits.dtype.kind in "biu":
+            raise InputError(
+                f"{self.path}: expected logits in floating point, got {logits.dtype}. Export the model with its logits "
+                "as output."
             )
         return [logits]

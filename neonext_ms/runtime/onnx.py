@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,10 +20,12 @@ from .manifest import read_metadata
 from .onnx_file import dims_of, read_onnx, sound
 
 if TYPE_CHECKING:
-    pass
+    import onnx
 
 # Operators that only change type or shape.
 _PASSING = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "QuantizeLinear", "DequantizeLinear")
+_ARITHMETIC = ("Sub", "Add", "Mul", "Div")
+_CHANNELS = 3
 # onnxruntime's names of types -> NumPy's, where they differ.
 _NUMPY = {"float": "float32", "double": "float64"}
 
@@ -187,7 +190,8 @@ def onnx_session(
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Its messages go to stderr with the names of the file as they are, escape sequences included; errors are raised.
+    options.log_severity_level = 4
     # By default the threads of a session go on spinning after a run, and take the cores from whatever follows:
     # another model that is compared with this one, or the decoding of the next images.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -220,22 +224,64 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
     return _signature(os.fspath(path), inputs, outputs, _metadata_text(model))
 
 
-def ends_in_softmax(path: str | os.PathLike) -> bool:
-    """Return whether the logits of an ONNX file come from a Softmax, apart from changes of type and shape.
+class Conventions(NamedTuple):
+    """What an ONNX file of another exporter may compute besides logits of normalized images.
+
+    Attributes:
+        ending: type of the operator that the logits come from, such as "Gemm" or "Softmax"; changes of type and shape
+            do not count. Empty if there is none.
+        rounded: whether the outputs are rounded to 8 bit behind it.
+        normalization: name of the node that normalizes the images; empty if there is none.
+    """
+
+    ending: str = ""
+    rounded: bool = False
+    normalization: str = ""
+
+
+def conventions(path: str | os.PathLike) -> Conventions:
+    """Return the conventions of an ONNX file.
 
     Raises:
         InputError: no such file, or not an ONNX file.
     """
     graph = read_onnx(path).graph
+    with sound(os.fspath(path)):
+        return Conventions(*_ending(graph), _normalization(graph))
+
+
+def _ending(graph: onnx.GraphProto) -> tuple[str, bool]:
+    """Return the type of the operator that the logits come from, and whether they are rounded behind it."""
     producers = {name: node for node in graph.node for name in node.output}
     names = [value.name for value in graph.output]
     name = "logits" if "logits" in names else names[0] if names else ""
+    rounded = False
     for _ in range(len(graph.node)):
         node = producers.get(name)
         if node is None or not node.input or node.op_type not in _PASSING:
             break
-        name = node.input[0]
-    return name in producers and producers[name].op_type == "Softmax"
+        name, rounded = node.input[0], rounded or node.op_type == "QuantizeLinear"
+    return producers[name].op_type if name in producers else "", rounded
+
+
+def _normalization(graph: onnx.GraphProto) -> str:
+    """Return the first node that shifts or scales the images by one constant, or by one for each channel."""
+    constants = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    images = {value.name for value in graph.input} - constants.keys()
+    for node in graph.node:
+        if not images & set(node.input):
+            # What is computed from constants alone is one, of about their size.
+            if all(name in constants for name in node.input):
+                sizes = [math.prod(a.t.dims) for a in node.attribute if a.HasField("t")]
+                size = max([*sizes, *(constants[name] for name in node.input)], default=0)
+                constants.update(dict.fromkeys(node.output, size))
+        elif node.op_type in (*_PASSING, "Transpose"):
+            images.update(node.output)
+        elif node.op_type == "BatchNormalization" or (
+            node.op_type in _ARITHMETIC and any(constants.get(name, _CHANNELS + 1) <= _CHANNELS for name in node.input)
+        ):
+            return node.name or node.output[0]
+    return ""
 
 
 def describe_onnx(path: str | os.PathLike) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,21 @@ from neonext_ms.common.text import one_line
 
 from .base import Settings
 from .onnx import OnnxFileRuntime
+
+
+def import_openvino():
+    """Import OpenVINO without its telemetry, which writes an id below the home folder and reports every import."""
+    name = "openvino_telemetry"
+    absent = name not in sys.modules
+    if absent:
+        # It then takes a stub of its own, as where that package is not installed.
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if absent:
+            del sys.modules[name]
+    return openvino
 
 
 class OpenVino(OnnxFileRuntime):
@@ -30,7 +46,7 @@ class OpenVino(OnnxFileRuntime):
     @classmethod
     def missing(cls) -> str | None:
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError:
             return 'openvino is not installed; install it with: pip install "neonext_ms[openvino]"'
         if cls.capability not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -38,8 +54,7 @@ class OpenVino(OnnxFileRuntime):
         return None
 
     def load(self, path: str, settings: Settings) -> None:
-        import openvino
-
+        openvino = import_openvino()
         self._path = path
         options = {
             "INFERENCE_PRECISION_HINT": self.precision,
@@ -60,8 +75,7 @@ class OpenVino(OnnxFileRuntime):
             raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
-        import openvino
-
+        openvino = import_openvino()
         for index, array in enumerate(arrays):
             self._request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
 

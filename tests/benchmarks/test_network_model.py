@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from simulator import needs_simulator
 
 from neonext_ms.benchmarks import documents, networks
@@ -293,6 +293,20 @@ def test_a_shape_that_is_not_known_names_the_node():
         read(model)
     with pytest.raises(InputError, match=r"dynamic axis 2 \(h\). Export it with a fixed size"):
         read(_model([_node("Relu", ["x"], "y")], (1, 3, "h", 8)), 1)
+
+
+def test_a_branch_depends_on_values_that_it_does_not_list():
+    branch = helper.make_graph([_node("Relu", ["x"], "r")], "b", [], [helper.make_empty_tensor_value_info("r")])
+    chosen = helper.make_node("If", ["c"], ["z"], name="If_z", then_branch=branch, else_branch=branch)
+    model = _model([chosen, _node("Relu", ["z"], "y")])
+    model.graph.initializer.append(numpy_helper.from_array(np.bool_(True), "c"))
+    assert [node.op for node in read(model).nodes] == ["If", "Relu"]
+
+
+def test_an_input_can_be_an_output():
+    model = _model([_node("Relu", ["x"], "y")], batch="n")
+    model.graph.output.append(model.graph.input[0])
+    assert read(model, 3).shapes["y"] == (3, 32, 8, 8)
 
 
 @pytest.mark.parametrize(

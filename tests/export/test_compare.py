@@ -705,6 +705,18 @@ def test_difference():
     assert (zero.relative_l2, zero.cosine) == (0, 1)
     with pytest.raises(InputError, match="cannot be compared"):
         difference("x", one, other[:, :1])
+    # Their squares overflow; NaN would pass as no deviation where there are several outputs.
+    assert difference("x", 1e200 * one, 1e200 * other).relative_l2 == np.inf
+
+
+def test_a_single_number_inside_a_network(tmp_path):
+    nodes = [helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0), helper.make_node("Div", ["x", "top"], ["y"])]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4, 4])] for name in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "m.onnx")
+    result = _compare(tmp_path / "m.onnx", tmp_path / "m.onnx", layers=True)
+    assert [layer.name for layer in result.layers] == ["top", "y"] and result.agrees
 
 
 def test_a_model_with_two_inputs(tmp_path):

@@ -29,7 +29,7 @@ from neonext_ms.export.quantize import apply, cost, ranges
 from neonext_ms.export.quantize.calibrate import calibrate, skipped_layers
 from neonext_ms.export.quantize.forms import Session, host_graph
 from neonext_ms.export.quantize.histogram import BINS, Histogram
-from neonext_ms.export.quantize.images import Images, open_images
+from neonext_ms.export.quantize.images import ArrayImages, open_images
 from neonext_ms.export.quantize.integers import compare_integers, evaluator
 from neonext_ms.export.quantize.options import METHODS, QuantizeOptions
 from neonext_ms.export.quantize.prove import prove
@@ -49,20 +49,8 @@ DIGITS = str(DATA / "digits")
 CHECKPOINT = ["--checkpoint", str(DATA / "digits_64.pt"), "--shifts", "1,1,0,0", "--image-size", "64"]
 
 
-class Noise(Images):
-    """Noise images in memory."""
-
-    source = "noise"
-
-    def __init__(self, count: int, size: tuple[int, int], seed: int = 0, labels=None):
-        self.images, self.labels = parity.noise(count, size, seed), labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int):
-        for start in range(0, len(self.images), size):
-            yield self.images[start : start + size]
+def noise_images(count: int, size: tuple[int, int], seed: int = 0, labels=None) -> ArrayImages:
+    return ArrayImages("noise", parity.noise(count, size, seed), labels)
 
 
 def small_graph(downsample="official", bias=True, layer_scale=0.5, size=(64, 64), activation="gelu", **options):
@@ -223,7 +211,7 @@ def test_the_stream_of_an_output_is_not_equalized():
 
 def test_a_bias_correction_does_not_depend_on_the_layers_that_are_skipped():
     graph = small_graph(activation="relu")
-    scales = calibrate(graph, Noise(3, (64, 64)), "minmax", "digest")
+    scales = calibrate(graph, noise_images(3, (64, 64)), "minmax", "digest")
     scaled = apply.row_factors(graph, {name: layer.exponents for name, layer in scales.layers.items()})
     rows = {name for name, factor in scaled.items() if (factor != 1).any()}
     assert {name.rpartition(".")[2] for name in rows} == {"conv", "fc_1", "fc_2"}
@@ -242,14 +230,14 @@ def test_a_bias_correction_does_not_depend_on_the_layers_that_are_skipped():
 
 
 def test_scales_whose_channels_cannot_be_scaled_here():
-    scales = calibrate(small_graph(), Noise(3, (64, 64)), "minmax", "digest")
+    scales = calibrate(small_graph(), noise_images(3, (64, 64)), "minmax", "digest")
     features = small_graph(features_only=True)
     with pytest.raises(InputError, match=r"in front of downsample_\d.conv cannot be scaled in this one"):
         apply.quantize(features, scales.without(["head.fc"]))
 
 
 def test_weights_of_few_bits():
-    graph, images = small_graph(), Noise(3, (64, 64))
+    graph, images = small_graph(), noise_images(3, (64, 64))
     eight, four = (calibrate(graph, images, "minmax", "digest", weight_bits=bits) for bits in (8, 4))
     layers = {layer.name: layer for layer in apply.quantize(graph, four).layers}
     assert max(np.abs(layers[name].arrays["weight"]).max() for name in four.layers) == 7
@@ -308,7 +296,7 @@ def test_both_forms_of_random_networks_compute_the_same_integers(network, method
     graph, _ = fold(original_graph(architecture, arrays, size))
     gelu = "tanh" if tanh else "auto"
     try:
-        scales = calibrate(graph, Noise(3, size), method, "digest", gelu=gelu)
+        scales = calibrate(graph, noise_images(3, size), method, "digest", gelu=gelu)
     except InputError as error:
         # A layer of dead ReLUs has no scale.
         assert "everywhere in calibration" in str(error)
@@ -335,7 +323,7 @@ def test_both_forms_of_random_networks_compute_the_same_integers(network, method
 )  # fmt: skip
 def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activation):
     graph = small_graph(downsample, bias, layer_scale, activation=activation)
-    quantized = apply.quantize(graph, calibrate(graph, Noise(4, (64, 64)), "percentile", "digest"))
+    quantized = apply.quantize(graph, calibrate(graph, noise_images(4, (64, 64)), "percentile", "digest"))
     images = parity.noise(16, (64, 64), 2)
     models = [
         emitter.emit(lower(form, format), None, format)
@@ -350,7 +338,7 @@ def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activ
 
 def test_a_wrong_integer_is_found(tmp_path):
     graph = small_graph()
-    quantized = apply.quantize(graph, calibrate(graph, Noise(3, (64, 64)), "minmax", "digest"))
+    quantized = apply.quantize(graph, calibrate(graph, noise_images(3, (64, 64)), "minmax", "digest"))
     model = emitter.emit(lower(quantized, CANN), None, CANN)
     tensor = next(t for t in model.graph.initializer if t.name == "downsample_2.conv.weight")
     weight = numpy_helper.to_array(tensor).copy()
@@ -364,7 +352,7 @@ def test_a_wrong_integer_is_found(tmp_path):
 
 def test_nodes_for_cann():
     graph = small_graph()
-    quantized = apply.quantize(graph, calibrate(graph, Noise(3, (64, 64)), "minmax", "digest"))
+    quantized = apply.quantize(graph, calibrate(graph, noise_images(3, (64, 64)), "minmax", "digest"))
     for dtype, code in (("float32", 0), ("float16", 1)):
         format = CANN.with_(dtype=dtype)
         model = emitter.emit(lower(quantized, format), 1, format)
@@ -394,12 +382,12 @@ def test_nodes_for_cann():
 def test_calibration_needs_images_that_say_something():
     graph = small_graph()
     with pytest.raises(InputError, match="calibration on 1 image, expected at least 2"):
-        calibrate(graph, Noise(1, (64, 64)), "minmax", "digest")
-    constant = Noise(3, (64, 64))
+        calibrate(graph, noise_images(1, (64, 64)), "minmax", "digest")
+    constant = noise_images(3, (64, 64))
     constant.images[:] = 1
     with pytest.raises(InputError, match=r"stem.conv: its input is 1 everywhere.*--quantize-skip stem.conv"):
         calibrate(graph, constant, "minmax", "digest")
-    broken = Noise(3, (64, 64))
+    broken = noise_images(3, (64, 64))
     broken.images[1, 0, 5, 5] = np.nan
     with pytest.raises(InputError, match="not finite numbers"):
         calibrate(graph, broken, "minmax", "digest")
@@ -420,7 +408,7 @@ def test_patterns_of_skipped_layers():
 
 def test_noise_is_what_its_formula_says():
     graph = small_graph()
-    images = Noise(4, (64, 64))
+    images = noise_images(4, (64, 64))
     scales = calibrate(graph, images, "minmax", "digest")
     noise = cost.layer_noise(graph, scales, images)
     equal, scales = apply.equalized(graph, scales)
@@ -435,7 +423,7 @@ def test_noise_is_what_its_formula_says():
 
 def test_search_leaves_out_what_is_needed_and_no_more():
     graph = small_graph()
-    images = Noise(16, (64, 64))
+    images = noise_images(16, (64, 64))
     expected = Session(graph).run(images.images)["logits"].argmax(1)
     images.labels = expected.tolist()
     scales = calibrate(graph, images, "minmax", "digest")
@@ -457,7 +445,7 @@ def test_search_leaves_out_what_is_needed_and_no_more():
 
 def test_search_that_cannot_succeed(monkeypatch):
     graph = small_graph()
-    images = Noise(4, (64, 64))
+    images = noise_images(4, (64, 64))
     images.labels = Session(graph).run(images.images)["logits"].argmax(1).tolist()
     quantizer = Quantizer.near(1e9, 0)
     scales = Scales("digest", {name: LayerScale(quantizer) for name in ("stem.conv", "head.fc")})
@@ -667,6 +655,9 @@ def test_images_to_calibrate_on(tmp_path):
     assert len(folder) == 20
     assert folder.labels == [i // 2 for i in range(20)]
     assert next(folder.batches(3)).shape == (3, 3, 64, 64)
+    # A few of a folder are not those of its first class.
+    every = np.concatenate(list(folder.batches(20)))
+    assert np.array_equal(np.concatenate(list(folder.batches(3, count=5))), every[[0, 4, 8, 12, 16]])
     assert len(opened(DIGITS, count=5)) == 5
     flat = opened(DATA / "digits" / "3")
     assert len(flat) == 2

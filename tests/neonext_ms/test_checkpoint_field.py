@@ -7,6 +7,7 @@ import collections
 import datetime
 import decimal
 import enum
+import functools
 import pathlib
 import types
 import uuid
@@ -236,6 +237,8 @@ HARMLESS = {
     "slice": slice(1, 2),
     "range": range(3),
     "class": argparse.Namespace,
+    "partial": functools.partial(int, "3"),
+    "surrogate": "\ud800",
     "device": Opcodes(b"ctorch\ndevice\n" + text("cuda") + b"K\x00\x86R"),
     "dtype": Opcodes(b"ctorch\nfloat32\n"),
     "other dtype": Opcodes(b"ctorch\nfloat8_e4m3fn\n"),

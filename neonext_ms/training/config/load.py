@@ -85,7 +85,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     _build(Config, values, "", str(path))
     if base is None:
         return values
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise InputError(f"{path}: wrong value for base (got {shorten(base)}, expected the name of a YAML file)")
     seen = (*seen, path.resolve())
     parent = path.parent / base
@@ -195,7 +195,8 @@ def _fit(value, kind):
     elif kind is str:
         # A kernel of 7, or a folder named 2024. A number such as 1.10 would lose its last digit.
         value = str(value) if type(value) is int else value
-        fits = isinstance(value, str)
+        # No path and no name has a null character; the system would raise an error of its own.
+        fits = isinstance(value, str) and "\0" not in value
     else:
         fits = type(value) is kind
     if not fits:

@@ -1,0 +1,123 @@
+"""ONNX classifiers of other exporters: what comes out of them, and what they do to their images themselves."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from neonext_ms.commands.predict import main as predict
+from neonext_ms.common.errors import InputError
+from neonext_ms.runtime.open import open_runtime
+
+
+def node(kind, inputs, output, **attributes):
+    return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+
+def model(path, *after, before=(), classes=3, dtype=TensorProto.FLOAT, **constants):
+    """A classifier whose logits are the mean channels; `before` makes `x` of `image`, `after` makes `y` of `logits`."""
+    before = before or [node("Identity", "image", "x")]
+    nodes = [*before, node("GlobalAveragePool", "x", "p"), node("Flatten", "p", "logits"), *after]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", dtype, ["n", classes])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "after, options, message",
+    [
+        ([node("ArgMax", "logits", "y", axis=1)], {"classes": 1, "dtype": TensorProto.INT64}, "ArgMax"),
+        ([helper.make_node("TopK", ["logits", "k"], ["y", "i"])], {"classes": 2, "k": [2]}, "TopK"),
+        (
+            [helper.make_node("TopK", ["logits", "k"], ["v", "i"]), node("Cast", "i", "y", to=TensorProto.FLOAT)],
+            {"classes": 2, "k": [2]},
+            "TopK",
+        ),
+        ([node("Greater", "logits zero", "y")], {"dtype": TensorProto.BOOL, "zero": np.float32(0)}, "got bool"),
+        (
+            [node("QuantizeLinear", "logits step zero", "y")],
+            {"dtype": TensorProto.UINT8, "step": np.float32(0.1), "zero": np.uint8(9)},
+            "got uint8",
+        ),
+        ([node("ReduceMean", "logits", "y", axes=[1])], {"classes": 1}, "two or more classes"),
+    ],
+)
+def test_outputs_that_are_no_logits(tmp_path, after, options, message):
+    with (
+        pytest.raises(InputError, match=message),
+        open_runtime(model(tmp_path / "m.onnx", *after, **options)) as opened,
+    ):
+        opened.run(np.zeros((1, 3, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    "after, constants, message",
+    [
+        ([node("Softmax", "logits", "y", axis=0)], {}, "not over the classes"),
+        ([node("Softmax", "logits", "p1"), node("Mul", "p1 hundred", "y")], {"hundred": np.float32(100)}, "sum to 100"),
+    ],
+)
+def test_outputs_that_are_no_probabilities(tmp_path, after, constants, message):
+    images = np.random.default_rng(0).random((4, 3, 4, 4), np.float32)
+    path = model(tmp_path / "m.onnx", *after, **constants)
+    with open_runtime(path) as opened, pytest.raises(InputError, match=message):
+        opened.classify(images)
+
+
+def test_sigmoid_is_used_as_it_is(tmp_path):
+    images = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+    with open_runtime(model(tmp_path / "m.onnx", node("Sigmoid", "logits", "y"))) as opened:
+        _, probabilities = opened.classify(images)
+        assert opened.conventions.ending == "Sigmoid" and opened.probabilities
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-images.mean((2, 3)))), rtol=1e-6)
+
+
+COLOURS = np.array([0.4, 0.5, 0.6], np.float32).reshape(3, 1, 1)
+NORMALIZATIONS = {
+    "subtract": ([node("Sub", "image mean", "x")], {"mean": COLOURS}),
+    "scale": ([node("Cast", "image", "f", to=TensorProto.FLOAT), node("Mul", "f two", "x")], {"two": np.float32(2)}),
+    "computed": ([node("Unsqueeze", "mean axes", "m"), node("Div", "image m", "x")], {"mean": COLOURS, "axes": [0]}),
+    "batchnorm": (
+        [node("BatchNormalization", "image one zero zero one", "x")],
+        {"one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_images_are_not_normalized_twice(tmp_path, capsys, name):
+    before, constants = NORMALIZATIONS[name]
+    path = model(tmp_path / "m.onnx", node("Identity", "logits", "y"), before=before, **constants)
+    Image.new("RGB", (4, 4), (255, 0, 51)).save(tmp_path / "a.png")
+    argv = ["--model", path, str(tmp_path / "a.png")]
+    assert predict(argv) == 2
+    assert "it normalizes images itself (node" in capsys.readouterr().err
+    (tmp_path / "p.yaml").write_text("mean: [0, 0, 0]\nstd: [1, 1, 1]\n")
+    assert predict([*argv, "--preprocess", str(tmp_path / "p.yaml")]) == 0
+
+
+def test_onnxruntime_prints_nothing_itself(tmp_path, capfd):
+    before = [helper.make_node("Reshape", ["image", "sizes"], ["x"], name="\x1b[2J")]
+    after = node("Identity", "logits", "y")
+    path = model(tmp_path / "m.onnx", after, before=before, sizes=np.array([-1, 3, 5, 7], np.int64))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert predict(["--model", path, str(tmp_path / "a.png")]) == 1
+    error = capfd.readouterr().err
+    assert "\x1b" not in error and r"\x1b[2J" in error and len(error.splitlines()) == 2
+
+
+def test_a_map_that_is_added_is_no_normalization(tmp_path, capsys):
+    before = [node("Add", "image places", "x")]
+    path = model(
+        tmp_path / "m.onnx", node("Identity", "logits", "y"), before=before, places=np.zeros((3, 4, 4), np.float32)
+    )
+    Image.new("RGB", (4, 4), (255, 0, 51)).save(tmp_path / "a.png")
+    assert predict(["--model", path, str(tmp_path / "a.png")]) == 0
+    assert "no metadata in it, so it has no labels" in capsys.readouterr().err
