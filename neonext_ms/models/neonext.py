@@ -266,8 +266,7 @@ class _Content(nn.Cell):
         self.norm = BatchNorm(channels)
         self.fc_1 = Pointwise(channels, MLP_RATIO * channels, linear_bias)
         self.act = ACTIVATION_CELLS[activation]()
-        # While an activation changes to another one, `act` computes both.
-        self.blended = False
+        self.activation_cell = ACTIVATION_CELLS[activation]
         self.fc_2 = Pointwise(MLP_RATIO * channels, channels, linear_bias)
         self.layer_scale = LayerScale(channels) if layer_scale else None
         # What the kernel of a whole block takes in place of parts that are missing.
@@ -284,9 +283,10 @@ class _Content(nn.Cell):
         return x
 
     def fusable(self, dtype):
-        """Return True if `fused` can compute the block: in training, one activation, statistics of this card alone."""
-        plain = not self.blended and isinstance(self.norm.exact, _ExactBatchNorm)
-        return plain and self.training and operators.products_usable(dtype)
+        """Return True if `fused` can compute the block: in training, as it was made, statistics of this card alone."""
+        # Another activation may have taken the place of its own, and BatchNorm may be frozen.
+        plain = isinstance(self.act, self.activation_cell) and isinstance(self.norm.exact, _ExactBatchNorm)
+        return plain and self.training and self.norm.training and operators.products_usable(dtype)
 
     def fused(self, x, keep):
         """Return `x` plus the branch times `keep`, one number per sample or one for all."""

@@ -56,5 +56,4 @@ def blend_activations(model: NeoNeXt, first: str) -> Parameter:
     share = Parameter(Tensor(np.float32(1)), name="activation.share", requires_grad=False)
     for owner in [cell for _, cell in model.cells_and_names() if "act" in cell.name_cells()]:
         owner.act = _BlendedActivation(ACTIVATION_CELLS[first](), owner.act, share)
-        owner.blended = True
     return share

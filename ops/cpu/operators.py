@@ -281,9 +281,15 @@ def _neo_cell(spec, height, width):
 
 
 @ops.constexpr
-def _block(spec, channels, height, width):
+def _block(spec, shape, factors):
+    images, channels, height, width = shape
     spec = spec if isinstance(spec, NeoCellSpec) else NeoCellSpec(spec)
     _check_channels("block", channels, spec.channels)
+    if images != -1 and factors not in (1, images, -1):
+        raise InputError(
+            f"drop path: wrong number of factors (got {factors}, expected 1 or {images}). Use the batch size of the "
+            "training step, or another network."
+        )
     return _cached_block(spec, height, width)
 
 
@@ -433,10 +439,9 @@ def block(x, weights_a, weights_b, spec, linear, keep, moving_mean, moving_varia
     Returns:
         float32 `(N, C, H, W)`, and the next moving mean and variance.
     """
-    _, channels, height, width = x.shape
     matrices = _flat(weights_a), _flat(weights_b)
     inputs = (x, *matrices, *_values(linear), keep, moving_mean, moving_variance, settings)
-    y, next_mean, next_variance, _, _, _ = _block(spec, channels, height, width)(*inputs)
+    y, next_mean, next_variance, _, _, _ = _block(spec, x.shape, keep.shape[0])(*inputs)
     return y, next_mean, next_variance
 
 

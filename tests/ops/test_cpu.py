@@ -247,6 +247,14 @@ def test_maps_that_do_not_fit_the_weights(channels):
 
 
 @needs_kernels
+def test_drop_path_of_another_batch():
+    block = _block(8, 0.5, "gelu")
+    block.ops.drop_path = _SampledDropPath(ms.Parameter(Tensor(np.ones((1, 4), np.float32))), 0).set_train()
+    with pytest.raises(InputError, match="got 4, expected 1 or 6"):
+        block(Tensor(_random(6, 8, 5, 5)))
+
+
+@needs_kernels
 def test_a_variance_that_overflows_is_seen():
     """1 / sqrt(infinity) would normalise the map to zeros, whose loss and gradients are finite."""
     x = Tensor(_random(2, 8, 4, 4) * np.float32(1e25))
@@ -300,6 +308,31 @@ def test_a_block_as_two_kernels(shape, drop_path, activation, monkeypatch):
         results.append([value.asnumpy() for value in (y, dx, *gradients, *moving)])
     for value, expected in zip(*results, strict=True):
         assert relative_max(value, expected) < 2e-5
+
+
+@needs_kernels
+@pytest.mark.parametrize("jit", [False, True], ids=["pynative", "jit"])
+def test_the_kernels_of_a_block_compute_what_it_has(jit, monkeypatch):
+    """A frozen BatchNorm keeps its statistics, and a new activation is the one that is computed."""
+    x, results, fused = Tensor(_random(3, 8, 6, 6)), {}, []
+    make = operators._cached_block
+    monkeypatch.setattr(operators, "_cached_block", lambda *geometry: fused.append(kind) or make(*geometry))
+    for switch in ("1", "0"):
+        monkeypatch.setenv(library.SWITCH, switch)
+        for kind in ("as made", "frozen", "another"):
+            block = _block(8, 0.0, "relu")
+            content = block.ops.content
+            if kind == "frozen":
+                content.norm.set_train(False)
+            elif kind == "another":
+                content.act = nn.Tanh()
+            y = (ms.jit(block.construct) if jit else block)(x)
+            results[kind, switch] = y.asnumpy(), content.norm.moving_mean.asnumpy().copy()
+    assert set(fused) == {"as made"}
+    assert not results["frozen", "1"][1].any()
+    for kind in ("as made", "frozen", "another"):
+        for value, expected in zip(results[kind, "1"], results[kind, "0"], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
