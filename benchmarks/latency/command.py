@@ -78,7 +78,7 @@ def _estimate(args: argparse.Namespace) -> None:
     from .reader import has_dynamic_batch
 
     model, batch = args.model, args.batch
-    if model in networks.NETWORKS and not Path(model).exists():
+    if model in networks.NETWORKS:
         size = (args.image_size, args.image_size)
         model = networks.build(model, batch=batch or 1, image_size=size, form="plain", seed=None)
     elif not model.lower().endswith(".onnx") and not Path(model).exists():

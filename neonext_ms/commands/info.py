@@ -85,6 +85,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
 def _describe(args: argparse.Namespace) -> dict:
     """Return facts about a registered model or a file as plain values."""
+    from neonext_ms.models.registry import list_models
     from neonext_ms.runtime.base import CHECKPOINT_SUFFIXES, model_suffix
 
     model, image_size = args.model, args.image_size
@@ -101,7 +102,8 @@ def _describe(args: argparse.Namespace) -> dict:
                 "--activation, --image-size and --receptive-field."
             )
         return _describe_manifest(model) if suffix == ".json" else _describe_export(model)
-    if Path(model).exists():
+    # A name stays one beside a folder called like it, as in neonext-bench.
+    if model not in list_models() and Path(model).exists():
         raise InputError(
             f"{model}: not a model file (expected a registered name, a checkpoint, .onnx, .mindir, .om, .ms or a "
             "manifest .json)"

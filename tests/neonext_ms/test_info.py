@@ -38,6 +38,14 @@ def test_a_named_model(capsys):
     assert json.loads(_run(capsys, "neonext_t", "--image-size", "256x320", "--json")[1])["maps"][0] == [64, 80]
 
 
+def test_a_name_is_no_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("neonext_t", "runs"):
+        (tmp_path / name).mkdir()
+    assert _run(capsys, "neonext_t")[0] == 0
+    assert "not a model file" in _run(capsys, "runs")[2]
+
+
 def test_published_accuracies(capsys):
     code, out, _ = _run(capsys, "--accuracies", "--json")
     assert code == 0 and json.loads(out)[0]["top1"] == 81.44
