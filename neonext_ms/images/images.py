@@ -87,17 +87,17 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise BrokenImageError(f"{name}: the file is empty. Replace or remove it.")
-    start = file.read(len(_PNG)) if not file.seek(0) and size <= _MAX_BARE_BYTES else b""
-    if start == _PNG or start.startswith(_JPEG):
-        file.seek(0)
-        if problem := _damage(file.read()):
-            raise BrokenImageError(f"{name}: broken image ({problem}). Replace or remove it.")
+    file.seek(0)
+    start = file.read(len(_PNG))
+    parsed = size <= _MAX_BARE_BYTES and start.startswith((_PNG, _JPEG))
+    content = start + file.read() if parsed else b""
+    if problem := _damage(content):
+        raise BrokenImageError(f"{name}: broken image ({problem}). Replace or remove it.")
     try:
         return _open(file, name)
     except BrokenImageError:
         # Pillow gives up at long texts and damaged colour profiles, which say nothing about the pixels.
-        file.seek(0)
-        bare = _without_metadata(file.read()) if size <= _MAX_BARE_BYTES else None
+        bare = _without_metadata(content)
         if bare is None:
             raise
     return _open(io.BytesIO(bare), name)
@@ -110,51 +110,57 @@ def _damage(content: bytes) -> str:
     cut, it makes an image.
     """
     if content.startswith(_JPEG):
-        at = _jpeg_scan(content)
-        return "" if at < 0 or _JPEG_END in content[at:] else "the end of the image is missing"
-    at = len(_PNG)
-    while at + 12 <= len(content):
-        (size,) = struct.unpack_from(">I", content, at)
-        if content[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"IDAT") and at + 12 + size <= len(content):
-            checksum = zlib.crc32(memoryview(content)[at + 4 : at + 8 + size])
-            if checksum != struct.unpack_from(">I", content, at + 8 + size)[0]:
+        *_, (marker, at, _) = _jpeg_segments(content)
+        return "" if marker != _SCAN or _JPEG_END in content[at:] else "the end of the image is missing"
+    for kind, at, end in _png_chunks(content):
+        if kind in (b"IHDR", b"PLTE", b"IDAT") and end <= len(content):
+            checksum = zlib.crc32(memoryview(content)[at + 4 : end - 4])
+            if checksum != struct.unpack_from(">I", content, end - 4)[0]:
                 return "the checksum of its pixels differs"
-        at += 12 + size
     return ""
 
 
-def _jpeg_scan(content: bytes) -> int:
-    """Return where the pixels of a JPEG file start; -1 if they are not found."""
-    at = len(_JPEG)
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, start and end of every chunk of a PNG file; the last one may end behind the file."""
+    at = len(_PNG)
+    while at + 12 <= len(content):
+        end = at + 12 + struct.unpack_from(">I", content, at)[0]
+        yield content[at + 4 : at + 8], at, end
+        at = end
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of every segment of a JPEG file; the last one is all from the pixels on (`_SCAN`)."""
+    at, marker = len(_JPEG), 0
     while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
-        if content[at + 1] == _SCAN:
-            return at
+        marker = content[at + 1]
+        if marker == _SCAN:
+            break
         # A marker may follow fill bytes; any other is followed by its size.
-        at += 1 if content[at + 1] == 0xFF else 2 + struct.unpack_from(">H", content, at + 2)[0]
-    return -1
+        end = at + (1 if marker == 0xFF else 2 + struct.unpack_from(">H", content, at + 2)[0])
+        yield marker, at, end
+        at, marker = end, 0
+    yield marker, at, len(content)
 
 
 def _without_metadata(content: bytes) -> bytes | None:
     """Return a PNG or JPEG file without what is not needed for its pixels; None if it has nothing of that kind."""
-    kept, at = [], 0
+    kept = []
     if content.startswith(_PNG):
-        kept, at = [_PNG], len(_PNG)
-        while at + 12 <= len(content):
-            (size,) = struct.unpack_from(">I", content, at)
-            if content[at + 4 : at + 8] in _PNG_CHUNKS:
-                kept.append(content[at : at + 12 + size])
-            at += 12 + size
+        end = len(_PNG)
+        for kind, at, end in _png_chunks(content):
+            if kind in _PNG_CHUNKS:
+                kept.append(content[at:end])
+        kept = [_PNG, *kept, content[end:]]
     elif content.startswith(_JPEG):
-        kept, at = [content[:2]], 2
-        while content[at : at + 1] == b"\xff" and at + 4 <= len(content) and content[at + 1] != _SCAN:
-            (size,) = struct.unpack_from(">H", content, at + 2)
-            segment = content[at : at + 2 + size]
-            at += 2 + size
+        kept = [_JPEG]
+        for marker, at, end in _jpeg_segments(content):
+            segment = content[at:end]
             # APP1 has the orientation, APP14 the colour space. The other APP segments and comments are dropped.
             needed = segment[4:10] == b"Exif\0\0" or (segment[4:9] == b"Adobe" and len(segment) >= 16)
-            if needed or not (0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE):
+            if needed or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
                 kept.append(segment)
-    bare = b"".join([*kept, content[at:]])
+    bare = b"".join(kept)
     return bare if len(bare) < len(content) else None
 
 
