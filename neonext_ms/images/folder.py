@@ -137,15 +137,16 @@ def match_classes(
     Raises:
         InputError: only some folders are named by a label, or the rule does not apply, or none does.
     """
-    names, places, unnamed = _named(folders, labels or (), _plain)
+    plain, places, unnamed = _named(folders, labels or (), _plain)
+    names = plain
     if unnamed and labels:
         loose = _named(folders, labels, _loose)
         if len(loose[2]) < len(unnamed):
             names, places, unnamed = loose
-    numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in map(_plain, folders)]
+    numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in plain]
     numbered = max(numbers) < classes and len(set(numbers)) == len(numbers)
     # Numbers that sort differently as text were hardly meant to be sorted as text.
-    misleading = all(map(_NUMBER.fullmatch, map(_plain, folders))) and numbers != sorted(numbers)
+    misleading = all(map(_NUMBER.fullmatch, plain)) and numbers != sorted(numbers)
     if rule is None:
         if len(unnamed) < len(folders):
             rule = "by-name"
@@ -170,11 +171,8 @@ def _named(
     places: dict[str, list[int]] = {}
     for place, label in enumerate(labels):
         places.setdefault(form(label), []).append(place)
-    return (
-        names,
-        places,
-        [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1],
-    )
+    unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
+    return names, places, unnamed
 
 
 def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str | None, source: str, option: str) -> str:
