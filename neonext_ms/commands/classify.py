@@ -94,7 +94,7 @@ def open_model(args: argparse.Namespace) -> tuple[Classifier, Preprocessing]:
     )  # fmt: skip
     for text in model.notes:
         note(f"note: {printable(text)}")
-    normalization = model.conventions.normalization if model.conventions else ""
+    normalization = "" if model.metadata else model.conventions.normalization
     if normalization and (not args.preprocess or args.preprocess in MODES):
         model.close()
         raise UsageError(
@@ -166,7 +166,7 @@ def classify(
             )
         if unknown and model.probabilities:
             ending = "softmax; its outputs are used as probabilities"
-            if model.conventions and model.conventions.ending == "Sigmoid":
+            if model.conventions.ending == "Sigmoid":
                 ending = "sigmoid; its outputs are used as probabilities, each of its own"
             note(f"note: {args.model} ends in a {ending}")
         yield batch, logits, probabilities

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -163,8 +164,6 @@ class Classifier(ImageModel):
         classes: number of logits per image.
         probabilities: whether the model ends in a softmax or sigmoid, so that its outputs are probabilities; None
             before it was run on images.
-        conventions: what an ONNX file that others wrote does to images and logits itself; None before it is asked for
-            of any other file.
 
     Raises:
         InputError: no such file, or not a classifier of images.
@@ -185,8 +184,7 @@ class Classifier(ImageModel):
     def _open(self, signature: Signature, settings: Settings) -> None:
         super()._open(signature, settings)
         self.probabilities: bool | None = None
-        self.conventions = None if self.metadata else self._conventions()
-        if self.conventions and self.conventions.ending in _NO_LOGITS:
+        if not self.metadata and self.conventions.ending in _NO_LOGITS:
             raise InputError(
                 f"{self.path}: its output comes from an operator {self.conventions.ending}. Export the model with its "
                 "logits as output."
@@ -258,7 +256,6 @@ class Classifier(ImageModel):
         """
         if not np.isfinite(outputs).all() or (outputs < 0).any():
             return False
-        self.conventions = self.conventions or self._conventions()
         ending = self.conventions.ending
         sums = outputs.sum(axis=1, dtype=np.float64)
         # Probabilities of 8 bit are multiples of about 1/256; of many classes, most round to 0.
@@ -277,8 +274,9 @@ class Classifier(ImageModel):
         noise = np.random.RandomState(0).normal(0, 1, (_NOISE_IMAGES, 3, *self.input_size)).astype(np.float32)
         return all(_sum_to_one(values) for values in (outputs, *([self.run(noise)] if _sum_to_one(outputs) else [])))
 
-    def _conventions(self) -> Conventions:
-        """Return the conventions of an ONNX file, or none of any other."""
+    @cached_property
+    def conventions(self) -> Conventions:
+        """The conventions of an ONNX file, read when they are asked for; none of any other file."""
         from .onnx import Conventions, conventions
 
         return conventions(self.path) if self.path.lower().endswith(".onnx") else Conventions()

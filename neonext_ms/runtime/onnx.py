@@ -225,7 +225,7 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
 
 
 class Conventions(NamedTuple):
-    """What an ONNX file of another exporter may compute besides logits of normalized images.
+    """Computations of an ONNX file of another exporter besides logits of normalized images.
 
     Attributes:
         ending: type of the operator that the logits come from, such as "Gemm" or "Softmax"; changes of type and shape
