@@ -55,7 +55,7 @@ class OpenVino(OnnxFileRuntime):
 
     def load(self, path: str, settings: Settings) -> None:
         openvino = import_openvino()
-        self._path = path
+        self._path, self._tensor = path, openvino.Tensor
         options = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "NUM_STREAMS": 1,
@@ -75,9 +75,8 @@ class OpenVino(OnnxFileRuntime):
             raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
-        openvino = import_openvino()
         for index, array in enumerate(arrays):
-            self._request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+            self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
 
     def execute(self) -> None:
         try:
