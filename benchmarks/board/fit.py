@@ -17,6 +17,7 @@ from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import atomic, check_regular, read_json, sha256
 from neonext_ms.common.text import one_line
 from neonext_ms.ops.soc import soc
+from neonext_ms.runtime.onnx_file import MALFORMED
 
 from ..latency.calibrate import MeasuredRow, error_factors, fit, measured_rows
 from ..latency.cost import Demand, network_demands
@@ -149,16 +150,7 @@ def _describe_build(kit: Path, content: dict[str, Any], row: Row) -> tuple[str, 
         model = onnx.load_from_string(join(kit, content["models"], build["model"]))
         name, size = f"{content['name']} {row.form}", content["image_size"][0]
         return name, size, build.get("form") == "int8", build["feed"] == "frames", read(model, row.batch)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        Problem,
-        zlib.error,
-        DecodeError,
-    ) as error:
+    except (*MALFORMED, Problem, zlib.error, DecodeError) as error:
         raise InputError(
             f"{kit / DESCRIPTION}: not the description of a kit ({one_line(error)}). Pack it again."
         ) from error

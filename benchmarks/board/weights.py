@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from .kit import run
 _LARGE = 4096
 # Share of zeros from which on only the other values are stored.
 _SPARSE = 0.2
+# Files of a pool below data/, in the order of what `kit/run.py` reads of them.
+_POOL_FILES = ("dense_low.z", "dense_high.z", "sparse_low.z", "sparse_high.z", "places.z")
 
 
 class Pool:
@@ -50,12 +53,12 @@ class Pool:
 
     def write(self, folder: Path) -> None:
         """Write the files that `kit/run.py` reads."""
-        for name, store in (("dense", self._dense), ("sparse", self._sparse)):
-            low, high = store.joined(np.dtype("<f2")).view(np.uint8).reshape(-1, 2).T
-            (folder / f"{name}_low.z").write_bytes(compressed(low.tobytes()))
-            (folder / f"{name}_high.z").write_bytes(compressed(high.tobytes()))
+        halves = (
+            store.joined(np.dtype("<f2")).view(np.uint8).reshape(-1, 2).T for store in (self._dense, self._sparse)
+        )
         places = np.packbits(self._places.joined(np.dtype(bool)))
-        (folder / "places.z").write_bytes(compressed(places.tobytes()))
+        for name, values in zip(_POOL_FILES, (*chain(*halves), places), strict=True):
+            (folder / name).write_bytes(compressed(values.tobytes()))
 
 
 class _Store:
@@ -128,8 +131,7 @@ def join(kit: Path, models: Mapping[str, Any], name: str) -> bytes:
         run.Problem: one of them is damaged, or larger inside than the description says.
     """
     model = models[name]
-    packed = ("dense_low", "dense_high", "sparse_low", "sparse_high", "places")
-    parts = [model["parts"], *(f"data/{part}.z" for part in packed)] if model["segments"] else [model["onnx"]]
+    parts = [model["parts"], *(f"data/{name}" for name in _POOL_FILES)] if model["segments"] else [model["onnx"]]
     for part in parts:
         check_regular(kit / part)
     if not model["segments"]:

@@ -104,6 +104,10 @@ def _check_text(*names: str | bytes) -> None:
             raise ValueError(f"the name {name[:100]!r} is not UTF-8")
 
 
+# What a reader raises that takes values of a malformed file for what they should be.
+MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 @contextlib.contextmanager
 def sound(source: str) -> Iterator[None]:
     """Report what a malformed graph makes a reader of it trip over as an `InputError`.
@@ -114,7 +118,7 @@ def sound(source: str) -> Iterator[None]:
         yield
     except NeoNextError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise InputError(
             f"{source}: its nodes do not fit together ({type(error).__name__}: {one_line(error, 300)}); export it again"
         ) from error
