@@ -25,7 +25,7 @@ def serve(descriptors: Sequence[int], path: str) -> None:
     """Answer calls of `session`; the body of the process.
 
     Args:
-        descriptors: as of `answer_calls`.
+        descriptors: see `answer_calls`.
         path: the shared object of the drivers.
     """
     drivers = _Drivers(path)

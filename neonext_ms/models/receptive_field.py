@@ -92,12 +92,8 @@ def _pattern(axis: Axis, size_in: int, size_out: int) -> dict[int, np.ndarray]:
 def _spread(outputs: np.ndarray, layers: Sequence[Sequence[tuple]]) -> np.ndarray:
     """Follow sets of positions, float32 `(sets, rows, columns)` of 0 and 1, back through the layers."""
     for kinds in layers:
-        reached: np.ndarray | None = None
-        for rows, columns in kinds:
-            part = (rows.T @ outputs @ columns) > 0
-            reached = part if reached is None else reached | part
-        assert reached is not None
-        outputs = reached.astype(np.float32)
+        reached = [(rows.T @ outputs @ columns) > 0 for rows, columns in kinds]
+        outputs = np.logical_or.reduce(reached).astype(np.float32)
     return outputs > 0
 
 

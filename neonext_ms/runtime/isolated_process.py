@@ -15,7 +15,7 @@ def serve(descriptors: Sequence[int], path: str, device: int | None) -> None:
     """Load and run a file when asked to; the body of the process.
 
     Args:
-        descriptors: as of `answer_calls`.
+        descriptors: see `answer_calls`.
         path: the file.
         device: number of the Ascend device, or None for the CPU.
     """
