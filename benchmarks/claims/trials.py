@@ -99,7 +99,7 @@ def run_trials(
     # Seed by seed, so that an unfinished comparison has as many runs of each kind.
     for seed in seeds:
         for name, config in configs(seed).items():
-            run = replace(config.run, output=str(output / f"{name}-{seed}"), seed=seed, validate_every=1)  # type: ignore
+            run = replace(config.run, output=str(output / f"{name}-{seed}"), seed=seed)  # type: ignore
             one = replace(config, run=run)  # type: ignore
             trial = _recorded(one, name, images) or _trial(one, name, command)
             diverged = " (diverged)" if trial["diverged"] else ""

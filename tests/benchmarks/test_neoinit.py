@@ -119,7 +119,7 @@ def test_a_recorded_result_is_that_of_its_run(tmp_path, monkeypatch):
     folder = tmp_path / "normal-0"
     folder.mkdir()
     result = folder / "result.json"
-    begun = replace(make_config({}).run, output=str(folder), validate_every=1)
+    begun = replace(make_config({}).run, output=str(folder))
     config = replace(make_config({}), run=begun, model=replace(make_config({}).model, neocell_init="normal"))
     (folder / "config.yaml").write_text(config_yaml(config))
     result.write_text(json.dumps({**_trial("normal", 0, 0.5), "data": data}))
