@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from neonext_ms.common.cli import (
     THREADS_HELP,
@@ -53,8 +52,9 @@ VARIANTS: dict[str, tuple[str, str | None]] = {
 }
 # Noise images to calibrate on where none are given; their scales are good for speed only.
 _NOISE = 8
+# Labelled images that are prepared at once.
+_READ_AT_ONCE = 32
 ROUNDS = 30
-DIGITS: Final = "digits"
 
 
 def deviation(reference, logits, labels: Sequence[int]) -> dict:
@@ -194,26 +194,28 @@ def _runtime(variant: str) -> str:
     return "onnxruntime" if variant == BASE else VARIANTS[variant][0]
 
 
-def labelled_images(images: str, preprocessing: Mapping | None, image_size: tuple[int, int]):
+def labelled_images(images: str, source, image_size: tuple[int, int]):
     """Return prepared images and their labels, of a folder with one folder per class or of the validation digits.
 
-    Without `preprocessing`, the metadata of a model, it is the official one.
+    Args:
+        images: the folder, or "digits".
+        source: the network (`export.source.Source`), whose classes the folders have.
+        image_size: height and width.
 
     Raises:
-        InputError: the folder holds no labelled images.
+        InputError: the folder holds no labelled images, or its folders do not match the classes.
     """
     import numpy as np
 
-    from neonext_ms.images.images import prepare
+    from neonext_ms.export.quantize.images import open_images
     from neonext_ms.images.preprocessing import Preprocessing
-    from neonext_ms.training.config.schema import DataConfig
-    from neonext_ms.training.data.datasets import open_dataset
-    from neonext_ms.training.data.image_sets import FolderSet
 
-    image_set = open_dataset(DataConfig(dataset=DIGITS))[1] if images == DIGITS else FolderSet(Path(images))
-    steps = Preprocessing.from_dict(preprocessing or {})
-    prepared = [prepare(image_set.read(i), steps, image_size, image_set.name(i)) for i in range(len(image_set))]
-    return np.stack(prepared), np.asarray(image_set.labels)
+    steps = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
+    classes, labels = source.architecture.num_classes, source.metadata.get("labels")
+    opened = open_images(images, image_size, steps, classes, labels, validation=True)
+    if opened.note:
+        note(f"note: {opened.note}")
+    return np.concatenate(list(opened.batches(_READ_AT_ONCE))), np.asarray(opened.labels)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -284,7 +286,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
                 for batch in args.batch
             ]
         if args.images:
-            images, labels = labelled_images(args.images, source.metadata.get("preprocessing"), size)
+            images, labels = labelled_images(args.images, source, size)
             result["deviation"] = deviations(files, images, labels, args.batch[0], args.threads)
     if args.json:
         print_json(result)

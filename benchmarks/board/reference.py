@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neonext_ms.common.text import printable
 from neonext_ms.export import verify
 from neonext_ms.export.compare.compare import ancestors
 from neonext_ms.export.compare.dump_side import mangled
@@ -85,10 +86,13 @@ def read_images(
     frames: list[np.ndarray] = []
     names: list[str] = []
     expected: list[int] = []
+    rule: str | None = None
     if folder is not None:
         tree = find_images(folder)
         labels = source.metadata.get("labels")
-        indices, _ = match_classes(tree.classes, source.architecture.num_classes, labels, None, folder)
+        indices, rule = match_classes(
+            tree.classes, source.architecture.num_classes, labels, None, printable(folder), None
+        )
         chosen = tree.subset(limit)
         for file, place in zip(chosen.files, chosen.folders, strict=True):
             frames.append(aipp.host_pixels(read_image(tree.root / file), preprocessing, size))
@@ -100,6 +104,7 @@ def read_images(
         "all": NOISE + len(names),
         "shape": [NOISE + len(names), *shape, 3],
         "expected": expected,
+        "classes_by": rule,
         "crop": [*aipp.crop_offsets(size, shape), *size],
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),

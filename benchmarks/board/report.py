@@ -12,6 +12,7 @@ from typing import Any
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import read_json
 from neonext_ms.common.text import format_bytes, format_size, plural, shorten
+from neonext_ms.images.folder import CLASS_RULES
 
 FORMAT = 1
 # Type of an operator in CANN's profile -> kind of task in the device model; all others work on the vector units.
@@ -377,13 +378,14 @@ def compared(one: Report, two: Report) -> list[str]:
 def packed_lines(folder: Path, content: Mapping[str, Any], size: int, archive: Path | None) -> list[str]:
     """Return what was packed, for a terminal."""
     images = content["images"]
+    rule = f" (classes {CLASS_RULES[images['classes_by']]})" if images["classes_by"] else ""
     forms: dict[str, list[str]] = {}
     for build in content["builds"]:
         forms.setdefault(build["form"], []).append("/".join(map(str, build["batches"])))
     out = [
         f"kit       {folder} ({format_bytes(size)}) for {content['soc']}, level {content['level']}",
         f"network   {content['name']}, {format_size(content['image_size'])}, {content['classes']} classes",
-        f"inputs    {plural(images['noise'], 'noise image')}, {plural(len(images['files']), 'labelled image')}",
+        f"inputs    {plural(images['noise'], 'noise image')}, {plural(len(images['files']), 'labelled image')}{rule}",
         "forms     " + ", ".join(f"{form} (batch {', '.join(batches)})" for form, batches in forms.items()),
     ]
     out += [f"archive   {archive}"] if archive else []

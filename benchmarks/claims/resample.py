@@ -64,6 +64,8 @@ def measure(args: argparse.Namespace) -> dict:
         for reading in readings:
             networks.append((reading, *resample_kernels(source.arrays, source.architecture, spec, reading)))
     images = open_images(args.images, size, preprocessing, classes, labels, args.limit, validation=True)
+    if images.note:
+        note(f"note: {images.note}")
     rows = []
     for reading, arrays, architecture in networks:
         correct = _correct(architecture, arrays, size, images)

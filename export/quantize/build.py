@@ -132,7 +132,7 @@ def build_quantization(
     cost = measure(graph, scales, images, gelu, progress)
     names = [layer.name for layer in quantizable(graph)]
     skipped = tuple(name for name in names if name not in scales.layers)
-    notes = tuple(part.note for part in images.values() if part.note)
+    notes = tuple(dict.fromkeys(part.note for part in images.values() if part.note))
     return Quantization(scales, len(names), skipped, cost, tuple(steps), notes)
 
 

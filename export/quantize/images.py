@@ -12,7 +12,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.npy import read_npy
 from neonext_ms.common.text import format_size, plural, printable
-from neonext_ms.images.folder import find_images, match_classes
+from neonext_ms.images.folder import CLASS_RULES, find_images, match_classes
 from neonext_ms.images.images import SUFFIXES, image_batches, prepare
 from neonext_ms.images.preprocessing import Preprocessing
 
@@ -125,12 +125,13 @@ def open_images(
     tree = find_images(root).subset(count)
     images = _Files(source, [str(tree.root / file) for file in tree.files], preprocessing, size)
     try:
-        numbers, _ = match_classes(tree.classes, classes, labels, None, printable(source), "")
+        numbers, rule = match_classes(tree.classes, classes, labels, None, printable(source), None)
     except InputError:
         if validation:
             raise
     else:
         images.labels = [numbers[folder] for folder in tree.folders]
+        images.note = f"{source}: classes of the folders taken {CLASS_RULES[rule]}"
     return images
 
 

@@ -115,7 +115,7 @@ def match_classes(
     labels: Sequence[str] | None = None,
     rule: str | None = None,
     source: str = "the folder",
-    option: str = "--classes ",
+    option: str | None = "--classes ",
 ) -> tuple[list[int], str]:
     """Return the class of each class folder; training, resuming, fine-tuning and validation all call this.
 
@@ -129,7 +129,7 @@ def match_classes(
         labels: recorded names of the classes, if there are any.
         rule: key of `CLASS_RULES`, or None to choose as above.
         source: name of the folder in messages.
-        option: option that sets the rule, for the messages.
+        option: option that sets the rule, for the messages; None where there is none.
 
     Returns:
         One class per folder, and the rule that applied.
@@ -175,7 +175,9 @@ def _named(
     return names, places, unnamed
 
 
-def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str | None, source: str, option: str) -> str:
+def _mismatch(
+    folders, classes: int, places: dict, unnamed, numbers, rule: str | None, source: str, option: str | None
+) -> str:
     """Return the message about class folders that do not match."""
     if rule == "by-name" and not places:
         return (
@@ -184,10 +186,11 @@ def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str |
     if rule == "by-name" and not unnamed:
         return f"{source}: two class folders have the same name, apart from blanks or case. Rename one of them."
     if rule == "by-name":
+        choice = f", or choose another rule with {option}by-number or {option}sorted" if option else ""
         return (
             f"{source}: {len(unnamed)} of {len(folders)} class folders are not named by one of the {len(places)} "
-            f"recorded labels (or the label occurs twice). Rename or remove them, or choose another rule with "
-            f"{option}by-number or {option}sorted:\n{list_names(map(printable, unnamed))}"
+            f"recorded labels (or the label occurs twice). Rename or remove them{choice}:\n"
+            f"{list_names(map(printable, unnamed))}"
         )
     wrong = [name for name, number in zip(folders, numbers, strict=True) if number >= classes]
     reasons = []
@@ -200,7 +203,7 @@ def _mismatch(folders, classes: int, places: dict, unnamed, numbers, rule: str |
     elif rule != "sorted":
         reasons.append("two folders have the same number")
     advice = "Name the folders by label or by class number, or provide one folder per class."
-    if rule is None and len(folders) == classes:
+    if rule is None and option and len(folders) == classes:
         advice = f"Name the folders by label or by class number, or sort them as text with {option}sorted."
     return f"{source}: the classes of the folders cannot be determined: {'; '.join(reasons)}. {advice}"
 

@@ -87,7 +87,7 @@ def test_from_pack_to_report(digits, data, tmp_path, capsys):
     argv += ["--images", str(data / "digits"), "--batch", "1", "--output", str(folder)]
     assert board.main(argv) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "4 noise images, 20 labelled images" in out and "custom (batch 1)" in out
+    assert "4 noise images, 20 labelled images (classes by number)" in out and "custom (batch 1)" in out
     code, printed, report = ran(folder, environ, "--forms", "matmul,custom,aipp")
     assert code == 0, printed
     assert report["finished"] and set(status(report).values()) == {"done"}

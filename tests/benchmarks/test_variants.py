@@ -1,7 +1,9 @@
 """The bfloat16 and the 8-bit variant: what is quantised, how far the trained digits move, bad input."""
 
 import json
+import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -49,6 +51,25 @@ def test_deviation():
     found = variants.deviation(reference, np.array([[3.0, 0.0], [5.0, 4.0]]), np.array([0, 0]))
     assert [found[key] for key in ("images", "top1_changes", "correct", "correct_float32")] == [2, 1, 2, 1]
     assert found["relative_l2"] == pytest.approx(1.0)
+
+
+def test_folders_have_the_classes_that_neonext_validate_gives_them(data, tmp_path, capsys):
+    # As text, "10" comes before "2"; recorded labels come in any order.
+    names = [str(number) for number in range(11)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        shutil.copy(next((data / "digits" / "3").iterdir()), tmp_path / name)
+
+    def labels_of(recorded):
+        metadata = {"labels": recorded}
+        return variants.labelled_images(
+            str(tmp_path), SimpleNamespace(metadata=metadata, architecture=SimpleNamespace(num_classes=11)), (64, 64)
+        )[1].tolist()
+
+    assert labels_of(None) == [0, 1, 10, *range(2, 10)]
+    assert "taken by number" in capsys.readouterr().err
+    assert labels_of(names[::-1]) == [10, 9, 0, *range(8, 0, -1)]
+    assert "taken by name" in capsys.readouterr().err
 
 
 def test_static_8_bit(digits, capsys):

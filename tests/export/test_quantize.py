@@ -654,6 +654,7 @@ def test_images_to_calibrate_on(tmp_path):
     folder = opened(DIGITS)
     assert len(folder) == 20
     assert folder.labels == [i // 2 for i in range(20)]
+    assert folder.note.endswith("digits: classes of the folders taken by number")
     assert next(folder.batches(3)).shape == (3, 3, 64, 64)
     # A few of a folder are not those of its first class.
     every = np.concatenate(list(folder.batches(20)))

@@ -175,6 +175,13 @@ def test_classes_that_cannot_be_determined(folders, labels, rule, message):
         match_classes(folders, 3, labels, rule, "val")
 
 
+def test_commands_without_the_option_do_not_name_it():
+    for folders, labels in ((["cat", "dgo"], ["cat", "dog", "cow"]), (["1", "10", "2"], None)):
+        with pytest.raises(InputError) as error:
+            match_classes(folders, 3, labels, None, "val", None)
+        assert "--classes" not in str(error.value) and "another rule" not in str(error.value)
+
+
 def test_a_rule_can_be_chosen():
     assert match_classes(["0", "1"], 2, ["1", "0"], "by-number") == ([0, 1], "by-number")
     assert match_classes(["b", "c"], 2, ["b", "a"], "sorted") == ([0, 1], "sorted")
