@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.signals import signals_later
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.runtime.base import Runtime, Settings, Signature
@@ -110,7 +111,7 @@ class OfficialTorch(Runtime):
         return Signature("", "float32", (None, 3, None, None))
 
     def load(self, path: str, settings: Settings) -> None:
-        threads = settings.threads or os.cpu_count() or 1
+        threads = thread_count(settings.threads)
         self._process = OfficialProcess(self._python, "forward.py", self._repository, threads, path, self._options)
         self.package_versions = self._process.versions
         self._folder = tempfile.TemporaryDirectory(prefix="neonext-")

@@ -31,6 +31,7 @@ from neonext_ms.common.cli import (
     tolerance,
 )
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import plural
 
 from .onnx.format import BFLOAT16_OPSET, MIN_OPSET
@@ -188,7 +189,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     for text in report.notes:
         note(f"note: {text}")
     if args.json:
-        print_json({**report.to_dict(), "output": str(output), "seconds": report.seconds})
+        print_json({**report.to_dict(), "output": str(output), "seconds": report.seconds, "threads": thread_count()})
     elif args.dry_run:
         for file in report.exported:
             _print_command(file.details)

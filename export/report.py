@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from neonext_ms.common.errors import ToolchainError
-from neonext_ms.common.text import format_size
+from neonext_ms.common.processors import thread_count
+from neonext_ms.common.text import format_size, plural
 
 from .compare.parity import Parity
 from .fold import FoldSummary
@@ -143,6 +144,8 @@ class Report:
             f"compared  with {self.reference}, on {noise} noise inputs (seed {request.seed}){images}",
             *(file.line(not request.features_only) for file in self.exported),
             f"manifest  {self.manifest}",
-            "seconds   " + ", ".join(f"{step} {value:.2f}" for step, value in self.seconds.items()),
+            "seconds   "
+            + ", ".join(f"{step} {value:.2f}" for step, value in self.seconds.items())
+            + f" ({plural(thread_count(), 'thread')})",
         ]
         return "\n".join(lines)

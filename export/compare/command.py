@@ -26,6 +26,7 @@ from neonext_ms.common.cli import (
 )
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import check_output
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, plural, printable
 
 from ..tolerances import DEFAULTS, NOISE_SAMPLES
@@ -130,7 +131,7 @@ def _compare(args: argparse.Namespace, sides: list[Activations], images: np.ndar
         kept = suspect_nodes(result, b, a)
         write_keep_dtype(args.keep_dtype, kept)
     if args.json:
-        print_json({**result.to_dict(), "inputs": description, "keep_dtype": kept})
+        print_json({**result.to_dict(), "inputs": description, "threads": thread_count(), "keep_dtype": kept})
     else:
         _print(args, result, sides, description, kept)
     return 0 if result.agrees else 4
@@ -209,7 +210,7 @@ def _print(
 ) -> None:
     for letter, side in zip("AB", sides, strict=True):
         print(f"{letter}         {side.path} ({side.kind}, {side.dtype}{', 8 bit' if side.int8 else ''})")
-    print(f"inputs    {description}")
+    print(f"inputs    {description}; {plural(thread_count(), 'thread')}")
     if result.layers:
         print(f"layers    {plural(len(result.layers), 'value')} on both sides, in order of computation")
         print("          relative L2  added    max diff  max value  cosine    name")

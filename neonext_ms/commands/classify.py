@@ -20,7 +20,8 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import nearest, printable
+from neonext_ms.common.processors import thread_count
+from neonext_ms.common.text import nearest, plural, printable
 from neonext_ms.images.preprocessing import INTERPOLATIONS, MODES, Preprocessing, preprocessing_from_file
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def classify(
     fixed = model.batch or 1
     size = -(-args.batch_size // fixed) * fixed
     batches = image_batches(paths, preprocessing, model.input_size, size, args.threads, on_broken)
-    for batch in progress(batches, total=-(-len(paths) // size), what="batches"):
+    what = f"batches, {plural(thread_count(args.threads), 'thread')}"
+    for batch in progress(batches, total=-(-len(paths) // size), what=what):
         unknown = model.probabilities is None
         logits, probabilities = model.classify(batch.images)
         finite = np.isfinite(logits).all(axis=1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from neonext_ms.common.cli import Parser, note, positive_int, print_json, run
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import plural, printable
 
 from .classify import add_model_options, classify, escape_output, open_model
@@ -79,6 +80,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
                 {
                     "model": args.model,
                     "runtime": model.name,
+                    "threads": thread_count(args.threads),
                     "image_size": list(model.input_size),
                     "preprocessing": preprocessing.to_dict(),
                     "images": results,

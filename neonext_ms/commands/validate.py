@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from neonext_ms.common.cli import Parser, note, positive_int, print_json, run
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import format_size, printable
+from neonext_ms.common.processors import thread_count
+from neonext_ms.common.text import format_size, plural, printable
 
 from .classify import add_model_options, classify, escape_output, open_model
 
@@ -88,6 +89,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     report = {
         "model": args.model,
         "runtime": model.name,
+        "threads": thread_count(args.threads),
         "folder": args.folder,
         "images": len(rows),
         "classes": model.classes,
@@ -159,6 +161,7 @@ def _print(report: Mapping[str, Any]) -> None:
     print(f"        {report['as_is']} used unchanged, {report['resized']} resized and cropped")
     if report["skipped"]:
         print(f"        {len(report['skipped'])} skipped, because they cannot be read")
+    print(f"runtime {report['runtime']}, {plural(report['threads'], 'thread')}")
     for k in (1, TOP):
         hits = report[f"top{k}"]
         print(f"top-{k}   {100 * hits['accuracy']:.2f} %  ({hits['correct']}/{count})")

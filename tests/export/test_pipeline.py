@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -225,6 +226,7 @@ def test_export_checkpoint_writes_what_the_command_writes(digits, tmp_path, caps
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     printed = capsys.readouterr().out.replace(str(tmp_path / "b"), str(tmp_path / "a"))
     assert str(report).split("seconds")[0] == printed.split("seconds")[0]
+    assert re.search(r"parity \d+\.\d\d \(\d+ threads?\)$", str(report))
     with pytest.raises(UsageError, match="--image-size"):
         pipeline.export_checkpoint(digits, shifts=(1, 1, 0, 0), output=tmp_path / "c")
     with pytest.raises(TypeError, match="opsett"):

@@ -20,6 +20,7 @@ from PIL import Image
 from conftest import FULL
 from neonext_ms.commands import info, predict, validate
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.processors import thread_count
 from neonext_ms.images import images
 from neonext_ms.images.folder import find_images, match_classes, read_labels
 from neonext_ms.images.preprocessing import Preprocessing
@@ -253,11 +254,12 @@ def test_subset_meets_every_class(tree):
 
 
 def test_validate(capsys, model, tree):
-    code, out, err = ran(capsys, validate, "--model", model, tree, "--batch-size", 5)
+    code, out, err = ran(capsys, validate, "--model", model, tree, "--batch-size", 5, "--threads", 1)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "images  13 in 3 classes (by name), 8x8",
         "        10 used unchanged, 3 resized and cropped",
+        "runtime onnxruntime, 1 thread",
         "top-1   92.31 %  (12/13)",
         "top-5   100.00 %  (13/13)",
     ]
@@ -266,7 +268,7 @@ def test_validate(capsys, model, tree):
 def test_validate_json(capsys, model, tree):
     code, out, _ = ran(capsys, validate, "--model", model, tree, "--json", "--crop", 0.9)
     report = json.loads(out)
-    assert code == 0
+    assert (code, report["threads"]) == (0, thread_count())
     assert report["top1"] == {"correct": 12, "accuracy": 12 / 13}
     assert (report["images"], report["as_is"], report["resized"], report["skipped"]) == (13, 10, 3, [])
     assert (report["classes"], report["classes_by"], report["preprocessing"]["crop"]) == (3, "by-name", 0.9)
