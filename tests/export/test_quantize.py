@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -566,6 +567,23 @@ def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
     cost = json.loads((tmp_path / "digits_64.json").read_text())["int8"]["accuracy"]["noise"]
     assert cost["images"] == 4
     assert cost["relative_l2"] > 0.1
+
+
+def test_the_layers_that_a_search_leaves_out_can_be_given_again(tmp_path, capsys):
+    arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--weight-bits", "3", "--calibrate", "digits"]
+    arguments += ["--validate", "digits"]
+    # All layers with weights in 3 bits lose two images or more of 360, which is more than 0.5 points.
+    assert main([*arguments, "--max-drop", "0.5", "--output", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\nsearch    ") >= 2
+    (skipped,) = re.findall(r"^skipped   --quantize-skip (\S+)$", out, re.MULTILINE)
+    found = json.loads((tmp_path / "a" / "digits_64.json").read_text())["int8"]
+    assert found["skipped"] == skipped.split(",")
+    assert found["accuracy"]["validate"]["correct"] >= 354
+    assert main([*arguments, "--quantize-skip", skipped, "--output", str(tmp_path / "b")]) == 0
+    again = json.loads((tmp_path / "b" / "digits_64.json").read_text())["int8"]
+    assert again["skipped"] == found["skipped"]
+    assert again["accuracy"]["validate"] == found["accuracy"]["validate"]
 
 
 def test_layers_of_8_bit_files_are_compared_in_the_units_of_float32(exported, tmp_path, capsys):

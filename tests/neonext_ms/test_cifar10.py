@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from neonext_ms import Preprocessing, export_checkpoint, load_checkpoint, load_images, open_runtime
+from neonext_ms.export.tolerances import tolerance
 
 PICTURES = os.environ.get("NEONEXT_PICTURES")
 PER_CLASS = 40
@@ -29,6 +30,12 @@ def test_the_checkpoint_needs_no_options(checkpoint):
     assert loaded.dtypes == ["float16"] and checkpoint.stat().st_size <= 3e6 and loaded.notes == []
     assert loaded.metadata["labels"][:2] == ["airplane", "automobile"] and len(loaded.metadata["labels"]) == 10
     assert loaded.architecture.shifts == (1, 1, 0, 0) and loaded.metadata["image_size"] == [64, 64]
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "fast"])
+def test_approximations_of_gelu_pass_on_a_deep_network(checkpoint, tmp_path, gelu):
+    deviation = export_checkpoint(checkpoint, output=tmp_path, gelu=gelu).parity["onnx"]
+    assert 1e-4 < deviation.relative_l2 < deviation.tolerance == tolerance("float32", gelu)
 
 
 @pytest.fixture(scope="module")
