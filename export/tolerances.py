@@ -18,8 +18,8 @@ NOISE_SAMPLES = 4
 TOLERANCES = {"float32": 2e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
 # Text for the help of a command.
 DEFAULTS = ", ".join(f"{limit:.2g} for {dtype}" for dtype, limit in TOLERANCES.items())
-# Approximate forms of GELU. At one value, the tanh form is off by up to 4.8e-4 and the fast one by up to 3.1e-3. Most is
-# what noise gives on the CIFAR-10 network, whose logits are then small: 1.6e-3 and 1.5e-2, on its images 8e-4 and 4e-3.
+# Approximate forms of GELU. At one value, the tanh form is off by up to 4.8e-4 and the fast one by up to 3.1e-3. Logits
+# of noise are small and most off: on the CIFAR-10 network by 1.6e-3 and 1.5e-2, and on its images by 8e-4 and 4e-3.
 APPROXIMATE_GELUS = {"tanh": 4e-3, "fast": 2e-2}
 
 # An 8-bit file in a runtime against the same file in exact integers. A value that float32 rounding moves across the

@@ -56,7 +56,7 @@ def backward(
 
     Returns:
         float64 dX `(N, C, H, W)`, dA and dB (lists with one array per group, in the shapes of the weights), dbias
-        `(C,)`.
+        `(C,)` of a bias by channel; `patch_bias_gradient` has that of the other kind.
     """
     a, b = _full_matrices(x, weights_a, weights_b, spec)
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
@@ -67,6 +67,27 @@ def backward(
     # An Axis describes B transposed.
     small_b = [_t(g.axis_b.block_sum(_t(d_b[channels]))) for g, channels in spec.slices()]
     return _t(a) @ d_ax, small_a, small_b, dy.sum((0, 2, 3))
+
+
+def patch_bias_gradient(spec: NeoCellSpec, dy: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """Return the gradients of the bias of output patches (section 3.1): dY summed over images and patches.
+
+    Args:
+        spec: geometry.
+        dy: upstream gradient `(N, C, H_out, W_out)`.
+        height: rows of the input map.
+        width: columns of the input map.
+
+    Returns:
+        float64, one `(channels, h_out, w_out)` per group.
+    """
+    total = np.asarray(dy, np.float64).sum(0)
+    return [
+        _t(group.axis_a.repetition(height, dy.shape[2]))
+        @ total[channels]
+        @ group.axis_b.repetition(width, dy.shape[3]).astype(np.float64)
+        for group, channels in spec.slices()
+    ]
 
 
 def forward_patchwise(x, weights_a: Matrices, weights_b: Matrices, spec: NeoCellSpec, bias=None) -> np.ndarray:

@@ -480,10 +480,11 @@ class Trainer:
         self.note(f"resumed from {path}: epoch {progress.epoch}, step {progress.step}")
 
     def _announce(self) -> None:
-        optimizer, cards = self.config.optimizer, self.cards.world
+        optimizer, cards, network = self.config.optimizer, self.cards.world, self.plan.architecture
         self.note(
-            f"{self.plan.architecture.parameters():,} parameters, input {format_size((3, *self.plan.size))}, "
-            f"{len(self.train_images):,} training and {len(self.val_images):,} validation images in "
+            f"{network.parameters():,} parameters, activation {network.activation}, input "
+            f"{format_size((3, *self.plan.size))}, {len(self.train_images):,} training and "
+            f"{len(self.val_images):,} validation images in "
             f"{plural(len(self.train_images.classes), 'class', 'classes')} ({CLASS_RULES[self.plan.classes_by]}), "
             f"{plural(self.loader.updates_per_epoch, 'step')} per epoch, {plural(thread_count(), 'CPU thread')}"
         )
