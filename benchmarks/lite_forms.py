@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_shifts, parse_size, run
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import private_folder
@@ -175,10 +176,12 @@ def _main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m neonext_ms.benchmarks.lite_forms", description=DESCRIPTION)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="network to write in all forms")
     parser.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="NeoCell shifts of the four stages")
+    add_weights_options(parser.add_argument)
     parser.add_argument("--image-size", type=parse_size, required=True, metavar="SIZE", help="such as 64 or 256x320")
     args = parser.parse_args(argv)
     check_installed()
-    source, folder = Source.from_checkpoint(args.checkpoint, args.shifts), private_folder()
+    source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
+    folder = private_folder()
     _print_table(
         ("ONNX file", "logits, dynamic batch", "logits, batch 2", "stage outputs, batch 2"),
         form_rows(source, args.image_size, folder),

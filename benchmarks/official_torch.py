@@ -16,6 +16,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError, ToolchainError, UsageError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.signals import signals_later
+from neonext_ms.models.activations import GELU
 from neonext_ms.models.architecture import Architecture
 from neonext_ms.runtime.base import Runtime, Settings, Signature
 
@@ -148,7 +149,7 @@ def official_options(architecture: Architecture) -> dict:
     Raises:
         InputError: the official code cannot build this model.
     """
-    if architecture.downsample != "official" or "," in architecture.kernel_spec:
+    if architecture.downsample != "official" or "," in architecture.kernel_spec or architecture.activation != GELU:
         raise InputError("the official code cannot build this model. Measure another one, or omit --torch.")
     names = (
         *("num_classes", "per_stage_layers", "dims", "kernel_spec", "shifts"),

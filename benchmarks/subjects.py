@@ -11,6 +11,7 @@ from pathlib import Path
 
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.text import nearest
+from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import list_models
 from neonext_ms.runtime.base import Runtime
 from neonext_ms.runtime.open import SUFFIXES, choose_runtimes, default_runtime, runtime_class
@@ -154,6 +155,8 @@ def _of_neonext(name: str, selection: Selection, folder: Path) -> list[Subject]:
     if selection.torch:
         if source.architecture.downsample != "official":
             selection.notes.append(f"{name}: the official PyTorch code lacks the downsampling of the paper; omitted")
+        elif source.architecture.activation != GELU:
+            selection.notes.append(f"{name}: the official PyTorch code has no activation but GELU; omitted")
         else:
             result.append(_official(name, source, selection.torch, folder))
     return result

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import (
     THREADS_HELP,
     Parser,
@@ -26,7 +27,6 @@ from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.common.files import check_output
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
-from neonext_ms.models.activations import ACTIVATIONS
 
 DESCRIPTION = """\
 Measure the speed of faster variants of an exported network on a CPU, and their deviation from float32.
@@ -224,11 +224,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--model", default="neonext_t.released_224", help="named network with random weights")
     source.add_argument("--checkpoint", metavar="FILE", help="checkpoint to measure instead")
     source.add_argument("--shifts", type=parse_shifts, help="shifts of the stages, if the checkpoint lacks them")
-    source.add_argument("--activation", choices=ACTIVATIONS, help="activation, if the checkpoint records none and has "
-                        "not gelu")  # fmt: skip
     source.add_argument(
         "--image-size", type=parse_size, metavar="SIZE", help="height x width, if the checkpoint lacks it"
     )
+    add_weights_options(source.add_argument)
     speed_group = parser.add_argument_group("measurement")
     speed_group.add_argument(
         "--variants", type=comma_list(_variant), default=tuple(VARIANTS), help=f"default: {','.join(VARIANTS)}"
@@ -268,7 +267,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from neonext_ms.export.source import Source
 
     if args.checkpoint:
-        source = Source.from_checkpoint(args.checkpoint, args.shifts, activation=args.activation)
+        source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
+    elif args.ema or args.key:
+        raise UsageError("--ema and --key are for checkpoints. Use them with --checkpoint.")
     else:
         source = Source.from_name(args.model, args.shifts, activation=args.activation)
     (size,) = source.image_sizes([args.image_size] if args.image_size else ())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import StatusLine, note, parse_shifts, parse_size, positive_int
 from neonext_ms.common.errors import UsageError
 from neonext_ms.common.files import check_output
@@ -23,7 +24,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="trained network")
     parser.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts, if the checkpoint has none")
     parser.add_argument("--image-size", type=parse_size, metavar="SIZE", help="224 or 256x320, if not as recorded")
-    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
+    add_weights_options(parser.add_argument)
     parser.add_argument(
         "--kernels",
         required=True,
@@ -54,7 +55,7 @@ def measure(args: argparse.Namespace) -> dict:
     if args.output:
         format_for(args.output)
         check_output(args.output, [args.checkpoint])
-    source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema)
+    source = Source.from_checkpoint(args.checkpoint, args.shifts, args.ema, args.key, args.activation)
     (size,) = source.image_sizes([args.image_size] if args.image_size else [])
     preprocessing = Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
     labels, classes = source.metadata.get("labels"), source.architecture.num_classes
@@ -72,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict:
         kernels = architecture.kernel_spec
         rows.append({"reading": reading, "kernels": kernels, "correct": correct, "top1": correct / len(images)})
     if args.output:
-        metadata = {**source.metadata, "shifts": list(architecture.shifts or ())}
+        metadata = {**source.metadata, "shifts": list(architecture.shifts or ()), "activation": architecture.activation}
         if metadata.pop(SCALES, None):
             note("note: the scales of 8 bit are those of the network before, and are left out")
         save_checkpoint(args.output, arrays, metadata)

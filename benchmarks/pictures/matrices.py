@@ -49,7 +49,7 @@ def draw(plt, args):
     """Draw, for every stage and size of its blocks, matrices of NeoInit and learned ones, and their statistics."""
     if len(args.runs) != 1:
         raise UsageError(f"--figure 5: draws one checkpoint (got {len(args.runs)} names)")
-    checkpoint = load_checkpoint(args.runs[0])
+    checkpoint = load_checkpoint(args.runs[0], ema=args.ema, key=args.key)
     groups = list(_groups(checkpoint))
     if not groups:
         raise InputError(f"{args.runs[0]}: has no blocks, and so no square matrices of a NeoCell")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_size, png_file, print_json, run
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.figures import pyplot, save_figure
@@ -67,6 +68,7 @@ def build_parser() -> Parser:
     paper.add_argument(
         "--map", type=parse_size, metavar="SIZE", help="map of figures 2 to 4 (at most 64), image of receptive-field"
     )
+    add_weights_options(parser.add_argument_group("checkpoint of figure 5").add_argument, activation=False)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", type=png_file, metavar="FILE.png", help="file to write (default: curves.png in the first run)"
@@ -77,6 +79,8 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if (args.ema or args.key) and args.figure != "5":
+        raise UsageError("--ema and --key are for the checkpoint of --figure 5")
     if args.figure:
         _draw_figure(args)
         return

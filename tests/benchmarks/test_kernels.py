@@ -59,6 +59,8 @@ def test_a_resampled_network_hardly_loses(tmp_path, capsys):
     assert after["correct"] >= before["correct"] - 2 and before["correct"] >= 57
     written = load_checkpoint(output)
     assert written.architecture.kernels[0] == (5, 8) and "scales" not in written.metadata
+    assert command.main([*arguments, *chosen, "--activation", "relu", "digits"]) == 0
+    assert load_checkpoint(output).architecture.activation == "relu"
     for place in (checkpoint, tmp_path / "x.npz"):
         assert command.main([*arguments, *chosen[:-1], str(place), "digits"]) == 2
     assert "scales" in load_checkpoint(checkpoint).metadata

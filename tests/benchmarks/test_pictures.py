@@ -90,6 +90,7 @@ def test_likeness_finds_the_pattern():
         (["--figure", "2", "run"], "--figure 2: draws no run"),
         (["--figure", "1", "--spec", "kernel=4"], "--spec is for figures 2 to 4"),
         (["--figure", "5"], "draws one checkpoint"),
+        (["--figure", "1", "--ema"], "are for the checkpoint of --figure 5"),
         (["--figure", "receptive-field", "neonext_q"], "unknown model"),
         (["--map", "8", "run"], "--spec and --map need --figure"),
         ([], "expected folders of runs, or --figure"),

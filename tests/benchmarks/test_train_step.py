@@ -19,8 +19,9 @@ def test_the_interpreter_and_the_repository_go_together(capsys):
 def test_options_of_the_official_code():
     options = official_options(model_config("neonext_t.released_224").architecture)
     assert options["kernel_spec"] == "4+7" and options["linear_bias"] and options["dims"] == (96, 192, 384, 768)
-    with pytest.raises(InputError, match="official code cannot build"):
-        official_options(model_config("neonext_t.paper").architecture)
+    for name in ("neonext_t.paper", "neonext_t.relu"):
+        with pytest.raises(InputError, match="official code cannot build"):
+            official_options(model_config(name).architecture)
 
 
 @pytest.mark.parametrize("python", [sys.executable, "/no/such/python"])
