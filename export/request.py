@@ -78,6 +78,9 @@ class Request:
             raise UsageError("--target om requires --soc, for example --soc Ascend310P3")
         if self.om is not None and not om:
             raise UsageError("--soc and its options: only valid with --target om. Add om to --target.")
+        if self.om is not None:
+            # An unknown device is reported before any work.
+            soc(self.om.soc)
         if self.om is not None and self.om.via not in VIAS:
             raise UsageError(f"--via {self.om.via!r}: expected {' or '.join(VIAS)}")
         if self.om is not None and self.om.via == "lite":

@@ -127,8 +127,13 @@ class Source:
         """Return the requested sizes, or the recorded one, or the one that the architecture is published with.
 
         Raises:
-            UsageError: there is none of these.
+            UsageError: there is none of these, or a size that a named network cannot take.
         """
+        if self.path is None:
+            # The options alone are wrong then, not a file.
+            with usage_errors():
+                for size in requested:
+                    self.architecture.maps(size)
         if requested:
             return list(dict.fromkeys((height, width) for height, width in requested))
         if self.metadata.get("image_size"):

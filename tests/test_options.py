@@ -18,6 +18,9 @@ from neonext_ms.common.renamed import RENAMED
 ROOT = Path(__file__).parents[1]
 SCRIPTS = dict(re.findall(r'^(neonext-[\w-]+) = "([\w.:]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 BAD = ("-1", "1e400", "nan", "inf", "-inf", "99999999999999999999", "18446744073709551616", "", "x", "1_0", "٣", "1e")
+CONFIG = str(ROOT / "configs" / "digits.yaml")
+DIGITS = str(ROOT / "tests" / "data" / "digits_64.pt")
+SHIFTS = ("--shifts", "1,1,0,0", "--image-size", "64")
 GOOD = ("1", "0.5", "0.05", "13", "1,1,1,0", "224", "7")
 
 
@@ -165,6 +168,19 @@ def test_ranges_include_their_ends():
         ("neonext-bench", ["claims", "share", "--models", "q"], "q"),
         ("neonext-bench", ["claims", "convnext", "--sizes", "q"], "q"),
         ("neonext-bench", ["variants", "--model", "q"], "q"),
+        (
+            "neonext-export",
+            ["--model", "neonext_t", "--target", "onnx", "--output", "o", "--image-size", "63"],
+            "multiples of 4",
+        ),
+        (
+            "neonext-bench",
+            ["claims", "resample", "--checkpoint", DIGITS, *SHIFTS, "--kernels", "5+", "digits"],
+            "not a list of matrix sizes",
+        ),
+        ("neonext-train", ["--config", CONFIG, "model.name=neonext_q"], "'neonext_q': unknown model"),
+        ("neonext-train", ["--config", CONFIG, "augmentation.scale=[1,0.5]"], "wrong order in augmentation.scale"),
+        ("neonext-train", ["--config", CONFIG, "schedule.blend_epochs=100"], "is more than schedule.epochs"),
     ],
 )
 def test_a_wrong_value_is_a_usage_error(command, arguments, text, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import StatusLine, note, parse_shifts, parse_size, positive_int
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.errors import UsageError, usage_errors
 from neonext_ms.common.files import check_output
 from neonext_ms.common.text import format_size
 from neonext_ms.ops.resample import READINGS
@@ -63,7 +63,8 @@ def measure(args: argparse.Namespace) -> dict:
     networks = [("before", dict(source.arrays), source.architecture)]
     for spec in specs:
         for reading in readings:
-            networks.append((reading, *resample_kernels(source.arrays, source.architecture, spec, reading)))
+            with usage_errors():
+                networks.append((reading, *resample_kernels(source.arrays, source.architecture, spec, reading)))
     images = open_images(args.images, size, preprocessing, classes, labels, args.limit, validation=True)
     if images.note:
         note(f"note: {images.note}")

@@ -7,12 +7,11 @@ from mindspore import nn
 from neonext_ms.common.errors import InputError
 from neonext_ms.export.graph import LOGITS, DeployGraph, LayerList, original_graph
 from neonext_ms.export.source import Size, Source
-from neonext_ms.models.architecture import BATCH_NORM_EPS, STAGES, STEM_STRIDE, Architecture
+from neonext_ms.models.architecture import BATCH_NORM_EPS, STEM_STRIDE, STRIDE, Architecture
 from neonext_ms.models.neonext import BatchNorm, Conv1x1, Gelu, NeoCell, NeoNeXt
 from neonext_ms.models.weights import load_arrays
 from neonext_ms.ops.spec import NeoCellSpec
 
-_STRIDE = STEM_STRIDE * 2 ** (STAGES - 1)
 # Stages that the decoder joins, from the smallest map but one to the largest.
 _JOINED = (3, 2, 1)
 
@@ -110,8 +109,8 @@ class SegmenterSource(Source):
         Raises:
             InputError: a side of the image is not a multiple of 32.
         """
-        if any(side % _STRIDE for side in size):
-            raise InputError(f"image size {size}: both sides must be multiples of {_STRIDE}.")
+        if any(side % STRIDE for side in size):
+            raise InputError(f"image size {size}: both sides must be multiples of {STRIDE}.")
         prefix = "encoder."
         own = {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
         encoder = original_graph(self.architecture, own, size, features_only=True)

@@ -19,6 +19,8 @@ STAGES = 4
 # Names of the outputs of a network that ends at its stages.
 STAGE_OUTPUTS = tuple(f"stage_{stage + 1}" for stage in range(STAGES))
 STEM_STRIDE = 4
+# Pixels of the image along a side for one value of the last stage.
+STRIDE = STEM_STRIDE * 2 ** (STAGES - 1)
 MLP_RATIO = 4
 BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-6
@@ -173,7 +175,7 @@ class Architecture:
         Raises:
             InputError: a side of the image is not a multiple of 4, or a map vanishes before the last stage.
         """
-        size, least = format_size(image_size), STEM_STRIDE * 2 ** (STAGES - 1)
+        size = format_size(image_size)
         if any(side < 1 or side % STEM_STRIDE for side in image_size):
             near = format_size([max(STEM_STRIDE, round(side / STEM_STRIDE) * STEM_STRIDE) for side in image_size])
             raise InputError(f"image size {size}: both sides must be multiples of {STEM_STRIDE}. Try {near}.")
@@ -182,7 +184,7 @@ class Architecture:
             if min(sizes[-1]) < 2:
                 raise InputError(
                     f"image size {size}: the map before downsample_{stage + 1} is {format_size(sizes[-1])} and would "
-                    f"vanish. Both sides must be at least {least}."
+                    f"vanish. Both sides must be at least {STRIDE}."
                 )
             sizes.append(self.downsample_spec(stage).output_size(*sizes[-1]))
         return sizes

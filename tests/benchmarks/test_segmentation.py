@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from conftest import relative_max
-from neonext_ms.benchmarks.segmentation.command import evaluate
+from neonext_ms.benchmarks.segmentation import train as training
+from neonext_ms.benchmarks.segmentation.command import evaluate, main
 from neonext_ms.benchmarks.segmentation.shapes import CLASSES, draw_batch, mean_iou
 from neonext_ms.benchmarks.segmentation.train import make_model, segmenter_source
 from neonext_ms.common.errors import InputError
@@ -52,6 +53,16 @@ def test_it_is_exported_as_a_classifier_is(source, tmp_path):
     for target in ("onnx", "onnx for om"):
         correct, iou = evaluate(report.files[target], SIZE)
         assert 0 < iou < correct < 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [("--image-size=48", "48x48: both sides must be multiples of 32"), ("--soc=Ascend999X", "unknown device")],
+)
+def test_wrong_options_are_reported_before_the_training(argument, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "train", lambda *arguments: pytest.fail("trained"))
+    assert main(["--output", str(tmp_path / "out"), argument]) == 2
+    assert problem in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_shapes():

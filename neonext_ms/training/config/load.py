@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args, get_origin
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import DECIMAL, nearest, shorten
 from neonext_ms.common.yaml_file import parse_yaml, read_yaml
+from neonext_ms.models.registry import model_config
 
 from .describe import alternatives, expected
 from .schema import Config, annotated_keys, known_keys
@@ -32,12 +33,18 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
 
     Raises:
         InputError: a file cannot be read, or has an unknown key (the nearest one is named) or an invalid value.
-        UsageError: an override has one of these.
+        UsageError: an override has one of these, or values that do not go together, which those of the file do.
     """
-    values = _read(Path(path), ())
+    source, values = os.fspath(path), _read(Path(path), ())
+    changed = dict(values)
     for text in overrides:
-        _override(values, text)
-    return make_config(values, os.fspath(path))
+        _override(changed, text)
+    try:
+        return make_config(changed, source)
+    except InputError as error:
+        # The file alone may have the same fault, or another one.
+        make_config(values, source)
+        raise UsageError(str(error)) from error
 
 
 def make_config(values: Mapping, source: str = "config") -> Config:
@@ -113,6 +120,8 @@ def _override(values: dict, text: str) -> None:
         elif not all(kind in (str, types.NoneType) or get_origin(kind) is Literal for kind in kinds):
             value = parse_yaml(written, source)
         _build(Config, {part: {leaf: value}}, "", source)
+        if key == "model.name" and value is not None:
+            model_config(str(value))
     except InputError as error:
         raise UsageError(str(error)) from error
     values[part] = {**(values.get(part) or {}), leaf: value}
