@@ -173,9 +173,8 @@ def start(device: str) -> Cards:
     try:
         ms.set_device(target)
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"run.device {target}: MindSpore cannot use it here ({one_line(error)}). Try run.device=CPU."
-        ) from error
+        advice = "Start a new process" if target == "CPU" else "Try run.device=CPU"
+        raise InputError(f"run.device {target}: MindSpore cannot use it here ({one_line(error)}). {advice}.") from error
     if os.environ.get("MS_ROLE") not in ("MS_WORKER", "MS_SCHED") and "RANK_TABLE_FILE" not in os.environ:
         return Cards()
     from mindspore import communication
