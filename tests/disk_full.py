@@ -29,29 +29,44 @@ from copies import ROOT, Copies
 
 DIGITS = ROOT / "tests" / "data" / "digits"
 RESULT = ROOT / "docs" / "results" / "forms.json"
-TRAIN = (
-    f"train --config {ROOT}/configs/digits.yaml model.dims=[4,4,4,4] model.per_stage_layers=[1,1,1,1] "
-    "model.image_size=32 schedule.epochs=1 schedule.warmup_epochs=0 data.batch_size=300 run.checkpoint_every=2 "
-    "run.log_every=1 run.output={out}/run"
+SMALL = (
+    "model.dims=[4,4,4,4] model.per_stage_layers=[1,1,1,1] model.image_size=32 schedule.epochs=1 "
+    "schedule.warmup_epochs=0 data.batch_size=300 run.checkpoint_every=2 run.log_every=1"
 )
+DIGITS_CONFIG = f"{ROOT}/configs/digits.yaml"
 # {given} is a folder of inputs, {out} the folder that fills up.
 COMMANDS = {
     "export": "export --checkpoint {given}/tiny.pt --target onnx,mindir --output {out}/new",
     "export-one": "export --checkpoint {given}/tiny.pt --target onnx --output {out}/x.onnx",
     "export-om": "export --checkpoint {given}/tiny.pt --target om --soc Ascend310P3 --output {out}/new",
+    "export-int8": (
+        "export --checkpoint {given}/tiny.pt --target onnx,om --soc Ascend310P3 --quantize int8 "
+        "--calibrate {given}/images/train --output {out}/new"
+    ),
     "convert-pt": "convert {given}/tiny.pt {out}/x.pt",
     "convert-ckpt": "convert {given}/tiny.pt {out}/x.ckpt",
     "convert-safetensors": "convert {given}/tiny.pt {out}/x.safetensors",
     "predict": "predict --model {given}/tiny.onnx --json {given}/images/train/0/0036.png",
     "validate": "validate --model {given}/tiny.onnx {given}/images/train --predictions {out}/p.csv --json",
     "compare": "compare {given}/tiny.pt {given}/tiny.onnx --layers --write-inputs {out}/i --keep-dtype {out}/k --json",
-    "train": TRAIN,
+    "train": f"train --config {DIGITS_CONFIG} {SMALL} run.output={{out}}/run",
+    "claims": (
+        f"bench claims neoinit --config {DIGITS_CONFIG} --initialization noise --seeds 1 --output {{out}}/run {SMALL}"
+    ),
     "write-digits": "train --write-digits {out}/digits",
     "mindrecord": "mindrecord {given}/images {out}/records --shards 1",
     "plot": "plot {given}/run --output {out}/curves.png",
     "plot-figure": "plot --figure 4 --output {out}/figure.png --json",
     "bench": "bench {given}/tiny.onnx --rounds 2 --batch 1 --no-gemm --output {out}/b.json",
     "bench-report": f"bench report {RESULT} --output {{out}}/report",
+    "variants": (
+        "bench variants --checkpoint {given}/tiny.pt --variants int8 --no-speed --images {given}/images/train "
+        "--batch 1 --write {out}/v.onnx --json"
+    ),
+    "resample": (
+        "bench claims resample --checkpoint {given}/tiny.pt --kernels 3,3+6,6,6 --reading offset --output {out}/r.pt "
+        "--json {given}/images/train"
+    ),
     "ops-build": "ops build --dry-run --soc Ascend310P3 --output {out}/package",
     "simulate": "ops simulate --spec {given}/spec.json --map 8 --output {out}/x.npz",
     "info": "info {given}/tiny.onnx --json",

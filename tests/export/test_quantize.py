@@ -484,6 +484,18 @@ def test_digits_keep_their_accuracy(exported):
     assert "--model=digits_64.onnx" in (exported / "build_om.sh").read_text()
 
 
+def test_sixteen_inputs_of_the_digits_give_equal_integers(exported):
+    host, device = (evaluator(onnx.load(exported / name)) for name in ("digits_64.onnx", "digits_64_cann.onnx"))
+    files = [str(path) for path in sorted((DATA / "digits").glob("*/*.png"))[::3][:6]]
+    images = np.concatenate([parity.noise(10, (64, 64), 3), load_images(files, Preprocessing(), (64, 64))])
+    for image in images:
+        host.run(image[None])
+        device.run(image[None])
+        assert not any(compare_integers(host, device).values())
+    assert len(images) == 16
+    assert len(host.integers) == 15
+
+
 def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tmp_path, monkeypatch):
     arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path)]
     arguments += ["--quantize-scales", str(exported / "digits_64.scales.json")]
