@@ -264,7 +264,7 @@ def _request(args: argparse.Namespace, name: str | None, argv: Sequence[str] | N
         float32_io=not args.half_io,
         features_only=args.features_only,
         name=name,
-        labels=read_labels(args.labels) if args.labels else None,
+        labels=read_labels(args.labels, lambda text: note(f"note: {text}")) if args.labels else None,
         preprocessing=preprocessing,
         images=args.images,
         seed=args.seed,

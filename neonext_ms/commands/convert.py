@@ -56,7 +56,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.activation:
         metadata["activation"] = args.activation
     if args.labels:
-        metadata["labels"] = read_labels(args.labels)
+        metadata["labels"] = read_labels(args.labels, notes.append)
     arrays = checkpoint.cast(args.dtype) if args.dtype else checkpoint.arrays
     save_checkpoint(args.output, arrays, metadata, checkpoint.counters)
 

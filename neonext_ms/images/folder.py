@@ -218,12 +218,13 @@ def _loose(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", _plain(name)).casefold()
 
 
-def read_labels(path: str | os.PathLike) -> list[str]:
+def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda text: None) -> list[str]:
     """Read the names of the classes, in their order.
 
     Args:
         path: a text file with one name per line, a JSON file with a list or a map (`{"0": "cat"}` or `{"cat": 0}`), or
             a folder with one folder per class, in the order of `match_classes`.
+        tell: function that is called with the rule that ordered the folders.
 
     Raises:
         InputError: the file cannot be read, has an empty line before its end, an empty name, a control character, or
@@ -233,7 +234,8 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     source = os.fspath(path)
     if os.path.isdir(path):
         folders = find_images(path).classes
-        numbers, _ = match_classes(folders, len(folders), rule=order_rule(folders))
+        numbers, rule = match_classes(folders, len(folders), rule=order_rule(folders))
+        tell(f"{source}: classes of the folders taken {CLASS_RULES[rule]}")
         return [folders[numbers.index(number)] for number in range(len(folders))]
     text = read_text(path)
     if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):

@@ -238,9 +238,11 @@ def test_label_files_that_are_rejected(tmp_path, content, message):
 def test_labels_of_a_folder(tmp_path):
     for i in range(12):
         picture(tmp_path / str(i) / "x.png", (0, 0, 0))
-    assert read_labels(tmp_path) == [str(i) for i in range(12)]
+    told: list[str] = []
+    assert read_labels(tmp_path, told.append) == [str(i) for i in range(12)]
     (tmp_path / "0").rename(tmp_path / "12")
-    assert read_labels(tmp_path) == sorted(map(str, range(1, 13)))
+    assert read_labels(tmp_path, told.append) == sorted(map(str, range(1, 13)))
+    assert [text.rpartition(" taken ")[2] for text in told] == ["by number", "in sorted order"]
 
 
 def test_subset_meets_every_class(tree):
