@@ -104,7 +104,7 @@ def open_runtime(
         path: the file.
         shifts: shifts of the four stages, for a checkpoint that does not record them.
         image_size: height and width, for a file that does not fix or record them.
-        threads: intra-op threads (default: as many as this process may use processors).
+        threads: intra-op threads on a CPU (default: see `processors.thread_count`).
         ema: use the moving average of a checkpoint's weights.
         runtime: name of the runtime (default: chosen by the suffix); see `RUNTIMES`.
         device: number of the accelerator.
