@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neonext_ms.common.cli import MAX_SIDE, Parser, batch_size, int_range, note, png_file, print_json, print_text, run
-from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.errors import InputError, UsageError, usage_errors
 from neonext_ms.common.text import nearest, printable
+from neonext_ms.models.activations import GELU
 
 from . import blocks_command
 
 if TYPE_CHECKING:
+    import onnx
+
     from .network_model import Estimate
 
 COMMAND = "neonext-bench estimate"
@@ -27,6 +30,7 @@ examples:
   neonext-bench estimate MODEL.onnx --soc Ascend310P3 --batch 8
   neonext-bench estimate MODEL.onnx --soc Ascend310P3 --nodes
   neonext-bench estimate resnet50 --soc Ascend310B1 --batch 1 --json    (a network of `neonext-bench write --list`)
+  neonext-bench estimate neonext_t.relu --neocell custom --batch 8      (a NeoNeXt by name)
   neonext-bench estimate blocks --help                                  (NeoCell kernels and whole blocks)
   neonext-bench estimate --update docs/device-model.md                  (update the tables of a page)"""
 PAGE = "docs/device-model.md"
@@ -42,8 +46,12 @@ def build_parser() -> Parser:
     parser.add_argument("--dtype", choices=("float16", "int8"), default="float16",
                         help="int8: convolutions and linear layers in 8 bit (default: float16)")  # fmt: skip
     parser.add_argument("--aipp", action="store_true", help="images arrive as bytes (AIPP, small channels)")
-    parser.add_argument("--image-size", type=int_range(1, MAX_SIDE), default=224, metavar="S",
-                        help="image size of a built-in network (default: 224)")  # fmt: skip
+    parser.add_argument("--image-size", type=int_range(1, MAX_SIDE), metavar="S",
+                        help="image size of a built-in network (default: 224, or that of the NeoNeXt)")  # fmt: skip
+    neonext = parser.add_argument_group("a NeoNeXt by name, as neonext-export writes it (default: without)")
+    neonext.add_argument("--neocell", choices=("matmul", "custom"), help="form of NeoCells (default: matmul)")
+    neonext.add_argument("--gelu", choices=("erf", "tanh", "fast"), help="form of GELU (default: erf)")
+    neonext.add_argument("--quantize", choices=("int8",), help="the layers in 8 bit that --quantize int8 writes")
     parser.add_argument("--fitted", metavar="FILE.json",
                         help="parameters of neonext-board report --fit --output, instead of the package's")  # fmt: skip
     parser.add_argument("--nodes", action="store_true", help="print a line for every task")
@@ -72,19 +80,25 @@ def _main(argv: Sequence[str] | None = None) -> None:
 
 
 def _estimate(args: argparse.Namespace) -> None:
+    from neonext_ms.models.registry import list_models
+
     from .. import networks
     from .network_model import estimate
     from .parameters import read_parameters
     from .reader import has_dynamic_batch
 
     model, batch = args.model, args.batch
-    if model in networks.NETWORKS:
-        size = (args.image_size, args.image_size)
+    if model in list_models():
+        model = _neonext(args)
+    elif args.neocell or args.gelu or args.quantize:
+        raise UsageError(f"{model}: --neocell, --gelu and --quantize are for a NeoNeXt by name. Leave them out.")
+    elif model in networks.NETWORKS:
+        size = (args.image_size or 224,) * 2
         model = networks.build(model, batch=batch or 1, image_size=size, form="plain", seed=None)
     elif not model.lower().endswith(".onnx") and not Path(model).exists():
         raise UsageError(
-            f"{model}: neither a file nor a network{nearest(model, networks.NETWORKS)}. Name a file ending in .onnx, "
-            "or a network of neonext-bench write --list."
+            f"{model}: neither a file nor a network{nearest(model, [*networks.NETWORKS, *list_models()])}. Name a file "
+            "ending in .onnx, or a network of neonext-bench --list-models."
         )
     elif batch is None and has_dynamic_batch(model):
         batch = 1
@@ -103,6 +117,27 @@ def _estimate(args: argparse.Namespace) -> None:
         print_json(as_dict(args.model, estimated, args.nodes))
     else:
         print_text(text(args.model, estimated, args.nodes))
+
+
+def _neonext(args: argparse.Namespace) -> onnx.ModelProto:
+    """Return the registered NeoNeXt that the options describe, as ATC gets it."""
+    from neonext_ms.export.onnx.format import CANN
+    from neonext_ms.models.registry import model_config
+
+    from .neonext import FORMS, build_network
+
+    config = model_config(args.model)
+    architecture, size = config.architecture, (args.image_size,) * 2 if args.image_size else config.image_size
+    if args.gelu and architecture.activation != GELU:
+        raise UsageError(
+            f"--gelu {args.gelu}: the activation of {args.model} is {architecture.activation}. Leave out --gelu."
+        )
+    if args.quantize and args.dtype == "int8":
+        raise UsageError("--dtype int8 is for a network that is wholly in 8 bit. Leave it out with --quantize.")
+    with usage_errors():
+        architecture.maps(size)
+    (form,) = (name for name, neocell in FORMS.items() if neocell == (args.neocell or "matmul"))
+    return build_network(architecture, size, args.batch or 1, form, args.gelu or CANN.gelu, args.quantize is not None)
 
 
 def as_dict(name: str, estimated: Estimate, nodes: bool = True) -> dict:

@@ -270,6 +270,24 @@ def test_neocell_nodes_are_known():
     assert custom.predicted_us < matmul.predicted_us
 
 
+@needs_simulator
+def test_a_neonext_by_name_is_what_the_tables_have(capsys):
+    arguments = ["neonext_t.relu", "--neocell", "custom", "--quantize", "int8", "--batch", "8", "--json"]
+    assert command.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (
+        found["predicted_us"] == estimate(build("t", 224, 8, "AscendC", "relu", int8=True), "Ascend310P3").predicted_us
+    )
+    for wrong, problem in (
+        (["neonext_t.relu", "--gelu", "fast"], "is relu. Leave out --gelu"),
+        (["resnet50", "--neocell", "custom"], "for a NeoNeXt by name"),
+        (["neonext_t", "--quantize", "int8", "--dtype", "int8"], "wholly in 8 bit"),
+        (["neonext_t", "--image-size", "63"], "multiples of 4"),
+    ):
+        assert command.main(wrong) == 2
+        assert problem in capsys.readouterr().err
+
+
 def test_runs_that_no_neocell_has_are_rejected():
     given = attributes(NeoCellSpec({"kernel": 4, "channels": 16, "shift": 1}))
     with pytest.raises(InputError, match="n: no NeoCell has these runs"):
