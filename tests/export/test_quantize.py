@@ -26,6 +26,7 @@ from neonext_ms.export.onnx import emitter
 from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.export.onnx.runnable import runnable_model
 from neonext_ms.export.quantize import apply, cost, ranges
+from neonext_ms.export.quantize.build import calibration_notes
 from neonext_ms.export.quantize.calibrate import calibrate, skipped_layers
 from neonext_ms.export.quantize.forms import Session, host_graph
 from neonext_ms.export.quantize.histogram import BINS, Histogram
@@ -89,6 +90,13 @@ def test_both_forms_of_a_quantizer_agree_on_every_value(scale, half_offset, seed
     x = (middles.astype(np.float32).view(np.int32) + rng.integers(-2, 3, 2000)).astype(np.int32).view(np.float32)
     ascend = np.clip(np.rint(x.astype(np.float64) * quantizer.reciprocal + quantizer.offset), LOWEST, HIGHEST)
     assert np.array_equal(quantizer.codes(x), ascend.astype(np.int8))
+
+
+def test_a_scale_stays_when_it_is_read_again():
+    # The search around the second would find another one that is closer to an exact reciprocal.
+    for wanted in (0.1, 0.06052515012688896):
+        scale = Quantizer.near(wanted, 0).scale
+        assert Quantizer.near(scale, 0).scale == scale != wanted
 
 
 def test_arbitrary_scales_do_not_agree():
@@ -289,6 +297,19 @@ def test_a_channel_without_weights_keeps_its_bias():
     assert np.abs(bias - np.arange(5)).max() < 1e-3
 
 
+@pytest.mark.parametrize("weight, bias", [(1e-37, 0), (1e-40, 1e-40), (1e-45, 0), (0, 1e-45)])
+def test_a_channel_that_has_all_but_vanished(weight, bias):
+    # Weight decay leaves such channels behind; 1 / 127 of their weights is 0 in float32.
+    arrays = {"weight": np.full((2, 3), weight, np.float32), "bias": np.full(2, bias, np.float32)}
+    arrays["weight"][1], arrays["bias"][1] = 1, 1
+    layer = next(layer for layer in small_graph().layers if layer.name == "head.fc")
+    quantized = apply.quantize_layer(replace(layer, arrays=arrays), LayerScale(Quantizer.near(0.03, 0)))
+    assert not quantized.arrays["weight"][0].any() and quantized.arrays["bias"][0] == 0
+    assert quantized.arrays["weight"][1].tolist() == [127, 127, 127]
+    for steps in (quantized.arrays["weight_step"], quantized.arrays["step"]):
+        assert (steps >= np.finfo(np.float32).tiny).all()
+
+
 @given(networks(), st.sampled_from(METHODS), st.sampled_from(["matmul", "padded", "custom"]), st.booleans())
 @settings(max_examples=12, deadline=None)
 def test_both_forms_of_random_networks_compute_the_same_integers(network, method, neocell, tanh):
@@ -454,6 +475,18 @@ def test_search_that_cannot_succeed(monkeypatch):
     assert error.value.exit_code == 4
 
 
+def test_scales_that_were_calibrated_on_other_images():
+    prepared = Preprocessing().to_dict()
+    scales = Scales("", {}, {"image_size": [64, 64], "preprocessing": prepared})
+    assert calibration_notes(scales, [(64, 64)], prepared) == []
+    assert calibration_notes(Scales("", {}), [(64, 64)], prepared) == []
+    other, unmeasured = calibration_notes(scales, [(64, 64), (96, 64)], prepared)
+    assert "calibrated at 64x64 pixels; at 96x64" in other
+    assert "measured at 64x64 pixels only" in unmeasured
+    (note,) = calibration_notes(scales, [(64, 64)], Preprocessing(std=(1, 1, 1)).to_dict())
+    assert "prepared in another way" in note
+
+
 # The command
 
 
@@ -499,8 +532,10 @@ def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tm
 
 
 def test_scales_are_shared_by_later_exports(exported, tmp_path):
-    scales = str(exported / "digits_64.scales.json")
+    scales = str(shutil.copy(exported / "digits_64.scales.json", tmp_path))
     arguments = ["--target", "onnx", "--quantize", "int8", "--quantize-scales", scales, "--output", str(tmp_path)]
+    assert main([*CHECKPOINT, *arguments, "--quantize-skip", "head.fc"]) == 2
+    assert not (tmp_path / "digits_64.onnx").exists()
     assert main([*CHECKPOINT, *arguments]) == 0
     first, second = (onnx.load(folder / "digits_64.onnx") for folder in (exported, tmp_path))
     assert [t.SerializeToString() for t in first.graph.initializer] == [
@@ -630,6 +665,22 @@ def test_values_that_a_board_dumped_in_8_bit(exported, tmp_path, capsys):
         (["--calibrate", DIGITS, "--target", "onnx", "--dtype", "bfloat16"], "bfloat16 between 8-bit layers", 2),
         (["--calibrate", DIGITS, "--target", "om", "--soc", "Ascend310P3", "--via", "lite"], "AscendQuant", 2),
         (["--target", "onnx"], "got neither", 2),
+        (
+            [
+                "--calibrate",
+                DIGITS,
+                "--target",
+                "onnx",
+                "--image-size",
+                "64,96",
+                "--validate",
+                DIGITS,
+                "--max-drop",
+                "1",
+            ],
+            "Export each image size by itself",
+            2,
+        ),
         (["--calibrate", DIGITS, "--target", "onnx", "--max-drop", "1"], "Pass --validate FOLDER", 2),
         (["--calibrate", DIGITS, "--target", "onnx", "--calibrate-method", "ms"], "did you mean mse", 2),
         (["--calibrate", "nowhere", "--target", "onnx"], "no such file", 1),
@@ -686,6 +737,15 @@ def test_images_to_calibrate_on(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images in it"):
         opened(tmp_path / "empty")
+    values = parity.noise(6, (64, 64), 0)
+    values[4, 0, 0, 0] = np.nan
+    np.save(array, values)
+    with pytest.raises(InputError, match="the first is image 4"):
+        opened(array, count=3)
+    digits = {"size": (64, 64), "preprocessing": Preprocessing(), "classes": 5, "count": 3}
+    assert open_images("digits", **digits).labels is None
+    with pytest.raises(InputError, match="10 class folders for 5 classes"):
+        open_images("digits", **digits, validation=True)
     with pytest.raises(InputError, match=r"\.npy file has no labels"):
         opened(array, validation=True)
 
