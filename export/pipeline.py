@@ -19,12 +19,12 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, plural
 from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import identify
-from neonext_ms.models.scales import SCALES_SUFFIX, Scales, network_digest
+from neonext_ms.models.scales import SCALES_SUFFIX, Scales, network_digest, read_scales
 from neonext_ms.runtime.mindspore import load_mindspore
 
 from . import lite, verify
@@ -37,7 +37,7 @@ from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .quantize.apply import equalized_values, quantize
-from .quantize.build import Quantization, build_quantization
+from .quantize.build import Quantization, build_quantization, calibration_notes
 from .quantize.cost import Cost, compare_outputs, outputs_of
 from .quantize.forms import host_graph
 from .quantize.images import ArrayImages
@@ -142,6 +142,7 @@ def export(
     if request.quantize:
         with steps("quantize"):
             report.quantization = _quantize(networks, request.quantize, metadata, progress)
+            _check_scales_kept(request.quantize, report.quantization.scales, output / f"{name}{SCALES_SUFFIX}")
         report.notes = [*report.notes, *report.quantization.notes]
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
@@ -265,14 +266,27 @@ def _quantize(
     progress: Callable[[str], None],
 ) -> Quantization:
     """Give the networks of all sizes the same scales, calibrated at the first size."""
-    first = networks[0]
+    first, sizes = networks[0], [network.size for network in networks]
     digest = network_digest(first.source.arrays, first.source.architecture)
     quantization = build_quantization(
         first.folded[0], digest, options, metadata, first.source.scales, first.request.host_gelu, progress
     )
     for network in networks:
         network.quantization = quantization
-    return quantization
+    notes = calibration_notes(quantization.scales, sizes, metadata["preprocessing"])
+    return replace(quantization, notes=(*quantization.notes, *notes))
+
+
+def _check_scales_kept(options: QuantizeOptions, scales: Scales, path: Path) -> None:
+    """Reject scales that would take the place of the file that they come from, without layers that it has."""
+    if options.scales is None:
+        return
+    lost = [name for name in read_scales(options.scales).layers if name not in scales.layers]
+    if lost and path.exists() and path.samefile(options.scales):
+        raise UsageError(
+            f"{path}: would lose the scales of {plural(len(lost), 'layer')} that stay in floating point, such as "
+            f"{lost[0]}. Choose another --output or --name, or copy the file first."
+        )
 
 
 def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -> list[tuple[Target, list[Path]]]:

@@ -90,6 +90,11 @@ class Request:
             check_tolerance(self.tolerance)
         if self.quantize is not None and self.quantize.max_drop is not None and self.features_only:
             raise UsageError("--max-drop needs logits, which a file with features only does not have. Drop one.")
+        if self.quantize is not None and self.quantize.max_drop is not None and len(self.image_sizes) > 1:
+            raise UsageError(
+                "--max-drop: the loss is measured at one size, and may be another at the others. Export each image "
+                "size by itself."
+            )
         if self.quantize is not None and self.om is not None and self.om.via == "lite":
             raise UsageError("--quantize: the converter of MindSpore Lite does not know AscendQuant. Use --via atc.")
         for target in chosen:

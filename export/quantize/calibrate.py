@@ -77,6 +77,7 @@ def calibrate(
             correction = _correction(layer, scale, patches.mean) / factors.get(layer.name, 1.0)
             scales[layer.name] = replace(scale, correction=tuple(float(f"{x:.2e}") for x in correction))
     record: dict[str, Any] = {"method": method, "images": len(images), "source": images.source}
+    record["image_size"] = list(graph.image_size)
     return Scales(network, scales, record)
 
 
