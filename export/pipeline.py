@@ -312,7 +312,7 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
         forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
         report.reference = "the 8-bit network in exact integers"
         report.proof, expected = prove(network.deployed, forms, samples, request.host_gelu)
-        loss = _loss(network, samples, expected, report)
+        loss = _loss(network, samples, expected, report, stage)
     else:
         report.reference, expected = _expected(network, samples, stage)
     for target, paths in files:
@@ -341,16 +341,22 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     network.release_folded()
 
 
-def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, report: Report) -> float:
-    """Return the larger relative deviation of exact 8-bit outputs from those of the float32 network.
+def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, report: Report, stage: Path) -> float:
+    """Return the larger relative deviation of exact 8-bit outputs from those of the network in float32.
 
     Without images, as with a file of scales alone, it is all that is known of the cost of 8 bit, and is reported.
+
+    Raises:
+        ParityError: the float32 network that was quantized is not the original one.
     """
-    images = ArrayImages("noise", samples)
-    exact = outputs_of(network.folded[0], images, network.request.host_gelu, lambda step: None, "float32")
+    images, gelu = ArrayImages("noise", samples), network.request.host_gelu
+    exact = outputs_of(network.folded[0], images, gelu, lambda step: None, "float32")
+    _, original = _expected(network, samples, stage)
+    limit = tolerance("float32", gelu) if network.request.tolerance is None else network.request.tolerance
+    verify.check(parity.compare(original, exact, limit), f"{network.stem} before quantization")
     apart = parity.compare(exact, expected)
     if report.quantization and not report.quantization.cost.accuracy:
-        measured = compare_outputs(images, exact, expected, not network.request.features_only)
+        measured = compare_outputs(images, original, expected, not network.request.features_only)
         report.quantization = replace(report.quantization, cost=Cost({"noise": measured}, {}))
         report.notes = [
             *report.notes,

@@ -442,6 +442,18 @@ def test_noise_is_what_its_formula_says():
     assert noise[layer.name] == pytest.approx(expected, abs=0.05)
 
 
+def test_the_cost_of_an_approximate_gelu_is_counted():
+    graph, images = small_graph(downsample="paper"), noise_images(4, (64, 64))
+    scales = calibrate(graph, images, "minmax", "digest", gelu="fast")
+    expected = Session(graph).run(images.images)["logits"]
+    (measured,) = cost.measure(graph, scales, {"calibrate": images}, "fast").accuracy.values()
+    host = Session(host_graph(apply.quantize(graph, scales)), None, "fast").run(images.images)["logits"]
+    assert measured == cost.compare_outputs(images, expected, host)
+    images.labels = expected.argmax(1).tolist()
+    _, steps = search(graph, scales, cost.layer_noise(graph, scales, images, "fast"), images, 100, "fast")
+    assert f"top-1 {4 - measured.changed}/4" in steps[0]
+
+
 def test_search_leaves_out_what_is_needed_and_no_more():
     graph = small_graph()
     images = noise_images(16, (64, 64))
@@ -529,6 +541,14 @@ def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tm
     assert main(arguments) == 0
     monkeypatch.setattr(pipeline, "INT8_LOSS", 0.0)
     assert main(arguments) == 4
+
+
+def test_the_network_that_is_quantized_is_the_original_one(exported, tmp_path, capsys):
+    arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path / "out")]
+    arguments += ["--quantize-scales", str(exported / "digits_64.scales.json"), "--tolerance", "1e-9"]
+    assert main(arguments) == 4
+    assert "digits_64 before quantization: outputs differ from the original network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_scales_are_shared_by_later_exports(exported, tmp_path):
