@@ -24,7 +24,7 @@ from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import GELU
 from neonext_ms.models.registry import identify
-from neonext_ms.models.scales import SCALES_SUFFIX, Scales, network_digest, read_scales
+from neonext_ms.models.scales import SCALES_SUFFIX, Scales, network_digest
 from neonext_ms.runtime.mindspore import load_mindspore
 
 from . import lite, verify
@@ -37,7 +37,7 @@ from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .quantize.apply import equalized_values, quantize
-from .quantize.build import Quantization, build_quantization, calibration_notes
+from .quantize.build import Quantization, build_quantization, calibration_notes, check_scales_kept
 from .quantize.cost import Cost, compare_outputs, outputs_of
 from .quantize.forms import host_graph
 from .quantize.images import ArrayImages
@@ -142,7 +142,7 @@ def export(
     if request.quantize:
         with steps("quantize"):
             report.quantization = _quantize(networks, request.quantize, metadata, progress)
-            _check_scales_kept(request.quantize, report.quantization.scales, output / f"{name}{SCALES_SUFFIX}")
+            check_scales_kept(request.quantize, report.quantization.scales, output / f"{name}{SCALES_SUFFIX}")
         report.notes = [*report.notes, *report.quantization.notes]
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
@@ -277,18 +277,6 @@ def _quantize(
     return replace(quantization, notes=(*quantization.notes, *notes))
 
 
-def _check_scales_kept(options: QuantizeOptions, scales: Scales, path: Path) -> None:
-    """Reject scales that would take the place of the file that they come from, without layers that it has."""
-    if options.scales is None:
-        return
-    lost = [name for name in read_scales(options.scales).layers if name not in scales.layers]
-    if lost and path.exists() and path.samefile(options.scales):
-        raise UsageError(
-            f"{path}: would lose the scales of {plural(len(lost), 'layer')} that stay in floating point, such as "
-            f"{lost[0]}. Choose another --output or --name, or copy the file first."
-        )
-
-
 def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -> list[tuple[Target, list[Path]]]:
     """Write the files of one size into the staging folder."""
     written = []
@@ -312,6 +300,7 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
         forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
         report.reference = "the 8-bit network in exact integers"
         report.proof, expected = prove(network.deployed, forms, samples, request.host_gelu)
+        report.notes = list(dict.fromkeys([*report.notes, *report.proof.notes()]))
         loss = _loss(network, samples, expected, report, stage)
     else:
         report.reference, expected = _expected(network, samples, stage)
@@ -356,12 +345,14 @@ def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, rep
     verify.check(parity.compare(original, exact, limit), f"{network.stem} before quantization")
     apart = parity.compare(exact, expected)
     if report.quantization and not report.quantization.cost.accuracy:
+        if network.request.images:
+            images.source = f"noise and {plural(len(network.request.images), 'image')}"
         measured = compare_outputs(images, original, expected, not network.request.features_only)
         report.quantization = replace(report.quantization, cost=Cost({"noise": measured}, {}))
         report.notes = [
             *report.notes,
-            f"what 8 bit costs was measured on noise alone, which no calibration has seen: outputs differ by "
-            f"{measured.relative_l2:.1e} (relative L2). Pass --validate FOLDER to measure it on images",
+            f"what 8 bit costs was measured on {images.source} alone, and no calibration has seen noise: outputs "
+            f"differ by {measured.relative_l2:.1e} (relative L2). Pass --validate FOLDER to measure it on images",
         ]
     return max(apart.relative_l2, apart.relative_max)
 
@@ -434,6 +425,8 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
     report.missing = om.find_compiler(jobs) if wanted else None
     if report.missing or not wanted:
         script = om.write_script(jobs, stage)
+        old = [job.output for job in jobs if (output / job.output).exists()]
+        report.notes = [*report.notes, *(f"{name}: of an earlier export, until {script} has been run" for name in old)]
         details = {"commands": [job.command() for job in jobs], "feed": [job.feed() for job in jobs]}
         report.exported.append(ExportedFile("script for om", jobs[0].image_size, output / script, details=details))
         return [*names, script]

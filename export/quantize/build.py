@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from neonext_ms.common.cli import WEIGHT_BITS
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import format_size, printable, shorten
+from neonext_ms.common.text import format_size, plural, printable, shorten
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.scales import Scales, read_scales
 
@@ -160,6 +161,27 @@ def calibration_notes(scales: Scales, sizes: Sequence[tuple[int, int]], preproce
     if prepared not in (None, dict(preprocessing)):
         notes.append("the scales were calibrated on images prepared in another way; values may be larger than there")
     return notes
+
+
+def check_scales_kept(options: QuantizeOptions, scales: Scales, path: Path) -> None:
+    """Reject scales that would take the place of the file that they come from, without layers that it has.
+
+    Args:
+        options: file that the scales come from, if any.
+        scales: scales of the export.
+        path: file that they will be written to.
+
+    Raises:
+        UsageError: layers would be lost.
+    """
+    if options.scales is None:
+        return
+    lost = [name for name in read_scales(options.scales).layers if name not in scales.layers]
+    if lost and path.exists() and path.samefile(options.scales):
+        raise UsageError(
+            f"{path}: would lose the scales of {plural(len(lost), 'layer')} that stay in floating point, such as "
+            f"{lost[0]}. Choose another --output or --name, or copy the file first."
+        )
 
 
 def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:

@@ -96,6 +96,10 @@ def test_the_script_builds_what_was_missing(digits, tmp_path, tool, capsys):
     tool("atc", ATC_WORKS)
     subprocess.run(["sh", tmp_path / "o" / "build_om.sh"], check=True, capture_output=True)
     assert read_om(tmp_path / "o" / "digits_64.om").soc == "Ascend310P3"
+    (tmp_path / "bin" / "atc").unlink()
+    assert (
+        "digits_64.om: of an earlier export, until build_om.sh has been run" in _run(digits, tmp_path / "o", capsys)[2]
+    )
 
 
 def test_the_dry_run_prints_what_runs(digits, tmp_path, tool, capsys):

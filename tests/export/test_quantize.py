@@ -609,7 +609,7 @@ def test_scales_of_another_network(exported, tmp_path, capsys):
 
 def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
     scales = json.loads((exported / "digits_64.scales.json").read_text())
-    scales["layers"]["downsample_1.conv"]["scale"] = 5
+    scales["layers"]["downsample_1.conv"]["scale"] = 50
     scales["calibration"] = {"source": "\x1b[31m"}
     path = tmp_path / "edited.json"
     path.write_text(json.dumps(scales))
@@ -618,6 +618,9 @@ def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert r"calibrated: ?, ? images of \x1b[31m" in out
     assert "measured on noise alone" in err
+    # All inputs of this layer become the number of 0.
+    assert "note: downsample_1.conv: noise becomes at most 4 different 8-bit numbers" in err
+    assert err.count("different 8-bit numbers") == 1
     cost = json.loads((tmp_path / "digits_64.json").read_text())["int8"]["accuracy"]["noise"]
     assert cost["images"] == 4
     assert cost["relative_l2"] > 0.1
