@@ -133,8 +133,8 @@ def build_quantization(
     cost = measure(graph, scales, images, gelu, progress)
     names = [layer.name for layer in quantizable(graph)]
     skipped = tuple(name for name in names if name not in scales.layers)
-    notes = tuple(part.note for part in images.values() if part.note)
-    return Quantization(scales, len(names), skipped, cost, tuple(steps), notes)
+    notes = dict.fromkeys(part.note for part in images.values() if part.note)
+    return Quantization(scales, len(names), skipped, cost, tuple(steps), tuple(notes))
 
 
 def _without_head(scales: Scales, known: Mapping[str, Sequence[int]]) -> Scales:

@@ -111,6 +111,8 @@ def open_images(
     if source == DIGITS:
         part, prepared = _digits(size, preprocessing, count, validation)
         prepared.labels = _labels(prepared.labels or (), part.classes, classes, labels, source, validation)
+        if os.path.exists(source):
+            prepared.note = f"{source} are those of this package. Write ./{source} for the folder here"
         return prepared
     if source.lower().endswith(".npy"):
         if validation:

@@ -721,7 +721,7 @@ def test_options_without_quantize(tmp_path, capsys):
     assert "only valid with --quantize int8" in capsys.readouterr().err
 
 
-def test_images_to_calibrate_on(tmp_path):
+def test_images_to_calibrate_on(tmp_path, monkeypatch):
     def opened(source, **options):
         return open_images(str(source), (64, 64), Preprocessing(), 10, **options)
 
@@ -769,6 +769,9 @@ def test_images_to_calibrate_on(tmp_path):
     assert open_images("digits", **digits).labels is None
     with pytest.raises(InputError, match="10 class folders for 5 classes"):
         open_images("digits", **digits, validation=True)
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "Write ./digits for the folder here" in open_images("digits", **digits).note
     with pytest.raises(InputError, match=r"\.npy file has no labels"):
         opened(array, validation=True)
 
