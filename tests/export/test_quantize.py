@@ -397,6 +397,32 @@ def test_nodes_for_cann():
         assert sum(node.op_type == "AscendDequant" for node in nodes.values()) == len(apply.quantizable(graph))
 
 
+@pytest.mark.parametrize(
+    "operator, attribute, value",
+    [("AscendQuant", "dst_type", "INT4"), ("AscendQuant", "offset", 300.0), ("AscendDequant", "relu_flag", 1)],
+)
+def test_what_other_programs_ask_of_ascend_nodes_is_not_misread(operator, attribute, value):
+    graph = small_graph()
+    quantized = apply.quantize(graph, Scales("", {"stem.conv": LayerScale(Quantizer.near(0.03, 0))}))
+    model = emitter.emit(lower(quantized, CANN), 1, CANN)
+    runnable_model(model)
+    node = next(node for node in model.graph.node if node.op_type == operator)
+    kept = [a for a in node.attribute if a.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+    with pytest.raises(InputError, match=attribute):
+        runnable_model(model)
+
+
+def test_a_shift_in_the_steps_of_ascend_nodes_is_not_misread():
+    quantized = apply.quantize(small_graph(), Scales("", {"stem.conv": LayerScale(Quantizer.near(0.03, 0))}))
+    model = emitter.emit(lower(quantized, CANN), 1, CANN)
+    steps = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.conv.steps")
+    steps.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(steps) | np.uint64(1 << 33), steps.name))
+    with pytest.raises(InputError, match="a shift or an offset of weights"):
+        runnable_model(model)
+
+
 # Calibration
 
 
