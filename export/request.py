@@ -107,6 +107,8 @@ class Request:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
                     name = "half-io" if option == "float32_io" else option
                     raise UsageError(f"--{name} cannot be chosen for the target {target.name}. Leave it out.")
+        if not self.float32_io and self.dtype == "float32":
+            raise UsageError("--half-io: the files are in float32. Add --dtype, or leave it out.")
 
     def _check_npu_gelu(self) -> None:
         """Raise a `UsageError` unless CANN reads all files, on a device that has the operator."""
@@ -136,7 +138,7 @@ class Request:
             gelu = CANN.gelu if gelu == "auto" else gelu
             opset = CANN.opset if opset is None else opset
             _check_cann_opset(opset, "the target om")
-            return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype, float32_io=self.float32_io)
+            return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype)
         if target.name == "mindir":
             _check_mindir(neocell, dtype)
         if target.name == "lite":

@@ -156,6 +156,7 @@ def test_the_lite_converter(digits, tmp_path, tool, capsys):
         (["--keep-dtype", "no.such.node"], 1, "no operator 'no.such.node'"),
         (["--via", "atcc"], 2, "atc or lite"),
         (["--timeout", "0"], 2, "positive number of seconds"),
+        (["--half-io"], 2, "--half-io cannot be chosen for the target om"),
         (["--neocell", "conv"], 2, "neocell must be one of"),
         (["--opset", "19"], 2, "--opset 19: CANN's parser takes no operator above opset 18"),
     ],
@@ -173,6 +174,7 @@ def test_options_of_om_need_om(digits, tmp_path, capsys):
         (["--aipp"], "--soc"),
         (["--soc", "Ascend310P3"], "target om"),
         (["--batch", "1,2"], "several"),
+        (["--half-io"], "the files are in float32. Add --dtype"),
     ):
         assert command.main([*argv, "--output", str(tmp_path / "o"), *more]) == 2
         assert message in capsys.readouterr().err
