@@ -73,6 +73,9 @@ class Request:
     def __post_init__(self):
         chosen = tuple(resolve_targets(self.targets))
         object.__setattr__(self, "chosen", chosen)
+        for name, kind in (("om", OmOptions), ("quantize", QuantizeOptions)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise UsageError(f"{name}: got {getattr(self, name)!r}, expected {kind.__name__}(...) or None")
         om = any(target.name == "om" for target in chosen)
         if om and self.om is None:
             raise UsageError("--target om requires --soc, for example --soc Ascend310P3")

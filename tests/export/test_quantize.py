@@ -35,6 +35,7 @@ from neonext_ms.export.quantize.integers import compare_integers, evaluator
 from neonext_ms.export.quantize.options import METHODS, QuantizeOptions
 from neonext_ms.export.quantize.prove import prove
 from neonext_ms.export.quantize.search import search
+from neonext_ms.export.request import Request
 from neonext_ms.export.tolerances import INT8_LOSS
 from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
@@ -803,8 +804,15 @@ def test_images_to_calibrate_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"weight_bits": 1}, {"calibrate": "a", "scales": "b"}, {"calibrate": "a", "count": 1}]
+    "options",
+    [{"weight_bits": 1}, {"calibrate": "a", "scales": "b"}, {"calibrate": "a", "count": 1}, {"skip": "head.fc"}],
 )
 def test_options_that_do_not_go_together(options):
     with pytest.raises(UsageError):
         QuantizeOptions(**options)
+
+
+def test_options_in_python(tmp_path):
+    assert QuantizeOptions(calibrate=tmp_path).calibrate == str(tmp_path)
+    with pytest.raises(UsageError, match=r"quantize: got 'int8', expected QuantizeOptions\("):
+        Request(["onnx"], quantize="int8")
