@@ -435,6 +435,14 @@ def test_calibration_needs_images_that_say_something():
     constant.images[:] = 1
     with pytest.raises(InputError, match=r"stem.conv: its input is 1 everywhere.*--quantize-skip stem.conv"):
         calibrate(graph, constant, "minmax", "digest")
+    dead = [
+        ([layer], [replace(layer, arrays={key: 0 * array for key, array in layer.arrays.items()})])
+        for layer in graph.layers
+        if layer.name.endswith(("fc_1", "downsample_3.conv"))
+    ]
+    skip = "stage_1.0.ops.content.fc_2,.*,stage_4.0.ops.content.fc_1,stage_4.0.ops.content.fc_2"
+    with pytest.raises(InputError, match=f"those of 4 more.*--quantize-skip {skip}"):
+        calibrate(graph.replaced(dead), noise_images(3, (64, 64)), "minmax", "digest")
     broken = noise_images(3, (64, 64))
     broken.images[1, 0, 5, 5] = np.nan
     with pytest.raises(InputError, match="not finite numbers"):
