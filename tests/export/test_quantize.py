@@ -358,6 +358,16 @@ def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activ
         assert not any(compare_integers(host, device).values())
 
 
+@pytest.mark.parametrize("name", ["stem.conv", "stage_2.0.ops.content.fc_2", "downsample_3.conv", "head.fc"])
+def test_a_single_layer_in_8_bit(name):
+    graph, images = small_graph(), noise_images(2, (64, 64))
+    others = tuple(layer.name for layer in apply.quantizable(graph) if layer.name != name)
+    scales = calibrate(graph, images, "minmax", "digest", others)
+    proof, _ = prove(apply.quantize(graph, scales), {}, images.images)
+    assert (list(scales.layers), proof.layers) == ([name], 1)
+    assert cost.measure(graph, scales, {"x": images}).noise[name] > 20
+
+
 def test_a_wrong_integer_is_found(tmp_path):
     graph = small_graph()
     quantized = apply.quantize(graph, calibrate(graph, noise_images(3, (64, 64)), "minmax", "digest"))
