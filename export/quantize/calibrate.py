@@ -162,7 +162,7 @@ def _check_varied(histograms: Mapping[str, Histogram]) -> None:
         more = f", and so are those of {len(others)} more" if others else ""
         raise InputError(
             f"{name}: its input is {value:g} everywhere in calibration, which gives no scale{more}. Calibrate on other "
-            f"images, or leave out with --quantize-skip {','.join(constant)}."
+            f"images, or add --quantize-skip {','.join(constant)}."
         )
 
 

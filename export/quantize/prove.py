@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from neonext_ms.common.errors import ParityError
+from neonext_ms.common.text import plural
 
 from ..graph import DeployGraph
 from ..lower import lower
@@ -48,11 +49,13 @@ class Proof:
         return asdict(self)
 
     def notes(self) -> list[str]:
-        """Return notes on layers whose scales are probably wrong."""
+        """Return a note on layers whose scales are probably wrong, if there are any."""
+        if not self.coarse:
+            return []
+        others = f" and {plural(len(self.coarse) - 1, 'other layer')}" if len(self.coarse) > 1 else ""
         return [
-            f"{name}: noise becomes at most {_COARSE} different 8-bit numbers in front of it. Its scale is far too "
-            "large or too small"
-            for name in self.coarse
+            f"noise becomes at most {_COARSE} different 8-bit numbers in front of {self.coarse[0]}{others}, so the scale "
+            "is far too large or too small. Check the scales, or the images of the calibration"
         ]
 
     def line(self) -> str:
