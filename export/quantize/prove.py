@@ -54,8 +54,8 @@ class Proof:
             return []
         others = f" and {plural(len(self.coarse) - 1, 'other layer')}" if len(self.coarse) > 1 else ""
         return [
-            f"noise becomes at most {_COARSE} different 8-bit numbers in front of {self.coarse[0]}{others}, so the scale "
-            "is far too large or too small. Check the scales, or the images of the calibration"
+            f"noise becomes at most {_COARSE} different 8-bit numbers in front of {self.coarse[0]}{others}, so the "
+            "scale is far too large or too small. Check the scales, or the images of the calibration"
         ]
 
     def line(self) -> str:
