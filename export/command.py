@@ -204,6 +204,8 @@ def _check_distinct(args: argparse.Namespace, output: Path, name: str, targets: 
     from neonext_ms.common.files import check_distinct
 
     inputs = [args.checkpoint, args.labels, args.preprocess, args.calibrate, args.keep_dtype, *args.images]
+    # The scales of an export may take the place of those that it read: `pipeline` keeps their layers.
+    inputs.append(args.quantize_scales)
     for suffix in (".json", *(target.suffix for target in targets)):
         check_distinct(output / f"{name}{suffix}", inputs)
 

@@ -19,7 +19,7 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
-from neonext_ms.common.text import format_size
+from neonext_ms.common.text import format_size, plural
 from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import GELU
@@ -37,7 +37,7 @@ from .om.options import OmOptions
 from .onnx import emitter
 from .onnx.format import DEFAULT_OPSET, MAX_OPSET, Format
 from .quantize.apply import equalized_values, quantize
-from .quantize.build import Quantization, build_quantization
+from .quantize.build import Quantization, build_quantization, calibration_notes, check_scales_kept
 from .quantize.cost import Cost, compare_outputs, outputs_of
 from .quantize.forms import host_graph
 from .quantize.images import ArrayImages
@@ -142,6 +142,7 @@ def export(
     if request.quantize:
         with steps("quantize"):
             report.quantization = _quantize(networks, request.quantize, metadata, progress)
+            check_scales_kept(request.quantize, report.quantization.scales, output / f"{name}{SCALES_SUFFIX}")
         report.notes = [*report.notes, *report.quantization.notes]
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
@@ -265,14 +266,15 @@ def _quantize(
     progress: Callable[[str], None],
 ) -> Quantization:
     """Give the networks of all sizes the same scales, calibrated at the first size."""
-    first = networks[0]
+    first, sizes = networks[0], [network.size for network in networks]
     digest = network_digest(first.source.arrays, first.source.architecture)
     quantization = build_quantization(
         first.folded[0], digest, options, metadata, first.source.scales, first.request.host_gelu, progress
     )
     for network in networks:
         network.quantization = quantization
-    return quantization
+    notes = calibration_notes(quantization.scales, sizes, metadata["preprocessing"])
+    return replace(quantization, notes=(*quantization.notes, *notes))
 
 
 def _write(network: _SizedNetwork, report: Report, stage: Path, steps: _Steps) -> list[tuple[Target, list[Path]]]:
@@ -298,7 +300,8 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
         forms = {request.format(target).int8: (paths[0], request.format(target)) for target, paths in files}
         report.reference = "the 8-bit network in exact integers"
         report.proof, expected = prove(network.deployed, forms, samples, request.host_gelu)
-        loss = _loss(network, samples, expected, report)
+        report.notes = list(dict.fromkeys([*report.notes, *report.proof.notes()]))
+        loss = _loss(network, samples, expected, report, stage)
     else:
         report.reference, expected = _expected(network, samples, stage)
     for target, paths in files:
@@ -327,21 +330,29 @@ def _verify(network: _SizedNetwork, files: list[tuple[Target, list[Path]]], repo
     network.release_folded()
 
 
-def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, report: Report) -> float:
-    """Return the larger relative deviation of exact 8-bit outputs from those of the float32 network.
+def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, report: Report, stage: Path) -> float:
+    """Return the larger relative deviation of exact 8-bit outputs from those of the network in float32.
 
     Without images, as with a file of scales alone, it is all that is known of the cost of 8 bit, and is reported.
+
+    Raises:
+        ParityError: the float32 network that was quantized is not the original one.
     """
-    images = ArrayImages("noise", samples)
-    exact = outputs_of(network.folded[0], images, network.request.host_gelu, lambda step: None, "float32")
+    images, gelu = ArrayImages("noise", samples), network.request.host_gelu
+    exact = outputs_of(network.folded[0], images, gelu, lambda step: None, "float32")
+    _, original = _expected(network, samples, stage)
+    limit = tolerance("float32", gelu) if network.request.tolerance is None else network.request.tolerance
+    verify.check(parity.compare(original, exact, limit), f"{network.stem} before quantization")
     apart = parity.compare(exact, expected)
     if report.quantization and not report.quantization.cost.accuracy:
-        measured = compare_outputs(images, exact, expected, not network.request.features_only)
+        if network.request.images:
+            images.source = f"noise and {plural(len(network.request.images), 'image')}"
+        measured = compare_outputs(images, original, expected, not network.request.features_only)
         report.quantization = replace(report.quantization, cost=Cost({"noise": measured}, {}))
         report.notes = [
             *report.notes,
-            f"what 8 bit costs was measured on noise alone, which no calibration has seen: outputs differ by "
-            f"{measured.relative_l2:.1e} (relative L2). Pass --validate FOLDER to measure it on images",
+            f"what 8 bit costs was measured on {images.source} alone, and no calibration has seen noise: outputs "
+            f"differ by {measured.relative_l2:.1e} (relative L2). Pass --validate FOLDER to measure it on images",
         ]
     return max(apart.relative_l2, apart.relative_max)
 
@@ -414,6 +425,8 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
     report.missing = om.find_compiler(jobs) if wanted else None
     if report.missing or not wanted:
         script = om.write_script(jobs, stage)
+        old = [job.output for job in jobs if (output / job.output).exists()]
+        report.notes = [*report.notes, *(f"{name}: of an earlier export, until {script} has been run" for name in old)]
         details = {"commands": [job.command() for job in jobs], "feed": [job.feed() for job in jobs]}
         report.exported.append(ExportedFile("script for om", jobs[0].image_size, output / script, details=details))
         return [*names, script]

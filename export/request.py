@@ -73,6 +73,9 @@ class Request:
     def __post_init__(self):
         chosen = tuple(resolve_targets(self.targets))
         object.__setattr__(self, "chosen", chosen)
+        for name, kind in (("om", OmOptions), ("quantize", QuantizeOptions)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise UsageError(f"{name}: got {getattr(self, name)!r}, expected {kind.__name__}(...) or None")
         om = any(target.name == "om" for target in chosen)
         if om and self.om is None:
             raise UsageError("--target om requires --soc, for example --soc Ascend310P3")
@@ -93,6 +96,11 @@ class Request:
             check_tolerance(self.tolerance)
         if self.quantize is not None and self.quantize.max_drop is not None and self.features_only:
             raise UsageError("--max-drop needs logits, which a file with features only does not have. Drop one.")
+        if self.quantize is not None and self.quantize.max_drop is not None and len(self.image_sizes) > 1:
+            raise UsageError(
+                "--max-drop: the loss is measured at one size, and may be another at the others. Export each image "
+                "size by itself."
+            )
         if self.quantize is not None and self.om is not None and self.om.via == "lite":
             raise UsageError("--quantize: the converter of MindSpore Lite does not know AscendQuant. Use --via atc.")
         for target in chosen:
@@ -105,6 +113,8 @@ class Request:
                 if getattr(self, option) != _DEFAULTS[option] and len(chosen) == 1:
                     name = "half-io" if option == "float32_io" else option
                     raise UsageError(f"--{name} cannot be chosen for the target {target.name}. Leave it out.")
+        if not self.float32_io and self.dtype == "float32":
+            raise UsageError("--half-io: the files are in float32. Add --dtype, or leave it out.")
 
     def _check_npu_gelu(self) -> None:
         """Raise a `UsageError` unless CANN reads all files, on a device that has the operator."""
@@ -134,7 +144,7 @@ class Request:
             gelu = CANN.gelu if gelu == "auto" else gelu
             opset = CANN.opset if opset is None else opset
             _check_cann_opset(opset, "the target om")
-            return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype, float32_io=self.float32_io)
+            return CANN.with_(opset=opset, gelu=gelu, neocell=neocell, dtype=dtype)
         if target.name == "mindir":
             _check_mindir(neocell, dtype)
         if target.name == "lite":

@@ -48,7 +48,7 @@ TARGETS = {
             ".om",
             "folded graph compiled for an Atlas board (not run on a device here)",
             needs="needs atc of the CANN toolkit, or converter_lite of MindSpore Lite",
-            fixed=("dtype",),
+            fixed=("dtype", "float32_io"),
         ),
         Target(
             "onnx-naive",

@@ -52,12 +52,20 @@ def verify(
         InputError: the file cannot be run.
     """
     limit = tolerance(format.dtype, format.gelu) if limit is None else limit
-    result = parity.compare(expected, file_outputs(path, format, samples, batch), limit)
+    return check(parity.compare(expected, file_outputs(path, format, samples, batch), limit), path.name)
+
+
+def check(result: parity.Parity, name: str) -> parity.Parity:
+    """Return a comparison with the original network that agrees.
+
+    Raises:
+        ParityError: what is called `name` deviates by more than the tolerance.
+    """
     if not result.agrees():
         raise ParityError(
-            f"{path.name}: outputs differ from the original network (relative L2 {result.relative_l2:.1e}, tolerance "
-            f"{limit:.1e}; largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees on "
-            f"{result.top1_agree} of {result.samples}). Nothing was written."
+            f"{name}: outputs differ from the original network (relative L2 {result.relative_l2:.1e}, tolerance "
+            f"{result.tolerance:.1e}; largest difference {result.max_abs:.1e} of {result.max_logit:.1e}, top-1 agrees "
+            f"on {result.top1_agree} of {result.samples}). Nothing was written."
         )
     return result
 

@@ -15,6 +15,7 @@ from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest, one_line
+from neonext_ms.models.scales import MAX_EXPONENT
 from neonext_ms.runtime.base import chunks
 from neonext_ms.runtime.manifest import read_metadata
 from neonext_ms.runtime.onnx import import_onnxruntime
@@ -344,10 +345,10 @@ def _factors(int8: Any) -> dict[str, np.ndarray]:
     """Return the factors of equalized values from the metadata of an 8-bit file; nothing from any other."""
     try:
         layers = int8["layers"]
-        return {
-            value: np.exp2(np.array([int(e) for e in layers[name]["exponents"]], np.float32))
-            for value, name in int8["equalized"].items()
-        }
+        powers = {value: [int(e) for e in layers[name]["exponents"]] for value, name in int8["equalized"].items()}
+        if any(abs(e) > MAX_EXPONENT for values in powers.values() for e in values):
+            return {}
+        return {value: np.exp2(np.array(values, np.float32)) for value, values in powers.items()}
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return {}
 

@@ -155,8 +155,30 @@ def expand_ascend(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _quantize(node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+_ADVICE = "Use a file that neonext-export wrote."
+# What AscendQuant and AscendDequant of other programs may ask for besides.
+_PLAIN = {"dst_type": b"INT8", "round_mode": b"Round", "sqrt_mode": 0, "relu_flag": 0}
+
+
+def _plain_attributes(node: onnx.NodeProto) -> dict:
+    """Return the attributes of a node of CANN; raise an `InputError` for what the operators here do not compute."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    for key, plain in _PLAIN.items():
+        if attributes.get(key, plain) != plain:
+            raise InputError(
+                f"{node.name}: {node.op_type} with {key} cannot be computed here (got {attributes[key]!r}, expected "
+                f"{plain!r}). {_ADVICE}"
+            )
+    return attributes
+
+
+def _quantize(node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    attributes = _plain_attributes(node)
+    if attributes["offset"] not in range(-128, 128):
+        raise InputError(
+            f"{node.name}: wrong offset (got {attributes['offset']:g}, expected a whole number from -128 to 127). "
+            f"{_ADVICE}"
+        )
     name, (x,), (y,) = node.name, node.input, node.output
     constants = {
         "scale": np.float32(attributes["scale"]),
@@ -180,8 +202,12 @@ def _integer_conv(node: onnx.NodeProto, zero: str, bias: TensorProto) -> tuple[l
 
 
 def _dequantize(node: onnx.NodeProto, packed: TensorProto) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    half = any(attribute.name == "dtype" and attribute.i == 1 for attribute in node.attribute)
-    steps = np.asarray(numpy_helper.to_array(packed)).astype(np.uint32).view(np.float32)
+    half, values = _plain_attributes(node).get("dtype") == 1, numpy_helper.to_array(packed)
+    if values.dtype != np.uint64 or (values >> np.uint64(32)).any():
+        raise InputError(
+            f"{node.name}: AscendDequant with a shift or an offset of weights cannot be computed here. {_ADVICE}"
+        )
+    steps = values.astype(np.uint32).view(np.float32)
     column = numpy_helper.from_array(steps[:, None, None], f"{packed.name}.column")
     name, kind = node.name, TensorProto.FLOAT16 if half else TensorProto.FLOAT
     nodes = [

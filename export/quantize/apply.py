@@ -15,7 +15,7 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.activations import HOMOGENEOUS
-from neonext_ms.models.quantizer import MAX_BIAS, Quantizer, largest_weight
+from neonext_ms.models.quantizer import MAX_BIAS, Quantizer, largest_weight, least_step
 from neonext_ms.models.scales import LayerScale, Scales
 
 from ..graph import DeployGraph, Layer
@@ -278,11 +278,11 @@ def weight_steps(weight: np.ndarray, bias: np.ndarray, scale: LayerScale) -> np.
     """Return the step of the weights of each output channel, float32 `(C_out,)`.
 
     The largest weight of a channel becomes 127 or -127 (less with fewer bits), unless the channel's bias would then be
-    over 2^30 steps of the accumulator, as for a channel without weights.
+    over 2^30 steps of the accumulator, as for a channel without weights, or the steps too small for float32.
     """
     largest = np.abs(weight).max(tuple(range(1, weight.ndim))) / largest_weight(scale.weight_bits)
     steps = np.maximum(largest, np.abs(bias) / (scale.quantizer.scale * MAX_BIAS))
-    return np.where(steps > 0, steps, 1.0).astype(np.float32)
+    return np.where(steps > 0, np.maximum(steps, least_step(scale.quantizer)), 1.0).astype(np.float32)
 
 
 def accumulator_steps(quantizer: Quantizer, weight_step: np.ndarray) -> np.ndarray:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from neonext_ms.common.cli import WEIGHT_BITS
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.text import printable
+from neonext_ms.common.text import format_size, plural, printable, shorten
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.scales import Scales, read_scales
 
@@ -116,10 +117,10 @@ def build_quantization(
     elif options.calibrate is not None:
         images_of = images["calibrate"]
         scales = calibrate(graph, images_of, options.method, digest, skip, gelu, progress, options.weight_bits)
+        record = {**scales.calibration, "preprocessing": dict(metadata["preprocessing"])}
+        scales = replace(scales, calibration=record)
     elif recorded is not None:
-        kept = quantizable_shapes(graph)
-        # Feature maps have no classifier behind them.
-        scales = replace(recorded, network=digest).without([*skip, *({HEAD} - kept.keys())])
+        scales = _without_head(replace(recorded, network=digest), quantizable_shapes(graph)).without(skip)
     else:
         raise UsageError(f"8 bit needs {SOURCES}, got neither; the checkpoint records no scales of a fine-tuning.")
     if not scales.layers:
@@ -132,8 +133,55 @@ def build_quantization(
     cost = measure(graph, scales, images, gelu, progress)
     names = [layer.name for layer in quantizable(graph)]
     skipped = tuple(name for name in names if name not in scales.layers)
-    notes = tuple(dict.fromkeys(part.note for part in images.values() if part.note))
-    return Quantization(scales, len(names), skipped, cost, tuple(steps), notes)
+    notes = dict.fromkeys(part.note for part in images.values() if part.note)
+    return Quantization(scales, len(names), skipped, cost, tuple(steps), tuple(notes))
+
+
+def _without_head(scales: Scales, known: Mapping[str, Sequence[int]]) -> Scales:
+    """Return the scales of a whole network for one that ends in feature maps, which have no classifier behind them."""
+    return scales if HEAD in known else scales.without([HEAD])
+
+
+def calibration_notes(scales: Scales, sizes: Sequence[tuple[int, int]], preprocessing: Mapping[str, Any]) -> list[str]:
+    """Return notes on scales that were calibrated on images of another size, or prepared in another way.
+
+    Args:
+        scales: scales; files of earlier releases record neither.
+        sizes: heights and widths of the networks that they are used for; what they cost is measured at the first.
+        preprocessing: preprocessing of the network.
+    """
+    notes = []
+    size, prepared = (scales.calibration.get(key) for key in ("image_size", "preprocessing"))
+    others = [format_size(other) for other in sizes if size not in (None, list(other))]
+    if others:
+        calibrated = printable(format_size(size)) if isinstance(size, list) and len(size) == 2 else shorten(size)
+        notes.append(f"the scales were calibrated at {calibrated} pixels; at {', '.join(others)} values may be larger")
+    if len(sizes) > 1:
+        notes.append(f"what 8 bit costs was measured at {format_size(sizes[0])} pixels only")
+    if prepared not in (None, dict(preprocessing)):
+        notes.append("the scales were calibrated on images prepared in another way; values may be larger than there")
+    return notes
+
+
+def check_scales_kept(options: QuantizeOptions, scales: Scales, path: Path) -> None:
+    """Reject scales that would take the place of the file that they come from, without layers that it has.
+
+    Args:
+        options: file that the scales come from, if any.
+        scales: scales of the export.
+        path: file that they will be written to.
+
+    Raises:
+        UsageError: layers would be lost.
+    """
+    if options.scales is None:
+        return
+    lost = [name for name in read_scales(options.scales).layers if name not in scales.layers]
+    if lost and path.exists() and path.samefile(options.scales):
+        raise UsageError(
+            f"{path}: would lose the scales of {plural(len(lost), 'layer')} that stay in floating point, such as "
+            f"{lost[0]}. Choose another --output or --name, or copy the file first."
+        )
 
 
 def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:
@@ -147,9 +195,10 @@ def read_network_scales(path: str, graph: DeployGraph, digest: str) -> Scales:
     Raises:
         InputError: the file cannot be read, or has the scales of another network.
     """
-    scales = read_scales(path)
+    known = quantizable_shapes(graph)
+    scales = _without_head(read_scales(path), known)
     try:
-        scales.check_network(quantizable_shapes(graph))
+        scales.check_network(known)
     except InputError as error:
         raise InputError(f"{os.fspath(path)}: {error}") from error
     if scales.network != digest:

@@ -6,7 +6,7 @@ second one the distribution of every input in the equalized network. Nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,7 @@ def calibrate(
     exponents = _exponents(graph, [layer.name for layer in layers], images, gelu, progress)
     equal = equalize(graph, exponents)
     observed = _observe(equal, [layer.name for layer in layers], images, gelu, progress)
+    _check_varied({name: histogram for name, (histogram, _) in observed.items()})
     progress("ranges")
     scales, factors = {}, row_factors(graph, exponents)
     for layer in quantizable(equal):
@@ -77,6 +78,7 @@ def calibrate(
             correction = _correction(layer, scale, patches.mean) / factors.get(layer.name, 1.0)
             scales[layer.name] = replace(scale, correction=tuple(float(f"{x:.2e}") for x in correction))
     record: dict[str, Any] = {"method": method, "images": len(images), "source": images.source}
+    record["image_size"] = list(graph.image_size)
     return Scales(network, scales, record)
 
 
@@ -152,12 +154,19 @@ def _kernel(layer: Layer) -> tuple[int, int] | None:
     return (shape[2], shape[3]) if len(shape) == 4 else None
 
 
-def _quantizer(layer: Layer, histogram: Histogram, method: str) -> Quantizer:
-    if histogram.low == histogram.high:
+def _check_varied(histograms: Mapping[str, Histogram]) -> None:
+    """Raise an `InputError` for layers whose input is the same everywhere, all at once."""
+    constant = {name: h.low + 0.0 for name, h in histograms.items() if h.low == h.high}
+    if constant:
+        (name, value), *others = constant.items()
+        more = f", and so are those of {len(others)} more" if others else ""
         raise InputError(
-            f"{layer.name}: its input is {histogram.low + 0.0:g} everywhere in calibration, which gives no scale. "
-            f"Calibrate on other images, or leave the layer out with --quantize-skip {layer.name}."
+            f"{name}: its input is {value:g} everywhere in calibration, which gives no scale{more}. Calibrate on other "
+            f"images, or add --quantize-skip {','.join(constant)}."
         )
+
+
+def _quantizer(layer: Layer, histogram: Histogram, method: str) -> Quantizer:
     try:
         return Quantizer.for_range(*RANGES[method](histogram))
     except InputError as error:

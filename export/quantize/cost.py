@@ -21,6 +21,8 @@ Progress = Callable[[str], None]
 # Images on which the noise of the layers is measured.
 _NOISE_IMAGES = 32
 WORST = 5
+# That of the float32 network, from which an approximate one of the 8-bit network departs, too.
+EXACT_GELU = "auto"
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,13 @@ def measure(
         graph: folded graph.
         scales: scales of the quantized layers.
         images: images by what they are for; the noise of the layers is measured on the first of them.
-        gelu: form of GELU in the network.
+        gelu: form of GELU in the 8-bit network.
         progress: function that is called with the state of the work.
     """
     host = host_graph(quantize(graph, scales))
     accuracy = {}
     for purpose, part in images.items():
-        expected = outputs_of(graph, part, gelu, progress, "float32")
+        expected = outputs_of(graph, part, EXACT_GELU, progress, "float32")
         outputs = outputs_of(host, part, gelu, progress, "8 bit")
         accuracy[purpose] = compare_outputs(part, expected, outputs, graph.outputs == (LOGITS,))
     noise = layer_noise(graph, scales, next(iter(images.values())), gelu, progress) if images else {}

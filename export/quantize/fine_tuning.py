@@ -68,5 +68,7 @@ def training_scales(config: QuantizeConfig, plan: TrainingPlan, images: ImageSet
     else:
         chosen = TrainingImages(images, plan, config.calibrate)
         scales = calibrate(graph, chosen, config.method, digest, skip, weight_bits=config.weight_bits)
+        record = {**scales.calibration, "preprocessing": plan.preprocessing.to_dict()}
+        scales = replace(scales, calibration=record)
     # From here on the weights change, and the scales are those of the checkpoint that records them.
     return replace(scales.without_correction(), network="", calibration={**scales.calibration, "fine_tuned": True})

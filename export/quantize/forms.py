@@ -82,7 +82,8 @@ class Session:
         self.names = [name for name in outputs if name != INPUT]
         format = Format(gelu=gelu)
         graph = lower(replace(graph, outputs=tuple(self.names)), format)
-        self._open(lambda path: emitter.save(graph, path, None, format))
+        if self.names:
+            self._open(lambda path: emitter.save(graph, path, None, format))
 
     def _open(self, write: Callable[[Path], object]) -> None:
         """Open a model that a function writes; from a file, so that its weights are in memory only once."""
@@ -100,7 +101,9 @@ class Session:
                 file.unlink()
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the values of some images by name."""
+        """Return the values of some images by name; nothing if the input alone was asked for."""
+        if not self.names:
+            return {}
         return dict(zip(self.names, self._session.run(self.names, {INPUT: images}), strict=True))
 
 

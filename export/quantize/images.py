@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from neonext_ms.common.text import format_size, plural, printable
 from neonext_ms.images.folder import CLASS_RULES, find_images, match_classes
 from neonext_ms.images.images import SUFFIXES, image_batches, prepare
 from neonext_ms.images.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from neonext_ms.training.data.image_sets import ImageSet
 
 DIGITS: Final = "digits"
 
@@ -106,7 +109,11 @@ def open_images(
         InputError: no images, images that are not such, or unknown classes where they must be known.
     """
     if source == DIGITS:
-        return _digits(size, preprocessing, count, validation)
+        part, prepared = _digits(size, preprocessing, count, validation)
+        prepared.labels, _ = _labels(prepared.labels or (), part.classes, classes, labels, source, validation)
+        if os.path.exists(source):
+            prepared.note = f"{source} are those of this package. Write ./{source} for the folder here"
+        return prepared
     if source.lower().endswith(".npy"):
         if validation:
             raise InputError(f"{source}: a .npy file has no labels. Name a folder with one folder per class.")
@@ -124,15 +131,31 @@ def open_images(
         )
     tree = find_images(root).subset(count)
     images = _Files(source, [str(tree.root / file) for file in tree.files], preprocessing, size)
+    images.labels, rule = _labels(tree.folders, tree.classes, classes, labels, source, validation)
+    if rule:
+        images.note = f"{source}: classes of the folders taken {CLASS_RULES[rule]}"
+    return images
+
+
+def _labels(
+    folders: Sequence[int],
+    names: Sequence[str],
+    classes: int,
+    labels: Sequence[str] | None,
+    source: str,
+    validation: bool,
+) -> tuple[list[int] | None, str]:
+    """Return the class of each image from the class folder that it is in, and the rule that applied.
+
+    Where the folders are not the network's classes, these are None and "".
+    """
     try:
-        numbers, rule = match_classes(tree.classes, classes, labels, None, printable(source), None)
+        numbers, rule = match_classes(names, classes, labels, None, printable(source), None)
     except InputError:
         if validation:
             raise
-    else:
-        images.labels = [numbers[folder] for folder in tree.folders]
-        images.note = f"{source}: classes of the folders taken {CLASS_RULES[rule]}"
-    return images
+        return None, ""
+    return [numbers[folder] for folder in folders], rule
 
 
 def _images_in(root: Path) -> list[str]:
@@ -166,8 +189,9 @@ def _npy(source: str, size: tuple[int, int], preprocessing: Preprocessing, count
             f"Nx3x{format_size(size)}. Prepare them for this size, or name a folder of images."
         )
     with np.errstate(over="ignore"):
-        array = array[spread(len(array), count)].astype(np.float32)
-    bad = [i for i, image in enumerate(array) if not np.isfinite(image).all()]
+        chosen = spread(len(array), count)
+        array = array[chosen].astype(np.float32)
+    bad = [i for i, image in zip(chosen, array, strict=True) if not np.isfinite(image).all()]
     if bad:
         raise InputError(
             f"{source}: {plural(len(bad), 'image')} with values that are not finite numbers, the first is image "
@@ -191,11 +215,14 @@ def _unlikely(source: str, array: np.ndarray, preprocessing: Preprocessing) -> s
     )
 
 
-def _digits(size: tuple[int, int], preprocessing: Preprocessing, count: int | None, validation: bool) -> Images:
+def _digits(
+    size: tuple[int, int], preprocessing: Preprocessing, count: int | None, validation: bool
+) -> tuple[ImageSet, Images]:
+    """Return a part of the digits, and its images with their classes as labels."""
     from neonext_ms.training.config.schema import DataConfig
     from neonext_ms.training.data.datasets import open_dataset
 
     part = open_dataset(DataConfig(dataset=DIGITS))[int(validation)]
     chosen = spread(len(part), count)
     images = np.stack([prepare(part.read(i), preprocessing, size, part.name(i)) for i in chosen])
-    return ArrayImages(DIGITS, images, [part.labels[i] for i in chosen])
+    return part, ArrayImages(DIGITS, images, [part.labels[i] for i in chosen])

@@ -126,7 +126,7 @@ class FileEvaluator:
 
     def _as_map(self, rows: np.ndarray) -> np.ndarray:
         """Return rows of patches as a map, channels on axis 1; a vector for each image stays one."""
-        if rows.ndim > 2 or len(rows) != math.prod(self._map):
+        if rows.ndim > 2 or not self._map or len(rows) != math.prod(self._map):
             return rows
         return rows.reshape(*self._map, -1).transpose(0, 3, 1, 2)
 

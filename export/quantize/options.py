@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import get_args
 
@@ -49,6 +50,12 @@ class QuantizeOptions:
     max_drop: float | None = None
 
     def __post_init__(self):
+        for name in ("calibrate", "scales", "validate"):
+            if (path := getattr(self, name)) is not None:
+                # A `Path` is one of them in Python.
+                object.__setattr__(self, name, os.fspath(path))
+        if isinstance(self.skip, str):
+            raise UsageError(f"layers to skip: got the text {self.skip!r}, expected a sequence of names or patterns")
         if self.calibrate is not None and self.scales is not None:
             raise UsageError(f"8 bit needs {SOURCES}, got both.")
         if self.method not in METHODS:

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from neonext_ms.common.errors import ParityError
+from neonext_ms.common.text import plural
 
 from ..graph import DeployGraph
 from ..lower import lower
@@ -22,6 +23,8 @@ from .integers import compare_integers, evaluator
 
 # Inputs on which the integers are compared; the outputs are compared on all.
 IMAGES = 2
+# Inputs of a layer that take no more numbers than this on noise have a wrong scale; 64 and more are usual.
+_COARSE = 4
 _WHOLE = (TensorProto.INT8, TensorProto.INT32, TensorProto.UINT64)
 
 
@@ -33,15 +36,27 @@ class Proof:
         layers: 8-bit layers.
         images: images.
         integers: integers compared: the 8-bit numbers and the sums of every layer.
+        coarse: layers whose inputs become but a few different numbers, as by a wrong scale.
     """
 
     layers: int
     images: int
     integers: int
+    coarse: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+    def notes(self) -> list[str]:
+        """Return a note on layers whose scales are probably wrong, if there are any."""
+        if not self.coarse:
+            return []
+        others = f" and {plural(len(self.coarse) - 1, 'other layer')}" if len(self.coarse) > 1 else ""
+        return [
+            f"noise becomes at most {_COARSE} different 8-bit numbers in front of {self.coarse[0]}{others}, so the "
+            "scale is far too large or too small. Check the scales, or the images of the calibration"
+        ]
 
     def line(self) -> str:
         """Return the line that the command prints."""
@@ -76,6 +91,7 @@ def prove(
     models = {form: _model(form, network, files.get(form), gelu) for form in ("qdq", "ascend")}
     host, device = (evaluator(models[form]) for form in ("qdq", "ascend"))
     rows, compared = [], 0
+    numbers: dict[str, set[int]] = {}
     for i, image in enumerate(samples):
         progress(f"integers {i}/{len(samples)}")
         rows.append(np.concatenate([value.reshape(1, -1) for value in host.run(image[None])], axis=1))
@@ -89,7 +105,11 @@ def prove(
                     f"{len(apart) - 1} more layers. Nothing was written."
                 )
             compared += sum(part.codes.size + part.accumulated.size for part in host.integers.values())
-    return Proof(len(host.integers), min(len(samples), IMAGES), compared), np.concatenate(rows).astype(np.float32)
+            for name, part in host.integers.items():
+                numbers[name] = numbers.get(name, set()).union(np.unique(part.codes).tolist())
+    coarse = tuple(name for name, seen in numbers.items() if len(seen) <= _COARSE)
+    proof = Proof(len(host.integers), min(len(samples), IMAGES), compared, coarse)
+    return proof, np.concatenate(rows).astype(np.float32)
 
 
 def _model(form: str, network: DeployGraph, file: tuple[Path, Format] | None, gelu: str) -> onnx.ModelProto:

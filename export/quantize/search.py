@@ -12,7 +12,7 @@ from neonext_ms.models.scales import Scales
 
 from ..graph import DeployGraph
 from .apply import quantize
-from .cost import Accuracy, compare_outputs, outputs_of
+from .cost import EXACT_GELU, Accuracy, compare_outputs, outputs_of
 from .forms import host_graph
 from .images import Images
 
@@ -39,13 +39,13 @@ def search(
         noise: signal-to-noise ratio of each layer in dB.
         images: labelled images.
         max_drop: largest loss in percentage points.
-        gelu: form of GELU in the network.
+        gelu: form of GELU in the 8-bit network.
         progress: function that is called with the state of the work.
 
     Raises:
         ParityError: the loss holds with no layer in 8 bit but the last one, or not even then.
     """
-    expected = outputs_of(graph, images, gelu, progress, "float32")
+    expected = outputs_of(graph, images, EXACT_GELU, progress, "float32")
     steps: list[str] = []
 
     def drop(skipped: list[str], what: str) -> float:

@@ -23,6 +23,8 @@ MAX_BIAS = 2.0**30
 # Candidates on each side of a wanted scale: at most 0.1 % of it.
 _WINDOW = 1 << 12
 _TRIED = 64
+# The least step of weights and accumulators, far above the numbers that lose digits or that devices take for 0.
+MIN_STEP = 2.0**-100
 # Scales outside of these bounds have no reciprocal, or no product with a weight's scale, in float32.
 MIN_SCALE, MAX_SCALE = 1e-20, 1e20
 
@@ -59,7 +61,9 @@ class Quantizer:
             raise InputError(f"scale {scale:g}: expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
         if offset % 2 or not LOWEST <= offset < HIGHEST:
             raise InputError(f"offset {offset}: expected an even number from {LOWEST} to {HIGHEST - 1}")
-        return cls(_agreeing_scale(scale), int(offset))
+        # A scale of an earlier export stays what it is, so that a later one computes the same integers.
+        kept = float(np.float32(scale)) == scale and agrees(scale)
+        return cls(float(scale) if kept else _agreeing_scale(scale), int(offset))
 
     @classmethod
     def for_range(cls, low: float, high: float) -> Quantizer:
@@ -87,6 +91,11 @@ class Quantizer:
 def largest_weight(bits: int) -> int:
     """Return the largest number of a weight in some bits: 127 in 8, 7 in 4."""
     return int(2 ** (bits - 1)) - 1
+
+
+def least_step(quantizer: Quantizer) -> float:
+    """Return the least step of weights behind a quantizer, so that it and that of their products are normal numbers."""
+    return MIN_STEP * max(1.0, 1.0 / quantizer.scale)
 
 
 def _covering_scale(low: float, high: float, offset: int) -> float:

@@ -24,7 +24,7 @@ KIND = "scales of an 8-bit network"
 VERSION = 2
 # End of the file's name, behind the model's name.
 SCALES_SUFFIX = ".scales.json"
-_MAX_EXPONENT = 30
+MAX_EXPONENT = 30
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _layer(values: Any, where: str) -> LayerScale:
         raise InputError(f"{where}: scale {shorten(scale)}, expected a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
     if type(offset) is not int or offset % 2 or not LOWEST <= offset < HIGHEST:
         raise InputError(f"{where}: offset {shorten(offset)}, expected an even number from {LOWEST} to {HIGHEST - 1}")
-    exponents = _whole_numbers(values.get("exponents", []), _MAX_EXPONENT, f"{where}: exponents")
+    exponents = _whole_numbers(values.get("exponents", []), MAX_EXPONENT, f"{where}: exponents")
     correction = values.get("bias_correction", [])
     if not isinstance(correction, list) or not all(type(x) in (int, float) and abs(x) <= MAX_SCALE for x in correction):
         raise InputError(f"{where}: bias_correction: expected a list of numbers from {-MAX_SCALE:g} to {MAX_SCALE:g}")

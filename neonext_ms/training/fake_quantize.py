@@ -25,7 +25,7 @@ from neonext_ms.common.cli import WEIGHT_BITS
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.architecture import BATCH_NORM_EPS, STAGES
 from neonext_ms.models.neonext import Downsample, NeoBottleneck, NeoNeXt, PaperDownsample, Patchify, Stem
-from neonext_ms.models.quantizer import HIGHEST, LOWEST, MAX_BIAS, Quantizer, largest_weight
+from neonext_ms.models.quantizer import HIGHEST, LOWEST, MAX_BIAS, Quantizer, largest_weight, least_step
 from neonext_ms.models.scales import LayerScale, Scales
 from neonext_ms.ops.cpu import operators
 
@@ -107,6 +107,7 @@ class _Product(nn.Cell):
         self.number = _Number(scale.quantizer) if scale else None
         self.rounded, self.rounded_weight = _Rounded(), _Rounded(side * side)
         self.scale = scale.quantizer.scale if scale else 1.0
+        self.least = least_step(scale.quantizer) if scale else 0.0
         self.largest = largest_weight(scale.weight_bits if scale else WEIGHT_BITS)
         self.factor = self.inverse = None
         if scale and any(scale.exponents):
@@ -137,7 +138,7 @@ class _Product(nn.Cell):
     def steps(self, weight, bias):
         """Return the step of the weights of each output, as `export.quantize.apply.weight_steps` does."""
         step = ops.maximum(ops.amax(ops.abs(weight), 1) / self.largest, ops.abs(bias) / (self.scale * MAX_BIAS))
-        return ops.stop_gradient(ops.select(step > 0, step, ops.ones_like(step)))
+        return ops.stop_gradient(ops.select(step > 0, ops.clamp(step, self.least), ops.ones_like(step)))
 
 
 def _affine(norm):

@@ -96,6 +96,10 @@ def test_the_script_builds_what_was_missing(digits, tmp_path, tool, capsys):
     tool("atc", ATC_WORKS)
     subprocess.run(["sh", tmp_path / "o" / "build_om.sh"], check=True, capture_output=True)
     assert read_om(tmp_path / "o" / "digits_64.om").soc == "Ascend310P3"
+    (tmp_path / "bin" / "atc").unlink()
+    assert (
+        "digits_64.om: of an earlier export, until build_om.sh has been run" in _run(digits, tmp_path / "o", capsys)[2]
+    )
 
 
 def test_the_dry_run_prints_what_runs(digits, tmp_path, tool, capsys):
@@ -152,6 +156,7 @@ def test_the_lite_converter(digits, tmp_path, tool, capsys):
         (["--keep-dtype", "no.such.node"], 1, "no operator 'no.such.node'"),
         (["--via", "atcc"], 2, "atc or lite"),
         (["--timeout", "0"], 2, "positive number of seconds"),
+        (["--half-io"], 2, "--half-io cannot be chosen for the target om"),
         (["--neocell", "conv"], 2, "neocell must be one of"),
         (["--opset", "19"], 2, "--opset 19: CANN's parser takes no operator above opset 18"),
     ],
@@ -169,6 +174,7 @@ def test_options_of_om_need_om(digits, tmp_path, capsys):
         (["--aipp"], "--soc"),
         (["--soc", "Ascend310P3"], "target om"),
         (["--batch", "1,2"], "several"),
+        (["--half-io"], "the files are in float32. Add --dtype"),
     ):
         assert command.main([*argv, "--output", str(tmp_path / "o"), *more]) == 2
         assert message in capsys.readouterr().err

@@ -27,6 +27,7 @@ from neonext_ms.export.onnx import emitter
 from neonext_ms.export.onnx.format import CANN, Format
 from neonext_ms.export.onnx.runnable import runnable_model
 from neonext_ms.export.quantize import apply, cost, ranges
+from neonext_ms.export.quantize.build import calibration_notes
 from neonext_ms.export.quantize.calibrate import calibrate, skipped_layers
 from neonext_ms.export.quantize.forms import Session, host_graph
 from neonext_ms.export.quantize.histogram import BINS, Histogram
@@ -35,6 +36,7 @@ from neonext_ms.export.quantize.integers import compare_integers, evaluator
 from neonext_ms.export.quantize.options import METHODS, QuantizeOptions
 from neonext_ms.export.quantize.prove import prove
 from neonext_ms.export.quantize.search import search
+from neonext_ms.export.request import Request
 from neonext_ms.export.tolerances import INT8_LOSS
 from neonext_ms.images.images import load_images
 from neonext_ms.images.preprocessing import Preprocessing
@@ -90,6 +92,13 @@ def test_both_forms_of_a_quantizer_agree_on_every_value(scale, half_offset, seed
     x = (middles.astype(np.float32).view(np.int32) + rng.integers(-2, 3, 2000)).astype(np.int32).view(np.float32)
     ascend = np.clip(np.rint(x.astype(np.float64) * quantizer.reciprocal + quantizer.offset), LOWEST, HIGHEST)
     assert np.array_equal(quantizer.codes(x), ascend.astype(np.int8))
+
+
+def test_a_scale_stays_when_it_is_read_again():
+    # The search around the second would find another one that is closer to an exact reciprocal.
+    for wanted in (0.1, 0.06052515012688896):
+        scale = Quantizer.near(wanted, 0).scale
+        assert Quantizer.near(scale, 0).scale == scale != wanted
 
 
 def test_arbitrary_scales_do_not_agree():
@@ -290,6 +299,19 @@ def test_a_channel_without_weights_keeps_its_bias():
     assert np.abs(bias - np.arange(5)).max() < 1e-3
 
 
+@pytest.mark.parametrize("weight, bias", [(1e-37, 0), (1e-40, 1e-40), (1e-45, 0), (0, 1e-45)])
+def test_a_channel_that_has_all_but_vanished(weight, bias):
+    # Weight decay leaves such channels behind; 1 / 127 of their weights is 0 in float32.
+    arrays = {"weight": np.full((2, 3), weight, np.float32), "bias": np.full(2, bias, np.float32)}
+    arrays["weight"][1], arrays["bias"][1] = 1, 1
+    layer = next(layer for layer in small_graph().layers if layer.name == "head.fc")
+    quantized = apply.quantize_layer(replace(layer, arrays=arrays), LayerScale(Quantizer.near(0.03, 0)))
+    assert not quantized.arrays["weight"][0].any() and quantized.arrays["bias"][0] == 0
+    assert quantized.arrays["weight"][1].tolist() == [127, 127, 127]
+    for steps in (quantized.arrays["weight_step"], quantized.arrays["step"]):
+        assert (steps >= np.finfo(np.float32).tiny).all()
+
+
 @given(networks(), st.sampled_from(METHODS), st.sampled_from(["matmul", "padded", "custom"]), st.booleans())
 @settings(max_examples=12, deadline=None)
 def test_both_forms_of_random_networks_compute_the_same_integers(network, method, neocell, tanh):
@@ -337,6 +359,16 @@ def test_sixteen_inputs_give_equal_integers(downsample, bias, layer_scale, activ
         assert not any(compare_integers(host, device).values())
 
 
+@pytest.mark.parametrize("name", ["stem.conv", "stage_2.0.ops.content.fc_2", "downsample_3.conv", "head.fc"])
+def test_a_single_layer_in_8_bit(name):
+    graph, images = small_graph(), noise_images(2, (64, 64))
+    others = tuple(layer.name for layer in apply.quantizable(graph) if layer.name != name)
+    scales = calibrate(graph, images, "minmax", "digest", others)
+    proof, _ = prove(apply.quantize(graph, scales), {}, images.images)
+    assert (list(scales.layers), proof.layers) == ([name], 1)
+    assert cost.measure(graph, scales, {"x": images}).noise[name] > 20
+
+
 def test_a_wrong_integer_is_found(tmp_path):
     graph = small_graph()
     quantized = apply.quantize(graph, calibrate(graph, noise_images(3, (64, 64)), "minmax", "digest"))
@@ -377,6 +409,32 @@ def test_nodes_for_cann():
         assert sum(node.op_type == "AscendDequant" for node in nodes.values()) == len(apply.quantizable(graph))
 
 
+@pytest.mark.parametrize(
+    "operator, attribute, value",
+    [("AscendQuant", "dst_type", "INT4"), ("AscendQuant", "offset", 300.0), ("AscendDequant", "relu_flag", 1)],
+)
+def test_what_other_programs_ask_of_ascend_nodes_is_not_misread(operator, attribute, value):
+    graph = small_graph()
+    quantized = apply.quantize(graph, Scales("", {"stem.conv": LayerScale(Quantizer.near(0.03, 0))}))
+    model = emitter.emit(lower(quantized, CANN), 1, CANN)
+    runnable_model(model)
+    node = next(node for node in model.graph.node if node.op_type == operator)
+    kept = [a for a in node.attribute if a.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+    with pytest.raises(InputError, match=attribute):
+        runnable_model(model)
+
+
+def test_a_shift_in_the_steps_of_ascend_nodes_is_not_misread():
+    quantized = apply.quantize(small_graph(), Scales("", {"stem.conv": LayerScale(Quantizer.near(0.03, 0))}))
+    model = emitter.emit(lower(quantized, CANN), 1, CANN)
+    steps = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.conv.steps")
+    steps.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(steps) | np.uint64(1 << 33), steps.name))
+    with pytest.raises(InputError, match="a shift or an offset of weights"):
+        runnable_model(model)
+
+
 # Calibration
 
 
@@ -388,6 +446,14 @@ def test_calibration_needs_images_that_say_something():
     constant.images[:] = 1
     with pytest.raises(InputError, match=r"stem.conv: its input is 1 everywhere.*--quantize-skip stem.conv"):
         calibrate(graph, constant, "minmax", "digest")
+    dead = [
+        ([layer], [replace(layer, arrays={key: 0 * array for key, array in layer.arrays.items()})])
+        for layer in graph.layers
+        if layer.name.endswith(("fc_1", "downsample_3.conv"))
+    ]
+    skip = "stage_1.0.ops.content.fc_2,.*,stage_4.0.ops.content.fc_1,stage_4.0.ops.content.fc_2"
+    with pytest.raises(InputError, match=f"those of 4 more.*--quantize-skip {skip}"):
+        calibrate(graph.replaced(dead), noise_images(3, (64, 64)), "minmax", "digest")
     broken = noise_images(3, (64, 64))
     broken.images[1, 0, 5, 5] = np.nan
     with pytest.raises(InputError, match="not finite numbers"):
@@ -422,6 +488,18 @@ def test_noise_is_what_its_formula_says():
     assert noise[layer.name] == pytest.approx(expected, abs=0.05)
 
 
+def test_the_cost_of_an_approximate_gelu_is_counted():
+    graph, images = small_graph(downsample="paper"), noise_images(4, (64, 64))
+    scales = calibrate(graph, images, "minmax", "digest", gelu="fast")
+    expected = Session(graph).run(images.images)["logits"]
+    (measured,) = cost.measure(graph, scales, {"calibrate": images}, "fast").accuracy.values()
+    host = Session(host_graph(apply.quantize(graph, scales)), None, "fast").run(images.images)["logits"]
+    assert measured == cost.compare_outputs(images, expected, host)
+    images.labels = expected.argmax(1).tolist()
+    _, steps = search(graph, scales, cost.layer_noise(graph, scales, images, "fast"), images, 100, "fast")
+    assert f"top-1 {4 - measured.changed}/4" in steps[0]
+
+
 def test_search_leaves_out_what_is_needed_and_no_more():
     graph = small_graph()
     images = noise_images(16, (64, 64))
@@ -453,6 +531,18 @@ def test_search_that_cannot_succeed(monkeypatch):
     with pytest.raises(ParityError, match="even with a single layer in 8 bit") as error:
         search(graph, scales, {"stem.conv": 0.0, "head.fc": 1.0}, images, 0)
     assert error.value.exit_code == 4
+
+
+def test_scales_that_were_calibrated_on_other_images():
+    prepared = Preprocessing().to_dict()
+    scales = Scales("", {}, {"image_size": [64, 64], "preprocessing": prepared})
+    assert calibration_notes(scales, [(64, 64)], prepared) == []
+    assert calibration_notes(Scales("", {}), [(64, 64)], prepared) == []
+    other, unmeasured = calibration_notes(scales, [(64, 64), (96, 64)], prepared)
+    assert "calibrated at 64x64 pixels; at 96x64" in other
+    assert "measured at 64x64 pixels only" in unmeasured
+    (note,) = calibration_notes(scales, [(64, 64)], Preprocessing(std=(1, 1, 1)).to_dict())
+    assert "prepared in another way" in note
 
 
 # The command
@@ -511,9 +601,19 @@ def test_a_runtime_may_be_as_far_from_exact_integers_as_8_bit_costs(exported, tm
     assert main(arguments) == 4
 
 
+def test_the_network_that_is_quantized_is_the_original_one(exported, tmp_path, capsys):
+    arguments = [*CHECKPOINT, "--target", "onnx", "--quantize", "int8", "--output", str(tmp_path / "out")]
+    arguments += ["--quantize-scales", str(exported / "digits_64.scales.json"), "--tolerance", "1e-9"]
+    assert main(arguments) == 4
+    assert "digits_64 before quantization: outputs differ from the original network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_scales_are_shared_by_later_exports(exported, tmp_path):
-    scales = str(exported / "digits_64.scales.json")
+    scales = str(shutil.copy(exported / "digits_64.scales.json", tmp_path))
     arguments = ["--target", "onnx", "--quantize", "int8", "--quantize-scales", scales, "--output", str(tmp_path)]
+    assert main([*CHECKPOINT, *arguments, "--quantize-skip", "head.fc"]) == 2
+    assert not (tmp_path / "digits_64.onnx").exists()
     assert main([*CHECKPOINT, *arguments]) == 0
     first, second = (onnx.load(folder / "digits_64.onnx") for folder in (exported, tmp_path))
     assert [t.SerializeToString() for t in first.graph.initializer] == [
@@ -567,7 +667,7 @@ def test_scales_of_another_network(exported, tmp_path, capsys):
 
 def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
     scales = json.loads((exported / "digits_64.scales.json").read_text())
-    scales["layers"]["downsample_1.conv"]["scale"] = 5
+    scales["layers"]["downsample_1.conv"]["scale"] = 50
     scales["calibration"] = {"source": "\x1b[31m"}
     path = tmp_path / "edited.json"
     path.write_text(json.dumps(scales))
@@ -576,6 +676,8 @@ def test_scales_without_images_say_what_they_cost(exported, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert r"calibrated: ?, ? images of \x1b[31m" in out
     assert "measured on noise alone" in err
+    # All inputs of this layer become the number of 0.
+    assert "noise becomes at most 4 different 8-bit numbers in front of downsample_1.conv, so" in err
     cost = json.loads((tmp_path / "digits_64.json").read_text())["int8"]["accuracy"]["noise"]
     assert cost["images"] == 4
     assert cost["relative_l2"] > 0.1
@@ -660,6 +762,22 @@ def test_values_that_a_board_dumped_in_8_bit(exported, tmp_path, capsys):
         (["--calibrate", DIGITS, "--target", "onnx", "--dtype", "bfloat16"], "bfloat16 between 8-bit layers", 2),
         (["--calibrate", DIGITS, "--target", "om", "--soc", "Ascend310P3", "--via", "lite"], "AscendQuant", 2),
         (["--target", "onnx"], "got neither", 2),
+        (
+            [
+                "--calibrate",
+                DIGITS,
+                "--target",
+                "onnx",
+                "--image-size",
+                "64,96",
+                "--validate",
+                DIGITS,
+                "--max-drop",
+                "1",
+            ],
+            "Export each image size by itself",
+            2,
+        ),
         (["--calibrate", DIGITS, "--target", "onnx", "--max-drop", "1"], "Pass --validate FOLDER", 2),
         (["--calibrate", DIGITS, "--target", "onnx", "--calibrate-method", "ms"], "did you mean mse", 2),
         (["--calibrate", "nowhere", "--target", "onnx"], "no such file", 1),
@@ -677,7 +795,7 @@ def test_options_without_quantize(tmp_path, capsys):
     assert "only valid with --quantize int8" in capsys.readouterr().err
 
 
-def test_images_to_calibrate_on(tmp_path):
+def test_images_to_calibrate_on(tmp_path, monkeypatch):
     def opened(source, **options):
         return open_images(str(source), (64, 64), Preprocessing(), 10, **options)
 
@@ -717,13 +835,32 @@ def test_images_to_calibrate_on(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images in it"):
         opened(tmp_path / "empty")
+    values = parity.noise(6, (64, 64), 0)
+    values[4, 0, 0, 0] = np.nan
+    np.save(array, values)
+    with pytest.raises(InputError, match="the first is image 4"):
+        opened(array, count=3)
+    digits = {"size": (64, 64), "preprocessing": Preprocessing(), "classes": 5, "count": 3}
+    assert open_images("digits", **digits).labels is None
+    with pytest.raises(InputError, match="10 class folders for 5 classes"):
+        open_images("digits", **digits, validation=True)
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "Write ./digits for the folder here" in open_images("digits", **digits).note
     with pytest.raises(InputError, match=r"\.npy file has no labels"):
         opened(array, validation=True)
 
 
 @pytest.mark.parametrize(
-    "options", [{"weight_bits": 1}, {"calibrate": "a", "scales": "b"}, {"calibrate": "a", "count": 1}]
+    "options",
+    [{"weight_bits": 1}, {"calibrate": "a", "scales": "b"}, {"calibrate": "a", "count": 1}, {"skip": "head.fc"}],
 )
 def test_options_that_do_not_go_together(options):
     with pytest.raises(UsageError):
         QuantizeOptions(**options)
+
+
+def test_options_in_python(tmp_path):
+    assert QuantizeOptions(calibrate=tmp_path).calibrate == str(tmp_path)
+    with pytest.raises(UsageError, match=r"quantize: got 'int8', expected QuantizeOptions\("):
+        Request(["onnx"], quantize="int8")

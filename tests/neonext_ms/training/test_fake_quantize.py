@@ -289,7 +289,8 @@ def test_exports_of_a_fine_tuned_checkpoint(folder, capsys):
     assert _export(folder, best, "best") == 0
     manifest = json.loads((folder / "best" / "best.json").read_text())
     assert manifest["int8"]["calibration"] == {
-        "method": "percentile", "images": 6, "source": "the training images", "fine_tuned": True,
+        "method": "percentile", "images": 6, "source": "the training images", "image_size": [32, 32],
+        "preprocessing": manifest["preprocessing"], "fine_tuned": True,
     }  # fmt: skip
     assert "6 images of the training images; then fine-tuned" in capsys.readouterr().out
     assert _export(folder, best, "again", "--calibrate", str(folder / "data" / "val")) == 0
@@ -310,6 +311,15 @@ def test_feature_maps_of_a_fine_tuned_checkpoint(folder, capsys):
     error = capsys.readouterr().err
     # Scales of a stream that is an output now do not apply any more.
     assert (folder / "features" / "best.onnx").exists() or "cannot be scaled in this one" in error
+
+
+def test_a_channel_that_has_all_but_vanished():
+    product = _Product(LayerScale(Quantizer.near(0.03, 0)), 2)
+    weight, bias = np.ones((2, 4), np.float32), np.zeros(2, np.float32)
+    weight[0] = 1e-40
+    y = product(Tensor(np.full((1, 4, 2, 2), 0.9, np.float32)), Tensor(weight), Tensor(bias)).asnumpy()
+    assert not y[:, 0].any()
+    assert np.abs(y[:, 1] - 3.6).max() < 0.02
 
 
 def test_scales_reach_the_other_cards():
