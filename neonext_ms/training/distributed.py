@@ -173,8 +173,12 @@ def start(device: str) -> Cards:
     try:
         ms.set_device(target)
     except (RuntimeError, ValueError) as error:
-        advice = "Start a new process" if target == "CPU" else "Try run.device=CPU"
-        raise InputError(f"run.device {target}: MindSpore cannot use it here ({one_line(error)}). {advice}.") from error
+        # A process that has computed before, such as a notebook, has its device and cannot choose even the same one.
+        if "has been initialized" not in str(error) or ms.get_context("device_target") != target:
+            advice = "Start a new process" if target == "CPU" else "Try run.device=CPU"
+            raise InputError(
+                f"run.device {target}: MindSpore cannot use it here ({one_line(error)}). {advice}."
+            ) from error
     if os.environ.get("MS_ROLE") not in ("MS_WORKER", "MS_SCHED") and "RANK_TABLE_FILE" not in os.environ:
         return Cards()
     from mindspore import communication

@@ -11,7 +11,7 @@ from neonext_ms import NeoNeXt, load_checkpoint
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.weights import load_arrays
 from neonext_ms.training.config.schema import OptimizerConfig, PrecisionConfig, ScheduleConfig
-from neonext_ms.training.distributed import bucket_sums, buckets
+from neonext_ms.training.distributed import bucket_sums, buckets, start
 from neonext_ms.training.optimizers import layer_rates
 from neonext_ms.training.schedule import activation_share
 from neonext_ms.training.step import TrainStep
@@ -292,3 +292,11 @@ def test_the_share_follows_the_schedule():
     config = ScheduleConfig(blend_epochs=1.5)
     assert [round(activation_share(config, step, 4), 4) for step in (0, 2, 5, 6, 99)] == [0.1667, 0.5, 1.0, 1.0, 1.0]
     assert activation_share(ScheduleConfig(), 0, 4) == 1.0
+
+
+def test_a_process_that_has_computed_can_train_on_the_same_device():
+    # As in a notebook; MindSpore lets a process choose a device only before it computes.
+    assert (ms.Tensor([1.0]) + 1).asnumpy() == 2
+    assert start("CPU").world == 1
+    with pytest.raises(InputError, match="run.device Ascend: MindSpore cannot use it here"):
+        start("Ascend")
