@@ -226,6 +226,7 @@ class _Packer:
             "image_size": list(self.size),
             "batches": list(self.wanted.batches),
             "classes": self.source.architecture.num_classes,
+            "activation": self.source.architecture.activation,
             "labels": list(self.source.metadata.get("labels") or []) or None,
             "operator": any(form.operator for form in self.forms),
             "export": list(self.wanted.command),

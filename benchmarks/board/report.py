@@ -201,8 +201,8 @@ def read_report(path: str | os.PathLike) -> Report:
     return Report(
         path=name,
         kit={
-            key: reader.get(values, kind, "kit", key, default="")
-            for key, kind in (("name", str), ("soc", str), ("level", str), ("neonext_ms", str), ("digest", str))
+            key: reader.get(values, str, "kit", key, default="")
+            for key in ("name", "soc", "level", "neonext_ms", "activation", "digest")
         },
         finished=reader.get(values, bool, "finished", default=False),
         machine={key: found for key, kind in _MACHINE.items() if (found := reader.get(machine, kind, key)) is not None},
@@ -297,9 +297,11 @@ def lines(report: Report) -> list[str]:
     machine, kit = report.machine, report.kit
     facts = [machine.get("soc", "no device"), f"CANN {machine['cann']}" if "cann" in machine else "no CANN"]
     facts += [f"driver {machine['driver']}"] if "driver" in machine else []
+    # Kits of earlier releases do not say.
+    network = f"{kit['name']} (activation {kit['activation']})" if kit["activation"] else kit["name"]
     out = [
         f"board     {', '.join(facts)}",
-        f"kit       {kit['name']} for {kit['soc']}, {kit['level']}, of neonext_ms {kit['neonext_ms']}"
+        f"kit       {network} for {kit['soc']}, {kit['level']}, of neonext_ms {kit['neonext_ms']}"
         + ("" if report.finished else "; the run has not finished"),
     ]
     if machine.get("stand_in"):
@@ -384,7 +386,8 @@ def packed_lines(folder: Path, content: Mapping[str, Any], size: int, archive: P
         forms.setdefault(build["form"], []).append("/".join(map(str, build["batches"])))
     out = [
         f"kit       {folder} ({format_bytes(size)}) for {content['soc']}, level {content['level']}",
-        f"network   {content['name']}, {format_size(content['image_size'])}, {content['classes']} classes",
+        f"network   {content['name']}, {format_size(content['image_size'])}, {content['classes']} classes, "
+        f"activation {content['activation']}",
         f"inputs    {plural(images['noise'], 'noise image')}, {plural(len(images['files']), 'labelled image')}{rule}",
         "forms     " + ", ".join(f"{form} (batch {', '.join(batches)})" for form, batches in forms.items()),
     ]

@@ -93,6 +93,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         "folder": args.folder,
         "images": len(rows),
         "classes": model.classes,
+        "activation": model.metadata.get("activation"),
         "class_folders": len(tree.classes),
         "classes_by": rule,
         "image_size": list(model.input_size),

@@ -88,7 +88,7 @@ class MindSpore(Runtime):
         self.notes = list(self._checkpoint.notes)
         classes = require_shifts(self._checkpoint).num_classes
         shape = (None, 3, None, None)
-        metadata = dict(self._checkpoint.metadata)
+        metadata = {**self._checkpoint.metadata, "activation": self._checkpoint.architecture.activation}
         return Signature("", "float32", shape, classes=classes, metadata=metadata, source="the checkpoint")
 
     def load(self, path: str, settings: Settings) -> None:

@@ -303,7 +303,9 @@ def test_a_wrong_form_is_compared_layer_by_layer(kit, tmp_path):
     assert report["steps"]["parity/matmul_b1"]["result"]["1"]["right"] is False
     assert report["steps"]["layers/matmul_b1"]["result"]["diverged_at"] == "stage_1.0"
     assert "layers/matmul_b2" not in report["steps"] and report["steps"]["latency/1"]["status"] == "skipped"
-    assert "the first layer that diverges is stage_1.0" in "\n".join(lines(read_report(kit / "board_report.json")))
+    printed = "\n".join(lines(read_report(kit / "board_report.json")))
+    assert "the first layer that diverges is stage_1.0" in printed
+    assert "(activation gelu) for Ascend310P3, quick" in printed
 
 
 def test_failures_of_atc_and_of_the_device_are_reported_and_explained(kit, tmp_path):

@@ -274,6 +274,7 @@ def test_validate_json(capsys, model, tree):
     assert report["top1"] == {"correct": 12, "accuracy": 12 / 13}
     assert (report["images"], report["as_is"], report["resized"], report["skipped"]) == (13, 10, 3, [])
     assert (report["classes"], report["classes_by"], report["preprocessing"]["crop"]) == (3, "by-name", 0.9)
+    assert report["activation"] is None
 
 
 def test_top5_is_not_top1(capsys, tmp_path):

@@ -822,7 +822,7 @@ def step_main(kit, args):
 
 def write_report(kit, results, finished):
     """Write the report of what is known so far, and return it."""
-    facts = ("name", "soc", "level", "neonext_ms", "batches", "classes", "image_size", "digest")
+    facts = ("name", "soc", "level", "neonext_ms", "batches", "classes", "activation", "image_size", "digest")
     columns = ("name", "form", "summary", "batches", "predicted", "export")
     report = {"board_report": 1, "kit": {key: kit[key] for key in facts}, "finished": finished, "steps": results}
     report["builds"] = [{key: build[key] for key in columns} for build in kit["builds"]]
