@@ -19,11 +19,10 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.environment import prepare_environment
-from neonext_ms.common.errors import UsageError
+from neonext_ms.common.errors import usage_errors
 from neonext_ms.common.files import staging
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size
-from neonext_ms.models.architecture import STRIDE
 
 DESCRIPTION = """\
 Segmentation with a decoder of NeoCells, as an example: a NeoNeXt with features_only, NeoCells that double its maps,
@@ -69,12 +68,12 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from neonext_ms.export.pipeline import export
     from neonext_ms.export.request import Request
 
+    from .shapes import check_size
+
     targets = ["onnx", "mindir"] + (["om"] if args.soc else [])
     # Before the training, because options may be wrong, or the folder may not be there to write in.
-    if any(side % STRIDE for side in args.image_size):
-        raise UsageError(
-            f"--image-size {format_size(args.image_size)}: both sides must be multiples of {STRIDE}, such as 64."
-        )
+    with usage_errors():
+        check_size(args.image_size)
     request = Request(targets, om=OmOptions(args.soc, compile=False) if args.soc else None)
     with staging(args.output), signals_later():
         from .train import train

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from neonext_ms.common.errors import InputError
 from neonext_ms.export.graph import LOGITS, DeployGraph, LayerList, original_graph
 from neonext_ms.export.source import Size, Source
-from neonext_ms.models.architecture import BATCH_NORM_EPS, STEM_STRIDE, STRIDE, Architecture
+from neonext_ms.models.architecture import BATCH_NORM_EPS, STEM_STRIDE, Architecture
 from neonext_ms.models.neonext import BatchNorm, Conv1x1, Gelu, NeoCell, NeoNeXt
 from neonext_ms.models.weights import load_arrays
 from neonext_ms.ops.spec import NeoCellSpec
+
+from .shapes import check_size
 
 # Stages that the decoder joins, from the smallest map but one to the largest.
 _JOINED = (3, 2, 1)
@@ -109,8 +110,7 @@ class SegmenterSource(Source):
         Raises:
             InputError: a side of the image is not a multiple of 32.
         """
-        if any(side % STRIDE for side in size):
-            raise InputError(f"image size {size}: both sides must be multiples of {STRIDE}.")
+        check_size(size)
         prefix = "encoder."
         own = {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
         encoder = original_graph(self.architecture, own, size, features_only=True)

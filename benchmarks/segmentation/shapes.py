@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from neonext_ms.common.errors import InputError
+from neonext_ms.common.text import format_size
+from neonext_ms.models.architecture import STRIDE
+
 CLASSES = ("background", "disc", "square", "triangle")
 _SHAPES = 3
 _NOISE = 0.08
 # Normalization of the images: mean and deviation of values that are drawn evenly from 0 to 1.
 _MEAN, _DEVIATION = 0.5, 0.29
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise an `InputError` for images whose smallest map the decoder cannot double back to the others."""
+    if any(side % STRIDE for side in size):
+        raise InputError(f"image size {format_size(size)}: both sides must be multiples of {STRIDE}, such as 64.")
 
 
 def draw_batch(rng: np.random.RandomState, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
