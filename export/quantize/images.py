@@ -12,7 +12,7 @@ import numpy as np
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.npy import read_npy
 from neonext_ms.common.text import format_size, plural, printable
-from neonext_ms.images.folder import CLASS_RULES, find_images, match_classes
+from neonext_ms.images.folder import find_images, match_classes, rule_note
 from neonext_ms.images.images import SUFFIXES, image_batches, prepare
 from neonext_ms.images.preprocessing import Preprocessing
 
@@ -133,7 +133,7 @@ def open_images(
     images = _Files(source, [str(tree.root / file) for file in tree.files], preprocessing, size)
     images.labels, rule = _labels(tree.folders, tree.classes, classes, labels, source, validation)
     if rule:
-        images.note = f"{source}: classes of the folders taken {CLASS_RULES[rule]}"
+        images.note = rule_note(source, rule)
     return images
 
 

@@ -218,6 +218,11 @@ def _loose(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", _plain(name)).casefold()
 
 
+def rule_note(source: str, rule: str) -> str:
+    """Return the note on the rule of `CLASS_RULES` that gave the class folders of `source` their classes."""
+    return f"{source}: classes of the folders taken {CLASS_RULES[rule]}"
+
+
 def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda text: None) -> list[str]:
     """Read the names of the classes, in their order.
 
@@ -235,7 +240,7 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     if os.path.isdir(path):
         folders = find_images(path).classes
         numbers, rule = match_classes(folders, len(folders), rule=order_rule(folders))
-        tell(f"{source}: classes of the folders taken {CLASS_RULES[rule]}")
+        tell(rule_note(source, rule))
         return [folders[numbers.index(number)] for number in range(len(folders))]
     text = read_text(path)
     if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
