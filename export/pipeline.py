@@ -341,8 +341,8 @@ def _loss(network: _SizedNetwork, samples: np.ndarray, expected: np.ndarray, rep
     images, gelu = ArrayImages("noise", samples), network.request.host_gelu
     exact = outputs_of(network.folded[0], images, gelu, lambda step: None, "float32")
     _, original = _expected(network, samples, stage)
-    limit = tolerance("float32", gelu) if network.request.tolerance is None else network.request.tolerance
-    verify.check(parity.compare(original, exact, limit), f"{network.stem} before quantization")
+    name = f"{network.stem} before quantization"
+    verify.check(name, Format(gelu=gelu), exact, original, network.request.tolerance)
     apart = parity.compare(exact, expected)
     if report.quantization and not report.quantization.cost.accuracy:
         if network.request.images:

@@ -51,16 +51,19 @@ def verify(
         ParityError: the file deviates by more than that.
         InputError: the file cannot be run.
     """
-    limit = tolerance(format.dtype, format.gelu) if limit is None else limit
-    return check(parity.compare(expected, file_outputs(path, format, samples, batch), limit), path.name)
+    return check(path.name, format, file_outputs(path, format, samples, batch), expected, limit)
 
 
-def check(result: parity.Parity, name: str) -> parity.Parity:
-    """Return a comparison with the original network that agrees.
+def check(
+    name: str, format: Format, outputs: np.ndarray, expected: np.ndarray, limit: float | None = None
+) -> parity.Parity:
+    """Compare outputs of what is called `name` with those of the original network; the rest as `verify`.
 
     Raises:
-        ParityError: what is called `name` deviates by more than the tolerance.
+        ParityError: they deviate by more than the tolerance.
     """
+    limit = tolerance(format.dtype, format.gelu) if limit is None else limit
+    result = parity.compare(expected, outputs, limit)
     if not result.agrees():
         raise ParityError(
             f"{name}: outputs differ from the original network (relative L2 {result.relative_l2:.1e}, tolerance "
