@@ -156,6 +156,10 @@ def _tree(x):
     return x[..., 0]
 
 
+def _gelu(x):
+    return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32])
 
 
@@ -238,6 +242,32 @@ class TestCalls:
         x, _, z, _ = _call(15, dtype)
         assert np.array_equal(z[:512], x[1::2])
         assert z[1023] == 512
+
+    def test_registers_of_reductions(self, dtype):
+        x, _, z, _ = _call(20, dtype)
+        bits = z.view(f"u{z.itemsize}")
+        assert (z[1022], bits[1023]) == (x.max(), x.argmax())
+        assert z[1021] == _call(12, dtype, x)[2][0]
+
+    @pytest.mark.parametrize(
+        ("key", "function"),
+        [
+            (21, lambda x, y: _gelu(x)),
+            (
+                22,
+                lambda x, y: (
+                    x * (np.sign(x) * (0.5 - 0.1444 * (np.minimum(0.7071 * abs(x), 1.769) - 1.769) ** 2) + 0.5)
+                ),
+            ),
+            (23, lambda x, y: x * y / (1 + np.exp(-1.5 * y))),
+            (24, lambda x, y: x * _gelu(y)),
+            (25, np.fmod),
+        ],
+    )
+    def test_library(self, dtype, key, function):
+        x, y, z, counts = _call(key, dtype)
+        np.testing.assert_allclose(z, function(x.astype(np.float64), y).astype(dtype), rtol=2 * np.finfo(dtype).eps)
+        assert len(counts["notes"]) == 1
 
     def test_operators_and_scalars(self, dtype):
         x, y, z, counts = _call(16, dtype)
@@ -327,6 +357,23 @@ def test_sorted_pairs():
     assert np.array_equal(y[::2], x[order]) and np.array_equal(y[1::2].view(np.uint32), order)
 
 
+def test_copy_in_counter_mode():
+    x = np.arange(18 * 64, dtype=np.int32)
+    y = np.zeros(18 * 8, np.int32)
+    _kernel("copy_rows").launch([x, y], blocks=1, outputs=(1,))
+    assert np.array_equal(y, x.reshape(18, 64)[:, :8].ravel())
+
+
+def test_scatter():
+    x, places = np.arange(256, dtype=np.float32), np.random.default_rng(5).permutation(256)
+    y = np.zeros_like(x)
+    kernel = twin.compile(SOURCE, soc="Ascend310P3", entry="scatter")
+    kernel.launch([x, (4 * places).astype(np.uint32), y], blocks=1, outputs=(2,))
+    assert np.array_equal(y[places], x)
+    with pytest.raises(twin.SimulatorError, match="lane 1 of repeat 0 goes to byte 8, as an earlier one does"):
+        kernel.launch([x, np.full(256, 8, np.uint32), y], blocks=1, outputs=(2,))
+
+
 def test_transpose_to_channels_last():
     x = _halves(192)
     y = np.zeros_like(x)
@@ -344,6 +391,15 @@ def test_cores_wait_for_each_other():
     assert {core["pipes"]["MTE3"]["bytes"] for core in counts["cores"]} == {64}
     kernel.launch([x, y, sync], blocks=5, outputs=(1,), tiling_key=1)
     assert np.array_equal(y.reshape(5, 8), np.arange(8) + np.array([5, 4, 3, 2, 1])[:, None])
+
+
+def test_cores_take_turns():
+    x, sync = np.ones(8, np.float32), np.full(4 * 8, 9, np.int32)
+    _kernel("take_turns").launch([x, sync], blocks=4, outputs=(0,), initialised=(0,))
+    expected = 1
+    for core in (0, 1, 2, 3) * 2:
+        expected = 2 * expected + core
+    assert np.array_equal(x, np.full(8, expected))
 
 
 def test_tiling_macros():

@@ -4,7 +4,9 @@
 #include <cstdint>
 
 #define BEGIN_TILING_DATA_DEF(NAME) struct NAME {
-#define TILING_DATA_FIELD_DEF(TYPE, NAME) TYPE NAME;
+#define TILING_DATA_FIELD_DEF(TYPE, NAME)        \
+    TYPE NAME;                                   \
+    TYPE get_##NAME() const { return NAME; }
 #define TILING_DATA_FIELD_DEF_ARR(TYPE, SIZE, NAME) TYPE NAME[SIZE];
 #define TILING_DATA_FIELD_DEF_STRUCT(TYPE, NAME) TYPE NAME;
 #define END_TILING_DATA_DEF }

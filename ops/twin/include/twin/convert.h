@@ -40,8 +40,8 @@ constexpr CastSupport cast_table[] = {
     {type_bf16, type_i32, 0, round_five, round_five},
     {type_bf16, type_float, 0, round_none, round_none},
     {type_i32, type_i16, round_none, round_none, round_none},
-    // With SetDeqScale; the rounding mode has no effect.
-    {type_i32, type_half, ~0u, ~0u, ~0u},
+    // With SetDeqScale, and then the rounding mode has no effect; on 3002 without it, by way of float.
+    {type_i32, type_half, ~0u, ~0u, round_five},
     {type_i32, type_float, round_none, round_five | round_none, round_five | round_none},
     {type_i32, type_i64, 0, round_none, round_none},
     {type_float, type_i16, 0, round_five, round_five},
@@ -150,6 +150,9 @@ inline compute_t<D> convert_lane(compute_t<A> value, AscendC::RoundMode mode)
     } else if constexpr (std::is_integral_v<D>) {
         return to_integer<D>(value, mode);
     } else if constexpr (std::is_same_v<D, half> && std::is_same_v<A, int32_t>) {
+        if constexpr (__NPU_ARCH__ == 3002) {
+            return round_format(round_format(value, format_float, mode), format_half, mode);
+        }
         return static_cast<float>(value) * float(machine.deq_scale);
     } else if constexpr (std::is_same_v<D, float> && std::is_same_v<A, float>) {
         return static_cast<float>(round_integer(value, mode));
@@ -225,6 +228,10 @@ inline void run_Cast(const AscendC::LocalTensor<D>& dst, const AscendC::LocalTen
 {
     machine.enter("Cast", at);
     check_cast<D, A>(mode);
+    if (std::is_same_v<D, half> && std::is_same_v<A, int32_t> && __NPU_ARCH__ != 3002 && !machine.has_deq_scale) {
+        machine.reject(Rule::unwritten, "from int32_t to half multiplies by the scale that SetDeqScale sets, and the "
+                                        "kernel has not called it");
+    }
     if constexpr (std::is_same_v<D, AscendC::int4b_t> || std::is_same_v<A, AscendC::int4b_t>) {
         run_cast_int4(dst, src, mode, form);
     } else {
@@ -241,9 +248,14 @@ NEONEXT_TWIN_FORMS(Cast, UnaryRepeatParams, (typename T, typename U),
                    (const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode),
                    (dst, src, roundMode))
 
-inline void SetDeqScale(half scale)
+inline void SetDeqScale(half scale, Where at = Where::here())
 {
+    machine.enter("SetDeqScale", at);
+    if (__NPU_ARCH__ == 3002) {
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ 3002 (%s) has no SetDeqScale", machine.soc.c_str());
+    }
     machine.deq_scale = scale;
+    machine.has_deq_scale = true;
 }
 
 }  // namespace AscendC

@@ -297,6 +297,35 @@ inline void pad_copy_out(const AscendC::GlobalTensor<T>& dst, const AscendC::Loc
 
 }  // namespace neonext_twin
 
+namespace neonext_twin {
+
+/// Copy `count` elements in each repeat, in as many blocks as they take.
+template <typename T>
+inline void copy_counted(const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src, uint64_t count,
+                         const Field<uint8_t>& repeats, const AscendC::CopyRepeatParams& params)
+{
+    const uint32_t tick = machine.issue(pipe_v);
+    const uint64_t bytes = count * sizeof(T);
+    dst.twin_view().check_aligned("dst");
+    src.twin_view().check_aligned("src");
+    for (uint64_t repeat = 0; repeat < repeats.checked("repeatTime", Rule::repeat); ++repeat) {
+        for (uint64_t block = 0; block * block_bytes < bytes; ++block) {
+            const uint64_t length = std::min<uint64_t>(block_bytes, bytes - block * block_bytes);
+            const auto place = [&](uint16_t block_stride, uint16_t repeat_stride) {
+                return (repeat * repeat_stride + block * block_stride) * block_bytes;
+            };
+            const uint8_t* from = src.twin_view().read(pipe_v, tick, place(params.srcStride, params.srcRepeatSize),
+                                                       length, "src");
+            uint8_t* to = dst.twin_view().write(pipe_v, tick, place(params.dstStride, params.dstRepeatSize), length,
+                                                "dst");
+            std::memmove(to, from, length);
+        }
+    }
+    count_vector(repeats * ((bytes + repeat_bytes - 1) / repeat_bytes), repeats * count);
+}
+
+}  // namespace neonext_twin
+
 namespace AscendC {
 
 template <typename T>
@@ -342,13 +371,24 @@ inline void SetPadValue(T paddingValue, Where at = Where::here())
     machine.pad_value_set = true;
 }
 
-/// A masked copy within the unified buffer; it moves bits, whatever they mean.
+/// A masked copy within the unified buffer; it moves bits, whatever they mean. In counter mode the mask counts the
+/// elements of one repeat, which may be longer than 256 bytes.
 template <typename T, bool isSetMask = true>
 inline void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Mask& mask, Field<uint8_t> repeatTime,
                  const CopyRepeatParams& repeatParams, Where at = Where::here())
 {
     using W = neonext_twin::word_t<sizeof(T)>;
     NEONEXT_TWIN_ENTER("Copy", T, at);
+    if (repeatParams.dstRepeatSize.given() > 4095 || repeatParams.srcRepeatSize.given() > 4095) {
+        machine.reject(Rule::stride, "dstRepeatSize and srcRepeatSize are at most 4095");
+    }
+    if (machine.mask_counter && !neonext_twin::masks_in_calls()) {
+        if constexpr (isSetMask) {
+            neonext_twin::set_mask(mask, neonext_twin::lanes_per_repeat<T>());
+        }
+        neonext_twin::copy_counted(dst, src, machine.mask_low, repeatTime, repeatParams);
+        return;
+    }
     const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime, isSetMask);
     const auto target = neonext_twin::operand_of(dst, "dst", repeatParams.dstStride.checked("dstStride"),
                                                  repeatParams.dstRepeatSize.checked("dstRepeatSize"));

@@ -179,6 +179,21 @@ inline void check_workspaces(const AscendC::GlobalTensor<int32_t>& global, const
     machine.barrier_all();
 }
 
+constexpr int turn_event = -1;
+
+/// Start a function of cores that take turns: everything before it ends first, and its workspaces hold 32 bytes for
+/// each core, and 32 more in the unified buffer.
+inline void start_turn(const AscendC::GlobalTensor<int32_t>& global, const AscendC::LocalTensor<int32_t>& local)
+{
+    check_waiting();
+    const uint64_t bytes = static_cast<uint64_t>(machine.blocks) * block_bytes;
+    uint64_t start = 0;
+    global.twin_range(0, bytes, "gmWorkspace", start);
+    local.twin_view().check_aligned("ubWorkspace");
+    local.twin_view().write(pipe_v, machine.issue(pipe_v), 0, bytes + block_bytes, "ubWorkspace");
+    machine.barrier_all();
+}
+
 }  // namespace neonext_twin
 
 namespace AscendC {
@@ -233,6 +248,37 @@ inline void IBWait(const GlobalTensor<int32_t>& gmWorkspace, const LocalTensor<i
     neonext_twin::check_waiting();
     neonext_twin::check_workspaces(gmWorkspace, ubWorkspace, 1, at);
     neonext_twin::cores.take({gmWorkspace.GetPhyAddr(), blockIdx, eventID});
+}
+
+// Cores that take turns in the order of their index: each waits for the one before it and notifies the next, and the
+// last one the first. The event with which a core is notified is its own index's, and no number that IBSet takes.
+
+inline void InitDetermineComputeWorkspace(GlobalTensor<int32_t>& gmWorkspace, LocalTensor<int32_t>& ubWorkspace,
+                                          Where at = Where::here())
+{
+    machine.enter("InitDetermineComputeWorkspace", at);
+    neonext_twin::start_turn(gmWorkspace, ubWorkspace);
+    if (machine.core == 0) {
+        neonext_twin::cores.set({gmWorkspace.GetPhyAddr(), 0, neonext_twin::turn_event});
+    }
+}
+
+inline void WaitPreBlock(GlobalTensor<int32_t>& gmWorkspace, LocalTensor<int32_t>& ubWorkspace,
+                         Where at = Where::here())
+{
+    machine.enter("WaitPreBlock", at);
+    neonext_twin::start_turn(gmWorkspace, ubWorkspace);
+    neonext_twin::cores.take({gmWorkspace.GetPhyAddr(), machine.core, neonext_twin::turn_event});
+}
+
+inline void NotifyNextBlock(GlobalTensor<int32_t>& gmWorkspace, LocalTensor<int32_t>& ubWorkspace,
+                            Where at = Where::here())
+{
+    machine.enter("NotifyNextBlock", at);
+    neonext_twin::start_turn(gmWorkspace, ubWorkspace);
+    machine.release_writes();
+    const int next = (machine.core + 1) % machine.blocks;
+    neonext_twin::cores.set({gmWorkspace.GetPhyAddr(), next, neonext_twin::turn_event});
 }
 
 }  // namespace AscendC

@@ -7,21 +7,50 @@
 
 namespace neonext_twin {
 
+inline void enter_library(const char* name, Where at)
+{
+    machine.enter(name, at);
+    machine.note(std::string(name) + ": counted as one instruction; the device's library runs several, so the counts "
+                 "of V are too low");
+}
+
 template <typename T, typename F>
 inline void run_library(const char* name, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
                         int64_t count, Where at, F f)
 {
     static_assert(is_float_or_half<T>, "library functions take half and float");
-    machine.enter(name, at);
-    machine.note(std::string(name) + ": counted as one instruction; the device's library runs several, so the counts "
-                 "of V are too low");
+    enter_library(name, at);
     run_unary<false>(dst, src, Form<AscendC::UnaryRepeatParams>::counted(count),
                      [&](float, float x) { return static_cast<float>(f(static_cast<double>(x))); });
 }
 
+/// dst = f(a, b), a function of the library of two tensors.
+template <typename T, typename F>
+inline void run_library(const char* name, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src0,
+                        const AscendC::LocalTensor<T>& src1, int64_t count, Where at, F f)
+{
+    static_assert(is_float_or_half<T>, "library functions take half and float");
+    enter_library(name, at);
+    run_binary<false>(dst, src0, src1, Form<AscendC::BinaryRepeatParams>::counted(count), [&](float, float x, float y) {
+        return static_cast<float>(f(static_cast<double>(x), static_cast<double>(y)));
+    });
+}
+
+inline double swish(double x, double beta)
+{
+    return x / (1.0 + std::exp(-beta * x));
+}
+
+/// The library's GELU is the form with tanh, up to 4.7e-4 from the one with erf.
 inline double gelu(double x)
 {
-    return 0.5 * x * (1.0 + std::erf(x * 0.70710678118654752));
+    return swish(x, 1.5957691216057308 * (1.0 + 0.044715 * x * x));
+}
+
+inline double faster_gelu_v2(double x)
+{
+    const double distance = std::min(std::abs(0.7071 * x), 1.769) - 1.769;
+    return x * (0.5 + std::copysign(0.5 - 0.1444 * distance * distance, x));
 }
 
 inline double sign(double x)
@@ -33,28 +62,28 @@ inline double sign(double x)
 
 // A function of one tensor with and without a count, with and without temporary space; EXPRESSION uses x.
 #define NEONEXT_TWIN_LIBRARY(NAME, EXPRESSION)                                                                      \
-    template <typename T, bool isReuseSource = false>                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
     inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count,                    \
                      Where at = Where::here())                                                                      \
     {                                                                                                               \
         neonext_twin::run_library(#NAME, dst, src, count, at, [](double x) { return EXPRESSION; });                 \
     }                                                                                                               \
-    template <typename T, bool isReuseSource = false>                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
     inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, Where at = Where::here())                \
     {                                                                                                               \
-        NAME<T, isReuseSource>(dst, src, src.GetSize(), at);                                                        \
+        NAME<T, isReuseSource, config...>(dst, src, src.GetSize(), at);                                             \
     }                                                                                                               \
-    template <typename T, bool isReuseSource = false>                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
     inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint8_t>&,             \
                      const uint32_t count, Where at = Where::here())                                                \
     {                                                                                                               \
-        NAME<T, isReuseSource>(dst, src, count, at);                                                                \
+        NAME<T, isReuseSource, config...>(dst, src, count, at);                                                     \
     }                                                                                                               \
-    template <typename T, bool isReuseSource = false>                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
     inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint8_t>&,             \
                      Where at = Where::here())                                                                      \
     {                                                                                                               \
-        NAME<T, isReuseSource>(dst, src, src.GetSize(), at);                                                        \
+        NAME<T, isReuseSource, config...>(dst, src, src.GetSize(), at);                                             \
     }
 
 namespace AscendC {
@@ -86,19 +115,102 @@ NEONEXT_TWIN_LIBRARY(Log10, std::log10(x))
 NEONEXT_TWIN_LIBRARY(Sigmoid, 1.0 / (1.0 + std::exp(-x)))
 NEONEXT_TWIN_LIBRARY(Silu, x / (1.0 + std::exp(-x)))
 NEONEXT_TWIN_LIBRARY(Gelu, neonext_twin::gelu(x))
+NEONEXT_TWIN_LIBRARY(FasterGelu, neonext_twin::swish(x, 1.702))
+NEONEXT_TWIN_LIBRARY(FasterGeluV2, neonext_twin::faster_gelu_v2(x))
 
 // Functions with a scalar; EXPRESSION uses x and s.
 #define NEONEXT_TWIN_LIBRARY_SCALAR(NAME, EXPRESSION)                                                               \
-    template <typename T, bool isReuseSource = false>                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
     inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar, const uint32_t count,   \
                      Where at = Where::here())                                                                      \
     {                                                                                                               \
         const double s = static_cast<double>(static_cast<float>(scalar));                                           \
         neonext_twin::run_library(#NAME, dst, src, count, at, [s](double x) { return EXPRESSION; });                \
+    }                                                                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalar,                         \
+                     const LocalTensor<uint8_t>&, const uint32_t count, Where at = Where::here())                   \
+    {                                                                                                               \
+        NAME<T, isReuseSource, config...>(dst, src, scalar, count, at);                                             \
+    }                                                                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint8_t>&,             \
+                     const T& scalar, const uint32_t count, Where at = Where::here())                               \
+    {                                                                                                               \
+        NAME<T, isReuseSource, config...>(dst, src, scalar, count, at);                                             \
     }
+
+// A function of two tensors in the same forms; EXPRESSION uses x and y.
+#define NEONEXT_TWIN_LIBRARY_BINARY(NAME, EXPRESSION)                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,             \
+                     const uint32_t count, Where at = Where::here())                                                \
+    {                                                                                                               \
+        neonext_twin::run_library(#NAME, dst, src0, src1, count, at, [](double x, double y) { return EXPRESSION; }); \
+    }                                                                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,             \
+                     Where at = Where::here())                                                                      \
+    {                                                                                                               \
+        NAME<T, isReuseSource, config...>(dst, src0, src1, src0.GetSize(), at);                                     \
+    }                                                                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,             \
+                     const LocalTensor<uint8_t>&, const uint32_t count, Where at = Where::here())                   \
+    {                                                                                                               \
+        NAME<T, isReuseSource, config...>(dst, src0, src1, count, at);                                              \
+    }                                                                                                               \
+    template <typename T, bool isReuseSource = false, auto... config>                                               \
+    inline void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,             \
+                     const LocalTensor<uint8_t>&, Where at = Where::here())                                         \
+    {                                                                                                               \
+        NAME<T, isReuseSource, config...>(dst, src0, src1, src0.GetSize(), at);                                     \
+    }
+
+NEONEXT_TWIN_LIBRARY_BINARY(GeGLU, x * neonext_twin::gelu(y))
+NEONEXT_TWIN_LIBRARY_BINARY(ReGlu, x * std::max(y, 0.0))
+NEONEXT_TWIN_LIBRARY_BINARY(Fmod, std::fmod(x, y))
+NEONEXT_TWIN_LIBRARY_BINARY(Power, std::pow(x, y))
 
 NEONEXT_TWIN_LIBRARY_SCALAR(Power, std::pow(x, s))
 NEONEXT_TWIN_LIBRARY_SCALAR(ClampMax, x > s ? s : x)
 NEONEXT_TWIN_LIBRARY_SCALAR(ClampMin, x < s ? s : x)
+
+template <typename T, bool isReuseSource = false>
+inline void Swish(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint32_t count, const T& beta,
+                  Where at = Where::here())
+{
+    const double b = static_cast<double>(static_cast<float>(beta));
+    neonext_twin::run_library("Swish", dst, src, count, at, [b](double x) { return neonext_twin::swish(x, b); });
+}
+
+template <typename T, bool isReuseSource = false>
+inline void SwiGLU(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                   const float& beta, const uint32_t count, Where at = Where::here())
+{
+    neonext_twin::run_library("SwiGLU", dst, src0, src1, count, at,
+                              [beta](double x, double y) { return x * neonext_twin::swish(y, beta); });
+}
+
+template <typename T, bool isReuseSource = false>
+inline void SwiGLU(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                   const float& beta, const LocalTensor<uint8_t>&, const uint32_t count, Where at = Where::here())
+{
+    SwiGLU<T>(dst, src0, src1, beta, count, at);
+}
+
+template <typename T, bool isReuseSource = false>
+inline void SwiGLU(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                   const float& beta, const LocalTensor<uint8_t>&, Where at = Where::here())
+{
+    SwiGLU<T>(dst, src0, src1, beta, src0.GetSize(), at);
+}
+
+template <typename T, bool isReuseSource = false>
+inline void SwiGLU(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                   const float& beta, Where at = Where::here())
+{
+    SwiGLU<T>(dst, src0, src1, beta, src0.GetSize(), at);
+}
 
 }  // namespace AscendC

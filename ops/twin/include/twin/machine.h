@@ -153,11 +153,14 @@ struct CoreState {
     uint64_t pad_value = 0;
     bool pad_value_set = false;
     half deq_scale = half(1.0f);
+    bool has_deq_scale = false;
     uint64_t reserved_count = 0;
     uint64_t control = 0;
-    float reduce_value = 0;
+    float reduce_value = 0; // of the last maximum or minimum, over all its repeats
     uint32_t reduce_index = 0;
-    float reduce_sum = 0;
+    float reduce_sum = 0; // of the last ReduceSum with a count
+    bool has_reduce_value = false;
+    bool has_reduce_sum = false;
     void* pipe = nullptr; // its TPipe
 
 protected:
@@ -276,7 +279,8 @@ public:
         ++pool_epoch;
         reset_modes();
         set_kind(false);
-        pad_value_set = false;
+        pad_value_set = has_deq_scale = has_reduce_value = has_reduce_sum = false;
+        control = 0;
         pipe = nullptr;
         api = "";
         where = Where{};

@@ -9,21 +9,29 @@
 
 namespace neonext_twin {
 
-inline uint32_t float_bits(float value)
+// Kernels have constants of type half, which need a compiler that reads bits at compile time (GCC 11, Clang 9).
+#if defined(__clang__) || __GNUC__ >= 11
+#define NEONEXT_TWIN_CONSTEXPR constexpr
+#define NEONEXT_TWIN_BITS(TYPE, VALUE) return __builtin_bit_cast(TYPE, VALUE)
+#else
+#define NEONEXT_TWIN_CONSTEXPR inline
+#define NEONEXT_TWIN_BITS(TYPE, VALUE)           \
+    TYPE bits;                                   \
+    std::memcpy(&bits, &VALUE, sizeof(bits));    \
+    return bits
+#endif
+
+NEONEXT_TWIN_CONSTEXPR uint32_t float_bits(float value)
 {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits;
+    NEONEXT_TWIN_BITS(uint32_t, value);
 }
 
-inline float float_of(uint32_t bits)
+NEONEXT_TWIN_CONSTEXPR float float_of(uint32_t value)
 {
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
+    NEONEXT_TWIN_BITS(float, value);
 }
 
-inline float half_to_float(uint16_t half)
+NEONEXT_TWIN_CONSTEXPR float half_to_float(uint16_t half)
 {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
     const uint32_t magnitude = half & 0x7fffu;
@@ -38,7 +46,7 @@ inline float half_to_float(uint16_t half)
     return float_of(sign | ((magnitude << 13) + (112u << 23)));
 }
 
-inline uint16_t float_to_half(float value)
+NEONEXT_TWIN_CONSTEXPR uint16_t float_to_half(float value)
 {
     const uint32_t bits = float_bits(value);
     const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
@@ -58,12 +66,12 @@ inline uint16_t float_to_half(float value)
     return static_cast<uint16_t>(sign | ((magnitude - (112u << 23) + 0xfffu + even) >> 13));
 }
 
-inline float bfloat_to_float(uint16_t bits)
+NEONEXT_TWIN_CONSTEXPR float bfloat_to_float(uint16_t bits)
 {
     return float_of(static_cast<uint32_t>(bits) << 16);
 }
 
-inline uint16_t float_to_bfloat(float value)
+NEONEXT_TWIN_CONSTEXPR uint16_t float_to_bfloat(float value)
 {
     const uint32_t bits = float_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) {
@@ -132,24 +140,21 @@ struct half {
 
     half() = default;
     template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
-    half(T value) : bits(from(static_cast<float>(value)))
+    NEONEXT_TWIN_CONSTEXPR half(T value) : bits(neonext_twin::float_to_half(static_cast<float>(value)))
     {}
-    operator float() const { return neonext_twin::half_to_float(bits); }
+    NEONEXT_TWIN_CONSTEXPR operator float() const { return neonext_twin::half_to_float(bits); }
     half& operator+=(float other) { return *this = half(float(*this) + other); }
     half& operator-=(float other) { return *this = half(float(*this) - other); }
     half& operator*=(float other) { return *this = half(float(*this) * other); }
     half& operator/=(float other) { return *this = half(float(*this) / other); }
-    half operator-() const { return of(static_cast<uint16_t>(bits ^ 0x8000u)); }
+    constexpr half operator-() const { return of(static_cast<uint16_t>(bits ^ 0x8000u)); }
 
-    static half of(uint16_t bits)
+    static constexpr half of(uint16_t bits)
     {
-        half value;
+        half value{};
         value.bits = bits;
         return value;
     }
-
-private:
-    static uint16_t from(float value) { return neonext_twin::float_to_half(value); }
 };
 
 struct bfloat16_t {
@@ -157,13 +162,13 @@ struct bfloat16_t {
 
     bfloat16_t() = default;
     template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
-    bfloat16_t(T value) : bits(neonext_twin::float_to_bfloat(static_cast<float>(value)))
+    NEONEXT_TWIN_CONSTEXPR bfloat16_t(T value) : bits(neonext_twin::float_to_bfloat(static_cast<float>(value)))
     {}
-    operator float() const { return neonext_twin::bfloat_to_float(bits); }
+    NEONEXT_TWIN_CONSTEXPR operator float() const { return neonext_twin::bfloat_to_float(bits); }
 
-    static bfloat16_t of(uint16_t bits)
+    static constexpr bfloat16_t of(uint16_t bits)
     {
-        bfloat16_t value;
+        bfloat16_t value{};
         value.bits = bits;
         return value;
     }
@@ -176,10 +181,23 @@ namespace std {
 template <>
 class numeric_limits<half> : public numeric_limits<float> {
 public:
-    static half max() { return half::of(0x7bff); }
-    static half lowest() { return half::of(0xfbff); }
-    static half min() { return half::of(0x0400); }
-    static half infinity() { return half::of(0x7c00); }
+    static constexpr half max() { return half::of(0x7bff); }
+    static constexpr half lowest() { return half::of(0xfbff); }
+    static constexpr half min() { return half::of(0x0400); }
+    static constexpr half epsilon() { return half::of(0x1400); }
+    static constexpr half infinity() { return half::of(0x7c00); }
+    static constexpr half quiet_NaN() { return half::of(0x7e00); }
+};
+
+template <>
+class numeric_limits<bfloat16_t> : public numeric_limits<float> {
+public:
+    static constexpr bfloat16_t max() { return bfloat16_t::of(0x7f7f); }
+    static constexpr bfloat16_t lowest() { return bfloat16_t::of(0xff7f); }
+    static constexpr bfloat16_t min() { return bfloat16_t::of(0x0080); }
+    static constexpr bfloat16_t epsilon() { return bfloat16_t::of(0x3c00); }
+    static constexpr bfloat16_t infinity() { return bfloat16_t::of(0x7f80); }
+    static constexpr bfloat16_t quiet_NaN() { return bfloat16_t::of(0x7fc0); }
 };
 }  // namespace std
 

@@ -1,12 +1,43 @@
 // Functions that move lanes: Gather, GatherMask, Brcb, CreateVecIndex, Transpose, TransDataTo5HD.
 #pragma once
 
+#include <set>
+
 #include "convert.h"
 #include "vector.h"
 
 namespace neonext_twin {
 
 constexpr int address_list = 16;
+
+/// Elements that a repeat of Gather and Scatter takes: with one byte each they fill half of the 256 bytes.
+template <typename T>
+constexpr int gather_lanes = sizeof(T) == 1 ? 128 : lanes_per_repeat<T>();
+
+template <typename T>
+constexpr int gather_stride = gather_lanes<T> * static_cast<int>(sizeof(T)) / static_cast<int>(block_bytes);
+
+/// Call visit(repeat, lane, base + offset) for every active lane; the offsets count bytes and lie without gaps.
+template <typename F>
+inline void for_offsets(uint32_t tick, const Lanes& lanes, const AscendC::LocalTensor<uint32_t>& offsets,
+                        const char* operand, uint64_t base, uint64_t element, F visit)
+{
+    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+        for (int lane = 0; lane < lanes.per_repeat; ++lane) {
+            if ((lanes.bits(repeat, lane) & 1) == 0) {
+                continue;
+            }
+            const uint64_t at = (static_cast<uint64_t>(repeat) * lanes.per_repeat + lane) * sizeof(uint32_t);
+            uint32_t offset;
+            std::memcpy(&offset, offsets.twin_view().read(pipe_v, tick, at, sizeof(offset), operand), sizeof(offset));
+            if ((base + offset) % element != 0) {
+                machine.reject(Rule::alignment, "%s: lane %d of repeat %d is at byte %llu, between two elements",
+                               operand, lane, repeat, static_cast<unsigned long long>(base + offset));
+            }
+            visit(repeat, lane, base + offset);
+        }
+    }
+}
 
 template <typename T>
 inline void run_gather(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
@@ -19,24 +50,33 @@ inline void run_gather(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, c
     offsets.twin_view().check_aligned("srcOffset");
     check_operand<Access::write>(tick, lanes, target);
     count_vector(lanes);
-    for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
-        for (int lane = 0; lane < lanes.per_repeat; ++lane) {
-            if ((lanes.bits(repeat, lane) & 1) == 0) {
-                continue;
-            }
-            const uint64_t at = (static_cast<uint64_t>(repeat) * lanes.per_repeat + lane) * sizeof(uint32_t);
-            uint32_t offset;
-            const uint8_t* bytes = offsets.twin_view().read(pipe_v, tick, at, sizeof(offset), "srcOffset");
-            std::memcpy(&offset, bytes, sizeof(offset));
-            const uint64_t from = base + offset;
-            if (from % sizeof(T) != 0) {
-                machine.reject(Rule::alignment, "srcOffset: lane %d of repeat %d is at byte %llu, between two elements",
-                               lane, repeat, static_cast<unsigned long long>(from));
-            }
-            std::memcpy(machine.ub + dst.twin_view().address + repeat * target_stride * block_bytes + lane * sizeof(T),
-                        source.read(pipe_v, tick, from, sizeof(T), "src"), sizeof(T));
+    for_offsets(tick, lanes, offsets, "srcOffset", base, sizeof(T), [&](int repeat, int lane, uint64_t from) {
+        std::memcpy(machine.ub + dst.twin_view().address + repeat * target_stride * block_bytes + lane * sizeof(T),
+                    source.read(pipe_v, tick, from, sizeof(T), "src"), sizeof(T));
+    });
+}
+
+/// The reverse of run_gather: lanes of src go to offsets of dst.
+template <typename T>
+inline void run_scatter(const Lanes& lanes, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
+                        const AscendC::LocalTensor<uint32_t>& offsets, uint64_t base, int64_t source_stride)
+{
+    const uint32_t tick = machine.issue(pipe_v);
+    const Operand source = operand_of(src, "src", 1, source_stride);
+    dst.twin_view().check_aligned("dst");
+    offsets.twin_view().check_aligned("dstOffset");
+    check_operand<Access::read>(tick, lanes, source);
+    count_vector(lanes);
+    std::set<uint64_t> taken;
+    for_offsets(tick, lanes, offsets, "dstOffset", base, sizeof(T), [&](int repeat, int lane, uint64_t to) {
+        if (!taken.insert(to).second) {
+            machine.reject(Rule::overlap, "dst: lane %d of repeat %d goes to byte %llu, as an earlier one does", lane,
+                           repeat, static_cast<unsigned long long>(to));
         }
-    }
+        const uint64_t from = repeat * source_stride * block_bytes + lane * sizeof(T);
+        std::memcpy(dst.twin_view().write(pipe_v, tick, to, sizeof(T), "dst"),
+                    machine.ub + src.twin_view().address + from, sizeof(T));
+    });
 }
 
 /// Return whether one of GatherMask's built-in patterns keeps a lane.
@@ -168,7 +208,7 @@ inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const L
                    Field<uint16_t> dstRepStride, Where at = Where::here())
 {
     NEONEXT_TWIN_ENTER("Gather", T, at);
-    const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::lanes_per_repeat<T>(), mask, repeatTime);
+    const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::gather_lanes<T>, mask, repeatTime);
     neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, dstRepStride.checked("dstRepStride"));
 }
 
@@ -177,8 +217,27 @@ inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const L
                    const uint32_t srcBaseOffset, const uint32_t count, Where at = Where::here())
 {
     NEONEXT_TWIN_ENTER("Gather", T, at);
-    const auto lanes = neonext_twin::lanes_of_count(neonext_twin::lanes_per_repeat<T>(), count);
-    neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, DEFAULT_REPEAT_STRIDE);
+    const auto lanes = neonext_twin::lanes_of_count(neonext_twin::gather_lanes<T>, count);
+    neonext_twin::run_gather(lanes, dst, src, srcOffset, srcBaseOffset, neonext_twin::gather_stride<T>);
+}
+
+template <typename T>
+inline void Scatter(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& dstOffset,
+                    const uint32_t dstBaseAddr, const Mask& mask, Field<uint8_t> repeatTime,
+                    Field<uint8_t> srcRepStride, Where at = Where::here())
+{
+    NEONEXT_TWIN_ENTER("Scatter", T, at);
+    const auto lanes = neonext_twin::lanes_of_mask(neonext_twin::gather_lanes<T>, mask, repeatTime);
+    neonext_twin::run_scatter(lanes, dst, src, dstOffset, dstBaseAddr, srcRepStride.checked("srcRepStride"));
+}
+
+template <typename T>
+inline void Scatter(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& dstOffset,
+                    const uint32_t dstBaseAddr, const uint32_t count, Where at = Where::here())
+{
+    NEONEXT_TWIN_ENTER("Scatter", T, at);
+    const auto lanes = neonext_twin::lanes_of_count(neonext_twin::gather_lanes<T>, count);
+    neonext_twin::run_scatter(lanes, dst, src, dstOffset, dstBaseAddr, neonext_twin::gather_stride<T>);
 }
 
 /// Gather whole blocks: eight offsets for each repeat.

@@ -85,6 +85,15 @@ inline T index_bits(uint32_t index)
     return result;
 }
 
+/// Keep a maximum or minimum in the register that GetReduceRepeatMaxMinSpr reads.
+template <typename T>
+inline void keep_extreme(compute_t<T> value, uint32_t index)
+{
+    machine.reduce_value = static_cast<float>(value);
+    machine.reduce_index = index;
+    machine.has_reduce_value = true;
+}
+
 template <typename T>
 inline void put_bits(uint32_t tick, const View& dst, uint64_t offset, T bits)
 {
@@ -152,13 +161,12 @@ inline void reduce_repeat(const View& dst, const Operand& src, const Lanes& lane
         check_order(order);
     }
     const uint32_t step = pair ? 2 * sizeof(T) : only_index ? sizeof(uint32_t) : sizeof(T);
+    Extreme<T> all{type == ReduceType::MAX};
     run_reduce<T>(lanes, src, dst, step, [&](uint32_t tick, int repeat, RepeatLanes<T>& in) {
         const uint64_t offset = static_cast<uint64_t>(repeat) * target_stride * step;
         if (sum) {
             in.clear_inactive(lanes.per_repeat);
-            const compute_t<T> total = tree_sum<T>(in.value, lanes.per_repeat);
-            machine.reduce_sum = static_cast<float>(total);
-            put<T>(tick, dst, offset, total);
+            put<T>(tick, dst, offset, tree_sum<T>(in.value, lanes.per_repeat));
             return;
         }
         Extreme<T> best{type == ReduceType::MAX};
@@ -171,8 +179,8 @@ inline void reduce_repeat(const View& dst, const Operand& src, const Lanes& lane
             return;
         }
         const uint32_t index = static_cast<uint32_t>(best.index);
-        machine.reduce_value = static_cast<float>(best.value);
-        machine.reduce_index = index;
+        all.offer(best.value, repeat * lanes.per_repeat + best.index);
+        keep_extreme<T>(all.value, static_cast<uint32_t>(all.index));
         if (only_index) {
             put_bits<uint32_t>(tick, dst, offset, index);
             return;
@@ -280,6 +288,7 @@ inline void reduce_tensor(const View& dst, const View& work, const Operand& src,
             work.write(pipe_v, tick, 0, (results + block_bytes - 1) / block_bytes * block_bytes, "sharedTmpBuffer");
         }
         if (!sum) {
+            keep_extreme<T>(best.value, ~0u); // the documents promise the value alone
             put<T>(tick, dst, 0, best.value);
             if (index) {
                 put_bits<T>(tick, dst, sizeof(T), index_bits<T>(static_cast<uint32_t>(best.index)));
@@ -299,6 +308,8 @@ inline void reduce_tensor(const View& dst, const View& work, const Operand& src,
         for (size_t i = 1; i < sums.size(); ++i) {
             total = rounded<T>(total + sums[i]);
         }
+        machine.reduce_sum = static_cast<float>(total);
+        machine.has_reduce_sum = !needs_work;
         put<T>(tick, dst, 0, total);
     });
 }
@@ -333,6 +344,18 @@ inline void run_tensor_reduction(const char* name, const AscendC::LocalTensor<T>
     lanes.repeats = repeats;
     lanes.active *= static_cast<uint64_t>(repeats);
     reduce_tensor<type, T>(dst.twin_view(), work.twin_view(), source, lanes, index, true);
+}
+
+/// Start a function that reads a register of reductions, which one architecture has.
+inline void check_register(const char* name, int arch, bool written, Where at)
+{
+    machine.enter(name, at);
+    if (__NPU_ARCH__ != arch) {
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) does not have it", __NPU_ARCH__, machine.soc.c_str());
+    }
+    if (!written) {
+        machine.reject(Rule::unwritten, "no reduction has written its register yet");
+    }
 }
 
 }  // namespace neonext_twin
@@ -411,29 +434,47 @@ NEONEXT_TWIN_TENSOR_REDUCTION(ReduceSum, SUM, (typename T, bool isSetMask = true
 NEONEXT_TWIN_TENSOR_REDUCTION(ReduceMax, MAX, (typename T), (, bool calIndex = false), calIndex)
 NEONEXT_TWIN_TENSOR_REDUCTION(ReduceMin, MIN, (typename T), (, bool calIndex = false), calIndex)
 
+/// The value and index of the last maximum or minimum, over all repeats of ReduceRepeat.
 template <typename T>
-inline void GetReduceRepeatMaxMinSpr(T& value, T& index)
+inline void GetReduceRepeatMaxMinSpr(T& value, T& index, Where at = Where::here())
 {
+    neonext_twin::check_register("GetReduceRepeatMaxMinSpr with an index", 2201, machine.has_reduce_value, at);
     value = static_cast<T>(machine.reduce_value);
     index = neonext_twin::index_bits<T>(machine.reduce_index);
 }
 
 template <typename T>
-inline void GetReduceMaxMinCount(T& value, T& index)
+inline void GetReduceRepeatMaxMinSpr(T& value, Where at = Where::here())
 {
-    GetReduceRepeatMaxMinSpr(value, index);
+    neonext_twin::check_register("GetReduceRepeatMaxMinSpr without an index", 2002, machine.has_reduce_value, at);
+    value = static_cast<T>(machine.reduce_value);
 }
 
+/// The result of the last ReduceSum with a count.
 template <typename T>
-inline T GetReduceRepeatSumSpr()
+inline T GetReduceRepeatSumSpr(Where at = Where::here())
 {
+    neonext_twin::check_register("GetReduceRepeatSumSpr", 2201, machine.has_reduce_sum, at);
     return static_cast<T>(machine.reduce_sum);
 }
 
+// The older names.
 template <typename T>
-inline T GetAccVal()
+inline void GetReduceMaxMinCount(T& value, T& index, Where at = Where::here())
 {
-    return GetReduceRepeatSumSpr<T>();
+    GetReduceRepeatMaxMinSpr(value, index, at);
+}
+
+template <typename T>
+inline void GetReduceMaxMinCount(T& value, Where at = Where::here())
+{
+    GetReduceRepeatMaxMinSpr(value, at);
+}
+
+template <typename T>
+inline T GetAccVal(Where at = Where::here())
+{
+    return GetReduceRepeatSumSpr<T>(at);
 }
 
 }  // namespace AscendC

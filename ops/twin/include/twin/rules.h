@@ -14,7 +14,7 @@
     RULE(ub_overrun, "ub-overrun", "more unified buffer than the device has", false)                              \
     RULE(ub_reserved, "ub-reserved", "buffers where a called function keeps its scratch (the last 8 KiB)", false) \
     RULE(too_many_buffers, "too-many-buffers", "more than 64 buffers in one TPipe", false)                        \
-    RULE(unwritten, "unwritten", "unified buffer read before anything was written there", true)                   \
+    RULE(unwritten, "unwritten", "a buffer or register read before anything was written there", true)             \
     RULE(alignment, "alignment", "an address that is not aligned as the instruction needs", false)                \
     RULE(length, "length", "a copy whose length is not a multiple of 32 bytes", false)                            \
     RULE(repeat, "repeat", "a repeat count outside 1 to 255", false)                                              \

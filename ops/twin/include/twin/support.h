@@ -114,6 +114,7 @@ constexpr Support support_table[] = {
     {"Brcb", plain, plain | type_bf16, 0},
     {"Compare Compares", floats, floats | type_i32, plain},
     {"Gather", plain, plain | type_bf16, small},
+    {"Scatter", type_half | type_float | type_u16 | type_u32, 0, plain},
     {"Gatherb", 0, type_u16 | type_u32, small | type_bf16 | type_i64},
     {"GatherMask", plain, plain | type_bf16, plain},
     {"Transpose", words16 | type_half, words16 | type_half, words16 | type_half},

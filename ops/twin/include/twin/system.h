@@ -62,10 +62,17 @@ using NeonextTwinDefaultTiling = NEONEXT_TWIN_TILING;
 #define GET_TILING_DATA_MEMBER(STRUCT, MEMBER, NAME, ADDRESS)                          \
     decltype(STRUCT::MEMBER) NAME;                                                     \
     std::memcpy(static_cast<void*>(&NAME), (ADDRESS) + offsetof(STRUCT, MEMBER), sizeof(NAME))
+#define GET_TILING_DATA_PTR_WITH_STRUCT(STRUCT, NAME, ADDRESS) \
+    STRUCT twin_##NAME;                                        \
+    std::memcpy(static_cast<void*>(&twin_##NAME), ADDRESS, sizeof(STRUCT)); \
+    STRUCT* NAME = &twin_##NAME
 #define COPY_TILING_WITH_STRUCT(STRUCT, ADDRESS, TARGET) std::memcpy(TARGET, ADDRESS, sizeof(STRUCT))
 
 #define TILING_KEY_IS(KEY) (neonext_twin::machine.tiling_key == static_cast<uint64_t>(KEY))
+// A kernel that compares it in `#if` is compiled for one key: defines={"TILING_KEY_VAR": key}.
+#ifndef TILING_KEY_VAR
 #define TILING_KEY_VAR (neonext_twin::machine.tiling_key)
+#endif
 
 #define KERNEL_TASK_TYPE_DEFAULT(VALUE) neonext_twin::take_task_type(#VALUE, VALUE, neonext_twin::Where::here())
 #define KERNEL_TASK_TYPE(KEY, VALUE)        \
@@ -164,11 +171,6 @@ inline void ResetCtrlSpr()
 // Kernels that follow each other may overlap on a device; here each runs alone.
 inline void SetNextTaskStart() {}
 inline void WaitPreTaskEnd() {}
-
-// Cores run in the order of their index here, so a core's predecessor has finished.
-inline void InitDetermineComputeWorkspace(GlobalTensor<int32_t>&, LocalTensor<int32_t>&) {}
-inline void WaitPreBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&) {}
-inline void NotifyNextBlock(GlobalTensor<int32_t>&, LocalTensor<int32_t>&) {}
 
 constexpr uint32_t DivCeil(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 constexpr uint32_t AlignUp(uint32_t a, uint32_t b) { return DivCeil(a, b) * b; }

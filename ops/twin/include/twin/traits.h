@@ -8,4 +8,7 @@ namespace AscendC {
 template <typename T, typename U>
 struct IsSameType : std::is_same<T, U> {};
 
+template <bool condition, typename T, typename U>
+struct Conditional : std::conditional<condition, T, U> {};
+
 } // namespace AscendC

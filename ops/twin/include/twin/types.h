@@ -20,6 +20,7 @@
 #define __cube__
 #define __mix__(...)
 #define __kfc_workspace__
+#define __tiling_data_ptr__
 #define __in_pipe__(...)
 #define __out_pipe__(...)
 #define __inout_pipe__(...)

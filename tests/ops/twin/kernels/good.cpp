@@ -192,6 +192,31 @@ __aicore__ inline void call(GM_ADDR gx, GM_ADDR gy, GM_ADDR gz, int key)
             FusedMulAdd(c.z, c.x, c.y, 1024);
             LeakyRelu(c.z, c.z, T(0.25f), 1024);
             break;
+        case 20: {  // registers that reductions write
+            T value, index;
+            WholeReduceMax(c.z, c.x, lanes, repeats, 1, 1, 8);
+            GetReduceRepeatMaxMinSpr(value, index);
+            ReduceSum(c.work, c.x, c.work[64], 1024);
+            c.z.SetValue(1021, GetReduceRepeatSumSpr<T>());
+            c.z.SetValue(1022, value);
+            c.z.SetValue(1023, index);
+            break;
+        }
+        case 21:
+            Gelu<T, true>(c.z, c.x, 1024);
+            break;
+        case 22:
+            FasterGeluV2(c.z, c.x, c.work.template ReinterpretCast<uint8_t>(), 1024);
+            break;
+        case 23:
+            SwiGLU(c.z, c.x, c.y, 1.5f, 1024);
+            break;
+        case 24:
+            GeGLU(c.z, c.x, c.y, c.work.template ReinterpretCast<uint8_t>());
+            break;
+        case 25:
+            Fmod(c.z, c.x, c.y, 1024);
+            break;
         default:
             CreateVecIndex(c.z, T(7.0f), 1024);
     }
@@ -281,6 +306,52 @@ extern "C" __global__ __aicore__ void sort_pairs(GM_ADDR gx, GM_ADDR gindex, GM_
     DataCopy(y, sorted, 256);
 }
 
+// The first 8 numbers of each of 18 rows of 64: in counter mode a repeat of Copy has as many blocks as the mask counts.
+extern "C" __global__ __aicore__ void copy_rows(GM_ADDR gx, GM_ADDR gy)
+{
+    LocalMemAllocator<Hardware::UB> room;
+    LocalTensor<int32_t> a = room.Alloc<int32_t, 18 * 64>();
+    LocalTensor<int32_t> b = room.Alloc<int32_t, 18 * 8>();
+    GlobalTensor<int32_t> x;
+    GlobalTensor<int32_t> y;
+    x.SetGlobalBuffer((__gm__ int32_t*)gx, 18 * 64);
+    y.SetGlobalBuffer((__gm__ int32_t*)gy, 18 * 8);
+    DataCopy(a, x, 18 * 64);
+    SetFlag<HardEvent::MTE2_V>(0);
+    WaitFlag<HardEvent::MTE2_V>(0);
+    SetMaskCount();
+    SetVectorMask<int32_t, MaskMode::COUNTER>(72);
+    Copy<int32_t, false>(b, a, MASK_PLACEHOLDER, 2, {1, 8, 9, 72});
+    SetMaskNorm();
+    ResetMask();
+    SetFlag<HardEvent::V_MTE3>(0);
+    WaitFlag<HardEvent::V_MTE3>(0);
+    DataCopy(y, b, 18 * 8);
+}
+
+// 256 numbers to the places that their offsets name.
+extern "C" __global__ __aicore__ void scatter(GM_ADDR gx, GM_ADDR goffset, GM_ADDR gy)
+{
+    LocalMemAllocator<Hardware::UB> room;
+    LocalTensor<float> a = room.Alloc<float, 256>();
+    LocalTensor<uint32_t> offsets = room.Alloc<uint32_t, 256>();
+    LocalTensor<float> b = room.Alloc<float, 256>();
+    GlobalTensor<float> x;
+    GlobalTensor<uint32_t> offset;
+    GlobalTensor<float> y;
+    x.SetGlobalBuffer((__gm__ float*)gx, 256);
+    offset.SetGlobalBuffer((__gm__ uint32_t*)goffset, 256);
+    y.SetGlobalBuffer((__gm__ float*)gy, 256);
+    DataCopy(a, x, 256);
+    DataCopy(offsets, offset, 256);
+    SetFlag<HardEvent::MTE2_V>(0);
+    WaitFlag<HardEvent::MTE2_V>(0);
+    Scatter(b, a, offsets, 0, 256);
+    SetFlag<HardEvent::V_MTE3>(0);
+    WaitFlag<HardEvent::V_MTE3>(0);
+    DataCopy(y, b, 256);
+}
+
 // (2, 3, 4, 8) to (2, 4, 8, 3).
 extern "C" __global__ __aicore__ void channels_last(GM_ADDR gx, GM_ADDR gy)
 {
@@ -340,6 +411,33 @@ extern "C" __global__ __aicore__ void pass_on(GM_ADDR gx, GM_ADDR gy, GM_ADDR gs
     DataCopy(y[core * 8], a, 8);
     if (TILING_KEY_IS(1) && core > 0) {
         IBSet(sync, room, core, 3);
+    }
+}
+
+// Twice, each core in its turn: x = 2 x + index of the core.
+extern "C" __global__ __aicore__ void take_turns(GM_ADDR gx, GM_ADDR gsync)
+{
+    TPipe pipe;
+    TBuf<> buffer;
+    pipe.InitBuffer(buffer, 2048);
+    GlobalTensor<float> x;
+    GlobalTensor<int32_t> sync;
+    x.SetGlobalBuffer((__gm__ float*)gx);
+    sync.SetGlobalBuffer((__gm__ int32_t*)gsync);
+    LocalTensor<float> a = buffer.Get<float>();
+    LocalTensor<int32_t> room = buffer.Get<int32_t>()[64];
+    InitDetermineComputeWorkspace(sync, room);
+    for (int turn = 0; turn < 2; ++turn) {
+        WaitPreBlock(sync, room);
+        DataCopy(a, x, 8);
+        SetFlag<HardEvent::MTE2_V>(0);
+        WaitFlag<HardEvent::MTE2_V>(0);
+        Muls(a, a, 2.0f, 8);
+        Adds(a, a, static_cast<float>(GetBlockIdx()), 8);
+        SetFlag<HardEvent::V_MTE3>(0);
+        WaitFlag<HardEvent::V_MTE3>(0);
+        DataCopy(x, a, 8);
+        NotifyNextBlock(sync, room);
     }
 }
 

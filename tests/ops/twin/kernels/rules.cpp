@@ -567,6 +567,19 @@ KERNEL(rounding_of_310p)
     Cast(b.in.AllocTensor<half>(), a, RoundMode::CAST_RINT, 64);  // error: type-not-on-arch | CAST_RINT
 }
 
+KERNEL(cast_without_its_scale)
+{
+    Bench b(gx, gy);
+    LocalTensor<int32_t> a = b.filled<int32_t>();
+    Cast(b.in.AllocTensor<half>(), a, RoundMode::CAST_NONE, 64);  // error: unwritten | SetDeqScale
+}
+
+KERNEL(register_that_nothing_wrote)
+{
+    half value;
+    GetReduceRepeatMaxMinSpr(value);  // error: unwritten | no reduction has written its register yet
+}
+
 KERNEL(multiply_add_of_integers)
 {
     Bench b(gx, gy);
