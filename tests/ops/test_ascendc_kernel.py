@@ -141,13 +141,14 @@ def test_golden_in_float16_on_any_number_of_cores(case, soc):
     _, exact_a, exact_b, _ = reference.backward(x, a, b, spec, dy)
     first = None
     device = soc_of(soc)
-    for blocks in range(1, device.vector_units + device.vector_cores_beside + 1):
+    most = device.vector_units + device.vector_cores_beside
+    for blocks in range(1, most + 1):
         options = {"soc": soc, "blocks": blocks}
         np.testing.assert_array_equal(neo_cell.forward(x, a, b, spec, **options).outputs[0], y)
         back = neo_cell.forward(dy, a, b, spec, transposed=True, output_size=size, **options)
         np.testing.assert_array_equal(back.outputs[0], dx)
-        if blocks > len(x) * -(-spec.channels // 16):
-            continue  # one core computes all of a map
+        if len(x) * -(-spec.channels // 16) < blocks < most:
+            continue  # one core computes all of a map, and further cores get none
         grads = [grad for side in neo_cell.gradients(x, dy, a, b, spec, **options).outputs for grad in side]
         first = first or grads
         for grad, one, exact in zip(grads, first, (*exact_a, *exact_b), strict=True):
@@ -255,6 +256,35 @@ def test_overflow_is_that_of_each_kind_of_core():
     assert set(np.unique(y)) == {65504, np.inf}
     assert (neo_cell.forward(x, a, b, spec, vector_cores=False).outputs[0] == 65504).all()
     assert (neo_cell.forward(x, a, b, spec, soc="Ascend910B3").outputs[0] == np.inf).all()
+
+
+PAIRS = {"channels": [16], "h_in": [2], "h_out": [1], "w_in": [2], "w_out": [1], "shift_a": [0], "shift_b": [0]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 2, 65540, 16), "longer than 65536 blocks"),
+        ((1, 1, 20_000_000, 2, 16), "higher than 16777216 rows"),
+        ((65536, 1, 65536, 2, 16), "more than 2147483647 rows"),
+        ((1, 12500, 2, 2, 16), "more than 131072 channels"),
+    ],
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_sizes_that_the_kernels_cannot_count_are_refused(shape, message, gradient):
+    runs = PAIRS | {"channels": [16 * shape[1]]}
+    with pytest.raises(InputError, match=message):
+        neo_cell.tiling(shape, runs, cores=8, ub_bytes=1 << 18, element_bytes=2, compute_bytes=2, gradient=gradient)
+
+
+@pytest.mark.parametrize("size", [(65540, 2), (2, 65536)])
+def test_maps_of_more_periods_than_16_bits_count(size):
+    spec = NeoCellSpec([{name: PAIRS[name][0] for name in ("channels", "h_in", "h_out", "w_in", "w_out")}])
+    x = np.random.RandomState(7).standard_normal((1, 16, *size)).astype(np.float16)
+    ones = [np.ones((16, 1, 2), np.float16)], [np.ones((16, 2, 1), np.float16)]
+    pairs = x[:, :, 0::2] + x[:, :, 1::2]
+    run = neo_cell.forward(x, *ones, spec)
+    np.testing.assert_array_equal(run.outputs[0], pairs[..., 0::2] + pairs[..., 1::2])
 
 
 def test_a_bias_is_added_last():

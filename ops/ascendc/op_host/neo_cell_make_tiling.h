@@ -99,9 +99,10 @@ inline int64_t NeoCellBuffers(const NeoCellProblem& problem, NeoCellTiling& tili
     const int64_t coefficient = NEO_CELL_LANES * (2 * problem.elementBytes + (cast ? problem.computeBytes : 0));
     int64_t bytes = 2 * (window + output) * stored + (rows + 1) * coefficient;
     bytes += cast ? ((problem.gradient != 0 ? 1 : 2) * window + output) * computed : 0;
-    int64_t product = strip * tiling.windowColumns; // A x
+    int64_t product = static_cast<int64_t>(strip) * tiling.windowColumns; // A x
     if (problem.gradient != 0) {
-        product = NeoCellMax(strip * tiling.windowColumns, tiling.windowRows * columns); // or x B
+        const int64_t other = static_cast<int64_t>(tiling.windowRows) * columns; // or x B
+        product = product > other ? product : other;
         bytes += group * rows * NEO_CELL_LANES * problem.computeBytes;
         bytes += NEO_CELL_SCRATCH * NEO_CELL_GROUP * NEO_CELL_BLOCK;
     }
@@ -153,7 +154,7 @@ inline NeoCellPlane NeoCellDescribe(
     const int64_t work = NeoCellBlockWork(tiling, tiling.runA, run, channel) * problem.wIn +
                          NeoCellBlockWork(tiling, tiling.runB, run, channel) * problem.wOut;
     const int64_t pixel = problem.c0 * problem.elementBytes / NEO_CELL_BLOCK;
-    const int64_t rows = (found.rowsA + found.rowsB) / (problem.hOut * problem.images);
+    const int64_t rows = (found.rowsA + found.rowsB) / (static_cast<int64_t>(problem.hOut) * problem.images);
     const int64_t memory = 512 * pixel * (problem.wIn + problem.wOut + rows);
     const int64_t slowWork = 256 * work / NEO_CELL_VECTOR_CORE_COMPUTE;
     const int64_t slowMemory = 256 * memory / NEO_CELL_VECTOR_CORE_MEMORY;
@@ -357,6 +358,25 @@ inline const char* NeoCellCheckSide(const NeoCellMatrix& matrix)
     return nullptr;
 }
 
+// Check maps of hIn x wIn and hOut x wOut against what 32 bits and the parameters of a copy hold.
+inline const char* NeoCellCheckSizes(const NeoCellProblem& problem, int64_t hOut, int64_t wOut)
+{
+    const int64_t height = hOut > problem.hIn ? hOut : problem.hIn;
+    const int64_t width = wOut > problem.wIn ? wOut : problem.wIn;
+    // Where a strip does not have all columns, a copy skips the others from row to row.
+    if ((width - 1) * problem.c0 * problem.elementBytes / NEO_CELL_BLOCK > NEO_CELL_MAX_GAP) {
+        return "the rows of x or of the output are longer than 65536 blocks of 32 bytes";
+    }
+    if (height > NEO_CELL_MAX_ROWS) {
+        return "the maps of x or of the output are higher than 16777216 rows";
+    }
+    const int64_t maps = static_cast<int64_t>(problem.planes) * problem.images;
+    if (maps > INT32_MAX / height || maps * height > NEO_CELL_MAX_POSITIONS / width) {
+        return "x or the output has more than 2147483647 rows, or more than 68719476736 blocks of 16 channels";
+    }
+    return nullptr;
+}
+
 // Return the most images that may share a strip by the strides and, for the gradient, the scratch buffer. An image's
 // sum then has the same order in any strip: `NeoCellGradient::Sum`.
 inline int32_t NeoCellMostImages(const NeoCellProblem& problem)
@@ -437,21 +457,25 @@ inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice
         tiling.runB[run] = NeoCellPack(b);
     }
     const int64_t lanes = static_cast<int64_t>(problem.planes) * problem.c0;
+    if (lanes > NEO_CELL_MAX_CHANNELS) {
+        return "more than 131072 channels are not supported";
+    }
     if (channels > lanes || channels <= lanes - problem.c0) {
         return "the channels of the runs do not add up to those of x";
     }
     // Lanes beyond the last channel belong to its run and have coefficients of zero: they need no mask of their own.
     tiling.runEnd[problem.runs - 1] = static_cast<int32_t>(lanes);
     tiling.runs = problem.runs;
-    if (problem.hOut == 0) {
-        problem.hOut = static_cast<int32_t>(NeoCellOutputs(problem.a, problem.runs, problem.hIn));
-    }
-    if (problem.wOut == 0) {
-        problem.wOut = static_cast<int32_t>(NeoCellOutputs(problem.b, problem.runs, problem.wIn));
-    }
-    if (problem.hOut < 1 || problem.wOut < 1) {
+    const int64_t hOut = problem.hOut != 0 ? problem.hOut : NeoCellOutputs(problem.a, problem.runs, problem.hIn);
+    const int64_t wOut = problem.wOut != 0 ? problem.wOut : NeoCellOutputs(problem.b, problem.runs, problem.wIn);
+    if (hOut < 1 || wOut < 1) {
         return "the output would be empty";
     }
+    if (const char* reason = NeoCellCheckSizes(problem, hOut, wOut)) {
+        return reason;
+    }
+    problem.hOut = static_cast<int32_t>(hOut);
+    problem.wOut = static_cast<int32_t>(wOut);
     tiling.images = problem.images;
     tiling.planes = problem.planes;
     tiling.c0 = problem.c0;
@@ -462,12 +486,8 @@ inline const char* NeoCellMakeTiling(NeoCellProblem problem, const NeoCellDevice
     tiling.hasBias = problem.hasBias;
     tiling.group = 1;
 
-    const int64_t units =
-        static_cast<int64_t>(problem.planes) * problem.images * (problem.gradient != 0 ? 1 : problem.hOut);
-    if (units > INT32_MAX || lanes > INT32_MAX) {
-        return "x is too large";
-    }
-    NeoCellDivide(problem, device, static_cast<int32_t>(units), tiling);
+    const int32_t maps = problem.planes * problem.images;
+    NeoCellDivide(problem, device, problem.gradient != 0 ? maps : maps * problem.hOut, tiling);
 
     // Try ever more tiles across, and for each the largest strips that fit: fewer columns leave room for more rows.
     int32_t rows = 0;

@@ -103,8 +103,8 @@ struct Phases {
     int16_t start[NEO_CELL_MAX_KERNEL]; // first tap
     int16_t stop[NEO_CELL_MAX_KERNEL];  // behind the last one
     int16_t row[NEO_CELL_MAX_KERNEL];   // row of coefficients of tap 0
-    int16_t low[NEO_CELL_MAX_KERNEL];   // first period that the range has
-    int16_t high[NEO_CELL_MAX_KERNEL];  // last one
+    int32_t low[NEO_CELL_MAX_KERNEL];   // first period that the range has
+    int32_t high[NEO_CELL_MAX_KERNEL];  // last one
 };
 
 // Outputs [begin, end) x [left, right) of one plane of `images` neighbouring images, and the inputs [top, bottom) x
@@ -415,13 +415,11 @@ protected:
             p.row[phase] = static_cast<int16_t>(row - start);
             row += stop - start;
             NeoCellTaps(sides, firstRun, lastRun, phase, start, stop);
-            const int32_t low = p.from + (phase < fromPhase ? 1 : 0);
-            const int32_t high = p.to - (phase > toPhase ? 1 : 0);
             p.start[phase] = static_cast<int16_t>(start);
             p.stop[phase] = static_cast<int16_t>(stop);
-            p.low[phase] = static_cast<int16_t>(low);
-            p.high[phase] = static_cast<int16_t>(high);
-            if (low <= high) {
+            p.low[phase] = p.from + (phase < fromPhase ? 1 : 0);
+            p.high[phase] = p.to - (phase > toPhase ? 1 : 0);
+            if (p.low[phase] <= p.high[phase]) {
                 p.sweeps = NeoCellMax(p.sweeps, stop - start);
             }
         }

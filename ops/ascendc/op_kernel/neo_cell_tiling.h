@@ -25,6 +25,10 @@ constexpr int32_t NEO_CELL_BLOCK = 32;       // bytes
 constexpr int32_t NEO_CELL_GROUP = 8;        // blocks in one repeat of a vector instruction
 constexpr int32_t NEO_CELL_SCRATCH = 32;     // repeats that the gradient sums side by side
 constexpr int32_t NEO_CELL_MAX_GAP = 65535;  // blocks of 32 bytes between the bursts of a copy
+// Limits that keep products of sizes and indices in their types.
+constexpr int32_t NEO_CELL_MAX_CHANNELS = 131072;
+constexpr int32_t NEO_CELL_MAX_ROWS = 16777216; // of a map
+constexpr int64_t NEO_CELL_MAX_POSITIONS = 68719476736; // of all maps
 
 // One side of a run of channels.
 struct NeoCellMatrix {
