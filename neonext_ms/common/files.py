@@ -70,18 +70,36 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
             raise NotADirectoryError(errno.EEXIST, "not a folder", str(directory))
         _remove_abandoned(directory)
         stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=directory))
+    _stages[stage] = os.getpid(), created
     try:
         # The lock ends with the process. It tells a folder in use from one that a killed process left behind.
         with exclusive(stage):
             yield stage
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in created:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        _remove_stage(stage)
 
 
 _STAGE = ".neonext-"
+# Temporary folder -> the process that made it, and the parents that were made for it.
+_stages: dict[Path, tuple[int, list[Path]]] = {}
+
+
+def _remove_stage(stage: Path) -> None:
+    shutil.rmtree(stage, ignore_errors=True)
+    _, created = _stages.pop(stage, (0, []))
+    for folder in created:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def remove_stages() -> None:
+    """Remove the temporary folders of all `staging` blocks of this process, which is about to end."""
+    for stage, (process, _) in list(_stages.items()):
+        # A forked process has copies of the entries of its parent.
+        if process == os.getpid():
+            _remove_stage(stage)
+
+
 _YOUNG_SECONDS = 10
 
 
@@ -125,6 +143,21 @@ NO_TEMPORARY_FOLDER = "no temporary folder can be written. Set TMPDIR to one tha
 _private: dict[int, tuple[contextlib.ExitStack, Path]] = {}
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a temporary folder that only this user can read; it is removed when the block or a command ends.
+
+    Raises:
+        InputError: there is no place for temporary files.
+    """
+    try:
+        place = tempfile.gettempdir()
+    except OSError as error:
+        raise InputError(NO_TEMPORARY_FOLDER) from error
+    with staging(place) as folder:
+        yield folder
+
+
 def private_folder() -> Path:
     """Return a temporary folder that only this user can read; one per process, removed when the process ends.
 
@@ -133,11 +166,7 @@ def private_folder() -> Path:
     """
     if os.getpid() not in _private:
         stack = contextlib.ExitStack()
-        try:
-            place = tempfile.gettempdir()
-        except OSError as error:
-            raise InputError(NO_TEMPORARY_FOLDER) from error
-        _private[os.getpid()] = stack, stack.enter_context(staging(place))
+        _private[os.getpid()] = stack, stack.enter_context(temporary_folder())
         atexit.register(remove_private_folder)
     return _private[os.getpid()][1]
 
