@@ -288,7 +288,7 @@ def _normalization(graph: onnx.GraphProto) -> str:
 
 
 def _is_scaling(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
-    """Return whether a node computes with one constant, or one for each channel; of a convolution, the weights count."""
+    """Return whether a node computes with one constant, or one for each channel; of a convolution, by its weights."""
     factors = node.input if node.op_type in _ARITHMETIC else node.input[1:2] if node.op_type == "Conv" else ()
     return any(constants.get(name, _CHANNELS + 1) <= _CHANNELS for name in factors)
 
