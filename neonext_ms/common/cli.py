@@ -44,6 +44,14 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else list(args)
+        # Many options would count as not given.
+        empty = next((word for word in words if not word or (word.startswith("--") and word.endswith("="))), None)
+        if empty is not None:
+            self.error(f"an argument is empty (got {empty!r}). Is a variable of the shell not set?")
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):

@@ -59,6 +59,7 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
     necessary, and removed again if the block leaves them empty. Temporary folders of killed processes are removed.
     """
     directory = Path(directory)
+    check_home_written(directory)
     created: list[Path] = []
     with explained(directory):
         missing = directory
@@ -77,6 +78,20 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
             yield stage
     finally:
         _remove_stage(stage)
+
+
+def check_home_written(directory: Path) -> None:
+    """Reject a folder to write in that begins with `~` or `~USER`, which only a shell takes for a home folder.
+
+    Raises:
+        InputError: it does, and there is no folder of that name here.
+    """
+    first = directory.parts[0] if directory.parts else ""
+    if os.path.expanduser(first) != first and not os.path.exists(first):
+        raise InputError(
+            f"{directory}: would be in a new folder named {first!r} here. Shells replace {first} only at the start of "
+            "a word, not in key=value, --option=value or files. Write the whole path."
+        )
 
 
 _STAGE = ".neonext-"

@@ -142,12 +142,18 @@ def test_wrong_overrides_are_named(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["2026_11_28", "no", "1.10", "#x", "007", "12:30", "", "2026-11-28", "~", "a: b", "[", "'x'", " x ", "!!int"],
+    ["2026_11_28", "no", "1.10", "#x", "007", "12:30", "2026-11-28", "~", "a: b", "[", "'x'", " x ", "!!int"],
 )
 def test_text_is_taken_as_typed(text):
     assert load_config(CONFIGS / "digits.yaml", [f"run.output={text}"]).run.output == text
     assert load_config(CONFIGS / "digits.yaml", [f"data.train={text}"]).data.train == text
     assert load_config(CONFIGS / "digits.yaml", [f"model.kernel_spec={text}"]).model.kernel_spec == text
+
+
+@pytest.mark.parametrize("key", ["model.init", "data.path", "run.output"])
+def test_an_empty_path_is_not_taken_as_none(key):
+    with pytest.raises(UsageError, match=f"{key} is empty"):
+        load_config(CONFIGS / "digits.yaml", [f"{key}="])
 
 
 def test_null_and_choices_in_overrides():
