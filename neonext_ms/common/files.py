@@ -376,7 +376,7 @@ def parse_json(text: str | bytes, source: str, kind: str) -> Any:
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
         _check_depth(text)
-        value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise InputError(f"{source}: not {kind} ({one_line(error)})") from error
     return value
@@ -392,7 +392,12 @@ def _finite(text: str) -> float:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of an object in JSON (`object_pairs_hook`), where a later value would replace an earlier one.
+
+    Raises:
+        ValueError: a key is given twice.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         seen: set[str] = set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, read_text
+from neonext_ms.common.files import explained, read_text, unique_keys
 from neonext_ms.common.text import list_names, one_line, printable, shorten
 
 from .images import SUFFIXES
@@ -245,7 +245,7 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     text = read_text(path)
     if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
         try:
-            values = json.loads(text, object_pairs_hook=_unique)
+            values = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
         labels = _json_labels(values, source)
@@ -282,13 +282,6 @@ def order_rule(folders: Sequence[str]) -> str:
     """Return the rule for folders that define the classes: "by-number" if they are numbered from 0, else "sorted"."""
     numbers = {int(name) for name in map(_plain, folders) if _NUMBER.fullmatch(name)}
     return "by-number" if numbers == set(range(len(folders))) else "sorted"
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key is given twice")
-    return values
 
 
 def _json_labels(values: object, source: str) -> list[str]:

@@ -224,7 +224,7 @@ def test_label_files(tmp_path, content):
         (b'["cat", ""]', "label 2 is empty"),
         (b'{"0": "cat", "2": "dog"}', "wrong numbers"),
         (b'{"0": "cat", "00": "dog"}', "wrong numbers"),
-        (b'{"0": "cat", "0": "dog"}', "a key is given twice"),
+        (b'{"0": "cat", "0": "dog"}', "the key '0' is given twice"),
         (b'{"0": ["n01", "cat"]}', "no labels"),
         (b"{0: 'cat'}", "not a list or map of labels"),
     ],
