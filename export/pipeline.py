@@ -425,6 +425,12 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
     report.missing = om.find_compiler(jobs) if wanted else None
     if report.missing or not wanted:
         script = om.write_script(jobs, stage)
+        if dropped := om.no_longer_compiled(jobs, output):
+            report.notes = [
+                *report.notes,
+                f"{script}: the one of an earlier export compiled {', '.join(dropped)}, this one does not. Give each "
+                "export a folder of its own (--output) to keep both",
+            ]
         old = [job.output for job in jobs if (output / job.output).exists()]
         report.notes = [*report.notes, *(f"{name}: of an earlier export, until {script} has been run" for name in old)]
         details = {"commands": [job.command() for job in jobs], "feed": [job.feed() for job in jobs]}

@@ -57,6 +57,15 @@ def write_script(path: Path, jobs: Sequence[Job]) -> None:
         path.chmod(0o755)
 
 
+def compiled(path: Path) -> list[str]:
+    """Return the names, without suffix, of the files that a script compiles; none if there is no script."""
+    if not path.exists():
+        return []
+    with explained(path):
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    return [shlex.split(line)[1] for line in text.splitlines() if line.startswith("begin ")]
+
+
 def _say(advice: Advice) -> str:
     """Return the shell commands that print advice, and set the exit code to 3 if the installation is at fault."""
     text = f"echo {shlex.quote(f'{advice.meaning}; {advice.remedy}')}"

@@ -26,6 +26,7 @@ __all__ = [
     "check_graph",
     "compile_job",
     "find_compiler",
+    "no_longer_compiled",
     "write_companions",
     "write_script",
 ]
@@ -74,6 +75,14 @@ def write_script(jobs: Sequence[Job], stage: Path) -> str:
     name = jobs[0].compiler.script
     build_script.write_script(stage / name, jobs)
     return name
+
+
+def no_longer_compiled(jobs: Sequence[Job], output: Path) -> list[str]:
+    """Return the names of the files that the script in a folder compiles and a script of these jobs does not."""
+    own = {job.output for job in jobs}
+    compiler = jobs[0].compiler
+    names = [stem + compiler.suffix for stem in build_script.compiled(output / compiler.script)]
+    return [name for name in names if name not in own]
 
 
 def find_compiler(jobs: Sequence[Job]) -> ToolchainError | None:

@@ -102,6 +102,12 @@ def test_the_script_builds_what_was_missing(digits, tmp_path, tool, capsys):
     )
 
 
+def test_a_script_that_compiles_other_files_is_not_replaced_silently(digits, tmp_path, tool, capsys):
+    assert "earlier export" not in _run(digits, tmp_path / "o", capsys, "--name", "it's")[2]
+    assert "earlier export" not in _run(digits, tmp_path / "o", capsys, "--name", "it's")[2]
+    assert "earlier export compiled it's.om, this one does not" in _run(digits, tmp_path / "o", capsys)[2]
+
+
 def test_the_dry_run_prints_what_runs(digits, tmp_path, tool, capsys):
     options = ["--aipp", "--batch", "1,8,16", "--precision", "mixed_float16", "--keep-dtype", "head.fc"]
     code, out, _ = _run(digits, tmp_path / "o", capsys, *options, "--dry-run")

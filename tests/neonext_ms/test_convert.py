@@ -52,6 +52,34 @@ def test_json_and_labels(tmp_path, digits, capsys):
     assert load_checkpoint(out).metadata == {"labels": [f"digit {i}" for i in range(10)]}
 
 
+def test_average(tmp_path, digits, capsys):
+    """The mean of weights and statistics; metadata that differ are errors."""
+    first = load_checkpoint(digits, shifts=(1, 1, 0, 0))
+    labels = [f"digit {i}" for i in range(10)]
+    parts = []
+    for number, factor in enumerate((1, 2, 6)):
+        arrays = {name: array * np.float32(factor) for name, array in first.arrays.items()}
+        parts.append(str(tmp_path / f"{number}.safetensors"))
+        save_checkpoint(parts[-1], arrays, {"shifts": [1, 1, 0, 0], "labels": labels if number else None})
+    out = tmp_path / "mean.safetensors"
+    assert main([parts[0], str(out), "--average", *parts[1:]]) == 0
+    assert capsys.readouterr().out.count("read ") == 3
+    mean = load_checkpoint(out)
+    assert mean.metadata == {"shifts": [1, 1, 0, 0], "labels": labels} and mean.dtypes == ["float32"]
+    assert all(np.array_equal(mean.arrays[name], 3 * array) for name, array in first.arrays.items())
+    out.unlink()
+
+    def rejected(metadata, *more) -> str:
+        other = tmp_path / "other.safetensors"
+        save_checkpoint(other, first.arrays, metadata)
+        return error_of(capsys, 1, parts[1], out, "--average", parts[2], other, *more)
+
+    assert "is another network" in rejected({"shifts": [1, 1, 1, 0]})
+    assert "shifts unknown" in rejected({})
+    assert "labels differs" in rejected({"shifts": [1, 1, 0, 0], "labels": labels[::-1]})
+    assert not out.exists()
+
+
 def test_float16(tmp_path, digits, capsys):
     half = tmp_path / "half.safetensors"
     assert main([digits, str(half), "--dtype", "float16", "--shifts", "1,1,0,0"]) == 0
