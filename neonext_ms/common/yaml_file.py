@@ -98,7 +98,7 @@ def _loader() -> type:
 
         def check_merged(self, nodes):
             # The first of several mappings should win, but in PyYAML that depends on its version and on the key.
-            owners = {}
+            owners: dict[str, yaml.MappingNode] = {}
             for node in nodes:
                 if isinstance(node, yaml.MappingNode):
                     self.flatten_mapping(node)
