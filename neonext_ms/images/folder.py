@@ -76,19 +76,23 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(root: Path, name: str) -> list[str]:
-    images, seen = [], set()
+    images = []
 
     def stop(error: OSError):
         raise error
 
+    def place(folder: str | os.PathLike) -> tuple[int, int]:
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino
+
     with explained(root / name):
+        # A link to a folder above has the images of all classes, and would be followed without end.
+        seen = set(map(place, (root, *(root / name).resolve().parents)))
         for folder, subfolders, names in os.walk(root / name, followlinks=True, onerror=stop):
-            # A link to a folder above would be followed without end.
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            if place(folder) in seen:
                 subfolders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(place(folder))
             subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
             images += [(folder, file) for file in sorted(names) if _is_image(file)]
     # torchvision sorts by folder first, then by name.

@@ -105,6 +105,12 @@ def test_links_in_a_circle(tmp_path):
     (tmp_path / "a" / "1.png").touch()
     (tmp_path / "a" / "sub" / "up").symlink_to(tmp_path / "a")
     assert find_images(tmp_path).files == ("a/1.png",)
+    # A link to the folder of all classes does not make their images images of this one.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.png").touch()
+    (tmp_path / "a" / "all").symlink_to("..")
+    (tmp_path / "a" / "above").symlink_to(tmp_path.parent)
+    assert find_images(tmp_path).files == ("a/1.png", "b/2.png")
 
 
 def test_folders_without_images(tmp_path):
