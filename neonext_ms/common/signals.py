@@ -56,7 +56,8 @@ def end_in_time(leave: Callable[[], None]) -> None:
     """
     ours, theirs = socket.socketpair()
     # Forked processes, such as readers of images, share the socket; so every message has to name its sender.
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    if hasattr(socket, "SO_PASSCRED"):
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_wait_for_signal, args=(ours, theirs, leave), daemon=True).start()
