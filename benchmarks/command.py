@@ -17,6 +17,7 @@ from neonext_ms.common.cli import (
     comma_list,
     non_negative_int,
     note,
+    own_process,
     parse_size,
     positive_int,
     print_json,
@@ -26,6 +27,7 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.errors import UsageError
+from neonext_ms.common.files import temporary_folder
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.renamed import current_words
 
@@ -105,7 +107,6 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
             raise UsageError(f"{args.files[0]!r}: unknown subcommand (did you mean {close[0]}?)")
     count = thread_count(args.threads)
     _check_output(args.output)
-    import tempfile
 
     from . import official_torch, results, session, subjects
 
@@ -129,11 +130,11 @@ def _main(argv: Sequence[str] | None = None) -> int | None:
     )
     environment = results.environment(["neonext-bench", *(sys.argv[1:] if argv is None else argv)])
     status = _Status()
-    with tempfile.TemporaryDirectory(prefix="neonext-bench-") as folder:
-        selected = subjects.subjects(selection, Path(folder), status.step)
+    with temporary_folder() as folder:
+        selected = subjects.subjects(selection, folder, status.step)
         result = {
             **environment,
-            **session.run(selected, conditions, Path(folder), status.step, status.round),
+            **session.run(selected, conditions, folder, status.step, status.round),
         }
         result["notes"] = [*selection.notes, *result["notes"]]
         result["summary"] = [entry.to_dict() for entry in results.entries(result)]
@@ -242,6 +243,8 @@ def _list_runtimes(as_json: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run neonext-bench or one of its subcommands; return the exit code."""
     words = current_words("neonext-bench", sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        own_process()
     if words and words[0] in WORDS:
         return import_module(f"{__package__}.{WORDS[words[0]][0]}").main(words[1:])
     return run(_main, words)

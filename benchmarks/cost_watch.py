@@ -9,14 +9,13 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from neonext_ms.common.cli import Parser, progress, run
 from neonext_ms.common.errors import NeoNextError, ToolchainError
-from neonext_ms.common.files import atomic
+from neonext_ms.common.files import atomic, temporary_folder
 
 DESCRIPTION = """\
 Instructions of the exporter, the checkpoint reader and the packers, in comparison with a stored baseline.
@@ -77,8 +76,8 @@ def prepare(folder: Path) -> dict[str, Callable[[], object]]:
 
 def work(extra: str | None) -> None:
     """Run every piece once, so that imports and caches are warm, and one of them once more."""
-    with tempfile.TemporaryDirectory() as folder:
-        pieces = prepare(Path(folder))
+    with temporary_folder() as folder:
+        pieces = prepare(folder)
         for piece in pieces.values():
             piece()
         if extra:

@@ -6,12 +6,12 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from neonext_ms.common.cli import Parser, comma_list, positive_int, run, some_of
+from neonext_ms.common.files import temporary_folder
 from neonext_ms.common.text import format_bytes
 
 DESCRIPTION = """\
@@ -83,14 +83,14 @@ def _measure(model: str, targets: Sequence[str], rounds: int) -> None:
     source = Source.from_name(f"neonext_{model}.released_224")
     works = {**_WORK, **dict.fromkeys(targets, _EXPORT)}
     measured: dict[str, list[tuple[float, int, bool]]] = {kind: [] for kind in works}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = str(Path(folder) / "model.pt")
+    with temporary_folder() as folder:
+        checkpoint = str(folder / "model.pt")
         save_checkpoint(checkpoint, source.arrays, {"shifts": list(source.architecture.shifts or ())})
         weights = sum(array.nbytes for array in source.arrays.values())
         del source
         for _ in range(rounds):
             for kind, work in works.items():
-                output = str(Path(folder) / kind)
+                output = str(folder / kind)
                 Path(output).mkdir(exist_ok=True)
                 measured[kind].append(_measure_once(work.format(checkpoint=checkpoint, output=output, kind=kind)))
     if any(mindspore for kind in measured if kind != "mindir" for _, _, mindspore in measured[kind]):

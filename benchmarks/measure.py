@@ -24,6 +24,7 @@ WARM_UP_ROUNDS = 30
 WARM_UP_SECONDS = 20.0
 
 EXECUTE = "execute"
+MEASURING = "measuring"
 
 
 class Parts(dict):
@@ -124,7 +125,7 @@ def interleave(
             for done in range(rounds):
                 complete.append(_round(subjects, order))
                 result.seconds = time.perf_counter() - start
-                report("measuring", done + 1, rounds)
+                report(MEASURING, done + 1, rounds)
                 if seconds is not None and result.seconds >= seconds:
                     break
         except KeyboardInterrupt:

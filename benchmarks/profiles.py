@@ -10,7 +10,6 @@ import csv
 import os
 import re
 import statistics
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import check_regular, explained, parse_json
+from neonext_ms.common.files import check_regular, explained, parse_json, temporary_folder
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import one_line, printable, shorten
 
@@ -197,9 +196,9 @@ def of_onnxruntime(
     signature = onnx_signature(path)
     check_batches(path, signature, [batch])
     images = random_images(signature, batch, signature.size(path, image_size, DEFAULT_SIZE))
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         try:
-            session = onnx_session(path, threads, profile=str(Path(folder) / "profile"))
+            session = onnx_session(path, threads, profile=str(folder / "profile"))
             for _ in range(WARM_UP + runs):
                 session.run(None, {signature.name: images})
         except Exception as error:

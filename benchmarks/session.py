@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import sha256
+from neonext_ms.common.files import sha256, temporary_folder
+from neonext_ms.common.signals import unhurried_from_now
 from neonext_ms.common.text import format_size
 from neonext_ms.runtime.base import Runtime, Settings, Signature
 from neonext_ms.runtime.open import default_runtime
 
 from . import gemm
 from .inputs import DEFAULT_SIZE, check_batches, random_images
-from .measure import interleave, timed
+from .measure import MEASURING, interleave, timed
 from .subjects import Subject
 
 DEFAULT_BATCHES = (1, 8)
@@ -197,6 +198,13 @@ class _Session:
                 return batches, True
         return batches, False
 
+    def _report(self, step: str, done: int, total: int) -> None:
+        if step == MEASURING:
+            # A complete round is a result, which is printed and written after a signal too.
+            unhurried_from_now()
+        if self.progress:
+            self.progress(step, done, total)
+
     def _measure_batch(self, group: Sequence[_Prepared], batch: int) -> tuple[dict, bool]:
         conditions = self.conditions
         with contextlib.ExitStack() as stack:
@@ -227,7 +235,7 @@ class _Session:
                 rounds=conditions.rounds,
                 seconds=conditions.seconds,
                 seed=conditions.seed,
-                progress=self.progress,
+                progress=self._report,
             )
         subjects = {p.subject.label: p for p in group}
         for row in rows:
@@ -278,7 +286,6 @@ class _Session:
 
     def preprocessing(self, prepared: Sequence[_Prepared]) -> list[dict]:
         """Time decoding, resizing, cropping and normalising one photograph in one thread, for each image size."""
-        import tempfile
         import time
 
         from PIL import Image
@@ -288,8 +295,8 @@ class _Session:
 
         self.status("preprocessing")
         rows = []
-        with tempfile.TemporaryDirectory(prefix="neonext-") as folder:
-            path = str(Path(folder) / "photo.jpg")
+        with temporary_folder() as folder:
+            path = str(folder / "photo.jpg")
             small = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
             Image.fromarray(small).resize(PHOTO[::-1], Image.Resampling.BICUBIC).save(path, quality=90)
             for size in sorted({p.image_size for p in prepared}):

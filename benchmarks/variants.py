@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from neonext_ms.common.cli import (
     threads,
 )
 from neonext_ms.common.errors import ToolchainError, UsageError
-from neonext_ms.common.files import check_output
+from neonext_ms.common.files import check_output, temporary_folder
 from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest
 
@@ -274,11 +273,11 @@ def _main(argv: Sequence[str] | None = None) -> None:
         source = Source.from_name(args.model, args.shifts, activation=args.activation)
     (size,) = source.image_sizes([args.image_size] if args.image_size else ())
     result = {"model": source.name, "image_size": list(size), "threads": args.threads, "variants": names}
-    with tempfile.TemporaryDirectory() as folder:
-        kinds: dict[str | None, Path] = {None: write(source, size, Path(folder) / "float32.onnx")}
+    with temporary_folder() as folder:
+        kinds: dict[str | None, Path] = {None: write(source, size, folder / "float32.onnx")}
         for kind in dict.fromkeys(VARIANTS[name][1] for name in names):
             if kind is not None:
-                path = args.write if kind == DYNAMIC and args.write else Path(folder) / f"{kind}.onnx"
+                path = args.write if kind == DYNAMIC and args.write else folder / f"{kind}.onnx"
                 kinds[kind] = write(source, size, path, kind, args.calibrate)
         files = {BASE: kinds[None], **{name: kinds[VARIANTS[name][1]] for name in names}}
         if not args.no_speed:

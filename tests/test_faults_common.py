@@ -11,8 +11,9 @@ import pytest
 
 from conftest import DATA
 from neonext_ms.common import processors as module
+from neonext_ms.common.cli import Parser
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import check_regular, read_lines, read_text
+from neonext_ms.common.files import check_regular, read_lines, read_text, staging
 from neonext_ms.common.text import DECIMAL, printable, shorten
 from neonext_ms.common.yaml_file import MAX_VALUES, parse_yaml, read_yaml
 
@@ -105,6 +106,7 @@ def test_yaml(text, value):
     [
         ("a: 1\nb: 2\na: 3", "x.yaml, line 3: .*'a' is given twice"),
         ("a:\n  b: 1\n  b: 1", "line 3: .*'b' is given twice"),
+        ("a:\n  <<: [{seed: 1}, {seed: 2}]", "line 2: .*'seed' is in two merged mappings"),
         ("a: 010", "line 1: .*010 is octal"),
         ("a: 12:30", "12:30 is octal, sexagesimal"),
         ("a: 12:30.5", "12:30.5 is octal, sexagesimal"),
@@ -141,3 +143,32 @@ def test_processors_of_a_container(tmp_path, monkeypatch, limit, count):
     monkeypatch.setattr(module, "_CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     assert module.processors() == count
+
+
+def test_merged_mappings_without_common_keys():
+    text = "x: &x {seed: 1}\ny: &y {<<: *x, lr: 2, seed: 3}\na:\n  <<: [*y, {step: 4}]\n  lr: 5"
+    assert parse_yaml(text, "x.yaml")["a"] == {"seed": 3, "lr": 5, "step": 4}
+
+
+def test_empty_arguments_are_not_taken_as_none(capsys):
+    parser = Parser()
+    parser.add_argument("--init")
+    parser.add_argument("rest", nargs="*")
+    assert parser.parse_args(["--init", "a", "b=="]).init == "a"
+    for words in (["--init", ""], ["--init="], ["x", ""]):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(words)
+        assert "an argument is empty" in capsys.readouterr().err
+
+
+def test_a_home_that_no_shell_has_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("~/new", "~root/new"):
+        with pytest.raises(InputError, match=r"named '~(root)?' here.*Write the whole path"), staging(name):
+            pass
+    with staging("~no user"):
+        pass
+    os.mkdir("~")
+    with staging("~/new"):
+        pass
+    assert os.listdir() == ["~"]

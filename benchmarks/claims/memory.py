@@ -12,11 +12,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError, ToolchainError
+from neonext_ms.common.files import temporary_folder
 from neonext_ms.common.text import format_bytes, one_line
 
 KERNELS = (4, 7)
@@ -92,10 +92,10 @@ def _row(kernel: int, shape: tuple[int, int, int, int], threads: int) -> dict:
     whole = NeoCellSpec({"kernel": kernel, "channels": channels}).matrices([a], [b], height, width)
     models = (forms.block_diagonal(*whole, shape), forms.patchwise(a, b, shape), forms.depthwise(a, shape),
               forms.im2col(a, shape))  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         peaks = {}
         for name, model in zip(_FORMS, models, strict=True):
-            path = Path(folder) / f"{name}.onnx"
+            path = folder / f"{name}.onnx"
             path.write_bytes(model.SerializeToString())
             peaks[name] = _peak(path, shape, threads)
     map_bytes = 4 * channels * shape[0] * height * width

@@ -22,9 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Count the work of every model, and time the first one by layer kind."""
-    import tempfile
-    from pathlib import Path
-
+    from neonext_ms.common.files import temporary_folder
     from neonext_ms.export.source import Source
 
     from .. import profiles, variants
@@ -34,8 +32,8 @@ def measure(args: argparse.Namespace) -> dict:
     first = sources[args.models[0]]
     size = tuple(first.metadata["image_size"])
     times = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = variants.write(first, size, Path(folder) / "model.onnx")
+    with temporary_folder() as folder:
+        path = variants.write(first, size, folder / "model.onnx")
         for batch in args.batch:
             profile = profiles.of_onnxruntime(path, batch, args.threads, args.rounds or RUNS)
             total = profile.microseconds

@@ -102,10 +102,7 @@ def aipp_config(
 def _split(mean: float) -> tuple[int, float]:
     """Return the integer part of 255 * mean, at most 255, and the rest."""
     integer = min(math.floor(255 * mean), 255)
-    rest = 255 * mean - integer
-    if not (integer >= 0 and 0 <= rest <= 255):
-        raise InputError(f"AIPP: cannot subtract a mean of {mean:g}; it must be from 0 to 1. Export without AIPP.")
-    return integer, rest
+    return integer, 255 * mean - integer
 
 
 def _reciprocal(std: float) -> float:

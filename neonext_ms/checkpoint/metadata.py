@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from neonext_ms.common.cli import MAX_SIDE
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import unique_keys
 from neonext_ms.common.text import shorten
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import ACTIVATIONS, is_activation
@@ -50,7 +51,7 @@ def decode(text: str | bytes, source: str) -> tuple[dict, dict[str, int]]:
     source = f"{source}: metadata"
     _check_length(text, source)
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: not JSON ({printable(error, 200)}). Save the checkpoint again.") from error
     if type(values) is not dict:

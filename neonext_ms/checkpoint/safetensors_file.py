@@ -12,6 +12,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from neonext_ms.common.errors import InputError
+from neonext_ms.common.files import unique_keys
 
 from .budget import ARRAY, CONTAINER, Budget
 from .mapped_file import DTYPES, DamageError, array_view, damage_named, map_file, printable
@@ -54,7 +55,8 @@ def read(path: str | os.PathLike, budget: Budget | None = None) -> tuple[dict[st
             raise DamageError("it is truncated in its header")
         text = bytes(data[8 : 8 + size])
         budget.spend(CONTAINER * (text.count(b"[") + text.count(b"{")))
-        header = json.loads(text)
+        # The library, too, would take the last of several tensors of one name.
+        header = json.loads(text, object_pairs_hook=unique_keys)
         metadata = header.pop("__metadata__", None) or {}
         # Checks, and an array for every tensor.
         budget.spend(ARRAY * len(header))

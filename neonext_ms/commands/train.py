@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neonext_ms.common.cli import INTERRUPTED, Parser, note, print_json, run
+from neonext_ms.common.files import remove_stages
 
 DESCRIPTION = """\
 Train a network from a configuration. key=value changes a value of the configuration, such as optimizer.lr=1e-3.
@@ -121,7 +122,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
             # msrun kills all processes at the first exit code other than 0, so the other cards exit first. Its
             # scheduler would wait long for a killed one.
             time.sleep(_OTHERS_END_SECONDS)
-        if isinstance(stopped.__context__, ReadingStoppedError):
+        # A thread may wait for an image that never comes. A command does not wait for MindSpore's clean-up either.
+        if argv is None or isinstance(stopped.__context__, ReadingStoppedError):
             _end_now(INTERRUPTED)
         return INTERRUPTED
     if not trainer.cards.first:
@@ -141,7 +143,8 @@ def _scales_of(*arguments):
 
 
 def _end_now(code: int) -> None:
-    """End the process without MindSpore's clean-up, which would wait for an image that may never come."""
+    """End the process without MindSpore's clean-up, which takes seconds or waits for an image that may never come."""
+    remove_stages()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

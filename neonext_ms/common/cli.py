@@ -6,6 +6,7 @@ Results go to stdout. Messages, progress and errors go to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -13,17 +14,18 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
-from .files import NO_TEMPORARY_FOLDER, explain, remove_private_folder
+from .files import NO_TEMPORARY_FOLDER, explain, remove_stages
 from .processors import processors
+from .signals import STOPPING, end_in_time
 from .text import CONTROLS, DECIMAL, one_line, shorten, visible
 
 INTERRUPTED = 130
+_INTERRUPTED_TEXT = "interrupted; no partial files were left behind"
 EXIT_CODES = (
     "Exit codes: 0 done, 1 error, 2 wrong usage, 3 a required tool or device is missing, 4 the results differ by more\n"
     "than the tolerance, 130 interrupted."
@@ -41,6 +43,14 @@ class Parser(argparse.ArgumentParser):
         # An abbreviation would change its meaning when an option is added.
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else list(args)
+        # Many options would count as not given.
+        empty = next((word for word in words if not word or (word.startswith("--") and word.endswith("="))), None)
+        if empty is not None:
+            self.error(f"an argument is empty (got {empty!r}). Is a variable of the shell not set?")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str):
         prefix = "unrecognized arguments: "
@@ -99,10 +109,12 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     """
     prepare_environment()
     _prepare_streams()
-    for name in ("SIGTERM", "SIGHUP"):
+    if argv is None:
+        own_process()
+    for number in STOPPING[1:]:
         # `nohup` makes a process ignore SIGHUP; that is kept.
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     code, text = _outcome(command, argv)
     problem = _flush()
     if text:
@@ -111,10 +123,34 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         code = problem.exit_code
         if str(problem):
             print(f"error: {visible(str(problem))}", file=sys.stderr)
-    # Only as a program: a caller in Python goes on, and its own threads are none of our business.
-    if code == INTERRUPTED and argv is None:
-        _leave(code)
+    if text == _INTERRUPTED_TEXT and _owns_process:
+        # A thread may wait for a dead network drive, and MindSpore takes seconds to destroy what it holds.
+        remove_stages()
+        sys.stderr.flush()
+        os._exit(code)
     return code
+
+
+_owns_process = False
+
+
+def own_process() -> None:
+    """State that this process is a command: it ends soon after a signal, whatever its threads and libraries do.
+
+    A caller in Python goes on instead, and its own threads are none of our business.
+    """
+    global _owns_process
+    if not _owns_process:
+        _owns_process = True
+        end_in_time(_end_interrupted)
+
+
+def _end_interrupted() -> None:
+    remove_stages()
+    # The main thread may hold the lock of `sys.stderr`.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_INTERRUPTED_TEXT}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _outcome(
@@ -133,7 +169,7 @@ def _outcome(
             raise
         return error.exit_code, f"error: {error}"
     except KeyboardInterrupt:
-        return INTERRUPTED, "interrupted; no partial files were left behind"
+        return INTERRUPTED, _INTERRUPTED_TEXT
     except BrokenPipeError:
         return 1, None
     except MemoryError:
@@ -153,14 +189,6 @@ def _outcome(
             f"error: unexpected {type(error).__name__}: {one_line(error, 300)} (set NEONEXT_DEBUG=1 for the traceback)"
         )
         return 1, text
-
-
-def _leave(code: int) -> None:
-    """End the process at once if a thread would keep it alive, for example one that waits for a dead network drive."""
-    if any(thread.is_alive() and not thread.daemon for thread in threading.enumerate()[1:]):
-        remove_private_folder()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def progress(items: Iterable[T], total: int | None = None, what: str = "", quiet: bool = False) -> Iterable[T]:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from .errors import InputError, NeoNextError, ToolchainError, UsageError
 from .files import explained, publish
-from .signals import in_main_thread, signals_later
+from .signals import in_main_thread, signals_later, unhurried
 
-GRACE = 2.0
+GRACE = 1.0
 _LINE = 1 << 16
 _TAIL = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._\-\u4e00-\u9fa5]+")
@@ -149,7 +149,7 @@ def run(
     with explained(final_log), open(log, "wb") as output:
         output.write(f"$ {quoted([name, *command[1:]])}\n".encode())
         output.flush()
-        with _terminated_as_exit():
+        with _terminated_as_exit(), unhurried():
             try:
                 with signals_later():
                     process = _start(command, work, output, environ)

@@ -59,6 +59,7 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
     necessary, and removed again if the block leaves them empty. Temporary folders of killed processes are removed.
     """
     directory = Path(directory)
+    check_home_written(directory)
     created: list[Path] = []
     with explained(directory):
         missing = directory
@@ -70,18 +71,50 @@ def staging(directory: str | os.PathLike) -> Iterator[Path]:
             raise NotADirectoryError(errno.EEXIST, "not a folder", str(directory))
         _remove_abandoned(directory)
         stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=directory))
+    _stages[stage] = os.getpid(), created
     try:
         # The lock ends with the process. It tells a folder in use from one that a killed process left behind.
         with exclusive(stage):
             yield stage
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in created:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        _remove_stage(stage)
+
+
+def check_home_written(directory: Path) -> None:
+    """Reject a folder to write in that begins with `~` or `~USER`, which only a shell takes for a home folder.
+
+    Raises:
+        InputError: it does, and there is no folder of that name here.
+    """
+    first = directory.parts[0] if directory.parts else ""
+    if os.path.expanduser(first) != first and not os.path.exists(first):
+        raise InputError(
+            f"{directory}: would be in a new folder named {first!r} here. Shells replace {first} only at the start of "
+            "a word, not in key=value, --option=value or files. Write the whole path."
+        )
 
 
 _STAGE = ".neonext-"
+# Temporary folder -> the process that made it, and the parents that were made for it.
+_stages: dict[Path, tuple[int, list[Path]]] = {}
+
+
+def _remove_stage(stage: Path) -> None:
+    shutil.rmtree(stage, ignore_errors=True)
+    _, created = _stages.pop(stage, (0, []))
+    for folder in created:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def remove_stages() -> None:
+    """Remove the temporary folders of all `staging` blocks of this process, which is about to end."""
+    for stage, (process, _) in list(_stages.items()):
+        # A forked process has copies of the entries of its parent.
+        if process == os.getpid():
+            _remove_stage(stage)
+
+
 _YOUNG_SECONDS = 10
 
 
@@ -125,6 +158,21 @@ NO_TEMPORARY_FOLDER = "no temporary folder can be written. Set TMPDIR to one tha
 _private: dict[int, tuple[contextlib.ExitStack, Path]] = {}
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a temporary folder that only this user can read; it is removed when the block or a command ends.
+
+    Raises:
+        InputError: there is no place for temporary files.
+    """
+    try:
+        place = tempfile.gettempdir()
+    except OSError as error:
+        raise InputError(NO_TEMPORARY_FOLDER) from error
+    with staging(place) as folder:
+        yield folder
+
+
 def private_folder() -> Path:
     """Return a temporary folder that only this user can read; one per process, removed when the process ends.
 
@@ -133,11 +181,7 @@ def private_folder() -> Path:
     """
     if os.getpid() not in _private:
         stack = contextlib.ExitStack()
-        try:
-            place = tempfile.gettempdir()
-        except OSError as error:
-            raise InputError(NO_TEMPORARY_FOLDER) from error
-        _private[os.getpid()] = stack, stack.enter_context(staging(place))
+        _private[os.getpid()] = stack, stack.enter_context(temporary_folder())
         atexit.register(remove_private_folder)
     return _private[os.getpid()][1]
 
@@ -332,7 +376,7 @@ def parse_json(text: str | bytes, source: str, kind: str) -> Any:
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
         _check_depth(text)
-        value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise InputError(f"{source}: not {kind} ({one_line(error)})") from error
     return value
@@ -348,7 +392,12 @@ def _finite(text: str) -> float:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of an object in JSON (`object_pairs_hook`), where a later value would replace an earlier one.
+
+    Raises:
+        ValueError: a key is given twice.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         seen: set[str] = set()

@@ -1,12 +1,23 @@
-"""Delivery of signals that must wait."""
+"""Delivery of signals: some must wait, and none may wait for long."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE_SECONDS = 0.8
+# Process, user and group of the sender of a message.
+_CREDENTIALS = struct.Struct("3i")
+# Blocks of `unhurried` that have not ended.
+_unhurried: list[object] = []
 
 
 def in_main_thread() -> bool:
@@ -37,6 +48,52 @@ def killed_child() -> signal.Signals | None:
     return None
 
 
+def end_in_time(leave: Callable[[], None]) -> None:
+    """Call `leave`, which ends the process, if a signal to stop has not ended it after a moment.
+
+    Python calls handlers in the main thread and between two of its instructions, so that they wait for a library that
+    computes, compiles or loads. The system's own handler wakes a thread at once.
+    """
+    ours, theirs = socket.socketpair()
+    # Forked processes, such as readers of images, share the socket; so every message has to name its sender.
+    if hasattr(socket, "SO_PASSCRED"):
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_wait_for_signal, args=(ours, theirs, leave), daemon=True).start()
+
+
+def _wait_for_signal(ours: socket.socket, theirs: socket.socket, leave: Callable[[], None]) -> None:
+    while True:
+        received, credentials, *_ = ours.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        # Linux adds them; without them, this process is believed to be the sender.
+        process = _CREDENTIALS.unpack(credentials[0][2])[0] if credentials else os.getpid()
+        # MindSpore sends SIGTERM to its process when a reader of images was killed, which is reported as that.
+        if process == os.getpid() and received[0] in STOPPING and not _unhurried and killed_child() is None:
+            time.sleep(_PATIENCE_SECONDS)
+            leave()
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """Let the code of the block end the process itself after a signal, in the time that it needs.
+
+    It saves the state of a training, or stops a process of its own.
+    """
+    token = object()
+    _unhurried.append(token)
+    try:
+        yield
+    finally:
+        _unhurried.remove(token)
+
+
+def unhurried_from_now() -> None:
+    """Let this process end itself after a signal from now on, because it has results to write."""
+    if None not in _unhurried:
+        _unhurried.append(None)
+
+
 @contextlib.contextmanager
 def signals_later() -> Iterator[None]:
     """Postpone SIGINT, SIGTERM and SIGHUP until the block has ended.
@@ -46,7 +103,7 @@ def signals_later() -> Iterator[None]:
     """
     arrived: list[int] = []
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread() else ():
+    for number in STOPPING if in_main_thread() else ():
         # An ignored signal stays ignored, and a handler installed outside of Python cannot be restored.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, lambda received, frame: arrived.append(received))

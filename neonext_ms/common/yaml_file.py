@@ -84,7 +84,9 @@ def _loader() -> type:
 
         def construct_mapping(self, node, deep=False):
             keys = set()
-            for key, _ in node.value:
+            for key, value in node.value:
+                if key.tag == "tag:yaml.org,2002:merge" and isinstance(value, yaml.SequenceNode):
+                    self.check_merged(value.value)
                 # The keys of a mapping that `<<` merges may be overridden, but `<<` itself is a key.
                 if isinstance(key, yaml.ScalarNode):
                     if key.value in keys:
@@ -93,6 +95,18 @@ def _loader() -> type:
                         )
                     keys.add(key.value)
             return super().construct_mapping(node, deep)
+
+        def check_merged(self, nodes):
+            # The first of several mappings should win, but in PyYAML that depends on its version and on the key.
+            owners: dict[str, yaml.MappingNode] = {}
+            for node in nodes:
+                if isinstance(node, yaml.MappingNode):
+                    self.flatten_mapping(node)
+                    for key, _ in node.value:
+                        if isinstance(key, yaml.ScalarNode) and owners.setdefault(key.value, node) is not node:
+                            raise yaml.constructor.ConstructorError(
+                                None, None, f"the key {key.value[:60]!r} is in two merged mappings", key.start_mark
+                            )
 
         def construct_yaml_int(self, node):
             # 010 is 8, 12:30 is 750 and 2026_11_28 is 20261128 in YAML 1.1 only: no reader expects that.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, read_text
+from neonext_ms.common.files import explained, read_text, unique_keys
 from neonext_ms.common.text import list_names, one_line, printable, shorten
 
 from .images import SUFFIXES
@@ -76,19 +76,23 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(root: Path, name: str) -> list[str]:
-    images, seen = [], set()
+    images = []
 
     def stop(error: OSError):
         raise error
 
+    def place(folder: str | os.PathLike) -> tuple[int, int]:
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino
+
     with explained(root / name):
+        # A link to a folder above has the images of all classes, and would be followed without end.
+        seen = set(map(place, (root, *(root / name).resolve().parents)))
         for folder, subfolders, names in os.walk(root / name, followlinks=True, onerror=stop):
-            # A link to a folder above would be followed without end.
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            if place(folder) in seen:
                 subfolders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(place(folder))
             subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
             images += [(folder, file) for file in sorted(names) if _is_image(file)]
     # torchvision sorts by folder first, then by name.
@@ -245,7 +249,7 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     text = read_text(path)
     if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
         try:
-            values = json.loads(text, object_pairs_hook=_unique)
+            values = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
         labels = _json_labels(values, source)
@@ -282,13 +286,6 @@ def order_rule(folders: Sequence[str]) -> str:
     """Return the rule for folders that define the classes: "by-number" if they are numbered from 0, else "sorted"."""
     numbers = {int(name) for name in map(_plain, folders) if _NUMBER.fullmatch(name)}
     return "by-number" if numbers == set(range(len(folders))) else "sorted"
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key is given twice")
-    return values
 
 
 def _json_labels(values: object, source: str) -> list[str]:

@@ -23,7 +23,7 @@ class Preprocessing:
     """The evaluation preprocessing of the official code: resize by 1 / crop, centre crop, (x / 255 - mean) / std.
 
     Attributes:
-        mean: means of the channels R, G, B after division by 255, at most 1.
+        mean: means of the channels R, G, B after division by 255, from 0 to 1.
         std: standard deviations of the channels R, G, B after division by 255, at most 1.
         crop: side of the centre crop relative to the resized image, from 0.01 to 1.
         interpolation: "bilinear" (the official code) or "bicubic".
@@ -55,6 +55,11 @@ class Preprocessing:
                 raise InputError(
                     f"preprocessing: {name} refers to values from 0 to 255 (got {shorten(value)}, expected at most 1). "
                     "Divide mean and std by 255."
+                )
+            if min(values) < 0:
+                raise InputError(
+                    f"preprocessing: {name} has negative values (got {shorten(value)}). It is subtracted; write the "
+                    "mean of the pixels, from 0 to 1."
                 )
             # JSON and YAML give lists.
             object.__setattr__(self, name, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 # Operators that only change type or shape.
 _PASSING = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "QuantizeLinear", "DequantizeLinear")
+# Operators whose output is still the images: clipped, enlarged, cut, or with their channels in another order.
+_PICTURES = (
+    *(*_PASSING, "Transpose", "Unsqueeze", "Clip", "Min", "Max", "Pad", "Resize", "Upsample", "Slice", "Gather"),
+    *("Split", "Concat"),
+)
 _ARITHMETIC = ("Sub", "Add", "Mul", "Div")
 _CHANNELS = 3
 # onnxruntime's names of types -> NumPy's, where they differ.
@@ -275,13 +280,17 @@ def _normalization(graph: onnx.GraphProto) -> str:
                 sizes = [math.prod(a.t.dims) for a in node.attribute if a.HasField("t")]
                 size = max([*sizes, *(constants[name] for name in node.input)], default=0)
                 constants.update(dict.fromkeys(node.output, size))
-        elif node.op_type in (*_PASSING, "Transpose"):
+        elif node.op_type in _PICTURES:
             images.update(node.output)
-        elif node.op_type == "BatchNormalization" or (
-            node.op_type in _ARITHMETIC and any(constants.get(name, _CHANNELS + 1) <= _CHANNELS for name in node.input)
-        ):
+        elif node.op_type == "BatchNormalization" or _is_scaling(node, constants):
             return node.name or node.output[0]
     return ""
+
+
+def _is_scaling(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
+    """Return whether a node computes with one constant, or one for each channel; of a convolution, by its weights."""
+    factors = node.input if node.op_type in _ARITHMETIC else node.input[1:2] if node.op_type == "Conv" else ()
+    return any(constants.get(name, _CHANNELS + 1) <= _CHANNELS for name in factors)
 
 
 def describe_onnx(path: str | os.PathLike) -> dict:

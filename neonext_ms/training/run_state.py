@@ -16,7 +16,7 @@ import numpy as np
 from neonext_ms.checkpoint import metadata as checkpoint_metadata
 from neonext_ms.checkpoint import safetensors_file
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.files import atomic, exclusive, explained, parse_json
+from neonext_ms.common.files import atomic, check_home_written, exclusive, explained, parse_json
 from neonext_ms.common.text import one_line, shorten
 
 from .data.image_sets import is_description
@@ -249,6 +249,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another run has locked it.
     """
+    check_home_written(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder, wait=False) as alone:

@@ -262,6 +262,7 @@ class Trainer:
             first = counted_from is None
             if first or self._reads():
                 self._read_results()
+                self._signals.step_taken()
             line.update(self.progress, self._window)
             if first:
                 counted_from = time.monotonic()

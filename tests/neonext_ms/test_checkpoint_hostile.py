@@ -15,7 +15,7 @@ import pytest
 from neonext_ms.checkpoint import mindspore_ckpt, pytorch, safetensors_file
 from neonext_ms.checkpoint.budget import NAME_LENGTH, STEPS, Budget
 from neonext_ms.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from neonext_ms.checkpoint.metadata import encode
+from neonext_ms.checkpoint.metadata import decode, encode
 from neonext_ms.common.errors import InputError
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.registry import model_config
@@ -185,6 +185,16 @@ def test_headers_of_safetensors(tmp_path):
     for data in wrong:
         path.write_bytes(data)
         rejected(path)
+
+
+def test_a_name_given_twice_in_a_header(tmp_path):
+    """The last one would be taken: tensors or shifts other than another reader of the file takes."""
+    path = tmp_path / "x.safetensors"
+    entry = json.dumps({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]})
+    path.write_bytes(header(f'{{"w": {entry}, "w": {entry}}}'.encode(), bytes(4)))
+    rejected(path, "'w' is given twice")
+    with pytest.raises(InputError, match="'shifts' is given twice"):
+        decode('{"shifts": [1, 1, 0, 0], "shifts": [1, 1, 1, 0]}', "x")
 
 
 def test_many_tensors_in_a_header(tmp_path):

@@ -84,6 +84,26 @@ NORMALIZATIONS = {
     "subtract": ([node("Sub", "image mean", "x")], {"mean": COLOURS}),
     "scale": ([node("Cast", "image", "f", to=TensorProto.FLOAT), node("Mul", "f two", "x")], {"two": np.float32(2)}),
     "computed": ([node("Unsqueeze", "mean axes", "m"), node("Div", "image m", "x")], {"mean": COLOURS, "axes": [0]}),
+    "clipped": (
+        [node("Clip", "image zero one", "c"), node("Sub", "c mean", "x")],
+        {"zero": np.float32(0), "one": np.float32(1), "mean": COLOURS},
+    ),
+    "channels turned": (
+        [node("Gather", "image turned", "c", axis=1), node("Sub", "c mean", "x")],
+        {"turned": np.array([2, 1, 0]), "mean": COLOURS},
+    ),
+    "channel by channel": (
+        [
+            helper.make_node("Split", ["image"], ["r", "g", "b"], axis=1),
+            node("Sub", "r mean", "s"),
+            node("Concat", "s g b", "x", axis=1),
+        ],
+        {"mean": np.float32(0.4)},
+    ),
+    "convolution": (
+        [node("Conv", "image weights shift", "x", group=3)],
+        {"weights": COLOURS[..., None], "shift": np.zeros(3, np.float32)},
+    ),
     "batchnorm": (
         [node("BatchNormalization", "image one zero zero one", "x")],
         {"one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)},

@@ -402,6 +402,8 @@ def test_keys_left_out(tmp_path):
         ("crop: 1.5", r"crop must be from 0.01 to 1"),
         ("mean: [1, 2]", "mean must be three numbers"),
         ("mean: 123", "mean must be three numbers"),
+        ("mean: [-0.5, -0.5, -0.5]", "mean has negative values .*It is subtracted"),
+        ("mean: [-123.7, -116.3, -103.5]", "mean has negative values"),
         ("mean: '123'", "mean must be three numbers"),
         ("crop: 0.9\nmean: [0.1, 0.2", "line [23]: not valid YAML"),
         ("crop: 0.9\n\tmode: auto", "line 2: not valid YAML"),

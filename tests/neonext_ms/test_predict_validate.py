@@ -105,6 +105,12 @@ def test_links_in_a_circle(tmp_path):
     (tmp_path / "a" / "1.png").touch()
     (tmp_path / "a" / "sub" / "up").symlink_to(tmp_path / "a")
     assert find_images(tmp_path).files == ("a/1.png",)
+    # A link to the folder of all classes does not make their images images of this one.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.png").touch()
+    (tmp_path / "a" / "all").symlink_to("..")
+    (tmp_path / "a" / "above").symlink_to(tmp_path.parent)
+    assert find_images(tmp_path).files == ("a/1.png", "b/2.png")
 
 
 def test_folders_without_images(tmp_path):
@@ -224,7 +230,7 @@ def test_label_files(tmp_path, content):
         (b'["cat", ""]', "label 2 is empty"),
         (b'{"0": "cat", "2": "dog"}', "wrong numbers"),
         (b'{"0": "cat", "00": "dog"}', "wrong numbers"),
-        (b'{"0": "cat", "0": "dog"}', "a key is given twice"),
+        (b'{"0": "cat", "0": "dog"}', "the key '0' is given twice"),
         (b'{"0": ["n01", "cat"]}', "no labels"),
         (b"{0: 'cat'}", "not a list or map of labels"),
     ],

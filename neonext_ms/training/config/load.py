@@ -61,6 +61,10 @@ def make_config(values: Mapping, source: str = "config") -> Config:
                 f"{source}: wrong order in augmentation.{key} (got [{low:g}, {high:g}], expected the smaller number "
                 "first)"
             )
+    paths = {"model.init": config.model.init, "data.path": config.data.path, "run.output": config.run.output}
+    # An empty one would count as not given, or as this folder.
+    if empty := next((key for key, path in paths.items() if path == ""), None):
+        raise InputError(f"{source}: {empty} is empty (expected a path or null). Is a variable of the shell not set?")
     schedule = config.schedule
     for key in ("warmup_epochs", "blend_epochs"):
         # A change of the activation that never ends would leave a network that was not trained with its own.

@@ -49,7 +49,7 @@ Side = Annotated[int, Range(1, 1 << 14)]
 Channels = Annotated[int, Range(1, 1 << 16)]
 Blocks = Annotated[int, Range(1, 1000)]
 _SCALE = ", after division by 255"
-Mean = Annotated[float, Range(-1, 1, hint=_SCALE)]
+Mean = Annotated[float, Range(0, 1, hint=_SCALE)]
 Deviation = Annotated[float, Range(0, 1, open_low=True, hint=_SCALE)]
 Interpolation = Literal["bilinear", "bicubic"]
 # How the range of an activation is chosen in calibration; `export.quantize.ranges` has the sources.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,11 +168,21 @@ def open_folders(
 
 
 def describe_data(train: ImageSet, val: ImageSet) -> dict:
-    """Return the classes and the number of images of each class in both parts, as plain values for a checkpoint."""
+    """Return the classes, and the number and names (as a digest) of their images, as plain values for a checkpoint."""
     parts = {"train": train, "val": val}
     counts = {name: Counter(int(label) for label in images.labels) for name, images in parts.items()}
     numbers = {name: [count[i] for i in range(len(train.classes))] for name, count in counts.items()}
-    return {"classes": list(train.classes), **numbers}
+    names = {f"{name}_names": _name_digests(images) for name, images in parts.items()}
+    return {"classes": list(train.classes), **numbers, **names}
+
+
+def _name_digests(images: ImageSet) -> list[str]:
+    """Return a digest of the names of the images of each class, below its folder, in their order."""
+    digests = [hashlib.blake2b(digest_size=8) for _ in images.classes]
+    for index, label in enumerate(images.labels):
+        name = images.file(index).removeprefix(f"{images.classes[label]}/")
+        digests[label].update(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape") + b"\0")
+    return [digest.hexdigest() for digest in digests]
 
 
 def is_description(data: object) -> bool:
@@ -181,7 +193,8 @@ def is_description(data: object) -> bool:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return not data
     counts = [data[part] for part in ("train", "val") if part in data]
-    return all(
+    digests = [data[part] for part in ("train_names", "val_names") if part in data]
+    return all(isinstance(part, list) and len(part) == len(names) for part in digests) and all(
         isinstance(part, list) and len(part) == len(names) and all(type(n) is int and n >= 0 for n in part)
         for part in counts
     )
@@ -208,11 +221,25 @@ def check_data(recorded: Mapping, data: Mapping, source: str) -> None:
             for name, count in counts.items()
             if old.get(name, count) != count
         ]
+        changes += [] if changes else _other_names(recorded, data, part)
     if changes:
         raise InputError(
             f"{source}: the run was started with other images. Restore them, or start a new run from its weights with "
             f"--init. These differ:\n{list_names(changes)}"
         )
+
+
+def _other_names(recorded: Mapping, data: Mapping, part: str) -> list[str]:
+    """Return the changes of the names of the images of one part, whose classes and numbers of images are the same."""
+    key = f"{part}_names"
+    now, old = (dict(zip(d["classes"], d[key], strict=True)) if key in d else {} for d in (data, recorded))
+    changes = []
+    for name, digest in now.items():
+        if old.get(name, digest) != digest:
+            other = next((printable(repr(other)) for other, names in old.items() if names == digest), None)
+            what = f"has those of class {other}" if other else "has others now, by their names"
+            changes.append(f"the images in {part} differ: class {printable(repr(name))} {what}")
+    return changes
 
 
 class BrokenImages:

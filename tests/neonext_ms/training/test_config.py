@@ -75,7 +75,7 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ("model: {shifts: [1, a]}", "model.shifts (got [1, 'a'], expected a list of whole numbers in [0, "),
         (
             "data: {mean: [0.5]}",
-            "data.mean (got [0.5], expected a list of 3 numbers in [-1, 1], after division by 255)",
+            "data.mean (got [0.5], expected a list of 3 numbers in [0, 1], after division by 255)",
         ),
         ("loss: {smoothing: 1}", "loss.smoothing (got 1, expected a number in [0, 1))"),
         ("precision: {loss_scale: often}", "precision.loss_scale (got 'often', expected a number > 0 or one of auto,"),
@@ -94,7 +94,7 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ),
         ("schedule: {epochs: 5}", "schedule.warmup_epochs (20) is more than schedule.epochs (5)"),
         ("schedule: {blend_epochs: 301}", "schedule.blend_epochs (301) is more than schedule.epochs (300)"),
-        ("data: {mean: [123.675, 116.28, 103.53]}", "in [-1, 1], after division by 255)"),
+        ("data: {mean: [123.675, 116.28, 103.53]}", "in [0, 1], after division by 255)"),
         ("data: {std: [58.395, 57.12, 57.375]}", "in (0, 1], after division by 255)"),
         ("run: {output: 1.10}", "run.output (got 1.1, expected a text or null). Put it in quotes"),
         ("run: {output: no}", "run.output (got False, expected a text or null). Put it in quotes"),
@@ -142,12 +142,18 @@ def test_wrong_overrides_are_named(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["2026_11_28", "no", "1.10", "#x", "007", "12:30", "", "2026-11-28", "~", "a: b", "[", "'x'", " x ", "!!int"],
+    ["2026_11_28", "no", "1.10", "#x", "007", "12:30", "2026-11-28", "~", "a: b", "[", "'x'", " x ", "!!int"],
 )
 def test_text_is_taken_as_typed(text):
     assert load_config(CONFIGS / "digits.yaml", [f"run.output={text}"]).run.output == text
     assert load_config(CONFIGS / "digits.yaml", [f"data.train={text}"]).data.train == text
     assert load_config(CONFIGS / "digits.yaml", [f"model.kernel_spec={text}"]).model.kernel_spec == text
+
+
+@pytest.mark.parametrize("key", ["model.init", "data.path", "run.output"])
+def test_an_empty_path_is_not_taken_as_none(key):
+    with pytest.raises(UsageError, match=f"{key} is empty"):
+        load_config(CONFIGS / "digits.yaml", [f"{key}="])
 
 
 def test_null_and_choices_in_overrides():

@@ -28,7 +28,7 @@ from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
 from neonext_ms.training import distributed, reader_watch
 from neonext_ms.training.config.schema import known_keys
-from neonext_ms.training.data.image_sets import FolderSet
+from neonext_ms.training.data.image_sets import FolderSet, check_data, describe_data, is_description, open_folders
 from neonext_ms.training.data.mindrecord import write_records
 from neonext_ms.training.run_state import Checkpoints, Progress, load_state, save_state
 from neonext_ms.training.runlog import read_csv
@@ -426,6 +426,31 @@ def test_a_run_is_resumed_with_its_own_images_only(folder, capsys):
     ):
         assert text in error
     assert sorted((folder / "run").rglob("*")) == before
+
+
+def test_images_that_changed_their_class_are_noticed(tmp_path):
+    """Class folders that swapped their names have the same classes and the same number of images."""
+    names = ("train/red/1", "train/red/2", "train/blue/3", "train/blue/4", "val/red/5", "val/blue/6")
+    for number, name in enumerate(names):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+
+    def described():
+        return describe_data(*open_folders(tmp_path))
+
+    before = described()
+    assert is_description(before)
+    check_data(before, described(), "run")
+    check_data({key: value for key, value in before.items() if "_names" not in key}, described(), "run")
+    for old, new in (("red", "x"), ("blue", "red"), ("x", "blue")):
+        (tmp_path / "train" / old).rename(tmp_path / "train" / new)
+    with pytest.raises(InputError, match="in train differ: class 'blue' has those of class 'red'"):
+        check_data(before, described(), "run")
+    before = described()
+    (tmp_path / "val" / "red" / "5.png").rename(tmp_path / "val" / "red" / "7.png")
+    with pytest.raises(InputError, match="in val differ: class 'red' has others now"):
+        check_data(before, described(), "run")
 
 
 def test_the_order_of_the_classes_of_a_run_is_kept(folder, capsys):
