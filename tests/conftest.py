@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neonext_ms.common import cli
 from neonext_ms.common.processors import processors
+
+# A command that a test calls as a program would end this process after the first signal of any later test.
+cli.own_process = lambda: None
 
 DATA = Path(__file__).parent / "data"
 SMALL = DATA / "golden"
