@@ -238,7 +238,7 @@ def test_without_a_compiler(monkeypatch, capsys):
         (["--batch", "x"], "batch 'x'"),
         (["--batch", "65"], "from 1 to 64"),
         (["--image-size", "0"], "image size '0'"),
-        (["--models", ""], "model ''"),
+        (["--models", "t,"], "model ''"),
         (["buffers", "--soc", "Ascend910B3", "--models", "xl"], "do not fit into its L0C"),
     ],
 )
