@@ -13,7 +13,8 @@ import pytest
 from neonext_ms.common import cli
 from neonext_ms.common.processors import processors
 
-# A command that a test calls as a program would end this process after the first signal of any later test.
+# A command that is called as a program, as test_docs.py does to parse its line, would end this process after the
+# first signal of any later test.
 cli.own_process = lambda: None
 
 DATA = Path(__file__).parent / "data"

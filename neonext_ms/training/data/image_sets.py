@@ -194,9 +194,8 @@ def is_description(data: object) -> bool:
         return not data
     counts = [data[part] for part in ("train", "val") if part in data]
     digests = [data[part] for part in ("train_names", "val_names") if part in data]
-    return all(isinstance(part, list) and len(part) == len(names) for part in digests) and all(
-        isinstance(part, list) and len(part) == len(names) and all(type(n) is int and n >= 0 for n in part)
-        for part in counts
+    return all(isinstance(part, list) and len(part) == len(names) for part in (*counts, *digests)) and all(
+        type(n) is int and n >= 0 for part in counts for n in part
     )
 
 

@@ -295,10 +295,6 @@ inline void pad_copy_out(const AscendC::GlobalTensor<T>& dst, const AscendC::Loc
     copy_out(dst, src, transfer);
 }
 
-}  // namespace neonext_twin
-
-namespace neonext_twin {
-
 /// Copy `count` elements in each repeat, in as many blocks as they take.
 template <typename T>
 inline void copy_counted(const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src, uint64_t count,
