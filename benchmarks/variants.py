@@ -24,7 +24,7 @@ from neonext_ms.common.cli import (
 )
 from neonext_ms.common.errors import ToolchainError, UsageError
 from neonext_ms.common.files import check_output, temporary_folder
-from neonext_ms.common.processors import thread_count
+from neonext_ms.common.processors import saturates, thread_count
 from neonext_ms.common.text import format_size, nearest
 
 DESCRIPTION = """\
@@ -257,7 +257,10 @@ def _usable(asked: Sequence[str]) -> list[str]:
         note(f"note: {name} is omitted: {reason}")
     if len(missing) == len(asked):
         raise ToolchainError(f"none of {', '.join(asked)} can be measured here: {'; '.join(missing.values())}")
-    return [name for name in asked if name not in missing]
+    usable = [name for name in asked if name not in missing]
+    if saturates() and any(VARIANTS[name] == ("openvino", STATIC) for name in usable):
+        note("note: qdq-openvino computes in float32: without VNNI, OpenVINO's 8-bit sums would saturate on this CPU")
+    return usable
 
 
 def _main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from neonext_ms.common.text import format_size, plural
 from neonext_ms.common.version import __version__
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import GELU
+from neonext_ms.models.quantizer import pairs_fit
 from neonext_ms.models.registry import identify
 from neonext_ms.models.scales import SCALES_SUFFIX, Scales, network_digest
 from neonext_ms.runtime.mindspore import load_mindspore
@@ -143,7 +144,7 @@ def export(
         with steps("quantize"):
             report.quantization = _quantize(networks, request.quantize, metadata, progress)
             check_scales_kept(request.quantize, report.quantization.scales, output / f"{name}{SCALES_SUFFIX}")
-        report.notes = [*report.notes, *report.quantization.notes]
+        report.notes = [*report.notes, *report.quantization.notes, *_saturation_notes(report)]
     with steps("hash"):
         metadata["source"] = source.path and {"file": Path(source.path).name, "sha256": sha256(source.path)}
     if any(target.mindspore for target in request.chosen):
@@ -179,6 +180,19 @@ def _fine_tuning_notes(source: Source, options: QuantizeOptions | None) -> list[
     if options.calibrate is None and options.scales is None:
         return []
     return ["the scales that the checkpoint was fine-tuned with are not used. Leave out --calibrate to use them"]
+
+
+def _saturation_notes(report: Report) -> list[str]:
+    """Return a note on hosts whose sums of 8-bit products saturate, for a file with weights that are large enough."""
+    quantization = report.quantization
+    if quantization is None or all(target.name != "onnx" for target in report.request.chosen):
+        return []
+    if all(pairs_fit(layer.weight_bits) for layer in quantization.scales.layers.values()):
+        return []
+    return [
+        "on x86 processors without VNNI, sums in 8 bit saturate in other programs, and classes are wrong. Set "
+        "session.x64quantprecision to 1 in onnxruntime, as the commands of this package do, or use --weight-bits 7"
+    ]
 
 
 class _Steps:

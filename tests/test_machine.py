@@ -52,6 +52,24 @@ def test_threads_are_all_processors_unless_told_otherwise(environment, variable,
 
 
 @pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", "fma avx2 avx512f", True),
+        ("x86_64", "fma avx2 avx512f avx512_vnni", False),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("x86_64", None, True),
+        ("aarch64", "fp asimd", False),
+    ],
+)
+def test_where_sums_in_8_bit_saturate(environment, tmp_path, machine, flags, expected):
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t\t: avx_vnni\n")
+    environment.setattr(module, "_CPUINFO", tmp_path / "cpuinfo")
+    environment.setattr(module.platform, "machine", lambda: machine)
+    assert module.saturates.__wrapped__() is expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "count"),
     [
         (["--worker_num=8", "--local_worker_num=4"], 2),

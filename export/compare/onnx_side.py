@@ -13,12 +13,11 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.processors import thread_count
 from neonext_ms.common.text import format_size, nearest, one_line
 from neonext_ms.models.scales import MAX_EXPONENT
 from neonext_ms.runtime.base import chunks
 from neonext_ms.runtime.manifest import read_metadata
-from neonext_ms.runtime.onnx import import_onnxruntime
+from neonext_ms.runtime.onnx import import_onnxruntime, session_options
 from neonext_ms.runtime.onnx_file import read_onnx, sound, tensor_array
 
 from ..fast_gelu import CONSTANT
@@ -329,13 +328,9 @@ class OnnxActivations(Activations):
 
 def _open_session(model: onnx.ModelProto, weights_folder: str | None = None, literal: bool = False):
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
+    options = session_options()
     if literal:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = thread_count()
-    # Threads that spin after a run would slow down the other side of the comparison.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights_folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights_folder)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,12 +1,34 @@
-"""The processors that this process may use."""
+"""The processors that this process may use, and what they can compute."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import platform
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
+# Instructions of x86 that add 8-bit products in 32 bits (VNNI, and AMX for 8 bit), by Linux' names.
+_EXACT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+@functools.lru_cache(maxsize=1)
+def saturates() -> bool:
+    """Return whether libraries for 8 bit may compute wrong sums on this processor: x86 without VNNI.
+
+    They multiply with VPMADDUBSW there, which adds two products in 16 bits; 2 * 255 * 127 does not fit, and the sum
+    saturates.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not _EXACT_PRODUCTS & set(flags)
 
 
 def processors() -> int:

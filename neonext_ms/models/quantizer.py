@@ -93,6 +93,11 @@ def largest_weight(bits: int) -> int:
     return int(2 ** (bits - 1)) - 1
 
 
+def pairs_fit(bits: int) -> bool:
+    """Return whether two products of uint8 numbers with weights in some bits fit into 16 bits together."""
+    return 2 * (HIGHEST - LOWEST) * largest_weight(bits) < 1 << 15
+
+
 def least_step(quantizer: Quantizer) -> float:
     """Return the least step of weights behind a quantizer, so that it and that of their products are normal numbers."""
     return MIN_STEP * max(1.0, 1.0 / quantizer.scale)

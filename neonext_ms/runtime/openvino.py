@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.processors import thread_count
+from neonext_ms.common.processors import saturates, thread_count
 from neonext_ms.common.text import one_line
 
 from .base import Settings
@@ -62,6 +62,9 @@ class OpenVino(OnnxFileRuntime):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": thread_count(settings.threads),
         }
+        if saturates():
+            # 8-bit layers then compute in float32: slower, but what the file says.
+            options["LP_TRANSFORMS_MODE"] = False
         core = openvino.Core()
         try:
             model = core.read_model(path)

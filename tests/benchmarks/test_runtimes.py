@@ -310,12 +310,46 @@ def test_lite_on_ascend_keeps_its_sizes(lite, tmp_path):
         runtime_class("mindspore-lite-ascend")().load(str(broken), Settings(1, SIZE))
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_sums_of_8_bit_products_do_not_saturate(name, tmp_path):
+    kind = runtime_class(name)
+    if kind.missing():
+        pytest.skip(kind.missing())
+    inner, outputs = 64, 16
+    constants = {
+        "step": np.float32(1),
+        "zero": np.uint8(0),
+        "weights": np.full((inner, outputs), 127, np.int8),
+        "steps": np.ones(outputs, np.float32),
+        "zeros": np.zeros(outputs, np.int8),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["pixels"], ["rows"]),
+            helper.make_node("QuantizeLinear", ["rows", "step", "zero"], ["codes"]),
+            helper.make_node("DequantizeLinear", ["codes", "step", "zero"], ["values"]),
+            helper.make_node("DequantizeLinear", ["weights", "steps", "zeros"], ["matrix"], axis=1),
+            helper.make_node("Gemm", ["values", "matrix"], ["logits"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ("n", 1, 8, 8))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", outputs))],
+        [onnx.numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    with kind() as runtime:
+        runtime.load(str(path), Settings(4, SIZE))
+        (logits,) = runtime.run([np.full((4, 1, 8, 8), 255, np.float32)])
+    assert np.array_equal(logits, np.full((4, outputs), 255 * 127 * inner, np.float32))
+
+
 class CannSession:
     """A session as the CANN provider's documentation shows it, on the CPU's arrays."""
 
-    def __init__(self, path, providers):
+    def __init__(self, path, options, providers):
         self.made = providers
-        self._session = _REAL(path, providers=["CPUExecutionProvider"])
+        self._session = _REAL(path, options, providers=["CPUExecutionProvider"])
         self.bound = {}
 
     def get_providers(self):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -553,7 +555,9 @@ def exported(tmp_path_factory):
     """Both forms of the digits model, calibrated on the digits by default options."""
     folder = tmp_path_factory.mktemp("int8")
     arguments = ["--target", "onnx,om", "--soc", "Ascend310P3", "--quantize", "int8", "--calibrate", "digits"]
-    assert main([*CHECKPOINT, *arguments, "--validate", "digits", "--output", str(folder)]) == 3
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main([*CHECKPOINT, *arguments, "--validate", "digits", "--output", str(folder)]) == 3
+    assert "on x86 processors without VNNI" in err.getvalue()
     return folder
 
 
@@ -688,7 +692,9 @@ def test_the_layers_that_a_search_leaves_out_can_be_given_again(tmp_path, capsys
     arguments += ["--validate", "digits"]
     # All layers with weights in 3 bits lose two images or more of 360, which is more than 0.5 points.
     assert main([*arguments, "--max-drop", "0.5", "--output", str(tmp_path / "a")]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    # Products with such weights fit into 16 bits on any processor.
+    assert "VNNI" not in err
     assert out.count("\nsearch    ") >= 2
     (skipped,) = re.findall(r"^skipped   --quantize-skip (\S+)$", out, re.MULTILINE)
     found = json.loads((tmp_path / "a" / "digits_64.json").read_text())["int8"]
