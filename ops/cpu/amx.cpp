@@ -8,6 +8,7 @@
 #include "amx.h"
 
 #include "kernel.h"
+#include "packing.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
 
@@ -16,7 +17,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <vector>
 
 namespace neonext {
 namespace {
@@ -140,8 +140,6 @@ void pack(const Factor &factor, bool right, int64_t size, int64_t inner, float *
   }
 }
 
-int64_t blocks(int64_t size, int64_t by) { return (size + by - 1) / by; }
-
 // Computes 32 x 32 values in tiles 0 to 3. `left` and `right` are packed, the second 16 rows and columns behind the
 // first.
 inline void multiply(const float *left, const float *right, int64_t steps) {
@@ -216,16 +214,6 @@ Factor behind(const Factor &factor, bool stored_rows, int64_t k) {
   return {factor.values + (stored_rows ? k * factor.stride : k), factor.stride, factor.transposed};
 }
 
-// Packed factors of this thread.
-float *scratch(int which, int64_t size) {
-  static thread_local std::vector<Vector> buffers[2];
-  const int64_t vectors = blocks(size, kLanes);
-  if (static_cast<int64_t>(buffers[which].size()) < vectors) {
-    buffers[which].resize(vectors);
-  }
-  return reinterpret_cast<float *>(buffers[which].data());
-}
-
 }  // namespace
 
 bool amx_suits(int64_t rows, int64_t columns, int64_t inner) {
@@ -240,8 +228,8 @@ void amx_product(int64_t rows, int64_t columns, int64_t inner, Factor left, Fact
   for (int64_t k = 0; k < inner; k += kChunk) {
     const int64_t count = std::min(kChunk, inner - k), steps = blocks(count, kInner), size = steps * kParts * kTile;
     // An even number of tiles; what lies beyond the matrix is computed, but not used.
-    float *const lefts = scratch(0, 2 * blocks(rows, kBlock) * size);
-    float *const rights = scratch(1, 2 * blocks(columns, kBlock) * size);
+    float *const lefts = packed_factor(0, 2 * blocks(rows, kBlock) * size);
+    float *const rights = packed_factor(1, 2 * blocks(columns, kBlock) * size);
     pack(behind(left, left.transposed, k), false, rows, count, lefts);
     pack(behind(right, !right.transposed, k), true, columns, count, rights);
     for (int64_t i = 0; i < rows; i += kBlock) {

@@ -1,4 +1,4 @@
-// The matrix product of oneDNN, which MindSpore has loaded, or of AMX.
+// The matrix product of oneDNN, which MindSpore has loaded, or a faster one.
 
 #include "product.h"
 
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "amx.h"
+#include "avx2.h"
 
 namespace neonext {
 namespace {
@@ -31,6 +32,10 @@ void product(int64_t rows, int64_t columns, int64_t inner, Factor left, Factor r
              bool add) {
   if (amx_suits(rows, columns, inner)) {
     amx_product(rows, columns, inner, left, right, result, stride, add);
+    return;
+  }
+  if (avx2_suits(rows, columns, inner)) {
+    avx2_product(rows, columns, inner, left, right, result, stride, add);
     return;
   }
   const int status = gemm()(left.transposed ? 'T' : 'N', right.transposed ? 'T' : 'N', rows, columns, inner, 1.0f,

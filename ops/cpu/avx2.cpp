@@ -1,0 +1,197 @@
+// A float32 product for 16 registers of 8 lanes, in which oneDNN's is slow if the left factor is transposed.
+//
+// Six rows of the result by two vectors of its columns stay in registers, while the inner numbers run over packed
+// factors: six numbers of the left one and two vectors of the right one for each. A strip of the right factor stays in
+// the first cache, a block of the left one in the second.
+
+#include "avx2.h"
+
+#include "kernel.h"
+#include "packing.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+
+#include <algorithm>
+
+namespace neonext {
+namespace {
+
+constexpr int64_t kWidth = 8, kRows = 6, kColumns = 2 * kWidth;
+// Inner numbers and rows whose packed factors fit the caches.
+constexpr int64_t kChunk = 512, kBlock = 96;
+
+using Octet = float __attribute__((vector_size(kWidth * sizeof(float))));
+
+inline Octet load_octet(const float *from) {
+  Octet value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+inline void store_octet(float *to, const Octet &value) { std::memcpy(to, &value, sizeof(value)); }
+
+// Writes the transpose of `count` <= 8 rows of 8 values. Three rounds of shuffles within and between half registers.
+template <int kCount>
+inline void transpose_octets(const float *from, int64_t stride, float *to, int64_t to_stride) {
+  using Places [[maybe_unused]] = int32_t __attribute__((vector_size(sizeof(Octet))));
+  Octet now[kWidth] = {}, next[kWidth];
+  for (int i = 0; i < kCount; ++i) {
+    now[i] = load_octet(from + i * stride);
+  }
+  for (int i = 0; i < kWidth; i += 2) {
+    next[i] = NEONEXT_SHUFFLE(Places, now[i], now[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    next[i + 1] = NEONEXT_SHUFFLE(Places, now[i], now[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < kWidth; i += 4) {
+    for (int k = 0; k < 2; ++k) {
+      now[i + 2 * k] = NEONEXT_SHUFFLE(Places, next[i + k], next[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      now[i + 2 * k + 1] = NEONEXT_SHUFFLE(Places, next[i + k], next[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int i = 0; i < kWidth / 2; ++i) {
+    store_octet(to + i * to_stride, NEONEXT_SHUFFLE(Places, now[i], now[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+    store_octet(to + (i + 4) * to_stride, NEONEXT_SHUFFLE(Places, now[i], now[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+  }
+}
+
+// Packs `count` <= kSize rows of a left factor, or columns of a right one: for every inner number kSize values, of which
+// those beyond `count` are not used. Values lie `step` apart.
+template <int kSize>
+void pack(const float *from, int64_t stride, bool neighbours, int64_t count, int64_t inner, float *to, int64_t step) {
+  int64_t k = 0;
+  if (neighbours) {
+    // The values of an inner number follow each other in memory.
+    for (; k < inner; ++k) {
+      if (count == kSize) {
+        std::memcpy(to + k * step, from + k * stride, kSize * sizeof(float));
+      } else {
+        std::copy(from + k * stride, from + k * stride + count, to + k * step);
+      }
+    }
+    return;
+  }
+  if (count == kSize) {
+    for (; k + kWidth <= inner; k += kWidth) {
+      transpose_octets<std::min<int>(kSize, kWidth)>(from + k, stride, to + k * step, step);
+      if (kSize > kWidth) {
+        transpose_octets<kWidth>(from + kWidth * stride + k, stride, to + k * step + kWidth, step);
+      }
+    }
+  }
+  for (; k < inner; ++k) {
+    for (int64_t i = 0; i < count; ++i) {
+      to[k * step + i] = from[i * stride + k];
+    }
+  }
+}
+
+// Returns a factor from row or column `index`, and from inner number k, on. `stored` says that it is a stored row.
+const float *place(const Factor &factor, bool stored, int64_t index, int64_t k) {
+  return factor.values + (stored ? index * factor.stride + k : k * factor.stride + index);
+}
+
+// Computes kCount rows by kVectors vectors of columns, or adds to them.
+template <int kCount, int kVectors>
+void multiply(const float *left, const float *right, int64_t inner, float *result, int64_t stride, bool add) {
+  Octet sums[kCount][kVectors] = {};
+  for (int i = 0; i < kCount; ++i) {
+    __builtin_prefetch(result + i * stride, 1);
+  }
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < inner; ++k) {
+    Octet values[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      values[j] = load_octet(right + k * kColumns + j * kWidth);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kCount; ++i) {
+      for (int j = 0; j < kVectors; ++j) {
+        sums[i][j] += left[k * kWidth + i] * values[j];
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kCount; ++i) {
+    for (int j = 0; j < kVectors; ++j) {
+      float *const to = result + i * stride + j * kWidth;
+      store_octet(to, add ? sums[i][j] + load_octet(to) : sums[i][j]);
+    }
+  }
+}
+
+template <int kVectors>
+void multiply_rows(int64_t rows, const float *left, const float *right, int64_t inner, float *result, int64_t stride,
+                   bool add) {
+  switch (rows) {
+    case 1: return multiply<1, kVectors>(left, right, inner, result, stride, add);
+    case 2: return multiply<2, kVectors>(left, right, inner, result, stride, add);
+    case 3: return multiply<3, kVectors>(left, right, inner, result, stride, add);
+    case 4: return multiply<4, kVectors>(left, right, inner, result, stride, add);
+    case 5: return multiply<5, kVectors>(left, right, inner, result, stride, add);
+    default: return multiply<6, kVectors>(left, right, inner, result, stride, add);
+  }
+}
+
+void multiply_tile(int64_t rows, int64_t columns, const float *left, const float *right, int64_t inner, float *result,
+                   int64_t stride, bool add) {
+  if (columns == kColumns) {
+    return multiply_rows<2>(rows, left, right, inner, result, stride, add);
+  }
+  float edge[kRows * kColumns];
+  columns > kWidth ? multiply_rows<2>(rows, left, right, inner, edge, kColumns, false)
+                   : multiply_rows<1>(rows, left, right, inner, edge, kColumns, false);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      float &value = result[i * stride + j];
+      value = edge[i * kColumns + j] + (add ? value : 0.0f);
+    }
+  }
+}
+
+}  // namespace
+
+bool avx2_suits(int64_t rows, int64_t columns, int64_t inner) {
+  return std::min(rows, columns) >= 32 && rows * columns * inner >= 1 << 19;
+}
+
+void avx2_product(int64_t rows, int64_t columns, int64_t inner, Factor left, Factor right, float *result,
+                  int64_t stride, bool add) {
+  for (int64_t k = 0; k < inner; k += kChunk) {
+    const int64_t count = std::min(kChunk, inner - k);
+    float *const rights = packed_factor(1, blocks(columns, kColumns) * kColumns * count);
+    for (int64_t j = 0; j < columns; j += kColumns) {
+      pack<kColumns>(place(right, right.transposed, j, k), right.stride, !right.transposed,
+                     std::min(kColumns, columns - j), count, rights + j * count, kColumns);
+    }
+    for (int64_t block = 0; block < rows; block += kBlock) {
+      const int64_t end = std::min(rows, block + kBlock);
+      float *const lefts = packed_factor(0, blocks(kBlock, kRows) * kWidth * count);
+      for (int64_t i = block; i < end; i += kRows) {
+        pack<kRows>(place(left, !left.transposed, i, k), left.stride, left.transposed, std::min(kRows, end - i), count,
+                    lefts + (i - block) / kRows * kWidth * count, kWidth);
+      }
+      for (int64_t j = 0; j < columns; j += kColumns) {
+        for (int64_t i = block; i < end; i += kRows) {
+          multiply_tile(std::min(kRows, end - i), std::min(kColumns, columns - j),
+                        lefts + (i - block) / kRows * kWidth * count, rights + j * count, count,
+                        result + i * stride + j, stride, add || k > 0);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace neonext
+
+#else
+
+namespace neonext {
+
+bool avx2_suits(int64_t, int64_t, int64_t) { return false; }
+
+void avx2_product(int64_t, int64_t, int64_t, Factor, Factor, float *, int64_t, bool) {}
+
+}  // namespace neonext
+
+#endif
