@@ -17,8 +17,8 @@ namespace neonext {
 namespace {
 
 constexpr int64_t kWidth = 8, kRows = 6, kColumns = 2 * kWidth;
-// Inner numbers and rows whose packed factors fit the caches.
-constexpr int64_t kChunk = 512, kBlock = 96;
+// Inner numbers whose strip of the right factor fits the first cache, and numbers of the left one that fit the second.
+constexpr int64_t kChunk = 512, kHeld = 48 << 10;
 
 using Octet = float __attribute__((vector_size(kWidth * sizeof(float))));
 
@@ -54,28 +54,15 @@ inline void transpose_octets(const float *from, int64_t stride, float *to, int64
   }
 }
 
-// Packs `count` <= kSize rows of a left factor, or columns of a right one: for every inner number kSize values, of which
-// those beyond `count` are not used. Values lie `step` apart.
+// Packs `count` <= kSize rows of a left factor, or columns of a right one, whose inner numbers follow each other in
+// memory: for every inner number kSize values, of which those beyond `count` are not used. Values lie `step` apart.
 template <int kSize>
-void pack(const float *from, int64_t stride, bool neighbours, int64_t count, int64_t inner, float *to, int64_t step) {
+void pack_across(const float *from, int64_t stride, int64_t count, int64_t inner, float *to, int64_t step) {
   int64_t k = 0;
-  if (neighbours) {
-    // The values of an inner number follow each other in memory.
-    for (; k < inner; ++k) {
-      if (count == kSize) {
-        std::memcpy(to + k * step, from + k * stride, kSize * sizeof(float));
-      } else {
-        std::copy(from + k * stride, from + k * stride + count, to + k * step);
-      }
-    }
-    return;
-  }
-  if (count == kSize) {
-    for (; k + kWidth <= inner; k += kWidth) {
-      transpose_octets<std::min<int>(kSize, kWidth)>(from + k, stride, to + k * step, step);
-      if (kSize > kWidth) {
-        transpose_octets<kWidth>(from + kWidth * stride + k, stride, to + k * step + kWidth, step);
-      }
+  for (; count == kSize && k + kWidth <= inner; k += kWidth) {
+    transpose_octets<std::min<int>(kSize, kWidth)>(from + k, stride, to + k * step, step);
+    if (kSize > kWidth) {
+      transpose_octets<kWidth>(from + kWidth * stride + k, stride, to + k * step + kWidth, step);
     }
   }
   for (; k < inner; ++k) {
@@ -85,9 +72,38 @@ void pack(const float *from, int64_t stride, bool neighbours, int64_t count, int
   }
 }
 
-// Returns a factor from row or column `index`, and from inner number k, on. `stored` says that it is a stored row.
-const float *place(const Factor &factor, bool stored, int64_t index, int64_t k) {
-  return factor.values + (stored ? index * factor.stride + k : k * factor.stride + index);
+// Packs `size` of them, kSize in a group, whose values for one inner number follow each other in memory.
+template <int kSize>
+void pack_along(const float *from, int64_t stride, int64_t size, int64_t inner, float *to, int64_t step,
+                int64_t group) {
+  for (int64_t k = 0; k < inner; ++k) {
+    const float *const row = from + k * stride;
+    int64_t i = 0;
+    // One copy of `step` values, if that many are there, is faster than one of six.
+    for (; i + step <= size; i += kSize) {
+      const float *const values = row + i;
+      float *const place = to + i / kSize * group + k * step;
+      for (int64_t j = 0; j < (kSize + kWidth - 1) / kWidth; ++j) {
+        store_octet(place + j * kWidth, load_octet(values + j * kWidth));
+      }
+    }
+    for (; i < size; i += kSize) {
+      std::copy(row + i, row + std::min<int64_t>(size, i + kSize), to + i / kSize * group + k * step);
+    }
+  }
+}
+
+// Packs rows of a left factor or columns of a right one, kSize in a group. The first is `index`, the inner number k.
+template <int kSize>
+void pack(const Factor &factor, bool across, int64_t index, int64_t size, int64_t k, int64_t inner, float *to,
+          int64_t step, int64_t group) {
+  if (!across) {
+    return pack_along<kSize>(factor.values + k * factor.stride + index, factor.stride, size, inner, to, step, group);
+  }
+  for (int64_t i = 0; i < size; i += kSize) {
+    pack_across<kSize>(factor.values + (index + i) * factor.stride + k, factor.stride, std::min<int64_t>(kSize, size - i),
+                       inner, to + i / kSize * group, step);
+  }
 }
 
 // Computes kCount rows by kVectors vectors of columns, or adds to them.
@@ -158,23 +174,24 @@ bool avx2_suits(int64_t rows, int64_t columns, int64_t inner) {
 void avx2_product(int64_t rows, int64_t columns, int64_t inner, Factor left, Factor right, float *result,
                   int64_t stride, bool add) {
   for (int64_t k = 0; k < inner; k += kChunk) {
-    const int64_t count = std::min(kChunk, inner - k);
-    float *const rights = packed_factor(1, blocks(columns, kColumns) * kColumns * count);
-    for (int64_t j = 0; j < columns; j += kColumns) {
-      pack<kColumns>(place(right, right.transposed, j, k), right.stride, !right.transposed,
-                     std::min(kColumns, columns - j), count, rights + j * count, kColumns);
-    }
-    for (int64_t block = 0; block < rows; block += kBlock) {
-      const int64_t end = std::min(rows, block + kBlock);
-      float *const lefts = packed_factor(0, blocks(kBlock, kRows) * kWidth * count);
-      for (int64_t i = block; i < end; i += kRows) {
-        pack<kRows>(place(left, !left.transposed, i, k), left.stride, left.transposed, std::min(kRows, end - i), count,
-                    lefts + (i - block) / kRows * kWidth * count, kWidth);
-      }
+    const int64_t count = std::min(kChunk, inner - k), block = kHeld / count / kRows * kRows;
+    // A vector between the groups: at a distance of whole pages they would take the same places in the cache.
+    const int64_t group = kWidth * count + kLanes;
+    float *const lefts = packed_factor(0, blocks(std::min(block, rows), kRows) * group);
+    // Strips that are used by one block of rows only need no place of their own.
+    const int64_t strips = rows > block ? blocks(columns, kColumns) : 1;
+    float *const rights = packed_factor(1, strips * kColumns * count);
+    for (int64_t first = 0; first < rows; first += block) {
+      const int64_t end = std::min(rows, first + block);
+      pack<kRows>(left, !left.transposed, first, end - first, k, count, lefts, kWidth, group);
       for (int64_t j = 0; j < columns; j += kColumns) {
-        for (int64_t i = block; i < end; i += kRows) {
-          multiply_tile(std::min(kRows, end - i), std::min(kColumns, columns - j),
-                        lefts + (i - block) / kRows * kWidth * count, rights + j * count, count,
+        const int64_t width = std::min(kColumns, columns - j);
+        float *const strip = rights + (strips > 1 ? j * count : 0);
+        if (first == 0) {
+          pack<kColumns>(right, right.transposed, j, width, k, count, strip, kColumns, 0);
+        }
+        for (int64_t i = first; i < end; i += kRows) {
+          multiply_tile(std::min(kRows, end - i), width, lefts + (i - first) / kRows * group, strip, count,
                         result + i * stride + j, stride, add || k > 0);
         }
       }
