@@ -190,7 +190,7 @@ def _saturation_notes(report: Report) -> list[str]:
     if all(pairs_fit(layer.weight_bits) for layer in quantization.scales.layers.values()):
         return []
     return [
-        "on x86 processors without VNNI, sums in 8 bit saturate in other programs, and classes are wrong. Set "
+        "on x86 processors without VNNI, sums in 8 bit saturate in other programs, and classes are wrong. There, set "
         "session.x64quantprecision to 1 in onnxruntime, as the commands of this package do, or use --weight-bits 7"
     ]
 

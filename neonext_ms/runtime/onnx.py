@@ -12,7 +12,7 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.processors import thread_count
+from neonext_ms.common.processors import saturates, thread_count
 from neonext_ms.common.text import format_size, one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
@@ -187,9 +187,9 @@ def session_options(threads: int | None = None):
     # By default the threads of a session go on spinning after a run, and take the cores from whatever follows:
     # another model that is compared with this one, or the decoding of the next images.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Without VNNI, x86 processors add pairs of 8-bit products in 16 bits, which saturate. This takes exact sums there,
-    # and changes nothing on other processors.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if saturates():
+        # Exact sums of 8-bit products. With VNNI they are exact anyway, and this would take slower instructions.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.intra_op_num_threads = thread_count(threads)
     return options
 
