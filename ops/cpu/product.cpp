@@ -34,7 +34,7 @@ void product(int64_t rows, int64_t columns, int64_t inner, Factor left, Factor r
     amx_product(rows, columns, inner, left, right, result, stride, add);
     return;
   }
-  if (avx2_suits(rows, columns, inner)) {
+  if (avx2_suits(rows, columns, inner, left)) {
     avx2_product(rows, columns, inner, left, right, result, stride, add);
     return;
   }
