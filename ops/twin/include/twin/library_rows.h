@@ -393,11 +393,12 @@ inline void run_softmax(const char* name, const AscendC::LocalTensor<T>& dst, co
     LibraryCall::count(shape.rows * shape.columns, sizeof(T));
 }
 
-/// Normalize rows: dst = (x - mean) * rstd * gamma + beta. What is null is left out.
+/// Normalize rows: dst = (x - mean) * rstd * gamma + beta. What is null is left out. Mean and variance are sums over
+/// the columns, divided by `length`.
 template <typename T, typename S, typename U>
-inline void run_layer_norm(const LibraryCall& call, uint64_t rows, uint64_t columns, uint64_t padded, double epsilon,
-                           bool rstd, const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<S>* mean,
-                           const AscendC::LocalTensor<S>* spread, const AscendC::LocalTensor<T>& src,
+inline void run_layer_norm(const LibraryCall& call, uint64_t rows, uint64_t columns, uint64_t padded, double length,
+                           double epsilon, bool rstd, const AscendC::LocalTensor<T>& dst,
+                           const AscendC::LocalTensor<S>* mean, const AscendC::LocalTensor<S>* spread, const AscendC::LocalTensor<T>& src,
                            const AscendC::LocalTensor<U>* gamma, const AscendC::LocalTensor<U>* beta)
 {
     check_row("padded rows of", padded, columns, sizeof(T));
@@ -409,10 +410,10 @@ inline void run_layer_norm(const LibraryCall& call, uint64_t rows, uint64_t colu
         double center = 0;
         double variance = 0;
         for (const double x : line) {
-            center += x / static_cast<double>(columns);
+            center += x / length;
         }
         for (const double x : line) {
-            variance += (x - center) * (x - center) / static_cast<double>(columns);
+            variance += (x - center) * (x - center) / length;
         }
         const double scale = 1.0 / std::sqrt(variance + epsilon);
         Values<T> out(columns);
@@ -640,8 +641,11 @@ NEONEXT_TWIN_SPACE(LayerNorm, (typename T, bool isReuseSource = false), (T, isRe
                    (const T epsilon, const tiling::LayerNormTiling& tiling), (epsilon, tiling),
                    (using namespace neonext_twin;
                     const LibraryCall call("LayerNorm", floats_without_3002, type_of<T>(), at);
-                    run_layer_norm(call, uint64_t{tiling.bLength} * tiling.sLength, tiling.originalHLength,
-                                   tiling.hLength, static_cast<float>(epsilon), false, output, &outputMean,
+                    check_row("hLength", tiling.hLength, tiling.originalHLength, sizeof(T));
+                    // The device takes the whole row, with the zeros that pad it, and divides by the original length:
+                    // each of these zeros adds the square of the mean to the variance.
+                    run_layer_norm(call, uint64_t{tiling.bLength} * tiling.sLength, tiling.hLength, tiling.hLength,
+                                   tiling.originalHLength, static_cast<float>(epsilon), false, output, &outputMean,
                                    &outputVariance, inputX, &gamma, &beta);))
 
 /// The form for rows of R elements, which gives 1 / sqrt(variance + epsilon) in place of the variance.
@@ -655,7 +659,7 @@ inline void LayerNorm(const LocalTensor<T>& output, const LocalTensor<float>& ou
     static_assert(config.isOutputRstd, "LayerNorm gives the variance of rows on the 950 only");
     constexpr PerArch types{floats, floats | type_bf16, 0};
     const LibraryCall call("LayerNorm", types, type_of<T>(), at);
-    run_layer_norm(call, para.aLength, para.rLength, para.rLengthWithPadding, epsilon, true, output,
+    run_layer_norm(call, para.aLength, para.rLength, para.rLengthWithPadding, para.rLength, epsilon, true, output,
                    config.isOnlyOutput ? nullptr : &outputMean, &outputRstd, inputX,
                    config.isNoGamma ? nullptr : &gamma, config.isNoBeta ? nullptr : &beta);
 }

@@ -113,7 +113,8 @@ KERNEL(layer_norm)
     auto y = loaded<float>(1, nullptr, 0), mean = loaded<float>(2, nullptr, 0), other = loaded<float>(3, nullptr, 0);
     LayerNormTiling tiling;
     tiling.bLength = tiling.sLength = 2;
-    tiling.hLength = tiling.originalHLength = 16;
+    tiling.hLength = 16;
+    tiling.originalHLength = 13;
     Duplicate(mean, 0.0f, 8);
     Duplicate(other, 0.0f, 8);
     LayerNorm<float>(y, mean, other, x, x[64], x[80], 1e-3f, tiling);
