@@ -398,8 +398,9 @@ inline void run_softmax(const char* name, const AscendC::LocalTensor<T>& dst, co
 template <typename T, typename S, typename U>
 inline void run_layer_norm(const LibraryCall& call, uint64_t rows, uint64_t columns, uint64_t padded, double length,
                            double epsilon, bool rstd, const AscendC::LocalTensor<T>& dst,
-                           const AscendC::LocalTensor<S>* mean, const AscendC::LocalTensor<S>* spread, const AscendC::LocalTensor<T>& src,
-                           const AscendC::LocalTensor<U>* gamma, const AscendC::LocalTensor<U>* beta)
+                           const AscendC::LocalTensor<S>* mean, const AscendC::LocalTensor<S>* spread,
+                           const AscendC::LocalTensor<T>& src, const AscendC::LocalTensor<U>* gamma,
+                           const AscendC::LocalTensor<U>* beta)
 {
     check_row("padded rows of", padded, columns, sizeof(T));
     const Values<U> factor = gamma != nullptr ? call.read(*gamma, 0, columns, "gamma") : Values<U>(columns, 1);
