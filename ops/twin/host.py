@@ -10,7 +10,10 @@ _DIRECTIVE = r"^[ \t]*#(?:[^\n\\]|\\.)*"
 _SILENT = re.compile(rf"{_QUIET}|{_DIRECTIVE}", re.DOTALL | re.MULTILINE)
 
 # Only host code has these: a launch, functions of the runtime, the tiling library.
-_HOST = re.compile(r"<<<|\bacl[a-z]*[A-Z]\w*|\bplatform_ascendc\b|\bmatmul_tiling\b|\boptiling\b|\bstd::c(?:out|err)\b")
+_HOST = re.compile(
+    r"<<<|\bacl[a-z]*[A-Z]\w*|\bplatform_ascendc\b|\bmatmul_tiling\b|\boptiling\b|\bstd::c(?:out|err)\b|\bTensorShape\b"
+    r"|\bGet\w+TmpSize\b|\bGet\w+TilingInfo\b|\b\w+TilingFunc\b|\bSaveToBuffer\b|\bmemcpy_s\b"
+)
 _DEVICE = re.compile(r"\b__(?:aicore|global|vector|cube|simd_vf|simd_callee)__\b")
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]acl/', re.MULTILINE)
 _OPENS_SCOPE = re.compile(r"\bnamespace\b[^;()]*$|\bextern\s*$")

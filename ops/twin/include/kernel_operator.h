@@ -12,6 +12,7 @@
 #include "twin/elementwise.h"
 #include "twin/launch.h"
 #include "twin/library.h"
+#include "twin/library_rows.h"
 #include "twin/pipe.h"
 #include "twin/rearrange.h"
 #include "twin/reduce.h"

@@ -92,3 +92,5 @@ def test_what_is_left_out():
     members = "struct S { int f() { return 1; } };"
     nested = f"namespace a {{ namespace {{ {members} void h() {{ k<<<1>>>(); }}\nint g() {{ return 2; }} }} }}"
     assert without_host(nested) == nested.replace(" k<<<1>>>(); ", "")
+    plan = "void plan(uint32_t n) { AscendC::GetSumMaxMinTmpSize(n, 4, false, n, n); }\n"
+    assert without_host(plan + "void g() { k<<<1>>>(); }") == "void plan(uint32_t n) {}\nvoid g() {}"

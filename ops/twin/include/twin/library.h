@@ -7,9 +7,16 @@
 
 namespace neonext_twin {
 
+/// Start a function of the library. 3002 has few of them, and Rint is one of the 950: the real headers leave the bodies
+/// of the others empty there, so that nothing is computed and nothing is said.
 inline void enter_library(const char* name, Where at)
 {
     machine.enter(name, at);
+    const bool here =
+        __NPU_ARCH__ == 3002 ? has_name("Floor Xor SoftMax SimpleSoftMax", name) : !has_name("Rint", name);
+    if (!here) {
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) has no %s", __NPU_ARCH__, machine.soc.c_str(), name);
+    }
     machine.note(std::string(name) + ": counted as one instruction; the device's library runs several, so the counts "
                  "of V are too low");
 }
@@ -175,6 +182,96 @@ NEONEXT_TWIN_LIBRARY_BINARY(Power, std::pow(x, y))
 NEONEXT_TWIN_LIBRARY_SCALAR(Power, std::pow(x, s))
 NEONEXT_TWIN_LIBRARY_SCALAR(ClampMax, x > s ? s : x)
 NEONEXT_TWIN_LIBRARY_SCALAR(ClampMin, x < s ? s : x)
+
+// Power also takes a number as the base, and tensors without a count.
+#define NEONEXT_TWIN_POWER(PARAMETERS, ARGUMENTS, TENSOR)                                                           \
+    template <typename T, bool isReuseSource = false>                                                               \
+    inline void Power(const LocalTensor<T>& dst, NEONEXT_TWIN_BARE PARAMETERS, Where at = Where::here())             \
+    {                                                                                                               \
+        Power<T, isReuseSource>(dst, NEONEXT_TWIN_BARE ARGUMENTS, TENSOR.GetSize(), at);                            \
+    }                                                                                                               \
+    template <typename T, bool isReuseSource = false>                                                               \
+    inline void Power(const LocalTensor<T>& dst, NEONEXT_TWIN_BARE PARAMETERS, const LocalTensor<uint8_t>&,         \
+                      Where at = Where::here())                                                                     \
+    {                                                                                                               \
+        Power<T, isReuseSource>(dst, NEONEXT_TWIN_BARE ARGUMENTS, TENSOR.GetSize(), at);                            \
+    }
+
+template <typename T, bool isReuseSource = false>
+inline void Power(const LocalTensor<T>& dst, const T& base, const LocalTensor<T>& src, const uint32_t count,
+                  Where at = Where::here())
+{
+    const double b = static_cast<double>(static_cast<float>(base));
+    neonext_twin::run_library("Power", dst, src, count, at, [b](double x) { return std::pow(b, x); });
+}
+
+template <typename T, bool isReuseSource = false>
+inline void Power(const LocalTensor<T>& dst, const T& base, const LocalTensor<T>& src, const LocalTensor<uint8_t>&,
+                  const uint32_t count, Where at = Where::here())
+{
+    Power<T, isReuseSource>(dst, base, src, count, at);
+}
+
+NEONEXT_TWIN_POWER((const T& base, const LocalTensor<T>& src), (base, src), src)
+NEONEXT_TWIN_POWER((const LocalTensor<T>& src, const T& exponent), (src, exponent), src)
+
+/// Exp of the library, whose accuracy a level of the series chooses; the simulator rounds once.
+template <typename T, uint8_t taylorExpandLevel, bool isReuseSource = false>
+inline void Exp(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count, Where at = Where::here())
+{
+    if (__NPU_ARCH__ != 2201) {
+        machine.enter("Exp with taylorExpandLevel", at);
+        machine.reject(Rule::not_on_arch, "__NPU_ARCH__ %d (%s) does not have it", __NPU_ARCH__, machine.soc.c_str());
+    }
+    neonext_twin::run_library("Exp", dst, src, count, at, [](double x) { return std::exp(x); });
+}
+
+template <typename T, uint8_t taylorExpandLevel, bool isReuseSource = false>
+inline void Exp(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint8_t>&,
+                const uint32_t count, Where at = Where::here())
+{
+    Exp<T, taylorExpandLevel, isReuseSource>(dst, src, count, at);
+}
+
+/// Axpy with temporary space, which its library form asks for.
+template <typename T, typename U, bool isReuseSource = false>
+inline void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalarValue,
+                 const LocalTensor<uint8_t>&, const uint32_t count, Where at = Where::here())
+{
+    neonext_twin::run_Axpy(dst, src, scalarValue, Form<UnaryRepeatParams>::counted(count), at);
+}
+
+/// dst = a ^ b, bit by bit.
+template <typename T, bool isReuseSource = false>
+inline void Xor(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                const uint32_t count, Where at = Where::here())
+{
+    static_assert(std::is_same_v<T, int16_t> || std::is_same_v<T, uint16_t>, "Xor takes int16_t and uint16_t");
+    neonext_twin::enter_library("Xor", at);
+    neonext_twin::run_binary<false>(dst, src0, src1, Form<BinaryRepeatParams>::counted(count),
+                                    [](T, T x, T y) { return static_cast<T>(x ^ y); });
+}
+
+template <typename T, bool isReuseSource = false>
+inline void Xor(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                Where at = Where::here())
+{
+    Xor<T, isReuseSource>(dst, src0, src1, src0.GetSize(), at);
+}
+
+template <typename T, bool isReuseSource = false>
+inline void Xor(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                const LocalTensor<uint8_t>&, const uint32_t count, Where at = Where::here())
+{
+    Xor<T, isReuseSource>(dst, src0, src1, count, at);
+}
+
+template <typename T, bool isReuseSource = false>
+inline void Xor(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,
+                const LocalTensor<uint8_t>&, Where at = Where::here())
+{
+    Xor<T, isReuseSource>(dst, src0, src1, src0.GetSize(), at);
+}
 
 template <typename T, bool isReuseSource = false>
 inline void Swish(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint32_t count, const T& beta,

@@ -91,37 +91,109 @@ struct MrgSortSrcList {
     LocalTensor<T> src4;
 };
 
-/// Sort 32 scores in each repeat, and write them as pairs with their indices.
+}  // namespace AscendC
+
+namespace neonext_twin {
+
+/// Sort the scores of each repeat, or with `full` those of all repeats, and write them as pairs with their indices.
 template <typename T>
-inline void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<uint32_t>& src1,
-                   const int32_t repeatTime, Where at = Where::here())
+inline void sort_pairs(const AscendC::LocalTensor<T>& dst, const AscendC::LocalTensor<T>& src0,
+                       const AscendC::LocalTensor<uint32_t>& src1, int32_t repeats_given, bool full)
 {
-    constexpr uint32_t length = 32;
-    neonext_twin::enter_sort<T>("Sort32", at);
-    const int repeats = Field<uint8_t>(repeatTime).checked("repeatTime", Rule::repeat);
-    const uint32_t tick = machine.issue(neonext_twin::pipe_v);
-    for (const neonext_twin::View* view : {&dst.twin_view(), &src0.twin_view(), &src1.twin_view()}) {
+    constexpr uint32_t in_repeat = 32;
+    const int repeats_of_all = Field<uint8_t>(repeats_given).checked("repeatTime", Rule::repeat);
+    const uint32_t length = full ? in_repeat * repeats_of_all : in_repeat;
+    const int repeats = full && repeats_of_all > 0 ? 1 : repeats_of_all;
+    const uint32_t tick = machine.issue(pipe_v);
+    for (const View* view : {&dst.twin_view(), &src0.twin_view(), &src1.twin_view()}) {
         view->check_aligned("a tensor");
     }
     for (int repeat = 0; repeat < repeats; ++repeat) {
         const uint64_t first = uint64_t{length} * repeat;
         const uint8_t* scores =
-            src0.twin_view().read(neonext_twin::pipe_v, tick, first * sizeof(T), length * sizeof(T), "src0");
-        const uint8_t* indices = src1.twin_view().read(neonext_twin::pipe_v, tick, first * 4, length * 4, "src1");
-        uint64_t pairs[length] = {};
+            src0.twin_view().read(pipe_v, tick, first * sizeof(T), length * sizeof(T), "src0");
+        const uint8_t* indices = src1.twin_view().read(pipe_v, tick, first * 4, length * 4, "src1");
+        std::vector<uint64_t> pairs(length);
         for (uint32_t i = 0; i < length; ++i) {
             std::memcpy(&pairs[i], scores + i * sizeof(T), sizeof(T));
             std::memcpy(reinterpret_cast<uint8_t*>(&pairs[i]) + 4, indices + i * 4, 4);
         }
-        std::stable_sort(pairs, pairs + length, [](const uint64_t& a, const uint64_t& b) {
-            return neonext_twin::score_of<T>(reinterpret_cast<const uint8_t*>(&a)) >
-                   neonext_twin::score_of<T>(reinterpret_cast<const uint8_t*>(&b));
+        std::stable_sort(pairs.begin(), pairs.end(), [](const uint64_t& a, const uint64_t& b) {
+            return score_of<T>(reinterpret_cast<const uint8_t*>(&a)) >
+                   score_of<T>(reinterpret_cast<const uint8_t*>(&b));
         });
-        std::memcpy(dst.twin_view().write(neonext_twin::pipe_v, tick, first * neonext_twin::pair_bytes, sizeof(pairs),
-                                          "dst"),
-                    pairs, sizeof(pairs));
+        const uint64_t bytes = length * pair_bytes;
+        std::memcpy(dst.twin_view().write(pipe_v, tick, first * pair_bytes, bytes, "dst"), pairs.data(), bytes);
     }
-    neonext_twin::count_vector(repeats, uint64_t{length} * repeats);
+    count_vector(repeats_of_all, uint64_t{in_repeat} * repeats_of_all);
+}
+
+}  // namespace neonext_twin
+
+namespace AscendC {
+
+/// Sort 32 scores in each repeat, and write them as pairs with their indices.
+template <typename T>
+inline void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<uint32_t>& src1,
+                   const int32_t repeatTime, Where at = Where::here())
+{
+    neonext_twin::enter_sort<T>("Sort32", at);
+    neonext_twin::sort_pairs(dst, src0, src1, repeatTime, false);
+}
+
+// Functions of the library for sorting, as they are on 2201; 2002 has other ones, on Region Proposals.
+
+/// Return how many elements of T a sorted queue of so many scores takes.
+template <typename T>
+inline uint32_t GetSortLen(const uint32_t elemCount)
+{
+    return elemCount * static_cast<uint32_t>(neonext_twin::pair_bytes / sizeof(T));
+}
+
+template <typename T>
+inline uint32_t GetSortOffset(const uint32_t elemOffset)
+{
+    return GetSortLen<T>(elemOffset);
+}
+
+/// Prepare scores for Sort: on 2201 they are sorted where they lie.
+template <typename T>
+inline void Concat(LocalTensor<T>& concat, const LocalTensor<T>& src, const LocalTensor<T>&, const int32_t,
+                   Where at = Where::here())
+{
+    neonext_twin::enter_sort<T>("Concat", at);
+    concat = src;
+}
+
+template <typename T, bool isFullSort>
+inline void Sort(const LocalTensor<T>& dst, const LocalTensor<T>& concat, const LocalTensor<uint32_t>& index,
+                 const LocalTensor<T>&, const int32_t repeatTime, Where at = Where::here())
+{
+    neonext_twin::enter_sort<T>("Sort", at);
+    neonext_twin::sort_pairs(dst, concat, index, repeatTime, isFullSort);
+}
+
+/// Split pairs into scores and indices, 32 in each repeat.
+template <typename T>
+inline void Extract(const LocalTensor<T>& dstValue, const LocalTensor<uint32_t>& dstIndex, const LocalTensor<T>& sorted,
+                    const int32_t repeatTime, Where at = Where::here())
+{
+    using neonext_twin::pipe_v;
+    neonext_twin::enter_sort<T>("Extract", at);
+    const uint64_t length = 32u * Field<uint8_t>(repeatTime).checked("repeatTime", Rule::repeat);
+    const uint32_t tick = machine.issue(pipe_v);
+    for (const neonext_twin::View* view : {&dstValue.twin_view(), &dstIndex.twin_view(), &sorted.twin_view()}) {
+        view->check_aligned("a tensor");
+    }
+    const uint8_t* pairs =
+        sorted.twin_view().read(pipe_v, tick, 0, length * neonext_twin::pair_bytes, "sorted");
+    uint8_t* values = dstValue.twin_view().write(pipe_v, tick, 0, length * sizeof(T), "dstValue");
+    uint8_t* indices = dstIndex.twin_view().write(pipe_v, tick, 0, length * sizeof(uint32_t), "dstIndex");
+    for (uint64_t i = 0; i < length; ++i, pairs += neonext_twin::pair_bytes) {
+        std::memcpy(values + i * sizeof(T), pairs, sizeof(T));
+        std::memcpy(indices + i * sizeof(uint32_t), pairs + 4, sizeof(uint32_t));
+    }
+    neonext_twin::count_vector(length / 32, length);
 }
 
 /// Merge two to four queues into one; each repeat takes the four queues behind those of the one before.
@@ -172,6 +244,17 @@ inline void GetMrgSortResult(uint16_t& mrgSortList1, uint16_t& mrgSortList2, uin
                              uint16_t& mrgSortList4)
 {
     std::tie(mrgSortList1, mrgSortList2, mrgSortList3, mrgSortList4) = std::tuple_cat(neonext_twin::merged);
+}
+
+/// The form of the library: the lengths of the queues, and how much of each was taken.
+template <typename T, bool isExhaustedSuspension = false>
+inline void MrgSort(const LocalTensor<T>& dst, const MrgSortSrcList<T>& sortList, const uint16_t elementCountList[4],
+                    uint32_t sortedNum[4], uint16_t validBit, const int32_t repeatTime, Where at = Where::here())
+{
+    MrgSort4Info params(elementCountList, isExhaustedSuspension, validBit, 1);
+    params.repeatTimes = repeatTime;
+    MrgSort(dst, sortList, params, at);
+    std::copy(neonext_twin::merged.begin(), neonext_twin::merged.end(), sortedNum);
 }
 
 }  // namespace AscendC

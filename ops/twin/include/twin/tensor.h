@@ -146,6 +146,15 @@ struct ShapeInfo {
     {
         dataFormat = inputFormat;
     }
+    ShapeInfo(const uint8_t inputShapeDim, const uint32_t inputShape[], const uint8_t inputOriginalShapeDim,
+              const uint32_t inputOriginalShape[], const DataFormat inputFormat)
+        : ShapeInfo(inputShapeDim, inputShape, inputFormat)
+    {
+        originalShapeDim = inputOriginalShapeDim;
+        for (int i = 0; i < originalShapeDim && i < 8; ++i) {
+            originalShape[i] = inputOriginalShape[i];
+        }
+    }
 
     uint8_t shapeDim = 0;
     uint8_t originalShapeDim = 0;
@@ -153,6 +162,15 @@ struct ShapeInfo {
     uint32_t originalShape[8] = {};
     DataFormat dataFormat = DataFormat::ND;
 };
+
+inline uint64_t GetShapeSize(const ShapeInfo& shapeInfo)
+{
+    uint64_t size = 1;
+    for (int i = 0; i < shapeInfo.shapeDim; ++i) {
+        size *= shapeInfo.shape[i];
+    }
+    return size;
+}
 
 template <typename T>
 class GlobalTensor {

@@ -394,9 +394,14 @@ inline void check_overlap(const Lanes& lanes, const Operand& destination, const 
         return;
     }
     stamps.clear();
-    const Pattern written(lanes, 0, destination.element);
-    const Pattern read(lanes, 0, source.element);
+    const Pattern written_body(lanes, 0, destination.element);
+    const Pattern read_body(lanes, 0, source.element);
+    // The last repeat may be shorter, and then ends before a buffer that begins right behind.
+    const Pattern written_tail(lanes, lanes.repeats - 1, destination.element);
+    const Pattern read_tail(lanes, lanes.repeats - 1, source.element);
     for (int repeat = 0; repeat < lanes.repeats; ++repeat) {
+        const Pattern& written = repeat == lanes.repeats - 1 ? written_tail : written_body;
+        const Pattern& read = repeat == lanes.repeats - 1 ? read_tail : read_body;
         const int64_t write_start = to + repeat * destination.repeat_stride;
         const int64_t read_start = from + repeat * source.repeat_stride;
         for (int i = 0; i < read.blocks; ++i) {

@@ -553,6 +553,13 @@ KERNEL(shift_on_310p)
     ShiftLeft(a, a, uint16_t(1), 128);  // error: not-on-arch | ShiftLeft
 }
 
+KERNEL(library_on_3002)  // soc: Ascend310B1
+{
+    Bench b(gx, gy);
+    LocalTensor<half> a = b.loaded();
+    Tanh(a, a, 128);  // error: not-on-arch | no Tanh
+}
+
 KERNEL(sum_of_bfloat16)
 {
     Bench b(gx, gy);
