@@ -18,7 +18,7 @@ from neonext_ms.common.processors import processors
 # first signal of any later test.
 cli.own_process = lambda: None
 
-# What is imported stays. The collector looks through all of it again and again, a quarter of the time of the collection.
+# What is imported stays. To look through it again and again takes a quarter of the time in which tests are collected.
 gc.disable()
 
 
