@@ -32,6 +32,25 @@ def _folded(architecture: Architecture, image_size: tuple[int, int]) -> DeployGr
     return fold(original_graph(architecture, arrays, image_size))[0]
 
 
+@lru_cache(maxsize=2)
+def _folded_in_8_bit(architecture: Architecture, image_size: tuple[int, int]) -> DeployGraph:
+    return _in_8_bit(_folded(architecture, image_size))
+
+
+@lru_cache(maxsize=1)
+def _folded_convnext() -> DeployGraph:
+    return deploy_graph("convnext_t")
+
+
+def _convnext(activation: str) -> DeployGraph:
+    return with_activation(_folded_convnext(), activation)
+
+
+@lru_cache(maxsize=2)
+def _convnext_in_8_bit(activation: str) -> DeployGraph:
+    return _in_8_bit(_convnext(activation))
+
+
 def build(
     size: str,
     image_size: int,
@@ -70,8 +89,8 @@ def build_network(
         batch, form, gelu, int8: see `build`.
     """
     format = CANN.with_(neocell=FORMS[form], gelu=gelu)
-    graph = _folded(architecture, image_size)
-    return skeleton(lower(_in_8_bit(graph) if int8 else graph, format), batch, format)
+    graph = (_folded_in_8_bit if int8 else _folded)(architecture, image_size)
+    return skeleton(lower(graph, format), batch, format)
 
 
 def build_convnext(batch: int, activation: str = GELU, int8: bool = False) -> onnx.ModelProto:
@@ -82,8 +101,7 @@ def build_convnext(batch: int, activation: str = GELU, int8: bool = False) -> on
         activation: activation of the network.
         int8: the form of `--quantize int8`, by the same rule.
     """
-    graph = with_activation(deploy_graph("convnext_t"), activation)
-    return skeleton(lower(_in_8_bit(graph) if int8 else graph, CANN), batch, CANN)
+    return skeleton(lower((_convnext_in_8_bit if int8 else _convnext)(activation), CANN), batch, CANN)
 
 
 def _in_8_bit(graph: DeployGraph) -> DeployGraph:

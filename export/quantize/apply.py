@@ -268,10 +268,13 @@ def whole_numbers(weight: np.ndarray) -> np.ndarray:
     """
     pixels = weight.reshape(*weight.shape[:2], -1)
     numbers = np.rint(pixels)
-    rest = pixels - numbers
-    missing = np.rint(rest.sum(2, keepdims=True))
-    place = np.argsort(np.argsort(-rest * np.sign(missing), 2, kind="stable"), 2)
-    return (numbers + np.sign(missing) * (place < np.abs(missing))).reshape(weight.shape)
+    missing = np.rint((pixels - numbers).sum(2))
+    # Few patches are concerned, and none of a single pixel.
+    concerned = missing != 0
+    rest, missing = (pixels - numbers)[concerned], missing[concerned, None]
+    place = np.argsort(np.argsort(-rest * np.sign(missing), 1, kind="stable"), 1)
+    numbers[concerned] += np.sign(missing) * (place < np.abs(missing))
+    return numbers.reshape(weight.shape)
 
 
 def weight_steps(weight: np.ndarray, bias: np.ndarray, scale: LayerScale) -> np.ndarray:

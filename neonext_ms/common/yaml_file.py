@@ -11,8 +11,11 @@ from .errors import InputError
 from .files import read_text
 from .text import one_line
 
-# Values after the expansion of aliases; a configuration has a few hundred. Nesting is limited by the parser itself.
+# Values after the expansion of aliases; a configuration has a few hundred.
 MAX_VALUES = 20_000
+# Brackets within brackets. The parser's own limit is Python's recursion, after seconds: it looks at all that are open
+# for every one that opens.
+_MAX_BRACKETS = 50
 # As Python writes it: a text such as 0x10 or +7 would otherwise become 16 or 7 where text is expected.
 _PLAIN_INT = re.compile(r"0|-?[1-9][0-9]*")
 
@@ -74,6 +77,13 @@ def _loader() -> type:
 
     class Loader(yaml.SafeLoader):
         """A safe loader without YAML 1.1's surprises."""
+
+        def fetch_flow_collection_start(self, token_class):
+            if self.flow_level == _MAX_BRACKETS:
+                raise yaml.scanner.ScannerError(
+                    None, None, f"more than {_MAX_BRACKETS} brackets within each other", self.get_mark()
+                )
+            super().fetch_flow_collection_start(token_class)
 
         def compose_node(self, parent, index):
             event = self.peek_event()
