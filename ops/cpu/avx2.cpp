@@ -16,57 +16,37 @@
 namespace neonext {
 namespace {
 
-constexpr int64_t kWidth = 8, kRows = 6, kColumns = 2 * kWidth;
+static_assert(kLanes == 8);
+constexpr int64_t kRows = 6, kColumns = 2 * kLanes;
 // Inner numbers whose strip of the right factor fits the first cache, and numbers of the left one that fit the second.
 constexpr int64_t kChunk = 512, kHeld = 48 << 10;
 
-using Octet = float __attribute__((vector_size(kWidth * sizeof(float))));
-
-inline Octet load_octet(const float *from) {
-  Octet value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-inline void store_octet(float *to, const Octet &value) { std::memcpy(to, &value, sizeof(value)); }
-
-// Writes the transpose of `count` <= 8 rows of 8 values. Three rounds of shuffles within and between half registers.
+// Writes the transpose of kCount <= 8 rows of 8 values.
 template <int kCount>
-inline void transpose_octets(const float *from, int64_t stride, float *to, int64_t to_stride) {
-  using Places [[maybe_unused]] = int32_t __attribute__((vector_size(sizeof(Octet))));
-  Octet now[kWidth] = {}, next[kWidth];
+inline void transpose_rows(const float *from, int64_t stride, float *to, int64_t to_stride) {
+  Vector values[kLanes] = {};
   for (int i = 0; i < kCount; ++i) {
-    now[i] = load_octet(from + i * stride);
+    values[i] = load(from + i * stride);
   }
-  for (int i = 0; i < kWidth; i += 2) {
-    next[i] = NEONEXT_SHUFFLE(Places, now[i], now[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    next[i + 1] = NEONEXT_SHUFFLE(Places, now[i], now[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-  for (int i = 0; i < kWidth; i += 4) {
-    for (int k = 0; k < 2; ++k) {
-      now[i + 2 * k] = NEONEXT_SHUFFLE(Places, next[i + k], next[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      now[i + 2 * k + 1] = NEONEXT_SHUFFLE(Places, next[i + k], next[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-  }
-  for (int i = 0; i < kWidth / 2; ++i) {
-    store_octet(to + i * to_stride, NEONEXT_SHUFFLE(Places, now[i], now[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
-    store_octet(to + (i + 4) * to_stride, NEONEXT_SHUFFLE(Places, now[i], now[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+  transpose(values);
+  for (int i = 0; i < kLanes; ++i) {
+    store(to + i * to_stride, values[i]);
   }
 }
 
 // Packed factors are groups of kSize rows of the left one, or columns of the right one: for every inner number their
-// values, in whole octets. What lies in these beyond the values is not used.
+// values, in whole vectors. What lies in these beyond the values is not used.
 template <int kSize>
-constexpr int64_t kStep = (kSize + kWidth - 1) / kWidth * kWidth;
+constexpr int64_t kStep = (kSize + kLanes - 1) / kLanes * kLanes;
 
 // Packs a group of `count` values, whose inner numbers follow each other in memory.
 template <int kSize>
 void pack_across(const float *from, int64_t stride, int64_t count, int64_t inner, float *to) {
   int64_t k = 0;
-  for (; count == kSize && k + kWidth <= inner; k += kWidth) {
-    transpose_octets<std::min<int>(kSize, kWidth)>(from + k, stride, to + k * kStep<kSize>, kStep<kSize>);
-    if (kSize > kWidth) {
-      transpose_octets<kWidth>(from + kWidth * stride + k, stride, to + k * kStep<kSize> + kWidth, kStep<kSize>);
+  for (; count == kSize && k + kLanes <= inner; k += kLanes) {
+    transpose_rows<std::min<int>(kSize, kLanes)>(from + k, stride, to + k * kStep<kSize>, kStep<kSize>);
+    if (kSize > kLanes) {
+      transpose_rows<kLanes>(from + kLanes * stride + k, stride, to + k * kStep<kSize> + kLanes, kStep<kSize>);
     }
   }
   for (; k < inner; ++k) {
@@ -81,10 +61,10 @@ template <int kSize>
 void pack_along(const float *from, int64_t stride, int64_t size, int64_t inner, float *to, int64_t group) {
   for (int64_t k = 0; k < inner; ++k, from += stride, to += kStep<kSize>) {
     int64_t i = 0;
-    // Whole octets, if there are as many values, are copied faster than six values.
+    // Whole vectors, if there are as many values, are copied faster than six values.
     for (; i + kStep<kSize> <= size; i += kSize) {
-      for (int64_t j = 0; j < kStep<kSize>; j += kWidth) {
-        store_octet(to + i / kSize * group + j, load_octet(from + i + j));
+      for (int64_t j = 0; j < kStep<kSize>; j += kLanes) {
+        store(to + i / kSize * group + j, load(from + i + j));
       }
     }
     for (; i < size; i += kSize) {
@@ -110,16 +90,16 @@ void pack(const Factor &factor, bool across, int64_t index, int64_t size, int64_
 // Computes kCount rows by kVectors vectors of columns, or adds to them.
 template <int kCount, int kVectors>
 void multiply(const float *left, const float *right, int64_t inner, float *result, int64_t stride, bool add) {
-  Octet sums[kCount][kVectors] = {};
+  Vector sums[kCount][kVectors] = {};
   for (int i = 0; i < kCount; ++i) {
     __builtin_prefetch(result + i * stride, 1);
   }
 #pragma GCC unroll 4
   for (int64_t k = 0; k < inner; ++k) {
-    Octet values[kVectors];
+    Vector values[kVectors];
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      values[j] = load_octet(right + k * kColumns + j * kWidth);
+      values[j] = load(right + k * kColumns + j * kLanes);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < kCount; ++i) {
@@ -131,8 +111,8 @@ void multiply(const float *left, const float *right, int64_t inner, float *resul
 #pragma GCC unroll 6
   for (int i = 0; i < kCount; ++i) {
     for (int j = 0; j < kVectors; ++j) {
-      float *const to = result + i * stride + j * kWidth;
-      store_octet(to, add ? sums[i][j] + load_octet(to) : sums[i][j]);
+      float *const to = result + i * stride + j * kLanes;
+      store(to, add ? sums[i][j] + load(to) : sums[i][j]);
     }
   }
 }
@@ -156,7 +136,7 @@ void multiply_tile(int64_t rows, int64_t columns, const float *left, const float
     return multiply_rows<2>(rows, left, right, inner, result, stride, add);
   }
   float edge[kRows * kColumns];
-  columns > kWidth ? multiply_rows<2>(rows, left, right, inner, edge, kColumns, false)
+  columns > kLanes ? multiply_rows<2>(rows, left, right, inner, edge, kColumns, false)
                    : multiply_rows<1>(rows, left, right, inner, edge, kColumns, false);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {

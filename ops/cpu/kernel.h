@@ -49,8 +49,14 @@ struct InputShape {
   std::vector<int64_t> operator()(int index) const { return {shapes[index], shapes[index] + dims[index]}; }
 };
 
-// 16 floats fill an AVX-512 register. The compiler splits the type where the vectors of the machine are shorter.
+// Floats of a register. Wider vectors are split by the compiler, through memory: code that moves them is slow then.
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
 
 // A copy instead of a cast: the address need not be aligned, and the compiler turns it into one instruction.
@@ -69,7 +75,7 @@ inline void copy(const float *from, float *to, int64_t count) {
     store(to + i, load(from + i));
   }
   const auto piece = [&](int64_t size) {
-    if (count & size) {
+    if (count - i >= size) {
       std::memcpy(to + i, from + i, size * sizeof(float));
       i += size;
     }
@@ -85,20 +91,45 @@ inline void copy(const float *from, float *to, int64_t count) {
 #define NEONEXT_SHUFFLE(Places, a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
 #endif
 
-// Interleaving the two halves of 16 rows four times transposes 16 x 16 values in registers.
+// Transposes kLanes rows of kLanes values in registers.
 inline void transpose(Vector *now) {
   using Places [[maybe_unused]] = int32_t __attribute__((vector_size(sizeof(Vector))));
   Vector next[kLanes];
+#if defined(__AVX__) && !defined(__AVX512F__)
+  // Two rounds within the halves of registers, where a shuffle is one instruction, then one between the halves.
+  for (int i = 0; i < kLanes; i += 2) {
+    next[i] = NEONEXT_SHUFFLE(Places, now[i], now[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    next[i + 1] = NEONEXT_SHUFFLE(Places, now[i], now[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < kLanes; i += 4) {
+    for (int k = 0; k < 2; ++k) {
+      now[i + 2 * k] = NEONEXT_SHUFFLE(Places, next[i + k], next[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      now[i + 2 * k + 1] = NEONEXT_SHUFFLE(Places, next[i + k], next[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int i = 0; i < kLanes / 2; ++i) {
+    next[i] = NEONEXT_SHUFFLE(Places, now[i], now[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    next[i + 4] = NEONEXT_SHUFFLE(Places, now[i], now[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  std::memcpy(now, next, sizeof(next));
+#else
+  // The two halves of the rows are interleaved again and again.
 #pragma GCC unroll 4
-  for (int round = 0; round < 4; ++round) {
+  for (int size = kLanes; size > 1; size /= 2) {
 #pragma GCC unroll 8
     for (int k = 0; k < kLanes / 2; ++k) {
-      const Vector &a = now[k], &b = now[k + 8];
+      const Vector &a = now[k], &b = now[k + kLanes / 2];
+#if defined(__AVX512F__)
       next[2 * k] = NEONEXT_SHUFFLE(Places, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
       next[2 * k + 1] = NEONEXT_SHUFFLE(Places, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#else
+      next[2 * k] = NEONEXT_SHUFFLE(Places, a, b, 0, 4, 1, 5);
+      next[2 * k + 1] = NEONEXT_SHUFFLE(Places, a, b, 2, 6, 3, 7);
+#endif
     }
     std::memcpy(now, next, sizeof(next));
   }
+#endif
 }
 
 // The sum of the lanes, in float64.

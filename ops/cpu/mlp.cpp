@@ -344,7 +344,8 @@ class Backward {
       const float *const hidden = hidden_ + shape_.inner * panel.first + row * columns;
       float *const to = value + row * columns, *const up = e + row * columns;
       // The next row is far away, and prefetching by the processor ends at every page.
-      for (int64_t i = range.low; i < range.high; i += kLanes) {
+      constexpr int64_t kLine = 16;
+      for (int64_t i = range.low; i < range.high; i += kLine) {
         __builtin_prefetch(hidden + columns + i);
       }
       with_activation(weights_.activation, [=](const auto &activation) {

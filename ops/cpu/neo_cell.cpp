@@ -90,6 +90,9 @@ inline void multiply_steps(const Tile &tile, const Matrix &matrix, const Rows &i
 void multiply(Tiles tiles, Matrix matrix, const Rows &in, const Rows &out) {
   for (const Tile *tile = tiles.begin; tile != tiles.end; ++tile) {
     int64_t index = 0;
+    for (; index + 8 <= in.steps; index += 8) {
+      multiply_steps<8>(*tile, matrix, in, out, index);
+    }
     for (; index + 4 <= in.steps; index += 4) {
       multiply_steps<4>(*tile, matrix, in, out, index);
     }

@@ -1,7 +1,7 @@
 // Sums over a whole map or batch, accurate for any length.
 //
 // A single float32 sum over a batch of maps loses digits, and float64 arithmetic halves the width of the vectors.
-// Therefore float32 lanes add blocks of 512 values, 32 per lane, and float64 adds the blocks.
+// Therefore 16 float32 sums add blocks of 512 values, 32 per sum, and float64 adds the blocks.
 
 #pragma once
 
@@ -21,22 +21,23 @@ struct Sums {
 template <typename Term>
 Sums accumulate(int64_t size, const Term &term) {
   constexpr int64_t kBlock = 512;
+  constexpr int kParts = 16;
   Sums sums;
   for (int64_t start = 0; start < size; start += kBlock) {
     const int64_t last = start + kBlock < size ? start + kBlock : size;
-    float first[kLanes] = {}, second[kLanes] = {};
+    float first[kParts] = {}, second[kParts] = {};
     int64_t i = start;
-    for (; i + kLanes <= last; i += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        term(i + lane, first[lane], second[lane]);
+    for (; i + kParts <= last; i += kParts) {
+      for (int part = 0; part < kParts; ++part) {
+        term(i + part, first[part], second[part]);
       }
     }
     for (; i < last; ++i) {
       term(i, first[0], second[0]);
     }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      sums.first += first[lane];
-      sums.second += second[lane];
+    for (int part = 0; part < kParts; ++part) {
+      sums.first += first[part];
+      sums.second += second[part];
     }
   }
   return sums;
