@@ -13,9 +13,9 @@ from .text import one_line
 
 # Values after the expansion of aliases; a configuration has a few hundred.
 MAX_VALUES = 20_000
-# Brackets within brackets. The parser's own limit is Python's recursion, after seconds: it looks at all that are open
-# for every one that opens.
-_MAX_BRACKETS = 50
+# Values within values. The parser's own limit is Python's recursion, which other packages raise; and with brackets it
+# takes seconds to reach, because all that are open are looked at for every one that opens.
+_MAX_LEVELS = 50
 # As Python writes it: a text such as 0x10 or +7 would otherwise become 16 or 7 where text is expected.
 _PLAIN_INT = re.compile(r"0|-?[1-9][0-9]*")
 
@@ -78,19 +78,26 @@ def _loader() -> type:
     class Loader(yaml.SafeLoader):
         """A safe loader without YAML 1.1's surprises."""
 
+        level = 0
+
         def fetch_flow_collection_start(self, token_class):
-            if self.flow_level == _MAX_BRACKETS:
-                raise yaml.scanner.ScannerError(
-                    None, None, f"more than {_MAX_BRACKETS} brackets within each other", self.get_mark()
-                )
+            self.check_level(self.flow_level, self.get_mark())
             super().fetch_flow_collection_start(token_class)
+
+        def check_level(self, level, mark):
+            if level >= _MAX_LEVELS:
+                raise yaml.scanner.ScannerError(None, None, f"more than {_MAX_LEVELS} levels", mark)
 
         def compose_node(self, parent, index):
             event = self.peek_event()
+            self.check_level(self.level, event.start_mark)
             tag = getattr(event, "tag", None)
             if tag and not isinstance(event, yaml.AliasEvent):
                 raise yaml.composer.ComposerError(None, None, f"a tag, {tag[:60]}, is not allowed", event.start_mark)
-            return super().compose_node(parent, index)
+            self.level += 1
+            node = super().compose_node(parent, index)
+            self.level -= 1
+            return node
 
         def construct_mapping(self, node, deep=False):
             keys = set()
