@@ -107,7 +107,7 @@ def build_parser() -> Parser:
         help=f"number of these images to use, spread evenly (default {DEFAULT_COUNT})")  # fmt: skip
     add("--calibrate-method", metavar="NAME", help=f"{', '.join(METHODS)} (default {DEFAULT_METHOD})")
     add("--weight-bits", type=int_range(MIN_WEIGHT_BITS, WEIGHT_BITS), metavar="N",
-        help=f"bits of the weights, stored in 8 in any case: 7 for processors without VNNI, fewer for studies "
+        help="bits of the weights, stored in 8 in any case: 7 for processors without VNNI, fewer for studies "
         f"(default {WEIGHT_BITS})")  # fmt: skip
     add("--quantize-skip", type=comma_list(), metavar="LAYERS", help="layers that stay in floating point: names or "
         "patterns such as 'stage_4.*', separated by commas")  # fmt: skip

@@ -141,6 +141,9 @@ inline double total(const Vector &value) {
   return sum;
 }
 
+// The number of blocks that hold `size` values.
+inline int64_t blocks(int64_t size, int64_t by) { return (size + by - 1) / by; }
+
 inline int64_t elements(int dims, const int64_t *shape) {
   int64_t product = 1;
   for (int i = 0; i < dims; ++i) {

@@ -17,9 +17,8 @@ from ..compiled import processor, shared_object
 SWITCH = "NEONEXT_CPU_OPS"
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-pthread")
-# Compilers prefer 256-bit vectors even where the processor has 512-bit ones. Where it has none, g++ has a remark about
-# every vector, and a real error would be lost among them.
-_X86_FLAGS = ("-mprefer-vector-width=512", "-Wno-psabi")
+# Compilers prefer 256-bit vectors even where the processor has 512-bit ones.
+_X86_FLAGS = ("-mprefer-vector-width=512",)
 
 _log = logging.getLogger(__name__)
 

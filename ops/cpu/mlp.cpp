@@ -34,8 +34,6 @@ namespace {
 // Rows and columns of one product where threads share a panel.
 constexpr int64_t kPart = 192;
 
-int64_t divided(int64_t size, int64_t by) { return (size + by - 1) / by; }
-
 struct Range {
   int64_t low, high;
 };
@@ -61,9 +59,9 @@ class Plan {
     const int64_t wanted = alone_ ? std::clamp<int64_t>(kValues / channels, 192, 512) : 1024;
     together_ = std::clamp<int64_t>(wanted / area, 1, images);
     // Equal parts: of one image, or groups of images.
-    parts_ = together_ > 1 ? 1 : divided(area, wanted);
-    together_ = divided(images, divided(images, together_));
-    count_ = divided(images, together_) * parts_;
+    parts_ = together_ > 1 ? 1 : blocks(area, wanted);
+    together_ = blocks(images, blocks(images, together_));
+    count_ = blocks(images, together_) * parts_;
     // As many sums of the weights' gradients as the columns justify.
     slices_ = alone_ ? std::min<int64_t>({count_, 32, columns / 512}) : 1;
   }
@@ -153,8 +151,8 @@ template <int kSteps, typename Step>
 void run_steps(bool alone, const Extent (&extents)[kSteps], const Step &step) {
   for (int number = 0; number < kSteps; ++number) {
     const Extent extent = extents[number];
-    const int64_t rows = alone ? 1 : divided(extent.rows, kPart);
-    const int64_t columns = alone ? 1 : divided(extent.columns, 2 * kPart);
+    const int64_t rows = alone ? 1 : blocks(extent.rows, kPart);
+    const int64_t columns = alone ? 1 : blocks(extent.columns, 2 * kPart);
     parallel(rows * columns, [=, &step](int64_t index) {
       step(number, part(extent.rows, index % rows, rows), part(extent.columns, index / rows, columns));
     });
@@ -267,7 +265,7 @@ class Backward {
     const int64_t size = shape_.channels * shape_.inner, count = 3 * shape_.channels + shape_.inner;
     const Slice all = sums_of(0);
     constexpr int64_t kPiece = 4096;
-    parallel(2 * divided(size, kPiece), [=](int64_t index) {
+    parallel(2 * blocks(size, kPiece), [=](int64_t index) {
       float *const to = index % 2 == 0 ? all.w1 : all.g;
       const int64_t first = index / 2 * kPiece, last = std::min(size, first + kPiece);
       for (int64_t slice = 1; slice < plan_.slices(); ++slice) {
@@ -462,7 +460,7 @@ NEONEXT_KERNEL(mlp_grad) {
   std::copy(sums.sums_vx, sums.sums_vx + channels, results[1]);
   std::copy(sums.sums_v, sums.sums_v + channels, results[2]);
   constexpr int64_t kRows = 16;
-  parallel(divided(channels, kRows), [=](int64_t block) {
+  parallel(blocks(channels, kRows), [=](int64_t block) {
     for (int64_t c = block * kRows; c < std::min(channels, (block + 1) * kRows); ++c) {
       const float scale = w.s[c], *const weights = w.w2 + c * inner;
       float *const g = sums.g + c * inner;

@@ -43,7 +43,7 @@ struct Matrix {
   int64_t by_output, by_input;
 };
 
-int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+int64_t padded(int64_t size) { return blocks(size, kLanes) * kLanes; }
 
 // Zeros that start at a vector boundary.
 class Buffer {
@@ -396,7 +396,7 @@ template <typename Body>
 void for_channels(const Sizes &sizes, int64_t images, int64_t channels, const Body &body) {
   // Enough tasks remain for all threads.
   constexpr int64_t kChannels = 4;
-  parallel((channels + kChannels - 1) / kChannels, [=](int64_t block) {
+  parallel(blocks(channels, kChannels), [=](int64_t block) {
     const int64_t first = block * kChannels, last = std::min(channels, first + kChannels);
     if (images < kLanes) {
       body(Channel<ByImage>(sizes), first, last);

@@ -9,9 +9,6 @@
 
 namespace neonext {
 
-// The number of blocks that hold `size` values.
-inline int64_t blocks(int64_t size, int64_t by) { return (size + by - 1) / by; }
-
 // Returns one of two buffers, at a vector boundary, that each thread keeps from call to call.
 inline float *packed_factor(int which, int64_t size) {
   static thread_local std::vector<Vector> buffers[2];
