@@ -43,9 +43,11 @@ COMMANDS = {
         "export --checkpoint {given}/tiny.pt --target onnx,om --soc Ascend310P3 --quantize int8 "
         "--calibrate {given}/images/train --output {out}/new"
     ),
+    "export-lite": "export --checkpoint {given}/tiny.pt --target lite --output {out}/new",
     "convert-pt": "convert {given}/tiny.pt {out}/x.pt",
     "convert-ckpt": "convert {given}/tiny.pt {out}/x.ckpt",
     "convert-safetensors": "convert {given}/tiny.pt {out}/x.safetensors",
+    "average": "convert {given}/tiny.pt {out}/x.safetensors --average {given}/tiny.pt",
     "predict": "predict --model {given}/tiny.onnx --json {given}/images/train/0/0036.png",
     "validate": "validate --model {given}/tiny.onnx {given}/images/train --predictions {out}/p.csv --json",
     "compare": "compare {given}/tiny.pt {given}/tiny.onnx --layers --write-inputs {out}/i --keep-dtype {out}/k --json",
@@ -58,6 +60,9 @@ COMMANDS = {
     "plot": "plot {given}/run --output {out}/curves.png",
     "plot-figure": "plot --figure 4 --output {out}/figure.png --json",
     "bench": "bench {given}/tiny.onnx --rounds 2 --batch 1 --no-gemm --output {out}/b.json",
+    "bench-write": (
+        "bench write mobilenet_v2 --image-size 32 --target cann --soc Ascend310P3 --batch 1,2 --output {out}/peers"
+    ),
     "bench-report": f"bench report {RESULT} --output {{out}}/report",
     "variants": (
         "bench variants --checkpoint {given}/tiny.pt --variants int8 --no-speed --images {given}/images/train "
@@ -67,6 +72,7 @@ COMMANDS = {
         "bench claims resample --checkpoint {given}/tiny.pt --kernels 3,3+6,6,6 --reading offset --output {out}/r.pt "
         "--json {given}/images/train"
     ),
+    "segmentation": "segmentation --steps 1 --batch 1 --soc Ascend310P3 --output {out}/shapes",
     "ops-build": "ops build --dry-run --soc Ascend310P3 --output {out}/package",
     "simulate": "ops simulate --spec {given}/spec.json --map 8 --output {out}/x.npz",
     "info": "info {given}/tiny.onnx --json",
@@ -79,6 +85,7 @@ MODULES = {
     "export": "neonext_ms.export.command",
     "compare": "neonext_ms.export.compare.command",
     "bench": "neonext_ms.benchmarks.command",
+    "segmentation": "neonext_ms.benchmarks.segmentation.command",
 }
 # Files that grow line by line; a run that continues removes an incomplete line.
 LOGS = ("steps.csv", "epochs.csv", "log.jsonl", "events.out")
