@@ -17,7 +17,7 @@ from neonext_ms import Preprocessing, export_checkpoint, load_checkpoint, load_i
 from neonext_ms.export.tolerances import tolerance
 
 PICTURES = os.environ.get("NEONEXT_PICTURES")
-PER_CLASS = 40
+PER_CLASS = 20
 
 
 @pytest.fixture
