@@ -10,7 +10,7 @@ import numpy as np
 from neonext_ms.checkpoint.checkpoint import load_checkpoint
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import printable
-from neonext_ms.images.folder import match_classes, order_rule
+from neonext_ms.images.folder import is_named, match_classes, order_rule
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
@@ -76,7 +76,7 @@ def make_plan(
         checkpoint = load_checkpoint(model.init, ema=model.init_ema, key=model.init_key)
         for text in checkpoint.notes:
             note(f"{model.init}: {text}")
-    rule = _order_classes(config, train, val, recorded, checkpoint)
+    rule = _order_classes(config, train, val, recorded, checkpoint, note)
     architecture, published = _architecture(model, classes, checkpoint)
     size = _size(model, checkpoint, published, train)
     architecture.maps(size)
@@ -127,7 +127,14 @@ def _blend_from(config: Config, checkpoint, architecture: Architecture) -> str |
     return before
 
 
-def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Sequence[str] | None, checkpoint) -> str:
+def _order_classes(
+    config: Config,
+    train: ImageSet,
+    val: ImageSet,
+    recorded: Sequence[str] | None,
+    checkpoint,
+    note: Callable[[str], None],
+) -> str:
     """Put the classes of both parts in their order; return the rule of `match_classes` that applied."""
     classes = len(train.classes)
     rule: str | None = config.data.classes
@@ -138,6 +145,9 @@ def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Seq
         rule = "by-name"
     elif checkpoint is not None and checkpoint.architecture.num_classes == classes:
         labels = checkpoint.metadata.get("labels")
+        if labels and rule is None and not is_named(train.classes, labels):
+            note(f"{checkpoint.path}: its labels are those of other classes; the head starts from their weights")
+            labels = None
     if not labels and rule is None:
         rule = order_rule(train.classes)
     numbers, applied = match_classes(train.classes, classes, labels, rule, source, "data.classes=")

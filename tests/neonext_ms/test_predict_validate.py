@@ -146,6 +146,10 @@ def test_folders_without_images(tmp_path):
         (["0", "10", "2"], 11, None, ([0, 10, 2], "by-number")),
         (["007", "3"], 10, ["a"] * 10, ([7, 3], "by-number")),
         (["Cat", "guide_dog", "x"], 3, ["x", "guide dog", "cat"], ([2, 1, 0], "by-name")),
+        (["0001", "0002"], 3, ["1", "2", "3"], ([0, 1], "by-name")),
+        (["01", "02", "10"], 3, ["1", "10", "2"], ([0, 2, 1], "by-name")),
+        (["class_1", "class_2"], 2, ["class 02", "class 01"], ([1, 0], "by-name")),
+        (["class_1", "class_10", "class_2"], 3, None, ([0, 1, 2], "sorted")),
     ],
 )
 def test_match_classes(folders, classes, labels, expected):
@@ -171,6 +175,8 @@ def test_match_classes(folders, classes, labels, expected):
         (["1", "01"], None, None, "two folders have the same number"),
         (["0", "\u00b2"], None, None, "is not a number"),
         (["1", "10", "2"], None, None, "sort them as text with --classes sorted"),
+        (["class_1", "class_10", "class_2"], ["a", "b", "c"], None, "their numbers sort differently as text"),
+        (["0", "1", "2"], ["01", "02", "03"], None, "1 of 3 class folders are not named (.|\n)*  0$"),
         (["cat", "dog", "cow"], None, "by-name", "no labels are recorded"),
         (["cat", "dog", "cow"], ["a", "b", "c"], "by-name", "3 of 3 class folders"),
         (["cat", "dog", "cow"], ["cat", "dog", "cow"], "by-number", "'cat' is not a number"),
@@ -212,6 +218,22 @@ def test_label_files(tmp_path, content):
 
 
 @pytest.mark.parametrize(
+    "content", ["names:\n  1: dog\n  0: cat\nnc: 2", "nc: 2\nnames: [cat, dog]", "- cat\n- dog", "dog: 1\ncat: 0"]
+)
+def test_labels_of_yaml(tmp_path, content):
+    (tmp_path / "data.yaml").write_text(content)
+    assert read_labels(tmp_path / "data.yaml") == ["cat", "dog"]
+    (tmp_path / "data.yaml").write_text("names:\n  0: cat\n  1: no")
+    with pytest.raises(InputError, match=r"no labels .*False"):
+        read_labels(tmp_path / "data.yaml")
+
+
+def test_labels_of_a_configuration(tmp_path):
+    (tmp_path / "c.json").write_text('{"id2label": {"1": "dog", "0": "cat"}, "label2id": {"cat": 0, "dog": 1}}')
+    assert read_labels(tmp_path / "c.json") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "has no labels"),
@@ -220,6 +242,11 @@ def test_label_files(tmp_path, content):
         (b"1: cat\n2: dog", r"every line has its number besides the label \(got '1: cat'\)"),
         (b"0\tdog\n1\tcat", "its number"),
         (b"cat,0\ndog,1", "a number behind it"),
+        (b"2 cat\n5 dog", "its number"),
+        (b"name,index\ncat,0\ndog,1", r"a number behind it besides the label \(got 'cat,0'\)"),
+        (b"names:\n  0: cat\n  1: dog", "its number"),
+        (b"n01440764 cat\nn01443537 dog", "its synset"),
+        (b"# animals\ncat\ndog", "begins with a comment"),
         (b'"cat",\n"dog",', "quotation marks"),
         (b"- cat\n- dog", "a dash before it"),
         (b"c\0a\0t\0\n\0d\0o\0g\0", r"label 1 has the control character '\\x00'"),
