@@ -116,13 +116,19 @@ def _override(values: dict, text: str) -> None:
     part, _, leaf = key.partition(".")
     if key not in known_keys():
         raise UsageError(f"{source}: unknown key {shorten(key)}{_suggestion(key, ())}")
-    kinds = alternatives(annotated_keys(annotated_keys(Config)[part])[leaf])
+    annotation = annotated_keys(annotated_keys(Config)[part])[leaf]
+    kinds = alternatives(annotation)
     value: object = written
     try:
         if types.NoneType in kinds and written == "null":
             value = None
         elif not all(kind in (str, types.NoneType) or get_origin(kind) is Literal for kind in kinds):
             value = parse_yaml(written, source)
+        # YAML takes nothing, or a comment, for null.
+        if not written.strip() or (value is None and written.strip() not in ("null", "~")):
+            raise UsageError(
+                f"{source}: {key} is empty (expected {expected(annotation)}). Is a variable of the shell not set?"
+            )
         _build(Config, {part: {leaf: value}}, "", source)
         if key == "model.name" and value is not None:
             model_config(str(value))

@@ -150,10 +150,14 @@ def test_text_is_taken_as_typed(text):
     assert load_config(CONFIGS / "digits.yaml", [f"model.kernel_spec={text}"]).model.kernel_spec == text
 
 
-@pytest.mark.parametrize("key", ["model.init", "data.path", "run.output"])
-def test_an_empty_path_is_not_taken_as_none(key):
-    with pytest.raises(UsageError, match=f"{key} is empty"):
-        load_config(CONFIGS / "digits.yaml", [f"{key}="])
+@pytest.mark.parametrize(
+    "text",
+    ["model.init=", "data.path=", "run.output= ", "data.val=", "model.image_size=", "model.shifts=#", "model.dims=&a"],
+)
+def test_an_empty_value_is_not_taken_as_null(text):
+    with pytest.raises(UsageError, match=f"{text.partition('=')[0]} is empty .*Is a variable of the shell not set"):
+        load_config(CONFIGS / "digits.yaml", [text])
+    assert load_config(CONFIGS / "digits.yaml", ["model.image_size=null"]).model.image_size is None
 
 
 def test_null_and_choices_in_overrides():
