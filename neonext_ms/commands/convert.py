@@ -51,7 +51,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from neonext_ms.checkpoint.average import average
     from neonext_ms.checkpoint.checkpoint import format_for, load_checkpoint, save_checkpoint
     from neonext_ms.common.files import check_distinct
-    from neonext_ms.images.folder import read_labels
+    from neonext_ms.images.folder import check_order, read_labels
     from neonext_ms.models.registry import candidates
 
     written_as = format_for(args.output)
@@ -67,7 +67,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.activation:
         metadata["activation"] = args.activation
     if args.labels:
-        metadata["labels"] = read_labels(args.labels, notes.append)
+        labels = read_labels(args.labels, notes.append)
+        check_order(labels, metadata.get("labels") or [], args.input)
+        metadata["labels"] = labels
     arrays = checkpoint.cast(args.dtype) if args.dtype else checkpoint.arrays
     save_checkpoint(args.output, arrays, metadata, checkpoint.counters)
 

@@ -300,6 +300,24 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     return labels
 
 
+def check_order(labels: Sequence[str], recorded: Sequence[str], source: str) -> None:
+    """Check that labels which replace recorded ones do not give a recorded name to another class.
+
+    Raises:
+        InputError: one does; `source` names the file of the recorded labels.
+    """
+    classes: dict[str, list[int]] = {}
+    for number, label in enumerate(recorded):
+        classes.setdefault(_plain(label), []).append(number)
+    for number, label in enumerate(labels):
+        known = classes.get(_plain(label), [number])
+        if number not in known:
+            raise InputError(
+                f"{source}: the new labels have the recorded ones in another order ({shorten(label)} is class "
+                f"{known[0]}, got {number}). Leave the labels out, or put them into the recorded order."
+            )
+
+
 def _fits(pattern: re.Pattern[str], lines: Sequence[str]) -> bool:
     """Return whether all of at least two lines match; numbers that are captured have to count the lines, or to grow."""
     matches = [pattern.fullmatch(line) for line in lines]
