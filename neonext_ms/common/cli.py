@@ -252,6 +252,9 @@ MAX_SECONDS = 1_000_000
 # Bits of the weights of an 8-bit network, which are stored in 8 in any case.
 MIN_WEIGHT_BITS, WEIGHT_BITS = 2, 8
 MIN_CROP = 0.01
+# A standard deviation of pixels from 0 to 1. A network of pixels from 0 to 255 has 1/255 here; far less was divided
+# by 255 twice.
+MIN_STD = 0.002
 # Every shard is two files of one folder.
 MAX_SHARDS = 10_000
 # A relative L2 beyond this verifies nothing; that of bfloat16, the coarsest dtype, is 0.078.
