@@ -146,12 +146,8 @@ def match_classes(
     Raises:
         InputError: only some folders are named by a label, or the rule does not apply, or none does.
     """
-    plain, places, unnamed = _named(folders, labels or (), _plain)
-    names = plain
-    if unnamed and labels:
-        loose = _named(folders, labels, _loose)
-        if len(loose[2]) < len(unnamed):
-            names, places, unnamed = loose
+    names, places, unnamed = _named(folders, labels or ())
+    plain = list(map(_plain, folders))
     numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in plain]
     numbered = max(numbers) < classes and len(set(numbers)) == len(numbers)
     # Numbers that sort differently as text were hardly meant to be sorted as text. Nor were names with numbers in them
@@ -176,19 +172,23 @@ def match_classes(
 
 def is_named(folders: Sequence[str], labels: Sequence[str]) -> bool:
     """Return whether any of the class folders is named by a label."""
-    return len(_named(folders, labels, _loose)[2]) < len(folders)
+    return len(_named(folders, labels)[2]) < len(folders)
 
 
-def _named(
-    folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]
-) -> tuple[list[str], dict[str, list[int]], list[str]]:
-    """Return folders in a form for comparison, labels in it with their places, and folders that no one label names."""
-    names = [form(name) for name in folders]
-    places: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
-        places.setdefault(form(label), []).append(place)
-    unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
-    return names, places, unnamed
+def _named(folders: Sequence[str], labels: Sequence[str]) -> tuple[list[str], dict[str, list[int]], list[str]]:
+    """Return folders in a form for comparison, labels in it with their places, and folders that no one label names.
+
+    The form is the strictest of those in which most folders are named.
+    """
+    forms = []
+    for form in (str, _plain, _loose):
+        names = [form(name) for name in folders]
+        places: dict[str, list[int]] = {}
+        for place, label in enumerate(labels):
+            places.setdefault(form(label), []).append(place)
+        unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
+        forms.append((names, places, unnamed))
+    return min(forms, key=lambda named: len(named[2]))
 
 
 def _mismatch(

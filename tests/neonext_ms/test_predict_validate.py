@@ -22,7 +22,7 @@ from neonext_ms.commands import info, predict, validate
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.images import images
-from neonext_ms.images.folder import find_images, match_classes, read_labels
+from neonext_ms.images.folder import find_images, is_named, match_classes, read_labels
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.runtime.classifier import softmax
 
@@ -147,6 +147,7 @@ def test_folders_without_images(tmp_path):
         (["007", "3"], 10, ["a"] * 10, ([7, 3], "by-number")),
         (["Cat", "guide_dog", "x"], 3, ["x", "guide dog", "cat"], ([2, 1, 0], "by-name")),
         (["0001", "0002"], 3, ["1", "2", "3"], ([0, 1], "by-name")),
+        (["Cat", "cat", "cat "], 3, ["cat ", "cat", "Cat"], ([2, 1, 0], "by-name")),
         (["01", "02", "10"], 3, ["1", "10", "2"], ([0, 2, 1], "by-name")),
         (["class_1", "class_2"], 2, ["class 02", "class 01"], ([1, 0], "by-name")),
         (["class_1", "class_10", "class_2"], 3, None, ([0, 1, 2], "sorted")),
@@ -193,6 +194,11 @@ def test_commands_without_the_option_do_not_name_it():
         with pytest.raises(InputError) as error:
             match_classes(folders, 3, labels, None, "val", None)
         assert "--classes" not in str(error.value) and "another rule" not in str(error.value)
+
+
+def test_folders_that_are_named():
+    assert is_named(["Cat", "cat"], ["cat", "Cat"]) and is_named(["01", "x"], ["1", "2"])
+    assert not is_named(["cat", "dog"], ["cat", "cat"]) and not is_named(["cat"], [])
 
 
 def test_a_rule_can_be_chosen():
