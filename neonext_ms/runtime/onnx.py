@@ -359,19 +359,22 @@ def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], m
             f"{path}: its input is too large (got {format_size(shape)}, expected a batch of at most {MAX_BATCH} and "
             f"sides of at most {MAX_SIDE}). Export it again."
         )
-    # Exporters of TensorFlow keep the channels last.
-    channels_last = len(shape) == 4 and shape[3] == _CHANNELS != shape[1]
     classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
     return Signature(
         name=inputs[0].name,
         dtype=inputs[0].dtype,
         shape=shape,
         batches=(shape[0],) if shape and shape[0] else None,
-        layout="NHWC" if channels_last else "NCHW",
+        layout=layout_of(shape),
         outputs=tuple(value.name for value in outputs),
         classes=classes[0] if len(classes) == 1 else None,
         metadata={} if metadata is None else read_metadata(metadata, f"{path}: metadata {KEY!r}"),
     ).checked(path)
+
+
+def layout_of(shape: Sequence[int | None]) -> str:
+    """Return the layout of images of this shape, None for open dimensions; exporters of TensorFlow keep "NHWC"."""
+    return "NHWC" if len(shape) == 4 and shape[3] == _CHANNELS != shape[1] else "NCHW"
 
 
 def _fixed(shape: Sequence) -> tuple[int | None, ...]:

@@ -111,7 +111,9 @@ def test_logits_of_a_head_of_zeros_are_no_probabilities(tmp_path):
     np.testing.assert_allclose(probabilities, 1 / 3)
 
 
-def test_channels_last(tmp_path):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_channels_last(tmp_path, runtime):
+    pytest.importorskip(runtime)
     path = model(
         tmp_path / "m.onnx",
         node("Identity", "logits", "y"),
@@ -122,7 +124,7 @@ def test_channels_last(tmp_path):
         file.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, sizes))
         onnx.save(file, path)
         images = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
-        with open_runtime(path, image_size=(4, 4)) as opened:
+        with open_runtime(path, image_size=(4, 4), runtime=runtime) as opened:
             np.testing.assert_allclose(opened.run(images), images.mean((2, 3)), rtol=1e-6)
 
 
