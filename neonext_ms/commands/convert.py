@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     )
     recorded = parser.add_argument_group("metadata recorded in OUT")
     recorded.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
-    recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON")
+    recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, JSON or YAML")
     parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
