@@ -161,7 +161,9 @@ def _build(kind: type, values: object, prefix: str, source: str):
 def _suggestion(name: str, siblings: Collection[str]) -> str:
     """Return a hint for an unknown key: the same last word elsewhere, the nearest key, or what is known here."""
     name = name[:100]
-    leaf = name.rpartition(".")[2]
+    part, _, leaf = name.rpartition(".")
+    if name in known_keys():
+        return f" (write {leaf} below {part}, as in {part}: {{{leaf}: ...}})"
     if elsewhere := [key for key in known_keys() if key.rpartition(".")[2] == leaf]:
         return f" (did you mean {' or '.join(elsewhere)}?)"
     listed = f"; known: {', '.join(siblings)}" if siblings else ""

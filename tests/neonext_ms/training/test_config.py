@@ -69,6 +69,7 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ("optimizer: {lr: .nan}", "optimizer.lr (got nan, expected a number > 0)"),
         ("optimizer: {lr: 0}", "optimizer.lr (got 0, expected a number > 0)"),
         ("optimizer: 3", "optimizer (got 3, expected keys of its own)"),
+        ("data.path: x", "unknown key 'data.path' (write path below data, as in data: {path: ...})"),
         ("schedule: {epochs: 1.5}", "schedule.epochs (got 1.5, expected a whole number in [1, 2147483647])"),
         ("data: {batch_size: true}", "data.batch_size (got True, expected a whole number in [1, 2147483647])"),
         ("data: {dataset: imagenet}", "data.dataset (got 'imagenet', expected one of digits, imagefolder"),
