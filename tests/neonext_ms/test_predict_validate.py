@@ -223,6 +223,11 @@ def test_label_files(tmp_path, content):
     assert read_labels(tmp_path / "l.txt") == ["cat", "dog"]
 
 
+def test_labels_that_are_numbers_of_something(tmp_path):
+    (tmp_path / "l.txt").write_text("5 euro\n10 euro\n20 euro\n50 cent\n")
+    assert read_labels(tmp_path / "l.txt") == ["5 euro", "10 euro", "20 euro", "50 cent"]
+
+
 @pytest.mark.parametrize(
     "content", ["names:\n  1: dog\n  0: cat\nnc: 2", "nc: 2\nnames: [cat, dog]", "- cat\n- dog", "dog: 1\ncat: 0"]
 )
