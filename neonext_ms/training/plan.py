@@ -14,16 +14,10 @@ from neonext_ms.images.folder import is_named, match_classes, order_rule
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.models.registry import model_config
 
+from .config.load import NETWORK_OPTIONS, described_network, network_options
 from .config.schema import Config, ModelConfig
 from .data.image_sets import ImageSet
-
-# Options of `make_architecture` that are None if the configuration leaves them to the named model or the checkpoint.
-_OPTIONS = (
-    "per_stage_layers", "dims", "kernel_spec", "shifts", "layer_scale_init_value", "linear_bias", "downsample",
-    "activation",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,21 +152,16 @@ def _order_classes(
 
 def _architecture(model: ModelConfig, classes: int, checkpoint) -> tuple[Architecture, tuple[int, int] | None]:
     """Return the architecture, and the image size of the named model if there is one."""
-    options = {name: getattr(model, name) for name in _OPTIONS if getattr(model, name) is not None}
-    options.update(num_classes=classes, drop_path=model.drop_path)
-    if model.name is not None:
-        named = model_config(model.name, **options)
-        return named.architecture, named.image_size
-    if model.dims is not None:
-        return make_architecture(**options), None
+    if described := described_network(model, classes):
+        return described
     if checkpoint is None:
         raise UsageError("the configuration has no network. Set model.name (see neonext-info --list) or model.dims.")
-    recorded = {name: getattr(checkpoint.architecture, name) for name in _OPTIONS}
+    recorded = {name: getattr(checkpoint.architecture, name) for name in NETWORK_OPTIONS}
     if recorded["shifts"] is None and model.shifts is None:
         raise UsageError(
             f"{checkpoint.path}: does not record its shifts. Add those of its training, such as model.shifts=1,1,1,0."
         )
-    return make_architecture(**{**recorded, **options}), None
+    return make_architecture(**{**recorded, **network_options(model, classes)}), None
 
 
 def _size(model: ModelConfig, checkpoint, published, train: ImageSet) -> tuple[int, int]:

@@ -149,7 +149,28 @@ def test_wrong_overrides_are_named(text, expected):
 def test_text_is_taken_as_typed(text):
     assert load_config(CONFIGS / "digits.yaml", [f"run.output={text}"]).run.output == text
     assert load_config(CONFIGS / "digits.yaml", [f"data.train={text}"]).data.train == text
-    assert load_config(CONFIGS / "digits.yaml", [f"model.kernel_spec={text}"]).model.kernel_spec == text
+    assert load_config(CONFIGS / "digits.yaml", [f"model.init_key={text}"]).model.init_key == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model.dims=1,2", "dims must be four whole numbers"),
+        ("model.shifts=9,9,9,9", "shift_a=9 must be smaller than its matrix"),
+        ("model.kernel_spec=0", "not a list of matrix sizes"),
+        ("model.image_size=33", "both sides must be multiples of 4"),
+    ],
+)
+def test_a_network_that_cannot_be_is_found_at_once(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        load_config(CONFIGS / "digits.yaml", [text])
+    key, _, value = text.removeprefix("model.").partition("=")
+    (tmp_path / "a.yaml").write_text(
+        f'base: {CONFIGS / "digits.yaml"}\nmodel: {{{key}: "{value}"}}\n'.replace('"33"', "33")
+    )
+    with pytest.raises(InputError, match=rf"a\.yaml: model: .*{message}") as error:
+        load_config(tmp_path / "a.yaml")
+    assert not isinstance(error.value, UsageError)
 
 
 @pytest.mark.parametrize(

@@ -613,7 +613,7 @@ def test_the_network_of_a_checkpoint_needs_no_description(folder, capsys):
         (["precision.level=O2"], "not supported on CPU, where MindSpore's convolutions compute in float32 only", 1),
         (["data.batch_size=100"], "are 100 images per update, but there are only 14", 1),
         (["model.num_classes=3"], "model.num_classes is 3, but the data has 2 classes", 1),
-        (["model.image_size=30"], "multiples of 4", 1),
+        (["model.image_size=30"], "multiples of 4", 2),
         (["run.device=Ascend"], "MindSpore cannot use it here", 1),
         (["data.path=null"], "data.path is not set", 2),
         (["--resume", "nowhere"], "nowhere: no such file", 1),
