@@ -29,8 +29,9 @@ COMMAND = "neonext-bench report"
 
 def _limit(text: str) -> float:
     limit = positive_float(text)
-    if limit < 1:
-        raise argparse.ArgumentTypeError(f"expected a factor of at least 1, such as 1.1, got {text!r}")
+    # Beyond the upper one, nothing would ever fail.
+    if not 1 <= limit <= 10:
+        raise argparse.ArgumentTypeError(f"expected a factor of at least 1 and at most 10, such as 1.1, got {text!r}")
     return limit
 
 

@@ -21,6 +21,7 @@ from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import exclusive, explained, publish, sha256, staging
 from neonext_ms.common.text import format_size, plural
 from neonext_ms.common.version import __version__
+from neonext_ms.images.folder import check_order
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import GELU
 from neonext_ms.models.quantizer import pairs_fit
@@ -468,11 +469,13 @@ def _compile(jobs: Sequence[om.Job], report: Report, stage: Path, steps: _Steps)
 def _metadata(source: Source, request: Request, sizes: Sequence[Size]) -> dict[str, Any]:
     """Return the metadata that the manifest and every ONNX file record."""
     architecture = source.architecture
-    labels = list(request.labels if request.labels is not None else source.metadata.get("labels") or [])
+    recorded = source.metadata.get("labels") or []
+    labels = list(request.labels if request.labels is not None else recorded)
     if labels and len(labels) != architecture.num_classes:
         raise InputError(
             f"{len(labels)} labels for {architecture.num_classes} classes. Pass one label for each class, in order."
         )
+    check_order(labels, recorded, source.path or source.name)
     preprocessing = request.preprocessing or Preprocessing.from_dict(source.metadata.get("preprocessing") or {})
     return {
         "neonext_ms": __version__,

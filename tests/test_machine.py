@@ -237,6 +237,18 @@ def test_help_needs_no_docstrings():
     assert not [name for name, text in _sources().items() if "=__doc__" in text]
 
 
+def test_keys_are_listed_without_docstrings():
+    """The keys, without the meanings, which are docstrings."""
+    listed = {}
+    for level in ("0", "2"):
+        command = [str(Path(sys.executable).with_name("neonext-train")), "--keys"]
+        environment = {**os.environ, "PYTHONOPTIMIZE": level}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        listed[level] = [line for line in ended.stdout.splitlines() if not line.startswith(" " * 8)]
+    assert listed["0"] == listed["2"] and "  run.seed=0  (a whole number in [0, 4294967295])" in listed["0"]
+
+
 def test_a_prediction_where_the_home_cannot_be_written(tmp_path):
     Image.new("RGB", (64, 64), (128, 128, 128)).save(tmp_path / "grey.png")
     command = str(Path(sys.executable).with_name("neonext-predict"))

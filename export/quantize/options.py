@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import get_args
 
-from neonext_ms.common.cli import MIN_WEIGHT_BITS, WEIGHT_BITS
+from neonext_ms.common.cli import MAX_DROP, MIN_WEIGHT_BITS, WEIGHT_BITS
 from neonext_ms.common.errors import UsageError, nearest
 from neonext_ms.training.config.schema import MAX_CALIBRATION as MAX_CALIBRATION
 from neonext_ms.training.config.schema import MIN_CALIBRATION, CalibrationMethod, QuantizeConfig
@@ -14,7 +14,6 @@ from neonext_ms.training.config.schema import MIN_CALIBRATION, CalibrationMethod
 METHODS: tuple[str, ...] = get_args(CalibrationMethod)
 DEFAULT_METHOD = QuantizeConfig.method
 DEFAULT_COUNT, MIN_COUNT = QuantizeConfig.calibrate, MIN_CALIBRATION
-MAX_DROP = 100.0
 SOURCES = (
     "either images to calibrate on (--calibrate FOLDER) or the scales of an earlier export (--quantize-scales FILE)"
 )

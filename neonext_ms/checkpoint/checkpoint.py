@@ -258,6 +258,7 @@ def _unknown_content(head: bytes) -> str:
         (head.lstrip()[:1] == b"<", "a web page; the download failed"),
         (head.startswith(b"\x93NUMPY"), "a NumPy array"),
         (head.startswith(b"\x1f\x8b"), "compressed with gzip; decompress it first"),
+        (head.lstrip()[:1] == b"{", "a JSON file; if it is the index of several files, join their tensors in one"),
         (all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head), "a text file"),
     ):
         if matches:

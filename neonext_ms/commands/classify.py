@@ -147,6 +147,7 @@ def classify(
     import numpy as np
 
     from neonext_ms.images.images import image_batches
+    from neonext_ms.runtime.classifier import sum_to_one
 
     # Pillow warns of oddities in files (damaged EXIF, superfluous bytes) without naming the file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -167,10 +168,12 @@ def classify(
                 "more precision."
             )
         if unknown and model.probabilities:
-            ending = "softmax; its outputs are used as probabilities"
-            if model.conventions.ending == "Sigmoid":
-                ending = "sigmoid; its outputs are used as probabilities, each of its own"
-            note(f"note: {args.model} ends in a {ending}")
+            ending = model.conventions.ending
+            if ending == "Softmax" or sum_to_one(probabilities):
+                note(f"note: {args.model} ends in a softmax; its outputs are used as probabilities")
+            else:
+                reason = "ends in a sigmoid" if ending == "Sigmoid" else "has outputs from 0 to 1 only"
+                note(f"note: {args.model} {reason}; its outputs are used as probabilities, each of its own")
         yield batch, logits, probabilities
 
 

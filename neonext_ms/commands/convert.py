@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     )
     recorded = parser.add_argument_group("metadata recorded in OUT")
     recorded.add_argument("--shifts", type=parse_shifts, metavar="A,B,C,D", help="shifts of the four stages")
-    recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, or JSON")
+    recorded.add_argument("--labels", metavar="FILE", help="class names: one per line, JSON or YAML")
     parser.add_argument_group("output").add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -51,7 +51,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
     from neonext_ms.checkpoint.average import average
     from neonext_ms.checkpoint.checkpoint import format_for, load_checkpoint, save_checkpoint
     from neonext_ms.common.files import check_distinct
-    from neonext_ms.images.folder import read_labels
+    from neonext_ms.images.folder import check_order, read_labels
     from neonext_ms.models.registry import candidates
 
     written_as = format_for(args.output)
@@ -67,7 +67,9 @@ def _main(argv: Sequence[str] | None = None) -> None:
     if args.activation:
         metadata["activation"] = args.activation
     if args.labels:
-        metadata["labels"] = read_labels(args.labels, notes.append)
+        labels = read_labels(args.labels, notes.append)
+        check_order(labels, metadata.get("labels") or [], args.input)
+        metadata["labels"] = labels
     arrays = checkpoint.cast(args.dtype) if args.dtype else checkpoint.arrays
     save_checkpoint(args.output, arrays, metadata, checkpoint.counters)
 

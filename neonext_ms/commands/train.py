@@ -44,7 +44,8 @@ class _Keys(argparse.Action):
                 part = key.partition(".")[0]
                 print(f"{part}:")
             print(f"  {key}={default}  ({accepted})")
-            print(textwrap.fill(meaning, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+            if meaning:
+                print(textwrap.fill(meaning, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
         parser.exit()
 
 

@@ -77,7 +77,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
         stack.enter_context(model)
         labels = model.metadata.get("labels")
         indices, rule = match_classes(tree.classes, model.classes, labels, args.classes, printable(args.folder))
-        if labels and rule != "by-name":
+        if labels and rule != "by-name" and not args.classes:
             note(f"note: the folders are not named by the model's labels; classes are taken {CLASS_RULES[rule]}")
         names = dict(enumerate(map(printable, labels))) if labels else dict(zip(indices, tree.classes, strict=True))
         facts, rows = _evaluate(args, model, preprocessing, tree.subset(args.limit), indices)

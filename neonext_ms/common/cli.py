@@ -252,10 +252,15 @@ MAX_SECONDS = 1_000_000
 # Bits of the weights of an 8-bit network, which are stored in 8 in any case.
 MIN_WEIGHT_BITS, WEIGHT_BITS = 2, 8
 MIN_CROP = 0.01
+# A standard deviation of pixels from 0 to 1. A network of pixels from 0 to 255 has 1/255 here; far less was divided
+# by 255 twice.
+MIN_STD = 0.002
 # Every shard is two files of one folder.
 MAX_SHARDS = 10_000
 # A relative L2 beyond this verifies nothing; that of bfloat16, the coarsest dtype, is 0.078.
 MAX_TOLERANCE = 0.1
+# A network that may lose more percentage points of its accuracy is not checked at all.
+MAX_DROP = 50.0
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 
@@ -293,7 +298,9 @@ random_seed = int_range(0, MAX_SEED)
 positive_float = float_range(0, MAX_COUNT)
 seconds = float_range(0, MAX_SECONDS, "a positive number of seconds,")
 tolerance = float_range(0, MAX_TOLERANCE)
-percentage = _number(DECIMAL, float, lambda x: 0 <= x <= 100, "a number of percentage points from 0 to 100")
+percentage = _number(
+    DECIMAL, float, lambda x: 0 <= x <= MAX_DROP, f"a number of percentage points from 0 to {MAX_DROP:g}"
+)
 fraction = _number(DECIMAL, float, lambda x: MIN_CROP <= x <= 1, f"a number from {MIN_CROP:g} to 1, such as 0.875")
 
 

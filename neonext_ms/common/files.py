@@ -325,7 +325,9 @@ def read_text(path: str | os.PathLike) -> str:
         with explained(path), open(path, encoding="utf-8-sig") as file:
             return file.read()
     except UnicodeDecodeError as error:
-        raise InputError(f"{os.fspath(path)}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+        raise InputError(
+            f"{os.fspath(path)}: not a UTF-8 text file ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

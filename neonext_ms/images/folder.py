@@ -8,11 +8,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained, read_text, unique_keys
 from neonext_ms.common.text import list_names, one_line, printable, shorten
+from neonext_ms.common.yaml_file import parse_yaml
 
 from .images import SUFFIXES
 
@@ -105,12 +107,15 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 # What `str.strip` removes, and the invisible marks that editors and joined files leave.
 _BLANKS = " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000\u200b\ufeff"
 _DECORATIONS = {
-    "its number": re.compile(r"([0-9]{1,9})(?:\s|\s?[:;,=.)]).*"),
-    "a number behind it": re.compile(r".*[:;,=\t]\s*([0-9]{1,9})"),
+    "its number": re.compile(r"([0-9]{1,9})(?:\s|\s?[:;,=.)|]).*"),
+    "a number behind it": re.compile(r".*[:;,=|\t]\s*([0-9]{1,9})"),
+    "its synset": re.compile(r"n[0-9]{8}[\s:;,].*"),
     "quotation marks": re.compile(r"(?:'.*'|\".*\"),?"),
     "a comma behind it": re.compile(r".*,"),
     "a dash before it": re.compile(r"- .*"),
 }
+# A line of comments, the columns of a table, or a key of YAML.
+_HEADING = re.compile(r"#.*|.*[:;,|\t].*")
 
 
 def match_classes(
@@ -141,16 +146,14 @@ def match_classes(
     Raises:
         InputError: only some folders are named by a label, or the rule does not apply, or none does.
     """
-    plain, places, unnamed = _named(folders, labels or (), _plain)
-    names = plain
-    if unnamed and labels:
-        loose = _named(folders, labels, _loose)
-        if len(loose[2]) < len(unnamed):
-            names, places, unnamed = loose
+    names, places, unnamed = _named(folders, labels or ())
+    plain = list(map(_plain, folders))
     numbers = [int(name) if _NUMBER.fullmatch(name) else classes for name in plain]
     numbered = max(numbers) < classes and len(set(numbers)) == len(numbers)
-    # Numbers that sort differently as text were hardly meant to be sorted as text.
-    misleading = all(map(_NUMBER.fullmatch, plain)) and numbers != sorted(numbers)
+    # Numbers that sort differently as text were hardly meant to be sorted as text. Nor were names with numbers in them
+    # where there are labels, whose order they have to meet.
+    counted = bool(labels) or all(map(_NUMBER.fullmatch, plain))
+    misleading = counted and list(plain) != sorted(plain, key=_by_numbers)
     if rule is None:
         if len(unnamed) < len(folders):
             rule = "by-name"
@@ -167,16 +170,25 @@ def match_classes(
     raise InputError(_mismatch(folders, classes, places, unnamed, numbers, rule, source, option))
 
 
-def _named(
-    folders: Sequence[str], labels: Sequence[str], form: Callable[[str], str]
-) -> tuple[list[str], dict[str, list[int]], list[str]]:
-    """Return folders in a form for comparison, labels in it with their places, and folders that no one label names."""
-    names = [form(name) for name in folders]
-    places: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
-        places.setdefault(form(label), []).append(place)
-    unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
-    return names, places, unnamed
+def is_named(folders: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return whether any of the class folders is named by a label."""
+    return len(_named(folders, labels)[2]) < len(folders)
+
+
+def _named(folders: Sequence[str], labels: Sequence[str]) -> tuple[list[str], dict[str, list[int]], list[str]]:
+    """Return folders in a form for comparison, labels in it with their places, and folders that no one label names.
+
+    The form is the strictest of those in which most folders are named.
+    """
+    forms = []
+    for form in (str, _plain, _loose):
+        names = [form(name) for name in folders]
+        places: dict[str, list[int]] = {}
+        for place, label in enumerate(labels):
+            places.setdefault(form(label), []).append(place)
+        unnamed = [folder for folder, name in zip(folders, names, strict=True) if len(places.get(name, ())) != 1]
+        forms.append((names, places, unnamed))
+    return min(forms, key=lambda named: len(named[2]))
 
 
 def _mismatch(
@@ -207,6 +219,8 @@ def _mismatch(
     elif rule != "sorted":
         reasons.append("two folders have the same number")
     advice = "Name the folders by label or by class number, or provide one folder per class."
+    if rule is None and len(folders) == classes:
+        reasons.append("their numbers sort differently as text")
     if rule is None and option and len(folders) == classes:
         advice = f"Name the folders by label or by class number, or sort them as text with {option}sorted."
     return f"{source}: the classes of the folders cannot be determined: {'; '.join(reasons)}. {advice}"
@@ -219,7 +233,12 @@ def _plain(name: str) -> str:
 
 def _loose(name: str) -> str:
     """Return a name as it is compared if not all names agree otherwise."""
-    return re.sub(r"[\s_-]+", " ", _plain(name)).casefold()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_-]+", " ", _plain(name)).casefold())
+
+
+def _by_numbers(name: str) -> str:
+    """Return a key that sorts names by the numbers in them: `class 2` before `class 10`."""
+    return re.sub(r"[0-9]+", lambda number: number[0].zfill(9), name)
 
 
 def rule_note(source: str, rule: str) -> str:
@@ -231,8 +250,9 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     """Read the names of the classes, in their order.
 
     Args:
-        path: a text file with one name per line, a JSON file with a list or a map (`{"0": "cat"}` or `{"cat": 0}`), or
-            a folder with one folder per class, in the order of `match_classes`.
+        path: a text file with one name per line, a JSON or YAML file with a list or a map (`{"0": "cat"}` or
+            `{"cat": 0}`), also below `names` or `id2label`, or a folder with one folder per class, in the order of
+            `match_classes`.
         tell: function that is called with the rule that ordered the folders.
 
     Raises:
@@ -247,19 +267,26 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
         tell(rule_note(source, rule))
         return [folders[numbers.index(number)] for number in range(len(folders))]
     text = read_text(path)
-    if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
+    if source.lower().endswith((".yaml", ".yml")):
+        labels = _mapped_labels(parse_yaml(text, source), source)
+    elif text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
         try:
             values = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
-        labels = _json_labels(values, source)
+        labels = _mapped_labels(values, source)
     else:
         labels = [line.strip(_BLANKS) for line in text.rstrip().split("\n")]
-        if decoration := next((what for what, pattern in _DECORATIONS.items() if _fits(pattern, labels)), None):
+        # All lines, or all below a heading.
+        parts = [labels, *([labels[1:]] if _HEADING.fullmatch(labels[0]) else [])]
+        fitting = ((what, part[0]) for what, pattern in _DECORATIONS.items() for part in parts if _fits(pattern, part))
+        if decoration := next(fitting, None):
             raise InputError(
-                f"{source}: every line has {decoration} besides the label (got {shorten(labels[0])}). Remove what is "
-                "no part of the names, or write them as JSON."
+                f"{source}: every line has {decoration[0]} besides the label (got {shorten(decoration[1])}). Remove "
+                "what is no part of the names, or write them as JSON."
             )
+        if labels[0].startswith("#") and not all(label.startswith("#") for label in labels):
+            raise InputError(f"{source}: begins with a comment (got {shorten(labels[0])}). Remove what is no label.")
     if labels == [""]:
         raise InputError(f"{source}: has no labels (expected one per line)")
     for number, label in enumerate(labels, 1):
@@ -273,13 +300,37 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     return labels
 
 
+def check_order(labels: Sequence[str], recorded: Sequence[str], source: str) -> None:
+    """Check that labels which replace recorded ones do not give a recorded name to another class.
+
+    Raises:
+        InputError: one does; `source` names the file of the recorded labels.
+    """
+    classes: dict[str, list[int]] = {}
+    for number, label in enumerate(recorded):
+        classes.setdefault(_plain(label), []).append(number)
+    for number, label in enumerate(labels):
+        known = classes.get(_plain(label), [number])
+        if number not in known:
+            raise InputError(
+                f"{source}: the new labels have the recorded ones in another order ({shorten(label)} is class "
+                f"{known[0]}, got {number}). Leave the labels out, or put them into the recorded order."
+            )
+
+
 def _fits(pattern: re.Pattern[str], lines: Sequence[str]) -> bool:
-    """Return whether all of at least two lines match; numbers that are captured have to count the lines."""
-    matches = [pattern.fullmatch(line) for line in lines]
-    if len(lines) < 2 or not all(matches):
+    """Return whether all of at least two lines match; numbers that are captured have to count the lines, or to grow."""
+    matches = [match for match in map(pattern.fullmatch, lines) if match]
+    if len(lines) < 2 or len(matches) < len(lines):
         return False
-    numbers = sorted(int(match[1]) for match in matches if match and pattern.groups)
-    return not pattern.groups or numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
+    if not pattern.groups:
+        return True
+    # Of `5 euro`, `10 euro` and `20 euro`, the numbers are what names the classes.
+    if 2 * len({match.string.replace(match[1], "", 1) for match in matches}) <= len(lines):
+        return False
+    numbers = [int(match[1]) for match in matches]
+    counts = sorted(numbers) in (list(range(len(lines))), list(range(1, len(lines) + 1)))
+    return counts or all(one < other for one, other in pairwise(numbers))
 
 
 def order_rule(folders: Sequence[str]) -> str:
@@ -288,13 +339,18 @@ def order_rule(folders: Sequence[str]) -> str:
     return "by-number" if numbers == set(range(len(folders))) else "sorted"
 
 
-def _json_labels(values: object, source: str) -> list[str]:
-    """Return the labels of a JSON list, of a map from numbers to names, or of one from names to numbers."""
+def _mapped_labels(values: object, source: str) -> list[str]:
+    """Return the labels of a list, of a map from numbers to names, or of one from names to numbers."""
     if isinstance(values, dict):
-        pairs = list(values.items())
+        # The data set of Ultralytics, the configuration of Hugging Face.
+        inner = (values[key] for key in ("names", "id2label") if isinstance(values.get(key), (dict, list)))
+        values = next(inner, values)
+    if isinstance(values, dict):
+        # JSON has numbers as text.
+        pairs = [(str(key) if type(key) is int else key, value) for key, value in values.items()]
         if all(type(value) is int for value in values.values()):
             pairs = [(str(number), name) for name, number in pairs]
-        numbered = {int(key): name for key, name in pairs if _NUMBER.fullmatch(key)}
+        numbered = {int(key): name for key, name in pairs if isinstance(key, str) and _NUMBER.fullmatch(key)}
         if len(numbered) != len(pairs) or set(numbered) != set(range(len(pairs))):
             raise InputError(f"{source}: wrong numbers of the labels (expected each from 0 to {len(pairs) - 1} once)")
         values = [numbered[number] for number in range(len(numbered))]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from neonext_ms.common.cli import MIN_CROP
+from neonext_ms.common.cli import MIN_CROP, MIN_STD
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.text import nearest, shorten
 from neonext_ms.common.yaml_file import read_yaml
@@ -24,7 +24,7 @@ class Preprocessing:
 
     Attributes:
         mean: means of the channels R, G, B after division by 255, from 0 to 1.
-        std: standard deviations of the channels R, G, B after division by 255, at most 1.
+        std: standard deviations of the channels R, G, B after division by 255, from 0.002 to 1.
         crop: side of the centre crop relative to the resized image, from 0.01 to 1.
         interpolation: "bilinear" (the official code) or "bicubic".
         mode: "resize" (resize and crop every image), "as-is" (reject images of another size than the model's), or
@@ -60,6 +60,11 @@ class Preprocessing:
                 raise InputError(
                     f"preprocessing: {name} has negative values (got {shorten(value)}). It is subtracted; write the "
                     "mean of the pixels, from 0 to 1."
+                )
+            if name == "std" and min(values) < MIN_STD:
+                raise InputError(
+                    f"preprocessing: std is smaller than that of any images (got {shorten(value)}, expected at least "
+                    f"{MIN_STD}). Was it divided by 255 twice?"
                 )
             # JSON and YAML give lists.
             object.__setattr__(self, name, values)

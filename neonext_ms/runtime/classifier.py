@@ -33,7 +33,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _sum_to_one(rows: np.ndarray) -> bool:
+def sum_to_one(rows: np.ndarray) -> bool:
+    """Return whether all rows are probabilities of classes that exclude each other."""
     return bool((rows >= 0).all() and (abs(rows.sum(axis=1, dtype=np.float64) - 1) < _SUM_TOLERANCE).all())
 
 
@@ -162,8 +163,8 @@ class Classifier(ImageModel):
 
     Attributes:
         classes: number of logits per image.
-        probabilities: whether the model ends in a softmax or sigmoid, so that its outputs are probabilities; None
-            before it was run on images.
+        probabilities: whether the model ends in a softmax, a sigmoid or the like, so that its outputs are
+            probabilities; None before it was run on images.
 
     Raises:
         InputError: no such file, or not a classifier of images.
@@ -237,7 +238,7 @@ class Classifier(ImageModel):
         """
         outputs = self.run(images)
         if self.probabilities is None and len(outputs):
-            self.probabilities = self._ends_in_softmax(outputs)
+            self.probabilities = self._are_probabilities(outputs)
         if not self.probabilities:
             return outputs, softmax(outputs)
         values = outputs.astype(np.float64)
@@ -248,8 +249,8 @@ class Classifier(ImageModel):
             )
         return outputs, values
 
-    def _ends_in_softmax(self, outputs: np.ndarray) -> bool:
-        """Return whether outputs are probabilities, by the graph or else by the values of these and of noise.
+    def _are_probabilities(self, outputs: np.ndarray) -> bool:
+        """Return whether outputs are probabilities: by the graph, or because these and those of noise are from 0 to 1.
 
         Raises:
             InputError: they are of a softmax that is not over the classes, or percentages.
@@ -259,7 +260,7 @@ class Classifier(ImageModel):
         ending = self.conventions.ending
         sums = outputs.sum(axis=1, dtype=np.float64)
         # Probabilities of 8 bit are multiples of about 1/256; of many classes, most round to 0.
-        if ending == "Softmax" and not self.conventions.rounded and not _sum_to_one(outputs):
+        if ending == "Softmax" and not self.conventions.rounded and not sum_to_one(outputs):
             raise InputError(
                 f"{self.path}: its softmax is not over the classes (the outputs of an image sum to {sums.max():g}). "
                 "Export the model with its logits as output."
@@ -270,9 +271,12 @@ class Classifier(ImageModel):
             raise InputError(
                 f"{self.path}: its outputs sum to 100, like percentages. Export the model with its logits as output."
             )
-        # One image of a few classes can have such logits by chance; different images cannot.
+        # One image can have such logits by chance, different images cannot. A head of zeros has them too.
+        if not 0 < outputs.max() < 1 + _SUM_TOLERANCE:
+            return False
         noise = np.random.RandomState(0).normal(0, 1, (_NOISE_IMAGES, 3, *self.input_size)).astype(np.float32)
-        return all(_sum_to_one(values) for values in (outputs, *([self.run(noise)] if _sum_to_one(outputs) else [])))
+        others = self.run(noise)
+        return bool(((others >= 0) & (others < 1 + _SUM_TOLERANCE)).all())
 
     @cached_property
     def conventions(self) -> Conventions:

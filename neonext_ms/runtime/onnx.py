@@ -225,7 +225,7 @@ def onnx_signature(path: str | os.PathLike) -> Signature:
     """Read the signature of an ONNX file, without its weights.
 
     Raises:
-        InputError: no such file, not an ONNX file, or not a model with one input (N, C, H, W).
+        InputError: no such file, not an ONNX file, or not a model with one input (N, C, H, W) or (N, H, W, C).
     """
     model = read_onnx(path)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -284,6 +284,9 @@ def _normalization(graph: onnx.GraphProto) -> str:
     """Return the first node that shifts or scales the images by one constant, or by one for each channel."""
     constants = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
     images = {value.name for value in graph.input} - constants.keys()
+    # A single convolution is the network itself.
+    single = sum(node.op_type == "Conv" for node in graph.node) < 2
+    most_weights = _CHANNELS if single else _CHANNELS**2
     for node in graph.node:
         if not images & set(node.input):
             # What is computed from constants alone is one, of about their size.
@@ -291,17 +294,24 @@ def _normalization(graph: onnx.GraphProto) -> str:
                 sizes = [math.prod(a.t.dims) for a in node.attribute if a.HasField("t")]
                 size = max([*sizes, *(constants[name] for name in node.input)], default=0)
                 constants.update(dict.fromkeys(node.output, size))
+        elif node.op_type == "Shape":
+            constants.update(dict.fromkeys(node.output, 1))
         elif node.op_type in _PICTURES:
             images.update(node.output)
-        elif node.op_type == "BatchNormalization" or _is_scaling(node, constants):
+        elif node.op_type == "BatchNormalization" or _is_scaling(node, constants, most_weights):
             return node.name or node.output[0]
     return ""
 
 
-def _is_scaling(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
-    """Return whether a node computes with one constant, or one for each channel; of a convolution, by its weights."""
-    factors = node.input if node.op_type in _ARITHMETIC else node.input[1:2] if node.op_type == "Conv" else ()
-    return any(constants.get(name, _CHANNELS + 1) <= _CHANNELS for name in factors)
+def _is_scaling(node: onnx.NodeProto, constants: Mapping[str, int], most_weights: int) -> bool:
+    """Return whether a node computes with constants alone, or mixes the channels of single pixels by its weights.
+
+    A map as large as the images is a mean or a deviation too, unless it is added: then it may be learnt.
+    """
+    if node.op_type == "Conv":
+        return constants.get(node.input[1], math.inf) <= most_weights
+    most = _CHANNELS if node.op_type == "Add" else math.inf
+    return node.op_type in _ARITHMETIC and any(name in constants and constants[name] <= most for name in node.input)
 
 
 def describe_onnx(path: str | os.PathLike) -> dict:
@@ -355,10 +365,16 @@ def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], m
         dtype=inputs[0].dtype,
         shape=shape,
         batches=(shape[0],) if shape and shape[0] else None,
+        layout=layout_of(shape),
         outputs=tuple(value.name for value in outputs),
         classes=classes[0] if len(classes) == 1 else None,
         metadata={} if metadata is None else read_metadata(metadata, f"{path}: metadata {KEY!r}"),
     ).checked(path)
+
+
+def layout_of(shape: Sequence[int | None]) -> str:
+    """Return the layout of images of this shape, None for open dimensions; exporters of TensorFlow keep "NHWC"."""
+    return "NHWC" if len(shape) == 4 and shape[3] == _CHANNELS != shape[1] else "NCHW"
 
 
 def _fixed(shape: Sequence) -> tuple[int | None, ...]:

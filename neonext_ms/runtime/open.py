@@ -53,9 +53,11 @@ def default_runtime(path: str | os.PathLike) -> str:
     """Return the name of the runtime that opens a file when none is asked for.
 
     Raises:
-        UsageError: an unknown suffix.
+        UsageError: an unknown suffix, or a folder.
     """
     suffix = model_suffix(path)
+    if suffix not in _DEFAULT and os.path.isdir(path):
+        raise UsageError(f"{os.fspath(path)}: this is a folder (expected a model file). Name a file in it.")
     if suffix not in _DEFAULT:
         raise UsageError(
             f"{os.fspath(path)}: unknown kind of model {suffix!r}; expected a file ending in {', '.join(SUFFIXES)}"

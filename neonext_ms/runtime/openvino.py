@@ -12,8 +12,8 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import saturates, thread_count
 from neonext_ms.common.text import one_line
 
-from .base import Settings
-from .onnx import OnnxFileRuntime
+from .base import Settings, Signature
+from .onnx import OnnxFileRuntime, layout_of
 
 
 def import_openvino():
@@ -69,10 +69,10 @@ class OpenVino(OnnxFileRuntime):
         try:
             model = core.read_model(path)
             if settings.image_size and len(model.inputs) == 1 and model.input().partial_shape.is_dynamic:
-                channels = model.input().partial_shape[1]
+                found = [None if side.is_dynamic else side.get_length() for side in model.input().partial_shape]
+                signature = Signature("", "", tuple(found), layout=layout_of(found))
                 # -1 leaves the batch open.
-                shape = [settings.batch or -1, 3 if channels.is_dynamic else channels, *settings.image_size]
-                model.reshape(shape)
+                model.reshape(signature.shape_of(settings.batch or -1, settings.image_size))
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error

@@ -10,20 +10,14 @@ import numpy as np
 from neonext_ms.checkpoint.checkpoint import load_checkpoint
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import printable
-from neonext_ms.images.folder import match_classes, order_rule
+from neonext_ms.images.folder import is_named, match_classes, order_rule
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.models.registry import model_config
 
+from .config.load import NETWORK_OPTIONS, described_network, network_options
 from .config.schema import Config, ModelConfig
 from .data.image_sets import ImageSet
-
-# Options of `make_architecture` that are None if the configuration leaves them to the named model or the checkpoint.
-_OPTIONS = (
-    "per_stage_layers", "dims", "kernel_spec", "shifts", "layer_scale_init_value", "linear_bias", "downsample",
-    "activation",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def make_plan(
         checkpoint = load_checkpoint(model.init, ema=model.init_ema, key=model.init_key)
         for text in checkpoint.notes:
             note(f"{model.init}: {text}")
-    rule = _order_classes(config, train, val, recorded, checkpoint)
+    rule = _order_classes(config, train, val, recorded, checkpoint, note)
     architecture, published = _architecture(model, classes, checkpoint)
     size = _size(model, checkpoint, published, train)
     architecture.maps(size)
@@ -127,7 +121,14 @@ def _blend_from(config: Config, checkpoint, architecture: Architecture) -> str |
     return before
 
 
-def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Sequence[str] | None, checkpoint) -> str:
+def _order_classes(
+    config: Config,
+    train: ImageSet,
+    val: ImageSet,
+    recorded: Sequence[str] | None,
+    checkpoint,
+    note: Callable[[str], None],
+) -> str:
     """Put the classes of both parts in their order; return the rule of `match_classes` that applied."""
     classes = len(train.classes)
     rule: str | None = config.data.classes
@@ -138,6 +139,9 @@ def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Seq
         rule = "by-name"
     elif checkpoint is not None and checkpoint.architecture.num_classes == classes:
         labels = checkpoint.metadata.get("labels")
+        if labels and rule is None and not is_named(train.classes, labels):
+            note(f"{checkpoint.path}: its labels are those of other classes; the head starts from their weights")
+            labels = None
     if not labels and rule is None:
         rule = order_rule(train.classes)
     numbers, applied = match_classes(train.classes, classes, labels, rule, source, "data.classes=")
@@ -148,21 +152,16 @@ def _order_classes(config: Config, train: ImageSet, val: ImageSet, recorded: Seq
 
 def _architecture(model: ModelConfig, classes: int, checkpoint) -> tuple[Architecture, tuple[int, int] | None]:
     """Return the architecture, and the image size of the named model if there is one."""
-    options = {name: getattr(model, name) for name in _OPTIONS if getattr(model, name) is not None}
-    options.update(num_classes=classes, drop_path=model.drop_path)
-    if model.name is not None:
-        named = model_config(model.name, **options)
-        return named.architecture, named.image_size
-    if model.dims is not None:
-        return make_architecture(**options), None
+    if described := described_network(model, classes):
+        return described
     if checkpoint is None:
         raise UsageError("the configuration has no network. Set model.name (see neonext-info --list) or model.dims.")
-    recorded = {name: getattr(checkpoint.architecture, name) for name in _OPTIONS}
+    recorded = {name: getattr(checkpoint.architecture, name) for name in NETWORK_OPTIONS}
     if recorded["shifts"] is None and model.shifts is None:
         raise UsageError(
             f"{checkpoint.path}: does not record its shifts. Add those of its training, such as model.shifts=1,1,1,0."
         )
-    return make_architecture(**{**recorded, **options}), None
+    return make_architecture(**{**recorded, **network_options(model, classes)}), None
 
 
 def _size(model: ModelConfig, checkpoint, published, train: ImageSet) -> tuple[int, int]:

@@ -161,6 +161,7 @@ def bad(tmp_path):
         "result": (["report", tmp_path / "text.onnx"], 1, "not a JSON file"),
         "missing result": (["report", tmp_path / "none.json"], 1, "no such file"),
         "limit": (["report", "a.json", "--compare", "b.json", "--fail-above", "0.9"], 2, "at least 1"),
+        "limit without end": (["report", "a.json", "--compare", "b.json", "--fail-above", "1e9"], 2, "at most 10"),
         "limit alone": (["report", "a.json", "--fail-above", "1.1"], 2, "--compare BASE.json"),
     }
 
@@ -170,7 +171,7 @@ BAD = (
     "image size", "batch", "NaN", "zero rounds", "negative batch", "zero seconds", "no seconds", "threads",
     "too many threads", "device", "runtime", "missing runtime", "missing board", "output", "output's name",
     "torch alone", "torch without NeoNeXt", "no repository", "option", "result", "missing result", "limit",
-    "limit alone",
+    "limit alone", "limit without end",
 )  # fmt: skip
 
 

@@ -796,6 +796,12 @@ def test_bad_requests(arguments, problem, code, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_drop_that_nothing_exceeds_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*CHECKPOINT, "--quantize", "int8", "--max-drop", "100"])
+    assert "percentage points from 0 to 50" in capsys.readouterr().err
+
+
 def test_options_without_quantize(tmp_path, capsys):
     assert main([*CHECKPOINT, "--target", "onnx", "--calibrate", DIGITS, "--output", str(tmp_path)]) == 2
     assert "only valid with --quantize int8" in capsys.readouterr().err

@@ -459,6 +459,7 @@ def test_safetensors_damage(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"metadata": {}, "weight_map": {}}', "index of several files"),
         (b"hello\n", "text file"),
         (b"\nhello", "not a MindSpore checkpoint"),
         (b"\x1f\x8b\x08", "gzip"),

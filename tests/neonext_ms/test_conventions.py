@@ -79,6 +79,55 @@ def test_sigmoid_is_used_as_it_is(tmp_path):
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-images.mean((2, 3)))), rtol=1e-6)
 
 
+ONE = np.float32(1)
+
+
+@pytest.mark.parametrize(
+    "after, constants",
+    [
+        ([node("Sigmoid", "logits", "p1"), node("Clip", "p1", "y")], {}),
+        (
+            [node("Neg", "logits", "n1"), node("Exp", "n1", "e"), node("Add", "e one", "f"), node("Div", "one f", "y")],
+            {"one": ONE},
+        ),
+    ],
+)
+def test_outputs_from_0_to_1_are_used_as_they_are(tmp_path, capsys, after, constants):
+    path = model(tmp_path / "m.onnx", *after, **constants)
+    # Without the official normalization, the logits are the colours.
+    Image.new("RGB", (4, 4), (255, 0, 51)).save(tmp_path / "a.png")
+    (tmp_path / "p.yaml").write_text("mean: [0, 0, 0]\nstd: [1, 1, 1]\n")
+    assert predict(["--model", path, str(tmp_path / "a.png"), "--preprocess", str(tmp_path / "p.yaml")]) == 0
+    printed = capsys.readouterr()
+    assert [line.split() for line in printed.out.splitlines()[1:]] == [
+        ["0", "73.11", "%"], ["2", "54.98", "%"], ["1", "50.00", "%"],
+    ]  # fmt: skip
+    assert "outputs from 0 to 1 only; its outputs are used as probabilities, each of its own" in printed.err
+
+
+def test_logits_of_a_head_of_zeros_are_no_probabilities(tmp_path):
+    with open_runtime(model(tmp_path / "m.onnx", node("Mul", "logits zero", "y"), zero=np.float32(0))) as opened:
+        _, probabilities = opened.classify(np.ones((1, 3, 4, 4), np.float32))
+    np.testing.assert_allclose(probabilities, 1 / 3)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_channels_last(tmp_path, runtime):
+    pytest.importorskip(runtime)
+    path = model(
+        tmp_path / "m.onnx",
+        node("Identity", "logits", "y"),
+        before=[node("Transpose", "image", "x", perm=[0, 3, 1, 2])],
+    )
+    file = onnx.load(path)
+    for sizes in (["n", 4, 4, 3], ["n", "h", "w", 3]):
+        file.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, sizes))
+        onnx.save(file, path)
+        images = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+        with open_runtime(path, image_size=(4, 4), runtime=runtime) as opened:
+            np.testing.assert_allclose(opened.run(images), images.mean((2, 3)), rtol=1e-6)
+
+
 COLOURS = np.array([0.4, 0.5, 0.6], np.float32).reshape(3, 1, 1)
 NORMALIZATIONS = {
     "subtract": ([node("Sub", "image mean", "x")], {"mean": COLOURS}),
@@ -103,6 +152,15 @@ NORMALIZATIONS = {
     "convolution": (
         [node("Conv", "image weights shift", "x", group=3)],
         {"weights": COLOURS[..., None], "shift": np.zeros(3, np.float32)},
+    ),
+    "convolution of all channels": (
+        [node("Conv", "image weights", "c"), node("Conv", "c stem", "x")],
+        {"weights": np.diag(COLOURS.ravel())[..., None, None], "stem": np.ones((3, 3, 3, 3), np.float32)},
+    ),
+    "mean image": ([node("Sub", "image mean", "x")], {"mean": np.full((3, 4, 4), 0.5, np.float32)}),
+    "expanded": (
+        [node("Shape", "image", "s"), node("Expand", "mean s", "m"), node("Sub", "image m", "x")],
+        {"mean": COLOURS},
     ),
     "batchnorm": (
         [node("BatchNormalization", "image one zero zero one", "x")],

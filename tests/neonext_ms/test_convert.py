@@ -13,6 +13,7 @@ import pytest
 from neonext_ms.checkpoint import pytorch
 from neonext_ms.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from neonext_ms.commands.convert import main
+from neonext_ms.export.command import main as export_main
 
 
 def error_of(capsys, code: int, *arguments) -> str:
@@ -50,6 +51,24 @@ def test_json_and_labels(tmp_path, digits, capsys):
     assert report["output_bytes"] == out.stat().st_size
     assert "the shifts are unknown" in report["notes"][0]
     assert load_checkpoint(out).metadata == {"labels": [f"digit {i}" for i in range(10)]}
+
+
+def test_labels_do_not_move_to_other_classes(tmp_path, digits, capsys):
+    (tmp_path / "labels.txt").write_text("".join(f"digit {i}\n" for i in range(10)))
+    labels = ["--labels", tmp_path / "labels.txt"]
+    labelled = tmp_path / "a.safetensors"
+    assert main([str(word) for word in (digits, labelled, "--shifts", "1,1,0,0", *labels)]) == 0
+    capsys.readouterr()
+    (tmp_path / "labels.txt").write_text("".join(f"digit {i}\n" for i in (0, 1, 2, 3, 4, 5, 6, 7, 9, 8)))
+    message = "('digit 9' is class 9, got 8). Leave the labels out"
+    assert message in error_of(capsys, 1, labelled, tmp_path / "b.pt", *labels)
+    export = ["--checkpoint", labelled, "--image-size", "64", "--target", "onnx", "--output", tmp_path / "out"]
+    assert export_main([str(word) for word in (*export, *labels)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "b.pt").exists() and not (tmp_path / "out").exists()
+    (tmp_path / "labels.txt").write_text("".join(f"Ziffer {i}\n" for i in range(10)))
+    assert main([str(word) for word in (labelled, tmp_path / "b.pt", *labels)]) == 0
+    assert load_checkpoint(tmp_path / "b.pt").metadata["labels"][9] == "Ziffer 9"
 
 
 def test_average(tmp_path, digits, capsys):

@@ -402,6 +402,7 @@ def test_keys_left_out(tmp_path):
         ("crop: 1.5", r"crop must be from 0.01 to 1"),
         ("mean: [1, 2]", "mean must be three numbers"),
         ("mean: 123", "mean must be three numbers"),
+        ("std: [0.0009, 0.0009, 0.0009]", r"smaller than that of any images \(got \[0.0009.* divided by 255 twice"),
         ("mean: [-0.5, -0.5, -0.5]", "mean has negative values .*It is subtracted"),
         ("mean: [-123.7, -116.3, -103.5]", "mean has negative values"),
         ("mean: '123'", "mean must be three numbers"),

@@ -22,7 +22,7 @@ from neonext_ms.commands import info, predict, validate
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import thread_count
 from neonext_ms.images import images
-from neonext_ms.images.folder import find_images, match_classes, read_labels
+from neonext_ms.images.folder import find_images, is_named, match_classes, read_labels
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.runtime.classifier import softmax
 
@@ -146,6 +146,11 @@ def test_folders_without_images(tmp_path):
         (["0", "10", "2"], 11, None, ([0, 10, 2], "by-number")),
         (["007", "3"], 10, ["a"] * 10, ([7, 3], "by-number")),
         (["Cat", "guide_dog", "x"], 3, ["x", "guide dog", "cat"], ([2, 1, 0], "by-name")),
+        (["0001", "0002"], 3, ["1", "2", "3"], ([0, 1], "by-name")),
+        (["Cat", "cat", "cat "], 3, ["cat ", "cat", "Cat"], ([2, 1, 0], "by-name")),
+        (["01", "02", "10"], 3, ["1", "10", "2"], ([0, 2, 1], "by-name")),
+        (["class_1", "class_2"], 2, ["class 02", "class 01"], ([1, 0], "by-name")),
+        (["class_1", "class_10", "class_2"], 3, None, ([0, 1, 2], "sorted")),
     ],
 )
 def test_match_classes(folders, classes, labels, expected):
@@ -171,6 +176,8 @@ def test_match_classes(folders, classes, labels, expected):
         (["1", "01"], None, None, "two folders have the same number"),
         (["0", "\u00b2"], None, None, "is not a number"),
         (["1", "10", "2"], None, None, "sort them as text with --classes sorted"),
+        (["class_1", "class_10", "class_2"], ["a", "b", "c"], None, "their numbers sort differently as text"),
+        (["0", "1", "2"], ["01", "02", "03"], None, "1 of 3 class folders are not named (.|\n)*  0$"),
         (["cat", "dog", "cow"], None, "by-name", "no labels are recorded"),
         (["cat", "dog", "cow"], ["a", "b", "c"], "by-name", "3 of 3 class folders"),
         (["cat", "dog", "cow"], ["cat", "dog", "cow"], "by-number", "'cat' is not a number"),
@@ -187,6 +194,11 @@ def test_commands_without_the_option_do_not_name_it():
         with pytest.raises(InputError) as error:
             match_classes(folders, 3, labels, None, "val", None)
         assert "--classes" not in str(error.value) and "another rule" not in str(error.value)
+
+
+def test_folders_that_are_named():
+    assert is_named(["Cat", "cat"], ["cat", "Cat"]) and is_named(["01", "x"], ["1", "2"])
+    assert not is_named(["cat", "dog"], ["cat", "cat"]) and not is_named(["cat"], [])
 
 
 def test_a_rule_can_be_chosen():
@@ -211,6 +223,27 @@ def test_label_files(tmp_path, content):
     assert read_labels(tmp_path / "l.txt") == ["cat", "dog"]
 
 
+def test_labels_that_are_numbers_of_something(tmp_path):
+    (tmp_path / "l.txt").write_text("5 euro\n10 euro\n20 euro\n50 cent\n")
+    assert read_labels(tmp_path / "l.txt") == ["5 euro", "10 euro", "20 euro", "50 cent"]
+
+
+@pytest.mark.parametrize(
+    "content", ["names:\n  1: dog\n  0: cat\nnc: 2", "nc: 2\nnames: [cat, dog]", "- cat\n- dog", "dog: 1\ncat: 0"]
+)
+def test_labels_of_yaml(tmp_path, content):
+    (tmp_path / "data.yaml").write_text(content)
+    assert read_labels(tmp_path / "data.yaml") == ["cat", "dog"]
+    (tmp_path / "data.yaml").write_text("names:\n  0: cat\n  1: no")
+    with pytest.raises(InputError, match=r"no labels .*False"):
+        read_labels(tmp_path / "data.yaml")
+
+
+def test_labels_of_a_configuration(tmp_path):
+    (tmp_path / "c.json").write_text('{"id2label": {"1": "dog", "0": "cat"}, "label2id": {"cat": 0, "dog": 1}}')
+    assert read_labels(tmp_path / "c.json") == ["cat", "dog"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -220,6 +253,11 @@ def test_label_files(tmp_path, content):
         (b"1: cat\n2: dog", r"every line has its number besides the label \(got '1: cat'\)"),
         (b"0\tdog\n1\tcat", "its number"),
         (b"cat,0\ndog,1", "a number behind it"),
+        (b"2 cat\n5 dog", "its number"),
+        (b"name,index\ncat,0\ndog,1", r"a number behind it besides the label \(got 'cat,0'\)"),
+        (b"names:\n  0: cat\n  1: dog", "its number"),
+        (b"n01440764 cat\nn01443537 dog", "its synset"),
+        (b"# animals\ncat\ndog", "begins with a comment"),
         (b'"cat",\n"dog",', "quotation marks"),
         (b"- cat\n- dog", "a dash before it"),
         (b"c\0a\0t\0\n\0d\0o\0g\0", r"label 1 has the control character '\\x00'"),

@@ -195,6 +195,8 @@ def test_unknown_files(tmp_path, monkeypatch):
     for name in ("m.onx", "m"):
         with pytest.raises(UsageError, match=r"unknown kind of model .* \.onnx, \.mindir, \.om, \.ms, \.pt"):
             open_runtime(tmp_path / name)
+    with pytest.raises(UsageError, match="this is a folder"):
+        open_runtime(tmp_path)
     for name, missing in (("m.om", "install CANN"), ("m.ms", "Run `python -m neonext_ms.lite`")):
         with pytest.raises(ToolchainError, match=missing):
             open_runtime(tmp_path / name)

@@ -39,13 +39,16 @@ def _describe(kind, many: bool = False) -> str:
 
 
 def describe_keys(config: Config | None = None) -> list[tuple[str, str, str, str]]:
-    """Return key, value in `config` (default: the defaults) as JSON, accepted values, and meaning of every key."""
+    """Return key, value in `config` (default: the defaults) as JSON, accepted values, and meaning of every key.
+
+    The meanings are empty if Python was told to drop docstrings (`PYTHONOPTIMIZE=2`).
+    """
     rows = []
     kinds = annotated_keys(Config)
     for part, values in (config or Config()).to_dict().items():
         meanings = _meanings(kinds[part])
         for key, annotation in annotated_keys(kinds[part]).items():
-            rows.append((f"{part}.{key}", json.dumps(values[key]), expected(annotation), meanings[key]))
+            rows.append((f"{part}.{key}", json.dumps(values[key]), expected(annotation), meanings.get(key, "")))
     return rows
 
 

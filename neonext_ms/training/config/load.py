@@ -8,16 +8,22 @@ import re
 import types
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.text import DECIMAL, nearest, shorten
 from neonext_ms.common.yaml_file import parse_yaml, read_yaml
+from neonext_ms.models.architecture import Architecture, make_architecture
 from neonext_ms.models.registry import model_config
 
 from .describe import alternatives, expected
-from .schema import Config, annotated_keys, known_keys
+from .schema import Config, ModelConfig, annotated_keys, known_keys
 
+# Options of `make_architecture` that are None if the configuration leaves them to the named model or the checkpoint.
+NETWORK_OPTIONS = (
+    "per_stage_layers", "dims", "kernel_spec", "shifts", "layer_scale_init_value", "linear_bias", "downsample",
+    "activation",
+)  # fmt: skip
 _BASE = "base"
 _LARGEST = 3.4e38  # of float32
 _WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]{0,17})\s*")
@@ -51,7 +57,8 @@ def make_config(values: Mapping, source: str = "config") -> Config:
     """Return a `Config` from nested plain values; keys that are left out keep their defaults.
 
     Raises:
-        InputError: a key is unknown or a value is invalid; the message names `source` and the key.
+        InputError: a key is unknown, a value is invalid, or there is no such network; the message names `source` and
+            the key.
     """
     config: Config = _build(Config, values, "", source)
     for key in ("scale", "ratio"):
@@ -73,7 +80,38 @@ def make_config(values: Mapping, source: str = "config") -> Config:
                 f"{source}: schedule.{key} ({getattr(schedule, key):g}) is more than schedule.epochs "
                 f"({schedule.epochs})"
             )
+    try:
+        _check_network(config.model)
+    except InputError as error:
+        raise InputError(f"{source}: model: {error}") from error
     return config
+
+
+def network_options(model: ModelConfig, classes: int) -> dict[str, Any]:
+    """Return the arguments of `make_architecture` that a configuration gives."""
+    options = {name: getattr(model, name) for name in NETWORK_OPTIONS if getattr(model, name) is not None}
+    return {**options, "num_classes": classes, "drop_path": model.drop_path}
+
+
+def described_network(model: ModelConfig, classes: int) -> tuple[Architecture, tuple[int, int] | None] | None:
+    """Return the network that a configuration describes, and the image size of a named one; None if it leaves it open.
+
+    Raises:
+        InputError: the name is unknown, or an option is out of range.
+    """
+    options = network_options(model, classes)
+    if model.name is not None:
+        named = model_config(model.name, **options)
+        return named.architecture, named.image_size
+    return (make_architecture(**options), None) if model.dims is not None else None
+
+
+def _check_network(model: ModelConfig) -> None:
+    """Check what a configuration says of the network, before MindSpore is imported and the data are read."""
+    described = described_network(model, model.num_classes or 1)
+    size = model.image_size
+    if described and size is not None:
+        described[0].maps((size, size) if isinstance(size, int) else size)
 
 
 def config_yaml(config: Config) -> str:
@@ -116,13 +154,19 @@ def _override(values: dict, text: str) -> None:
     part, _, leaf = key.partition(".")
     if key not in known_keys():
         raise UsageError(f"{source}: unknown key {shorten(key)}{_suggestion(key, ())}")
-    kinds = alternatives(annotated_keys(annotated_keys(Config)[part])[leaf])
+    annotation = annotated_keys(annotated_keys(Config)[part])[leaf]
+    kinds = alternatives(annotation)
     value: object = written
     try:
         if types.NoneType in kinds and written == "null":
             value = None
         elif not all(kind in (str, types.NoneType) or get_origin(kind) is Literal for kind in kinds):
             value = parse_yaml(written, source)
+        # YAML takes nothing, or a comment, for null.
+        if not written.strip() or (value is None and written.strip() not in ("null", "~")):
+            raise UsageError(
+                f"{source}: {key} is empty (expected {expected(annotation)}). Is a variable of the shell not set?"
+            )
         _build(Config, {part: {leaf: value}}, "", source)
         if key == "model.name" and value is not None:
             model_config(str(value))
@@ -155,7 +199,9 @@ def _build(kind: type, values: object, prefix: str, source: str):
 def _suggestion(name: str, siblings: Collection[str]) -> str:
     """Return a hint for an unknown key: the same last word elsewhere, the nearest key, or what is known here."""
     name = name[:100]
-    leaf = name.rpartition(".")[2]
+    part, _, leaf = name.rpartition(".")
+    if name in known_keys():
+        return f" (write {leaf} below {part}, as in {part}: {{{leaf}: ...}})"
     if elsewhere := [key for key in known_keys() if key.rpartition(".")[2] == leaf]:
         return f" (did you mean {' or '.join(elsewhere)}?)"
     listed = f"; known: {', '.join(siblings)}" if siblings else ""

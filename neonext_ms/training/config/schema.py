@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
-from neonext_ms.common.cli import MIN_CROP, MIN_WEIGHT_BITS, WEIGHT_BITS
+from neonext_ms.common.cli import MIN_CROP, MIN_STD, MIN_WEIGHT_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ Channels = Annotated[int, Range(1, 1 << 16)]
 Blocks = Annotated[int, Range(1, 1000)]
 _SCALE = ", after division by 255"
 Mean = Annotated[float, Range(0, 1, hint=_SCALE)]
-Deviation = Annotated[float, Range(0, 1, open_low=True, hint=_SCALE)]
+Deviation = Annotated[float, Range(MIN_STD, 1, hint=_SCALE)]
 Interpolation = Literal["bilinear", "bicubic"]
 # How the range of an activation is chosen in calibration; `export.quantize.ranges` has the sources.
 CalibrationMethod = Literal["minmax", "percentile", "mse", "entropy"]

@@ -82,7 +82,8 @@ def _cifar(
     root = _root(config, f"the folder of the binary version, {folder}")
     if (root / folder).is_dir():
         root = root / folder
-    classes = read_text(root / names_file).split()
+    # A name may have blanks in it.
+    classes = [line.strip() for line in read_text(root / names_file).splitlines() if line.strip()]
     return _cifar_part(root, files[0], classes, label_bytes), _cifar_part(root, files[1], classes, label_bytes)
 
 

@@ -69,6 +69,7 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ("optimizer: {lr: .nan}", "optimizer.lr (got nan, expected a number > 0)"),
         ("optimizer: {lr: 0}", "optimizer.lr (got 0, expected a number > 0)"),
         ("optimizer: 3", "optimizer (got 3, expected keys of its own)"),
+        ("data.path: x", "unknown key 'data.path' (write path below data, as in data: {path: ...})"),
         ("schedule: {epochs: 1.5}", "schedule.epochs (got 1.5, expected a whole number in [1, 2147483647])"),
         ("data: {batch_size: true}", "data.batch_size (got True, expected a whole number in [1, 2147483647])"),
         ("data: {dataset: imagenet}", "data.dataset (got 'imagenet', expected one of digits, imagefolder"),
@@ -95,7 +96,8 @@ def test_families_have_the_recipe_of_the_paper(size, family):
         ("schedule: {epochs: 5}", "schedule.warmup_epochs (20) is more than schedule.epochs (5)"),
         ("schedule: {blend_epochs: 301}", "schedule.blend_epochs (301) is more than schedule.epochs (300)"),
         ("data: {mean: [123.675, 116.28, 103.53]}", "in [0, 1], after division by 255)"),
-        ("data: {std: [58.395, 57.12, 57.375]}", "in (0, 1], after division by 255)"),
+        ("data: {std: [0.0009, 0.0009, 0.0009]}", "in [0.002, 1], after division by 255)"),
+        ("data: {std: [58.395, 57.12, 57.375]}", "in [0.002, 1], after division by 255)"),
         ("run: {output: 1.10}", "run.output (got 1.1, expected a text or null). Put it in quotes"),
         ("run: {output: no}", "run.output (got False, expected a text or null). Put it in quotes"),
         ("run: {seed: 010}", "octal"),
@@ -147,13 +149,38 @@ def test_wrong_overrides_are_named(text, expected):
 def test_text_is_taken_as_typed(text):
     assert load_config(CONFIGS / "digits.yaml", [f"run.output={text}"]).run.output == text
     assert load_config(CONFIGS / "digits.yaml", [f"data.train={text}"]).data.train == text
-    assert load_config(CONFIGS / "digits.yaml", [f"model.kernel_spec={text}"]).model.kernel_spec == text
+    assert load_config(CONFIGS / "digits.yaml", [f"model.init_key={text}"]).model.init_key == text
 
 
-@pytest.mark.parametrize("key", ["model.init", "data.path", "run.output"])
-def test_an_empty_path_is_not_taken_as_none(key):
-    with pytest.raises(UsageError, match=f"{key} is empty"):
-        load_config(CONFIGS / "digits.yaml", [f"{key}="])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model.dims=1,2", "dims must be four whole numbers"),
+        ("model.shifts=9,9,9,9", "shift_a=9 must be smaller than its matrix"),
+        ("model.kernel_spec=0", "not a list of matrix sizes"),
+        ("model.image_size=33", "both sides must be multiples of 4"),
+    ],
+)
+def test_a_network_that_cannot_be_is_found_at_once(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        load_config(CONFIGS / "digits.yaml", [text])
+    key, _, value = text.removeprefix("model.").partition("=")
+    (tmp_path / "a.yaml").write_text(
+        f'base: {CONFIGS / "digits.yaml"}\nmodel: {{{key}: "{value}"}}\n'.replace('"33"', "33")
+    )
+    with pytest.raises(InputError, match=rf"a\.yaml: model: .*{message}") as error:
+        load_config(tmp_path / "a.yaml")
+    assert not isinstance(error.value, UsageError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["model.init=", "data.path=", "run.output= ", "data.val=", "model.image_size=", "model.shifts=#", "model.dims=&a"],
+)
+def test_an_empty_value_is_not_taken_as_null(text):
+    with pytest.raises(UsageError, match=f"{text.partition('=')[0]} is empty .*Is a variable of the shell not set"):
+        load_config(CONFIGS / "digits.yaml", [text])
+    assert load_config(CONFIGS / "digits.yaml", ["model.image_size=null"]).model.image_size is None
 
 
 def test_null_and_choices_in_overrides():

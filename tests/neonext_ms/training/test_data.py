@@ -208,13 +208,13 @@ def test_cifar(tmp_path, dataset, label_bytes):
     }[dataset]  # fmt: skip
     root = tmp_path / names[0]
     root.mkdir()
-    (root / names[3]).write_text("\n".join("xyz") + "\n\n")
+    (root / names[3]).write_text("x\ny y\nz\n\n")
     records = {name: rng.randint(0, 3, (4, label_bytes + 3072), dtype=np.uint8) for name in [*names[1], names[2]]}
     for name, values in records.items():
         values.tofile(root / name)
     for path in (root, tmp_path):
         train, val = open_dataset(_config(data={"dataset": dataset, "path": str(path)}).data)
-        assert (len(train), len(val), train.classes) == (4 * len(names[1]), 4, ("x", "y", "z"))
+        assert (len(train), len(val), train.classes) == (4 * len(names[1]), 4, ("x", "y y", "z"))
     record = records[names[2]][2]
     assert val.labels[2] == record[label_bytes - 1]
     # Red, green and blue planes, row by row.

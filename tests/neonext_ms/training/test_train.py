@@ -540,6 +540,13 @@ def test_fine_tuning_matches_the_classes_by_name(folder, capsys):
     assert "1 of 2 class folders are not named" in (error := capsys.readouterr().err) and "\n  blue" in error
     assert _train(folder, "other", *start, "data.classes=sorted") == 130
     assert "2 classes (in sorted order)" in capsys.readouterr().err
+    # Labels of another task do not keep folders, numbered from 1 here, from being sorted.
+    save_checkpoint(folder / "two.safetensors", arrays, {**metadata, "labels": ["cat", "dog"]})
+    _rename(folder, "red", "2")
+    _rename(folder, "blue", "10")
+    assert _train(folder, "third", *start) == 130
+    error = capsys.readouterr().err
+    assert "its labels are those of other classes" in error and "2 classes (in sorted order)" in error
 
 
 def test_checkpoints_keep_the_newest(tmp_path):
@@ -606,7 +613,7 @@ def test_the_network_of_a_checkpoint_needs_no_description(folder, capsys):
         (["precision.level=O2"], "not supported on CPU, where MindSpore's convolutions compute in float32 only", 1),
         (["data.batch_size=100"], "are 100 images per update, but there are only 14", 1),
         (["model.num_classes=3"], "model.num_classes is 3, but the data has 2 classes", 1),
-        (["model.image_size=30"], "multiples of 4", 1),
+        (["model.image_size=30"], "multiples of 4", 2),
         (["run.device=Ascend"], "MindSpore cannot use it here", 1),
         (["data.path=null"], "data.path is not set", 2),
         (["--resume", "nowhere"], "nowhere: no such file", 1),
