@@ -21,7 +21,7 @@ from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
 from .files import NO_TEMPORARY_FOLDER, explain, remove_stages
 from .processors import processors
-from .signals import STOPPING, end_in_time
+from .signals import STOPPING, end_in_time, kill_children
 from .text import CONTROLS, DECIMAL, one_line, shorten, visible
 
 INTERRUPTED = 130
@@ -125,6 +125,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
             print(f"error: {visible(str(problem))}", file=sys.stderr)
     if text == _INTERRUPTED_TEXT and _owns_process:
         # A thread may wait for a dead network drive, and MindSpore takes seconds to destroy what it holds.
+        kill_children()
         remove_stages()
         sys.stderr.flush()
         os._exit(code)
@@ -146,6 +147,8 @@ def own_process() -> None:
 
 
 def _end_interrupted() -> None:
+    # They may write into the folders that are removed next.
+    kill_children()
     remove_stages()
     # The main thread may hold the lock of `sys.stderr`.
     with contextlib.suppress(OSError):

@@ -48,6 +48,19 @@ def killed_child() -> signal.Signals | None:
     return None
 
 
+def kill_children() -> None:
+    """Kill all processes that descend from this one, which is about to end; it works on Linux only."""
+    waiting = [os.getpid()]
+    while waiting:
+        process = waiting.pop()
+        for listing in Path(f"/proc/{process}/task").glob("*/children"):
+            with contextlib.suppress(OSError, ValueError):
+                waiting += map(int, listing.read_text(encoding="ascii").split())
+        if process != os.getpid():
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+
 def end_in_time(leave: Callable[[], None]) -> None:
     """Call `leave`, which ends the process, if a signal to stop has not ended it after a moment.
 
