@@ -143,17 +143,25 @@ def own_process() -> None:
     global _owns_process
     if not _owns_process:
         _owns_process = True
-        end_in_time(_end_interrupted)
+        end_in_time(_end_interrupted, _end_failed)
 
 
 def _end_interrupted() -> None:
+    _end_at_once(_INTERRUPTED_TEXT, INTERRUPTED)
+
+
+def _end_failed(problem: str) -> None:
+    _end_at_once(f"error: {visible(problem)}", 1)
+
+
+def _end_at_once(text: str, code: int) -> None:
     # They may write into the folders that are removed next.
     kill_children()
     remove_stages()
     # The main thread may hold the lock of `sys.stderr`.
     with contextlib.suppress(OSError):
-        os.write(2, f"{_INTERRUPTED_TEXT}\n".encode())
-    os._exit(INTERRUPTED)
+        os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+    os._exit(code)
 
 
 def _outcome(
