@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA
+from neonext_ms.common import cli
 from neonext_ms.common import processors as module
 from neonext_ms.common.cli import Parser
 from neonext_ms.common.errors import InputError
@@ -174,3 +175,15 @@ def test_a_home_that_no_shell_has_replaced(tmp_path, monkeypatch):
     with staging("~/new"):
         pass
     assert os.listdir() == ["~"]
+
+
+def test_control_characters_are_escaped_wherever_a_command_prints(capsys):
+    def body(argv):
+        print("a\x1b[31m\tb\u202e", end="\n")
+        print("two\nlines", flush=True)
+
+    assert cli.run(body, []) == 0
+    assert capsys.readouterr().out == "a\\x1b[31m\\tb\\u202e\ntwo\nlines\n"
+    with pytest.raises(SystemExit):
+        Parser(prog="p").parse_args(["--\x1b[2J"])
+    assert "unrecognized arguments: --\\x1b[2J" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
@@ -52,6 +52,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"an argument is empty (got {empty!r}). Is a variable of the shell not set?")
         return super().parse_known_args(words, namespace)
 
+    def _print_message(self, message, file=None):
+        super()._print_message(visible(message), file)
+
     def error(self, message: str):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
@@ -85,6 +88,19 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Escaped:
+    """Standard output that escapes control characters, which can only come from files and names of files."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _flush() -> InputError | None:
     """Flush stdout; return the error if that fails, with what is left in the buffer dropped."""
     try:
@@ -115,7 +131,8 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         # `nohup` makes a process ignore SIGHUP; that is kept.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
-    code, text = _outcome(command, argv)
+    with contextlib.redirect_stdout(cast(TextIO, _Escaped(sys.stdout))):
+        code, text = _outcome(command, argv)
     problem = _flush()
     if text:
         print(visible(text), file=sys.stderr)
@@ -226,7 +243,7 @@ class StatusLine:
         if self.active:
             # A line that wraps could not be overwritten.
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{visible(text)[:width]}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Clear the line, so that another message can be printed."""

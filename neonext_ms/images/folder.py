@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, read_text, unique_keys
-from neonext_ms.common.text import list_names, one_line, printable, shorten
+from neonext_ms.common.files import explained, parse_json, read_text
+from neonext_ms.common.text import list_names, printable, shorten
 
 from .images import SUFFIXES
 
@@ -248,11 +247,7 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
         return [folders[numbers.index(number)] for number in range(len(folders))]
     text = read_text(path)
     if text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
-        try:
-            values = json.loads(text, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
-        labels = _json_labels(values, source)
+        labels = _json_labels(parse_json(text, source, "a list or map of labels in JSON"), source)
     else:
         labels = [line.strip(_BLANKS) for line in text.rstrip().split("\n")]
         if decoration := next((what for what, pattern in _DECORATIONS.items() if _fits(pattern, labels)), None):
