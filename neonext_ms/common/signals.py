@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .processors import limited_memory
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAULTS = (signal.SIGFPE, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 _PATIENCE_SECONDS = 0.8
@@ -106,7 +108,8 @@ def faults_told(path: str) -> Iterator[None]:
     """Let a command end with an error, and not by a signal, if a library makes a fault while it reads or runs a file.
 
     The library must let other threads of Python run. Python's handler returns to the instruction that failed, which
-    fails again and again until the thread of `end_in_time` ends the process; without that, nothing is changed.
+    fails again and again until the thread of `end_in_time` ends the process; without that, nothing is changed. Memory
+    is limited, because the system would end the command by a signal as well.
 
     Args:
         path: the file.
@@ -117,7 +120,8 @@ def faults_told(path: str) -> Iterator[None]:
     before = {number: signal.signal(number, lambda received, frame: None) for number in _FAULTS}
     _faulty.append(path)
     try:
-        yield
+        with limited_memory():
+            yield
     finally:
         _faulty.pop()
         for number, handler in before.items():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SUM_TOLERANCE = 2e-3
 _NO_LOGITS = ("TopK", "ArgMax", "ArgMin", "NonMaxSuppression")
 _NOISE_IMAGES = 4
+# A few bytes of a file can repeat a logit any number of times; the largest sets of labels have 30,000.
+_MOST_CLASSES = 1_000_000
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -196,6 +198,10 @@ class Classifier(ImageModel):
             raise InputError(
                 f"{self.path}: expected a logit for each of two or more classes (got {self.classes} value per image). "
                 "A model that answers yes or no, or with the number of a class, cannot be used."
+            )
+        if self.classes > _MOST_CLASSES:
+            raise InputError(
+                f"{self.path}: has {self.classes:,} classes, more than the {_MOST_CLASSES:,} of any dataset"
             )
         labels = self.metadata.get("labels")
         if labels and len(labels) != self.classes:
