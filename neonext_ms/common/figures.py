@@ -26,6 +26,11 @@ def pyplot():
     return pyplot
 
 
+def literal(text: str) -> str:
+    """Return a name for a figure, in which a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
+
+
 def save_figure(figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with atomic(path) as staged:
