@@ -59,8 +59,8 @@ def limited_memory() -> Iterator[None]:
 def _memory_limit() -> int | None:
     """Return the bytes that this process has and those that are free, or None if that is not known."""
     try:
-        facts = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
-        facts.update(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
+        lines = [line for path in (_MEMINFO, _STATUS) for line in path.read_text(encoding="utf-8").splitlines()]
+        facts = {line.partition(":")[0]: line.partition(":")[2] for line in lines}
         free, swap, used = (int(facts[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree", "VmData"))
         # Other processes need some, too.
         limit = used + (free + swap) * 15 // 16
