@@ -167,6 +167,13 @@ def test_onnxruntime_leaves_nothing_at_home(tmp_path):
     assert ended.stdout.strip() == str(processors()) and not _left(tmp_path)
 
 
+def test_matplotlib_leaves_nothing_at_home(tmp_path):
+    pytest.importorskip("matplotlib")
+    program = "import sys; from neonext_ms.common.figures import pyplot; pyplot().figure().text(0, 0, 'text')"
+    ended = _run(tmp_path, sys.executable, "-c", program)
+    assert (ended.returncode, ended.stderr) == (0, "") and not _left(tmp_path)
+
+
 def test_onnxruntime_is_imported_in_one_place():
     """Its telemetry has to be switched off before the import."""
     importing = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
