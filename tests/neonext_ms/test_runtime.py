@@ -358,6 +358,15 @@ def test_a_mindir_input_of_a_size_that_nothing_holds(mindir_folder, tmp_path):
         open_runtime(_changed(mindir_folder, tmp_path / "m.mindir", change))
 
 
+def test_a_manifest_with_a_batch_that_nothing_holds(mindir_folder, tmp_path):
+    path = tmp_path / "m.mindir"
+    path.write_bytes((mindir_folder / "open.mindir").read_bytes())
+    for size, batch, problem in ((64, 65536, "a batch of 65536 images of 64x64"), (64, 65537, "batch must be")):
+        path.with_suffix(".json").write_text(json.dumps({"neonext_ms": "1", "image_size": size, "batch": batch}))
+        with pytest.raises(InputError, match=problem):
+            open_runtime(path)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
