@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from neonext_ms.common.figures import pyplot, save_figure
+from neonext_ms.common.figures import literal, pyplot, save_figure
 
 from . import results
 
@@ -29,7 +29,7 @@ def draw(result: Mapping, folder: Path, stem: str) -> list[Path]:
 
 def _machine(result: Mapping) -> str:
     machine = result["machine"]
-    return f"{machine.get('cpu') or 'unknown CPU'}, {result['settings']['threads']} threads"
+    return literal(f"{machine.get('cpu') or 'unknown CPU'}, {result['settings']['threads']} threads")
 
 
 def _latency(plt, result: Mapping):
@@ -50,7 +50,7 @@ def _latency(plt, result: Mapping):
             [row.batch * shift for row in own],
             middle,
             yerr=[down, up],
-            label=label,
+            label=literal(label),
             marker="o",
             markersize=4,
             capsize=2,
@@ -88,7 +88,7 @@ def _shares(plt, result: Mapping):
         ]
         bars = axis.barh(places, middle, height, xerr=error, label=f"batch {batch}", error_kw={"linewidth": 1})
         axis.bar_label(bars, [f"{value:.0f} %" for value in middle], padding=6, fontsize="small")
-    axis.set_yticks(range(len(labels)), labels)
+    axis.set_yticks(range(len(labels)), list(map(literal, labels)))
     axis.invert_yaxis()
     axis.set_xlim(0, max(110, axis.get_xlim()[1] + 8))
     axis.axvline(100, color="grey", linewidth=1, linestyle="--")

@@ -30,6 +30,7 @@ from neonext_ms.common.cli import (
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import check_regular, explained, parse_json, temporary_folder
 from neonext_ms.common.processors import thread_count
+from neonext_ms.common.signals import faults_told
 from neonext_ms.common.text import one_line, printable, shorten
 
 WARM_UP, RUNS, SLOWEST = 3, 20, 10
@@ -198,9 +199,10 @@ def of_onnxruntime(
     images = random_images(signature, batch, signature.size(path, image_size, DEFAULT_SIZE))
     with temporary_folder() as folder:
         try:
-            session = onnx_session(path, threads, profile=str(folder / "profile"))
-            for _ in range(WARM_UP + runs):
-                session.run(None, {signature.name: images})
+            with faults_told(path):
+                session = onnx_session(path, threads, profile=str(folder / "profile"))
+                for _ in range(WARM_UP + runs):
+                    session.run(None, {signature.name: images})
         except Exception as error:
             raise InputError(f"{path}: onnxruntime cannot run it ({one_line(error, 400)})") from error
         return of_onnxruntime_file(session.end_profiling(), skip=WARM_UP)

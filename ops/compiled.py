@@ -16,6 +16,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -214,20 +215,28 @@ def attempt(command: Sequence[str], temporary: Path | None = None) -> subprocess
         ToolchainError: the compiler cannot be started, or takes longer than ten minutes.
     """
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             command,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=_COMPILE_SECONDS,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", **({"TMPDIR": str(temporary)} if temporary else {})},
-            check=False,
+            # It starts the programs that do the work, which are stopped with it.
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        raise ToolchainError(f"`{_abridged(command)}` did not finish within {_COMPILE_SECONDS} s") from error
     except OSError as error:
         raise ToolchainError(f"`{_abridged(command)}` cannot be run ({error.strerror})") from error
+    with process:
+        try:
+            output, errors = process.communicate(timeout=_COMPILE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ToolchainError(f"`{_abridged(command)}` did not finish within {_COMPILE_SECONDS} s") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def messages(done: subprocess.CompletedProcess) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA
+from neonext_ms.common import cli
 from neonext_ms.common import processors as module
 from neonext_ms.common.cli import Parser
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import check_regular, read_lines, read_text, staging
+from neonext_ms.common.files import check_regular, explained, read_lines, read_text, staging
 from neonext_ms.common.text import DECIMAL, printable, shorten
 from neonext_ms.common.yaml_file import MAX_VALUES, parse_yaml, read_yaml
+from neonext_ms.training.config.load import load_config
 
 BIN = Path(sys.executable).parent
 
@@ -63,9 +66,18 @@ def test_hangup_is_kept_ignored_and_ends_otherwise():
     assert "went on" in shell(f'nohup {sys.executable} -c "{program}"').stdout
 
 
-def test_a_path_with_a_null_character():
-    with pytest.raises(InputError, match="null character"):
-        check_regular("a\0b")
+@pytest.mark.parametrize(("name", "problem"), [("a\0b", "a null character"), ("a\ud800b", "half of a character")])
+def test_a_path_that_no_file_can_have(name, problem, tmp_path):
+    for read in (check_regular, read_text, lambda name: staging(tmp_path / name).__enter__()):
+        with pytest.raises(InputError, match=f"not a path, because it has {problem}"):
+            read(name)
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps({"run": {"output": name}}))
+    with pytest.raises(InputError, match=r"wrong value for run\.output"):
+        load_config(path, [])
+    # Text that cannot be written is no fault of the path.
+    with pytest.raises(UnicodeEncodeError), explained(tmp_path):
+        "\ud800".encode()
 
 
 @pytest.mark.parametrize(("text", "fits"), [("1" * 60_000 + "]", False), ("1" * 60_000, True), ("-.5e-3", True)])
@@ -174,3 +186,15 @@ def test_a_home_that_no_shell_has_replaced(tmp_path, monkeypatch):
     with staging("~/new"):
         pass
     assert os.listdir() == ["~"]
+
+
+def test_control_characters_are_escaped_wherever_a_command_prints(capsys):
+    def body(argv):
+        print("a\x1b[31m\tb\u202e", end="\n")
+        print("two\nlines", flush=True)
+
+    assert cli.run(body, []) == 0
+    assert capsys.readouterr().out == "a\\x1b[31m\\tb\\u202e\ntwo\nlines\n"
+    with pytest.raises(SystemExit):
+        Parser(prog="p").parse_args(["--\x1b[2J"])
+    assert "unrecognized arguments: --\\x1b[2J" in capsys.readouterr().err

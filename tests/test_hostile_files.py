@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -138,6 +140,38 @@ def test_bad_nodes_and_values(changes, text, tmp_path, capsys):
     assert re.search(text, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("arguments", [["compare"], ["bench", "--rounds", "1"], ["bench", "profile", "--rounds", "1"]])
+def test_a_division_that_the_processor_refuses(constant, arguments, tmp_path):
+    """The largest negative number has no positive one; where it is divided by -1, the processor sends SIGFPE."""
+    model = network()
+    nodes = [
+        helper.make_node("Cast", ["pooled"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Sub", ["whole", "whole"], ["zero"]),
+        helper.make_node("Add", ["zero", "least"], ["sum"]),
+        helper.make_node("Div", ["least" if constant else "sum", "minus"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["pooled", "number"], ["total"]),
+    ]
+    flatten = model.graph.node.pop()
+    flatten.input[0] = "total"
+    model.graph.node.extend([*nodes, flatten])
+    numbers = {"least": -(2**63), "minus": -1}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(n, np.int64), name) for name, n in numbers.items())
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    command, *words = arguments
+    module = {"compare": "neonext_ms.export.compare.command", "bench": "neonext_ms.benchmarks.command"}[command]
+    files = [str(path)] * (2 if command == "compare" else 1)
+    # As a command, whose own thread ends it; Python without a command is not changed.
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; from {module} import main; sys.exit(main())", *words, *files],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    assert re.search(r"^error: .*m\.onnx: damaged or hostile; a library .* fails \(SIGFPE\)", done.stderr, re.MULTILINE)
+
+
 def test_images_of_a_size_that_nothing_holds(tmp_path, capsys):
     path = tmp_path / "m.onnx"
     network(path, side=1 << 20)
@@ -155,6 +189,22 @@ def test_sizes_are_not_computed_without_bound(tmp_path, capsys):
     path.write_bytes(model.SerializeToString())
     assert bench.main(["estimate", str(path), "--batch", "1"]) in (0, 1)
     assert "unexpected" not in capsys.readouterr().err
+
+
+def test_the_shape_of_a_long_vector_is_not_made_of_its_numbers(tmp_path):
+    """Propagation of data in onnx holds a message for each number of a vector of known length."""
+    path = tmp_path / "m.onnx"
+    model = network()
+    model.graph.node.append(helper.make_node("Range", ["zero", "end", "one"], ["long"]))
+    model.graph.node.append(helper.make_node("Cast", ["long"], ["cast"], to=TensorProto.FLOAT))
+    for name, value in (("zero", 0), ("end", 1 << 26), ("one", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    path.write_bytes(model.SerializeToString())
+    code = "import resource as r, sys; r.setrlimit(r.RLIMIT_DATA, (1 << 30,) * 2)\n"
+    code += "from neonext_ms.benchmarks.command import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "estimate", str(path), "--batch", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "m.onnx on Ascend310P3, batch 1" in done.stdout, done
 
 
 def test_structure_of_onnx(tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -165,6 +167,13 @@ def test_onnxruntime_leaves_nothing_at_home(tmp_path):
     assert ended.stdout.strip() == str(processors()) and not _left(tmp_path)
 
 
+def test_matplotlib_leaves_nothing_at_home(tmp_path):
+    pytest.importorskip("matplotlib")
+    program = "import sys; from neonext_ms.common.figures import pyplot; pyplot().figure().text(0, 0, 'text')"
+    ended = _run(tmp_path, sys.executable, "-c", program)
+    assert (ended.returncode, ended.stderr) == (0, "") and not _left(tmp_path)
+
+
 def test_onnxruntime_is_imported_in_one_place():
     """Its telemetry has to be switched off before the import."""
     importing = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
@@ -257,3 +266,22 @@ def test_a_prediction_where_the_home_cannot_be_written(tmp_path):
     ended = _run(tmp_path, command, *options, str(tmp_path / "grey.png"), HOME="/proc", NEONEXT_CPU_OPS="0")
     assert ended.returncode == 0 and "%" in ended.stdout, ended.stderr
     assert _left(tmp_path) == ["grey.png"]
+
+
+def test_memory_that_is_not_there_is_not_granted(tmp_path, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    facts = module._STATUS.read_text().splitlines()
+    used = next(int(line.split()[1]) for line in facts if line.startswith("VmData:"))
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {1 << 18} kB\nSwapFree: 0 kB\n")
+    monkeypatch.setattr(module, "_MEMINFO", tmp_path / "meminfo")
+    with module.limited_memory():
+        (limit, _) = resource.getrlimit(resource.RLIMIT_DATA)
+        np.ones(1 << 20)
+        with pytest.raises(MemoryError):
+            np.empty(1 << 27)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert abs(limit - (used << 10) - (15 << 24)) < 1 << 26
+    # What is not known is not limited.
+    (tmp_path / "meminfo").write_text("")
+    with module.limited_memory():
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before

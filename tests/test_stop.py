@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,6 +54,17 @@ UNHURRIED = """
         time.sleep(1)
     print("saved")
 """
+# A compiler starts programs of its own, and here one of them goes on after the compiler was killed.
+COMPILES = """
+    from neonext_ms.ops.compiled import attempt
+    print("ready", flush=True)
+    attempt(["sh", "-c", "sleep 60 & wait"])
+"""
+CHILDREN = """
+    import subprocess
+    subprocess.Popen(["sh", "-c", "sleep 60 & wait"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    forever()
+"""
 
 
 def start(body: str, folder) -> subprocess.Popen:
@@ -76,3 +89,32 @@ def test_what_is_not_meant_for_the_command_does_not_end_it(body, printed, tmp_pa
     process = start(body, tmp_path)
     assert process.communicate(timeout=30) == (printed, "")
     assert process.returncode == 0
+
+
+def members(folder) -> list[str]:
+    """Return the processes whose environment names a folder."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/environ", "rb") as file:
+                found += [entry] if str(folder).encode() in file.read() else []
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("body", [COMPILES, CHILDREN])
+def test_no_process_outlives_a_command(body, tmp_path):
+    process = start(body, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    while process.poll() is None and len(members(tmp_path)) < 3:
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    # The system ends what was killed in a moment.
+    for _ in range(200):
+        if not members(tmp_path):
+            break
+        time.sleep(0.05)
+    assert not members(tmp_path)

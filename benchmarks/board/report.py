@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ class Report:
         return dict(sorted(best.items()))
 
 
+_AIS_BENCH = re.compile(r"ais_bench/([1-9][0-9]{0,8})")
 _Kind = type | tuple[type, ...]
 # Of every number in a report: times, rates, counts, bytes.
 _LARGEST = 1e18
@@ -224,11 +226,11 @@ def _profiles(reader: _Reader, steps: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 def _ais_bench(reader: _Reader, steps: Mapping[str, Any]) -> Iterator[tuple[int, tuple[str, float]]]:
     for step in steps:
-        kind, _, batch = step.partition("/")
-        times = reader.get(steps, dict, step, "result") if kind == "ais_bench" and batch.isdigit() else None
-        if times is not None:
+        match = _AIS_BENCH.fullmatch(step)
+        times = reader.get(steps, dict, step, "result") if match else None
+        if match and times is not None:
             yield (
-                int(batch),
+                int(match[1]),
                 (reader.get(times, str, "file", default=""), float(reader.get(times, _NUMBER, "p50_ms", default=0))),
             )
 

@@ -251,7 +251,7 @@ def _shapes(name: str, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     while True:
         try:
-            inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+            inferred = shape_inference.infer_shapes(model).graph
         except shape_inference.InferenceError as error:
             raise InputError(f"{name}: the shapes of its values contradict each other ({one_line(error)})") from error
         known = len(shapes)

@@ -13,6 +13,7 @@ import numpy as np
 from neonext_ms.checkpoint.metadata import KEY
 from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.signals import faults_told
 from neonext_ms.common.text import format_size, nearest, one_line
 from neonext_ms.models.scales import MAX_EXPONENT
 from neonext_ms.runtime.base import chunks
@@ -239,7 +240,8 @@ class OnnxActivations(Activations):
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for chunk in self._chunks(images, dtype):
             try:
-                results = session.run(names, {self.input: chunk})
+                with faults_told(self.path):
+                    results = session.run(names, {self.input: chunk})
             except Exception as error:
                 raise InputError(f"{self.path}: onnxruntime cannot run it ({one_line(error, 300)})") from error
             for name, result in zip(names, results, strict=True):
@@ -298,8 +300,9 @@ class OnnxActivations(Activations):
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, element_type, [None] * array.ndim))
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.outputs)
         try:
-            session = _open_session(model)
-            return [session.run(None, {**constants, **run}) for run in runs]
+            with faults_told(self.path):
+                session = _open_session(model)
+                return [session.run(None, {**constants, **run}) for run in runs]
         except Exception as error:
             operator = node.name or node.op
             raise InputError(f"{self.path}: onnxruntime cannot run {operator} ({one_line(error, 300)})") from error
@@ -314,7 +317,8 @@ class OnnxActivations(Activations):
         try:
             outputs.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in self.outputs)
             # Onnxruntime moves a quantization in front of a Transpose, and with it the value that is read there.
-            session = _open_session(self._model, str(Path(self.path).resolve().parent), literal=self.int8)
+            with faults_told(self.path):
+                session = _open_session(self._model, str(Path(self.path).resolve().parent), literal=self.int8)
         except Exception as error:
             raise InputError(f"{self.path}: onnxruntime cannot load it ({one_line(error, 300)})") from error
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from neonext_ms.common.cli import MAX_SIDE
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import unique_keys
+from neonext_ms.common.files import parse_json
 from neonext_ms.common.text import shorten
 from neonext_ms.images.preprocessing import Preprocessing
 from neonext_ms.models.activations import ACTIVATIONS, is_activation
@@ -51,9 +51,9 @@ def decode(text: str | bytes, source: str) -> tuple[dict, dict[str, int]]:
     source = f"{source}: metadata"
     _check_length(text, source)
     try:
-        values = json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: not JSON ({printable(error, 200)}). Save the checkpoint again.") from error
+        values = parse_json(text, source, "JSON")
+    except InputError as error:
+        raise InputError(f"{printable(error, 400)}. Save the checkpoint again.") from error
     if type(values) is not dict:
         raise InputError(f"{source}: not a JSON object (got {type(values).__name__}). Save the checkpoint again.")
     counters = values.pop(_COUNTERS, {})

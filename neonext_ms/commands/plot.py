@@ -11,7 +11,7 @@ from pathlib import Path
 from neonext_ms.checkpoint.options import add_weights_options
 from neonext_ms.common.cli import Parser, parse_size, png_file, print_json, run
 from neonext_ms.common.errors import InputError, UsageError
-from neonext_ms.common.figures import pyplot, save_figure
+from neonext_ms.common.figures import literal, pyplot, save_figure
 from neonext_ms.common.text import one_line, printable
 
 DESCRIPTION = """\
@@ -103,8 +103,7 @@ def _main(argv: Sequence[str] | None = None) -> None:
             for name, column, label in curves:
                 points = _points(log[name], column, folder / name)
                 if points:
-                    # A dollar sign would start a formula.
-                    names = [printable(folder).replace("$", r"\$")] * (len(logs) > 1) + [label] * bool(label)
+                    names = [literal(printable(folder))] * (len(logs) > 1) + [label] * bool(label)
                     panel.plot(*zip(*points, strict=True), label=", ".join(names) or None, linewidth=1.2)
         panel.set_title(title)
         panel.set_xlabel("step")

@@ -15,13 +15,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from .environment import prepare_environment
 from .errors import InputError, NeoNextError, nearest
 from .files import NO_TEMPORARY_FOLDER, explain, remove_stages
 from .processors import processors
-from .signals import STOPPING, end_in_time
+from .signals import STOPPING, end_in_time, kill_children
 from .text import CONTROLS, DECIMAL, one_line, shorten, visible
 
 INTERRUPTED = 130
@@ -51,6 +51,9 @@ class Parser(argparse.ArgumentParser):
         if empty is not None:
             self.error(f"an argument is empty (got {empty!r}). Is a variable of the shell not set?")
         return super().parse_known_args(words, namespace)
+
+    def _print_message(self, message, file=None):
+        super()._print_message(visible(message), file)
 
     def error(self, message: str):
         prefix = "unrecognized arguments: "
@@ -85,6 +88,19 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Escaped:
+    """Standard output that escapes control characters, which can only come from files and names of files."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _flush() -> InputError | None:
     """Flush stdout; return the error if that fails, with what is left in the buffer dropped."""
     try:
@@ -115,7 +131,8 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         # `nohup` makes a process ignore SIGHUP; that is kept.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
-    code, text = _outcome(command, argv)
+    with contextlib.redirect_stdout(cast(TextIO, _Escaped(sys.stdout))):
+        code, text = _outcome(command, argv)
     problem = _flush()
     if text:
         print(visible(text), file=sys.stderr)
@@ -125,6 +142,7 @@ def run(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
             print(f"error: {visible(str(problem))}", file=sys.stderr)
     if text == _INTERRUPTED_TEXT and _owns_process:
         # A thread may wait for a dead network drive, and MindSpore takes seconds to destroy what it holds.
+        kill_children()
         remove_stages()
         sys.stderr.flush()
         os._exit(code)
@@ -142,15 +160,25 @@ def own_process() -> None:
     global _owns_process
     if not _owns_process:
         _owns_process = True
-        end_in_time(_end_interrupted)
+        end_in_time(_end_interrupted, _end_failed)
 
 
 def _end_interrupted() -> None:
+    _end_at_once(_INTERRUPTED_TEXT, INTERRUPTED)
+
+
+def _end_failed(problem: str) -> None:
+    _end_at_once(f"error: {visible(problem)}", 1)
+
+
+def _end_at_once(text: str, code: int) -> None:
+    # They may write into the folders that are removed next.
+    kill_children()
     remove_stages()
     # The main thread may hold the lock of `sys.stderr`.
     with contextlib.suppress(OSError):
-        os.write(2, f"{_INTERRUPTED_TEXT}\n".encode())
-    os._exit(INTERRUPTED)
+        os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+    os._exit(code)
 
 
 def _outcome(
@@ -215,7 +243,7 @@ class StatusLine:
         if self.active:
             # A line that wraps could not be overwritten.
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{visible(text)[:width]}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Clear the line, so that another message can be printed."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
-from .errors import ToolchainError
-from .files import atomic
+from .errors import InputError, ToolchainError
+from .files import atomic, private_folder
 
 
 def pyplot():
@@ -14,6 +16,7 @@ def pyplot():
     Raises:
         ToolchainError: matplotlib is not installed.
     """
+    _spare_home()
     try:
         import matplotlib
     except ImportError as error:
@@ -24,6 +27,21 @@ def pyplot():
     from matplotlib import pyplot
 
     return pyplot
+
+
+def _spare_home() -> None:
+    """Let matplotlib keep its list of fonts in a temporary folder, unless its user has one below the home folder."""
+    if "MPLCONFIGDIR" in os.environ:
+        return
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "matplotlib")
+    if not os.access(cache, os.W_OK):
+        with contextlib.suppress(InputError):
+            os.environ["MPLCONFIGDIR"] = str(private_folder())
+
+
+def literal(text: str) -> str:
+    """Return a name for a figure, in which a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
 
 
 def save_figure(figure, path: Path) -> None:

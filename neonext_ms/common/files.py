@@ -44,11 +44,34 @@ def explain(error: OSError, path: str | os.PathLike) -> InputError:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
-    """Convert an `OSError` inside the block to an `InputError` that names `path`."""
+    """Convert an `OSError` inside the block to an `InputError` that names `path`, and an error about its characters."""
     try:
         yield
     except OSError as error:
         raise explain(error, path) from error
+    except ValueError:
+        check_name(path)
+        raise
+
+
+def check_name(path: str | os.PathLike) -> None:
+    """Reject a path with characters that no file name has; it comes from a file, such as a configuration.
+
+    Raises:
+        InputError: it has some.
+    """
+    if not can_be_name(path):
+        name = os.fspath(path)
+        kind = "a null character" if "\0" in name else "half of a character (a lone surrogate)"
+        raise InputError(f"{shorten(name)}: not a path, because it has {kind}. Check its name.")
+
+
+def can_be_name(path: str | os.PathLike) -> bool:
+    """Return whether a file can have this name: no null character, and nothing that has no bytes."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager
@@ -304,8 +327,7 @@ def check_regular(path: str | os.PathLike) -> None:
     Raises:
         InputError: the path does not exist, or is no regular file.
     """
-    if "\0" in os.fsdecode(path):
-        raise InputError(f"{shorten(os.fsdecode(path))}: not a path, because it has a null character. Check its name.")
+    check_name(path)
     with explained(path):
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):

@@ -1,15 +1,19 @@
-"""The processors that this process may use, and what they can compute."""
+"""The processors and the memory that this process may use."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import platform
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO, _STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 # Instructions of x86 that add 8-bit products in 32 bits (VNNI, and AMX for 8 bit), by Linux' names.
 _EXACT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
@@ -35,6 +39,38 @@ def processors() -> int:
     """Return how many processors this process may use: its affinity, and the limit of its container, rounded up."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(count, _limit())))
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let allocations of the block fail that are larger than the memory that is free when it begins.
+
+    What a file asks for then ends in an error. Without a limit, the system grants it, and kills a process later.
+    """
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (_memory_limit(), *before) if limit not in (None, resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=resource.RLIM_INFINITY), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _memory_limit() -> int | None:
+    """Return the bytes that this process has and those that are free, or None if that is not known."""
+    try:
+        lines = [line for path in (_MEMINFO, _STATUS) for line in path.read_text(encoding="utf-8").splitlines()]
+        facts = {line.partition(":")[0]: line.partition(":")[2] for line in lines}
+        free, swap, used = (int(facts[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree", "VmData"))
+        # Other processes need some, too.
+        limit = used + (free + swap) * 15 // 16
+        for place in _groups():
+            if (place / "memory.max").is_file():
+                granted = (place / "memory.max").read_text(encoding="utf-8").strip()
+                limit = limit if granted == "max" else min(limit, int(granted))
+    except (OSError, KeyError, ValueError):
+        return None
+    return limit
 
 
 def thread_count(asked: int | None = None) -> int:
@@ -75,17 +111,23 @@ def _local_workers() -> int:
     return int(workers) if workers.isdecimal() and int(workers) else 1
 
 
+def _groups() -> list[Path]:
+    """Return the folders of the control group and its ancestors, whose limits hold too."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return []
+    unified = _CGROUP / next((line[3:] for line in groups if line.startswith("0::")), "/").lstrip("/")
+    return [place for place in (unified, *unified.parents) if place.is_relative_to(_CGROUP)]
+
+
 def _limit() -> float:
     """Return the processors that the control group grants (version 2, then 1), or infinity."""
     try:
-        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("\n")
-        unified = next((line[3:] for line in groups if line.startswith("0::")), "/")
-        # A limit of any ancestor holds too.
-        places = [_CGROUP / unified.lstrip("/"), *(_CGROUP / unified.lstrip("/")).parents]
         shares = [
             int(quota) / int(period)
-            for place in places
-            if place.is_relative_to(_CGROUP) and (place / "cpu.max").is_file()
+            for place in _groups()
+            if (place / "cpu.max").is_file()
             for quota, period in [(place / "cpu.max").read_text(encoding="utf-8").split()]
             if quota != "max"
         ]

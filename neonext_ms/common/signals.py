@@ -12,12 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .processors import limited_memory
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FAULTS = (signal.SIGFPE, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 _PATIENCE_SECONDS = 0.8
 # Process, user and group of the sender of a message.
 _CREDENTIALS = struct.Struct("3i")
 # Blocks of `unhurried` that have not ended.
 _unhurried: list[object] = []
+# Blocks of `faults_told` that have not ended; None before `end_in_time`.
+_faulty: list[str] | None = None
 
 
 def in_main_thread() -> bool:
@@ -48,22 +53,43 @@ def killed_child() -> signal.Signals | None:
     return None
 
 
-def end_in_time(leave: Callable[[], None]) -> None:
+def kill_children() -> None:
+    """Kill all processes that descend from this one, which is about to end; it works on Linux only."""
+    waiting = [os.getpid()]
+    while waiting:
+        process = waiting.pop()
+        for listing in Path(f"/proc/{process}/task").glob("*/children"):
+            with contextlib.suppress(OSError, ValueError):
+                waiting += map(int, listing.read_text(encoding="ascii").split())
+        if process != os.getpid():
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+
+def end_in_time(leave: Callable[[], None], fail: Callable[[str], None]) -> None:
     """Call `leave`, which ends the process, if a signal to stop has not ended it after a moment.
 
     Python calls handlers in the main thread and between two of its instructions, so that they wait for a library that
     computes, compiles or loads. The system's own handler wakes a thread at once.
+
+    Args:
+        leave: function that ends the process.
+        fail: function that ends it because of a fault (`faults_told`), which receives the message.
     """
+    global _faulty
+    _faulty = []
     ours, theirs = socket.socketpair()
     # Forked processes, such as readers of images, share the socket; so every message has to name its sender.
     if hasattr(socket, "SO_PASSCRED"):
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_wait_for_signal, args=(ours, theirs, leave), daemon=True).start()
+    threading.Thread(target=_wait_for_signal, args=(ours, theirs, leave, fail), daemon=True).start()
 
 
-def _wait_for_signal(ours: socket.socket, theirs: socket.socket, leave: Callable[[], None]) -> None:
+def _wait_for_signal(
+    ours: socket.socket, theirs: socket.socket, leave: Callable[[], None], fail: Callable[[str], None]
+) -> None:
     while True:
         received, credentials, *_ = ours.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
         # Linux adds them; without them, this process is believed to be the sender.
@@ -72,6 +98,34 @@ def _wait_for_signal(ours: socket.socket, theirs: socket.socket, leave: Callable
         if process == os.getpid() and received[0] in STOPPING and not _unhurried and killed_child() is None:
             time.sleep(_PATIENCE_SECONDS)
             leave()
+        if process == os.getpid() and received[0] in _FAULTS and _faulty:
+            name = signal.Signals(received[0]).name
+            fail(f"{_faulty[-1]}: damaged or hostile; a library that reads or runs it fails ({name}). Get it again.")
+
+
+@contextlib.contextmanager
+def faults_told(path: str) -> Iterator[None]:
+    """Let a command end with an error, and not by a signal, if a library makes a fault while it reads or runs a file.
+
+    The library must let other threads of Python run. Python's handler returns to the instruction that failed, which
+    fails again and again until the thread of `end_in_time` ends the process; without that, nothing is changed. Memory
+    is limited, because the system would end the command by a signal as well.
+
+    Args:
+        path: the file.
+    """
+    if _faulty is None or not in_main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda received, frame: None) for number in _FAULTS}
+    _faulty.append(path)
+    try:
+        with limited_memory():
+            yield
+    finally:
+        _faulty.pop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

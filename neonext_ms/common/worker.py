@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from .errors import InputError
-from .processors import thread_count
+from .processors import limited_memory, thread_count
 
 # For one call; the first one may compile a model.
 _SECONDS = 900
@@ -119,7 +119,7 @@ def answer_calls(descriptors: Sequence[int], answer: Callable[[str, Arrays], Arr
     # No core file in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = Connection(descriptors[0])
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError), limited_memory():
         while True:
             command, arrays = _receive(connection)
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -12,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.files import explained, read_text, unique_keys
-from neonext_ms.common.text import list_names, one_line, printable, shorten
+from neonext_ms.common.files import explained, parse_json, read_text
+from neonext_ms.common.text import list_names, printable, shorten
 from neonext_ms.common.yaml_file import parse_yaml
 
 from .images import SUFFIXES
@@ -270,11 +269,7 @@ def read_labels(path: str | os.PathLike, tell: Callable[[str], None] = lambda te
     if source.lower().endswith((".yaml", ".yml")):
         labels = _mapped_labels(parse_yaml(text, source), source)
     elif text.lstrip().startswith(("[", "{")) or source.lower().endswith(".json"):
-        try:
-            values = json.loads(text, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{source}: not a list or map of labels in JSON ({one_line(error)})") from error
-        labels = _mapped_labels(values, source)
+        labels = _mapped_labels(parse_json(text, source, "a list or map of labels in JSON"), source)
     else:
         labels = [line.strip(_BLANKS) for line in text.rstrip().split("\n")]
         # All lines, or all below a heading.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -36,6 +37,12 @@ _SCAN = 0xDA
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_KIND = 258, 262, 339
 _SIGNED = 2
 _MOST_CONVERTED = 1 << 22
+_TILE_SIDES = (322, 323)
+# A small file may stand for an image of any size. Photographs of many pixels have a byte for a few dozen of them at
+# least, tiles not much larger than the image, and up to about a dozen scans, each of which takes the time of an image.
+_SMALL, _PIXELS_PER_BYTE = 1 << 25, 100
+_SMALL_TILE = 1 << 22
+_SCANS, _SCANNED_PIXELS = 16, 1 << 30
 _NO_MEMORY = "too large for the memory that is free here. Scale it down."
 _MAX_BARE_BYTES = 1 << 28
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -169,6 +176,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     try:
         Image.init()
         with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            _check_expansion(image, file)
             image.load()
             bits, inverted = _tiff_samples(image)
             upright = _upright(image)
@@ -189,6 +197,28 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     except Exception as error:
         # A damaged file can raise anything in the decoders: OSError, SyntaxError, struct.error, ...
         raise BrokenImageError(f"{name}: broken image ({one_line(error)}). Replace or remove it.") from error
+
+
+def _check_expansion(image: Image.Image, file: BinaryIO) -> None:
+    """Reject a small file that would take the memory or the time of a huge image.
+
+    Raises:
+        InputError: it would.
+    """
+    pixels = image.width * image.height
+    # Decoders go on where the file stands.
+    at = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    scans = file.read().count(bytes((0xFF, _SCAN))) if pixels * _SCANS > _SMALL and file.read(2) == _JPEG else 1
+    file.seek(at)
+    tiles = [image.tag_v2.get(tag) or 1 for tag in _TILE_SIDES] if hasattr(image, "tag_v2") else [1]
+    if pixels > max(_SMALL, _PIXELS_PER_BYTE * size):
+        raise InputError(f"{size:,} bytes expand to {pixels:,} pixels, more than of any photograph. Scale it down.")
+    if math.prod(tiles) > max(_SMALL_TILE, 4 * pixels):
+        raise InputError(f"its tiles of {format_size(tiles)} are far larger than the image. Save it without tiles.")
+    if scans > _SCANS and scans * pixels > _SCANNED_PIXELS:
+        raise InputError(f"its pixels are scanned {scans:,} times, as no camera does. Save it again.")
 
 
 def _tiff_samples(image: Image.Image) -> tuple[int, bool]:

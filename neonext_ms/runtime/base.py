@@ -11,6 +11,7 @@ import numpy as np
 
 from neonext_ms.checkpoint.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from neonext_ms.checkpoint.checkpoint import format_of
+from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError, UsageError
 from neonext_ms.common.files import check_regular, explained
 from neonext_ms.common.text import format_size
@@ -123,8 +124,14 @@ class Signature:
         """Return this signature if its input is a batch of images.
 
         Raises:
-            InputError: the input is something else.
+            InputError: the input is something else, or larger than any batch of images.
         """
+        largest = (MAX_BATCH, *[MAX_SIDE] * 3)
+        if any(side is not None and side > most for side, most in zip(self.shape, largest, strict=False)):
+            raise InputError(
+                f"{path}: its input is too large (got {format_size(self.shape)}, expected a batch of at most "
+                f"{MAX_BATCH} and sides of at most {MAX_SIDE}). Export it again."
+            )
         if len(self.shape) != 4 or self.dtype not in ("float32", "float16", "float64", "uint8", "int8"):
             raise InputError(
                 f"{path}: expected one input of images, (N, C, H, W) in floating point or 8 bit; found "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neonext_ms.common.errors import InputError
-from neonext_ms.common.text import printable
+from neonext_ms.common.text import format_size, printable
 
 from .base import Runtime, Settings, Signature, run_in_chunks
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _SUM_TOLERANCE = 2e-3
 _NO_LOGITS = ("TopK", "ArgMax", "ArgMin", "NonMaxSuppression")
 _NOISE_IMAGES = 4
+# Of one input: 2 GiB in float32.
+_MOST_NUMBERS = 1 << 29
+# A few bytes of a file can repeat a logit any number of times; the largest sets of labels have 30,000.
+_MOST_CLASSES = 1_000_000
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -88,6 +93,12 @@ class ImageModel:
         self.outputs, self.weights, self.metadata = signature.outputs, signature.weights, dict(signature.metadata)
         self.input_size = signature.size(self.path, settings.image_size)
         self.batch = max(signature.batches) if signature.batches else None
+        if (self.batch or 1) * 3 * math.prod(self.input_size) > _MOST_NUMBERS:
+            raise InputError(
+                f"{self.path}: its input is too large (got a batch of {self.batch or 1} images of "
+                f"{format_size(self.input_size)}, expected at most {_MOST_NUMBERS:,} numbers). Export it for fewer or "
+                "smaller images."
+            )
         self._runtime.load(self.path, replace(settings, batch=self.batch, image_size=self.input_size))
         label = self._runtime.label
         self.notes = [*self._runtime.notes, *([f"{self.name}: {label}"] if label else [])]
@@ -197,6 +208,10 @@ class Classifier(ImageModel):
             raise InputError(
                 f"{self.path}: expected a logit for each of two or more classes (got {self.classes} value per image). "
                 "A model that answers yes or no, or with the number of a class, cannot be used."
+            )
+        if self.classes > _MOST_CLASSES:
+            raise InputError(
+                f"{self.path}: has {self.classes:,} classes, more than the {_MOST_CLASSES:,} of any dataset"
             )
         labels = self.metadata.get("labels")
         if labels and len(labels) != self.classes:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from neonext_ms.checkpoint.metadata import check
+from neonext_ms.common.cli import MAX_BATCH
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.files import explained, parse_json, read_text, sha256
 from neonext_ms.common.text import shorten
@@ -71,6 +72,8 @@ def read_metadata(text: str | bytes, source: str) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected a JSON object, found {type(values).__name__}; export the model again")
     batch = values.get("batch")
-    if batch is not None and (type(batch) is not int or not 1 <= batch < 1 << 31):
-        raise InputError(f"{source}: batch must be a positive whole number or null, got {shorten(batch)}")
+    if batch is not None and (type(batch) is not int or not 1 <= batch <= MAX_BATCH):
+        raise InputError(
+            f"{source}: batch must be a positive whole number up to {MAX_BATCH} or null, got {shorten(batch)}"
+        )
     return check(values, source)

@@ -249,7 +249,7 @@ def mindir_signature(path: str) -> Signature:
         raise InputError(
             f"{path}: expected a model with one input of shape (N, 3, H, W), found inputs of shape {shapes}"
         )
-    if problem := _graph_problem(model):
+    if problem := _graph_problem(model, os.path.dirname(path)):
         raise InputError(f"{path}: a damaged MindIR file ({problem}). Export the model again.")
     shape = tuple(d if d > 0 else None for d in shapes[0]) or (None,) * 4
     # Several outputs are a tuple, whose values are attributes of the one output.
@@ -332,10 +332,11 @@ def _mindir_format():
     return module
 
 
-def _graph_problem(model) -> str | None:
-    """Return what is wrong with the graphs of a MindIR file, or None.
+def _graph_problem(model, folder: str) -> str | None:
+    """Return what is wrong with the graphs of a MindIR file in a folder, or None.
 
-    MindSpore follows names without a check, and ends by a signal where one leads nowhere.
+    MindSpore follows names without a check, and ends by a signal where one leads nowhere. It computes with whatever is
+    in memory where a parameter has no values.
     """
     graphs = [model.graph, *model.functions]
     types = _mindir_format().TensorProto.DataType
@@ -359,15 +360,21 @@ def _graph_problem(model) -> str | None:
         if missing := next((value.name for value in graph.output if value.name not in values), None):
             return f"output {shorten(missing)} is computed by nothing"
         for tensor in graph.parameter:
-            # The values of a large model are in files of their own.
-            if not tensor.raw_data:
-                continue
             kind = types.Name(tensor.data_type) if tensor.data_type in types.values() else "an unknown type"
             shape, expected = list(tensor.dims), math.prod(tensor.dims) * _ITEM_SIZES.get(kind, 0)
-            if min(shape, default=1) < 1 or expected != len(tensor.raw_data):
-                what = f"{len(tensor.raw_data)} bytes for {kind} {shorten(shape)}"
-                return f"parameter {shorten(tensor.name)} has {what}"
+            stored = len(tensor.raw_data) or _bytes_elsewhere(tensor.external_data, folder)
+            if min(shape, default=1) < 1 or expected != stored:
+                return f"parameter {shorten(tensor.name)} has {stored} bytes for {kind} {shorten(shape)}"
     return None
+
+
+def _bytes_elsewhere(data, folder: str) -> int:
+    """Return the bytes of a parameter of a large model, which are in a file below the folder of the model; 0 if not."""
+    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, data.location))
+    if not data.location or "\0" in data.location or os.path.commonpath([root, path]) != root:
+        return 0
+    there = os.path.isfile(path) and 0 <= data.offset <= os.path.getsize(path) - data.length
+    return data.length if there else 0
 
 
 def _gist(error: Exception) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from neonext_ms.checkpoint.metadata import KEY
-from neonext_ms.common.cli import MAX_BATCH, MAX_SIDE
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import saturates, thread_count
-from neonext_ms.common.text import format_size, one_line
+from neonext_ms.common.signals import faults_told
+from neonext_ms.common.text import one_line
 
 from .base import NOT_RUN_ON_A_DEVICE, Runtime, Settings, Signature, check_file
 from .manifest import read_metadata
@@ -79,7 +79,8 @@ class OnnxRuntime(Runtime):
         check_file(path)
         self._path = path
         try:
-            self._session = onnx_session(path, settings.threads)
+            with faults_told(path):
+                self._session = onnx_session(path, settings.threads)
         except Exception as error:
             text = one_line(error, 400).replace(f"Load model from {path} failed:", "")
             hint = "is it a whole ONNX file?"
@@ -88,6 +89,11 @@ class OnnxRuntime(Runtime):
             raise InputError(f"{path}: onnxruntime cannot load it ({text[:300]}); {hint}") from error
         with sound(path):
             self._names = [value.name for value in self._session.get_inputs()]
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        # Not in `execute`, whose time is measured.
+        with faults_told(self._path):
+            return super().run(arrays)
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         self._feeds = dict(zip(self._names, arrays, strict=True))
@@ -354,11 +360,6 @@ def _signature(path: str, inputs: Sequence[_Value], outputs: Sequence[_Value], m
         names = ", ".join(value.name for value in inputs) or "none"
         raise InputError(f"{path}: expected a model with one input, the images; found {len(inputs)}: {names}")
     shape = _fixed(inputs[0].shape)
-    if any(side is not None and side > most for side, most in zip(shape, (MAX_BATCH, *[MAX_SIDE] * 3), strict=False)):
-        raise InputError(
-            f"{path}: its input is too large (got {format_size(shape)}, expected a batch of at most {MAX_BATCH} and "
-            f"sides of at most {MAX_SIDE}). Export it again."
-        )
     classes = next((_fixed(value.shape)[1:] for value in outputs if value.name == "logits" or len(outputs) == 1), ())
     return Signature(
         name=inputs[0].name,

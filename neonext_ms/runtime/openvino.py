@@ -10,6 +10,7 @@ import numpy as np
 
 from neonext_ms.common.errors import InputError
 from neonext_ms.common.processors import saturates, thread_count
+from neonext_ms.common.signals import faults_told
 from neonext_ms.common.text import one_line
 
 from .base import Settings, Signature
@@ -73,9 +74,15 @@ class OpenVino(OnnxFileRuntime):
                 signature = Signature("", "", tuple(found), layout=layout_of(found))
                 # -1 leaves the batch open.
                 model.reshape(signature.shape_of(settings.batch or -1, settings.image_size))
-            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+            with faults_told(path):
+                self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise InputError(f"{path}: OpenVINO cannot load it ({one_line(error, 400)})") from error
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        # Not in `execute`, whose time is measured.
+        with faults_told(self._path):
+            return super().run(arrays)
 
     def copy_in(self, arrays: Sequence[np.ndarray]) -> None:
         for index, array in enumerate(arrays):

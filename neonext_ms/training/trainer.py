@@ -420,6 +420,9 @@ class Trainer:
             self._stops_reading,
         )  # fmt: skip
         for batch in batches:
+            # A run that is resumed at the end of an epoch begins with its validation.
+            if self._stops_reading():
+                self._stop(None)
             self._report_broken(batch[3])
             yield batch
 

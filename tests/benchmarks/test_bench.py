@@ -372,8 +372,9 @@ def test_regression_without_gemm_and_with_another_anchor():
 
 def test_reports_and_pictures(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    result = made_up({"a": 1.0, "b": 1.2, "GEMM of a": 0.8})
-    result["batches"] += made_up({"a": 7.0, "b": 8.0, "GEMM of a": 6.0}, batch=8)["batches"]
+    # A name with dollar signs is no formula.
+    result = made_up({"a": 1.0, r"$\b{$": 1.2, "GEMM of a": 0.8})
+    result["batches"] += made_up({"a": 7.0, r"$\b{$": 8.0, "GEMM of a": 6.0}, batch=8)["batches"]
     path = write(tmp_path / "run.json", result)
     code, out, err = bench(capsys, "report", path, "--output", tmp_path / "out")
     assert code == 0 and out == ""

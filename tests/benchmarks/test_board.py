@@ -504,6 +504,15 @@ def test_checksums_of_a_kit_prove_nothing(kit, name, change, message, tmp_path, 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("batch", ["²", "٣", "0", "1" * 5000])
+def test_a_step_for_no_batch_size_is_passed_over(batch, tmp_path, capsys):
+    result = {"status": "done", "result": {"file": "a", "p50_ms": 2.5}}
+    steps = {f"ais_bench/{batch}": result, "ais_bench/4": result}
+    (tmp_path / "r.json").write_text(json.dumps({"board_report": 1, "steps": steps}))
+    assert board.main(["report", str(tmp_path / "r.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ais_bench"] == {"4": {"build": "a", "p50_ms": 2.5}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

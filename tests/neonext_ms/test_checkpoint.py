@@ -479,6 +479,8 @@ def test_bad_metadata(tmp_path):
         b"{": "not JSON",
         b"\xff": "not JSON",
         b'{"a":' + b"[" * 99999: "not JSON",
+        b'{"a": NaN}': "NaN is not JSON",
+        b'{"a": [1e400]}': "the number 1e400 is too large",
         b'{"shifts": [1, 1, 1]}': "four whole numbers",
         b'{"shifts": [1, 1, 1, true]}': "four whole numbers",
         b'{"shifts": "1,1,1,0"}': "four whole numbers",

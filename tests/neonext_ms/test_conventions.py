@@ -47,6 +47,11 @@ def model(path, *after, before=(), classes=3, dtype=TensorProto.FLOAT, **constan
             "got uint8",
         ),
         ([node("ReduceMean", "logits", "y", axes=[1])], {"classes": 1}, "two or more classes"),
+        (
+            [helper.make_node("Tile", ["logits", "k"], ["y"])],
+            {"classes": 3_000_000, "k": [1, 1_000_000]},
+            "3,000,000 classes, more than the 1,000,000",
+        ),
     ],
 )
 def test_outputs_that_are_no_logits(tmp_path, after, options, message):

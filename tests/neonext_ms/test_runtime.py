@@ -346,6 +346,29 @@ def _set(target, name, value):
     setattr(target, name, value)
 
 
+def _elsewhere(model, location, offset, length):
+    """Say that the values of the first parameter are in another file."""
+    data = model.graph.parameter[0].external_data
+    data.location, data.offset, data.length = location, offset, length
+    model.graph.parameter[0].raw_data = b""
+
+
+def test_a_mindir_input_of_a_size_that_nothing_holds(mindir_folder, tmp_path):
+    sides = [1, 3, 1 << 40, 1 << 40]
+    change = lambda m: m.graph.input[0].tensor[0].dims.__setitem__(slice(None), sides)  # noqa: E731
+    with pytest.raises(InputError, match="its input is too large"):
+        open_runtime(_changed(mindir_folder, tmp_path / "m.mindir", change))
+
+
+def test_a_manifest_with_a_batch_that_nothing_holds(mindir_folder, tmp_path):
+    path = tmp_path / "m.mindir"
+    path.write_bytes((mindir_folder / "open.mindir").read_bytes())
+    for size, batch, problem in ((64, 65536, "a batch of 65536 images of 64x64"), (64, 65537, "batch must be")):
+        path.with_suffix(".json").write_text(json.dumps({"neonext_ms": "1", "image_size": size, "batch": batch}))
+        with pytest.raises(InputError, match=problem):
+            open_runtime(path)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -356,10 +379,20 @@ def _set(target, name, value):
         (lambda m: m.graph.parameter[0].dims.__setitem__(0, 1 << 40), "has 60 bytes for FLOAT"),
         (lambda m: m.graph.parameter[0].dims.__setitem__(0, -5), "has 60 bytes for FLOAT"),
         (lambda m: _set(m.graph.parameter[0], "data_type", 10), "has 60 bytes for FLOAT16"),
+        # MindSpore would compute with what is in its memory.
+        (lambda m: _set(m.graph.parameter[0], "raw_data", b""), "has 0 bytes for FLOAT"),
+        (lambda m: _elsewhere(m, "inside", 64, 60), "has 0 bytes for FLOAT"),
+        (lambda m: _elsewhere(m, "inside", 0, 59), "has 59 bytes for FLOAT"),
+        (lambda m: _elsewhere(m, "missing", 0, 60), "has 0 bytes for FLOAT"),
+        (lambda m: _elsewhere(m, "../outside", 0, 60), "has 0 bytes for FLOAT"),
+        (lambda m: _elsewhere(m, "/dev/zero", 0, 60), "has 0 bytes for FLOAT"),
     ],
 )
 def test_a_mindir_graph_that_leads_nowhere(mindir_folder, tmp_path, change, problem):
-    path = _changed(mindir_folder, tmp_path / "m.mindir", change)
+    (tmp_path / "folder").mkdir()
+    for name in ("outside", "folder/inside"):
+        (tmp_path / name).write_bytes(bytes(100))
+    path = _changed(mindir_folder, tmp_path / "folder" / "m.mindir", change)
     with pytest.raises(InputError, match=rf"m\.mindir: a damaged MindIR file \((.*{problem}.*)\)\. Export"):
         open_runtime(path, image_size=(8, 12))
 

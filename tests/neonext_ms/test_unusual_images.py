@@ -1,5 +1,6 @@
 """Images whose samples Pillow hands on as they are stored, and damage that it does not notice."""
 
+import io
 import struct
 import zlib
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neonext_ms.images.images import BrokenImageError, read_image
+from neonext_ms.images.images import BrokenImageError, decode_image, read_image
 
 BITS, PHOTOMETRIC, KIND = 258, 262, 339
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
@@ -80,3 +81,38 @@ def test_png_with_other_checksums(tmp_path):
     path.write_bytes(content[: at + 4 + size // 2] + bytes(size - size // 2 + 16))
     with pytest.raises(BrokenImageError):
         read_image(path)
+
+
+def tiff_of_one_tile(width: int, height: int) -> bytes:
+    """Return a TIFF file of 64x64 pixels in one tile of this size."""
+    body = zlib.compress(bytes(64 * 64))
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 8, 325: len(body)}
+    tags[324] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + body
+
+
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {})])
+def test_a_small_file_that_stands_for_a_huge_image(form, options):
+    file = io.BytesIO()
+    Image.new("L", (8000, 5000)).save(file, form, **options)
+    with pytest.raises(BrokenImageError, match=r"^x: [0-9,]* bytes expand to 40,000,000 pixels"):
+        decode_image(file.getvalue(), "x")
+    # Of a photograph, every pixel is stored.
+    assert decode_image(file.getvalue() + bytes(400_000), "x").size == (8000, 5000)
+
+
+def test_tiles_far_larger_than_the_image():
+    with pytest.raises(BrokenImageError, match=r"its tiles of 65536x10000 are far larger"):
+        decode_image(tiff_of_one_tile(65536, 10000), "x")
+    assert decode_image(tiff_of_one_tile(64, 64), "x").size == (64, 64)
+
+
+def test_a_jpeg_of_many_scans():
+    file = io.BytesIO()
+    Image.new("L", (3000, 3000)).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    assert decode_image(content[:-2] + 2 * last + b"\xff\xd9", "x").size == (3000, 3000)
+    with pytest.raises(BrokenImageError, match=r"its pixels are scanned 5[0-9][0-9] times"):
+        decode_image(content[:-2] + 500 * last + b"\xff\xd9", "x")

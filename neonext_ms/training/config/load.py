@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from neonext_ms.common.errors import InputError, UsageError
+from neonext_ms.common.files import can_be_name
 from neonext_ms.common.text import DECIMAL, nearest, shorten
 from neonext_ms.common.yaml_file import parse_yaml, read_yaml
 from neonext_ms.models.architecture import Architecture, make_architecture
@@ -134,7 +135,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     _build(Config, values, "", str(path))
     if base is None:
         return values
-    if not isinstance(base, str) or "\0" in base:
+    if not isinstance(base, str) or not can_be_name(base):
         raise InputError(f"{path}: wrong value for base (got {shorten(base)}, expected the name of a YAML file)")
     seen = (*seen, path.resolve())
     parent = path.parent / base
@@ -254,8 +255,8 @@ def _fit(value, kind):
     elif kind is str:
         # A kernel of 7, or a folder named 2024. A number such as 1.10 would lose its last digit.
         value = str(value) if type(value) is int else value
-        # No path and no name has a null character; the system would raise an error of its own.
-        fits = isinstance(value, str) and "\0" not in value
+        # The system would raise an error of its own.
+        fits = isinstance(value, str) and can_be_name(value)
     else:
         fits = type(value) is kind
     if not fits:

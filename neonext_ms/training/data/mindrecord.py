@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ _SCHEMA = {
     "position": {"type": "int64"}, "label": {"type": "int64"}, "name": {"type": "string"}, "image": {"type": "bytes"},
 }  # fmt: skip
 _ROWS = "SELECT position_0, label_0, name_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
+_TABLE = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'INDEXES'"
+_COMPUTED = re.compile(r"\bAS\b", re.IGNORECASE)
 # MindSpore stores the size of a binary field in front of it.
 _PREFIX = 8
 _BATCH = 64
@@ -70,7 +73,7 @@ class RecordSet(ImageSet):
             with explained(path):
                 self._files.append(open(path, "rb"))  # noqa: SIM115
             header = _header(self._files[-1], path)
-            for position, label, image, page, start, end in _rows(Path(f"{path}.db")):
+            for position, label, image, page, start, end in _rows(Path(f"{path}.db"), entry["images"]):
                 offset = header["header_size"] + header["page_size"] * page + start + _PREFIX
                 rows.append((position, label, image, number, offset, end - start - _PREFIX))
         rows.sort()
@@ -153,13 +156,21 @@ def _header(file, path: Path) -> dict[str, int]:
         raise InputError(f"{path}: not a MindRecord file, or damaged. Convert the folder again.") from error
 
 
-def _rows(path: Path) -> Iterator[tuple]:
+def _rows(path: Path, most: int) -> Iterator[tuple]:
+    """Yield the rows of an index of at most `most` images."""
     if not path.exists():
         raise InputError(f"{path}: no such file. Keep it next to the MindRecord file that it belongs to.")
+    check_regular(path)
     try:
         database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
         try:
-            for row in database.execute(_ROWS):
+            # A view, or a column that is computed, could yield rows without end.
+            (written,) = database.execute(_TABLE).fetchone() or ("",)
+            if not str(written).upper().startswith("CREATE TABLE") or _COMPUTED.search(written):
+                raise ValueError("its table INDEXES is not one of MindSpore")
+            for count, row in enumerate(database.execute(_ROWS)):
+                if count == most:
+                    raise ValueError(f"more rows than the {most} images")
                 position, label, name, page, start, end = row
                 if not all(map(_is_place, (position, label, page, start, end))) or end < start + _PREFIX:
                     raise ValueError("a row has other values than places")

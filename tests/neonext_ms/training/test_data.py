@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import re
 import sqlite3
 from dataclasses import replace
@@ -185,6 +186,29 @@ def test_records_that_are_damaged_are_named(tmp_path):
         with pytest.raises(InputError, match=r"mindrecord1\.db: not an index"):
             open_dataset(data)
         Path(f"{shard}.db").write_bytes(index)
+    endless = "SELECT * FROM KEPT, (WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n)"
+    computed = "ADD COLUMN x AS (zeroblob(1000000000))"
+    for change in (
+        f"ALTER TABLE INDEXES RENAME TO KEPT; CREATE VIEW INDEXES AS {endless}",
+        f"ALTER TABLE INDEXES {computed}",
+    ):
+        with contextlib.closing(sqlite3.connect(f"{shard}.db")) as database:
+            database.executescript(change)
+        with pytest.raises(InputError, match=r"mindrecord1\.db: .*INDEXES is not one of MindSpore"):
+            open_dataset(data)
+        Path(f"{shard}.db").write_bytes(index)
+    with contextlib.closing(sqlite3.connect(f"{shard}.db")) as database, database:
+        others = ", ".join([row[1] for row in database.execute("PRAGMA table_info(INDEXES)")][1:])
+        for first in (1000, 2000):
+            database.execute(f"INSERT INTO INDEXES SELECT ROW_ID + {first}, {others} FROM INDEXES")
+    with pytest.raises(InputError, match=r"mindrecord1\.db: .*more rows than the 12 images"):
+        open_dataset(data)
+    Path(f"{shard}.db").unlink()
+    os.mkfifo(f"{shard}.db")
+    with pytest.raises(InputError, match=r"mindrecord1\.db: not a regular file"):
+        open_dataset(data)
+    Path(f"{shard}.db").unlink()
+    Path(f"{shard}.db").write_bytes(index)
     listing = tmp_path / "records" / "index.json"
     for images, expected in (("1e999", "damaged"), (f"{10**30}", "damaged"), (f"{2**52}", "incomplete index")):
         text = listing.read_text()

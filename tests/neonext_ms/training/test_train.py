@@ -26,7 +26,7 @@ from neonext_ms.common.errors import InputError
 from neonext_ms.export.command import main as export_main
 from neonext_ms.models.architecture import make_architecture
 from neonext_ms.models.initialization import initial_arrays
-from neonext_ms.training import distributed, reader_watch
+from neonext_ms.training import distributed, reader_watch, trainer
 from neonext_ms.training.config.schema import known_keys
 from neonext_ms.training.data.image_sets import FolderSet, check_data, describe_data, is_description, open_folders
 from neonext_ms.training.data.mindrecord import write_records
@@ -173,6 +173,25 @@ def test_a_signal_saves_and_ends_the_run(folder, monkeypatch, capsys, number):
     assert _train(folder, "run") == 130
     assert f"stopped: {signal.Signals(number).name} after step 2: saved" in capsys.readouterr().err
     assert _state(folder, "run")[1].step == 2
+
+
+def test_a_signal_does_not_wait_for_the_validation(folder, monkeypatch, capsys):
+    batches = trainer.validation_batches
+
+    def signalled(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return batches(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "validation_batches", signalled)
+        assert _train(folder, "run") == 130
+    assert "stopped: SIGTERM after step" in capsys.readouterr().err
+    assert not (folder / "run" / "epochs.csv").exists()
+    before = _state(folder, "run")[1]
+    assert (before.epoch, before.best) == (0, {})
+    # The resumed run begins with the validation that is missing.
+    assert _train(folder, "run", "--resume", "auto", f"run.stop_after={before.step + 1}") == 130
+    assert len((folder / "run" / "epochs.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
