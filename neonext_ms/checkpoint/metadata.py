@@ -38,7 +38,10 @@ def encode(metadata: Mapping, counters: Mapping[str, int] | None = None, source:
         raise InputError(
             f"{source}: cannot be written as JSON ({error}). Use dict, list, str and finite numbers only."
         ) from error
-    _check_length(text, f"{source}: metadata")
+    source = f"{source}: metadata"
+    _check_length(text, source)
+    # It may be deeper than what is read.
+    parse_json(text, source, "JSON that can be read again")
     return text
 
 
