@@ -120,11 +120,12 @@ def _main(argv: Sequence[str] | None = None) -> int:
             return 0
         note(f"stopped: {stopped}")
         if trainer.cards.world > 1:
-            # msrun kills all processes at the first exit code other than 0, so the other cards exit first. Its
-            # scheduler would wait long for a killed one.
+            # msrun kills all processes at the first exit code other than 0, so the other cards exit first. This one
+            # ends with MindSpore's clean-up, which signs it off; the scheduler waits half a minute for one that
+            # vanished, and reports it as lost.
             time.sleep(_OTHERS_END_SECONDS)
-        # A thread may wait for an image that never comes. A command does not wait for MindSpore's clean-up either.
-        if argv is None or isinstance(stopped.__context__, ReadingStoppedError):
+        elif argv is None or isinstance(stopped.__context__, ReadingStoppedError):
+            # A thread may wait for an image that never comes. A command does not wait for the clean-up either.
             _end_now(INTERRUPTED)
         return INTERRUPTED
     if not trainer.cards.first:
