@@ -281,6 +281,13 @@ def test_memory_that_is_not_there_is_not_granted(tmp_path, monkeypatch):
             np.empty(1 << 27)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     assert abs(limit - (used << 10) - (15 << 24)) < 1 << 26
+    # A container may have less, of which only what is filled is gone.
+    filled = next(int(line.split()[1]) for line in facts if line.startswith("VmRSS:"))
+    monkeypatch.setattr(module, "_groups", lambda: [tmp_path])
+    (tmp_path / "memory.max").write_text(f"{(filled << 10) + (1 << 27)}\n")
+    with module.limited_memory(reserved=1 << 20):
+        (limit, _) = resource.getrlimit(resource.RLIMIT_DATA)
+    assert abs(limit - (used << 10) - (15 << 23)) < 1 << 26
     # What is not known is not limited.
     (tmp_path / "meminfo").write_text("")
     with module.limited_memory():

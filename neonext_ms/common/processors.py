@@ -42,13 +42,17 @@ def processors() -> int:
 
 
 @contextlib.contextmanager
-def limited_memory() -> Iterator[None]:
+def limited_memory(reserved: int = 0) -> Iterator[None]:
     """Let allocations of the block fail that are larger than the memory that is free when it begins.
 
     What a file asks for then ends in an error. Without a limit, the system grants it, and kills a process later.
+
+    Args:
+        reserved: bytes that a library allocates but does not fill, such as MindSpore's pool of 1 GB.
     """
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [limit for limit in (_memory_limit(), *before) if limit not in (None, resource.RLIM_INFINITY)]
+    asked = _memory_limit()
+    limits = [*([] if asked is None else [asked + reserved]), *(x for x in before if x != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits, default=resource.RLIM_INFINITY), before[1]))
     try:
         yield
@@ -57,20 +61,22 @@ def limited_memory() -> Iterator[None]:
 
 
 def _memory_limit() -> int | None:
-    """Return the bytes that this process has and those that are free, or None if that is not known."""
+    """Return the bytes that this process has allocated and those that are free, or None if that is not known."""
     try:
         lines = [line for path in (_MEMINFO, _STATUS) for line in path.read_text(encoding="utf-8").splitlines()]
         facts = {line.partition(":")[0]: line.partition(":")[2] for line in lines}
-        free, swap, used = (int(facts[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree", "VmData"))
-        # Other processes need some, too.
-        limit = used + (free + swap) * 15 // 16
+        names = ("MemAvailable", "SwapFree", "VmData", "VmRSS")
+        available, swap, allocated, filled = (int(facts[name].split()[0]) << 10 for name in names)
+        free = available + swap
         for place in _groups():
             if (place / "memory.max").is_file():
                 granted = (place / "memory.max").read_text(encoding="utf-8").strip()
-                limit = limit if granted == "max" else min(limit, int(granted))
+                # What is allocated but not filled does not count there.
+                free = free if granted == "max" else min(free, max(0, int(granted) - filled))
     except (OSError, KeyError, ValueError):
         return None
-    return limit
+    # Other processes need some, too.
+    return allocated + free * 15 // 16
 
 
 def thread_count(asked: int | None = None) -> int:

@@ -20,6 +20,8 @@ import numpy as np
 from .errors import InputError
 from .processors import limited_memory, thread_count
 
+# MindSpore's pool, and stacks and buffers of its threads, most of which stay empty.
+_RESERVED = 2 << 30
 # For one call; the first one may compile a model.
 _SECONDS = 900
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import serve; serve({arguments})"
@@ -119,7 +121,7 @@ def answer_calls(descriptors: Sequence[int], answer: Callable[[str, Arrays], Arr
     # No core file in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = Connection(descriptors[0])
-    with contextlib.suppress(EOFError), limited_memory():
+    with contextlib.suppress(EOFError), limited_memory(_RESERVED):
         while True:
             command, arrays = _receive(connection)
             try:
