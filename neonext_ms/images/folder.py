@@ -152,7 +152,7 @@ def match_classes(
     # Numbers that sort differently as text were hardly meant to be sorted as text. Nor were names with numbers in them
     # where there are labels, whose order they have to meet.
     counted = bool(labels) or all(map(_NUMBER.fullmatch, plain))
-    misleading = counted and list(plain) != sorted(plain, key=_by_numbers)
+    misleading = counted and plain != sorted(plain, key=_by_numbers)
     if rule is None:
         if len(unnamed) < len(folders):
             rule = "by-name"
